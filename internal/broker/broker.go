@@ -1,0 +1,138 @@
+// Package broker runs a NATS server with JetStream, in this process or as one of its own, with settings under which nothing that
+// was acknowledged is lost.
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+)
+
+// Config of a broker. The zero value of a field is its default.
+type Config struct {
+	// Dir is where streams are stored. Required.
+	Dir string
+	// Listen is the address for clients, host:port; empty for a broker that only this process can reach.
+	Listen string
+	// MaxPayload is the largest message in bytes. Default 1 MiB.
+	MaxPayload int32
+	// MaxMemory bounds streams in memory, in bytes. Default 64 MiB.
+	MaxMemory int64
+	// SyncInterval is how often what was acknowledged is written through to the disk. 0, the default, is before it is acknowledged: a power loss
+	// then loses nothing. A longer interval loses up to that much time at a power loss; the death of the process alone never loses anything.
+	SyncInterval time.Duration
+	Logger       *slog.Logger
+}
+
+// Broker is a running server.
+type Broker struct {
+	server *server.Server
+}
+
+// Start starts a broker and returns when it is ready. An error says what is wrong with the directory or the address.
+func Start(cfg Config) (*Broker, error) {
+	if err := os.MkdirAll(cfg.Dir, 0o755); err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	opt := &server.Options{
+		ServerName: "levada", DontListen: cfg.Listen == "", NoSigs: true, NoLog: cfg.Logger == nil,
+		JetStream: true, StoreDir: cfg.Dir, JetStreamMaxMemory: cfg.MaxMemory, JetStreamMaxStore: maxStore,
+		MaxPayload: cfg.MaxPayload, MaxPending: 64 << 20, WriteDeadline: 10 * time.Second, PingInterval: 20 * time.Second,
+		SyncInterval: cfg.SyncInterval, SyncAlways: cfg.SyncInterval == 0,
+	}
+	if opt.MaxPayload == 0 {
+		opt.MaxPayload = 1 << 20
+	}
+	if opt.JetStreamMaxMemory == 0 {
+		opt.JetStreamMaxMemory = 64 << 20
+	}
+	if cfg.SyncInterval == 0 {
+		opt.SyncInterval = time.Minute // of what is not covered by SyncAlways
+	}
+	if cfg.Listen != "" {
+		host, port, err := splitHostPort(cfg.Listen)
+		if err != nil {
+			return nil, err
+		}
+		opt.Host, opt.Port = host, port
+	}
+	s, err := server.NewServer(opt)
+	if err != nil {
+		return nil, fmt.Errorf("broker: %w", err)
+	}
+	log := &logger{out: cfg.Logger}
+	s.SetLoggerV2(log, false, false, false)
+	go s.Start() // its owner is the server: Stop waits for it
+	if !s.ReadyForConnections(30 * time.Second) {
+		s.Shutdown()
+		if e := log.lastError(); e != "" {
+			return nil, fmt.Errorf("broker did not start in %s: %s", cfg.Dir, e)
+		}
+		return nil, fmt.Errorf("broker was not ready within 30 s in %s", cfg.Dir)
+	}
+	if !s.JetStreamEnabled() {
+		s.Shutdown()
+		return nil, fmt.Errorf("broker started without its store in %s: %s", cfg.Dir, log.lastError())
+	}
+	return &Broker{s}, nil
+}
+
+const maxStore = 1 << 40
+
+// Connect connects to the broker without a network.
+func (b *Broker) Connect(opts ...nats.Option) (*nats.Conn, error) {
+	return nats.Connect("", append([]nats.Option{nats.InProcessServer(b.server), nats.Name("levada")}, opts...)...)
+}
+
+// URL is where clients reach the broker; empty when it does not listen.
+func (b *Broker) URL() string {
+	if b.server.Addr() == nil {
+		return ""
+	}
+	return b.server.ClientURL()
+}
+
+// Healthy returns why the broker cannot be trusted to store more, or nil. It fails when the disk is full, for instance.
+func (b *Broker) Healthy(context.Context) error {
+	if h := b.server.Healthz(&server.HealthzOptions{}); h.Status != "ok" {
+		return fmt.Errorf("broker: %s", h.Error)
+	}
+	return nil
+}
+
+// Stop stops the broker and waits for it.
+func (b *Broker) Stop() {
+	b.server.Shutdown()
+	b.server.WaitForShutdown()
+}
+
+// LockDir makes sure that one process uses the directory at a time. Release it after Stop.
+func LockDir(dir string) (release func(), err error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	path := filepath.Join(dir, "lock")
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	if err := lockFile(f); err != nil {
+		pid, _ := os.ReadFile(path)
+		_ = f.Close()
+		return nil, fmt.Errorf("%w: %s is used by process %s", ErrLocked, dir, strings.TrimSpace(string(pid)))
+	}
+	_ = f.Truncate(0)
+	_, _ = fmt.Fprintf(f, "%d\n", os.Getpid())
+	return func() { _ = f.Close() }, nil
+}
+
+// ErrLocked means that another process uses the data directory.
+var ErrLocked = errors.New("data directory is in use")

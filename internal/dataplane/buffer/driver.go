@@ -1,0 +1,76 @@
+// Package buffer joins two vertices: blocks go in on one side, durably and counted once, and come out on the other until they are
+// acknowledged.
+//
+// Drivers (jetstreambuffer, membuffer) store bytes. Partition, above them, does what every driver would repeat: fullness in messages,
+// retries, identity, checksums and gaps, trimming, blocks larger than the broker's largest message.
+package buffer
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// Driver stores the blocks of one partition in a log. Sequences are dense, ascending and never used twice.
+// All methods may be called concurrently, but Next by one caller at a time.
+type Driver interface {
+	// Submit begins to store data under id and returns without waiting. Blocks are stored in the order of calls, unless one fails.
+	// The result says what became of it. data must not change until then. Submit does not retry.
+	Submit(ctx context.Context, id string, data []byte) Receipt
+
+	// Resume makes the caller the only reader, which gets everything after seq from now on, also what an earlier reader held.
+	Resume(ctx context.Context, after uint64) error
+	// Next waits for the next stored entry. What is not acknowledged for a while comes again.
+	Next(ctx context.Context) (Entry, error)
+	// Ack says that seq need not come again. It is a hint: after a crash of the broker some come again.
+	Ack(ctx context.Context, seq uint64) error
+	// Working says that seq is still in hand.
+	Working(ctx context.Context, seq uint64) error
+
+	// Bounds returns the first and last sequence stored (first = last+1 when empty) and the last one up to which all are acknowledged.
+	Bounds(ctx context.Context) (Bounds, error)
+	// Scan visits all entries from seq up to the last one stored when it began, in order. Data is only valid during the visit.
+	Scan(ctx context.Context, seq uint64, visit func(Entry) error) error
+	// Trim removes all before seq.
+	Trim(ctx context.Context, seq uint64) error
+
+	// SaveState keeps a small value beside the log, durably; LoadState returns the last one, or nil.
+	SaveState(ctx context.Context, state []byte) error
+	LoadState(ctx context.Context) ([]byte, error)
+
+	// MaxEntry is the largest data that Submit takes, in bytes.
+	MaxEntry() int
+	// Close lets go of the log, which stays as it is.
+	Close() error
+}
+
+// A Receipt is what became of a Submit.
+type Receipt interface {
+	// Wait returns nil once the data is durable. duplicate says that it had been stored before under the same id.
+	// Errors: ErrFull, ErrTooLarge, ErrMissing, or another that may go away.
+	Wait(ctx context.Context) (duplicate bool, err error)
+}
+
+// Entry is one stored piece of data.
+type Entry struct {
+	Seq    uint64
+	Data   []byte
+	Stored time.Time
+}
+
+// Bounds are sequences; see Driver.
+type Bounds struct{ First, Last, Acked uint64 }
+
+// Errors that callers match with errors.Is.
+var (
+	// ErrFull means that the store holds as much as it may.
+	ErrFull = errors.New("buffer is full")
+	// ErrTooLarge means that the broker does not take data of that size.
+	ErrTooLarge = errors.New("larger than the broker's max_payload")
+	// ErrMissing means that the stream, which was there before, is gone. It is never made anew by itself: that would hide a loss.
+	ErrMissing = errors.New("stream is missing")
+	// ErrGap means that entries which were stored are not there any more.
+	ErrGap = errors.New("stored blocks are missing")
+	// ErrClosed means that the partition was closed.
+	ErrClosed = errors.New("buffer is closed")
+)

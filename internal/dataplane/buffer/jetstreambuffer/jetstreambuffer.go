@@ -1,0 +1,395 @@
+// Package jetstreambuffer keeps the blocks of a partition in a NATS JetStream stream, embedded or remote.
+//
+// The stream has Limits retention: WorkQueue and Interest forget the ids of acknowledged messages when the server restarts.
+// It discards new messages when full, never old ones, and has no age limit: what nobody needs any more is trimmed by
+// buffer.Partition. See docs/decisions/0002-identity.md.
+package jetstreambuffer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/levada-io/levada/internal/dataplane/buffer"
+)
+
+// Config says where and how a partition is stored.
+type Config struct {
+	// Stream is the name of the stream, of its only subject and of its durable consumer: {namespace}-{pipeline}-{vertex}-{partition}.
+	Stream string
+	// State is the bucket that keeps what was seen. It also remembers that the stream was made, so that a stream that vanished is not made anew.
+	State jetstream.KeyValue
+	// Replicas of the stream and its consumer. Default 1.
+	Replicas int
+	// Memory stores blocks in the broker's memory: a restart of the broker loses them.
+	Memory bool
+	// MaxBytes and MaxBlocks bound the stream, behind the limits that are counted in messages; 0 for no bound.
+	MaxBytes  int64
+	MaxBlocks int64
+	// Duplicates is the broker's own deduplication window, a first line only. Default 2 minutes.
+	Duplicates time.Duration
+	// AckWait is after what time without a sign a block comes again; MaxAckPending bounds the blocks in hand. Defaults 30 s and 1024.
+	AckWait       time.Duration
+	MaxAckPending int
+}
+
+// Bucket opens the bucket for Config.State, and makes it if it is not there.
+func Bucket(ctx context.Context, js jetstream.JetStream, name string, replicas int) (jetstream.KeyValue, error) {
+	kv, err := js.KeyValue(ctx, name)
+	if errors.Is(err, jetstream.ErrBucketNotFound) {
+		kv, err = js.CreateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: name, History: 1, Replicas: max(1, replicas), Storage: jetstream.FileStorage})
+	}
+	if err != nil {
+		return nil, fmt.Errorf("bucket %s: %w", name, err)
+	}
+	return kv, nil
+}
+
+type driver struct {
+	js  jetstream.JetStream
+	cfg Config
+
+	mu     sync.Mutex
+	after  uint64 // Resume's argument
+	reader jetstream.MessagesContext
+	reply  map[uint64]string // where to answer, of what is in hand
+	closed bool
+}
+
+// Open opens the stream of a partition, and makes it if it never was.
+func Open(ctx context.Context, js jetstream.JetStream, cfg Config) (buffer.Driver, error) {
+	if cfg.Replicas == 0 {
+		cfg.Replicas = 1
+	}
+	if cfg.Duplicates == 0 {
+		cfg.Duplicates = 2 * time.Minute
+	}
+	if cfg.AckWait == 0 {
+		cfg.AckWait = 30 * time.Second
+	}
+	if cfg.MaxAckPending == 0 {
+		cfg.MaxAckPending = 1024
+	}
+	d := &driver{js: js, cfg: cfg, reply: map[uint64]string{}}
+	if err := d.open(ctx); err != nil {
+		return nil, fmt.Errorf("stream %s: %w", cfg.Stream, err)
+	}
+	return d, nil
+}
+
+func (d *driver) open(ctx context.Context) error {
+	want := jetstream.StreamConfig{
+		Name: d.cfg.Stream, Subjects: []string{d.cfg.Stream}, Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardNew,
+		MaxBytes: orUnlimited(d.cfg.MaxBytes), MaxMsgs: orUnlimited(d.cfg.MaxBlocks), MaxMsgSize: -1,
+		Replicas: d.cfg.Replicas, Duplicates: d.cfg.Duplicates, Storage: jetstream.FileStorage, AllowDirect: true,
+	}
+	if d.cfg.Memory {
+		want.Storage = jetstream.MemoryStorage
+	}
+	stream, err := d.js.Stream(ctx, d.cfg.Stream)
+	switch {
+	case err == nil:
+		have := stream.CachedInfo().Config
+		if have.Retention != want.Retention || have.Discard != want.Discard || have.MaxAge != 0 {
+			return fmt.Errorf("it exists with retention %v, discard %v, max age %v, which can lose messages; levada needs retention limits, discard new and no max age: delete the stream or give the pipeline another name",
+				have.Retention, have.Discard, have.MaxAge)
+		}
+		if have.MaxBytes == want.MaxBytes && have.MaxMsgs == want.MaxMsgs && have.Replicas == want.Replicas && have.Duplicates == want.Duplicates {
+			return nil
+		}
+		want.Storage, want.Metadata = have.Storage, have.Metadata
+		_, err = d.js.UpdateStream(ctx, want)
+		return err
+	case !errors.Is(err, jetstream.ErrStreamNotFound):
+		return err
+	}
+	_, err = d.cfg.State.Get(ctx, d.key("made"))
+	switch {
+	case err == nil && !d.cfg.Memory:
+		return fmt.Errorf("%w, though it was made before: its messages are lost with it unless it is restored from a copy of the store. To go on without them, remove the key %q of the bucket %s",
+			buffer.ErrMissing, d.key("made"), d.cfg.State.Bucket())
+	case err != nil && !errors.Is(err, jetstream.ErrKeyNotFound):
+		return err
+	}
+	if err := d.cfg.State.Purge(ctx, d.key("seen")); err != nil {
+		return err
+	}
+	if _, err := d.js.CreateStream(ctx, want); err != nil {
+		return err
+	}
+	_, err = d.cfg.State.Put(ctx, d.key("made"), []byte(time.Now().UTC().Format(time.RFC3339)))
+	return err
+}
+
+func orUnlimited(n int64) int64 {
+	if n <= 0 {
+		return -1
+	}
+	return n
+}
+
+func (d *driver) key(what string) string { return "buffer." + d.cfg.Stream + "." + what }
+
+// submitTimeout is how long an attempt waits for the broker. It is not the limit of the write, which is tried again.
+const submitTimeout = 5 * time.Second
+
+type receipt struct {
+	d      *driver
+	future jetstream.PubAckFuture
+	err    error
+}
+
+func (d *driver) Submit(_ context.Context, id string, data []byte) buffer.Receipt {
+	future, err := d.js.PublishMsgAsync(&nats.Msg{Subject: d.cfg.Stream, Data: data},
+		jetstream.WithMsgID(id), jetstream.WithExpectStream(d.cfg.Stream), jetstream.WithStallWait(submitTimeout))
+	return &receipt{d, future, err}
+}
+
+func (r *receipt) Wait(ctx context.Context) (bool, error) {
+	if r.err != nil {
+		return false, r.d.classify(ctx, r.err)
+	}
+	timeout := time.NewTimer(submitTimeout)
+	defer timeout.Stop()
+	select {
+	case ack := <-r.future.Ok():
+		return ack.Duplicate, nil
+	case err := <-r.future.Err():
+		return false, r.d.classify(ctx, err)
+	case <-timeout.C:
+		return false, fmt.Errorf("no answer from the broker in %v", submitTimeout)
+	case <-ctx.Done():
+		return false, ctx.Err()
+	}
+}
+
+// Error codes of the JetStream API that have no name in the client.
+const (
+	codeFull      = 10077 // maximum messages or bytes exceeded
+	codeInProcess = 10158 // the id is being stored: ask again
+)
+
+// classify maps an error of the broker to what the caller does about it. What it does not know is tried again.
+func (d *driver) classify(ctx context.Context, err error) error {
+	var api *jetstream.APIError
+	switch {
+	case errors.Is(err, nats.ErrMaxPayload):
+		return fmt.Errorf("%w: %w", buffer.ErrTooLarge, err)
+	case errors.As(err, &api) && api.ErrorCode == codeFull:
+		return fmt.Errorf("%w: %w", buffer.ErrFull, err)
+	case errors.As(err, &api) && api.ErrorCode == codeInProcess:
+		return err
+	case errors.Is(err, nats.ErrConnectionClosed):
+		return fmt.Errorf("%w: %w", buffer.ErrClosed, err)
+	case errors.Is(err, jetstream.ErrNoStreamResponse), errors.Is(err, jetstream.ErrStreamNotFound), errors.Is(err, jetstream.ErrConsumerNotFound), errors.Is(err, jetstream.ErrConsumerDeleted):
+		// Nobody answers for the stream: the server may be starting, or the stream is gone. Only the server can tell.
+		if _, err := d.js.Stream(ctx, d.cfg.Stream); errors.Is(err, jetstream.ErrStreamNotFound) {
+			return fmt.Errorf("stream %s: %w", d.cfg.Stream, buffer.ErrMissing)
+		}
+	}
+	return err
+}
+
+func (d *driver) consumerConfig() jetstream.ConsumerConfig {
+	c := jetstream.ConsumerConfig{
+		Durable: d.cfg.Stream, AckPolicy: jetstream.AckExplicitPolicy, AckWait: d.cfg.AckWait,
+		MaxAckPending: d.cfg.MaxAckPending, MaxDeliver: -1, Replicas: d.cfg.Replicas,
+		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: d.after + 1,
+	}
+	return c
+}
+
+func (d *driver) Resume(ctx context.Context, after uint64) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.after = after
+	// A consumer that is made anew gives at once what the last reader held; the old one would wait for AckWait.
+	if err := d.js.DeleteConsumer(ctx, d.cfg.Stream, d.cfg.Stream); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
+		return err
+	}
+	_, err := d.js.CreateOrUpdateConsumer(ctx, d.cfg.Stream, d.consumerConfig())
+	return err
+}
+
+// Read-ahead: entries that the client asks for before they are needed.
+const (
+	aheadEntries = 256
+	aheadBytes   = 4 << 20
+)
+
+func (d *driver) messages(ctx context.Context) (jetstream.MessagesContext, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return nil, buffer.ErrClosed
+	}
+	if d.reader != nil {
+		return d.reader, nil
+	}
+	consumer, err := d.js.Consumer(ctx, d.cfg.Stream, d.cfg.Stream)
+	if errors.Is(err, jetstream.ErrConsumerNotFound) {
+		// Lost with the broker's state. Entries that are done come again, and the partition knows them.
+		consumer, err = d.js.CreateOrUpdateConsumer(ctx, d.cfg.Stream, d.consumerConfig())
+	}
+	if err != nil {
+		return nil, err
+	}
+	d.reader, err = consumer.Messages(jetstream.PullMaxMessagesWithBytesLimit(aheadEntries, aheadBytes), jetstream.PullExpiry(30*time.Second), jetstream.PullHeartbeat(5*time.Second))
+	return d.reader, err
+}
+
+func (d *driver) Next(ctx context.Context) (buffer.Entry, error) {
+	reader, err := d.messages(ctx)
+	if err != nil {
+		return buffer.Entry{}, d.classify(ctx, err)
+	}
+	msg, err := reader.Next(jetstream.NextContext(ctx))
+	if err != nil {
+		if ctx.Err() != nil {
+			return buffer.Entry{}, ctx.Err()
+		}
+		d.mu.Lock()
+		reader.Stop()
+		d.reader = nil
+		d.mu.Unlock()
+		return buffer.Entry{}, d.classify(ctx, err)
+	}
+	meta, err := msg.Metadata()
+	if err != nil {
+		return buffer.Entry{}, err
+	}
+	d.mu.Lock()
+	d.reply[meta.Sequence.Stream] = msg.Reply()
+	d.mu.Unlock()
+	return buffer.Entry{Seq: meta.Sequence.Stream, Data: msg.Data(), Stored: meta.Timestamp}, nil
+}
+
+// What a consumer's client answers to a delivery; see the JetStream wire API.
+var (
+	ackDone    = []byte("+ACK")
+	ackWorking = []byte("+WPI")
+)
+
+func (d *driver) Ack(_ context.Context, seq uint64) error {
+	d.mu.Lock()
+	reply := d.reply[seq]
+	delete(d.reply, seq)
+	d.mu.Unlock()
+	if reply == "" {
+		return nil
+	}
+	return d.js.Conn().Publish(reply, ackDone)
+}
+
+func (d *driver) Working(_ context.Context, seq uint64) error {
+	d.mu.Lock()
+	reply := d.reply[seq]
+	d.mu.Unlock()
+	if reply == "" {
+		return nil
+	}
+	return d.js.Conn().Publish(reply, ackWorking)
+}
+
+func (d *driver) Bounds(ctx context.Context) (buffer.Bounds, error) {
+	stream, err := d.js.Stream(ctx, d.cfg.Stream)
+	if err != nil {
+		return buffer.Bounds{}, d.classify(ctx, err)
+	}
+	state := stream.CachedInfo().State
+	b := buffer.Bounds{First: state.FirstSeq, Last: state.LastSeq}
+	if state.Msgs == 0 {
+		b.First = state.LastSeq + 1
+	}
+	consumer, err := d.js.Consumer(ctx, d.cfg.Stream, d.cfg.Stream)
+	switch {
+	case err == nil:
+		b.Acked = consumer.CachedInfo().AckFloor.Stream
+	case !errors.Is(err, jetstream.ErrConsumerNotFound):
+		return buffer.Bounds{}, err
+	}
+	return b, nil
+}
+
+func (d *driver) Scan(ctx context.Context, seq uint64, visit func(buffer.Entry) error) error {
+	bounds, err := d.Bounds(ctx)
+	if err != nil || bounds.Last < seq || bounds.First > bounds.Last {
+		return err
+	}
+	consumer, err := d.js.OrderedConsumer(ctx, d.cfg.Stream, jetstream.OrderedConsumerConfig{
+		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(seq, bounds.First), InactiveThreshold: 30 * time.Second,
+	})
+	if err != nil {
+		return err
+	}
+	entries, err := consumer.Messages(jetstream.PullMaxMessagesWithBytesLimit(aheadEntries, aheadBytes))
+	if err != nil {
+		return err
+	}
+	defer entries.Stop()
+	for {
+		msg, err := entries.Next(jetstream.NextContext(ctx))
+		if err != nil {
+			return err
+		}
+		meta, err := msg.Metadata()
+		if err != nil {
+			return err
+		}
+		if meta.Sequence.Stream > bounds.Last {
+			return nil
+		}
+		if err := visit(buffer.Entry{Seq: meta.Sequence.Stream, Data: msg.Data(), Stored: meta.Timestamp}); err != nil {
+			return err
+		}
+		// The last ones may be damaged and never come, so what is left counts as well as the sequence.
+		if meta.Sequence.Stream == bounds.Last || meta.NumPending == 0 {
+			return nil
+		}
+	}
+}
+
+func (d *driver) Trim(ctx context.Context, seq uint64) error {
+	stream, err := d.js.Stream(ctx, d.cfg.Stream)
+	if err != nil {
+		return d.classify(ctx, err)
+	}
+	return stream.Purge(ctx, jetstream.WithPurgeSequence(seq))
+}
+
+func (d *driver) SaveState(ctx context.Context, state []byte) error {
+	_, err := d.cfg.State.Put(ctx, d.key("seen"), state)
+	return err
+}
+
+func (d *driver) LoadState(ctx context.Context) ([]byte, error) {
+	entry, err := d.cfg.State.Get(ctx, d.key("seen"))
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return entry.Value(), nil
+}
+
+// headroom is what an id and the headers take of the broker's max_payload.
+const headroom = 2 << 10
+
+func (d *driver) MaxEntry() int { return int(d.js.Conn().MaxPayload()) - headroom }
+
+func (d *driver) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.closed = true
+	if d.reader != nil {
+		d.reader.Stop()
+		d.reader = nil
+	}
+	return nil
+}

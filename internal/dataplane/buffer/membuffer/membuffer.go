@@ -1,0 +1,196 @@
+// Package membuffer is a buffer driver in memory, for tests: it forgets nothing but what a test tells it to.
+package membuffer
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/levada-io/levada/internal/dataplane/buffer"
+)
+
+// Store is the log, which outlives its drivers as a broker outlives its clients.
+type Store struct {
+	mu      sync.Mutex
+	entries []buffer.Entry // ascending
+	last    uint64
+	ids     map[string]bool
+	acked   map[uint64]bool
+	floor   uint64
+	state   []byte
+	changed chan struct{}
+	max     int
+}
+
+// NewStore returns an empty log whose entries hold up to maxEntry bytes.
+func NewStore(maxEntry int) *Store {
+	return &Store{ids: map[string]bool{}, acked: map[uint64]bool{}, changed: make(chan struct{}), max: maxEntry}
+}
+
+// ForgetIDs makes the store forget which ids it stored, as a broker does after its deduplication window.
+func (s *Store) ForgetIDs() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.ids)
+}
+
+// ForgetAcks makes the store forget acknowledgements above seq, as a broker does that crashes before it wrote them.
+func (s *Store) ForgetAcks(seq uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.floor = min(s.floor, seq)
+	clear(s.acked)
+}
+
+// Edit lets a test damage what is stored.
+func (s *Store) Edit(change func([]buffer.Entry) []buffer.Entry) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.entries = change(s.entries)
+}
+
+// Len is the number of entries stored.
+func (s *Store) Len() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.entries)
+}
+
+// Open returns a driver on the store.
+func (s *Store) Open() buffer.Driver { return &driver{Store: s} }
+
+type driver struct {
+	*Store
+	next   uint64
+	closed bool
+}
+
+type receipt struct {
+	dup bool
+	err error
+}
+
+func (r receipt) Wait(context.Context) (bool, error) { return r.dup, r.err }
+
+func (d *driver) Submit(_ context.Context, id string, data []byte) buffer.Receipt {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case d.closed:
+		return receipt{err: buffer.ErrClosed}
+	case len(data) > d.max:
+		return receipt{err: buffer.ErrTooLarge}
+	case d.ids[id]:
+		return receipt{dup: true}
+	}
+	d.ids[id] = true
+	d.last++
+	d.entries = append(d.entries, buffer.Entry{Seq: d.last, Data: data, Stored: time.Now()})
+	close(d.changed)
+	d.changed = make(chan struct{})
+	return receipt{}
+}
+
+func (d *driver) Resume(_ context.Context, after uint64) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.next, d.floor = after+1, after
+	clear(d.acked)
+	return nil
+}
+
+func (d *driver) Next(ctx context.Context) (buffer.Entry, error) {
+	for {
+		d.mu.Lock()
+		if d.closed {
+			d.mu.Unlock()
+			return buffer.Entry{}, buffer.ErrClosed
+		}
+		for _, e := range d.entries {
+			if e.Seq >= d.next {
+				d.next = e.Seq + 1
+				d.mu.Unlock()
+				return e, nil
+			}
+		}
+		changed := d.changed
+		d.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return buffer.Entry{}, ctx.Err()
+		}
+	}
+}
+
+func (d *driver) Ack(_ context.Context, seq uint64) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.acked[seq] = true
+	for d.acked[d.floor+1] {
+		d.floor++
+		delete(d.acked, d.floor)
+	}
+	return nil
+}
+
+func (d *driver) Working(context.Context, uint64) error { return nil }
+
+func (d *driver) Bounds(context.Context) (buffer.Bounds, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	b := buffer.Bounds{First: d.last + 1, Last: d.last, Acked: d.floor}
+	if len(d.entries) > 0 {
+		b.First = d.entries[0].Seq
+	}
+	return b, nil
+}
+
+func (d *driver) Scan(_ context.Context, seq uint64, visit func(buffer.Entry) error) error {
+	d.mu.Lock()
+	entries := append([]buffer.Entry(nil), d.entries...)
+	d.mu.Unlock()
+	for _, e := range entries {
+		if e.Seq >= seq {
+			if err := visit(e); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (d *driver) Trim(_ context.Context, seq uint64) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	i := 0
+	for i < len(d.entries) && d.entries[i].Seq < seq {
+		i++
+	}
+	d.entries = d.entries[i:]
+	return nil
+}
+
+func (d *driver) SaveState(_ context.Context, state []byte) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.state = append([]byte(nil), state...)
+	return nil
+}
+
+func (d *driver) LoadState(context.Context) ([]byte, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return append([]byte(nil), d.state...), nil
+}
+
+func (d *driver) MaxEntry() int { return d.max }
+
+func (d *driver) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.closed = true
+	close(d.changed)
+	d.changed = make(chan struct{})
+	return nil
+}
