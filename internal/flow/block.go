@@ -17,6 +17,9 @@ import (
 type Block struct {
 	Lane   string
 	Lo, Hi uint64
+	// Cover says which ranges between Lo and Hi the block covers if it is not all of them: messages that are tried again later are left out and come in
+	// a block of their own.
+	Cover []Span
 	// Floor promises that everything of the lane at or before it is durable in every output. Nothing new will come from there.
 	Floor uint64
 	// Prev is the Hi of the block that this lane wrote to this partition before this one; 0 when the writer does not know.
@@ -27,8 +30,21 @@ type Block struct {
 	// ByID says that the lane's positions mean nothing after a restart of its source: its messages are told apart by ID.
 	ByID     bool
 	Messages []Message
+	// Places are the indices that the messages had when the block was stored, if a reader dropped some; nil if they are all there.
+	Places []int32
 	// Duplicated says that the reader dropped messages of this block because it had seen them.
 	Duplicated int
+}
+
+// Span is the positions Lo to Hi.
+type Span struct{ Lo, Hi uint64 }
+
+// Last is the last position that the block covers.
+func (b *Block) Last() uint64 {
+	if n := len(b.Cover); n > 0 {
+		return b.Cover[n-1].Hi
+	}
+	return b.Hi
 }
 
 // NoWatermark means that nothing is known about event times.
@@ -45,7 +61,7 @@ var (
 // The format of a block, version 1. Integers are uvarints, signed ones zigzag varints.
 //
 //	'L' 'B' version compression|flags crc32c(all but itself, 4 bytes little endian)
-//	lane lo hi-lo floor prev watermark count len(plain body)
+//	lane lo hi-lo spans [lo-lo hi-lo]... floor prev watermark count len(plain body)
 //	body, compressed: for each message
 //	   flags pos-lo eventTime-base ingested-eventTime id value [keys] [headers] [metadata]
 //
@@ -148,6 +164,7 @@ func (e *Encoder) Finish(h *Block, c Compression) ([]byte, error) {
 	out = append(out, h.Lane...)
 	out = binary.AppendUvarint(out, h.Lo)
 	out = binary.AppendUvarint(out, h.Hi-h.Lo)
+	out = AppendCover(out, h)
 	out = binary.AppendUvarint(out, h.Floor)
 	out = binary.AppendUvarint(out, h.Prev)
 	out = binary.AppendVarint(out, h.Watermark)
@@ -228,6 +245,7 @@ func readHead(r *reader) (b *Block, count, plain int, err error) {
 	r.b = data[headLen:]
 	b = &Block{ByID: data[3]&flagByID != 0, Lane: r.string(), Lo: r.uvarint()}
 	b.Hi = b.Lo + r.uvarint()
+	b.Cover = r.cover(b.Lo, b.Hi)
 	b.Floor, b.Prev, b.Watermark = r.uvarint(), r.uvarint(), r.varint()
 	n, p := r.uvarint(), r.uvarint()
 	if r.bad || b.Hi < b.Lo || p > MaxBlockBytes || n > p {
@@ -312,6 +330,44 @@ func (r *reader) uvarint() uint64 {
 	}
 	r.b = r.b[n:]
 	return v
+}
+
+// AppendCover appends the spans of a block, relative to its Lo.
+func AppendCover(out []byte, h *Block) []byte {
+	out = binary.AppendUvarint(out, uint64(len(h.Cover)))
+	for _, s := range h.Cover {
+		out = binary.AppendUvarint(out, s.Lo-h.Lo)
+		out = binary.AppendUvarint(out, s.Hi-h.Lo)
+	}
+	return out
+}
+
+// ReadCover reads what AppendCover wrote, and returns the rest.
+func ReadCover(b []byte, lo, hi uint64) (spans []Span, rest []byte, err error) {
+	r := reader{b: b}
+	spans = r.cover(lo, hi)
+	if r.bad {
+		return nil, nil, fmt.Errorf("%w: malformed spans", ErrCorrupt)
+	}
+	return spans, r.b, nil
+}
+
+// cover reads spans, which must be ascending and within lo..hi.
+func (r *reader) cover(lo, hi uint64) (spans []Span) {
+	n := r.uvarint()
+	if n > uint64(len(r.b)/2) {
+		r.fail()
+		return nil
+	}
+	for range n {
+		s := Span{lo + r.uvarint(), lo + r.uvarint()}
+		if r.bad || s.Lo < lo || s.Hi < s.Lo || s.Hi > hi || len(spans) > 0 && s.Lo <= spans[len(spans)-1].Hi {
+			r.fail()
+			return nil
+		}
+		spans = append(spans, s)
+	}
+	return spans
 }
 
 func (r *reader) varint() int64 {

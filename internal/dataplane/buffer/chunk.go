@@ -11,7 +11,7 @@ import (
 
 // A block that is larger than the broker's largest message is stored as several entries, chunks, that the reader puts together:
 //
-//	'L' 'C' 1 crc32(rest, 4 bytes little endian) index count lo hi-lo floor messages len(lane) lane len(id) id data
+//	'L' 'C' 1 crc32(rest, 4 bytes little endian) index count lo hi-lo spans floor messages len(lane) lane len(id) id data
 //
 // with uvarints. Chunks of one block follow each other, but those of other lanes may lie between them.
 const chunkHead = 7
@@ -19,6 +19,7 @@ const chunkHead = 7
 type chunk struct {
 	index, count int
 	lo, hi       uint64
+	cover        []flow.Span
 	floor        uint64
 	messages     int
 	lane, id     string
@@ -35,7 +36,7 @@ type chunked struct {
 }
 
 func split(id string, h *flow.Block, messages int, data []byte, max int) []part {
-	size := max - chunkHead - len(h.Lane) - len(id) - 64
+	size := max - chunkHead - len(h.Lane) - len(id) - 64 - 20*len(h.Cover)
 	count := (len(data) + size - 1) / size
 	parts := make([]part, count)
 	for i := range parts {
@@ -44,6 +45,7 @@ func split(id string, h *flow.Block, messages int, data []byte, max int) []part 
 		b = binary.AppendUvarint(b, uint64(count))
 		b = binary.AppendUvarint(b, h.Lo)
 		b = binary.AppendUvarint(b, h.Hi-h.Lo)
+		b = flow.AppendCover(b, h)
 		b = binary.AppendUvarint(b, h.Floor)
 		n := 0
 		if i == count-1 {
@@ -91,6 +93,10 @@ func decodeChunk(b []byte) (chunk, error) {
 	index, count := next(), next()
 	c := chunk{index: int(index), count: int(count), lo: next()}
 	c.hi = c.lo + next()
+	var err error
+	if c.cover, b, err = flow.ReadCover(b, c.lo, c.hi); err != nil {
+		return chunk{}, err
+	}
 	c.floor, c.messages = next(), int(next())
 	c.lane, c.id = text(), text()
 	c.data = b
@@ -109,7 +115,7 @@ func headOf(data []byte) (*flow.Block, int, error) {
 	if err != nil || c.index < c.count-1 {
 		return nil, 0, err
 	}
-	return &flow.Block{Lane: c.lane, Lo: c.lo, Hi: c.hi, Floor: c.floor}, c.messages, nil
+	return &flow.Block{Lane: c.lane, Lo: c.lo, Hi: c.hi, Cover: c.cover, Floor: c.floor}, c.messages, nil
 }
 
 // assemble returns the block that an entry is or completes, with all its sequences; nil when more must come.

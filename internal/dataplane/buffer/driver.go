@@ -38,6 +38,8 @@ type Driver interface {
 	SaveState(ctx context.Context, state []byte) error
 	LoadState(ctx context.Context) ([]byte, error)
 
+	// Incarnation tells one log from another that was made later under the same name.
+	Incarnation() string
 	// MaxEntry is the largest data that Submit takes, in bytes.
 	MaxEntry() int
 	// Close lets go of the log, which stays as it is.

@@ -2,7 +2,9 @@ package buffer
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -223,6 +225,9 @@ func (p *Partition) Limit() int { return max(1, p.opt.MaxLength*p.opt.UsageLimit
 // MaxLength is the nominal length, in messages.
 func (p *Partition) MaxLength() int { return p.opt.MaxLength }
 
+// Incarnation changes when the log is made anew and sequences begin again at 1.
+func (p *Partition) Incarnation() string { return p.driver.Incarnation() }
+
 // Name is the name of the partition.
 func (p *Partition) Name() string { return p.opt.Name }
 
@@ -259,7 +264,7 @@ func (p *Partition) Room() int { return max(0, p.Limit()-p.Pending()) }
 func (p *Partition) Write(ctx context.Context, h *flow.Block, e *flow.Encoder) (*Write, error) {
 	p.mu.Lock()
 	h.Prev = p.prev[h.Lane]
-	p.prev[h.Lane] = h.Hi
+	p.prev[h.Lane] = h.Last()
 	p.mu.Unlock()
 	data, err := e.Finish(h, p.opt.Compression)
 	if err != nil {
@@ -280,6 +285,9 @@ func (p *Partition) Write(ctx context.Context, h *flow.Block, e *flow.Encoder) (
 	return w, nil
 }
 
+// maxBlockID is the length from which an id is replaced by its hash.
+const maxBlockID = 256
+
 // blockID is the identity of a block for the broker. It holds both ends: a writer that groups its input anew after a crash makes another block,
 // and the broker must not take it for the old one.
 func blockID(h *flow.Block) string {
@@ -289,6 +297,16 @@ func blockID(h *flow.Block) string {
 	b = strconv.AppendUint(b, h.Lo, 36)
 	b = append(b, '-')
 	b = strconv.AppendUint(b, h.Hi, 36)
+	for _, c := range h.Cover {
+		b = append(b, '~')
+		b = strconv.AppendUint(b, c.Lo-h.Lo, 36)
+		b = append(b, '-')
+		b = strconv.AppendUint(b, c.Hi-c.Lo, 36)
+	}
+	if len(b) > maxBlockID {
+		sum := sha256.Sum256(b)
+		b = append(b[:len(h.Lane)+1], hex.EncodeToString(sum[:])...)
+	}
 	return string(b)
 }
 
@@ -381,6 +399,14 @@ type Delivery struct {
 	Seq   uint64
 	Block *flow.Block
 	seqs  []uint64
+}
+
+// Place is the index that the i-th message of the block had when it was stored.
+func (d *Delivery) Place(i int) int {
+	if d.Block.Places == nil {
+		return i
+	}
+	return int(d.Block.Places[i])
 }
 
 // Read waits for the next block that holds something new. It returns context.Cause(ctx) when ctx ends, and an error

@@ -46,10 +46,8 @@ func New(window time.Duration, maxIDs int) *Seen {
 // Admit takes the next block of the partition, in stored order, removes the messages that were seen before, and remembers the rest.
 // It returns the positions of blocks that are now known to be missing from the buffer.
 func (s *Seen) Admit(b *flow.Block, now time.Time) (lost []uint64) {
-	before := len(b.Messages)
 	if b.ByID {
-		b.Messages = slices.DeleteFunc(b.Messages, func(m flow.Message) bool { return !s.ids.admit(m.ID, now) })
-		b.Duplicated += before - len(b.Messages)
+		drop(b, func(m *flow.Message) bool { return !s.ids.admit(m.ID, now) })
 		return nil
 	}
 	l := s.lanes[b.Lane]
@@ -57,17 +55,21 @@ func (s *Seen) Admit(b *flow.Block, now time.Time) (lost []uint64) {
 		l = &lane{}
 		s.lanes[strings.Clone(b.Lane)] = l
 	}
-	switch {
-	case l.covers(b.Lo, b.Hi):
-		b.Messages = nil
+	switch whole := len(b.Cover) == 0; {
+	case whole && l.covers(b.Lo, b.Hi):
+		drop(b, func(*flow.Message) bool { return true })
 	case l.touches(b.Lo, b.Hi):
-		b.Messages = slices.DeleteFunc(b.Messages, func(m flow.Message) bool { return l.covers(m.Pos, m.Pos) })
+		drop(b, func(m *flow.Message) bool { return l.covers(m.Pos, m.Pos) })
 	}
-	b.Duplicated += before - len(b.Messages)
 	if b.Prev != 0 && b.Prev < b.Lo && !l.covers(b.Prev, b.Prev) && !slices.Contains(l.holes, b.Prev) {
 		l.holes = append(l.holes, b.Prev)
 	}
-	l.add(b.Lo, b.Hi)
+	if len(b.Cover) == 0 {
+		l.add(b.Lo, b.Hi)
+	}
+	for _, c := range b.Cover {
+		l.add(c.Lo, c.Hi)
+	}
 	l.holes = slices.DeleteFunc(l.holes, func(p uint64) bool { return p > l.floor && l.covers(p, p) })
 	if b.Floor > l.floor {
 		l.holes = slices.DeleteFunc(l.holes, func(p uint64) bool {
@@ -79,6 +81,27 @@ func (s *Seen) Admit(b *flow.Block, now time.Time) (lost []uint64) {
 		l.raise(b.Floor)
 	}
 	return lost
+}
+
+// drop removes messages from a block that was not dropped from before, and notes which places the others had.
+func drop(b *flow.Block, seen func(*flow.Message) bool) {
+	kept := b.Messages[:0]
+	for i := range b.Messages {
+		if !seen(&b.Messages[i]) {
+			kept = append(kept, b.Messages[i])
+			if b.Duplicated > 0 {
+				b.Places = append(b.Places, int32(i))
+			}
+			continue
+		}
+		if b.Duplicated == 0 {
+			for k := range i {
+				b.Places = append(b.Places, int32(k))
+			}
+		}
+		b.Duplicated++
+	}
+	b.Messages = kept
 }
 
 // covers reports whether all of lo..hi was seen.

@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"sync"
 	"time"
 
@@ -51,8 +52,9 @@ func Bucket(ctx context.Context, js jetstream.JetStream, name string, replicas i
 }
 
 type driver struct {
-	js  jetstream.JetStream
-	cfg Config
+	js      jetstream.JetStream
+	cfg     Config
+	created time.Time
 
 	mu     sync.Mutex
 	after  uint64 // Resume's argument
@@ -94,6 +96,7 @@ func (d *driver) open(ctx context.Context) error {
 	stream, err := d.js.Stream(ctx, d.cfg.Stream)
 	switch {
 	case err == nil:
+		d.created = stream.CachedInfo().Created
 		have := stream.CachedInfo().Config
 		if have.Retention != want.Retention || have.Discard != want.Discard || have.MaxAge != 0 {
 			return fmt.Errorf("it exists with retention %v, discard %v, max age %v, which can lose messages; levada needs retention limits, discard new and no max age: delete the stream or give the pipeline another name",
@@ -119,9 +122,10 @@ func (d *driver) open(ctx context.Context) error {
 	if err := d.cfg.State.Purge(ctx, d.key("seen")); err != nil {
 		return err
 	}
-	if _, err := d.js.CreateStream(ctx, want); err != nil {
+	if stream, err = d.js.CreateStream(ctx, want); err != nil {
 		return err
 	}
+	d.created = stream.CachedInfo().Created
 	_, err = d.cfg.State.Put(ctx, d.key("made"), []byte(time.Now().UTC().Format(time.RFC3339)))
 	return err
 }
@@ -380,6 +384,8 @@ func (d *driver) LoadState(ctx context.Context) ([]byte, error) {
 
 // headroom is what an id and the headers take of the broker's max_payload.
 const headroom = 2 << 10
+
+func (d *driver) Incarnation() string { return strconv.FormatInt(d.created.UnixNano(), 36) }
 
 func (d *driver) MaxEntry() int { return int(d.js.Conn().MaxPayload()) - headroom }
 

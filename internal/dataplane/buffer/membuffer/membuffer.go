@@ -184,6 +184,8 @@ func (d *driver) LoadState(context.Context) ([]byte, error) {
 	return append([]byte(nil), d.state...), nil
 }
 
+func (d *driver) Incarnation() string { return "m" }
+
 func (d *driver) MaxEntry() int { return d.max }
 
 func (d *driver) Close() error {

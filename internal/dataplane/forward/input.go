@@ -1,0 +1,281 @@
+package forward
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/levada-io/levada/internal/dataplane/buffer"
+	"github.com/levada-io/levada/internal/dataplane/source"
+	"github.com/levada-io/levada/internal/flow"
+)
+
+// Input is where a loop reads. Read is called by one goroutine.
+type Input interface {
+	// Read waits for the next work. It returns io.EOF when there will be none, and otherwise only errors that do not go away, or context.Cause(ctx).
+	Read(ctx context.Context) (*Work, error)
+	// Done says that a work, and all works of its lane before it, are durable in every output. Works of a lane come in order.
+	Done(ctx context.Context, works []*Work)
+	// Finished is called for each work as soon as it is done itself.
+	Finished(ctx context.Context, w *Work)
+}
+
+// SourceInput reads a source.
+type SourceInput struct {
+	Vertex string
+	Reader source.Reader
+	// Limit is how many messages make a batch, Rate how many may be read a second; nil for any number.
+	Limit int
+	Rate  *rate.Limiter
+	// OnError is told of errors of the source, which are tried again.
+	OnError func(error)
+	Logger  *slog.Logger
+
+	lanes  map[string]*sourceLane
+	closed bool
+}
+
+type sourceLane struct {
+	name, prefix string
+	track        *lane
+	next         uint64 // position of the next message of a source without positions
+}
+
+// Read implements Input.
+func (s *SourceInput) Read(ctx context.Context) (*Work, error) {
+	if s.lanes == nil {
+		s.lanes = map[string]*sourceLane{}
+	}
+	limit := s.Limit
+	if s.Rate != nil {
+		limit = min(limit, max(1, s.Rate.Burst()))
+	}
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+		batch, err := s.Reader.Read(ctx, limit)
+		switch {
+		case err == nil:
+			if s.Rate != nil {
+				if err := s.Rate.WaitN(ctx, max(1, min(len(batch.Messages), s.Rate.Burst()))); err != nil {
+					return nil, context.Cause(ctx) // not acknowledged, so it comes again
+				}
+			}
+			return s.work(batch), nil
+		case errors.Is(err, io.EOF):
+			return nil, io.EOF
+		case ctx.Err() != nil:
+			return nil, context.Cause(ctx)
+		}
+		var p *source.PermanentError
+		if errors.As(err, &p) {
+			return nil, err
+		}
+		s.OnError(err)
+		s.Logger.Warn("source is read again", "error", err, "in", wait)
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// work gives a batch its place in its lane.
+func (s *SourceInput) work(b *source.Batch) *Work {
+	l := s.lanes[b.Partition]
+	if l == nil {
+		l = &sourceLane{
+			name: s.Vertex + "/" + b.Partition, prefix: flow.RootID(s.Vertex, b.Partition, ""), track: &lane{},
+			next: uint64(time.Now().UnixNano()), // only to be above what an earlier process used; such lanes are told apart by id
+		}
+		s.lanes[b.Partition] = l
+	}
+	w := &Work{Lane: l.name, Lo: b.Lo, Hi: b.Hi, ByID: b.ByID, Messages: b.Messages, IDPrefix: l.prefix, Stride: b.Stride, token: b, track: l.track, Short: len(b.Messages) < s.Limit}
+	if w.Stride == 0 {
+		w.Stride = 256
+	}
+	now := time.Now().UnixNano()
+	for i := range w.Messages {
+		m := &w.Messages[i]
+		m.Ingested = now
+		if m.EventTime == 0 {
+			m.EventTime = now
+		}
+		if b.ByID {
+			m.Pos = l.next + uint64(i)
+			m.ID = flow.RootID(s.Vertex, b.Partition, m.ID)
+		}
+	}
+	if b.ByID {
+		w.Lo, w.Hi = l.next, l.next+uint64(max(1, len(b.Messages)))-1
+		l.next = w.Hi + 1
+	}
+	return w
+}
+
+// Done implements Input.
+func (s *SourceInput) Done(ctx context.Context, works []*Work) {
+	for _, w := range works {
+		for wait := 50 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+			err := s.Reader.Ack(ctx, w.token.(*source.Batch))
+			if err == nil {
+				break
+			}
+			s.OnError(fmt.Errorf("acknowledge: %w", err))
+			select {
+			case <-time.After(wait):
+			case <-ctx.Done():
+				return
+			}
+		}
+	}
+}
+
+// Finished implements Input.
+func (s *SourceInput) Finished(context.Context, *Work) {}
+
+// BufferInput reads one partition of the vertex's buffer. Small blocks that lie ready are taken together.
+type BufferInput struct {
+	Vertex    string
+	Index     int
+	Partition *buffer.Partition
+	// Limit is how many messages are taken together at the most, though a block is never divided.
+	Limit int
+	Rate  *rate.Limiter
+
+	once  sync.Once
+	ahead chan readAhead
+	spare *buffer.Delivery
+	track *lane
+	name  string
+	ended error
+}
+
+type readAhead struct {
+	d   *buffer.Delivery
+	err error
+}
+
+// positionBits are what a position within a block takes of a position in the lane of its reader: a lane counts blocks.
+const positionBits = 20
+
+// Run reads ahead until ctx ends. It must be running for Read to return.
+func (b *BufferInput) Run(ctx context.Context) {
+	b.init()
+	defer close(b.ahead)
+	for {
+		d, err := b.Partition.Read(ctx)
+		select {
+		case b.ahead <- readAhead{d, err}:
+		case <-ctx.Done():
+			return
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+func (b *BufferInput) init() {
+	b.once.Do(func() {
+		b.ahead = make(chan readAhead, 64)
+		b.track = &lane{}
+		b.name = b.Vertex + "/" + strconv.Itoa(b.Index) + "@" + b.Partition.Incarnation()
+	})
+}
+
+// Read implements Input.
+func (b *BufferInput) Read(ctx context.Context) (*Work, error) {
+	b.init()
+	first := b.spare
+	b.spare = nil
+	if first == nil {
+		if b.ended != nil {
+			return nil, b.ended
+		}
+		select {
+		case r, ok := <-b.ahead:
+			if !ok {
+				return nil, context.Cause(ctx)
+			}
+			if r.err != nil {
+				return nil, r.err
+			}
+			first = r.d
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+	taken := []*buffer.Delivery{first}
+	count := len(first.Block.Messages)
+	short := true
+gather:
+	for {
+		select {
+		case r, ok := <-b.ahead:
+			if !ok || r.err != nil {
+				if b.ended = r.err; !ok {
+					b.ended = context.Canceled
+				}
+				break gather
+			}
+			if count+len(r.d.Block.Messages) > b.Limit {
+				b.spare, short = r.d, false
+				break gather
+			}
+			taken = append(taken, r.d)
+			count += len(r.d.Block.Messages)
+		default:
+			break gather
+		}
+	}
+	if b.Rate != nil {
+		for left := count; left > 0; {
+			n := min(left, b.Rate.Burst())
+			if err := b.Rate.WaitN(ctx, n); err != nil {
+				return nil, context.Cause(ctx)
+			}
+			left -= n
+		}
+	}
+	return b.work(taken, count, short), nil
+}
+
+// work puts the blocks together. Positions are those of the reader's lane: the block's sequence, and the message's place in the block as it was stored.
+func (b *BufferInput) work(taken []*buffer.Delivery, count int, short bool) *Work {
+	first, last := taken[0], taken[len(taken)-1]
+	w := &Work{
+		Lane: b.name, Lo: first.Seq << positionBits, Hi: (last.Seq+1)<<positionBits - 1,
+		Stride: 1 << positionBits, token: taken, track: b.track, Short: short,
+	}
+	if len(taken) == 1 {
+		w.Messages = first.Block.Messages
+	} else {
+		w.Messages = make([]flow.Message, 0, count)
+	}
+	for _, d := range taken {
+		for i := range d.Block.Messages {
+			d.Block.Messages[i].Pos = d.Seq<<positionBits | uint64(d.Place(i))
+		}
+		if len(taken) > 1 {
+			w.Messages = append(w.Messages, d.Block.Messages...)
+		}
+	}
+	return w
+}
+
+// Done implements Input.
+func (b *BufferInput) Done(context.Context, []*Work) {}
+
+// Finished implements Input.
+func (b *BufferInput) Finished(ctx context.Context, w *Work) {
+	for _, d := range w.token.([]*buffer.Delivery) {
+		b.Partition.Done(ctx, d)
+	}
+}

@@ -1,0 +1,397 @@
+package forward
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/levada-io/levada/internal/dataplane/deadletter"
+	"github.com/levada-io/levada/internal/dataplane/function"
+	"github.com/levada-io/levada/internal/flow"
+)
+
+// Stage applies user code to messages; a chain of them is what a vertex does between its input and its output.
+type Stage struct {
+	// Name is the vertex or role for ids: the results of a message m are m/{Name}.
+	Name string
+	// Apply returns an outcome for each message, or that ctx ended.
+	Apply func(ctx context.Context, in []flow.Message) ([]function.Outcome, error)
+	// Isolate finds out about suspects; nil where there cannot be any.
+	Isolate func(ctx context.Context, in []flow.Message) ([]function.Outcome, error)
+	// Retry is what to do with messages for which user code asks to be tried again.
+	Retry RetryStrategy
+	// NeedsIDs says that Apply looks at ids.
+	NeedsIDs bool
+}
+
+// Output is where a loop writes.
+type Output interface {
+	// Begin prepares to write what became of a work, or of a few messages of it. It does not wait.
+	Begin(e *Emission)
+	// Submit starts the writing. Works of a lane are submitted in order.
+	Submit(ctx context.Context, e *Emission) error
+	// Wait returns once all is durable. Messages that are to be tried again are left in e.Later.
+	Wait(ctx context.Context, e *Emission) error
+}
+
+// Emission is a part of a work on its way out.
+type Emission struct {
+	Work *Work
+	// In are the messages, Out what became of them: for each its results. Left out are those that are not Done.
+	In  []flow.Message
+	Out []function.Outcome
+	// Stage made the results: their ids say so. Empty if there is none, and the messages themselves go on; Out is nil then.
+	Stage string
+	// Spans are the positions covered, where it is not all from Lo to Hi.
+	Lo, Hi uint64
+	Spans  []flow.Span
+	// Floor is what may be promised about the lane; asked for when it is needed.
+	Floor func() uint64
+	// Later are messages that the output could not deliver.
+	Later []Later
+	state any
+}
+
+// Later is a message to be tried again, or to be put aside.
+type Later struct {
+	Message flow.Message
+	Outcome function.Outcome
+	// Attempts is how often it was tried, Due when it is tried next.
+	Attempts int
+	Due      time.Time
+}
+
+// DeadLetters takes messages that are put aside.
+type DeadLetters interface {
+	// Put returns once the message is durable there. Putting the same message again changes nothing.
+	Put(ctx context.Context, m *flow.Message, f *deadletter.Failure) error
+}
+
+// Events are told what a loop does. Calls are quick and concurrent.
+type Events interface {
+	Read(messages, bytes int, took time.Duration)
+	Applied(stage string, in, out, dropped, failed int, took time.Duration)
+	Acked(messages int, took time.Duration)
+	Nacked(messages int)
+	Dead(messages int, reason deadletter.Reason)
+	Dropped(messages, bytes int, reason string)
+	Processed(took time.Duration)
+}
+
+// Loop moves messages from one input to one output.
+type Loop struct {
+	Input  Input
+	Stages []Stage
+	Output Output
+	// InFlight is how many works are in hand at a time, without those that only wait for a retry. Default 8.
+	InFlight int
+	// Ordered keeps the order of messages whatever happens: one work at a time, retries in place.
+	Ordered bool
+	// MaxLater bounds the messages that wait to be tried again. Default 10,000.
+	MaxLater    int
+	DeadLetters DeadLetters
+	Events      Events
+	Logger      *slog.Logger
+}
+
+// Run moves messages until reading ends or the input does, and then finishes what is in hand for as long as ctx lives. It returns nil after the end of the
+// input or of reading; other errors mean that something is wrong that does not go away by itself.
+func (l *Loop) Run(ctx, reading context.Context) error {
+	if l.InFlight <= 0 {
+		l.InFlight = 8
+	}
+	if l.Ordered {
+		l.InFlight = 1
+	}
+	if l.MaxLater <= 0 {
+		l.MaxLater = 10_000
+	}
+	r := &run{Loop: l, reading: reading, room: make(chan struct{}, l.InFlight), later: make(chan struct{}, 1)}
+	works, ctx := errgroup.WithContext(ctx)
+	read := func() error {
+		for {
+			begun := time.Now()
+			w, err := l.Input.Read(reading)
+			if err != nil {
+				if errors.Is(err, io.EOF) || reading.Err() != nil {
+					return nil
+				}
+				return err
+			}
+			bytes := 0
+			for i := range w.Messages {
+				bytes += len(w.Messages[i].Value)
+			}
+			l.Events.Read(len(w.Messages), bytes, time.Since(begun))
+			before, mine := w.track.enter(w)
+			works.Go(func() error {
+				err := r.process(ctx, w, before, mine)
+				if errors.Is(err, errDraining) {
+					return nil // what waits for a retry is not acknowledged, and comes again at the next start
+				}
+				return err
+			})
+			if err := r.waitForRoom(ctx, w.Short); err != nil {
+				return err
+			}
+		}
+	}
+	err := read()
+	return errors.Join(err, ignoreEnd(ctx, works.Wait()))
+}
+
+func ignoreEnd(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Cause(ctx))) {
+		return nil
+	}
+	return err
+}
+
+// run is one Run of a loop.
+type run struct {
+	*Loop
+	reading context.Context
+	room    chan struct{}
+	later   chan struct{}
+
+	mu      sync.Mutex
+	waiting int // messages to be tried again
+}
+
+// smallInFlight is how many works may be in hand before the next is read when the input had no more than it gave: meanwhile more arrives, and the next
+// work is larger. At low rates that costs no latency, and at higher ones it saves most of the work.
+const smallInFlight = 2
+
+func (r *run) waitForRoom(ctx context.Context, short bool) error {
+	select {
+	case r.room <- struct{}{}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	limit := r.InFlight - 1
+	if short {
+		limit = min(limit, smallInFlight)
+	}
+	for len(r.room) > limit {
+		select {
+		case <-r.later: // a work left the room
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+func (r *run) leaveRoom() {
+	<-r.room
+	select {
+	case r.later <- struct{}{}:
+	default:
+	}
+}
+
+// process takes one work through the stages and out. before is closed when the work before it in its lane has been submitted.
+func (r *run) process(ctx context.Context, w *Work, before <-chan struct{}, mine chan struct{}) error {
+	begun := time.Now()
+	inRoom, passed := true, false
+	leave := func() {
+		if inRoom {
+			inRoom = false
+			r.leaveRoom()
+		}
+	}
+	pass := func() {
+		if !passed {
+			passed = true
+			close(mine)
+		}
+	}
+	defer leave()
+	defer pass()
+
+	e, later, err := r.apply(ctx, w, w.Messages, w.Lo, w.Hi)
+	if err != nil {
+		return err
+	}
+	if r.Ordered && len(later) > 0 {
+		// In place: nothing overtakes it. The outcomes are put where they belong before anything is written.
+		if err := r.settleInPlace(ctx, w, e, later); err != nil {
+			return err
+		}
+		later = nil
+	}
+	r.Output.Begin(e)
+	select {
+	case <-before:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if err := r.Output.Submit(ctx, e); err != nil {
+		return err
+	}
+	if !r.Ordered {
+		pass()
+	}
+	if err := r.Output.Wait(ctx, e); err != nil {
+		return err
+	}
+	later = append(later, e.Later...)
+	if len(later) > 0 {
+		if !r.Ordered && r.park(len(later)) {
+			leave()
+			defer r.unpark(len(later))
+		}
+		if err := r.tryLater(ctx, w, later); err != nil {
+			return err
+		}
+	}
+	r.finish(ctx, w, begun)
+	return nil
+}
+
+func (r *run) finish(ctx context.Context, w *Work, begun time.Time) {
+	acking := time.Now()
+	r.Input.Finished(ctx, w)
+	w.track.leave(w, func(done []*Work) { r.Input.Done(ctx, done) })
+	r.Events.Acked(len(w.Messages), time.Since(acking))
+	r.Events.Processed(time.Since(begun))
+}
+
+// park takes messages that wait out of the count of works in hand, unless too many wait already.
+func (r *run) park(n int) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.waiting+n > r.MaxLater {
+		return false
+	}
+	r.waiting += n
+	return true
+}
+
+func (r *run) unpark(n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.waiting -= n
+}
+
+// apply takes messages through the stages. Those that are not done are returned to be tried later, from the first stage on.
+func (r *run) apply(ctx context.Context, w *Work, in []flow.Message, lo, hi uint64) (*Emission, []Later, error) {
+	e := &Emission{Work: w, In: in, Lo: lo, Hi: hi, Floor: w.track.Floor}
+	for _, s := range r.Stages {
+		if s.NeedsIDs {
+			w.names()
+			break
+		}
+	}
+	if len(in) == 0 || len(r.Stages) == 0 {
+		return e, nil, nil
+	}
+	out, err := r.applyStages(ctx, in)
+	if err != nil {
+		return nil, nil, err
+	}
+	e.Out, e.Stage = out, r.Stages[len(r.Stages)-1].Name
+	later := r.sortOut(e)
+	return e, later, nil
+}
+
+// sortOut takes what is not done out of an emission.
+func (r *run) sortOut(e *Emission) (later []Later) {
+	for i := range e.Out {
+		if o := &e.Out[i]; o.Verdict != function.Done {
+			later = append(later, Later{Message: e.In[i], Outcome: *o, Attempts: 1, Due: time.Now().Add(r.delay(o, 1))})
+			o.Results, o.Dropped = nil, 0
+		}
+	}
+	if len(later) > 0 {
+		e.Spans = spansWithout(e.Lo, e.Hi, later)
+	}
+	return later
+}
+
+// spansWithout returns the positions from lo to hi but for those of the messages that come later.
+func spansWithout(lo, hi uint64, later []Later) []flow.Span {
+	out := make([]uint64, len(later))
+	for i := range later {
+		out[i] = later[i].Message.Pos
+	}
+	slices.Sort(out)
+	var spans []flow.Span
+	for _, p := range out {
+		if p > lo {
+			spans = append(spans, flow.Span{Lo: lo, Hi: p - 1})
+		}
+		lo = p + 1
+	}
+	if lo <= hi {
+		spans = append(spans, flow.Span{Lo: lo, Hi: hi})
+	}
+	return spans
+}
+
+// applyStages runs the stages one after the other. The outcome of a message is done when all results of all stages are.
+func (r *run) applyStages(ctx context.Context, in []flow.Message) ([]function.Outcome, error) {
+	out, err := r.applyStage(ctx, &r.Stages[0], in)
+	if err != nil || len(r.Stages) == 1 {
+		return out, err
+	}
+	for k := 1; k < len(r.Stages); k++ {
+		var flat []flow.Message
+		var parent []int
+		for i := range out {
+			for j := range out[i].Results {
+				m := out[i].Results[j]
+				m.ID = flow.ChildID(in[i].ID, r.Stages[k-1].Name, j)
+				flat, parent = append(flat, m), append(parent, i)
+			}
+		}
+		if len(flat) == 0 {
+			return out, nil
+		}
+		next, err := r.applyStage(ctx, &r.Stages[k], flat)
+		if err != nil {
+			return nil, err
+		}
+		for i := range out {
+			out[i].Results = nil
+		}
+		for j, i := range parent {
+			o := &out[i]
+			o.Dropped += next[j].Dropped
+			o.Results = append(o.Results, next[j].Results...)
+			if next[j].Verdict > o.Verdict {
+				// The worst of its results decides; it starts again from the first stage.
+				dropped, results := o.Dropped, o.Results
+				*o = next[j]
+				o.Dropped, o.Results = dropped, results
+			}
+		}
+	}
+	return out, nil
+}
+
+func (r *run) applyStage(ctx context.Context, s *Stage, in []flow.Message) ([]function.Outcome, error) {
+	begun := time.Now()
+	out, err := s.Apply(ctx, in)
+	if err != nil {
+		return nil, err
+	}
+	results, dropped, failed := 0, 0, 0
+	for i := range out {
+		results += len(out[i].Results)
+		dropped += out[i].Dropped
+		if out[i].Verdict != function.Done {
+			failed++
+		} else if len(out[i].Results) == 0 && out[i].Dropped == 0 {
+			dropped++
+		}
+	}
+	r.Events.Applied(s.Name, len(in), results, dropped, failed, time.Since(begun))
+	return out, nil
+}

@@ -1,0 +1,321 @@
+package forward
+
+import (
+	"context"
+	"hash/fnv"
+	"slices"
+	"strconv"
+	"sync"
+
+	"github.com/levada-io/levada/internal/dataplane/buffer"
+	"github.com/levada-io/levada/internal/flow"
+)
+
+// Edge is a way out of a vertex.
+type Edge struct {
+	To string
+	// Condition decides by the tags of a result; nil lets all pass.
+	Condition *Condition
+	// Partitions are the partitions of the buffer of To.
+	Partitions []*buffer.Partition
+	// ByKey sends all messages with the same keys to the same partition, as an ordered or keyed reader needs it.
+	ByKey bool
+	// Discard drops what does not fit (onFull: discardLatest). Otherwise writers wait.
+	Discard bool
+	// Back marks an edge that leads back to this vertex or one before it. It never waits: if it did, a full cycle could not empty itself.
+	Back bool
+}
+
+// Condition is conditions.tags of an edge.
+type Condition struct {
+	Operator Operator
+	Values   []string
+}
+
+// Operator of a Condition.
+type Operator string
+
+// The operators: any of the values is among the tags, all are, none is.
+const (
+	Or  Operator = "or"
+	And Operator = "and"
+	Not Operator = "not"
+)
+
+// Match reports whether a message with these tags passes. No condition lets all pass.
+func (c *Condition) Match(tags []string) bool {
+	if c == nil {
+		return true
+	}
+	has := func(v string) bool { return slices.Contains(tags, v) }
+	switch c.Operator {
+	case And:
+		return !slices.ContainsFunc(c.Values, func(v string) bool { return !has(v) })
+	case Not:
+		return !slices.ContainsFunc(c.Values, has)
+	default:
+		return slices.ContainsFunc(c.Values, has)
+	}
+}
+
+// Limits of a block that is written. They do not depend on the broker's largest message, so that a block that is written again is divided the same way.
+const (
+	maxBlockBytes    = 512 << 10
+	maxBlockMessages = 2000
+)
+
+// Router writes to the buffers of the next vertices.
+type Router struct {
+	Edges  []Edge
+	Events RouterEvents
+	pool   sync.Pool
+}
+
+// RouterEvents are told what a router writes.
+type RouterEvents interface {
+	// Wrote is called once messages are durable in a partition.
+	Wrote(partition string, messages, bytes int)
+	// Dropped is called for messages that go nowhere.
+	Dropped(partition string, messages, bytes int, reason string)
+}
+
+// draft is an emission being written.
+type draft struct {
+	targets []target
+	writes  []written
+}
+
+type target struct {
+	edge *Edge
+	part *buffer.Partition
+	enc  flow.Encoder
+	used bool
+	lo   uint64 // where its current block begins
+	room int    // of a discarding edge: how many messages still fit
+	sent int    // bytes of payload in the current block
+
+	lostMessages, lostBytes int
+	full                    []sealed
+}
+
+// sealed is a block that was full before the emission ended.
+type sealed struct {
+	head  flow.Block
+	enc   flow.Encoder
+	bytes int
+}
+
+type written struct {
+	write           *buffer.Write
+	part            *buffer.Partition
+	messages, bytes int
+}
+
+func (r *Router) draft() *draft {
+	if d, ok := r.pool.Get().(*draft); ok {
+		d.writes = d.writes[:0]
+		for i := range d.targets {
+			d.targets[i].used, d.targets[i].full = false, nil
+			d.targets[i].lostMessages, d.targets[i].lostBytes = 0, 0
+		}
+		return d
+	}
+	d := &draft{}
+	for i := range r.Edges {
+		for _, p := range r.Edges[i].Partitions {
+			d.targets = append(d.targets, target{edge: &r.Edges[i], part: p})
+		}
+	}
+	return d
+}
+
+// Begin implements Output.
+func (r *Router) Begin(e *Emission) {
+	d := r.draft()
+	e.state = d
+	suffix := ""
+	if e.Stage != "" {
+		suffix = "/" + e.Stage
+	}
+	var digits [20]byte
+	for i := range e.In {
+		in := &e.In[i]
+		if e.Out == nil {
+			id, tail := in.ID, ""
+			if id == "" {
+				id, tail = e.Work.IDPrefix, view(strconv.AppendUint(digits[:0], in.Pos, 10))
+			}
+			r.route(d, e, in, id, tail)
+			continue
+		}
+		for j := range e.Out[i].Results {
+			m := &e.Out[i].Results[j]
+			m.Pos = in.Pos
+			tail := suffix
+			if j > 0 {
+				tail = suffix + "." + strconv.Itoa(j)
+			}
+			id := in.ID
+			if id == "" {
+				id = e.Work.name(in.Pos)
+			}
+			if len(id)+len(tail) > 190 {
+				id, tail = flow.ChildID(id, e.Stage, j), ""
+			}
+			r.route(d, e, m, id, tail)
+		}
+		d.divide(e, in.Pos)
+	}
+}
+
+// route puts a message into the block of each edge that it takes.
+func (r *Router) route(d *draft, e *Emission, m *flow.Message, id, tail string) {
+	at, passed := 0, false
+	for i := range r.Edges {
+		edge := &r.Edges[i]
+		first := at
+		at += len(edge.Partitions)
+		if !edge.Condition.Match(m.Tags) {
+			continue
+		}
+		passed = true
+		t := &d.targets[first+edge.partition(e.Work, m, id)]
+		if !t.used {
+			t.used, t.lo, t.sent = true, e.Lo, 0
+			t.enc.Reset(t.lo)
+			if edge.Discard {
+				t.room = t.part.Room()
+			}
+		}
+		if edge.Discard {
+			if t.room == 0 {
+				t.lostMessages++
+				t.lostBytes += len(m.Value)
+				continue
+			}
+			t.room--
+		}
+		t.enc.AppendAs(m, id, tail)
+		t.sent += len(m.Value)
+	}
+	if !passed {
+		r.Events.Dropped("", 1, len(m.Value), "forwarding-rules-not-met")
+	}
+}
+
+// partition chooses by what never changes about a message, so that it goes the same way when it is written again.
+func (edge *Edge) partition(w *Work, m *flow.Message, id string) int {
+	n := uint64(len(edge.Partitions))
+	if n == 1 {
+		return 0
+	}
+	switch {
+	case edge.ByKey:
+		h := fnv.New64a()
+		for _, k := range m.Keys {
+			_, _ = h.Write([]byte(k))
+			_, _ = h.Write([]byte{':'})
+		}
+		return int(mix(h.Sum64()) % n)
+	case w.ByID:
+		h := fnv.New64a()
+		_, _ = h.Write([]byte(id))
+		return int(mix(h.Sum64()) % n)
+	default:
+		return int(m.Pos / w.Stride % n)
+	}
+}
+
+// mix spreads the low bits of a hash, which FNV does not do well for short texts (the finalizer of MurmurHash3).
+func mix(h uint64) uint64 {
+	h ^= h >> 33
+	h *= 0xff51afd7ed558ccd
+	return h ^ h>>33
+}
+
+// divide ends blocks that are large enough, after all results of the message at pos.
+func (d *draft) divide(e *Emission, pos uint64) {
+	for i := range d.targets {
+		t := &d.targets[i]
+		if !t.used || t.enc.Len() < maxBlockBytes && t.enc.Count() < maxBlockMessages {
+			continue
+		}
+		t.full = append(t.full, sealed{head: e.head(t.lo, pos), enc: t.enc, bytes: t.sent})
+		t.enc = flow.Encoder{}
+		t.lo, t.sent = pos+1, 0
+		t.enc.Reset(t.lo)
+	}
+}
+
+// head is the header of a block that covers lo..hi of an emission.
+func (e *Emission) head(lo, hi uint64) flow.Block {
+	b := flow.Block{Lane: e.Work.Lane, Lo: lo, Hi: hi, ByID: e.Work.ByID, Watermark: flow.NoWatermark}
+	for _, s := range e.Spans {
+		if s.Hi < lo || s.Lo > hi {
+			continue
+		}
+		b.Cover = append(b.Cover, flow.Span{Lo: max(s.Lo, lo), Hi: min(s.Hi, hi)})
+	}
+	if len(b.Cover) == 1 && b.Cover[0] == (flow.Span{Lo: lo, Hi: hi}) {
+		b.Cover = nil
+	}
+	return b
+}
+
+// Submit implements Output.
+func (r *Router) Submit(ctx context.Context, e *Emission) error {
+	d := e.state.(*draft)
+	floor := e.Floor()
+	for i := range d.targets {
+		t := &d.targets[i]
+		if !t.used {
+			continue
+		}
+		if t.lostMessages > 0 {
+			r.Events.Dropped(t.part.Name(), t.lostMessages, t.lostBytes, "buffer-full")
+		}
+		for k := range t.full {
+			s := &t.full[k]
+			if err := r.write(ctx, d, t, &s.head, &s.enc, s.bytes, floor); err != nil {
+				return err
+			}
+		}
+		if t.enc.Count() == 0 {
+			continue
+		}
+		head := e.head(t.lo, e.Hi)
+		if err := r.write(ctx, d, t, &head, &t.enc, t.sent, floor); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *Router) write(ctx context.Context, d *draft, t *target, head *flow.Block, enc *flow.Encoder, bytes int, floor uint64) error {
+	if !t.edge.Discard && !t.edge.Back {
+		if err := t.part.WaitForRoom(ctx); err != nil {
+			return err
+		}
+	}
+	head.Floor = floor
+	w, err := t.part.Write(ctx, head, enc)
+	if err != nil {
+		return err
+	}
+	d.writes = append(d.writes, written{w, t.part, enc.Count(), bytes})
+	return nil
+}
+
+// Wait implements Output.
+func (r *Router) Wait(ctx context.Context, e *Emission) error {
+	d := e.state.(*draft)
+	for _, w := range d.writes {
+		if err := w.write.Wait(ctx); err != nil {
+			return err
+		}
+		r.Events.Wrote(w.part.Name(), w.messages, w.bytes)
+	}
+	r.pool.Put(d)
+	e.state = nil
+	return nil
+}

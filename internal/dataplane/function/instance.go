@@ -1,0 +1,325 @@
+package function
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/levada-io/levada/internal/dataplane/function/wire"
+)
+
+// instance is one running process of user code.
+type instance struct {
+	cfg    *Config
+	dir    string // its sockets and files
+	cmd    *exec.Cmd
+	tail   tail
+	exited chan struct{}
+	state  *os.ProcessState // once exited is closed
+	info   *serverInfo
+	socket string
+}
+
+// ErrStart means that trying again will not help: the command cannot be run, or is not the kind of function it should be.
+var ErrStart = errors.New("function cannot be started")
+
+// startInstance starts the process and returns once it is ready. The directory is made for it and goes with it.
+func startInstance(ctx context.Context, cfg *Config) (*instance, error) {
+	dir, err := os.MkdirTemp(cfg.SocketRoot, "f")
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrStart, err)
+	}
+	i := &instance{cfg: cfg, dir: dir, exited: make(chan struct{})}
+	if err := i.exec(); err != nil {
+		_ = os.RemoveAll(dir)
+		return nil, err
+	}
+	ready, cancel := context.WithTimeoutCause(ctx, cfg.ReadyTimeout, fmt.Errorf("it was not ready within %v", cfg.ReadyTimeout))
+	defer cancel()
+	if err := i.waitReady(ready); err != nil {
+		i.kill()
+		return nil, err
+	}
+	return i, nil
+}
+
+func (i *instance) exec() error {
+	if len(i.cfg.Command) == 0 {
+		return fmt.Errorf("%w: no command", ErrStart)
+	}
+	path, err := exec.LookPath(i.cfg.Command[0])
+	if err == nil {
+		path, err = filepath.Abs(path)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrStart, err)
+	}
+	if err := createAnnounceFile(filepath.Join(i.dir, announceFile)); err != nil {
+		return fmt.Errorf("%w: %w", ErrStart, err)
+	}
+	i.cmd = command(i.dir, append([]string{path}, i.cfg.Command[1:]...), func(socketDir string) []string {
+		return append(append(os.Environ(), i.cfg.Env...),
+			"LEVADA_SOCKET_DIR="+socketDir, "LEVADA_ANNOUNCE_FILE="+filepath.Join(socketDir, announceFile),
+			fmt.Sprintf("LEVADA_CONCURRENCY=%d", i.cfg.Concurrency), "NUMAFLOW_UD_CONTAINER_TYPE="+string(i.cfg.Role))
+	})
+	i.cmd.Dir = i.cfg.Dir
+	stdout, err1 := i.cmd.StdoutPipe()
+	stderr, err2 := i.cmd.StderrPipe()
+	if err := errors.Join(err1, err2); err != nil {
+		return err
+	}
+	started := make(chan error)
+	go i.live(started, stdout, stderr) // it is its own owner: exited is closed at its end, and kill waits for that
+	return <-started
+}
+
+// live starts the process and waits for its end, on one thread: the kernel kills the process when the thread that started it ends, and
+// with it, when we do.
+func (i *instance) live(started chan<- error, stdout, stderr io.Reader) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := i.cmd.Start(); err != nil {
+		started <- fmt.Errorf("%w: %w", ErrStart, err)
+		return
+	}
+	started <- nil
+	var output sync.WaitGroup
+	output.Go(func() { i.copyLines(stdout, io.Discard) })
+	output.Go(func() { i.copyLines(stderr, &i.tail) })
+	output.Wait()
+	_ = i.cmd.Wait()
+	i.state = i.cmd.ProcessState
+	close(i.exited)
+}
+
+// copyLines passes on what the process writes, and keeps its end.
+func (i *instance) copyLines(r io.Reader, keep io.Writer) {
+	lines := bufio.NewReaderSize(r, 16<<10)
+	for {
+		line, err := lines.ReadSlice('\n')
+		if len(line) > 0 {
+			_, _ = keep.Write(line)
+			if i.cfg.Output != nil {
+				i.cfg.Output(strings.TrimRight(string(line), "\r\n"))
+			}
+		}
+		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
+			return
+		}
+	}
+}
+
+// waitReady waits for the server info, checks it, and waits until the server says that it is ready.
+func (i *instance) waitReady(ctx context.Context) error {
+	at := endpoints[i.cfg.Role]
+	poll := time.NewTicker(5 * time.Millisecond)
+	defer poll.Stop()
+	var last error
+	for {
+		if i.info == nil {
+			info, err := i.findInfo(at)
+			if err != nil {
+				return err
+			}
+			i.info = info
+		}
+		if i.info != nil {
+			call, cancel := context.WithTimeout(ctx, time.Second)
+			_, last = wire.Call(call, i.socket, at.ready, nil, 1<<20)
+			cancel()
+			if last == nil {
+				return nil
+			}
+		}
+		select {
+		case <-poll.C:
+		case <-i.exited:
+			return fmt.Errorf("it ended before it was ready (%s)%s", describeExit(i.state), i.lastWords())
+		case <-ctx.Done():
+			err := context.Cause(ctx)
+			switch {
+			case last != nil:
+				err = fmt.Errorf("%w: %w", err, last)
+			case i.info == nil:
+				err = fmt.Errorf("%w: it did not write %s%s", err, at.info, unprivilegedHint())
+			}
+			return fmt.Errorf("%w%s", err, i.lastWords())
+		}
+	}
+}
+
+func (i *instance) findInfo(at endpoint) (*serverInfo, error) {
+	info, err := readServerInfo(filepath.Join(i.dir, at.info))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrStart, err)
+	}
+	if info == nil {
+		for role, other := range endpoints {
+			if other.info == at.info {
+				continue
+			}
+			if found, _ := readServerInfo(filepath.Join(i.dir, other.info)); found != nil {
+				return nil, fmt.Errorf("%w: it is a %s (it serves as %s), and a %s is needed here", ErrStart, other.kind, role, at.kind)
+			}
+		}
+		return nil, nil
+	}
+	if err := info.check(at.kind); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrStart, err)
+	}
+	socket := at.socket
+	if i.cfg.Role == UDF {
+		mode := info.Metadata["MAP_MODE"]
+		if mode == "" {
+			mode = modeUnary
+		}
+		if socket = modeSocket[mode]; socket == "" {
+			return nil, fmt.Errorf("%w: its map mode is %q, expected %s, %s or %s", ErrStart, mode, modeUnary, modeStream, modeBatch)
+		}
+	}
+	i.socket = filepath.Join(i.dir, socket)
+	return info, nil
+}
+
+// open opens the way to call it that both sides know best.
+func (i *instance) open(ctx context.Context, strays *atomic.Uint64) (caller, error) {
+	limit, size := i.cfg.Concurrency, i.cfg.MaxMessage
+	switch i.cfg.Role {
+	case Transformer:
+		return openPipe(ctx, i.socket, &transform, limit, size, strays, i.announced)
+	case UDSink, FallbackSink, OnSuccessSink:
+		b, err := openBatch(ctx, i.socket, &sinkBatch, i.cfg.BatchSize, size, strays)
+		if err != nil {
+			return nil, err
+		}
+		return sinkPipe{b}, nil
+	case UDSource:
+		return openSource(ctx, i.socket, size)
+	}
+	switch i.info.Metadata["MAP_MODE"] {
+	case modeBatch:
+		return openBatch(ctx, i.socket, &batchMap, i.cfg.BatchSize, size, strays)
+	case modeStream:
+		return openPipe(ctx, i.socket, &streamMap, limit, size, strays, i.announced)
+	}
+	if i.info.Metadata["LEVADA_BLOCKS"] == "1" && !i.cfg.NoBlocks {
+		return openBlocks(ctx, i.socket, size, strays, i.announced)
+	}
+	return openPipe(ctx, i.socket, &unaryMap, limit, size, strays, i.announced)
+}
+
+// announced makes sure that the process is gone, and returns what it had in user code.
+func (i *instance) announced(ctx context.Context) map[uint64]bool {
+	i.end(200 * time.Millisecond)
+	select {
+	case <-i.exited:
+	case <-ctx.Done():
+		return nil
+	}
+	return readAnnounceFile(filepath.Join(i.dir, announceFile))
+}
+
+// end ends a process that is of no more use: it gets patience to end by itself, and then it is killed.
+func (i *instance) end(patience time.Duration) {
+	t := time.NewTimer(patience)
+	defer t.Stop()
+	select {
+	case <-i.exited:
+	case <-t.C:
+		i.signal(syscall.SIGKILL)
+		<-i.exited
+	}
+}
+
+// kill ends it at once and removes its files.
+func (i *instance) kill() {
+	i.end(0)
+	_ = os.RemoveAll(i.dir)
+}
+
+// stop asks it to end, and kills it if it has not after patience.
+func (i *instance) stop(patience time.Duration) {
+	i.signal(syscall.SIGTERM)
+	i.end(patience)
+	_ = os.RemoveAll(i.dir)
+}
+
+// dump asks for a stack (Go programs write it to standard error and end), for the evidence, and then ends it.
+func (i *instance) dump() {
+	i.signal(syscall.SIGQUIT)
+	i.end(2 * time.Second)
+}
+
+func (i *instance) signal(s syscall.Signal) {
+	select {
+	case <-i.exited:
+	default:
+		_ = i.cmd.Process.Signal(s)
+	}
+}
+
+// lastWords is the end of its standard error, for an error message.
+func (i *instance) lastWords() string {
+	if t := i.tail.String(); t != "" {
+		return ". Its last words: " + t
+	}
+	return ""
+}
+
+func describeExit(s *os.ProcessState) string {
+	if s == nil {
+		return "still running"
+	}
+	if w, ok := s.Sys().(syscall.WaitStatus); ok && w.Signaled() {
+		return "killed by " + w.Signal().String()
+	}
+	return fmt.Sprintf("exit code %d", s.ExitCode())
+}
+
+// tail keeps the last bytes written to it.
+type tail struct {
+	mu sync.Mutex
+	b  []byte
+}
+
+const tailSize = 4 << 10
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.b = append(t.b, p...)
+	if len(t.b) > 2*tailSize {
+		t.b = append(t.b[:0], t.b[len(t.b)-tailSize:]...)
+	}
+	return len(p), nil
+}
+
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	b := t.b
+	if len(b) > tailSize {
+		b = b[len(b)-tailSize:]
+	}
+	return strings.ToValidUTF8(string(bytes.TrimSpace(b)), "?")
+}
+
+func logger(l *slog.Logger) *slog.Logger {
+	if l == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return l
+}

@@ -1,0 +1,236 @@
+// Package filesink appends messages to a file, each exactly once.
+//
+// Beside the file lies a journal that names what the file holds. A write puts its data at the end of the file and onto the disk, and then a
+// record of it into the journal and onto the disk: that moment commits both. After a crash the file is cut back to the last commit, and what
+// is written again is recognised by its lane and positions (or ids) and left out. Writes of several lanes share one commit.
+//
+// The file belongs to the sink: what others append to it is cut away at the next start. A reader of the file may see, for the moment between data
+// and commit, what a crash would take back.
+package filesink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/levada-io/levada/internal/dataplane/sink"
+	"github.com/levada-io/levada/internal/dataplane/sink/render"
+	"github.com/levada-io/levada/internal/flow"
+)
+
+// Config of a sink. The zero value of a field is its default.
+type Config struct {
+	// Path of the file. Required. The journal is Path + ".levada-journal".
+	Path string
+	// Format is render.Raw by default.
+	Format render.Format
+	// Append keeps what a file without a journal holds and writes after it. By default such a file is refused: either it is
+	// somebody else's, or its journal is gone, and then what is written again after a crash could not be told from what is new.
+	Append bool
+	// NoFsync leaves it to the system when the disk is written. The death of the process still loses nothing, a power loss may; the sink then
+	// refuses to start if the file is shorter than the journal says.
+	NoFsync bool
+	// IDWindow and MaxIDs bound the memory of ids of sources without positions, 10 minutes and 100000 by default. They must cover the time from
+	// which something may be written again: the longest outage of the sink, and how long senders repeat a request.
+	IDWindow time.Duration
+	MaxIDs   int
+}
+
+func (c Config) withDefaults() Config {
+	if c.IDWindow == 0 {
+		c.IDWindow = 10 * time.Minute
+	}
+	if c.MaxIDs == 0 {
+		c.MaxIDs = 100_000
+	}
+	return c
+}
+
+// Suffix is what the journal's name has after the file's.
+const Suffix = ".levada-journal"
+
+// compactAt is the size at which the journal is written anew. A commit takes about 60 bytes, so that is every 70,000 commits.
+const compactAt = 4 << 20
+
+// Errors that callers match with errors.Is.
+var (
+	// ErrShort means that the file is shorter than what was committed to it.
+	ErrShort = errors.New("file is shorter than its journal says")
+	// ErrForeign means that the file has content and no journal.
+	ErrForeign = errors.New("file has content, but no journal")
+	// ErrLocked means that another sink writes to the file.
+	ErrLocked = errors.New("file is in use by another sink")
+	// ErrClosed means that the sink was closed.
+	ErrClosed = errors.New("file sink is closed")
+)
+
+// Writer is the sink.
+type Writer struct {
+	cfg Config
+	fs  fileSystem
+
+	// leading is held by the one Write that commits for all.
+	leading chan struct{}
+	mu      sync.Mutex
+	queue   []*request
+
+	// Whoever leads uses these.
+	data, journal file
+	end           int64 // of the committed data
+	journalEnd    int64
+	compactAt     int64
+	state         *state
+	broken        bool // files or state may hold more than was committed
+	dirDirty      bool // the journal's new name may not be on the disk
+	closed        bool
+	out, record   []byte
+	scratch       []flow.Message
+}
+
+// request is one Write that waits for its commit.
+type request struct {
+	block *flow.Block
+	done  chan struct{}
+	err   error
+}
+
+// New opens the file, after a crash too. Errors name the field and what to do.
+func New(cfg Config) (*Writer, error) { return open(cfg, osFiles) }
+
+func open(cfg Config, fs fileSystem) (*Writer, error) {
+	cfg = cfg.withDefaults()
+	if cfg.Path == "" {
+		return nil, errors.New("path: required, the file to append to")
+	}
+	var err error
+	if cfg.Format, err = render.Parse(cfg.Format); err != nil {
+		return nil, err
+	}
+	w := &Writer{cfg: cfg, fs: fs, leading: make(chan struct{}, 1), compactAt: compactAt}
+	if err := w.load(); err != nil {
+		return nil, errors.Join(err, w.release())
+	}
+	return w, nil
+}
+
+// Write implements sink.Writer.
+func (w *Writer) Write(ctx context.Context, b *flow.Block) ([]sink.Result, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	r := &request{block: b, done: make(chan struct{})}
+	w.mu.Lock()
+	w.queue = append(w.queue, r)
+	w.mu.Unlock()
+	select {
+	case w.leading <- struct{}{}:
+		w.lead()
+		<-w.leading
+	case <-r.done:
+	case <-ctx.Done():
+		if w.withdraw(r) {
+			return nil, ctx.Err()
+		}
+	}
+	<-r.done // at once, unless somebody commits it just now, and then the block is still looked at
+	return nil, r.err
+}
+
+// lead commits for all who wait.
+func (w *Writer) lead() {
+	w.mu.Lock()
+	group := w.queue
+	w.queue = nil
+	w.mu.Unlock()
+	if len(group) == 0 {
+		return
+	}
+	err := w.commit(group)
+	if err != nil {
+		err = fmt.Errorf("%s: %w", w.cfg.Path, err)
+	}
+	for _, r := range group {
+		r.err = err
+		close(r.done)
+	}
+}
+
+// withdraw takes a request back that nobody has begun.
+func (w *Writer) withdraw(r *request) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i, q := range w.queue {
+		if q == r {
+			w.queue = append(w.queue[:i], w.queue[i+1:]...)
+			return true
+		}
+	}
+	return false
+}
+
+// Close implements sink.Writer.
+func (w *Writer) Close(ctx context.Context) error {
+	select {
+	case w.leading <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-w.leading }()
+	if w.closed {
+		return nil
+	}
+	w.closed = true
+	var err error
+	if w.cfg.NoFsync && !w.broken {
+		err = errors.Join(w.data.Sync(), w.journal.Sync())
+	}
+	return errors.Join(err, w.release())
+}
+
+func (w *Writer) release() error {
+	var errs []error
+	for _, f := range []file{w.data, w.journal} {
+		if f != nil {
+			errs = append(errs, f.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+var _ sink.Writer = (*Writer)(nil)
+
+// file is what the sink needs of a file; tests make it fail.
+type file interface {
+	WriteAt(b []byte, offset int64) (int, error)
+	ReadAt(b []byte, offset int64) (int, error)
+	Truncate(size int64) error
+	Sync() error
+	Close() error
+	Stat() (os.FileInfo, error)
+}
+
+// fileSystem opens files and changes directories.
+type fileSystem struct {
+	open    func(path string, flag int) (file, error)
+	lock    func(file) error
+	rename  func(from, to string) error
+	remove  func(path string) error
+	syncDir func(dir string) error
+}
+
+var osFiles = fileSystem{
+	open: func(path string, flag int) (file, error) {
+		f, err := os.OpenFile(path, flag, 0o644)
+		if err != nil {
+			return nil, err // not a nil *os.File in an interface
+		}
+		return f, nil
+	},
+	lock:    lockFile,
+	rename:  os.Rename,
+	remove:  os.Remove,
+	syncDir: syncDir,
+}

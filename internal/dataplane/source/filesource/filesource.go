@@ -1,0 +1,232 @@
+// Package filesource reads messages from a file: to its end, or for ever as it grows.
+//
+// It is exact: the position of a message is where its record starts in the file, so that after any crash the same messages come again
+// under the same positions. It follows one file; when the file was truncated or another one lies at its path, it says so and stops,
+// since positions would otherwise name two messages.
+package filesource
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/levada-io/levada/internal/dataplane/source"
+	"github.com/levada-io/levada/internal/dataplane/source/position"
+	"github.com/levada-io/levada/internal/dataplane/source/records"
+)
+
+// Config of a source. The zero value of a field is its default.
+type Config struct {
+	// Path of the file. Required. It must be a regular file.
+	Path string
+	// Format is records.Lines by default.
+	Format records.Format
+	// NoHeader says that the first record of a CSV file does not name the columns: messages are arrays then, not objects.
+	NoHeader bool
+	// Follow waits for more at the end of the file, and then leaves an unfinished last line alone until it is finished.
+	Follow bool
+	// Poll is how often a followed file is looked at, at its end. Default 100 ms: nobody notices, and ten calls of fstat a second cost nothing.
+	Poll time.Duration
+	// MaxRecord is the largest line or record in bytes. Default 16 MiB.
+	MaxRecord int
+	// Partition names the file in positions, message ids and logs. Default: the last element of Path.
+	Partition string
+	// Positions remembers how far the file was read. Required.
+	Positions source.Positions
+	// SaveEvery is how often at most the position is saved. Default 100 ms.
+	SaveEvery time.Duration
+}
+
+func (c Config) withDefaults() Config {
+	if c.Poll == 0 {
+		c.Poll = 100 * time.Millisecond
+	}
+	if c.Partition == "" {
+		c.Partition = filepath.Base(filepath.Clean(c.Path))
+	}
+	if c.SaveEvery == 0 {
+		c.SaveEvery = position.Every
+	}
+	return c
+}
+
+// Errors that callers match with errors.Is. They do not go away by reading again.
+var (
+	// ErrTruncated means that the file became shorter than what was read of it.
+	ErrTruncated = errors.New("file was truncated")
+	// ErrReplaced means that the file is not the one that was read before.
+	ErrReplaced = errors.New("file was replaced")
+)
+
+// Reader is the source.
+type Reader struct {
+	cfg   Config
+	saver *position.Saver
+
+	file   *os.File
+	closed atomic.Bool
+
+	// Only Read uses these.
+	split *records.Splitter
+	last  uint64 // Hi of the batch given last
+	eof   bool   // nothing will be appended any more
+	tail  []byte // what lies before the end of what was read, to see whether somebody wrote the file anew
+
+	// For Pending: the end of what was read, and the usual size of a record.
+	end, average atomic.Int64
+}
+
+// stride is how many bytes in a row go to one partition of the next buffer.
+const stride = 64 << 10
+
+// New opens the file where it was left. Errors name the field and what to do.
+func New(ctx context.Context, cfg Config) (*Reader, error) {
+	cfg = cfg.withDefaults()
+	if cfg.Path == "" {
+		return nil, errors.New("path: required, the file to read")
+	}
+	if cfg.Positions == nil {
+		return nil, errors.New("positions: required, where to remember how far the file was read")
+	}
+	split, err := records.New(records.Config{Format: cfg.Format, NoHeader: cfg.NoHeader, MaxRecord: cfg.MaxRecord})
+	if err != nil {
+		return nil, err
+	}
+	file, err := os.Open(cfg.Path)
+	if err != nil {
+		return nil, fmt.Errorf("path: %w", err)
+	}
+	r := &Reader{cfg: cfg, file: file, split: split}
+	r.saver = &position.Saver{Store: cfg.Positions, Partition: cfg.Partition, Every: cfg.SaveEvery, Encode: r.mark}
+	if err := r.resume(ctx); err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	return r, nil
+}
+
+// resume goes to the saved position, if the file is still the one it was saved for.
+func (r *Reader) resume(ctx context.Context) error {
+	info, err := r.file.Stat()
+	if err != nil {
+		return fmt.Errorf("path: %w", err)
+	}
+	if !info.Mode().IsRegular() {
+		return fmt.Errorf("path: %s is a %s, and only a regular file can be read again after a crash; use the stdin source for a pipe", r.cfg.Path, kind(info.Mode()))
+	}
+	saved, err := r.cfg.Positions.Load(ctx, r.cfg.Partition)
+	if err != nil {
+		return fmt.Errorf("load position of %s: %w", r.cfg.Path, err)
+	}
+	if saved == nil {
+		return nil
+	}
+	offset, err := r.check(saved, info.Size())
+	if err != nil {
+		return err
+	}
+	for !r.split.HeaderDone() {
+		if _, err := r.more(); err != nil && err != io.EOF {
+			return fmt.Errorf("read the header of %s: %w", r.cfg.Path, err)
+		}
+		if _, err := r.split.Cut(0, 0, r.split.End() == uint64(info.Size())); err != nil {
+			return r.explain(err)
+		}
+		if r.split.End() == uint64(info.Size()) {
+			break
+		}
+	}
+	r.split.Seek(offset)
+	r.last = offset
+	r.end.Store(int64(offset))
+	return nil
+}
+
+func kind(m fs.FileMode) string {
+	switch {
+	case m.IsDir():
+		return "directory"
+	case m&fs.ModeNamedPipe != 0:
+		return "pipe"
+	case m&fs.ModeDevice != 0:
+		return "device"
+	}
+	return "special file"
+}
+
+// Read implements source.Reader.
+func (r *Reader) Read(ctx context.Context, limit int) (*source.Batch, error) {
+	for {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		messages, err := r.split.Cut(limit, time.Now().UnixNano(), r.eof)
+		if len(messages) > 0 {
+			b := &source.Batch{Partition: r.cfg.Partition, Lo: r.last + 1, Hi: r.split.Offset(), Stride: stride, Messages: messages}
+			r.last = b.Hi
+			return b, nil
+		}
+		if err != nil {
+			return nil, r.explain(err)
+		}
+		if r.eof {
+			return nil, r.over()
+		}
+		if r.tail != nil { // a followed file must be looked at before more of it is read
+			if err := r.wait(ctx); err != nil {
+				return nil, err
+			}
+		}
+		if n, err := r.more(); err != nil && err != io.EOF {
+			return nil, fmt.Errorf("read %s at byte %d: %w", r.cfg.Path, r.split.End(), err)
+		} else if n > 0 {
+			continue
+		}
+		if err := r.atEnd(); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// more reads the next bytes of the file.
+func (r *Reader) more() (int, error) {
+	n, err := r.file.ReadAt(r.split.Room(), int64(r.split.End()))
+	r.split.Fed(n)
+	r.end.Store(int64(r.split.End()))
+	r.average.Store(int64(r.split.Average()))
+	return n, err
+}
+
+// Ack implements source.Reader.
+func (r *Reader) Ack(ctx context.Context, b *source.Batch) error { return r.saver.Ack(ctx, b.Hi) }
+
+// Nack implements source.Reader: a file is read in order, so the vertex has to keep the message.
+func (r *Reader) Nack(context.Context, *source.Batch, int, time.Duration) bool { return false }
+
+// Pending implements source.Reader. It is an estimate: the bytes not read yet, in records of the usual size.
+func (r *Reader) Pending(context.Context) (int64, error) {
+	info, err := os.Stat(r.cfg.Path)
+	if err != nil {
+		return -1, err
+	}
+	left := info.Size() - r.end.Load()
+	if left <= 0 {
+		return 0, nil
+	}
+	return left/max(r.average.Load(), 1) + 1, nil
+}
+
+// Close implements source.Reader. It saves the position of what was acknowledged.
+func (r *Reader) Close(ctx context.Context) error {
+	if r.closed.Swap(true) {
+		return nil
+	}
+	return errors.Join(r.saver.Flush(ctx), r.file.Close())
+}
+
+var _ source.Reader = (*Reader)(nil)
