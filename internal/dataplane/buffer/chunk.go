@@ -128,7 +128,7 @@ func (p *Partition) assemble(e Entry) (*flow.Block, []uint64, error) {
 		}
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		p.held[e.Seq] = &held{messages: len(b.Messages)}
+		p.held[e.Seq] = &held{messages: len(b.Messages), bytes: len(e.Data)}
 		return b, []uint64{e.Seq}, nil
 	}
 	c, err := decodeChunk(e.Data)
@@ -137,7 +137,7 @@ func (p *Partition) assemble(e Entry) (*flow.Block, []uint64, error) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.held[e.Seq] = &held{messages: c.messages}
+	p.held[e.Seq] = &held{messages: c.messages, bytes: len(e.Data)}
 	k := p.chunks[c.id]
 	if k == nil || len(k.parts) != c.count {
 		k = &chunked{lane: c.lane, hi: c.hi, parts: make([][]byte, c.count), left: c.count}

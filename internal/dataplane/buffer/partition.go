@@ -110,6 +110,9 @@ type Partition struct {
 	byID      bool
 	chunks    map[string]*chunked
 
+	doneBytes int           // of entries done since the last trim began
+	trimNow   chan struct{} // asks Run to trim
+
 	saved    uint64 // the floor of the last saved state
 	trimmed  uint64
 	trimMark []trimMark
@@ -117,6 +120,7 @@ type Partition struct {
 
 type held struct {
 	messages int
+	bytes    int
 	header   *flow.Block
 	done     bool
 }
@@ -131,7 +135,7 @@ func Open(ctx context.Context, driver Driver, opt Options) (*Partition, error) {
 	opt = opt.withDefaults()
 	p := &Partition{
 		opt: opt, driver: driver, room: make(chan struct{}), prev: map[string]uint64{},
-		held: map[uint64]*held{}, chunks: map[string]*chunked{},
+		held: map[uint64]*held{}, trimNow: make(chan struct{}, 1), chunks: map[string]*chunked{},
 		seen:      identity.New(opt.IDWindow, opt.MaxIDs),
 		forgotten: identity.New(opt.IDWindow, opt.MaxIDs),
 	}
@@ -551,6 +555,13 @@ func (p *Partition) finish(ctx context.Context, seq uint64) {
 		return
 	}
 	h.done = true
+	if p.doneBytes += h.bytes; p.doneBytes >= trimBytes {
+		p.doneBytes = 0
+		select {
+		case p.trimNow <- struct{}{}:
+		default:
+		}
+	}
 	for {
 		next := p.held[p.floor+1]
 		if next == nil || !next.done {
@@ -569,6 +580,9 @@ func (p *Partition) finish(ctx context.Context, seq uint64) {
 	}
 }
 
+// trimBytes is how much may be done before it is removed, whatever the time: a broker keeps in memory what was written lately.
+const trimBytes = 8 << 20
+
 // Floor is the sequence up to which every block is done.
 func (p *Partition) Floor() uint64 {
 	p.mu.Lock()
@@ -582,19 +596,24 @@ func (p *Partition) Run(ctx context.Context) error {
 	defer working.Stop()
 	trim := time.NewTicker(p.opt.TrimEvery)
 	defer trim.Stop()
+	tidy := func() {
+		p.recount(ctx)
+		if err := p.Trim(ctx); err != nil && ctx.Err() == nil {
+			p.opt.Logger.Warn("trim is tried again later", "buffer", p.opt.Name, "error", err)
+		}
+	}
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-p.trimNow:
+			tidy()
 		case <-working.C:
 			for _, seq := range p.inHand() {
 				_ = p.driver.Working(ctx, seq)
 			}
 		case <-trim.C:
-			p.recount(ctx)
-			if err := p.Trim(ctx); err != nil && ctx.Err() == nil {
-				p.opt.Logger.Warn("trim is tried again later", "buffer", p.opt.Name, "error", err)
-			}
+			tidy()
 		}
 	}
 }

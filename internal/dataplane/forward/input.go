@@ -184,7 +184,7 @@ func (b *BufferInput) Run(ctx context.Context) {
 
 func (b *BufferInput) init() {
 	b.once.Do(func() {
-		b.ahead = make(chan readAhead, 64)
+		b.ahead = make(chan readAhead, 16)
 		b.track = &lane{}
 		b.name = b.Vertex + "/" + strconv.Itoa(b.Index) + "@" + b.Partition.Incarnation()
 	})

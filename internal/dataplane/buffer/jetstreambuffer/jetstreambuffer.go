@@ -63,8 +63,7 @@ type driver struct {
 	closed bool
 }
 
-// Open opens the stream of a partition, and makes it if it never was.
-func Open(ctx context.Context, js jetstream.JetStream, cfg Config) (buffer.Driver, error) {
+func (cfg Config) withDefaults() Config {
 	if cfg.Replicas == 0 {
 		cfg.Replicas = 1
 	}
@@ -77,10 +76,26 @@ func Open(ctx context.Context, js jetstream.JetStream, cfg Config) (buffer.Drive
 	if cfg.MaxAckPending == 0 {
 		cfg.MaxAckPending = 1024
 	}
-	d := &driver{js: js, cfg: cfg, reply: map[uint64]string{}}
+	return cfg
+}
+
+// Open opens the stream of a partition, and makes it if it never was.
+func Open(ctx context.Context, js jetstream.JetStream, cfg Config) (buffer.Driver, error) {
+	d := &driver{js: js, cfg: cfg.withDefaults(), reply: map[uint64]string{}}
 	if err := d.open(ctx); err != nil {
 		return nil, fmt.Errorf("stream %s: %w", cfg.Stream, err)
 	}
+	return d, nil
+}
+
+// Attach opens the stream of a partition as it is, whatever its configuration says.
+func Attach(ctx context.Context, js jetstream.JetStream, cfg Config) (buffer.Driver, error) {
+	stream, err := js.Stream(ctx, cfg.Stream)
+	if err != nil {
+		return nil, fmt.Errorf("stream %s: %w", cfg.Stream, err)
+	}
+	d := &driver{js: js, cfg: cfg.withDefaults(), reply: map[uint64]string{}, created: stream.CachedInfo().Created}
+	d.cfg.Replicas = stream.CachedInfo().Config.Replicas
 	return d, nil
 }
 
@@ -223,7 +238,7 @@ func (d *driver) Resume(ctx context.Context, after uint64) error {
 // Read-ahead: entries that the client asks for before they are needed.
 const (
 	aheadEntries = 256
-	aheadBytes   = 4 << 20
+	aheadBytes   = 2 << 20
 )
 
 func (d *driver) messages(ctx context.Context) (jetstream.MessagesContext, error) {

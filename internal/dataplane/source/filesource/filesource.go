@@ -1,7 +1,8 @@
 // Package filesource reads messages from a file: to its end, or for ever as it grows.
 //
 // It is exact: the position of a message is where its record starts in the file, so that after any crash the same messages come again
-// under the same positions. It follows one file; when the file was truncated or another one lies at its path, it says so and stops,
+// under the same positions. The last line of a file that is not followed counts without its line end; what is appended to the file before a
+// later run is read as new lines, not as the rest of that one. It follows one file; when the file was truncated or another one lies at its path, it says so and stops,
 // since positions would otherwise name two messages.
 package filesource
 

@@ -275,6 +275,69 @@ func TestRotatedWhileFollowed(t *testing.T) {
 	refuses(t, err, filesource.ErrReplaced, path, "new partition name")
 }
 
+// TestCrash goes on from what was saved at each moment, and finds every message under the position that it had before.
+func TestCrash(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.csv")
+	var content strings.Builder
+	content.WriteString("n,text\r\n")
+	for i := range 500 {
+		fmt.Fprintf(&content, "%d,\"%s\"\r\n", i, strings.Repeat("\r\n", i%4))
+	}
+	put(t, path, content.String())
+	positions := &sourcetest.Positions{}
+	cfg := filesource.Config{Path: path, Format: records.CSV, Positions: positions, SaveEvery: time.Nanosecond}
+	r := open(t, cfg)
+	was := map[uint64]string{}
+	var order []uint64
+	type moment struct {
+		saved *sourcetest.Positions
+		done  int
+	}
+	var moments []moment
+	for {
+		b, err := r.Read(t.Context(), 7)
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range b.Messages {
+			was[m.Pos] = string(m.Value)
+			order = append(order, m.Pos)
+		}
+		if len(moments)%3 != 2 { // not all of it is acknowledged at each moment
+			if err := r.Ack(t.Context(), b); err != nil {
+				t.Fatal(err)
+			}
+		}
+		done := len(order)
+		if len(moments)%3 == 2 {
+			done -= len(b.Messages)
+		}
+		moments = append(moments, moment{positions.Snapshot(), done})
+	}
+	if len(order) != 500 {
+		t.Fatalf("%d records", len(order))
+	}
+	for _, m := range moments {
+		cfg.Positions = m.saved
+		r := open(t, cfg)
+		for _, pos := range order[m.done:] {
+			b, err := r.Read(t.Context(), 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := b.Messages[0]; got.Pos != pos || string(got.Value) != was[pos] {
+				t.Fatalf("position %d has %s, want %d with %s", got.Pos, got.Value, pos, was[pos])
+			}
+		}
+		if err := r.Close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestCSVGoesOnAfterItsHeader(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.csv")
 	put(t, path, "id,text\n1,\"two\nlines\"\n2,x\n3,y\n")

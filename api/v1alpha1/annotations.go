@@ -1,0 +1,95 @@
+package v1alpha1
+
+import (
+	"strconv"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// Annotations that Levada reads from the metadata of a Pipeline or a MonoVertex. Where a vertex is named, a MonoVertex is
+// named by its own name. Any other annotation under AnnotationPrefix is an error, so that a typing error is not ignored.
+const (
+	AnnotationPrefix = "levada.io/"
+
+	// AnnotationFunction, followed by ".VERTEX" or ".VERTEX.ROLE", is the command line of the program that stands in for
+	// the vertex's container when the pipeline runs on one machine. Without a role it is the container of the vertex's own
+	// kind: udf, udsource or udsink.
+	AnnotationFunction = AnnotationPrefix + "function"
+
+	// AnnotationProcessingTimeout is the deadline of one function call, a Go duration. Followed by ".VERTEX" it concerns
+	// that vertex only, and wins.
+	AnnotationProcessingTimeout = AnnotationPrefix + "processing-timeout"
+
+	// AnnotationBlockBytes is the most bytes that are stored as one block: a number, or a quantity such as 512Ki.
+	AnnotationBlockBytes = AnnotationPrefix + "block-bytes"
+)
+
+// Bounds of AnnotationBlockBytes. Below, a block's own cost outweighs what it saves; above, brokers refuse it.
+const (
+	MinBlockBytes = 1 << 10
+	MaxBlockBytes = 64 << 20
+)
+
+// Role is the place of a user's container in a vertex; the values are Numaflow's container names.
+type Role string
+
+// The roles of user's containers that a program can stand in for.
+const (
+	RoleUDF           Role = "udf"
+	RoleTransformer   Role = "transformer"
+	RoleUDSource      Role = "udsource"
+	RoleUDSink        Role = "udsink"
+	RoleFallbackSink  Role = "fb-udsink"
+	RoleOnSuccessSink Role = "ons-udsink"
+)
+
+var allRoles = []Role{RoleUDF, RoleTransformer, RoleUDSource, RoleUDSink, RoleFallbackSink, RoleOnSuccessSink}
+
+// mainRole says which container an annotation without a role means.
+func (r Role) mainRole() bool { return r == RoleUDF || r == RoleUDSource || r == RoleUDSink }
+
+// FunctionCommand is the command line of the program that stands in for the container of a vertex, "" when there is none.
+func FunctionCommand(meta metav1.Object, vertex string, role Role) string {
+	a := meta.GetAnnotations()
+	if cmd, ok := a[AnnotationFunction+"."+vertex+"."+string(role)]; ok || !role.mainRole() {
+		return cmd
+	}
+	return a[AnnotationFunction+"."+vertex]
+}
+
+// ProcessingTimeout is the deadline of one function call in a vertex. It is false when none is set or it is not valid.
+func ProcessingTimeout(meta metav1.Object, vertex string) (time.Duration, bool) {
+	a := meta.GetAnnotations()
+	value, ok := a[AnnotationProcessingTimeout+"."+vertex]
+	if !ok {
+		value, ok = a[AnnotationProcessingTimeout]
+	}
+	if !ok {
+		return 0, false
+	}
+	d, err := time.ParseDuration(value)
+	return d, err == nil && d > 0
+}
+
+// BlockBytes is the most bytes that are stored as one block. It is false when that is not set or not valid.
+func BlockBytes(meta metav1.Object) (int64, bool) {
+	value, ok := meta.GetAnnotations()[AnnotationBlockBytes]
+	if !ok {
+		return 0, false
+	}
+	return parseBlockBytes(value)
+}
+
+func parseBlockBytes(value string) (int64, bool) {
+	n, err := strconv.ParseInt(value, 10, 64)
+	if err != nil {
+		q, err := resource.ParseQuantity(value)
+		if err != nil {
+			return 0, false
+		}
+		n = q.Value()
+	}
+	return n, n >= MinBlockBytes && n <= MaxBlockBytes
+}

@@ -1,0 +1,133 @@
+package v1alpha1
+
+import "fmt"
+
+// sinkView is a sink as its rules see it.
+type sinkView struct {
+	sink    *Sink
+	vertex  string
+	serving bool
+	at      path
+}
+
+var sinkRules = []func(*report, sinkView){
+	sinksAreValid,
+	sinkRetryIsValid,
+	fallbackHasAUse,
+}
+
+func checkSink(r *report, s sinkView) {
+	for _, rule := range sinkRules {
+		rule(r, s)
+	}
+}
+
+func sinksAreValid(r *report, v sinkView) {
+	checkAbstractSink(r, &v.sink.AbstractSink, v, RoleUDSink, v.at)
+	if v.sink.Fallback != nil {
+		checkAbstractSink(r, v.sink.Fallback, v, RoleFallbackSink, v.at.at("fallback"))
+	}
+	if v.sink.OnSuccess != nil {
+		checkAbstractSink(r, v.sink.OnSuccess, v, RoleOnSuccessSink, v.at.at("onSuccess"))
+	}
+}
+
+func checkAbstractSink(r *report, s *AbstractSink, v sinkView, role Role, at path) {
+	exactlyOne(r, at, CodeSinkType, "a sink", []choice{
+		{"log", s.Log != nil}, {"blackhole", s.Blackhole != nil}, {"kafka", s.Kafka != nil}, {"pulsar", s.Pulsar != nil},
+		{"sqs", s.Sqs != nil}, {"udsink", s.UDSink != nil}, {"serve", s.Serve != nil}, {"file", s.File != nil},
+		{"stdout", s.Stdout != nil}, {"jetstream", s.JetStream != nil}, {"nats", s.Nats != nil},
+	})
+	if k := s.Kafka; k != nil {
+		checkKafka(r, k.Brokers, k.Topic, k.Config, k.TLS, k.SASL, at.at("kafka"))
+	}
+	if p := s.Pulsar; p != nil {
+		checkPulsar(r, p.ServerAddr, p.Topic, p.Auth, at.at("pulsar"))
+		if p.ProducerName == "" {
+			r.required(at.at("pulsar.producerName"), "a name")
+		}
+	}
+	if q := s.Sqs; q != nil {
+		checkSqs(r, q.AWSRegion, q.QueueName, q.QueueOwnerAWSAccountID, q.AssumeRole, at.at("sqs"))
+	}
+	if s.UDSink != nil {
+		containerRuns(r, s.UDSink.Container, v.vertex, role, at.at("udsink.container"))
+	}
+	if s.Serve != nil && !v.serving {
+		r.add(at.at("serve"), Problem{Code: CodeServing, Message: "the sink serve works in a ServingPipeline only"})
+	}
+	if f := s.File; f != nil {
+		if f.Path == "" {
+			r.required(at.at("file.path"), "the path of a file")
+		}
+		enum(r, at.at("file.format"), CodeEnum, f.Format, OutputFormatRaw, OutputFormatJSON)
+	}
+	if o := s.Stdout; o != nil {
+		enum(r, at.at("stdout.format"), CodeEnum, o.Format, OutputFormatRaw, OutputFormatJSON)
+	}
+	if j := s.JetStream; j != nil {
+		checkNatsSink(r, j.URL, j.Subject, j.TLS, j.Auth, at.at("jetstream"))
+	}
+	if n := s.Nats; n != nil {
+		checkNatsSink(r, n.URL, n.Subject, n.TLS, n.Auth, at.at("nats"))
+	}
+}
+
+func checkNatsSink(r *report, url, subject string, tls *TLS, auth *NatsAuth, at path) {
+	natsURL(r, url, at.at("url"))
+	checkSubject(r, subject, false, at.at("subject"))
+	checkTLS(r, tls, at.at("tls"))
+	checkNatsAuth(r, auth, at.at("auth"))
+}
+
+func sinkRetryIsValid(r *report, v sinkView) {
+	retry, at := &v.sink.RetryStrategy, v.at.at("retryStrategy")
+	checkRetry(r, retry, at)
+	if o := retry.OnFailure; o != nil && *o == OnFailureFallback && v.sink.Fallback == nil {
+		r.add(at.at("onFailure"), Problem{
+			Code: CodeFallback, Message: "onFailure is fallback, and there is no fallback sink",
+			Hint: "give the sink a fallback, say fallback: {log: {}}",
+		})
+	}
+	if (retry.OnFailure != nil || retry.BackOff != nil) && v.sink.UDSink == nil {
+		r.add(at, Problem{Code: CodeNoEffect, Message: "retryStrategy has no effect on a sink that is not a udsink", Hint: "built-in sinks try again until they succeed"})
+	}
+}
+
+// Only a user's sink can answer that a message is for the fallback, or was a success worth telling.
+func fallbackHasAUse(r *report, v sinkView) {
+	if v.sink.UDSink != nil {
+		return
+	}
+	for _, s := range []struct {
+		field string
+		sink  *AbstractSink
+	}{{"fallback", v.sink.Fallback}, {"onSuccess", v.sink.OnSuccess}} {
+		if s.sink != nil {
+			r.add(v.at.at(s.field), Problem{Code: CodeNoEffect, Message: fmt.Sprintf("%s receives nothing, because only a udsink sends messages there", s.field)})
+		}
+	}
+}
+
+func checkRetry(r *report, retry *RetryStrategy, at path) {
+	if o := retry.OnFailure; o != nil {
+		enum(r, at.at("onFailure"), CodeEnum, *o, OnFailureRetry, OnFailureFallback, OnFailureDrop)
+	}
+	b, at := retry.BackOff, at.at("backoff")
+	if b == nil {
+		return
+	}
+	atLeast(r, b.Steps, 1, at.at("steps"), CodeBackoff)
+	positive(r, b.Interval, at.at("interval"))
+	atLeast(r, b.Factor, 1, at.at("factor"), CodeBackoff)
+	if j := b.Jitter; j != nil && (*j < 0 || *j >= 1) {
+		r.add(at.at("jitter"), Problem{Code: CodeBackoff, Message: fmt.Sprintf("jitter is %v", *j), Expected: "0 to below 1"})
+	}
+	interval := defaultBackoffInterval
+	if b.Interval != nil {
+		interval = b.Interval.Duration
+	}
+	if b.Cap != nil && b.Cap.Duration < interval {
+		r.add(at.at("cap"), Problem{Code: CodeBackoff, Message: fmt.Sprintf("cap %s is less than interval %s", b.Cap.Duration, interval), Expected: fmt.Sprintf("at least %s", interval)})
+	}
+}

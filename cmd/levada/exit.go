@@ -1,0 +1,24 @@
+package main
+
+import "fmt"
+
+// The exit codes of commands that check something.
+const (
+	exitProblems = 1 // it was checked, and there are problems
+	exitUsage    = 2 // it could not be checked, because the command line is wrong
+)
+
+// exitError ends the process with a code. Without an err there is nothing left to say.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit code %d", e.code)
+	}
+	return e.err.Error()
+}
+
+func (e exitError) Unwrap() error { return e.err }

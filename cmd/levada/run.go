@@ -1,0 +1,246 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/levada-io/levada/api/v1alpha1"
+	"github.com/levada-io/levada/internal/dataplane/function"
+	"github.com/levada-io/levada/internal/standalone"
+)
+
+type runFlags struct {
+	dataDir, nats, listen, secretDir, dir string
+	functions                             []string
+	replicas                              int
+	sync, drain, timeout, interval        time.Duration
+	skipCorrupt, quiet                    bool
+	log                                   logFlags
+	output                                string
+}
+
+func newRunCommand() *cobra.Command {
+	var f runFlags
+	cmd := &cobra.Command{
+		Use:   "run FILE|DIR|-...",
+		Short: "Run pipelines on this machine, with everything in one process",
+		Long: `Run the Pipelines and MonoVertices of the files, with broker, buffers and all vertices in this process and functions as child processes.
+
+What must survive is in the data directory (--data): after any stop, also a kill or a power loss, the same command goes on where it was.
+The command ends with 0 when all sources are finite and everything is delivered, or after SIGTERM or Ctrl-C, which drain what is in hand.`,
+		Example: `  levada run pipeline.yaml
+  levada run pipeline.yaml --function cat=./my-function --function "out/fb-udsink=./sink --flag"
+  levada run manifests/ --nats nats://127.0.0.1:4222 --log-format json`,
+		Args: atLeastOneArgument,
+		RunE: func(cmd *cobra.Command, args []string) error { return run(cmd, args, &f) },
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&f.dataDir, "data", "", "data directory (default: .levada/ and the name of the first file, beside it)")
+	flags.StringArrayVar(&f.functions, "function", nil, "VERTEX=COMMAND: the program in the place of a container; also VERTEX/ROLE=COMMAND and PIPELINE/VERTEX=COMMAND")
+	flags.StringVar(&f.nats, "nats", "", "URL of a NATS JetStream broker, instead of the one in this process")
+	flags.IntVar(&f.replicas, "replicas", 1, "replicas of streams, with --nats")
+	flags.DurationVar(&f.sync, "sync-interval", 0, "write through to the disk this often, instead of before each acknowledgement: faster, and a power loss costs that much time")
+	flags.DurationVar(&f.drain, "drain-timeout", 30*time.Second, "time to finish what is in hand after SIGTERM")
+	flags.DurationVar(&f.timeout, "processing-timeout", 2*time.Minute, "how long a function may take for one message before it counts as hanging")
+	flags.StringVar(&f.secretDir, "secret-dir", "", "directory of secrets, a file NAME/KEY each, beside the Secrets of the manifests")
+	flags.StringVar(&f.listen, "listen", "127.0.0.1:0", "address of metrics, probes, pprof and the API")
+	flags.BoolVar(&f.skipCorrupt, "skip-corrupt", false, "go on without stored blocks that are damaged, and keep what is left of them in the data directory")
+	flags.DurationVar(&f.interval, "interval", 2*time.Second, "time between two lines of progress")
+	flags.BoolVarP(&f.quiet, "quiet", "q", false, "no progress")
+	flags.StringVarP(&f.output, "output", "o", "auto", "progress as table, text, json; auto is a table on a terminal")
+	f.log.register(flags)
+	return cmd
+}
+
+func run(cmd *cobra.Command, args []string, f *runFlags) error {
+	stdout, stderr := cmd.OutOrStdout(), cmd.ErrOrStderr()
+	log, err := f.log.logger(stderr)
+	if err != nil {
+		return err
+	}
+	objects, err := loadRunnable(cmd, args, stderr)
+	if err != nil {
+		return err
+	}
+	commands, err := parseFunctions(f.functions, objects)
+	if err != nil {
+		return exitError{exitUsage, err}
+	}
+	if f.dataDir == "" {
+		f.dataDir = defaultDataDir(args[0])
+	}
+	dir := "."
+	if args[0] != "-" {
+		if dir = args[0]; !isDir(dir) {
+			dir = filepath.Dir(dir)
+		}
+	}
+	view, err := newView(f.output, stderr, f.quiet, f.interval, f.log.json(stderr), writesToTerminal(objects, stdout))
+	if err != nil {
+		return exitError{exitUsage, err}
+	}
+	begun := time.Now()
+	ctx, cancel := context.WithCancel(cmd.Context())
+	defer cancel()
+	shown := make(chan struct{})
+	cfg := standalone.Config{
+		Objects: objects, DataDir: f.dataDir, NATS: f.nats, Replicas: f.replicas, SyncInterval: f.sync, Commands: commands, Dir: dir,
+		FunctionTimeout: f.timeout, DrainTimeout: f.drain, SecretDir: f.secretDir, SkipCorrupt: f.skipCorrupt, Listen: f.listen,
+		Stdin: cmd.InOrStdin(), Stdout: stdout, Logger: log, Version: version, Output: printLine(stderr, log, f.log.json(stderr)),
+		Started: func(r *standalone.Running) {
+			view.start(r, f.dataDir, time.Since(begun))
+			go func() { // ends with ctx; run waits for shown
+				defer close(shown)
+				view.follow(ctx, r)
+			}()
+		},
+	}
+	started := false
+	inner := cfg.Started
+	cfg.Started = func(r *standalone.Running) { started = true; inner(r) }
+	err = standalone.Run(ctx, cfg)
+	cancel()
+	if started {
+		<-shown
+		view.end(time.Since(begun), err)
+	}
+	return err
+}
+
+// loadRunnable reads manifests, tells what is wrong with them or will be ignored, and fills in defaults.
+func loadRunnable(cmd *cobra.Command, args []string, stderr io.Writer) ([]v1alpha1.Object, error) {
+	m := loadManifests(args, cmd.InOrStdin())
+	problems := checkManifests(m, true)
+	if len(problems) > 0 {
+		page := problemPage{problems: problems, manifests: len(m.objects)}
+		if isTerminal(stderr) {
+			page.lines = m.lines
+		}
+		if err := writeText(stderr, page); err != nil {
+			return nil, err
+		}
+	}
+	if problems.HasErrors() {
+		return nil, exitError{code: exitProblems}
+	}
+	for _, o := range m.objects {
+		v1alpha1.SetDefaults(o.Manifest)
+	}
+	return m.objects, nil
+}
+
+// parseFunctions reads --function flags and refuses names that no manifest has.
+func parseFunctions(flags []string, objects []v1alpha1.Object) (map[string]string, error) {
+	known := map[string]bool{}
+	for _, o := range objects {
+		switch m := o.Manifest.(type) {
+		case *v1alpha1.Pipeline:
+			for i := range m.Spec.Vertices {
+				known[m.Spec.Vertices[i].Name] = true
+				known[m.Name+"/"+m.Spec.Vertices[i].Name] = true
+			}
+		case *v1alpha1.MonoVertex:
+			known[m.Name] = true
+		}
+	}
+	commands := map[string]string{}
+	for _, flag := range flags {
+		name, command, ok := strings.Cut(flag, "=")
+		if !ok || name == "" || strings.TrimSpace(command) == "" {
+			return nil, fmt.Errorf("--function %q: expected VERTEX=COMMAND, for instance --function cat=./my-function", flag)
+		}
+		vertexName := name
+		if !known[vertexName] {
+			if head, role, ok := cutLast(name, "/"); ok && isRole(role) {
+				vertexName = head
+			}
+		}
+		if !known[vertexName] {
+			return nil, fmt.Errorf("--function %q: no vertex is called %s; the vertices are %s", flag, vertexName, strings.Join(sortedNames(known), ", "))
+		}
+		commands[name] = command
+	}
+	return commands, nil
+}
+
+func cutLast(s, sep string) (before, after string, ok bool) {
+	i := strings.LastIndex(s, sep)
+	if i < 0 {
+		return s, "", false
+	}
+	return s[:i], s[i+len(sep):], true
+}
+
+func isRole(s string) bool {
+	switch function.Role(s) {
+	case function.UDF, function.Transformer, function.UDSource, function.UDSink, function.FallbackSink, function.OnSuccessSink:
+		return true
+	}
+	return false
+}
+
+func sortedNames(known map[string]bool) (names []string) {
+	for n := range known {
+		if !strings.Contains(n, "/") {
+			names = append(names, n)
+		}
+	}
+	return names
+}
+
+func defaultDataDir(file string) string {
+	if file == "-" {
+		return filepath.Join(".levada", "stdin")
+	}
+	base := filepath.Base(filepath.Clean(file))
+	return filepath.Join(filepath.Dir(file), ".levada", strings.TrimSuffix(base, filepath.Ext(base)))
+}
+
+func isDir(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
+}
+
+// writesToTerminal reports whether a sink prints where a table would be drawn.
+func writesToTerminal(objects []v1alpha1.Object, stdout io.Writer) bool {
+	if !isTerminal(stdout) {
+		return false
+	}
+	prints := func(s *v1alpha1.Sink) bool {
+		return s != nil && (s.Log != nil || s.Stdout != nil || s.Fallback != nil && (s.Fallback.Log != nil || s.Fallback.Stdout != nil))
+	}
+	for _, o := range objects {
+		switch m := o.Manifest.(type) {
+		case *v1alpha1.Pipeline:
+			for i := range m.Spec.Vertices {
+				if prints(m.Spec.Vertices[i].Sink) {
+					return true
+				}
+			}
+		case *v1alpha1.MonoVertex:
+			if prints(m.Spec.Sink) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// printLine passes on what functions print.
+func printLine(stderr io.Writer, log *slog.Logger, json bool) func(pipeline, vertex string, role function.Role, line string) {
+	return func(pipeline, vertex string, role function.Role, line string) {
+		if json {
+			log.Info(line, "pipeline", pipeline, "vertex", vertex, "container", string(role))
+			return
+		}
+		fmt.Fprintf(stderr, "%s | %s\n", vertex, line)
+	}
+}

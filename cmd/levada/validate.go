@@ -1,0 +1,102 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	_ "time/tzdata" // time zones of manifests are checked on machines without any
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/levada-io/levada/api/v1alpha1"
+)
+
+func newValidateCommand() *cobra.Command {
+	var (
+		format   string
+		strict   bool
+		runnable bool
+		excerpt  string
+	)
+	cmd := &cobra.Command{
+		Use:   "validate FILE|DIR|-...",
+		Short: "Check manifests, offline, and report every problem with its place",
+		Long: `Check manifests as strictly as the Kubernetes API server and the operator would, without either.
+
+Each problem has a place, a code, and where possible what was probably meant; "levada explain CODE" says more.
+The exit code is 0 when there is no error, 1 when there is one, and 2 when the command line is wrong.`,
+		Example: `  levada validate pipeline.yaml
+  levada validate --strict -o sarif deploy/ > levada.sarif
+  kustomize build . | levada validate -`,
+		Args:          atLeastOneArgument,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			write, ok := problemFormats[format]
+			if !ok {
+				return exitError{exitUsage, fmt.Errorf("there is no output format %q; use text, json, sarif or github", format)}
+			}
+			if excerpt != "auto" && excerpt != "always" && excerpt != "never" {
+				return exitError{exitUsage, fmt.Errorf("--excerpt is auto, always or never, not %q", excerpt)}
+			}
+			m := loadManifests(args, cmd.InOrStdin())
+			problems := checkManifests(m, runnable)
+			if strict {
+				warningsAreErrors(problems)
+			}
+			out := cmd.OutOrStdout()
+			page := problemPage{problems: problems, manifests: len(m.objects)}
+			if excerpt == "always" || excerpt == "auto" && isTerminal(out) {
+				page.lines = m.lines
+			}
+			if err := write(out, page); err != nil {
+				return err
+			}
+			if problems.HasErrors() {
+				return exitError{code: exitProblems}
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVarP(&format, "output", "o", "text", "text, json, sarif or github")
+	cmd.Flags().BoolVar(&strict, "strict", false, "make errors of warnings")
+	cmd.Flags().BoolVar(&runnable, "runnable", false, "also report what this version cannot run")
+	cmd.Flags().StringVar(&excerpt, "excerpt", "auto", "show the line of each problem: auto (on terminals), always or never")
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return exitError{exitUsage, err} })
+	return cmd
+}
+
+// atLeastOneArgument makes a command without a file a usage error.
+func atLeastOneArgument(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return exitError{exitUsage, fmt.Errorf("%s needs a file, a directory, or - for the standard input", cmd.Name())}
+	}
+	return nil
+}
+
+// checkManifests adds to the problems of reading those of the contents.
+func checkManifests(m manifests, runnable bool) v1alpha1.Problems {
+	problems := append(m.problems, v1alpha1.Validate(m.objects)...)
+	for _, o := range m.objects {
+		problems = append(problems, v1alpha1.Unsupported(o)...)
+		if runnable {
+			problems = append(problems, v1alpha1.NotRunnable(o)...)
+		}
+	}
+	problems.Sort()
+	return problems
+}
+
+func warningsAreErrors(problems v1alpha1.Problems) {
+	for i := range problems {
+		if problems[i].Severity == v1alpha1.SeverityWarning {
+			problems[i].Severity = v1alpha1.SeverityError
+		}
+	}
+}
+
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}

@@ -1,0 +1,239 @@
+package deadletter
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/levada-io/levada/internal/flow"
+)
+
+// Letter is a message that was put aside.
+type Letter struct {
+	// Name is how a person names it: the vertex and a hash of the message's id.
+	Name     string    `json:"name"`
+	Pipeline string    `json:"pipeline"`
+	Vertex   string    `json:"vertex"`
+	ID       string    `json:"id"`
+	Buried   time.Time `json:"buried"`
+	Failure  Failure   `json:"failure"`
+	// Message is the original, with its headers, keys and metadata.
+	Message flow.Message `json:"-"`
+}
+
+// Store keeps the letters of a pipeline in a JetStream stream: one subject a letter, so that putting a message again changes nothing, however much later.
+// Payloads that are too large for a message lie in an object store beside it.
+type Store struct {
+	js       jetstream.JetStream
+	pipeline string
+	stream   string
+}
+
+// Open opens the store of a pipeline, and makes it if it is not there. prefix is {namespace}-{pipeline}.
+func Open(ctx context.Context, js jetstream.JetStream, prefix, pipeline string, replicas int) (*Store, error) {
+	s := &Store{js: js, pipeline: pipeline, stream: prefix + "_DEADLETTERS"}
+	_, err := js.Stream(ctx, s.stream)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		_, err = js.CreateStream(ctx, jetstream.StreamConfig{
+			Name: s.stream, Subjects: []string{s.stream + ".>"}, Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardNew, DiscardNewPerSubject: true,
+			MaxMsgsPerSubject: 1, Replicas: max(1, replicas), Storage: jetstream.FileStorage, AllowDirect: true,
+		})
+	}
+	if err != nil {
+		return nil, fmt.Errorf("dead letters %s: %w", s.stream, err)
+	}
+	return s, nil
+}
+
+const (
+	headerLetter = "Levada-Letter"
+	headerObject = "Levada-Payload-Object"
+	maxEvidence  = 16 << 10
+)
+
+func name(vertex, id string) string {
+	sum := sha256.Sum256([]byte(id))
+	return vertex + "." + hex.EncodeToString(sum[:6])
+}
+
+// Put stores a message of a vertex with its evidence, durably. Putting it again changes nothing.
+func (s *Store) Put(ctx context.Context, vertex string, m *flow.Message, f *Failure) error {
+	evidence := *f
+	evidence.Stack, evidence.Output, evidence.Error = bounded(evidence.Stack), bounded(evidence.Output), bounded(evidence.Error)
+	l := Letter{Name: name(vertex, m.ID), Pipeline: s.pipeline, Vertex: vertex, ID: m.ID, Buried: time.Now().UTC(), Failure: evidence}
+	head, err := json.Marshal(l)
+	if err != nil {
+		return err
+	}
+	kept := *m
+	kept.Tags = nil
+	data, err := flow.Encode(&flow.Block{Lane: vertex, Lo: m.Pos, Hi: m.Pos, Messages: []flow.Message{kept}}, flow.None)
+	if err != nil {
+		return err
+	}
+	// Header values are text of one line: JSON has no raw newlines.
+	msg := &nats.Msg{Subject: s.stream + "." + l.Name, Data: data, Header: nats.Header{headerLetter: {string(head)}}}
+	if int64(len(data)+len(head)) > s.js.Conn().MaxPayload()-4<<10 {
+		if err := s.putObject(ctx, l.Name, data); err != nil {
+			return err
+		}
+		msg.Data = nil
+		msg.Header.Set(headerObject, l.Name)
+	}
+	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+		_, err := s.js.PublishMsg(ctx, msg)
+		var api *jetstream.APIError
+		if err == nil || errors.As(err, &api) && api.ErrorCode == codeFull {
+			return nil // 10077 here: the subject has its one message, it is there already
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+const codeFull = 10077
+
+func bounded(s string) string {
+	if len(s) > maxEvidence {
+		s = "..." + s[len(s)-maxEvidence:]
+	}
+	return strings.ToValidUTF8(s, "?")
+}
+
+func (s *Store) objectStore(ctx context.Context) (jetstream.ObjectStore, error) {
+	bucket := s.stream + "_PAYLOADS"
+	o, err := s.js.ObjectStore(ctx, bucket)
+	if errors.Is(err, jetstream.ErrBucketNotFound) {
+		o, err = s.js.CreateObjectStore(ctx, jetstream.ObjectStoreConfig{Bucket: bucket, Storage: jetstream.FileStorage})
+	}
+	return o, err
+}
+
+func (s *Store) putObject(ctx context.Context, name string, data []byte) error {
+	o, err := s.objectStore(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = o.PutBytes(ctx, name, data)
+	return err
+}
+
+// ErrNotFound means there is no such letter.
+var ErrNotFound = errors.New("no such dead letter")
+
+// List returns the letters of a vertex, or of all for "", oldest first, without their payloads.
+func (s *Store) List(ctx context.Context, vertex string) ([]Letter, error) {
+	stream, err := s.js.Stream(ctx, s.stream)
+	if err != nil {
+		return nil, err
+	}
+	if stream.CachedInfo().State.Msgs == 0 {
+		return nil, nil
+	}
+	filter := s.stream + ".>"
+	if vertex != "" {
+		filter = s.stream + "." + vertex + ".*"
+	}
+	c, err := s.js.OrderedConsumer(ctx, s.stream, jetstream.OrderedConsumerConfig{FilterSubjects: []string{filter}, HeadersOnly: true})
+	if err != nil {
+		return nil, err
+	}
+	info, err := c.Info(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var letters []Letter
+	for left := info.NumPending; left > 0; left-- {
+		msg, err := c.Next(jetstream.FetchMaxWait(5 * time.Second))
+		if err != nil {
+			return letters, err
+		}
+		var l Letter
+		if err := json.Unmarshal([]byte(msg.Headers().Get(headerLetter)), &l); err != nil {
+			return letters, fmt.Errorf("dead letter %s: %w", msg.Subject(), err)
+		}
+		letters = append(letters, l)
+	}
+	return letters, nil
+}
+
+// Get returns a letter whole. The error is ErrNotFound if there is none of that name.
+func (s *Store) Get(ctx context.Context, name string) (*Letter, error) {
+	stream, err := s.js.Stream(ctx, s.stream)
+	if err != nil {
+		return nil, err
+	}
+	msg, err := stream.GetLastMsgForSubject(ctx, s.stream+"."+name)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return nil, fmt.Errorf("%w: %s", ErrNotFound, name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	var l Letter
+	if err := json.Unmarshal([]byte(msg.Header.Get(headerLetter)), &l); err != nil {
+		return nil, fmt.Errorf("dead letter %s: %w", name, err)
+	}
+	data := msg.Data
+	if object := msg.Header.Get(headerObject); object != "" {
+		o, err := s.objectStore(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if data, err = o.GetBytes(ctx, object); err != nil {
+			return nil, fmt.Errorf("payload of dead letter %s: %w", name, err)
+		}
+	}
+	b, err := flow.Decode(data)
+	if err != nil || len(b.Messages) != 1 {
+		return nil, fmt.Errorf("dead letter %s: %w", name, errors.Join(err, flow.ErrCorrupt))
+	}
+	l.Message = b.Messages[0]
+	return &l, nil
+}
+
+// Drop removes a letter for good.
+func (s *Store) Drop(ctx context.Context, name string) error {
+	stream, err := s.js.Stream(ctx, s.stream)
+	if err != nil {
+		return err
+	}
+	msg, err := stream.GetLastMsgForSubject(ctx, s.stream+"."+name)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return fmt.Errorf("%w: %s", ErrNotFound, name)
+	}
+	if err != nil {
+		return err
+	}
+	if object := msg.Header.Get(headerObject); object != "" {
+		if o, err := s.objectStore(ctx); err == nil {
+			_ = o.Delete(ctx, object)
+		}
+	}
+	return stream.DeleteMsg(ctx, msg.Sequence)
+}
+
+// Of is the store for one vertex; it implements forward.DeadLetters.
+func (s *Store) Of(vertex string) VertexStore { return VertexStore{s, vertex} }
+
+// VertexStore puts messages of one vertex aside.
+type VertexStore struct {
+	store  *Store
+	vertex string
+}
+
+// Put implements forward.DeadLetters.
+func (v VertexStore) Put(ctx context.Context, m *flow.Message, f *Failure) error {
+	return v.store.Put(ctx, v.vertex, m, f)
+}

@@ -1,0 +1,309 @@
+// Package jetstreamsource reads a stream, which must exist, with a durable consumer that pods share.
+//
+// Delivery is at least once, and a message has the same id each time: its stream and sequence, by which a reader drops what it has seen. It
+// has no position in the pipeline's sense. Sequences ascend, but a message that was nacked or not acknowledged in time comes behind later ones, and
+// several pods each get some of them: no pod could promise that it has all up to a point.
+package jetstreamsource
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/levada-io/levada/internal/dataplane/source"
+	"github.com/levada-io/levada/internal/flow"
+)
+
+// Config of a source. The zero value of a field is its default.
+type Config struct {
+	// Conn is the connection, which the source does not close. Required. It should reconnect for ever (nats.MaxReconnects(-1)).
+	Conn *nats.Conn
+	// Stream to read. Required.
+	Stream string
+	// Consumer is the durable consumer's name. Required. It is made if it is not there, and never removed: it holds what was acknowledged.
+	Consumer string
+	// DeliverPolicy is where a new consumer begins: all (the default), new, last, last_per_subject, "by_start_sequence N" or
+	// "by_start_time MILLISECONDS". One that is there goes on where it was.
+	DeliverPolicy string
+	// FilterSubjects are the subjects to read. Default: all.
+	FilterSubjects []string
+	// AckWait is how long the server waits for a sign of life before it gives a message to another pod. Default 30 s. Messages in hand are
+	// reported to be so every third of it. A consumer that is there keeps its own.
+	AckWait time.Duration
+	// MaxAckPending is how many messages all pods together may have in hand. Default 25000. A consumer that is there keeps its own.
+	MaxAckPending int
+	// ReadAhead is how many messages wait here for Read. Default 1000: two blocks.
+	ReadAhead int
+}
+
+func (c Config) withDefaults() Config {
+	c.DeliverPolicy = cmp.Or(c.DeliverPolicy, "all")
+	c.AckWait = cmp.Or(c.AckWait, 30*time.Second)
+	c.MaxAckPending = cmp.Or(c.MaxAckPending, 25_000)
+	c.ReadAhead = cmp.Or(c.ReadAhead, 1000)
+	return c
+}
+
+// ErrClosed means that the source was closed.
+var ErrClosed = errors.New("jetstream source is closed")
+
+// Reader is the source.
+type Reader struct {
+	cfg      Config
+	consumer jetstream.Consumer
+	ackWait  time.Duration
+	acks     *acks
+
+	ready   chan *item    // has room for ReadAhead
+	taken   chan struct{} // Read took some
+	trouble chan error    // the last fault of the pump, until somebody reads it
+
+	mu     sync.Mutex
+	inHand map[uint64]*item // by stream sequence: from its arrival to its ack or nack
+
+	stop    context.CancelFunc
+	ctx     context.Context //nolint:containedctx // the life of the goroutines
+	running sync.WaitGroup
+	close   sync.Once
+}
+
+// item is a message in hand.
+type item struct {
+	seq     uint64
+	message flow.Message
+	in      jetstream.Msg // the last delivery of it
+	done    bool
+}
+
+// New finds or makes the consumer. Errors name the field and what to do.
+func New(ctx context.Context, cfg Config) (*Reader, error) {
+	cfg = cfg.withDefaults()
+	switch {
+	case cfg.Conn == nil:
+		return nil, errors.New("conn: required, the connection to NATS")
+	case cfg.Stream == "":
+		return nil, errors.New("stream: required, the stream to read")
+	case cfg.Consumer == "":
+		return nil, errors.New("consumer: required, the name of the durable consumer")
+	case cfg.AckWait < 0 || cfg.MaxAckPending < 0 || cfg.ReadAhead < 0:
+		return nil, fmt.Errorf("ackWait %v, maxAckPending %d and readAhead %d must not be negative", cfg.AckWait, cfg.MaxAckPending, cfg.ReadAhead)
+	}
+	consumer, err := openConsumer(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	acks, err := newAcks(cfg.Conn)
+	if err != nil {
+		return nil, fmt.Errorf("subscribe to acknowledgements: %w", err)
+	}
+	r := &Reader{
+		cfg: cfg, consumer: consumer, ackWait: consumer.CachedInfo().Config.AckWait, acks: acks,
+		ready: make(chan *item, cfg.ReadAhead), taken: make(chan struct{}, 1), trouble: make(chan error, 1), inHand: map[uint64]*item{},
+	}
+	r.ctx, r.stop = context.WithCancel(context.Background())
+	r.running.Go(r.pump)
+	r.running.Go(r.keepAlive)
+	return r, nil
+}
+
+func openConsumer(ctx context.Context, cfg Config) (jetstream.Consumer, error) {
+	policy, err := deliverPolicy(cfg.DeliverPolicy)
+	if err != nil {
+		return nil, err
+	}
+	js, err := jetstream.New(cfg.Conn)
+	if err != nil {
+		return nil, fmt.Errorf("conn: %w", err)
+	}
+	stream, err := js.Stream(ctx, cfg.Stream)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return nil, fmt.Errorf("stream: there is no stream %q; make it first, for instance: nats stream add %s", cfg.Stream, cfg.Stream)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("stream %s: %w", cfg.Stream, err)
+	}
+	consumer, err := stream.Consumer(ctx, cfg.Consumer)
+	if errors.Is(err, jetstream.ErrConsumerNotFound) {
+		policy.Durable, policy.AckPolicy, policy.FilterSubjects = cfg.Consumer, jetstream.AckExplicitPolicy, cfg.FilterSubjects
+		policy.AckWait, policy.MaxAckPending, policy.MaxDeliver = cfg.AckWait, cfg.MaxAckPending, -1
+		if policy.DeliverPolicy == jetstream.DeliverLastPerSubjectPolicy && len(cfg.FilterSubjects) == 0 {
+			policy.FilterSubjects = []string{everything} // the server wants one with this policy
+		}
+		consumer, err = stream.CreateConsumer(ctx, policy)
+		if errors.Is(err, jetstream.ErrConsumerExists) { // another pod was faster
+			consumer, err = stream.Consumer(ctx, cfg.Consumer)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("consumer %s of stream %s: %w", cfg.Consumer, cfg.Stream, err)
+	}
+	return consumer, fits(consumer.CachedInfo().Config, cfg)
+}
+
+// everything is the filter that is none.
+const everything = ">"
+
+// fits checks what a consumer that was there must agree in.
+func fits(have jetstream.ConsumerConfig, cfg Config) error {
+	if have.AckPolicy != jetstream.AckExplicitPolicy {
+		return fmt.Errorf("consumer: %s has ack policy %v, and only explicit loses nothing; remove it or use another name", cfg.Consumer, have.AckPolicy)
+	}
+	subjects := have.FilterSubjects
+	if have.FilterSubject != "" {
+		subjects = []string{have.FilterSubject}
+	}
+	if slices.Equal(subjects, []string{everything}) {
+		subjects = nil
+	}
+	if a, b := slices.Sorted(slices.Values(subjects)), slices.Sorted(slices.Values(cfg.FilterSubjects)); !slices.Equal(a, b) {
+		return fmt.Errorf("filter_subjects: consumer %s was made for %q, not for %q; use another consumer name, or change it with the nats CLI", cfg.Consumer, a, b)
+	}
+	return nil
+}
+
+// deliverPolicy reads the manifest's words.
+func deliverPolicy(text string) (c jetstream.ConsumerConfig, err error) {
+	word, number, _ := strings.Cut(strings.TrimSpace(text), " ")
+	simple := map[string]jetstream.DeliverPolicy{
+		"all": jetstream.DeliverAllPolicy, "new": jetstream.DeliverNewPolicy,
+		"last": jetstream.DeliverLastPolicy, "last_per_subject": jetstream.DeliverLastPerSubjectPolicy,
+	}
+	policy, ok := simple[word]
+	switch {
+	case ok && number == "":
+		c.DeliverPolicy = policy
+		return c, nil
+	case word == "by_start_sequence":
+		c.DeliverPolicy = jetstream.DeliverByStartSequencePolicy
+		if c.OptStartSeq, err = strconv.ParseUint(strings.TrimSpace(number), 10, 64); err == nil && c.OptStartSeq > 0 {
+			return c, nil
+		}
+	case word == "by_start_time":
+		if ms, err := strconv.ParseInt(strings.TrimSpace(number), 10, 64); err == nil {
+			at := time.UnixMilli(ms)
+			c.DeliverPolicy, c.OptStartTime = jetstream.DeliverByStartTimePolicy, &at
+			return c, nil
+		}
+	}
+	return c, fmt.Errorf("deliver_policy: %q is not known: use all, new, last, last_per_subject, by_start_sequence N or by_start_time MILLISECONDS", text)
+}
+
+// Read implements source.Reader.
+func (r *Reader) Read(ctx context.Context, limit int) (*source.Batch, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	var first *item
+	select {
+	case first = <-r.ready: // before any trouble: what is there shall go its way
+	default:
+		select {
+		case first = <-r.ready:
+		case err := <-r.trouble:
+			return nil, err
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-r.ctx.Done():
+			return nil, ErrClosed
+		}
+	}
+	n := min(limit, 1+len(r.ready))
+	items := append(make([]*item, 0, n), first)
+	for len(items) < n {
+		items = append(items, <-r.ready) // nobody else takes from it
+	}
+	select {
+	case r.taken <- struct{}{}:
+	default:
+	}
+	b := &source.Batch{Partition: r.cfg.Stream, ByID: true, Messages: make([]flow.Message, n), Token: items}
+	for i, it := range items {
+		b.Messages[i] = it.message
+	}
+	return b, nil
+}
+
+// Ack implements source.Reader. It returns when the server has confirmed each acknowledgement.
+func (r *Reader) Ack(ctx context.Context, b *source.Batch) error {
+	var replies []string
+	items := b.Token.([]*item)
+	r.mu.Lock()
+	for _, it := range items {
+		if !it.done {
+			replies = append(replies, it.in.Reply())
+		}
+	}
+	r.mu.Unlock()
+	if err := r.acks.confirm(ctx, replies); err != nil {
+		return fmt.Errorf("acknowledge to consumer %s of stream %s: %w", r.cfg.Consumer, r.cfg.Stream, err)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, it := range items {
+		r.letGo(it)
+	}
+	return nil
+}
+
+// letGo forgets a message. The lock is held.
+func (r *Reader) letGo(it *item) {
+	it.done = true
+	if r.inHand[it.seq] == it {
+		delete(r.inHand, it.seq)
+	}
+}
+
+// Nack implements source.Reader: the server gives the message again after delay.
+func (r *Reader) Nack(_ context.Context, b *source.Batch, index int, delay time.Duration) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	it := b.Token.([]*item)[index]
+	if it.done || it.in.NakWithDelay(delay) != nil {
+		return false
+	}
+	r.letGo(it)
+	return true
+}
+
+// Pending implements source.Reader: what the consumer has not delivered to any pod.
+func (r *Reader) Pending(ctx context.Context) (int64, error) {
+	info, err := r.consumer.Info(ctx)
+	if err != nil {
+		return -1, fmt.Errorf("consumer %s of stream %s: %w", r.cfg.Consumer, r.cfg.Stream, err)
+	}
+	return int64(info.NumPending), nil
+}
+
+// Close implements source.Reader. What is in hand goes back, so that it comes again at once and not after AckWait.
+func (r *Reader) Close(ctx context.Context) error {
+	var err error
+	r.close.Do(func() {
+		r.stop()
+		r.running.Wait()
+		r.mu.Lock()
+		for _, it := range r.inHand {
+			_ = it.in.Nak() // a hint; without it the server waits AckWait
+			r.letGo(it)
+		}
+		r.mu.Unlock()
+		err = r.acks.close()
+		if ctx, cancel := context.WithTimeout(ctx, 5*time.Second); r.cfg.Conn.IsConnected() {
+			defer cancel()
+			err = errors.Join(err, r.cfg.Conn.FlushWithContext(ctx))
+		} else {
+			cancel()
+		}
+	})
+	return err
+}
+
+var _ source.Reader = (*Reader)(nil)

@@ -1,0 +1,331 @@
+package vertex
+
+import (
+	"context"
+	"encoding/base64"
+	"fmt"
+	"strings"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/levada-io/levada/api/v1alpha1"
+	"github.com/levada-io/levada/internal/dataplane/forward"
+	"github.com/levada-io/levada/internal/dataplane/function"
+	"github.com/levada-io/levada/internal/dataplane/function/builtin"
+	"github.com/levada-io/levada/internal/dataplane/sink"
+	"github.com/levada-io/levada/internal/dataplane/sink/blackholesink"
+	"github.com/levada-io/levada/internal/dataplane/sink/filesink"
+	"github.com/levada-io/levada/internal/dataplane/sink/jetstreamsink"
+	"github.com/levada-io/levada/internal/dataplane/sink/logsink"
+	"github.com/levada-io/levada/internal/dataplane/sink/natssink"
+	"github.com/levada-io/levada/internal/dataplane/sink/render"
+	"github.com/levada-io/levada/internal/dataplane/sink/stdoutsink"
+	"github.com/levada-io/levada/internal/dataplane/source"
+	"github.com/levada-io/levada/internal/dataplane/source/filesource"
+	"github.com/levada-io/levada/internal/dataplane/source/generatorsource"
+	"github.com/levada-io/levada/internal/dataplane/source/records"
+	"github.com/levada-io/levada/internal/dataplane/source/stdinsource"
+	"github.com/levada-io/levada/internal/metrics"
+)
+
+// builder gathers what a vertex is made of.
+type builder struct {
+	v       *Vertex
+	env     *Env
+	lim     limits
+	name    string
+	mono    bool
+	metrics *metrics.Vertex
+}
+
+func (b *builder) loop(input forward.Input, stages []forward.Stage, output forward.Output, m *metrics.Vertex) *forward.Loop {
+	return &forward.Loop{
+		Input: input, Stages: stages, Output: output, Events: m.Loop(), DeadLetters: b.env.DeadLetters.Of(b.name), Logger: b.v.logger,
+	}
+}
+
+func (b *builder) says(what string) {
+	if b.v.Runs != "" {
+		b.v.Runs += ", "
+	}
+	b.v.Runs += what
+}
+
+// function makes the process for a container, or finds its built-in equivalent. Exactly one of the results is set.
+func (b *builder) function(role function.Role, c *v1alpha1.Container) (*function.Function, *builtin.Program, error) {
+	command, image, err := b.env.program(b.name, role, c)
+	if err != nil {
+		return nil, nil, err
+	}
+	vars, values, err := b.env.environment(b.name, b.mono, c)
+	if err != nil {
+		return nil, nil, err
+	}
+	if role == function.UDSource {
+		vars = append(vars, fmt.Sprintf("NUMAFLOW_READ_BATCH_SIZE=%d", b.lim.batch), fmt.Sprintf("NUMAFLOW_READ_TIMEOUT_MS=%d", b.lim.timeout.Milliseconds()))
+	}
+	if command == nil {
+		if image == "" {
+			return nil, nil, fmt.Errorf("its %s has neither an image nor a command: say which program it is with --function %s=COMMAND", role, b.name)
+		}
+		opt := builtin.Options{Env: values, Vertex: b.name, Logger: b.v.logger, Stdout: b.env.Stdout}
+		if c != nil {
+			opt.Args = c.Args
+		}
+		p, err := builtin.ForImage(image, opt)
+		if err != nil {
+			return nil, nil, fmt.Errorf("its %s is the image %s, and there is no container engine here: %w. Say which local program stands in for it with --function %s=COMMAND", role, image, err, b.name)
+		}
+		b.says(string(role) + " " + p.Name + " (built in)")
+		return nil, p, nil
+	}
+	timeout := b.env.Timeout
+	if d, ok := v1alpha1.ProcessingTimeout(b.env.Meta, b.name); ok {
+		timeout = d
+	}
+	f := function.New(function.Config{
+		Name: b.name + "/" + string(role), Role: role, Command: command, Env: vars, SocketRoot: b.env.SocketRoot,
+		Concurrency: b.lim.concurrency, BatchSize: b.lim.batch, Timeout: timeout,
+		Output: b.env.Output(b.name, role), Logger: b.v.logger,
+		Died: func(reason string) { b.metrics.Died(role, reason) },
+	})
+	b.v.functions = append(b.v.functions, f)
+	b.says(string(role) + " " + strings.Join(command, " "))
+	return f, nil, nil
+}
+
+// stage is a function or a transformer as a stage of the loop.
+func (b *builder) stage(role function.Role, c *v1alpha1.Container, named *v1alpha1.Builtin, retry *v1alpha1.RetryStrategy) (forward.Stage, error) {
+	s := forward.Stage{Name: b.name, Retry: retryStrategy(retry), NeedsIDs: true}
+	var program *builtin.Program
+	var err error
+	if command, _, _ := b.env.program(b.name, role, c); named != nil && command == nil {
+		program, err = builtin.Named(named.Name, named.Args, named.KWArgs, builtin.Options{Vertex: b.name, Logger: b.v.logger, Stdout: b.env.Stdout})
+		if err == nil {
+			b.says(string(role) + " " + program.Name + " (built in)")
+		}
+	} else {
+		var f *function.Function
+		if f, program, err = b.function(role, c); f != nil {
+			s.Apply, s.Isolate = f.Map, f.Isolate
+			return s, nil
+		}
+	}
+	if err != nil {
+		return s, err
+	}
+	if program.Map == nil {
+		return s, fmt.Errorf("its %s is %s, which is no function", role, program.Name)
+	}
+	s.Apply, s.NeedsIDs = program.Map, false
+	return s, nil
+}
+
+func (b *builder) mapper(_ context.Context, u *v1alpha1.UDF) (forward.Stage, error) {
+	if u.GroupBy != nil {
+		return forward.Stage{}, fmt.Errorf("reduce is not in this version")
+	}
+	return b.stage(function.UDF, u.Container, u.Builtin, u.RetryStrategy)
+}
+
+// source builds the input of a source vertex, and the transformer's stage if there is one.
+func (b *builder) source(ctx context.Context, s *v1alpha1.Source) (*forward.SourceInput, []forward.Stage, error) {
+	r, err := b.reader(ctx, s)
+	if err != nil {
+		return nil, nil, err
+	}
+	b.v.source = r
+	b.v.closers.add(r.Close)
+	var stages []forward.Stage
+	if t := s.Transformer; t != nil {
+		stage, err := b.stage(function.Transformer, t.Container, t.Builtin, t.RetryStrategy)
+		if err != nil {
+			return nil, nil, err
+		}
+		stages = append(stages, stage)
+	}
+	return &forward.SourceInput{Vertex: b.name, Reader: r, Limit: b.lim.batch, Rate: b.lim.rate, OnError: b.metrics.ReadError, Logger: b.v.logger}, stages, nil
+}
+
+func (b *builder) reader(ctx context.Context, s *v1alpha1.Source) (source.Reader, error) {
+	at := b.env.positions(b.name)
+	switch {
+	case s.File != nil:
+		b.says("file " + s.File.Path)
+		return filesource.New(ctx, filesource.Config{
+			Path: b.env.path(s.File.Path), Format: records.Format(s.File.Format), NoHeader: s.File.CSVHeader != nil && !*s.File.CSVHeader, Follow: s.File.Follow, Positions: at,
+		})
+	case s.Stdin != nil:
+		b.says("standard input")
+		return stdinsource.New(ctx, stdinsource.Config{In: b.env.Stdin, Format: records.Format(s.Stdin.Format), Positions: at})
+	case s.Generator != nil:
+		return b.generator(ctx, s.Generator, at)
+	case s.UDSource != nil:
+		f, p, err := b.function(function.UDSource, s.UDSource.Container)
+		if err != nil {
+			return nil, err
+		}
+		if f != nil {
+			return &function.Source{Function: f, Timeout: b.lim.timeout}, nil
+		}
+		if p.Source == nil {
+			return nil, fmt.Errorf("its udsource is %s, which is no source", p.Name)
+		}
+		return p.Source, nil
+	}
+	return b.network(ctx, s, at)
+}
+
+func (b *builder) generator(ctx context.Context, g *v1alpha1.GeneratorSource, at source.Positions) (source.Reader, error) {
+	cfg := generatorsource.Config{Positions: at, Value: g.Value, Duration: duration(g.Duration), Jitter: duration(g.Jitter)}
+	if g.RPU != nil {
+		cfg.RPU = *g.RPU
+	}
+	if g.MsgSize != nil {
+		cfg.MsgSize = int(*g.MsgSize)
+	}
+	if g.KeyCount != nil {
+		cfg.KeyCount = int(*g.KeyCount)
+	}
+	if g.ValueBlob != nil {
+		blob, err := base64.StdEncoding.DecodeString(*g.ValueBlob)
+		if err != nil {
+			return nil, fmt.Errorf("source.generator.valueBlob: %w", err)
+		}
+		cfg.ValueBlob = blob
+	}
+	b.says("generator")
+	return generatorsource.New(ctx, cfg)
+}
+
+// router is the output of a vertex that writes to buffers.
+func (b *builder) router(p *v1alpha1.PipelineSpec, spec *v1alpha1.AbstractVertex, m *metrics.Vertex) *forward.Router {
+	r := &forward.Router{Events: m.Router()}
+	for i := range p.Edges {
+		e := &p.Edges[i]
+		if e.From != spec.Name {
+			continue
+		}
+		var target *v1alpha1.AbstractVertex
+		for k := range p.Vertices {
+			if p.Vertices[k].Name == e.To {
+				target = &p.Vertices[k]
+			}
+		}
+		r.Edges = append(r.Edges, forward.Edge{
+			To: e.To, Condition: condition(e.Conditions), Partitions: b.env.Partitions(e.To), ByKey: p.IsOrdered(target),
+			Discard: e.OnFull != nil && *e.OnFull == v1alpha1.OnFullDiscardLatest, Back: leadsTo(p, e.To, spec.Name),
+		})
+	}
+	return r
+}
+
+// leadsTo reports whether there is a way from one vertex to another: an edge to such a vertex closes a cycle.
+func leadsTo(p *v1alpha1.PipelineSpec, from, to string) bool {
+	seen := map[string]bool{}
+	var walk func(string) bool
+	walk = func(at string) bool {
+		if at == to {
+			return true
+		}
+		if seen[at] {
+			return false
+		}
+		seen[at] = true
+		for i := range p.Edges {
+			if p.Edges[i].From == at && walk(p.Edges[i].To) {
+				return true
+			}
+		}
+		return false
+	}
+	return walk(from)
+}
+
+func (b *builder) delivery(ctx context.Context, s *v1alpha1.Sink) (*forward.Delivery, error) {
+	d := &forward.Delivery{Retry: retryStrategy(&s.RetryStrategy), Logger: b.v.logger}
+	var err error
+	if d.Primary, err = b.writer(ctx, function.UDSink, &s.AbstractSink); err != nil {
+		return nil, err
+	}
+	if s.Fallback != nil {
+		if d.Fallback, err = b.writer(ctx, function.FallbackSink, s.Fallback); err != nil {
+			return nil, err
+		}
+	}
+	if s.OnSuccess != nil {
+		if d.OnSuccess, err = b.writer(ctx, function.OnSuccessSink, s.OnSuccess); err != nil {
+			return nil, err
+		}
+	}
+	return d, nil
+}
+
+func (b *builder) writer(ctx context.Context, role function.Role, s *v1alpha1.AbstractSink) (sink.Writer, error) {
+	w, err := b.openWriter(ctx, role, s)
+	if err == nil {
+		b.v.closers.add(w.Close)
+	}
+	return w, err
+}
+
+func (b *builder) openWriter(ctx context.Context, role function.Role, s *v1alpha1.AbstractSink) (sink.Writer, error) {
+	switch {
+	case s.Log != nil:
+		b.says("log")
+		return logsink.New(logsink.Config{Out: b.env.Stdout})
+	case s.Blackhole != nil:
+		b.says("blackhole")
+		return blackholesink.New(blackholesink.Config{})
+	case s.File != nil:
+		b.says("file " + s.File.Path)
+		return filesink.New(filesink.Config{Path: b.env.path(s.File.Path), Format: render.Format(s.File.Format), Append: true})
+	case s.Stdout != nil:
+		b.says("standard output")
+		return stdoutsink.New(stdoutsink.Config{Out: b.env.Stdout, Format: render.Format(s.Stdout.Format)})
+	case s.JetStream != nil:
+		conn, err := b.connect(s.JetStream.URL, s.JetStream.TLS, s.JetStream.Auth)
+		if err != nil {
+			return nil, fmt.Errorf("sink.jetstream: %w", err)
+		}
+		b.says("jetstream " + s.JetStream.Subject)
+		return jetstreamsink.New(ctx, jetstreamsink.Config{Conn: conn, Subject: s.JetStream.Subject, Stream: s.JetStream.Stream})
+	case s.Nats != nil:
+		conn, err := b.connect(s.Nats.URL, s.Nats.TLS, s.Nats.Auth)
+		if err != nil {
+			return nil, fmt.Errorf("sink.nats: %w", err)
+		}
+		b.says("nats " + s.Nats.Subject)
+		return natssink.New(natssink.Config{Conn: conn, Subject: s.Nats.Subject})
+	case s.UDSink != nil:
+		f, p, err := b.function(role, s.UDSink.Container)
+		if err != nil {
+			return nil, err
+		}
+		if f != nil {
+			return function.Sink{Function: f}, nil
+		}
+		if p.Sink == nil {
+			return nil, fmt.Errorf("its %s is %s, which is no sink", role, p.Name)
+		}
+		return p.Sink, nil
+	}
+	return nil, fmt.Errorf("its sink cannot be run by this version")
+}
+
+// connect connects to a NATS server of the manifest, for as long as the vertex lives.
+func (b *builder) connect(url string, tls *v1alpha1.TLS, auth *v1alpha1.NatsAuth) (*nats.Conn, error) {
+	if url == "" {
+		url = nats.DefaultURL
+	}
+	opts, err := b.env.natsOptions(tls, auth)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := nats.Connect(url, opts...)
+	if err != nil {
+		return nil, fmt.Errorf("connect to %s: %w", url, err)
+	}
+	b.v.closers.add(func(context.Context) error { conn.Close(); return nil })
+	return conn, nil
+}

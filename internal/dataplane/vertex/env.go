@@ -1,0 +1,241 @@
+// Package vertex builds one vertex, or a MonoVertex, from its manifest. It alone knows every driver.
+package vertex
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/shlex"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/levada-io/levada/api/v1alpha1"
+	"github.com/levada-io/levada/internal/dataplane/buffer"
+	"github.com/levada-io/levada/internal/dataplane/deadletter"
+	"github.com/levada-io/levada/internal/dataplane/function"
+	"github.com/levada-io/levada/internal/dataplane/source"
+	"github.com/levada-io/levada/internal/metrics"
+)
+
+// Env is what a vertex finds where it runs: it does not know whether that is a laptop or a pod.
+type Env struct {
+	Namespace, Pipeline string
+	// Meta holds the annotations.
+	Meta metav1.Object
+	// State remembers how far sources are.
+	State jetstream.KeyValue
+	// Partitions are the partitions of a vertex's buffer.
+	Partitions func(vertex string) []*buffer.Partition
+	// DeadLetters takes what is put aside.
+	DeadLetters *deadletter.Store
+	Metrics     *metrics.Set
+	Logger      *slog.Logger
+	// SocketRoot is where functions get their sockets; Dir is where relative paths of the manifest begin.
+	SocketRoot, Dir string
+	// Commands are the programs that stand in for containers: by vertex, or by vertex/role.
+	Commands map[string]string
+	// Timeout is how long a function may take for a message, where the manifest does not say; 0 for the default.
+	Timeout time.Duration
+	// Secret returns a value of a secret.
+	Secret func(name, key string) (string, error)
+	// Output returns what gets the lines that a function prints.
+	Output func(vertex string, role function.Role) func(line string)
+	// Announce is told of an address where a vertex listens.
+	Announce func(vertex, what, address string)
+	Stdin    io.Reader
+	Stdout   io.Writer
+}
+
+// path resolves a path of the manifest.
+func (e *Env) path(p string) string {
+	if p == "" || filepath.IsAbs(p) {
+		return p
+	}
+	return filepath.Join(e.Dir, p)
+}
+
+// positions keeps how far the partitions of a source are, in the pipeline's bucket.
+type positions struct {
+	kv     jetstream.KeyValue
+	prefix string
+}
+
+func (p positions) key(partition string) string {
+	var b strings.Builder
+	for _, c := range []byte(partition) {
+		if c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' {
+			b.WriteByte(c)
+		} else {
+			fmt.Fprintf(&b, "_%02x", c) // keys allow few characters
+		}
+	}
+	return p.prefix + "." + b.String()
+}
+
+// Load implements source.Positions.
+func (p positions) Load(ctx context.Context, partition string) ([]byte, error) {
+	e, err := p.kv.Get(ctx, p.key(partition))
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return e.Value(), nil
+}
+
+// Save implements source.Positions.
+func (p positions) Save(ctx context.Context, partition string, position []byte) error {
+	_, err := p.kv.Put(ctx, p.key(partition), position)
+	return err
+}
+
+func (e *Env) positions(vertex string) source.Positions {
+	return positions{e.State, "source." + vertex}
+}
+
+// program finds what runs in the place of a container: a command, or nil with the image.
+func (e *Env) program(vertex string, role function.Role, c *v1alpha1.Container) (command []string, image string, err error) {
+	line := e.Commands[vertex+"/"+string(role)]
+	if line == "" && role != function.Transformer && role != function.FallbackSink && role != function.OnSuccessSink {
+		line = e.Commands[vertex]
+	}
+	if line == "" {
+		line = v1alpha1.FunctionCommand(e.Meta, vertex, v1alpha1.Role(role))
+	}
+	if line != "" {
+		command, err = shlex.Split(line)
+		if err == nil && len(command) == 0 {
+			err = errors.New("it is empty")
+		}
+		if err != nil {
+			return nil, "", fmt.Errorf("vertex %s: the command for its %s, %q: %w", vertex, role, line, err)
+		}
+		return e.absolute(command), "", nil
+	}
+	if c == nil {
+		return nil, "", nil
+	}
+	if c.Image == "" && len(c.Command) > 0 {
+		return e.absolute(append(append([]string(nil), c.Command...), c.Args...)), "", nil
+	}
+	return nil, c.Image, nil
+}
+
+// absolute resolves a command that is a path, like the other paths of a manifest.
+func (e *Env) absolute(command []string) []string {
+	if strings.ContainsRune(command[0], filepath.Separator) {
+		// Beside the manifest, or where levada was started: whichever is there.
+		if p := e.path(command[0]); fileExists(p) || !fileExists(command[0]) {
+			command[0] = p
+		}
+		if p, err := filepath.Abs(command[0]); err == nil {
+			command[0] = p // a path without a separator would be looked for in PATH
+		}
+	}
+	return command
+}
+
+func fileExists(p string) bool {
+	_, err := os.Stat(p)
+	return err == nil
+}
+
+// environment are the variables that functions get, as the contract has them (section 1.19), and the container's own.
+func (e *Env) environment(vertex string, mono bool, c *v1alpha1.Container) (vars []string, values map[string]string, err error) {
+	values = map[string]string{}
+	name := "NUMAFLOW_VERTEX_NAME"
+	if mono {
+		name = "NUMAFLOW_MONO_VERTEX_NAME"
+	} else {
+		values["NUMAFLOW_PIPELINE_NAME"] = e.Pipeline
+	}
+	values[name] = vertex
+	values["NUMAFLOW_NAMESPACE"] = e.Namespace
+	values["NUMAFLOW_POD"] = e.Pipeline + "-" + vertex + "-0"
+	values["NUMAFLOW_REPLICA"] = "0"
+	if c != nil {
+		for _, v := range c.Env {
+			switch {
+			case v.ValueFrom == nil:
+				values[v.Name] = v.Value
+			case v.ValueFrom.SecretKeyRef != nil:
+				s := v.ValueFrom.SecretKeyRef
+				if values[v.Name], err = e.Secret(s.Name, s.Key); err != nil && (s.Optional == nil || !*s.Optional) {
+					return nil, nil, fmt.Errorf("vertex %s: environment variable %s: %w", vertex, v.Name, err)
+				}
+			default:
+				e.Logger.Warn("environment variable is taken from something that only a cluster has, and is left out", "vertex", vertex, "name", v.Name)
+			}
+		}
+	}
+	for k, v := range values {
+		vars = append(vars, k+"="+v)
+	}
+	return vars, values, nil
+}
+
+// natsOptions are the options to connect to a server of the manifest.
+func (e *Env) natsOptions(tls *v1alpha1.TLS, auth *v1alpha1.NatsAuth) (opts []nats.Option, err error) {
+	opts = []nats.Option{nats.Name("levada " + e.Pipeline), nats.MaxReconnects(-1), nats.ReconnectWait(250 * time.Millisecond), nats.RetryOnFailedConnect(false)}
+	if tls != nil {
+		cfg, err := e.tlsConfig(tls)
+		if err != nil {
+			return nil, err
+		}
+		opts = append(opts, nats.Secure(cfg))
+	}
+	if auth == nil {
+		return opts, nil
+	}
+	get := func(err *error, name, key string) string {
+		v, e := e.Secret(name, key)
+		*err = errors.Join(*err, e)
+		return v
+	}
+	switch {
+	case auth.Basic != nil && auth.Basic.User != nil && auth.Basic.Password != nil:
+		opts = append(opts, nats.UserInfo(get(&err, auth.Basic.User.Name, auth.Basic.User.Key), get(&err, auth.Basic.Password.Name, auth.Basic.Password.Key)))
+	case auth.Token != nil:
+		opts = append(opts, nats.Token(get(&err, auth.Token.Name, auth.Token.Key)))
+	case auth.NKey != nil:
+		seed := get(&err, auth.NKey.Name, auth.NKey.Key)
+		if err == nil {
+			opt, e := nkeyOption(seed)
+			opts, err = append(opts, opt), e
+		}
+	}
+	return opts, err
+}
+
+// closers run in the reverse order, once.
+type closers struct {
+	mu   sync.Mutex
+	list []func(context.Context) error
+}
+
+func (c *closers) add(f func(context.Context) error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.list = append(c.list, f)
+}
+
+func (c *closers) close(ctx context.Context) (err error) {
+	c.mu.Lock()
+	list := c.list
+	c.list = nil
+	c.mu.Unlock()
+	for i := len(list) - 1; i >= 0; i-- {
+		err = errors.Join(err, list[i](ctx))
+	}
+	return err
+}

@@ -1,0 +1,79 @@
+package vertex
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+
+	"github.com/levada-io/levada/api/v1alpha1"
+	"github.com/levada-io/levada/internal/dataplane/source"
+	"github.com/levada-io/levada/internal/dataplane/source/httpsource"
+	"github.com/levada-io/levada/internal/dataplane/source/jetstreamsource"
+	"github.com/levada-io/levada/internal/dataplane/source/natssource"
+)
+
+// network builds the sources that are reached over a network.
+func (b *builder) network(ctx context.Context, s *v1alpha1.Source, _ source.Positions) (source.Reader, error) {
+	switch {
+	case s.HTTP != nil:
+		return b.http(ctx, s.HTTP)
+	case s.Nats != nil:
+		conn, err := b.connect(s.Nats.URL, s.Nats.TLS, s.Nats.Auth)
+		if err != nil {
+			return nil, fmt.Errorf("source.nats: %w", err)
+		}
+		b.says("nats " + s.Nats.Subject)
+		return natssource.New(ctx, natssource.Config{Conn: conn, Subject: s.Nats.Subject, Queue: s.Nats.Queue, Logger: b.v.logger})
+	case s.JetStream != nil:
+		conn, err := b.connect(s.JetStream.URL, s.JetStream.TLS, s.JetStream.Auth)
+		if err != nil {
+			return nil, fmt.Errorf("source.jetstream: %w", err)
+		}
+		consumer := s.JetStream.Consumer
+		if consumer == "" {
+			consumer = fmt.Sprintf("numaflow-%s-%s-%s", b.env.Pipeline, b.name, s.JetStream.Stream)
+		}
+		b.says("jetstream " + s.JetStream.Stream)
+		return jetstreamsource.New(ctx, jetstreamsource.Config{
+			Conn: conn, Stream: s.JetStream.Stream, Consumer: consumer, DeliverPolicy: s.JetStream.DeliverPolicy, FilterSubjects: s.JetStream.FilterSubjects, ReadAhead: 2 * b.lim.batch,
+		})
+	}
+	return nil, errors.New("its source cannot be run by this version")
+}
+
+// Where an HTTP source listens if its manifest does not say.
+const defaultHTTPS = 8443
+
+func (b *builder) http(ctx context.Context, s *v1alpha1.HTTPSource) (source.Reader, error) {
+	cfg := httpsource.Config{Vertex: b.name}
+	address := func(port int32) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(int(port))) }
+	cfg.HTTPS = address(defaultHTTPS)
+	if s.Ports != nil {
+		if s.Ports.HTTPS != nil {
+			cfg.HTTPS = address(*s.Ports.HTTPS)
+		}
+		if s.Ports.HTTP != nil {
+			cfg.HTTP = address(*s.Ports.HTTP)
+		}
+	}
+	if s.Auth != nil && s.Auth.Token != nil {
+		token, err := b.env.Secret(s.Auth.Token.Name, s.Auth.Token.Key)
+		if err != nil {
+			return nil, fmt.Errorf("source.http.auth.token: %w", err)
+		}
+		cfg.Token = token
+	}
+	r, err := httpsource.New(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("source.http (set ports.https and ports.http in the manifest to others): %w", err)
+	}
+	what := "https"
+	for _, a := range r.Addresses() {
+		b.says(what + "://" + a.String() + "/vertices/" + b.name)
+		b.env.Announce(b.name, what, a.String())
+		what = "http"
+	}
+	return r, nil
+}

@@ -1,0 +1,311 @@
+package vertex
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/levada-io/levada/api/v1alpha1"
+	"github.com/levada-io/levada/internal/dataplane/buffer"
+	"github.com/levada-io/levada/internal/dataplane/forward"
+	"github.com/levada-io/levada/internal/dataplane/function"
+	"github.com/levada-io/levada/internal/dataplane/source"
+	"github.com/levada-io/levada/internal/metrics"
+)
+
+// Vertex is a vertex that is ready to run.
+type Vertex struct {
+	Name string
+	Kind v1alpha1.VertexType
+	// Runs says in a few words what it does, for people: "file access.log", "./my-function (pid 123)".
+	Runs string
+
+	env        *Env
+	lanes      []*metrics.Vertex // of each loop
+	loops      []*forward.Loop
+	readers    []*forward.BufferInput
+	partitions []*buffer.Partition
+	source     source.Reader
+	functions  []*function.Function
+	closers    closers
+	logger     *slog.Logger
+}
+
+// limits of a vertex, with all defaults.
+type limits struct {
+	batch, concurrency int
+	timeout            time.Duration
+	rate               *rate.Limiter
+}
+
+func newLimits(l v1alpha1.Limits, ordered bool) limits {
+	out := limits{batch: int(l.ReadBatchSize), concurrency: int(l.Concurrency), timeout: l.ReadTimeout}
+	if ordered {
+		out.concurrency = 1
+	}
+	if r := l.RateLimit; r != nil && r.Max != nil && *r.Max > 0 {
+		out.rate = rate.NewLimiter(rate.Limit(*r.Max), int(min(*r.Max, 1<<20)))
+	}
+	return out
+}
+
+// Pipeline builds a vertex of a pipeline.
+func Pipeline(ctx context.Context, env *Env, p *v1alpha1.PipelineSpec, spec *v1alpha1.AbstractVertex) (*Vertex, error) {
+	v := &Vertex{Name: spec.Name, Kind: spec.Type(), env: env, logger: env.Logger.With("vertex", spec.Name)}
+	lim := newLimits(v1alpha1.EffectiveLimits(p, spec), p.IsOrdered(spec))
+	ordered := p.IsOrdered(spec)
+	b := builder{v: v, env: env, lim: lim, name: spec.Name}
+	labels := metrics.VertexLabels{Pipeline: env.Pipeline, Vertex: spec.Name, Type: string(spec.Type())}
+
+	if spec.Source != nil {
+		m := env.Metrics.Vertex(labels, spec.Name, spec.Name)
+		m.BatchSize(lim.batch)
+		b.metrics = m
+		input, stages, err := b.source(ctx, spec.Source)
+		if err != nil {
+			return v, v.failed(ctx, err)
+		}
+		loop := b.loop(input, stages, b.router(p, spec, m), m)
+		loop.Ordered = ordered
+		v.add(loop, m)
+		return v, nil
+	}
+
+	v.partitions = env.Partitions(spec.Name)
+	var stages []forward.Stage
+	var deliver func(*metrics.Vertex) (forward.Output, error)
+	shared := env.Metrics.Vertex(labels, v.partitions[0].Name(), "")
+	b.metrics = shared
+	switch {
+	case spec.UDF != nil && spec.UDF.GroupBy == nil:
+		stage, err := b.mapper(ctx, spec.UDF)
+		if err != nil {
+			return v, v.failed(ctx, err)
+		}
+		stages = []forward.Stage{stage}
+		deliver = func(m *metrics.Vertex) (forward.Output, error) { return b.router(p, spec, m), nil }
+	case spec.Sink != nil:
+		output, err := b.delivery(ctx, spec.Sink)
+		if err != nil {
+			return v, v.failed(ctx, err)
+		}
+		deliver = func(m *metrics.Vertex) (forward.Output, error) {
+			d := *output
+			d.Events = m.Loop()
+			return &d, nil
+		}
+	default:
+		return v, v.failed(ctx, errors.New("this kind of vertex cannot be run by this version"))
+	}
+	for i, partition := range v.partitions {
+		m := shared
+		if i > 0 {
+			m = env.Metrics.Vertex(labels, partition.Name(), "")
+		}
+		m.BatchSize(lim.batch)
+		output, err := deliver(m)
+		if err != nil {
+			return v, v.failed(ctx, err)
+		}
+		input := &forward.BufferInput{Vertex: spec.Name, Index: i, Partition: partition, Limit: lim.batch, Rate: lim.rate}
+		v.readers = append(v.readers, input)
+		loop := b.loop(input, stages, output, m)
+		loop.Ordered = ordered
+		v.add(loop, m)
+	}
+	return v, nil
+}
+
+// Mono builds a MonoVertex: source, transformer, function and sink in one loop, without a buffer.
+func Mono(ctx context.Context, env *Env, name string, spec *v1alpha1.MonoVertexSpec) (*Vertex, error) {
+	v := &Vertex{Name: name, Kind: "MonoVertex", env: env, logger: env.Logger.With("vertex", name)}
+	b := builder{v: v, env: env, lim: newLimits(v1alpha1.EffectiveMonoVertexLimits(spec), false), name: name, mono: true}
+	m := env.Metrics.Vertex(metrics.VertexLabels{Pipeline: env.Pipeline, Vertex: name, Type: "MonoVertex", Mono: true}, name, "transformer")
+	m.BatchSize(b.lim.batch)
+	b.metrics = m
+	input, stages, err := b.source(ctx, spec.Source)
+	if err != nil {
+		return v, v.failed(ctx, err)
+	}
+	if len(stages) > 0 {
+		stages[0].Name = "transformer"
+	}
+	if spec.UDF != nil {
+		stage, err := b.mapper(ctx, spec.UDF)
+		if err != nil {
+			return v, v.failed(ctx, err)
+		}
+		stages = append(stages, stage)
+	}
+	output, err := b.delivery(ctx, spec.Sink)
+	if err != nil {
+		return v, v.failed(ctx, err)
+	}
+	output.Events = m.Loop()
+	if spec.Bypass != nil {
+		output.BypassPrimary, output.BypassFallback, output.BypassOnSuccess = condition(spec.Bypass.Sink), condition(spec.Bypass.Fallback), condition(spec.Bypass.OnSuccess)
+	}
+	loop := b.loop(input, stages, output, m)
+	if spec.Streaming != nil && *spec.Streaming {
+		input.Limit = max(1, min(input.Limit, 16)) // acknowledged in small groups, so that one slow message holds back few
+	}
+	v.add(loop, m)
+	return v, nil
+}
+
+func (v *Vertex) failed(ctx context.Context, err error) error {
+	return errors.Join(fmt.Errorf("vertex %s: %w", v.Name, err), v.Close(ctx))
+}
+
+func (v *Vertex) add(l *forward.Loop, m *metrics.Vertex) {
+	v.loops = append(v.loops, l)
+	v.lanes = append(v.lanes, m)
+}
+
+// Functions are the processes of user code, for the status.
+func (v *Vertex) Functions() []*function.Function { return v.functions }
+
+// Ready waits until every function is.
+func (v *Vertex) Ready(ctx context.Context) error {
+	for _, f := range v.functions {
+		if err := f.Ready(ctx); err != nil {
+			return fmt.Errorf("vertex %s: %w", v.Name, err)
+		}
+	}
+	return nil
+}
+
+// Run moves messages until reading ends or the source does, then finishes what is in hand while ctx lives. Functions are not part of it: see RunFunctions.
+func (v *Vertex) Run(ctx, reading context.Context) error {
+	loops, ctx := errgroup.WithContext(ctx)
+	// When one loop fails the others stop reading, and finish what they have.
+	reading, stop := context.WithCancel(reading)
+	defer stop()
+	ahead, cancelAhead := context.WithCancel(reading)
+	defer cancelAhead()
+	for _, r := range v.readers {
+		loops.Go(func() error { r.Run(ahead); return nil })
+	}
+	remaining := make(chan struct{}, len(v.loops))
+	for _, l := range v.loops {
+		loops.Go(func() error {
+			defer func() { remaining <- struct{}{} }()
+			err := l.Run(ctx, reading)
+			if err != nil {
+				stop()
+				return fmt.Errorf("vertex %s: %w", v.Name, err)
+			}
+			return nil
+		})
+	}
+	loops.Go(func() error {
+		for range v.loops {
+			<-remaining
+		}
+		cancelAhead()
+		return nil
+	})
+	return loops.Wait()
+}
+
+// RunFunctions keeps the functions running until ctx ends. An error means that one cannot be started at all.
+func (v *Vertex) RunFunctions(ctx context.Context) error {
+	functions, ctx := errgroup.WithContext(ctx)
+	for _, f := range v.functions {
+		functions.Go(func() error { return f.Run(ctx) })
+	}
+	return functions.Wait()
+}
+
+// Close lets go of sources and sinks, having made durable what they know.
+func (v *Vertex) Close(ctx context.Context) error { return v.closers.close(ctx) }
+
+// Stats is what the live view shows of a vertex.
+type Stats struct {
+	Name, Kind, Runs                      string
+	In, Out, Errors, Dropped, DeadLetters int64
+	Pending                               int64 // -1: unknown
+	LatencyNanos, Delivered               int64
+}
+
+// Stats are the counters since the start, and what is pending.
+func (v *Vertex) Stats(ctx context.Context) Stats {
+	s := Stats{Name: v.Name, Kind: string(v.Kind), Runs: v.Runs}
+	seen := map[*metrics.Vertex]bool{}
+	for _, m := range v.lanes {
+		if seen[m] {
+			continue
+		}
+		seen[m] = true
+		s.In += m.In.Load()
+		s.Out += m.Out.Load()
+		s.Errors += m.Errors.Load()
+		s.Dropped += m.Dropped.Load()
+		s.DeadLetters += m.DeadLetters.Load()
+		s.LatencyNanos += m.LatencyNanos.Load()
+		s.Delivered += m.Delivereds.Load()
+	}
+	if v.source != nil {
+		n, err := v.source.Pending(ctx)
+		if err != nil {
+			n = -1
+		}
+		s.Pending = n
+		v.lanes[0].Pending(v.Name, n)
+		return s
+	}
+	for i, p := range v.partitions {
+		n := int64(p.Pending())
+		s.Pending += n
+		v.lanes[i].Pending(p.Name(), n)
+	}
+	return s
+}
+
+func condition(c *v1alpha1.ForwardConditions) *forward.Condition {
+	if c == nil || c.Tags == nil {
+		return nil
+	}
+	op := forward.Or
+	if c.Tags.Operator != nil {
+		op = forward.Operator(*c.Tags.Operator)
+	}
+	return &forward.Condition{Operator: op, Values: c.Tags.Values}
+}
+
+func retryStrategy(r *v1alpha1.RetryStrategy) (s forward.RetryStrategy) {
+	if r == nil {
+		return s
+	}
+	if r.OnFailure != nil {
+		s.OnFailure = forward.OnFailure(*r.OnFailure)
+	}
+	b := r.BackOff
+	if b == nil {
+		return s
+	}
+	if b.Steps != nil {
+		s.Steps = int(*b.Steps)
+	}
+	if b.Factor != nil {
+		s.Factor = *b.Factor
+	}
+	if b.Jitter != nil {
+		s.Jitter = *b.Jitter
+	}
+	s.Interval, s.Cap = duration(b.Interval), duration(b.Cap)
+	return s
+}
+
+func duration(d *metav1.Duration) time.Duration {
+	if d == nil {
+		return 0
+	}
+	return d.Duration
+}

@@ -1,0 +1,102 @@
+package metrics
+
+import "github.com/prometheus/client_golang/prometheus"
+
+type kind int
+
+const (
+	counter kind = iota
+	gauge
+	histogram
+)
+
+type metric struct {
+	name, help string
+	kind       kind
+	labels     []string
+	buckets    []float64
+}
+
+// catalogue is every metric of a data plane process. Histograms of Numaflow's are in microseconds.
+var catalogue = []metric{
+	{"forwarder_read_total", "Messages read.", counter, withPartition, nil},
+	{"forwarder_data_read_total", "Messages read that carry data.", counter, withPartition, nil},
+	{"forwarder_read_bytes_total", "Bytes of payload read.", counter, withPartition, nil},
+	{"forwarder_data_read_bytes_total", "Bytes of payload read that carry data.", counter, withPartition, nil},
+	{"forwarder_read_error_total", "Failed attempts to read.", counter, withPartition, nil},
+	{"forwarder_write_total", "Messages written durably.", counter, withPartition, nil},
+	{"forwarder_write_bytes_total", "Bytes of payload written durably.", counter, withPartition, nil},
+	{"forwarder_write_error_total", "Messages that could not be written at an attempt.", counter, withPartition, nil},
+	{"forwarder_ack_total", "Messages acknowledged.", counter, withPartition, nil},
+	{"forwarder_nack_total", "Messages given back to be tried again.", counter, withPartition, nil},
+	{"forwarder_drop_total", "Messages that went nowhere.", counter, withReason, nil},
+	{"forwarder_drop_bytes_total", "Bytes of payload that went nowhere.", counter, withReason, nil},
+	{"forwarder_critical_error_total", "Ends of user code that should not have been.", counter, append(pipelineLabels[:4:4], "reason"), nil},
+	{"forwarder_read_processing_time", "Time to read a batch.", histogram, withPartition, nil},
+	{"forwarder_write_processing_time", "Time to write a batch.", histogram, withPartition, nil},
+	{"forwarder_ack_processing_time", "Time to acknowledge a batch.", histogram, withPartition, nil},
+	{"forwarder_processing_time", "Time from read to acknowledged, of a batch.", histogram, withPartition, nil},
+	{"forwarder_read_batch_size", "Messages in a batch at the most.", gauge, pipelineLabels, nil},
+	{"vertex_pending_messages_raw", "Messages that wait to be processed.", gauge, withPartition, nil},
+
+	{"source_forwarder_transformer_read_total", "Messages given to the transformer.", counter, withPartition, nil},
+	{"source_forwarder_transformer_write_total", "Messages that the transformer answered with.", counter, withPartition, nil},
+	{"source_forwarder_transformer_error_total", "Messages that the transformer could not process at an attempt.", counter, withPartition, nil},
+	{"source_forwarder_transformer_drop_total", "Messages that the transformer dropped.", counter, withPartition, nil},
+	{"source_forwarder_transformer_processing_time", "Time of the transformer for a batch.", histogram, withPartition, nil},
+
+	{"forwarder_udf_read_total", "Messages given to the function.", counter, withPartition, nil},
+	{"forwarder_udf_write_total", "Messages that the function answered with.", counter, withPartition, nil},
+	{"forwarder_udf_error_total", "Messages that the function could not process at an attempt.", counter, withPartition, nil},
+	{"forwarder_ud_drop_total", "Messages that the function dropped.", counter, withPartition, nil},
+	{"forwarder_udf_processing_time", "Time of the function for a batch.", histogram, withPartition, nil},
+
+	{"forwarder_fbsink_write_total", "Messages written to the fallback sink.", counter, withPartition, nil},
+	{"forwarder_fbsink_write_bytes_total", "Bytes written to the fallback sink.", counter, withPartition, nil},
+	{"forwarder_fbsink_write_errors_total", "Messages that the fallback sink did not take at an attempt.", counter, withPartition, nil},
+	{"forwarder_fbsink_write_processing_time", "Time of the fallback sink for a batch.", histogram, withPartition, nil},
+	{"forwarder_onsuccess_sink_write_total", "Messages written to the on-success sink.", counter, withPartition, nil},
+	{"forwarder_onsuccess_sink_write_bytes_total", "Bytes written to the on-success sink.", counter, withPartition, nil},
+	{"forwarder_onsuccess_sink_write_errors_total", "Messages that the on-success sink did not take at an attempt.", counter, withPartition, nil},
+	{"forwarder_onsuccess_sink_write_processing_time", "Time of the on-success sink for a batch.", histogram, withPartition, nil},
+
+	{"monovtx_read_total", "Messages read.", counter, monoLabels, nil},
+	{"monovtx_read_bytes_total", "Bytes of payload read.", counter, monoLabels, nil},
+	{"monovtx_ack_total", "Messages acknowledged.", counter, monoLabels, nil},
+	{"monovtx_nack_total", "Messages given back to be tried again.", counter, monoLabels, nil},
+	{"monovtx_dropped_total", "Messages that went nowhere.", counter, monoLabels, nil},
+	{"monovtx_critical_error_total", "Ends of user code that should not have been.", counter, append(monoLabels[:2:2], "reason"), nil},
+	{"monovtx_pending_raw", "Messages that wait at the source.", gauge, monoLabels, nil},
+	{"monovtx_read_batch_size", "Messages in a batch at the most.", gauge, monoLabels, nil},
+	{"monovtx_processing_time", "Time from read to acknowledged, of a batch.", histogram, monoLabels, nil},
+	{"monovtx_read_time", "Time to read a batch.", histogram, monoLabels, nil},
+	{"monovtx_ack_time", "Time to acknowledge a batch.", histogram, monoLabels, nil},
+	{"monovtx_transformer_time", "Time of the transformer for a batch.", histogram, monoLabels, nil},
+	{"monovtx_transformer_dropped_total", "Messages that the transformer dropped.", counter, monoLabels, nil},
+	{"monovtx_udf_time", "Time of the function for a batch.", histogram, monoLabels, nil},
+	{"monovtx_udf_error_total", "Messages that the function could not process at an attempt.", counter, monoLabels, nil},
+	{"monovtx_udf_drop_total", "Messages that the function dropped.", counter, monoLabels, nil},
+	{"monovtx_sink_write_total", "Messages written to the sink.", counter, monoLabels, nil},
+	{"monovtx_sink_write_errors_total", "Messages that the sink did not take at an attempt.", counter, monoLabels, nil},
+	{"monovtx_sink_time", "Time of the sink for a batch.", histogram, monoLabels, nil},
+	{"monovtx_fallback_sink_write_total", "Messages written to the fallback sink.", counter, monoLabels, nil},
+	{"monovtx_fallback_sink_time", "Time of the fallback sink for a batch.", histogram, monoLabels, nil},
+	{"monovtx_onsuccess_sink_write_total", "Messages written to the on-success sink.", counter, monoLabels, nil},
+	{"monovtx_onsuccess_sink_time", "Time of the on-success sink for a batch.", histogram, monoLabels, nil},
+
+	{"isb_jetstream_isFull_total", "Times a writer had to wait for room.", counter, bufferLabels, nil},
+	{"isb_jetstream_write_error_total", "Failed attempts to write a block.", counter, append(bufferLabels[:1:1], "reason"), nil},
+	{"isb_jetstream_write_time_total", "Time to write a block durably.", histogram, bufferLabels, nil},
+	{"isb_jetstream_ack_time_total", "Time to acknowledge a block.", histogram, bufferLabels, nil},
+	{"isb_jetstream_buffer_pending", "Messages in the buffer that are not acknowledged.", gauge, bufferLabels, nil},
+	{"isb_jetstream_buffer_soft_usage", "Messages that are not acknowledged, as a share of bufferMaxLength.", gauge, bufferLabels, nil},
+	{"isb_jetstream_buffer_solid_usage", "The same: what is acknowledged takes no room here.", gauge, bufferLabels, nil},
+
+	{"levada_end_to_end_latency_seconds", "Time from a message's entry into the pipeline until a sink had it.", histogram, []string{"pipeline", "vertex"}, prometheus.ExponentialBuckets(0.0005, 2, 22)},
+	{"levada_function_deaths_total", "Ends of user code that should not have been, by reason: exit, signal, hang, start, isolated.", counter, []string{"pipeline", "vertex", "role", "reason"}, nil},
+	{"levada_dead_letters_total", "Messages put aside.", counter, []string{"pipeline", "vertex", "reason"}, nil},
+	{"levada_buffer_corrupt_total", "Stored blocks that were not what was written.", counter, bufferLabels, nil},
+	{"levada_buffer_gap_total", "Stored blocks that are missing.", counter, bufferLabels, nil},
+	{"levada_buffer_duplicates_total", "Messages that were stored twice and counted once.", counter, bufferLabels, nil},
+	{"build_info", "Always 1.", gauge, []string{"component", "component_name", "version", "platform"}, nil},
+}

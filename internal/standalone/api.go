@@ -1,0 +1,286 @@
+package standalone
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/levada-io/levada/internal/dataplane/buffer"
+	"github.com/levada-io/levada/internal/dataplane/deadletter"
+	"github.com/levada-io/levada/internal/flow"
+)
+
+// api is the HTTP side of a run: metrics and probes for everybody on this machine, the rest for who can read the data directory.
+type api struct {
+	r         *runner
+	pipelines []*Pipeline
+	address   string
+	token     string
+	ready     atomic.Bool
+}
+
+// Control is the file in the data directory that tells other commands how to reach a run.
+type Control struct {
+	Address string `json:"address"`
+	Token   string `json:"token"`
+	PID     int    `json:"pid"`
+}
+
+const controlFile = "control.json"
+
+// serve starts the server; it ends with ctx.
+func (r *runner) serve(ctx context.Context, services *errgroup.Group, pipelines []*Pipeline) (*api, error) {
+	listener, err := net.Listen("tcp", r.cfg.Listen)
+	if err != nil {
+		return nil, fmt.Errorf("listen for metrics and the API (--listen): %w", err)
+	}
+	a := &api{r: r, pipelines: pipelines, address: listener.Addr().String(), token: rand.Text()}
+	control, err := json.Marshal(Control{Address: a.address, Token: a.token, PID: os.Getpid()})
+	if err != nil {
+		return nil, err
+	}
+	path := filepath.Join(r.cfg.DataDir, controlFile)
+	if err := os.WriteFile(path, control, 0o600); err != nil {
+		return nil, errors.Join(err, listener.Close())
+	}
+	server := &http.Server{Handler: a.routes(), ReadHeaderTimeout: 10 * time.Second}
+	services.Go(func() error {
+		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		return nil
+	})
+	services.Go(func() error {
+		<-ctx.Done()
+		_ = os.Remove(path)
+		stop, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		if err := server.Shutdown(stop); err != nil {
+			return server.Close()
+		}
+		return nil
+	})
+	return a, nil
+}
+
+func (a *api) routes() http.Handler {
+	mux := http.NewServeMux()
+	metrics := promhttp.HandlerFor(a.r.metrics.Registry, promhttp.HandlerOpts{})
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, req *http.Request) {
+		for _, p := range a.pipelines {
+			p.Stats(req.Context()) // gauges are as of now
+		}
+		metrics.ServeHTTP(w, req)
+	})
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
+	mux.HandleFunc("GET /readyz", a.readyz)
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("GET /api/v1/status", a.private(a.status))
+	mux.HandleFunc("GET /api/v1/deadletters", a.private(a.list))
+	mux.HandleFunc("GET /api/v1/deadletters/{pipeline}/{name}", a.private(a.get))
+	mux.HandleFunc("POST /api/v1/deadletters/{pipeline}/{name}/replay", a.private(a.replay))
+	mux.HandleFunc("DELETE /api/v1/deadletters/{pipeline}/{name}", a.private(a.drop))
+	return mux
+}
+
+func (a *api) readyz(w http.ResponseWriter, req *http.Request) {
+	err := error(nil)
+	switch {
+	case !a.ready.Load():
+		err = errors.New("starting or stopping")
+	case a.r.broker != nil:
+		err = a.r.broker.Healthy(req.Context())
+	case !a.r.conn.IsConnected():
+		err = errors.New("the broker is away")
+	}
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+func (a *api) private(h func(http.ResponseWriter, *http.Request) error) http.HandlerFunc {
+	return func(w http.ResponseWriter, req *http.Request) {
+		token := strings.TrimPrefix(req.Header.Get("Authorization"), "Bearer ")
+		if subtle.ConstantTimeCompare([]byte(token), []byte(a.token)) != 1 {
+			http.Error(w, "the token of "+controlFile+" in the data directory is needed", http.StatusUnauthorized)
+			return
+		}
+		if err := h(w, req); err != nil {
+			status := http.StatusInternalServerError
+			if errors.Is(err, deadletter.ErrNotFound) || errors.Is(err, errNoPipeline) {
+				status = http.StatusNotFound
+			}
+			http.Error(w, err.Error(), status)
+		}
+	}
+}
+
+func answer(w http.ResponseWriter, v any) error {
+	w.Header().Set("Content-Type", "application/json")
+	return json.NewEncoder(w).Encode(v)
+}
+
+// Status is what a run says of a pipeline.
+type Status struct {
+	Namespace string         `json:"namespace"`
+	Name      string         `json:"name"`
+	Kind      string         `json:"kind"`
+	Finished  bool           `json:"finished"`
+	Vertices  []VertexStatus `json:"vertices"`
+}
+
+// VertexStatus is what a run says of a vertex. Counters begin at its start.
+type VertexStatus struct {
+	Name        string `json:"name"`
+	Kind        string `json:"kind"`
+	Runs        string `json:"runs"`
+	PIDs        []int  `json:"pids,omitempty"`
+	Read        int64  `json:"read"`
+	Written     int64  `json:"written"`
+	Pending     int64  `json:"pending"`
+	Errors      int64  `json:"errors"`
+	Dropped     int64  `json:"dropped"`
+	DeadLetters int64  `json:"deadLetters"`
+}
+
+func (a *api) status(w http.ResponseWriter, req *http.Request) error {
+	return answer(w, statusOf(req.Context(), a.pipelines))
+}
+
+func statusOf(ctx context.Context, pipelines []*Pipeline) []Status {
+	var all []Status
+	for _, p := range pipelines {
+		s := Status{Namespace: p.Namespace, Name: p.Name, Kind: p.Kind, Finished: p.Finished()}
+		for i, v := range p.Stats(ctx) {
+			vs := VertexStatus{Name: v.Name, Kind: v.Kind, Runs: v.Runs, Read: v.In, Written: v.Out, Pending: v.Pending, Errors: v.Errors, Dropped: v.Dropped, DeadLetters: v.DeadLetters}
+			for _, f := range p.vertices[i].Functions() {
+				if pid := f.PID(); pid != 0 {
+					vs.PIDs = append(vs.PIDs, pid)
+				}
+			}
+			s.Vertices = append(s.Vertices, vs)
+		}
+		all = append(all, s)
+	}
+	return all
+}
+
+var errNoPipeline = errors.New("no such pipeline")
+
+func (a *api) pipeline(name string) (*Pipeline, error) {
+	for _, p := range a.pipelines {
+		if p.Name == name {
+			return p, nil
+		}
+	}
+	return nil, fmt.Errorf("%w: %s", errNoPipeline, name)
+}
+
+// LetterView is a dead letter as people see it.
+type LetterView struct {
+	deadletter.Letter
+	Keys      []string          `json:"keys,omitempty"`
+	Headers   map[string]string `json:"headers,omitempty"`
+	EventTime time.Time         `json:"eventTime,omitzero"`
+	Value     []byte            `json:"value,omitempty"`
+}
+
+func viewOf(l *deadletter.Letter) LetterView {
+	v := LetterView{Letter: *l, Keys: l.Message.Keys, Value: l.Message.Value, EventTime: time.Unix(0, l.Message.EventTime).UTC()}
+	for name, value := range l.Message.Headers.All {
+		if v.Headers == nil {
+			v.Headers = map[string]string{}
+		}
+		v.Headers[name] = value
+	}
+	return v
+}
+
+func (a *api) list(w http.ResponseWriter, req *http.Request) error {
+	letters := []deadletter.Letter{}
+	for _, p := range a.pipelines {
+		if name := req.FormValue("pipeline"); name != "" && name != p.Name {
+			continue
+		}
+		more, err := p.letters.List(req.Context(), req.FormValue("vertex"))
+		if err != nil {
+			return err
+		}
+		letters = append(letters, more...)
+	}
+	return answer(w, letters)
+}
+
+func (a *api) get(w http.ResponseWriter, req *http.Request) error {
+	p, err := a.pipeline(req.PathValue("pipeline"))
+	if err != nil {
+		return err
+	}
+	l, err := p.letters.Get(req.Context(), req.PathValue("name"))
+	if err != nil {
+		return err
+	}
+	return answer(w, viewOf(l))
+}
+
+func (a *api) drop(w http.ResponseWriter, req *http.Request) error {
+	p, err := a.pipeline(req.PathValue("pipeline"))
+	if err != nil {
+		return err
+	}
+	return p.letters.Drop(req.Context(), req.PathValue("name"))
+}
+
+func (a *api) replay(w http.ResponseWriter, req *http.Request) error {
+	p, err := a.pipeline(req.PathValue("pipeline"))
+	if err != nil {
+		return err
+	}
+	l, err := p.letters.Get(req.Context(), req.PathValue("name"))
+	if err != nil {
+		return err
+	}
+	return replay(req.Context(), p.letters, l, p.partitions[l.Vertex])
+}
+
+// replay gives a letter to its vertex once more, as a new message, and drops it once that is durable. Replays of one letter follow each other, so each may promise
+// that nothing older is still to come.
+func replay(ctx context.Context, store *deadletter.Store, l *deadletter.Letter, to []*buffer.Partition) error {
+	if len(to) == 0 {
+		return fmt.Errorf("%s is a source or a MonoVertex, which has no buffer that the message could be put into again: show it, send its value again at the source, and drop it", l.Vertex)
+	}
+	m := l.Message
+	m.Pos = uint64(time.Now().UnixNano())
+	m.ID = flow.ChildID(m.ID, "replay", 0) // if it fails again, that is another letter
+	var e flow.Encoder
+	e.Reset(m.Pos)
+	e.Append(&m)
+	w, err := to[0].Write(ctx, &flow.Block{Lane: "deadletters/" + l.Name, Lo: m.Pos, Hi: m.Pos, Floor: m.Pos - 1, Watermark: flow.NoWatermark}, &e)
+	if err != nil {
+		return err
+	}
+	if err := w.Wait(ctx); err != nil {
+		return err
+	}
+	return store.Drop(ctx, l.Name)
+}

@@ -1,0 +1,71 @@
+package standalone
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/dustin/go-humanize"
+
+	"github.com/levada-io/levada/api/v1alpha1"
+	"github.com/levada-io/levada/internal/dataplane/buffer/jetstreambuffer"
+)
+
+// bufferConfig translates the InterStepBufferService that a pipeline names. Validation has told the user what of it is unsafe, and what becomes of that:
+// retention and discard are always those under which nothing is lost, and blocks have no age.
+func (r *runner) bufferConfig(p *v1alpha1.Pipeline) (jetstreambuffer.Config, error) {
+	cfg := jetstreambuffer.Config{Replicas: max(1, r.cfg.Replicas)}
+	name := p.Spec.InterStepBufferServiceName
+	if name == "" {
+		name = "default"
+	}
+	var service *v1alpha1.InterStepBufferService
+	for _, o := range r.cfg.Objects {
+		if s, ok := o.Manifest.(*v1alpha1.InterStepBufferService); ok && s.Name == name && (s.Namespace == p.Namespace || s.Namespace == "" || p.Namespace == "") {
+			service = s
+		}
+	}
+	if service == nil || service.Spec.JetStream == nil {
+		return cfg, nil
+	}
+	b, err := v1alpha1.ParseBufferConfig(service.Spec.JetStream.BufferConfig)
+	if err != nil {
+		return cfg, fmt.Errorf("InterStepBufferService %s: bufferConfig: %w", name, err)
+	}
+	if b.Stream.MaxMsgs != nil && *b.Stream.MaxMsgs > 0 {
+		cfg.MaxBlocks = *b.Stream.MaxMsgs // a block holds at least one message
+	}
+	if b.Stream.MaxBytes != nil {
+		cfg.MaxBytes = *b.Stream.MaxBytes
+	}
+	if b.Stream.Duplicates != nil {
+		cfg.Duplicates = b.Stream.Duplicates.Duration
+	}
+	cfg.Memory = b.Stream.Storage != nil && *b.Stream.Storage == 1
+	if b.Consumer.AckWait != nil {
+		cfg.AckWait = b.Consumer.AckWait.Duration
+	}
+	if b.Consumer.MaxAckPending != nil {
+		cfg.MaxAckPending = int(min(*b.Consumer.MaxAckPending, 1<<16))
+	}
+	return cfg, nil
+}
+
+// maxPayloadOf reads max_payload from a fragment of a nats-server's configuration; 0 if it does not say.
+func maxPayloadOf(settings *string) int32 {
+	if settings == nil {
+		return 0
+	}
+	for line := range strings.Lines(*settings) {
+		line, _, _ = strings.Cut(line, "#")
+		line = strings.TrimSpace(line)
+		rest, ok := strings.CutPrefix(line, "max_payload")
+		if !ok {
+			continue
+		}
+		value := strings.Trim(strings.TrimSpace(rest), ":= \t\"'")
+		if n, err := humanize.ParseBytes(value); err == nil && n <= 64<<20 {
+			return int32(n)
+		}
+	}
+	return 0
+}

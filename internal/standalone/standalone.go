@@ -1,0 +1,530 @@
+// Package standalone runs manifests in one process: broker, buffers and all vertices, with functions as child processes. It is what `levada run` does.
+package standalone
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/levada-io/levada/api/v1alpha1"
+	"github.com/levada-io/levada/internal/broker"
+	"github.com/levada-io/levada/internal/dataplane/buffer"
+	"github.com/levada-io/levada/internal/dataplane/buffer/jetstreambuffer"
+	"github.com/levada-io/levada/internal/dataplane/deadletter"
+	"github.com/levada-io/levada/internal/dataplane/function"
+	"github.com/levada-io/levada/internal/dataplane/vertex"
+	"github.com/levada-io/levada/internal/flow"
+	"github.com/levada-io/levada/internal/metrics"
+)
+
+// Config says what to run. The zero value of a field is its default.
+type Config struct {
+	// Objects are the manifests: decoded, with defaults, valid.
+	Objects []v1alpha1.Object
+	// DataDir keeps everything that must survive. Required.
+	DataDir string
+	// NATS is the URL of a broker of its own; empty for one in this process, in DataDir.
+	NATS string
+	// Replicas of streams at a broker of its own. Default 1.
+	Replicas int
+	// SyncInterval is how often the broker in this process writes through to the disk; 0 before each acknowledgement.
+	SyncInterval time.Duration
+	// Commands are programs in the place of containers: by vertex or vertex/role, or with the pipeline's name before: pipeline/vertex.
+	Commands map[string]string
+	// Dir is where relative paths of the manifests begin.
+	Dir string
+	// FunctionTimeout is how long a function may take for one message, where the manifest does not say. Default 2 minutes.
+	FunctionTimeout time.Duration
+	// DrainTimeout bounds the time from the end of ctx until Run returns. Default 30 s.
+	DrainTimeout time.Duration
+	// SecretDir holds secrets as files, {name}/{key}, beside those of the manifests.
+	SecretDir string
+	// SkipCorrupt goes on when stored blocks are damaged or missing, having kept what is left of them in DataDir/corrupt.
+	SkipCorrupt bool
+	// Output gets the lines that functions print.
+	Output func(pipeline, vertex string, role function.Role, line string)
+	// Listen is the address of metrics, probes and the API. Default: any free port of the loopback interface.
+	Listen string
+	// Started is called once everything runs, with what there is to see.
+	Started func(*Running)
+	Stdin   io.Reader
+	Stdout  io.Writer
+	Logger  *slog.Logger
+	Version string
+}
+
+// Running is a run that has started.
+type Running struct {
+	// Address is where metrics, probes and the API are.
+	Address string
+	// Pipelines run, in the order of the manifests.
+	Pipelines []*Pipeline
+	// Durability says in a few words what a power loss may cost.
+	Durability string
+}
+
+// Pipeline is a running Pipeline or MonoVertex.
+type Pipeline struct {
+	Namespace, Name, Kind string
+
+	vertices   []*vertex.Vertex
+	partitions map[string][]*buffer.Partition
+	letters    *deadletter.Store
+	metrics    []bufferMetrics
+	finished   atomic.Bool
+}
+
+type bufferMetrics struct {
+	p *buffer.Partition
+	m *metrics.Buffer
+}
+
+// Stats are the counters of the vertices, in the order of the manifest.
+func (p *Pipeline) Stats(ctx context.Context) []vertex.Stats {
+	stats := make([]vertex.Stats, len(p.vertices))
+	for i, v := range p.vertices {
+		stats[i] = v.Stats(ctx)
+	}
+	for _, b := range p.metrics {
+		b.m.Usage(b.p.Pending(), b.p.MaxLength())
+	}
+	return stats
+}
+
+// Finished reports whether all its sources have ended and all that they gave has gone through.
+func (p *Pipeline) Finished() bool { return p.finished.Load() }
+
+// pending is the number of messages in all buffers.
+func (p *Pipeline) pending() (n int) {
+	for _, parts := range p.partitions {
+		for _, part := range parts {
+			n += part.Pending()
+		}
+	}
+	return n
+}
+
+type runner struct {
+	cfg     Config
+	log     *slog.Logger
+	metrics *metrics.Set
+	broker  *broker.Broker
+	conn    *nats.Conn
+	js      jetstream.JetStream
+	sockets string
+	secrets secrets
+	close   []func()
+}
+
+// Run runs everything until ctx ends, all finite sources are drained, or something fails that cannot go away by itself; only then it returns an error.
+func Run(ctx context.Context, cfg Config) (err error) {
+	if cfg.DrainTimeout <= 0 {
+		cfg.DrainTimeout = 30 * time.Second
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Output == nil {
+		cfg.Output = func(string, string, function.Role, string) {}
+	}
+	if cfg.Stdout == nil {
+		cfg.Stdout = io.Discard
+	}
+	if cfg.Listen == "" {
+		cfg.Listen = "127.0.0.1:0"
+	}
+	r := &runner{cfg: cfg, log: cfg.Logger, metrics: metrics.New(cfg.Version), secrets: newSecrets(cfg)}
+	defer func() {
+		for i := len(r.close) - 1; i >= 0; i-- {
+			r.close[i]()
+		}
+	}()
+	if err := r.open(); err != nil {
+		return err
+	}
+	var pipelines []*Pipeline
+	// What a pipeline has opened is closed whether or not the rest comes up. The broker must live until then.
+	closing := func() error {
+		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+		defer cancel()
+		var err error
+		for _, p := range pipelines {
+			err = errors.Join(err, p.close(end))
+		}
+		return err
+	}
+	for _, o := range cfg.Objects {
+		p, err := r.build(ctx, o)
+		if p != nil {
+			pipelines = append(pipelines, p)
+		}
+		if err != nil {
+			return errors.Join(err, closing())
+		}
+	}
+	if len(pipelines) == 0 {
+		return errors.New("there is no Pipeline and no MonoVertex to run in these files")
+	}
+	return errors.Join(r.run(ctx, pipelines), closing())
+}
+
+// open takes the data directory and connects to the broker.
+func (r *runner) open() error {
+	release, err := broker.LockDir(r.cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	r.close = append(r.close, release)
+	if r.sockets, err = function.NewSocketRoot(); err != nil {
+		return fmt.Errorf("directory for sockets: %w", err)
+	}
+	r.close = append(r.close, func() { _ = os.RemoveAll(r.sockets) })
+	options := []nats.Option{
+		nats.MaxReconnects(-1), nats.ReconnectWait(100 * time.Millisecond), nats.ReconnectJitter(50*time.Millisecond, 50*time.Millisecond),
+		nats.ReconnectBufSize(-1), nats.PingInterval(10 * time.Second),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			if err != nil {
+				r.log.Warn("broker is away, and looked for again", "error", err)
+			}
+		}),
+		nats.ReconnectHandler(func(c *nats.Conn) { r.log.Info("broker is back", "url", c.ConnectedUrlRedacted()) }),
+		// Pull requests that end are no news; what matters is told by the calls that fail.
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { r.log.Debug("broker", "error", err) }),
+	}
+	if r.cfg.NATS != "" {
+		if r.conn, err = nats.Connect(r.cfg.NATS, append(options, nats.Name("levada"))...); err != nil {
+			return fmt.Errorf("connect to the broker at %s: %w", r.cfg.NATS, err)
+		}
+	} else {
+		r.broker, err = broker.Start(broker.Config{
+			Dir: filepath.Join(r.cfg.DataDir, "broker"), MaxPayload: max(minPayload, r.maxPayload()), SyncInterval: r.cfg.SyncInterval, Logger: r.log,
+		})
+		if err != nil {
+			return err
+		}
+		r.close = append(r.close, r.broker.Stop)
+		if r.conn, err = r.broker.Connect(options...); err != nil {
+			return fmt.Errorf("connect to the broker: %w", err)
+		}
+	}
+	r.close = append(r.close, r.conn.Close)
+	r.js, err = jetstream.New(r.conn, jetstream.WithDefaultTimeout(10*time.Second))
+	return err
+}
+
+// minPayload is the largest message of the broker in this process, unless a manifest asks for more. Blocks that are larger are stored in pieces.
+const minPayload = 8 << 20
+
+func (r *runner) maxPayload() (n int32) {
+	for _, o := range r.cfg.Objects {
+		if s, ok := o.Manifest.(*v1alpha1.InterStepBufferService); ok && s.Spec.JetStream != nil {
+			n = max(n, maxPayloadOf(s.Spec.JetStream.Settings))
+		}
+	}
+	return min(n, 64<<20)
+}
+
+// build opens the buffers of a pipeline and builds its vertices. It returns nil for objects that are nothing to run.
+func (r *runner) build(ctx context.Context, o v1alpha1.Object) (*Pipeline, error) {
+	switch m := o.Manifest.(type) {
+	case *v1alpha1.Pipeline:
+		return r.pipeline(ctx, m)
+	case *v1alpha1.MonoVertex:
+		return r.mono(ctx, m)
+	case *v1alpha1.ServingPipeline, *v1alpha1.Vertex:
+		r.log.Warn("this kind is not run by this version", "kind", o.Kind())
+	}
+	return nil, nil
+}
+
+func (r *runner) env(p *Pipeline, meta metav1.Object, state jetstream.KeyValue) *vertex.Env {
+	commands := map[string]string{}
+	maps.Copy(commands, r.cfg.Commands)
+	for name, command := range r.cfg.Commands {
+		if rest, ok := cutPrefix(name, p.Name+"/"); ok {
+			commands[rest] = command
+		}
+	}
+	return &vertex.Env{
+		Namespace: p.Namespace, Pipeline: p.Name, Meta: meta, State: state, DeadLetters: p.letters, Metrics: r.metrics,
+		Partitions: func(v string) []*buffer.Partition { return p.partitions[v] },
+		Logger:     r.log.With("pipeline", p.Name), SocketRoot: r.sockets, Dir: r.cfg.Dir, Commands: commands, Timeout: r.cfg.FunctionTimeout,
+		Secret: r.secrets.get, Stdin: r.cfg.Stdin, Stdout: r.cfg.Stdout,
+		Output: func(v string, role function.Role) func(string) {
+			return func(line string) { r.cfg.Output(p.Name, v, role, line) }
+		},
+		Announce: func(v, what, address string) {
+			r.log.Info("listening", "pipeline", p.Name, "vertex", v, "for", what, "address", address)
+		},
+	}
+}
+
+func (r *runner) prepare(ctx context.Context, meta *metav1.ObjectMeta, kind string) (*Pipeline, string, jetstream.KeyValue, error) {
+	p := &Pipeline{Namespace: meta.Namespace, Name: meta.Name, Kind: kind, partitions: map[string][]*buffer.Partition{}}
+	if p.Namespace == "" {
+		p.Namespace = "default"
+	}
+	prefix := p.Namespace + "-" + p.Name
+	open, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	state, err := jetstreambuffer.Bucket(open, r.js, prefix+"_STATE", r.cfg.Replicas)
+	if err != nil {
+		return nil, "", nil, err
+	}
+	p.letters, err = deadletter.Open(open, r.js, prefix, p.Name, r.cfg.Replicas)
+	return p, prefix, state, err
+}
+
+func (r *runner) mono(ctx context.Context, m *v1alpha1.MonoVertex) (*Pipeline, error) {
+	p, _, state, err := r.prepare(ctx, &m.ObjectMeta, "MonoVertex")
+	if err != nil {
+		return nil, err
+	}
+	v, err := vertex.Mono(ctx, r.env(p, m, state), m.Name, &m.Spec)
+	if err != nil {
+		return nil, fmt.Errorf("MonoVertex %s: %w", m.Name, err)
+	}
+	p.vertices = append(p.vertices, v)
+	return p, nil
+}
+
+func (r *runner) pipeline(ctx context.Context, m *v1alpha1.Pipeline) (*Pipeline, error) {
+	p, prefix, state, err := r.prepare(ctx, &m.ObjectMeta, "Pipeline")
+	if err != nil {
+		return nil, err
+	}
+	if m.Spec.Lifecycle.DesiredPhase == "Paused" {
+		r.log.Warn("pipeline is paused by its manifest (lifecycle.desiredPhase) and does not run", "pipeline", m.Name)
+		return p, nil
+	}
+	store, err := r.bufferConfig(m)
+	if err != nil {
+		return p, err
+	}
+	compression := flow.None
+	if b := m.Spec.InterStepBuffer; b != nil && b.Compression != nil {
+		if compression, err = flow.ParseCompression(string(b.Compression.Type)); err != nil {
+			return p, err
+		}
+	}
+	for i := range m.Spec.Vertices {
+		spec := &m.Spec.Vertices[i]
+		if spec.IsSource() {
+			continue
+		}
+		limits := v1alpha1.EffectiveLimits(&m.Spec, spec)
+		for n := range spec.PartitionCount() {
+			name := fmt.Sprintf("%s-%s-%d", prefix, spec.Name, n)
+			part, err := r.partition(ctx, name, state, store, buffer.Options{
+				MaxLength: int(limits.BufferMaxLength), UsageLimit: int(limits.BufferUsageLimit), Compression: compression, AckWait: store.AckWait,
+			}, p)
+			if err != nil {
+				return p, fmt.Errorf("pipeline %s, vertex %s: %w", m.Name, spec.Name, err)
+			}
+			p.partitions[spec.Name] = append(p.partitions[spec.Name], part)
+		}
+	}
+	env := r.env(p, m, state)
+	for i := range m.Spec.Vertices {
+		v, err := vertex.Pipeline(ctx, env, &m.Spec, &m.Spec.Vertices[i])
+		if err != nil {
+			return p, fmt.Errorf("pipeline %s: %w", m.Name, err)
+		}
+		p.vertices = append(p.vertices, v)
+	}
+	return p, nil
+}
+
+func (r *runner) partition(ctx context.Context, name string, state jetstream.KeyValue, store jetstreambuffer.Config, opt buffer.Options, p *Pipeline) (*buffer.Partition, error) {
+	open, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	defer cancel()
+	store.Stream, store.State = name, state
+	driver, err := jetstreambuffer.Open(open, r.js, store)
+	if err != nil {
+		return nil, err
+	}
+	m := r.metrics.Buffer(name)
+	opt.Name, opt.Metrics, opt.Logger = name, m, r.log
+	opt.OnCorrupt = func(seq uint64, data []byte, err error) error { return r.corrupt(name, seq, data, err) }
+	part, err := buffer.Open(open, driver, opt)
+	if err != nil {
+		return nil, errors.Join(err, driver.Close())
+	}
+	p.metrics = append(p.metrics, bufferMetrics{part, m})
+	return part, nil
+}
+
+// corrupt decides what to do about a stored block that is damaged or missing.
+func (r *runner) corrupt(name string, seq uint64, data []byte, err error) error {
+	if !r.cfg.SkipCorrupt {
+		return fmt.Errorf("%w. What is stored is not what was written: check the disk. To go on without it, and keep what is left of it in %s, run with --skip-corrupt", err, filepath.Join(r.cfg.DataDir, "corrupt"))
+	}
+	r.log.Error("stored data is damaged and skipped", "buffer", name, "seq", seq, "error", err)
+	if len(data) == 0 {
+		return nil
+	}
+	dir := filepath.Join(r.cfg.DataDir, "corrupt")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, fmt.Sprintf("%s-%d.block", name, seq)), data, 0o600)
+}
+
+// run runs what was built. The order of its end is the point: first sources stop reading, then what is in hand is finished, then functions end.
+func (r *runner) run(ctx context.Context, pipelines []*Pipeline) error {
+	working, stopWorking := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer stopWorking(nil)
+	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopServing()
+	sourcing, stopSourcing := context.WithCancel(ctx)
+	defer stopSourcing()
+	reading, stopReading := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopReading()
+
+	// Functions and the care of buffers go on until everything else has ended.
+	var services errgroup.Group
+	failed := make(chan error, 1)
+	fail := func(err error) {
+		if err != nil {
+			select {
+			case failed <- err:
+			default:
+			}
+		}
+	}
+	for _, p := range pipelines {
+		for _, v := range p.vertices {
+			services.Go(func() error { fail(v.RunFunctions(serving)); return nil })
+		}
+		for _, parts := range p.partitions {
+			for _, part := range parts {
+				services.Go(func() error { return part.Run(serving) })
+			}
+		}
+	}
+	api, err := r.serve(serving, &services, pipelines)
+	if err != nil {
+		stopServing()
+		return errors.Join(err, services.Wait())
+	}
+
+	var sources, others sync.WaitGroup
+	start := func() error {
+		for _, p := range pipelines {
+			for _, v := range p.vertices {
+				if err := v.Ready(sourcing); err != nil {
+					return err
+				}
+			}
+		}
+		for _, p := range pipelines {
+			var own sync.WaitGroup
+			for _, v := range p.vertices {
+				if v.Kind == v1alpha1.VertexTypeSource || v.Kind == "MonoVertex" {
+					own.Add(1)
+					sources.Go(func() {
+						defer own.Done()
+						fail(v.Run(working, sourcing))
+					})
+				} else {
+					others.Go(func() { fail(v.Run(working, reading)) })
+				}
+			}
+			sources.Go(func() {
+				own.Wait()
+				// All sources have ended. If they did so by themselves, the pipeline is finished when nothing is left in its buffers.
+				for tick := time.NewTicker(10 * time.Millisecond); sourcing.Err() == nil; <-tick.C {
+					if p.pending() == 0 {
+						p.finished.Store(true)
+						return
+					}
+				}
+			})
+		}
+		return nil
+	}
+	err = start()
+	done := make(chan struct{})
+	if err == nil {
+		api.ready.Store(true)
+		if r.cfg.Started != nil {
+			r.cfg.Started(&Running{Address: api.address, Pipelines: pipelines, Durability: r.durability()})
+		}
+		go func() { sources.Wait(); close(done) }()
+		select {
+		case <-done:
+			r.log.Info("all sources have ended and everything is delivered")
+		case <-ctx.Done():
+			r.log.Info("stopping", "at most", r.cfg.DrainTimeout)
+		case err = <-failed:
+		}
+	} else if ctx.Err() != nil {
+		err = nil
+	} else {
+		select { // a function that cannot be started says more of itself
+		case err = <-failed:
+		default:
+		}
+	}
+	api.ready.Store(false)
+
+	deadline := time.AfterFunc(r.cfg.DrainTimeout, func() {
+		r.log.Warn("draining takes too long and is cut short; what is not acknowledged comes again at the next start")
+		stopWorking(errors.New("the time to drain is over"))
+	})
+	defer deadline.Stop()
+	stopSourcing()
+	sources.Wait()
+	stopReading()
+	others.Wait()
+	stopWorking(nil)
+	stopServing()
+	if e := services.Wait(); e != nil && err == nil {
+		err = e
+	}
+	return err
+}
+
+// close saves what is known, in the order of the flow.
+func (p *Pipeline) close(ctx context.Context) (err error) {
+	for _, v := range p.vertices {
+		err = errors.Join(err, v.Close(ctx))
+	}
+	for _, name := range slices.Sorted(maps.Keys(p.partitions)) {
+		for _, part := range p.partitions[name] {
+			err = errors.Join(err, part.Close(ctx))
+		}
+	}
+	return err
+}
+
+func (r *runner) durability() string {
+	switch {
+	case r.cfg.NATS != "":
+		return "as the broker at " + r.cfg.NATS + " is set up (levada needs sync_interval: always to survive a power loss)"
+	case r.cfg.SyncInterval > 0:
+		return fmt.Sprintf("survives any kill; a power loss may cost the last %v (--sync-interval)", r.cfg.SyncInterval)
+	}
+	return "survives any kill, and a power loss"
+}
+
+func cutPrefix(s, prefix string) (string, bool) {
+	if len(s) > len(prefix) && s[:len(prefix)] == prefix {
+		return s[len(prefix):], true
+	}
+	return s, false
+}
