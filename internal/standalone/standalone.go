@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
@@ -153,7 +154,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 			r.close[i]()
 		}
 	}()
-	if err := r.open(); err != nil {
+	if err := r.open(ctx); err != nil {
 		return err
 	}
 	var pipelines []*Pipeline
@@ -183,7 +184,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 }
 
 // open takes the data directory and connects to the broker.
-func (r *runner) open() error {
+func (r *runner) open(ctx context.Context) error {
 	release, err := broker.LockDir(r.cfg.DataDir)
 	if err != nil {
 		return err
@@ -206,7 +207,7 @@ func (r *runner) open() error {
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { r.log.Debug("broker", "error", err) }),
 	}
 	if r.cfg.NATS != "" {
-		if r.conn, err = nats.Connect(r.cfg.NATS, append(options, nats.Name("levada"))...); err != nil {
+		if err := r.connect(ctx, append(options, nats.Name("levada"))); err != nil {
 			return fmt.Errorf("connect to the broker at %s: %w", r.cfg.NATS, err)
 		}
 	} else {
@@ -223,6 +224,23 @@ func (r *runner) open() error {
 	}
 	r.close = append(r.close, r.conn.Close)
 	r.js, err = jetstream.New(r.conn, jetstream.WithDefaultTimeout(10*time.Second))
+	return err
+}
+
+// connectFor is how long a broker of its own may take to come up before that is an error.
+const connectFor = 30 * time.Second
+
+func (r *runner) connect(ctx context.Context, options []nats.Option) error {
+	told := false
+	_, err := backoff.Retry(ctx, func() (struct{}, error) {
+		conn, err := nats.Connect(r.cfg.NATS, options...)
+		r.conn = conn
+		if err != nil && !told {
+			told = true
+			r.log.Warn("broker is not there, and waited for", "url", r.cfg.NATS, "error", err, "at most", connectFor)
+		}
+		return struct{}{}, err
+	}, backoff.WithMaxElapsedTime(connectFor), backoff.WithBackOff(&backoff.ExponentialBackOff{InitialInterval: 50 * time.Millisecond, Multiplier: 1.5, MaxInterval: time.Second}))
 	return err
 }
 

@@ -127,6 +127,8 @@ func toInt(v any) int {
 	switch w := v.(type) {
 	case int:
 		return w
+	case int64:
+		return int(w)
 	case float64:
 		if w >= math.MinInt64 && w < math.MaxInt64 {
 			return int(w)
@@ -239,4 +241,3 @@ func (e *extractor) setTime(m *flow.Message) {
 		e.opt.Logger.Warn("no event time found in a payload; the message keeps the one it had", "vertex", e.opt.Vertex, "error", err, "so far", n)
 	}
 }
-

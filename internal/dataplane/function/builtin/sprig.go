@@ -17,7 +17,6 @@ import (
 	"strings"
 	"time"
 	"unicode"
-
 )
 
 // sprig is what expressions find under that name: the functions of the sprig library that have a use on a payload, with its order of arguments.
@@ -153,7 +152,7 @@ func repeat(n int, s string) string {
 }
 
 // maxMade bounds what an expression can make out of a small payload.
-const maxMade = 16 << 20
+const maxMade = 1 << 20
 
 func substr(start, end int, s string) string {
 	if end < 0 || end > len(s) {
@@ -237,4 +236,3 @@ func at(list []any, i int) any {
 	}
 	return list[i]
 }
-

@@ -563,9 +563,10 @@ func sampleJournal(commits int) []byte {
 }
 
 func BenchmarkWrite(b *testing.B) {
-	for _, format := range []render.Format{render.Raw, render.JSON} {
-		b.Run(string(format), func(b *testing.B) {
-			w, err := New(Config{Path: filepath.Join(b.TempDir(), "out"), Format: format})
+	for name, cfg := range map[string]Config{"raw": {}, "json": {Format: render.JSON}, "raw without fsync": {NoFsync: true}} {
+		b.Run(name, func(b *testing.B) {
+			cfg.Path = filepath.Join(b.TempDir(), "out")
+			w, err := New(cfg)
 			if err != nil {
 				b.Fatal(err)
 			}
