@@ -19,7 +19,7 @@ type outcome struct {
 	code           int
 }
 
-func execute(t *testing.T, cmd *cobra.Command, stdin string, args ...string) outcome {
+func invoke(t *testing.T, cmd *cobra.Command, stdin string, args ...string) outcome {
 	t.Helper()
 	var stdout, stderr bytes.Buffer
 	root := &cobra.Command{Use: "levada", SilenceErrors: true, SilenceUsage: true}
@@ -121,7 +121,7 @@ p,1.yaml:9:20: error LV1203: there is no vertex "outt"
 `},
 	} {
 		t.Run(c.format, func(t *testing.T) {
-			got := execute(t, newValidateCommand(), "", "-o", c.format, "--excerpt", "always", file(t, "p,1.yaml", broken))
+			got := invoke(t, newValidateCommand(), "", "-o", c.format, "--excerpt", "always", file(t, "p,1.yaml", broken))
 			if diff := cmp.Diff(outcome{c.want, "", exitProblems}, got, cmp.AllowUnexported(outcome{})); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
@@ -130,7 +130,7 @@ p,1.yaml:9:20: error LV1203: there is no vertex "outt"
 }
 
 func TestValidateSARIF(t *testing.T) {
-	got := execute(t, newValidateCommand(), "", "-o", "sarif", file(t, "p.yaml", broken))
+	got := invoke(t, newValidateCommand(), "", "-o", "sarif", file(t, "p.yaml", broken))
 	var log sarifLog
 	dec := json.NewDecoder(strings.NewReader(got.stdout))
 	dec.DisallowUnknownFields()
@@ -150,7 +150,7 @@ func TestValidateSARIF(t *testing.T) {
 	if diff := cmp.Diff(want, run.Results[1]); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	empty := execute(t, newValidateCommand(), warned, "-o", "sarif", "-")
+	empty := invoke(t, newValidateCommand(), warned, "-o", "sarif", "-")
 	if !strings.Contains(empty.stdout, `"results": [`) || empty.code != 0 {
 		t.Error(empty)
 	}
@@ -189,7 +189,7 @@ func TestValidateExitCodes(t *testing.T) {
 		{"and an error when asked for", []string{"--runnable", "-"}, strings.Replace(warned, "generator: {}", "kafka: {brokers: ['k:9092'], topic: t, consumerGroup: g}", 1), exitProblems, "error LV2302"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got := execute(t, newValidateCommand(), c.stdin, c.args...)
+			got := invoke(t, newValidateCommand(), c.stdin, c.args...)
 			if got.code != c.code || !strings.Contains(got.stdout+got.stderr, c.says) {
 				t.Errorf("exit code %d, want %d with %q:\n%s%s", got.code, c.code, c.says, got.stdout, got.stderr)
 			}
@@ -205,7 +205,7 @@ func TestExcerpts(t *testing.T) {
 		{"a long line", "# " + strings.Repeat("ü", 300) + "\nkind: {" + strings.Repeat("a: {b: c}, ", 30) + " }\napiVersion: 1\n", ""},
 		{"a wide line", "{\"apiVersion\": \"numaflow.numaproj.io/v1alpha1\", \"metadata\": {\"labels\": {\"a\": \"" + strings.Repeat("ü", 300) + "\"}}, \"kind\": \"Pipelin\"}", "^"},
 	} {
-		got := execute(t, newValidateCommand(), c.text, "--excerpt", "always", "-")
+		got := invoke(t, newValidateCommand(), c.text, "--excerpt", "always", "-")
 		if !strings.Contains(got.stdout, c.want) || strings.ContainsAny(got.stdout, "\x1b\t") {
 			t.Errorf("%s:\n%s", c.name, got.stdout)
 		}
@@ -218,18 +218,18 @@ func TestExcerpts(t *testing.T) {
 }
 
 func TestRender(t *testing.T) {
-	got := execute(t, newRenderCommand(), warned+"---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\n", "-")
+	got := invoke(t, newRenderCommand(), warned+"---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\n", "-")
 	if got.code != 0 || !strings.Contains(got.stdout, "    readBatchSize: 500\n") || !strings.HasSuffix(got.stdout, "---\napiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: c\n") {
 		t.Errorf("%+v", got)
 	}
-	again := execute(t, newRenderCommand(), got.stdout, "-")
+	again := invoke(t, newRenderCommand(), got.stdout, "-")
 	if diff := cmp.Diff(got.stdout, again.stdout); diff != "" {
 		t.Errorf("rendered again (-once +twice):\n%s", diff)
 	}
-	if bad := execute(t, newRenderCommand(), broken, "-"); bad.code != exitProblems || bad.stdout != "" || !strings.Contains(bad.stderr, "LV1203") {
+	if bad := invoke(t, newRenderCommand(), broken, "-"); bad.code != exitProblems || bad.stdout != "" || !strings.Contains(bad.stderr, "LV1203") {
 		t.Errorf("%+v", bad)
 	}
-	if bad := execute(t, newRenderCommand(), ""); bad.code != exitUsage {
+	if bad := invoke(t, newRenderCommand(), ""); bad.code != exitUsage {
 		t.Errorf("%+v", bad)
 	}
 }
@@ -247,13 +247,13 @@ Right:
     edges:
     - {from: in, to: out}
 `
-	if diff := cmp.Diff(want, execute(t, newExplainCommand(), "", "lv1203").stdout); diff != "" {
+	if diff := cmp.Diff(want, invoke(t, newExplainCommand(), "", "lv1203").stdout); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	if got := execute(t, newExplainCommand(), ""); strings.Count(got.stdout, "\n") < 80 {
+	if got := invoke(t, newExplainCommand(), ""); strings.Count(got.stdout, "\n") < 80 {
 		t.Error(got.stdout)
 	}
-	if got := execute(t, newExplainCommand(), "", "LV120"); got.code != exitUsage || !strings.Contains(got.stderr, "did you mean LV1") {
+	if got := invoke(t, newExplainCommand(), "", "LV120"); got.code != exitUsage || !strings.Contains(got.stderr, "did you mean LV1") {
 		t.Errorf("%+v", got)
 	}
 }

@@ -92,7 +92,7 @@ var catalogue = []metric{
 	{"isb_jetstream_buffer_soft_usage", "Messages that are not acknowledged, as a share of bufferMaxLength.", gauge, bufferLabels, nil},
 	{"isb_jetstream_buffer_solid_usage", "The same: what is acknowledged takes no room here.", gauge, bufferLabels, nil},
 
-	{"levada_end_to_end_latency_seconds", "Time from a message's entry into the pipeline until a sink had it.", histogram, []string{"pipeline", "vertex"}, prometheus.ExponentialBuckets(0.0005, 2, 22)},
+	{"levada_end_to_end_latency_seconds", "Time from a message's entry into the pipeline until a sink had it.", histogram, []string{"pipeline", "vertex"}, prometheus.ExponentialBuckets(0.0005, 1.5, 36)},
 	{"levada_function_deaths_total", "Ends of user code that should not have been, by reason: exit, signal, hang, start, isolated.", counter, []string{"pipeline", "vertex", "role", "reason"}, nil},
 	{"levada_dead_letters_total", "Messages put aside.", counter, []string{"pipeline", "vertex", "reason"}, nil},
 	{"levada_buffer_corrupt_total", "Stored blocks that were not what was written.", counter, bufferLabels, nil},

@@ -13,7 +13,11 @@ import (
 )
 
 func main() {
-	if err := sdk.ServeMap(context.Background(), sdk.MapFunc(poison)); err != nil {
+	var options []sdk.Option
+	if os.Getenv("POISON_WITHOUT_BLOCKS") != "" {
+		options = append(options, sdk.WithoutBlocks())
+	}
+	if err := sdk.ServeMap(context.Background(), sdk.MapFunc(poison), options...); err != nil {
 		log.Fatal(err)
 	}
 }

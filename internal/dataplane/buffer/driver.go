@@ -15,7 +15,7 @@ import (
 // All methods may be called concurrently, but Next by one caller at a time.
 type Driver interface {
 	// Submit begins to store data under id and returns without waiting. Blocks are stored in the order of calls, unless one fails.
-	// The result says what became of it. data must not change until then. Submit does not retry.
+	// The result says what became of it. data is the caller's again then. Submit does not retry.
 	Submit(ctx context.Context, id string, data []byte) Receipt
 
 	// Resume makes the caller the only reader, which gets everything after seq from now on, also what an earlier reader held.

@@ -277,7 +277,8 @@ func (p *Partition) Write(ctx context.Context, h *flow.Block, e *flow.Encoder) (
 	w := &Write{p: p, messages: e.Count(), begun: time.Now()}
 	id := blockID(h)
 	if len(data) <= p.driver.MaxEntry() {
-		w.parts = []part{{id: id, data: append([]byte(nil), data...)}}
+		w.single[0] = part{id: id, data: append(takeBytes(), data...)}
+		w.parts = w.single[:]
 	} else {
 		w.parts = split(id, h, e.Count(), data, p.driver.MaxEntry())
 	}
@@ -318,6 +319,7 @@ func blockID(h *flow.Block) string {
 type Write struct {
 	p        *Partition
 	parts    []part
+	single   [1]part // of most
 	messages int
 	begun    time.Time
 }
@@ -347,12 +349,21 @@ func (w *Write) Wait(ctx context.Context) error {
 	return nil
 }
 
+// blockBytes is memory for encoded blocks, to be used again once they are stored.
+var blockBytes = sync.Pool{New: func() any { return new([]byte) }}
+
+func takeBytes() []byte { return (*blockBytes.Get().(*[]byte))[:0] }
+
 func (p *Partition) settle(ctx context.Context, w *part) (duplicate bool, err error) {
-	wait := retryDelay()
+	var wait *backoff.ExponentialBackOff
 	for again := false; ; again = true {
 		duplicate, err = w.receipt.Wait(ctx)
 		switch {
 		case err == nil:
+			if !again {
+				// After a second attempt the first one may still be under way with this memory.
+				blockBytes.Put(&w.data)
+			}
 			return duplicate && !again, nil // the second time it may be our own first attempt
 		case errors.Is(err, ErrTooLarge), errors.Is(err, ErrMissing), errors.Is(err, ErrClosed):
 			return false, err
@@ -361,6 +372,9 @@ func (p *Partition) settle(ctx context.Context, w *part) (duplicate bool, err er
 		}
 		p.opt.Metrics.WriteFailed(err)
 		p.opt.Logger.Debug("write is tried again", "buffer", p.opt.Name, "block", w.id, "error", err)
+		if wait == nil {
+			wait = retryDelay()
+		}
 		if !sleep(ctx, wait.NextBackOff()) {
 			return false, context.Cause(ctx)
 		}
@@ -416,7 +430,7 @@ func (d *Delivery) Place(i int) int {
 // Read waits for the next block that holds something new. It returns context.Cause(ctx) when ctx ends, and an error
 // that does not go away when blocks are missing or corrupt and Options.OnCorrupt said to stop.
 func (p *Partition) Read(ctx context.Context) (*Delivery, error) {
-	wait := retryDelay()
+	var wait *backoff.ExponentialBackOff
 	for {
 		p.mu.Lock()
 		failed := p.failed
@@ -427,13 +441,16 @@ func (p *Partition) Read(ctx context.Context) (*Delivery, error) {
 		e, err := p.driver.Next(ctx)
 		switch {
 		case err == nil:
-			wait.Reset()
+			wait = nil
 		case ctx.Err() != nil:
 			return nil, context.Cause(ctx)
 		case errors.Is(err, ErrMissing), errors.Is(err, ErrClosed):
 			return nil, fmt.Errorf("buffer %s: %w", p.opt.Name, err)
 		default:
 			p.opt.Logger.Debug("read is tried again", "buffer", p.opt.Name, "error", err)
+			if wait == nil {
+				wait = retryDelay()
+			}
 			if !sleep(ctx, wait.NextBackOff()) {
 				return nil, context.Cause(ctx)
 			}

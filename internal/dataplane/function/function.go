@@ -174,7 +174,7 @@ func (f *Function) Run(ctx context.Context) error {
 			w.end(200 * time.Millisecond)
 			w.Close()
 			f.cfg.Died(f.diedOf(w))
-			f.cfg.Logger.Warn("function ended and is started again", "how", describeExit(w.state), "after", time.Since(begun).Round(time.Millisecond), "output", w.tail.String())
+			f.cfg.Logger.Warn("function ended and is started again", "how", describeExit(w.state), "after", time.Since(begun).Round(time.Millisecond), "output", lastLine(w.tail.String()))
 			go w.removeLater()
 			if w.Progress() > 0 || time.Since(begun) > 5*time.Second {
 				wait = 0
@@ -191,6 +191,12 @@ func (f *Function) Run(ctx context.Context) error {
 }
 
 const stopPatience = 5 * time.Second
+
+// lastLine is for logs; the whole is evidence.
+func lastLine(s string) string {
+	s = strings.TrimSpace(s)
+	return s[strings.LastIndexByte(s, '\n')+1:]
+}
 
 func (f *Function) diedOf(w *worker) string {
 	if w.hung.Load() {
@@ -382,7 +388,7 @@ func (f *Function) autopsy(ctx context.Context, w *worker, err error) *deadlette
 	switch {
 	case w.hung.Load():
 		failure.Reason, failure.Error = deadletter.Hang, fmt.Sprintf("no answer within %v", f.cfg.Timeout)
-		failure.Stack, failure.Output = failure.Output, ""
+		failure.Stack, failure.Output = w.tail.stacks(), ""
 	case errors.As(err, &protocol):
 		failure.Reason = deadletter.Protocol
 	case errors.As(err, &status) && status.Code == codes.ResourceExhausted:

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -88,20 +89,29 @@ func (i *instance) exec() error {
 
 // live starts the process and waits for its end, on one thread: the kernel kills the process when the thread that started it ends, and
 // with it, when we do.
-func (i *instance) live(started chan<- error, stdout, stderr io.Reader) {
+func (i *instance) live(started chan<- error, stdout, stderr io.ReadCloser) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	if err := i.cmd.Start(); err != nil {
 		started <- fmt.Errorf("%w: %w", ErrStart, err)
 		return
 	}
+	pid := i.cmd.Process.Pid
 	started <- nil
 	var output sync.WaitGroup
 	output.Go(func() { i.copyLines(stdout, io.Discard) })
 	output.Go(func() { i.copyLines(stderr, &i.tail) })
+	i.state, _ = i.cmd.Process.Wait() // not cmd.Wait, which waits for all that have its output open
+	_ = syscall.Kill(-pid, syscall.SIGKILL)
+	// What it started is gone with it, or has left its group; in that case it may keep the output open for ever.
+	late := time.AfterFunc(time.Second, func() {
+		_ = stdout.Close()
+		_ = stderr.Close()
+	})
 	output.Wait()
-	_ = i.cmd.Wait()
-	i.state = i.cmd.ProcessState
+	late.Stop()
+	_ = stdout.Close()
+	_ = stderr.Close()
 	close(i.exited)
 }
 
@@ -263,11 +273,12 @@ func (i *instance) dump() {
 	i.end(2 * time.Second)
 }
 
+// signal reaches what the process started as well, where it is a shell or a launcher, say: each function is the head of a process group.
 func (i *instance) signal(s syscall.Signal) {
 	select {
 	case <-i.exited:
 	default:
-		_ = i.cmd.Process.Signal(s)
+		_ = syscall.Kill(-i.cmd.Process.Pid, s)
 	}
 }
 
@@ -284,25 +295,28 @@ func describeExit(s *os.ProcessState) string {
 		return "still running"
 	}
 	if w, ok := s.Sys().(syscall.WaitStatus); ok && w.Signaled() {
-		return "killed by " + w.Signal().String()
+		return "ended by the signal " + strconv.Quote(w.Signal().String())
 	}
 	return fmt.Sprintf("exit code %d", s.ExitCode())
 }
 
-// tail keeps the last bytes written to it.
+// tail keeps the last bytes written to it: enough for the stacks of all goroutines of a program that hangs.
 type tail struct {
 	mu sync.Mutex
 	b  []byte
 }
 
-const tailSize = 4 << 10
+const (
+	tailSize = 4 << 10
+	dumpSize = 256 << 10
+)
 
 func (t *tail) Write(p []byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.b = append(t.b, p...)
-	if len(t.b) > 2*tailSize {
-		t.b = append(t.b[:0], t.b[len(t.b)-tailSize:]...)
+	if len(t.b) > 2*dumpSize {
+		t.b = append(t.b[:0], t.b[len(t.b)-dumpSize:]...)
 	}
 	return len(p), nil
 }
@@ -315,6 +329,23 @@ func (t *tail) String() string {
 		b = b[len(b)-tailSize:]
 	}
 	return strings.ToValidUTF8(string(bytes.TrimSpace(b)), "?")
+}
+
+// stacks finds in a dump of a Go program the goroutines that are in the user's package main, which hang; without any it is the end of the dump.
+func (t *tail) stacks() string {
+	t.mu.Lock()
+	dump := strings.ToValidUTF8(string(t.b), "?")
+	t.mu.Unlock()
+	var found []string
+	for _, g := range strings.Split(dump, "\n\n") {
+		if strings.HasPrefix(g, "goroutine ") && strings.Contains(g, "\nmain.") && !strings.Contains(g, "\nmain.main(") {
+			found = append(found, g)
+		}
+	}
+	if len(found) == 0 {
+		return t.String()
+	}
+	return strings.Join(found, "\n\n")
 }
 
 func logger(l *slog.Logger) *slog.Logger {

@@ -37,12 +37,12 @@ func command(dir string, argv []string, env func(socketDir string) []string) *ex
 	if !canMount() {
 		cmd := exec.Command(argv[0], argv[1:]...)
 		cmd.Env = env(dir)
-		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 		return cmd
 	}
 	cmd := exec.Command("/proc/self/exe", argv...)
 	cmd.Env = append(env(sdkSockets), enterEnv+"="+dir)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	return cmd
 }
 

@@ -2,12 +2,16 @@
 
 package function
 
-import "os/exec"
+import (
+	"os/exec"
+	"syscall"
+)
 
 // command prepares a process whose sockets lie in dir. Without mount namespaces the process has to look there by itself.
 func command(dir string, argv []string, env func(socketDir string) []string) *exec.Cmd {
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Env = env(dir)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	return cmd
 }
 

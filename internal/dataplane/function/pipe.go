@@ -69,6 +69,8 @@ type pipe struct {
 	free     []int32
 	err      error
 	progress uint64
+	seen     uint64    // the progress that Oldest saw last,
+	moved    time.Time // and when it saw it first
 	ended    chan struct{}
 }
 
@@ -77,6 +79,10 @@ type slot struct {
 	index int
 	id    uint64 // of the request in this slot; its remainder by the number of slots is the slot
 	sent  time.Time
+	// after is the progress at which it must be in user code, if that takes messages in about their order: all that can have been in front of it is
+	// answered then. due is when that was first seen.
+	after uint64
+	due   time.Time
 }
 
 // call is one Call, waiting for its answers.
@@ -222,7 +228,7 @@ func (p *pipe) send(ctx context.Context, c *call) error {
 			p.free = p.free[:len(p.free)-1]
 			s := &p.slots[k]
 			s.id += uint64(len(p.slots))
-			s.call, s.index, s.sent = c, next+i, now
+			s.call, s.index, s.sent, s.after, s.due = c, next+i, now, p.progress+uint64(len(p.slots)), time.Time{}
 			c.state[next+i] = sent
 			ids = append(ids, s.id)
 		}
@@ -317,12 +323,32 @@ func (p *pipe) answer(r *response) error {
 	return nil
 }
 
+// Oldest does not count the time that a message waits behind others which are being answered: a function that works through its queue does not hang,
+// however slow it is.
 func (p *pipe) Oldest() (t time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	now := time.Now()
+	if p.progress != p.seen {
+		p.seen, p.moved = p.progress, now
+	}
 	for i := range p.slots {
-		if s := &p.slots[i]; s.call != nil && (t.IsZero() || s.sent.Before(t)) {
-			t = s.sent
+		s := &p.slots[i]
+		if s.call == nil {
+			continue
+		}
+		waits := p.moved
+		if p.progress >= s.after {
+			if s.due.IsZero() {
+				s.due = now
+			}
+			waits = s.due
+		}
+		if waits.Before(s.sent) {
+			waits = s.sent
+		}
+		if t.IsZero() || waits.Before(t) {
+			t = waits
 		}
 	}
 	return t

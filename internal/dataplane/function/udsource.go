@@ -26,7 +26,8 @@ type sourcePipe struct {
 	acks   *wire.Stream
 
 	mu       sync.Mutex
-	began    time.Time
+	reads    time.Time // when the call of Read that is under way began
+	asks     time.Time // the same of Ack
 	progress uint64
 }
 
@@ -54,7 +55,21 @@ func (s *sourcePipe) Call(context.Context, []flow.Message) ([]Outcome, []int, er
 func (s *sourcePipe) Oldest() time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.began
+	if s.reads.IsZero() || !s.asks.IsZero() && s.asks.Before(s.reads) {
+		return s.asks
+	}
+	return s.reads
+}
+
+// note remembers in at that a call is under way, until the function that it returns is called.
+func (s *sourcePipe) note(at *time.Time) (over func()) {
+	set := func(t time.Time) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		*at = t
+	}
+	set(time.Now())
+	return func() { set(time.Time{}) }
 }
 
 func (s *sourcePipe) Progress() uint64 {
@@ -83,14 +98,7 @@ func (o offset) append(b []byte) []byte {
 }
 
 func (s *sourcePipe) read(limit int, timeout time.Duration) ([]flow.Message, []offset, error) {
-	s.mu.Lock()
-	s.began = time.Now()
-	s.mu.Unlock()
-	defer func() {
-		s.mu.Lock()
-		s.began = time.Time{}
-		s.mu.Unlock()
-	}()
+	defer s.note(&s.reads)()
 	var request []byte
 	request = binary.AppendUvarint(append(request, 1<<3), uint64(limit))
 	request = binary.AppendUvarint(append(request, 2<<3), uint64(timeout.Milliseconds()))
@@ -213,6 +221,7 @@ func decodeSourced(b []byte) (m flow.Message, o offset, err error) {
 func (s *sourcePipe) ack(offsets []offset) error {
 	s.acking.Lock()
 	defer s.acking.Unlock()
+	defer s.note(&s.asks)()
 	var request []byte
 	for _, o := range offsets {
 		b := o.append(nil)
@@ -235,7 +244,7 @@ type Source struct {
 
 // Read implements source.Reader.
 func (s *Source) Read(ctx context.Context, limit int) (*source.Batch, error) {
-	for {
+	for pause := time.Millisecond; ; pause = min(2*pause, emptyPause) {
 		w, err := s.Function.worker(ctx)
 		if err != nil {
 			if ctx.Err() != nil {
@@ -258,11 +267,17 @@ func (s *Source) Read(ctx context.Context, limit int) (*source.Batch, error) {
 		if len(messages) > 0 {
 			return &source.Batch{Partition: "0", ByID: true, Messages: messages, Token: offsets}, nil
 		}
-		if ctx.Err() != nil {
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
 	}
 }
+
+// emptyPause is how long to wait at most before a source is asked again that had nothing. Many do not wait themselves: they have nothing as long as the
+// last batch is not acknowledged, and say so at once.
+const emptyPause = 20 * time.Millisecond
 
 // Ack implements source.Reader.
 func (s *Source) Ack(ctx context.Context, b *source.Batch) error {
@@ -274,7 +289,8 @@ func (s *Source) Ack(ctx context.Context, b *source.Batch) error {
 	stop := context.AfterFunc(ctx, p.acks.Close)
 	defer stop()
 	if err := p.ack(b.Token.([]offset)); err != nil {
-		return err
+		w.finish() // a stream that broke takes no more acknowledgements, even where the process lives on
+		return fmt.Errorf("user-defined source: acknowledge: %w", err)
 	}
 	return nil
 }

@@ -2,6 +2,7 @@
 package membuffer
 
 import (
+	"bytes"
 	"context"
 	"sync"
 	"time"
@@ -85,7 +86,7 @@ func (d *driver) Submit(_ context.Context, id string, data []byte) buffer.Receip
 	}
 	d.ids[id] = true
 	d.last++
-	d.entries = append(d.entries, buffer.Entry{Seq: d.last, Data: data, Stored: time.Now()})
+	d.entries = append(d.entries, buffer.Entry{Seq: d.last, Data: bytes.Clone(data), Stored: time.Now()}) // the caller's memory is the caller's
 	close(d.changed)
 	d.changed = make(chan struct{})
 	return receipt{}
