@@ -18,13 +18,13 @@ import (
 )
 
 type runFlags struct {
-	dataDir, nats, listen, secretDir, dir string
-	functions                             []string
-	replicas                              int
-	sync, drain, timeout, interval        time.Duration
-	skipCorrupt, quiet                    bool
-	log                                   logFlags
-	output                                string
+	dataDir, nats, listen, secretDir string
+	functions                        []string
+	replicas                         int
+	sync, drain, timeout, interval   time.Duration
+	skipCorrupt, quiet               bool
+	log                              logFlags
+	output                           string
 }
 
 func newRunCommand() *cobra.Command {

@@ -86,8 +86,9 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // An Encoder builds one block at a time. The zero value is ready. It is not safe for concurrent use.
 type Encoder struct {
-	body  []byte
-	out   []byte
+	body  []byte // headRoom bytes for the header, and then the messages, so that nothing is moved when the header is known
+	out   []byte // of compressed blocks, and of those with a long header
+	head  []byte
 	base  int64
 	lo    uint64
 	count int
@@ -95,11 +96,27 @@ type Encoder struct {
 
 // Reset begins a block that starts at position lo.
 func (e *Encoder) Reset(lo uint64) {
-	e.body, e.count, e.lo = e.body[:0], 0, lo
+	if cap(e.body) < headRoom {
+		e.body = make([]byte, headRoom, 4<<10)
+	}
+	e.body, e.count, e.lo = e.body[:headRoom], 0, lo
 }
 
+// headRoom is enough for the header of almost any block.
+const headRoom = 256
+
 // Len is the number of body bytes so far.
-func (e *Encoder) Len() int { return len(e.body) }
+func (e *Encoder) Len() int { return max(0, len(e.body)-headRoom) }
+
+// Detach gives the memory that holds the block that Finish returned to the caller, and takes other memory for the next block in its place.
+func (e *Encoder) Detach(other []byte) (memory []byte) {
+	if len(e.out) > 0 {
+		memory, e.out = e.out, other[:0]
+		return memory
+	}
+	memory, e.body = e.body, other[:0]
+	return memory
+}
 
 // Count is the number of messages so far.
 func (e *Encoder) Count() int { return e.count }
@@ -121,6 +138,9 @@ func (e *Encoder) AppendAs(m *Message, parent, suffix string) {
 	}
 	if len(m.Metadata) > 0 {
 		flags |= hasMetadata
+	}
+	if len(e.body) < headRoom {
+		e.Reset(e.lo)
 	}
 	b := append(e.body, flags)
 	b = binary.AppendUvarint(b, m.Pos-e.lo)
@@ -153,30 +173,41 @@ func (e *Encoder) AppendAs(m *Message, parent, suffix string) {
 }
 
 // Finish returns the encoded block, whose header is taken from h (its Messages are not looked at).
-// The bytes are valid until the next call of Finish.
+// The bytes are valid until the next call of Reset or Finish; see Detach for longer.
 func (e *Encoder) Finish(h *Block, c Compression) ([]byte, error) {
+	if len(e.body) < headRoom {
+		e.Reset(h.Lo)
+	}
 	kind := byte(c)
 	if h.ByID {
 		kind |= flagByID
 	}
-	out := append(e.out[:0], magic0, magic1, version, kind, 0, 0, 0, 0)
-	out = binary.AppendUvarint(out, uint64(len(h.Lane)))
-	out = append(out, h.Lane...)
-	out = binary.AppendUvarint(out, h.Lo)
-	out = binary.AppendUvarint(out, h.Hi-h.Lo)
-	out = AppendCover(out, h)
-	out = binary.AppendUvarint(out, h.Floor)
-	out = binary.AppendUvarint(out, h.Prev)
-	out = binary.AppendVarint(out, h.Watermark)
-	out = binary.AppendUvarint(out, uint64(e.count))
-	out = binary.AppendUvarint(out, uint64(len(e.body)))
-	out, err := c.compress(out, e.body)
-	if err != nil {
-		return nil, fmt.Errorf("compress block with %v: %w", c, err)
+	plain := e.body[headRoom:]
+	head := append(e.head[:0], magic0, magic1, version, kind, 0, 0, 0, 0)
+	head = binary.AppendUvarint(head, uint64(len(h.Lane)))
+	head = append(head, h.Lane...)
+	head = binary.AppendUvarint(head, h.Lo)
+	head = binary.AppendUvarint(head, h.Hi-h.Lo)
+	head = AppendCover(head, h)
+	head = binary.AppendUvarint(head, h.Floor)
+	head = binary.AppendUvarint(head, h.Prev)
+	head = binary.AppendVarint(head, h.Watermark)
+	head = binary.AppendUvarint(head, uint64(e.count))
+	head = binary.AppendUvarint(head, uint64(len(plain)))
+	e.head, e.out = head, e.out[:0]
+	var block []byte
+	if c == None && len(head) <= headRoom {
+		block = e.body[headRoom-len(head):]
+		copy(block, head)
+	} else {
+		out, err := c.compress(append(e.out, head...), plain)
+		if err != nil {
+			return nil, fmt.Errorf("compress block with %v: %w", c, err)
+		}
+		e.out, block = out, out
 	}
-	binary.LittleEndian.PutUint32(out[4:], checksum(out))
-	e.out = out
-	return out, nil
+	binary.LittleEndian.PutUint32(block[4:], checksum(block))
+	return block, nil
 }
 
 // checksum covers the whole block but itself.

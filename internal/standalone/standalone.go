@@ -434,6 +434,7 @@ func (r *runner) run(ctx context.Context, pipelines []*Pipeline) error {
 			}
 		}
 	}
+	services.Go(func() error { limitMemory(serving); return nil })
 	api, err := r.serve(serving, &services, pipelines)
 	if err != nil {
 		stopServing()

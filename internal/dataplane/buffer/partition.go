@@ -113,9 +113,10 @@ type Partition struct {
 	doneBytes int           // of entries done since the last trim began
 	trimNow   chan struct{} // asks Run to trim
 
-	saved    uint64 // the floor of the last saved state
-	trimmed  uint64
-	trimMark []trimMark
+	saved     uint64 // the floor of the last saved state
+	savedLast uint64 // the last sequence stored, of the last saved state
+	trimmed   uint64
+	trimMark  []trimMark
 }
 
 type held struct {
@@ -152,11 +153,11 @@ func (p *Partition) recover(ctx context.Context) error {
 		return fmt.Errorf("load state: %w", err)
 	}
 	if len(state) > 0 {
-		if len(state) < 8 {
+		if len(state) < stateHead {
 			return identity.ErrState
 		}
-		p.saved = binary.LittleEndian.Uint64(state)
-		if err := errors.Join(p.seen.Unmarshal(state[8:]), p.forgotten.Unmarshal(state[8:])); err != nil {
+		p.saved, p.savedLast = binary.LittleEndian.Uint64(state), binary.LittleEndian.Uint64(state[8:])
+		if err := errors.Join(p.seen.Unmarshal(state[stateHead:]), p.forgotten.Unmarshal(state[stateHead:])); err != nil {
 			return err
 		}
 	}
@@ -164,12 +165,12 @@ func (p *Partition) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if bounds.Last < p.saved {
-		err := fmt.Errorf("%w: blocks up to %d were processed, but the last one stored is %d: the store was restored from an older copy or lost its end", ErrGap, p.saved, bounds.Last)
+	if bounds.Last < p.savedLast {
+		err := fmt.Errorf("%w: blocks up to %d were stored, but the last one there is %d: the store was restored from an older copy or lost its end", ErrGap, p.savedLast, bounds.Last)
 		if err := p.opt.OnCorrupt(bounds.Last+1, nil, err); err != nil {
 			return err
 		}
-		p.saved = bounds.Last
+		p.saved, p.savedLast = min(p.saved, bounds.Last), bounds.Last
 	}
 	if bounds.First > p.saved+1 {
 		err := fmt.Errorf("%w: %d to %d", ErrGap, p.saved+1, bounds.First-1)
@@ -183,7 +184,12 @@ func (p *Partition) recover(ctx context.Context) error {
 	p.trimmed = bounds.First
 	// What is retained before the saved floor matters only for its ids; the positions are in the state.
 	now := time.Now()
+	next, lost := p.saved+1, []flow.Span(nil)
 	err = p.driver.Scan(ctx, bounds.First, func(e Entry) error {
+		if e.Seq > next {
+			lost = append(lost, flow.Span{Lo: next, Hi: e.Seq - 1})
+		}
+		next = max(next, e.Seq+1)
 		b, n, err := headOf(e.Data)
 		if err != nil {
 			return nil // Read meets it again and says so
@@ -210,6 +216,19 @@ func (p *Partition) recover(ctx context.Context) error {
 	})
 	if err != nil {
 		return fmt.Errorf("scan: %w", err)
+	}
+	if next <= bounds.Last {
+		lost = append(lost, flow.Span{Lo: next, Hi: bounds.Last})
+	}
+	for _, l := range lost {
+		if l.Lo > p.floor && l.Hi < bounds.Last {
+			continue // Read meets it, and says so
+		}
+		// Nobody would: a broker's acknowledged floor steps over what it has lost, and after the end nothing comes.
+		p.opt.Metrics.Gap(int(l.Hi - l.Lo + 1))
+		if err := p.opt.OnCorrupt(l.Lo, nil, fmt.Errorf("%w: %d to %d", ErrGap, l.Lo, l.Hi)); err != nil {
+			return err
+		}
 	}
 	p.read = p.floor
 	if p.floor > p.saved {
@@ -277,7 +296,7 @@ func (p *Partition) Write(ctx context.Context, h *flow.Block, e *flow.Encoder) (
 	w := &Write{p: p, messages: e.Count(), begun: time.Now()}
 	id := blockID(h)
 	if len(data) <= p.driver.MaxEntry() {
-		w.single[0] = part{id: id, data: append(takeBytes(), data...)}
+		w.single[0] = part{id: id, data: data, memory: e.Detach(takeBytes())}
 		w.parts = w.single[:]
 	} else {
 		w.parts = split(id, h, e.Count(), data, p.driver.MaxEntry())
@@ -327,6 +346,7 @@ type Write struct {
 type part struct {
 	id      string
 	data    []byte
+	memory  []byte // what data lies in, to be used again
 	receipt Receipt
 }
 
@@ -360,9 +380,9 @@ func (p *Partition) settle(ctx context.Context, w *part) (duplicate bool, err er
 		duplicate, err = w.receipt.Wait(ctx)
 		switch {
 		case err == nil:
-			if !again {
+			if !again && w.memory != nil {
 				// After a second attempt the first one may still be under way with this memory.
-				blockBytes.Put(&w.data)
+				blockBytes.Put(&w.memory)
 			}
 			return duplicate && !again, nil // the second time it may be our own first attempt
 		case errors.Is(err, ErrTooLarge), errors.Is(err, ErrMissing), errors.Is(err, ErrClosed):
@@ -697,20 +717,30 @@ func (p *Partition) Trim(ctx context.Context) error {
 	return nil
 }
 
-// save stores what was seen as of the floor.
+// stateHead is what a saved state has before what was seen: the floor, and the last sequence stored.
+const stateHead = 16
+
+// save stores what was seen as of the floor, and how far the store reached: an end that is lost would not be missed otherwise.
 func (p *Partition) save(ctx context.Context) error {
+	bounds, err := p.driver.Bounds(ctx)
 	p.mu.Lock()
-	floor := p.floor
-	if floor == p.saved {
+	if err != nil && p.floor != p.saved {
+		p.mu.Unlock()
+		return fmt.Errorf("save state: %w", err)
+	}
+	floor, last := p.floor, max(bounds.Last, p.savedLast)
+	if floor == p.saved && last == p.savedLast {
 		p.mu.Unlock()
 		return nil
 	}
-	state := append(binary.LittleEndian.AppendUint64(nil, floor), p.forgotten.Marshal()...)
+	state := binary.LittleEndian.AppendUint64(nil, floor)
+	state = binary.LittleEndian.AppendUint64(state, last)
+	state = append(state, p.forgotten.Marshal()...)
 	p.mu.Unlock()
 	if err := p.driver.SaveState(ctx, state); err != nil {
 		return fmt.Errorf("save state: %w", err)
 	}
-	p.saved = floor
+	p.saved, p.savedLast = floor, last
 	return nil
 }
 

@@ -207,6 +207,9 @@ func (d *Delivery) secondary(ctx context.Context, e *Emission, role function.Rol
 			switch {
 			case results == nil || results[i].Status == sink.Delivered || results[i].Status == sink.Serve || results[i].Status == sink.OnSuccess:
 				delivered = append(delivered, left[i])
+			case results[i].Status == sink.Fallback:
+				// It has it, and there is nowhere further to go. Numaflow's own sample answers so in either place.
+				delivered = append(delivered, left[i])
 			case results[i].Status == sink.Broken:
 				e.Later = append(e.Later, Later{Message: left[i], Attempts: 1, Outcome: function.Outcome{Verdict: function.Broken, Failure: results[i].Failure}})
 			default:

@@ -112,8 +112,12 @@ func (l *Loop) Run(ctx, reading context.Context) error {
 	if l.MaxLater <= 0 {
 		l.MaxLater = 10_000
 	}
+	reading, stop := context.WithCancel(reading)
+	defer stop()
 	r := &run{Loop: l, reading: reading, room: make(chan struct{}, l.InFlight), later: make(chan struct{}, 1)}
-	works, ctx := errgroup.WithContext(ctx)
+	works, working := errgroup.WithContext(ctx)
+	// A work that fails ends the reading too: the input may have nothing more, and then nobody would learn of the failure.
+	defer context.AfterFunc(working, stop)()
 	read := func() error {
 		for {
 			begun := time.Now()
@@ -131,14 +135,14 @@ func (l *Loop) Run(ctx, reading context.Context) error {
 			l.Events.Read(len(w.Messages), bytes, time.Since(begun))
 			before, mine := w.track.enter(w)
 			works.Go(func() error {
-				err := r.process(ctx, w, before, mine)
+				err := r.process(working, w, before, mine)
 				if errors.Is(err, errDraining) {
 					return nil // what waits for a retry is not acknowledged, and comes again at the next start
 				}
 				return err
 			})
-			if err := r.waitForRoom(ctx, w.Short); err != nil {
-				return err
+			if err := r.waitForRoom(working, w.Short); err != nil {
+				return nil // the works say why
 			}
 		}
 	}

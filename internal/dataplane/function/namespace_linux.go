@@ -1,9 +1,12 @@
 package function
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
+	"strconv"
 	"sync"
 	"syscall"
 
@@ -16,6 +19,7 @@ const (
 	sdkSockets = "/var/run/numaflow"
 	sdkRuntime = "/var/numaflow/runtime"
 	enterEnv   = "LEVADA_ENTER_NAMESPACE"
+	parentEnv  = "LEVADA_ENTER_PARENT"
 )
 
 // canMount finds out once whether this process may make mount namespaces.
@@ -26,10 +30,18 @@ var canMount = sync.OnceValue(func() bool {
 	if os.MkdirAll(sdkSockets, 0o755) != nil || os.MkdirAll(sdkRuntime, 0o755) != nil {
 		return false
 	}
-	probe := exec.Command("/proc/self/exe")
-	probe.Env = []string{enterEnv + "=probe"}
-	probe.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS}
-	return probe.Run() == nil
+	for range 3 {
+		probe := exec.Command("/proc/self/exe")
+		probe.Env = []string{enterEnv + "=probe"}
+		probe.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS}
+		err := probe.Run()
+		var exit *exec.ExitError
+		if err == nil || !errors.As(err, &exit) || exit.Exited() {
+			return err == nil
+		}
+		// It was killed, which says nothing about mounts.
+	}
+	return false
 })
 
 // command prepares a process whose sockets lie in dir. env is told the directory as the process will see it.
@@ -41,7 +53,7 @@ func command(dir string, argv []string, env func(socketDir string) []string) *ex
 		return cmd
 	}
 	cmd := exec.Command("/proc/self/exe", argv...)
-	cmd.Env = append(env(sdkSockets), enterEnv+"="+dir)
+	cmd.Env = append(env(sdkSockets), enterEnv+"="+dir, parentEnv+"="+strconv.Itoa(os.Getpid()))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	return cmd
 }
@@ -80,6 +92,19 @@ func enter(dir string) error {
 		if err := unix.Mount(source, target, "", unix.MS_BIND, ""); err != nil {
 			return fmt.Errorf("mount %s: %w", target, err)
 		}
+	}
+	parent := os.Getenv(parentEnv)
+	if err := os.Unsetenv(parentEnv); err != nil {
+		return err
+	}
+	// The signal at the parent's death is a property of a thread, and what is executed has that of the thread which calls exec: by now this may be
+	// another than the one that was started with it.
+	runtime.LockOSThread()
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
+		return fmt.Errorf("ask for the signal at the parent's death: %w", err)
+	}
+	if strconv.Itoa(os.Getppid()) != parent {
+		return errors.New("its parent is gone")
 	}
 	return unix.Exec(os.Args[1], os.Args[1:], os.Environ())
 }

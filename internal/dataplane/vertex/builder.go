@@ -68,7 +68,7 @@ func (b *builder) function(role function.Role, c *v1alpha1.Container) (*function
 		if image == "" {
 			return nil, nil, fmt.Errorf("its %s has neither an image nor a command: say which program it is with --function %s=COMMAND", role, b.name)
 		}
-		opt := builtin.Options{Env: values, Vertex: b.name, Logger: b.v.logger, Stdout: b.env.Stdout}
+		opt := builtin.Options{Env: values, Vertex: b.name, Logger: b.v.logger, Stdout: b.env.Stdout, Positions: b.env.positions(b.name)}
 		if c != nil {
 			opt.Args = c.Args
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+	"syscall"
 
 	"github.com/levada-io/levada/api/v1alpha1"
 	"github.com/levada-io/levada/internal/dataplane/source"
@@ -50,9 +51,10 @@ func (b *builder) http(ctx context.Context, s *v1alpha1.HTTPSource) (source.Read
 	cfg := httpsource.Config{Vertex: b.name}
 	address := func(port int32) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(int(port))) }
 	cfg.HTTPS = address(defaultHTTPS)
+	chosen := false
 	if s.Ports != nil {
 		if s.Ports.HTTPS != nil {
-			cfg.HTTPS = address(*s.Ports.HTTPS)
+			cfg.HTTPS, chosen = address(*s.Ports.HTTPS), *s.Ports.HTTPS != defaultHTTPS
 		}
 		if s.Ports.HTTP != nil {
 			cfg.HTTP = address(*s.Ports.HTTP)
@@ -66,6 +68,11 @@ func (b *builder) http(ctx context.Context, s *v1alpha1.HTTPSource) (source.Read
 		cfg.Token = token
 	}
 	r, err := httpsource.New(ctx, cfg)
+	if errors.Is(err, syscall.EADDRINUSE) && !chosen {
+		// In a cluster each vertex has the port to itself. Here the second one takes any that is free.
+		cfg.HTTPS = address(0)
+		r, err = httpsource.New(ctx, cfg)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("source.http (set ports.https and ports.http in the manifest to others): %w", err)
 	}

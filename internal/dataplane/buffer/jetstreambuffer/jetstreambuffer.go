@@ -227,12 +227,22 @@ func (d *driver) Resume(ctx context.Context, after uint64) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.after = after
-	// A consumer that is made anew gives at once what the last reader held; the old one would wait for AckWait.
-	if err := d.js.DeleteConsumer(ctx, d.cfg.Stream, d.cfg.Stream); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
-		return err
+	var at uint64
+	for range 2 {
+		// A consumer that is made anew gives at once what the last reader held; the old one would wait for AckWait.
+		if err := d.js.DeleteConsumer(ctx, d.cfg.Stream, d.cfg.Stream); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
+			return err
+		}
+		c, err := d.js.CreateOrUpdateConsumer(ctx, d.cfg.Stream, d.consumerConfig())
+		if err != nil {
+			return err
+		}
+		// After a power loss a server may not know a consumer any more whose state is still on its disk, and the new one takes that up: delete it as well.
+		if at = c.CachedInfo().Delivered.Stream; at <= after {
+			return nil
+		}
 	}
-	_, err := d.js.CreateOrUpdateConsumer(ctx, d.cfg.Stream, d.consumerConfig())
-	return err
+	return fmt.Errorf("stream %s: a new consumer begins after block %d instead of %d", d.cfg.Stream, at, after)
 }
 
 // Read-ahead: entries that the client asks for before they are needed.
