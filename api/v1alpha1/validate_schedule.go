@@ -11,7 +11,7 @@ import (
 )
 
 // sixFields reads seconds, minutes, hours, day of month, month, day of week.
-var sixFields = cron.NewParser(cron.Second | cron.Minute | cron.Hour | cron.Dom | cron.Month | cron.Dow)
+var sixFields = cron.MustNewParser(cron.Second | cron.Minute | cron.Hour | cron.Dom | cron.Month | cron.Dow)
 
 var sideInputShortcuts = []string{"@hourly", "@daily", "@weekly", "@monthly", "@yearly"}
 

@@ -42,6 +42,9 @@ func Start(cfg Config) (*Broker, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}
+	if err := removeUnfinished(cfg.Dir); err != nil {
+		return nil, fmt.Errorf("broker: %w", err)
+	}
 	opt := &server.Options{
 		ServerName: "levada", DontListen: cfg.Listen == "", NoSigs: true, NoLog: cfg.Logger == nil,
 		JetStream: true, StoreDir: cfg.Dir, JetStreamMaxMemory: cfg.MaxMemory, JetStreamMaxStore: maxStore,

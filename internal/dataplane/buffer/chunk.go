@@ -1,9 +1,13 @@
 package buffer
 
 import (
+	"bytes"
+	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
+	"slices"
 	"strconv"
 
 	"github.com/levada-io/levada/internal/flow"
@@ -167,9 +171,96 @@ func (p *Partition) assemble(e Entry) (*flow.Block, []uint64, error) {
 func (p *Partition) staleChunks(b *flow.Block) (seqs []uint64) {
 	for id, k := range p.chunks {
 		if k.lane == b.Lane && k.hi <= b.Floor {
+			p.tie(k.seqs)
 			seqs = append(seqs, k.seqs...)
 			delete(p.chunks, id)
 		}
 	}
 	return seqs
+}
+
+// tie makes the floor pass these entries together. mu is held.
+func (p *Partition) tie(seqs []uint64) {
+	last := slices.Max(seqs)
+	for _, s := range seqs {
+		p.held[s].last = last
+	}
+}
+
+// wholeFloor lowers a floor that the broker knows, which counts entries, so that no block has some of its pieces before it and some after.
+func (p *Partition) wholeFloor(ctx context.Context, floor uint64) (uint64, error) {
+	if floor == p.saved {
+		return floor, nil // a saved floor is whole
+	}
+	type group struct {
+		first, last uint64
+		left        int
+	}
+	groups := map[string]*group{}
+	open := 0
+	enough := errors.New("enough")
+	err := p.driver.Scan(ctx, p.saved+1, func(e Entry) error {
+		if isChunk(e.Data) {
+			if c, err := decodeChunk(e.Data); err == nil {
+				g := groups[c.id]
+				if g == nil && e.Seq <= floor {
+					g = &group{first: e.Seq, left: c.count}
+					groups[c.id] = g
+					open++
+				}
+				if g != nil {
+					if g.last = e.Seq; g.left > 0 {
+						if g.left--; g.left == 0 {
+							open--
+						}
+					}
+				}
+			}
+		}
+		if e.Seq >= floor && open == 0 {
+			return enough
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, enough) {
+		return 0, err
+	}
+	for again := true; again; {
+		again = false
+		for _, g := range groups {
+			if g.first <= floor && floor < g.last {
+				floor, again = g.first-1, true
+			}
+		}
+	}
+	return max(floor, p.saved), nil
+}
+
+// pieces puts blocks together for their header, where a whole Partition is not at hand.
+type pieces map[string][][]byte
+
+// whole returns the header and the bytes of the block that a chunk completes, or nil.
+func (ps pieces) whole(data []byte) (*flow.Block, []byte) {
+	c, err := decodeChunk(data)
+	if err != nil {
+		return nil, nil
+	}
+	parts := ps[c.id]
+	if len(parts) != c.count {
+		parts = make([][]byte, c.count)
+		ps[c.id] = parts
+	}
+	parts[c.index] = bytes.Clone(c.data) // data is only valid during the visit
+	for _, p := range parts {
+		if p == nil {
+			return nil, nil
+		}
+	}
+	delete(ps, c.id)
+	all := bytes.Join(parts, nil)
+	b, _, err := flow.DecodeHead(all)
+	if err != nil {
+		return nil, nil // Read would have met it
+	}
+	return b, all
 }

@@ -93,8 +93,9 @@ type Partition struct {
 	opt    Options
 	driver Driver
 
-	pending atomic.Int64 // messages stored or being stored, and not done
-	writing atomic.Int64 // writes that are not settled
+	pending  atomic.Int64 // messages stored or being stored, and not done
+	writing  atomic.Int64 // writes that are not settled
+	reserved atomic.Int64 // messages that are about to be written by those who do not wait for room
 
 	mu     sync.Mutex
 	room   chan struct{} // closed and replaced when pending falls
@@ -104,6 +105,8 @@ type Partition struct {
 	readAt time.Time        // when it was stored
 	floor  uint64           // all up to here are done
 	failed error            // what stops the reading side for good
+	// lostEnd is what was missing at the end of the store when it was opened, and given up
+	lostEnd flow.Span
 
 	seen      *identity.Seen // as of read
 	forgotten *identity.Seen // as of floor: what a saved state holds
@@ -123,6 +126,7 @@ type held struct {
 	messages int
 	bytes    int
 	header   *flow.Block
+	last     uint64 // of the pieces of its block
 	done     bool
 }
 
@@ -180,17 +184,20 @@ func (p *Partition) recover(ctx context.Context) error {
 		}
 		p.saved = bounds.First - 1
 	}
-	p.floor = min(max(p.saved, bounds.Acked), bounds.Last)
+	if p.floor, err = p.wholeFloor(ctx, min(max(p.saved, bounds.Acked), bounds.Last)); err != nil {
+		return fmt.Errorf("scan: %w", err)
+	}
 	p.trimmed = bounds.First
 	// What is retained before the saved floor matters only for its ids; the positions are in the state.
 	now := time.Now()
-	next, lost := p.saved+1, []flow.Span(nil)
+	next, lost, pieces := p.saved+1, []flow.Span(nil), pieces{}
 	err = p.driver.Scan(ctx, bounds.First, func(e Entry) error {
 		if e.Seq > next {
 			lost = append(lost, flow.Span{Lo: next, Hi: e.Seq - 1})
 		}
 		next = max(next, e.Seq+1)
 		b, n, err := headOf(e.Data)
+		data := e.Data
 		if err != nil {
 			return nil // Read meets it again and says so
 		}
@@ -198,12 +205,14 @@ func (p *Partition) recover(ctx context.Context) error {
 			p.pending.Add(int64(n))
 			return nil
 		}
-		if b == nil {
-			return nil // a piece of a large block; its last one has the header
+		if isChunk(e.Data) {
+			if b, data = pieces.whole(e.Data); b == nil {
+				return nil // there is more of it
+			}
 		}
 		if b.ByID {
 			p.byID = true
-			if full, err := flow.Decode(e.Data); err == nil {
+			if full, err := flow.Decode(data); err == nil {
 				p.seen.Admit(full, now)
 			}
 			return nil
@@ -229,8 +238,12 @@ func (p *Partition) recover(ctx context.Context) error {
 		if err := p.opt.OnCorrupt(l.Lo, nil, fmt.Errorf("%w: %d to %d", ErrGap, l.Lo, l.Hi)); err != nil {
 			return err
 		}
+		if l.Hi == bounds.Last {
+			p.lostEnd = l
+		}
 	}
 	p.read = p.floor
+	p.passLostEnd()
 	if p.floor > p.saved {
 		if err := p.save(ctx); err != nil {
 			return err
@@ -279,8 +292,17 @@ func (p *Partition) WaitForRoom(ctx context.Context) error {
 	}
 }
 
-// Room is the number of messages that the partition takes right now without going over its limit.
-func (p *Partition) Room() int { return max(0, p.Limit()-p.Pending()) }
+// Reserve takes room for a message that is about to be written, if there is any. Unreserve gives it back: once it is written it counts as pending.
+func (p *Partition) Reserve() bool {
+	if p.pending.Load()+p.reserved.Add(1) > int64(p.Limit()) {
+		p.reserved.Add(-1)
+		return false
+	}
+	return true
+}
+
+// Unreserve gives back room for n messages.
+func (p *Partition) Unreserve(n int) { p.reserved.Add(-int64(n)) }
 
 // Write begins to store a block of which e holds the messages and h the rest. It does not wait for room: see WaitForRoom.
 // Blocks of a lane must be written in the order of their positions; h.Prev is filled in here. Wait for the Write that is returned.
@@ -507,6 +529,9 @@ func (p *Partition) accept(ctx context.Context, e Entry) (*Delivery, error) {
 		return nil, nil
 	}
 	expected := p.read + 1
+	if expected == p.lostEnd.Lo {
+		expected = p.lostEnd.Hi + 1
+	}
 	p.read, p.readAt = e.Seq, e.Stored
 	p.mu.Unlock()
 	if e.Seq != expected {
@@ -550,6 +575,7 @@ func (p *Partition) admit(ctx context.Context, b *flow.Block, seqs []uint64) (*D
 	seq := seqs[len(seqs)-1]
 	p.mu.Lock()
 	p.held[seq].header = &header
+	p.tie(seqs)
 	p.byID = p.byID || b.ByID
 	lost := p.seen.Admit(b, time.Now())
 	stale := p.staleChunks(b)
@@ -599,21 +625,44 @@ func (p *Partition) finish(ctx context.Context, seq uint64) {
 		default:
 		}
 	}
-	for {
-		next := p.held[p.floor+1]
-		if next == nil || !next.done {
-			break
-		}
-		p.floor++
-		delete(p.held, p.floor)
-		if next.header != nil && !next.header.ByID {
-			p.forgotten.Admit(next.header, time.Time{})
-		}
-	}
+	p.advance()
 	p.mu.Unlock()
 	p.free(h.messages)
 	if err := p.driver.Ack(ctx, seq); err != nil {
 		p.opt.Logger.Debug("acknowledge", "buffer", p.opt.Name, "seq", seq, "error", err)
+	}
+}
+
+// advance moves the floor over what is done. A block in pieces is passed as a whole: the floor is where a reader resumes, and with some of its pieces
+// the rest would never become a block again. mu is held.
+func (p *Partition) advance() {
+	for {
+		p.passLostEnd()
+		end, need := p.floor, p.floor+1
+		for end < need {
+			next := p.held[end+1]
+			if next == nil || !next.done {
+				return
+			}
+			end++
+			need = max(need, next.last)
+		}
+		for p.floor < end {
+			p.floor++
+			h := p.held[p.floor]
+			delete(p.held, p.floor)
+			if h.header != nil && !h.header.ByID {
+				p.forgotten.Admit(h.header, time.Time{})
+			}
+		}
+	}
+}
+
+// passLostEnd takes the floor over what was missing at the end of the store when it was opened, once all before it is done. mu is held.
+func (p *Partition) passLostEnd() {
+	if p.lostEnd.Lo != 0 && p.floor+1 == p.lostEnd.Lo {
+		p.floor = p.lostEnd.Hi
+		p.read = max(p.read, p.floor)
 	}
 }
 
@@ -692,7 +741,10 @@ func (p *Partition) Trim(ctx context.Context) error {
 		return err
 	}
 	keep := p.saved + 1
-	if p.byID {
+	p.mu.Lock()
+	byID := p.byID
+	p.mu.Unlock()
+	if byID {
 		// Ids are read back from the blocks at the next start, so they stay for the window. It is a window of this process's time:
 		// being dead does not make ids old.
 		now := time.Now()

@@ -144,9 +144,9 @@ func (d *Delivery) primary(ctx context.Context, e *Emission, left []flow.Message
 					success = append(success, *m)
 				}
 			case sink.Nacked:
-				e.Later = append(e.Later, Later{Message: *m, Attempts: 1, Due: time.Now().Add(max(r.Delay, 10*time.Millisecond)), Outcome: function.Outcome{Verdict: function.Nacked, Delay: r.Delay, Reason: r.Error}})
+				e.Later = append(e.Later, Later{Message: *m, Made: true, Attempts: 1, Due: time.Now().Add(max(r.Delay, 10*time.Millisecond)), Outcome: function.Outcome{Verdict: function.Nacked, Delay: r.Delay, Reason: r.Error}})
 			case sink.Broken:
-				e.Later = append(e.Later, Later{Message: *m, Attempts: 1, Outcome: function.Outcome{Verdict: function.Broken, Failure: r.Failure}})
+				e.Later = append(e.Later, Later{Message: *m, Made: true, Attempts: 1, Outcome: function.Outcome{Verdict: function.Broken, Failure: r.Failure}})
 			default:
 				failed = append(failed, *m)
 			}
@@ -211,7 +211,7 @@ func (d *Delivery) secondary(ctx context.Context, e *Emission, role function.Rol
 				// It has it, and there is nowhere further to go. Numaflow's own sample answers so in either place.
 				delivered = append(delivered, left[i])
 			case results[i].Status == sink.Broken:
-				e.Later = append(e.Later, Later{Message: left[i], Attempts: 1, Outcome: function.Outcome{Verdict: function.Broken, Failure: results[i].Failure}})
+				e.Later = append(e.Later, Later{Message: left[i], Made: true, Attempts: 1, Outcome: function.Outcome{Verdict: function.Broken, Failure: results[i].Failure}})
 			default:
 				failed = append(failed, left[i])
 			}

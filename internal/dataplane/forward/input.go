@@ -38,8 +38,7 @@ type SourceInput struct {
 	OnError func(error)
 	Logger  *slog.Logger
 
-	lanes  map[string]*sourceLane
-	closed bool
+	lanes map[string]*sourceLane
 }
 
 type sourceLane struct {
@@ -202,6 +201,7 @@ func (b *BufferInput) Read(ctx context.Context) (*Work, error) {
 		select {
 		case r, ok := <-b.ahead:
 			if !ok {
+				<-ctx.Done() // Run has ended, and so will this: which is told first is chance
 				return nil, context.Cause(ctx)
 			}
 			if r.err != nil {
@@ -220,9 +220,7 @@ gather:
 		select {
 		case r, ok := <-b.ahead:
 			if !ok || r.err != nil {
-				if b.ended = r.err; !ok {
-					b.ended = context.Canceled
-				}
+				b.ended = r.err
 				break gather
 			}
 			if count+len(r.d.Block.Messages) > b.Limit {

@@ -161,6 +161,9 @@ func (r *run) resolve(ctx context.Context, w *Work, later []Later) (*Emission, [
 	}
 	now := time.Now()
 	due := take(&later, func(l *Later) bool { return !l.Due.After(now) })
+	if made := take(&due, func(l *Later) bool { return l.Made }); len(made) > 0 {
+		return r.again(ctx, w, made, append(later, due...), func(context.Context, []flow.Message) ([]function.Outcome, error) { return nil, nil })
+	}
 	return r.again(ctx, w, due, later, func(ctx context.Context, in []flow.Message) ([]function.Outcome, error) {
 		if len(r.Stages) == 0 {
 			return nil, nil
@@ -221,8 +224,8 @@ func (r *run) again(ctx context.Context, w *Work, tried, rest []Later, try func(
 	for i := range in {
 		l := &tried[i]
 		if out != nil && out[i].Verdict != function.Done {
+			l.Attempts++
 			if !r.giveUp(l, &out[i]) {
-				l.Attempts++
 				l.Due = time.Now().Add(r.delay(&out[i], l.Attempts))
 			}
 			l.Outcome = out[i]

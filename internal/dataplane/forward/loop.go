@@ -3,6 +3,7 @@ package forward
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"slices"
@@ -61,6 +62,8 @@ type Emission struct {
 // Later is a message to be tried again, or to be put aside.
 type Later struct {
 	Message flow.Message
+	// Made says that the message is a result of the stages: it goes to the output again, and through no stage.
+	Made    bool
 	Outcome function.Outcome
 	// Attempts is how often it was tried, Due when it is tried next.
 	Attempts int
@@ -192,8 +195,11 @@ func (r *run) waitForRoom(ctx context.Context, short bool) error {
 	return nil
 }
 
-func (r *run) leaveRoom() {
-	<-r.room
+func (r *run) leaveRoom(ctx context.Context) {
+	select {
+	case <-r.room:
+	case <-ctx.Done(): // the reader may have gone without putting anything there
+	}
 	select {
 	case r.later <- struct{}{}:
 	default:
@@ -207,7 +213,7 @@ func (r *run) process(ctx context.Context, w *Work, before <-chan struct{}, mine
 	leave := func() {
 		if inRoom {
 			inRoom = false
-			r.leaveRoom()
+			r.leaveRoom(ctx)
 		}
 	}
 	pass := func() {
@@ -305,11 +311,21 @@ func (r *run) apply(ctx context.Context, w *Work, in []flow.Message, lo, hi uint
 	return e, later, nil
 }
 
+// maxResults is how many messages may be made of one: the place of a message in its block has positionBits, and a block is not divided within the results of one.
+const maxResults = 1<<positionBits - 1 - maxBlockMessages
+
 // sortOut takes what is not done out of an emission.
 func (r *run) sortOut(e *Emission) (later []Later) {
 	for i := range e.Out {
+		if n := len(e.Out[i].Results); n > maxResults {
+			e.Out[i] = function.Outcome{Verdict: function.Broken, Failure: &deadletter.Failure{
+				Reason: deadletter.Oversize, Attempts: 1, Error: fmt.Sprintf("the function answered one message with %d, at most %d are allowed", n, maxResults),
+			}}
+		}
 		if o := &e.Out[i]; o.Verdict != function.Done {
-			later = append(later, Later{Message: e.In[i], Outcome: *o, Attempts: 1, Due: time.Now().Add(r.delay(o, 1))})
+			l := Later{Message: e.In[i], Outcome: *o, Attempts: 1, Due: time.Now().Add(r.delay(o, 1))}
+			r.giveUp(&l, &l.Outcome)
+			later = append(later, l)
 			o.Results, o.Dropped = nil, 0
 		}
 	}

@@ -91,7 +91,6 @@ type target struct {
 	enc  flow.Encoder
 	used bool
 	lo   uint64 // where its current block begins
-	room int    // of a discarding edge: how many messages still fit
 	sent int    // bytes of payload in the current block
 
 	lostMessages, lostBytes int
@@ -146,6 +145,7 @@ func (r *Router) Begin(e *Emission) {
 				id, tail = e.Work.IDPrefix, view(strconv.AppendUint(digits[:0], in.Pos, 10))
 			}
 			r.route(d, e, in, id, tail)
+			d.divide(e, in.Pos)
 			continue
 		}
 		for j := range e.Out[i].Results {
@@ -183,17 +183,11 @@ func (r *Router) route(d *draft, e *Emission, m *flow.Message, id, tail string) 
 		if !t.used {
 			t.used, t.lo, t.sent = true, e.Lo, 0
 			t.enc.Reset(t.lo)
-			if edge.Discard {
-				t.room = t.part.Room()
-			}
 		}
-		if edge.Discard {
-			if t.room == 0 {
-				t.lostMessages++
-				t.lostBytes += len(m.Value)
-				continue
-			}
-			t.room--
+		if edge.Discard && !t.part.Reserve() {
+			t.lostMessages++
+			t.lostBytes += len(m.Value)
+			continue
 		}
 		t.enc.AppendAs(m, id, tail)
 		t.sent += len(m.Value)
@@ -301,6 +295,9 @@ func (r *Router) write(ctx context.Context, d *draft, t *target, head *flow.Bloc
 	w, err := t.part.Write(ctx, head, enc)
 	if err != nil {
 		return err
+	}
+	if t.edge.Discard {
+		t.part.Unreserve(enc.Count())
 	}
 	d.writes = append(d.writes, written{w, t.part, enc.Count(), bytes})
 	return nil

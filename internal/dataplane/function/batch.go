@@ -22,6 +22,8 @@ type batchPipe struct {
 	codec  *batchCodec
 	strays *atomic.Uint64
 	limit  int
+	// timeout of one message; a group has a hundredth of it more for each of its messages, which user code may take one after the other
+	timeout time.Duration
 
 	turn chan struct{} // holds one token; who has it may use the stream
 	out  []byte
@@ -90,12 +92,12 @@ var batchMap = batchCodec{
 	},
 }
 
-func openBatch(ctx context.Context, address string, c *batchCodec, limit, maxMessage int, strays *atomic.Uint64) (*batchPipe, error) {
+func openBatch(ctx context.Context, address string, c *batchCodec, limit, maxMessage int, timeout time.Duration, strays *atomic.Uint64) (*batchPipe, error) {
 	stream, err := openStream(ctx, address, c.method, c.handshake, maxMessage)
 	if err != nil {
 		return nil, err
 	}
-	b := &batchPipe{stream: stream, codec: c, strays: strays, limit: limit, turn: make(chan struct{}, 1)}
+	b := &batchPipe{stream: stream, codec: c, strays: strays, limit: limit, timeout: timeout, turn: make(chan struct{}, 1)}
 	b.turn <- struct{}{}
 	return b, nil
 }
@@ -134,7 +136,7 @@ func (b *batchPipe) run(ctx context.Context, c *call, name func(int) string, fin
 
 func (b *batchPipe) runGroup(c *call, first, last int, name func(int) string, g *group) error {
 	b.mu.Lock()
-	b.began = time.Now()
+	b.began = time.Now().Add(b.timeout / 100 * time.Duration(last-first-1))
 	failed := b.failed
 	b.mu.Unlock()
 	if failed != nil {

@@ -85,8 +85,9 @@ type Function struct {
 	changed chan struct{} // closed and replaced when current or failed changes
 	took    time.Duration // what a message takes, about
 
-	isolating sync.Mutex // one isolation at a time
-	isolated  *worker
+	isolating     sync.Mutex // one isolation at a time
+	lastIsolation atomic.Int64
+	isolated      *worker
 }
 
 // worker is a process that is ready, and the way to call it.
@@ -442,9 +443,21 @@ func debugInfo(status []byte) (stack string) {
 func (f *Function) Isolate(ctx context.Context, suspects []flow.Message) ([]Outcome, error) {
 	f.isolating.Lock()
 	defer f.isolating.Unlock()
+	f.lastIsolation.Store(time.Now().UnixNano())
+	// A second process costs memory; it goes when nothing has needed it for a while.
+	defer time.AfterFunc(isolatedIdle, func() {
+		if time.Since(time.Unix(0, f.lastIsolation.Load())) < isolatedIdle || !f.isolating.TryLock() {
+			return
+		}
+		defer f.isolating.Unlock()
+		f.stopIsolated()
+	})
 	out := make([]Outcome, len(suspects))
 	return out, f.isolate(ctx, suspects, out)
 }
+
+// isolatedIdle is how long the process for suspects is kept for the next one.
+const isolatedIdle = 30 * time.Second
 
 // aloneBudget is how long trying the suspects one after the other may take before they are tried in groups.
 const aloneBudget = 5 * time.Second

@@ -211,7 +211,7 @@ func (i *instance) open(ctx context.Context, strays *atomic.Uint64) (caller, err
 	case Transformer:
 		return openPipe(ctx, i.socket, &transform, limit, size, strays, i.announced)
 	case UDSink, FallbackSink, OnSuccessSink:
-		b, err := openBatch(ctx, i.socket, &sinkBatch, i.cfg.BatchSize, size, strays)
+		b, err := openBatch(ctx, i.socket, &sinkBatch, i.cfg.BatchSize, size, i.cfg.Timeout, strays)
 		if err != nil {
 			return nil, err
 		}
@@ -221,7 +221,7 @@ func (i *instance) open(ctx context.Context, strays *atomic.Uint64) (caller, err
 	}
 	switch i.info.Metadata["MAP_MODE"] {
 	case modeBatch:
-		return openBatch(ctx, i.socket, &batchMap, i.cfg.BatchSize, size, strays)
+		return openBatch(ctx, i.socket, &batchMap, i.cfg.BatchSize, size, i.cfg.Timeout, strays)
 	case modeStream:
 		return openPipe(ctx, i.socket, &streamMap, limit, size, strays, i.announced)
 	}

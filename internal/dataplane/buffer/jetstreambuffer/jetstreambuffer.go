@@ -32,7 +32,7 @@ type Config struct {
 	// MaxBytes and MaxBlocks bound the stream, behind the limits that are counted in messages; 0 for no bound.
 	MaxBytes  int64
 	MaxBlocks int64
-	// Duplicates is the broker's own deduplication window, a first line only. Default 2 minutes.
+	// Duplicates is the broker's own deduplication window, a first line only, which costs it some 240 bytes for each block. Default 20 seconds.
 	Duplicates time.Duration
 	// AckWait is after what time without a sign a block comes again; MaxAckPending bounds the blocks in hand. Defaults 30 s and 1024.
 	AckWait       time.Duration
@@ -68,7 +68,7 @@ func (cfg Config) withDefaults() Config {
 		cfg.Replicas = 1
 	}
 	if cfg.Duplicates == 0 {
-		cfg.Duplicates = 2 * time.Minute
+		cfg.Duplicates = 20 * time.Second
 	}
 	if cfg.AckWait == 0 {
 		cfg.AckWait = 30 * time.Second
@@ -407,12 +407,15 @@ func (d *driver) LoadState(ctx context.Context) ([]byte, error) {
 	return entry.Value(), nil
 }
 
+// maxEntry bounds what is stored in one message, whatever the broker takes: a pull request must have room for it (aheadBytes), or it never comes.
+const maxEntry = aheadBytes / 2
+
 // headroom is what an id and the headers take of the broker's max_payload.
 const headroom = 2 << 10
 
 func (d *driver) Incarnation() string { return strconv.FormatInt(d.created.UnixNano(), 36) }
 
-func (d *driver) MaxEntry() int { return int(d.js.Conn().MaxPayload()) - headroom }
+func (d *driver) MaxEntry() int { return int(min(d.js.Conn().MaxPayload(), maxEntry)) - headroom }
 
 func (d *driver) Close() error {
 	d.mu.Lock()

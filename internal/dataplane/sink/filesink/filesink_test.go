@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -128,13 +129,14 @@ func refuses(t *testing.T, err, kind error, words ...string) {
 func TestCommitsAreShared(t *testing.T) {
 	var syncs int
 	fs := osFiles
-	hold := make(chan struct{})
+	hold, leads := make(chan struct{}), make(chan struct{}, 100)
 	fs.open = func(path string, flag int) (file, error) {
 		f, err := osFiles.open(path, flag)
 		if err != nil || strings.HasSuffix(path, ".new") {
 			return f, err
 		}
 		return &spy{f, func() {
+			leads <- struct{}{}
 			<-hold
 			syncs++ // only ever by the one that leads
 		}}, nil
@@ -150,6 +152,9 @@ func TestCommitsAreShared(t *testing.T) {
 				t.Error(err)
 			}
 		})
+		if i == 0 {
+			<-leads // the first commits alone
+		}
 	}
 	for { // all others wait behind the first
 		w.mu.Lock()
@@ -158,6 +163,7 @@ func TestCommitsAreShared(t *testing.T) {
 		if waiting == n-1 {
 			break
 		}
+		runtime.Gosched()
 	}
 	close(hold)
 	writers.Wait()

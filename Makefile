@@ -1,0 +1,70 @@
+# `make help` lists the targets. Only Go is needed; an older Go fetches the version in go.mod by itself.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+export GOTOOLCHAIN := auto
+
+ifeq ($(shell command -v go),)
+$(error go is missing: install Go 1.21 or newer from https://go.dev/dl/, it fetches the version in go.mod by itself)
+endif
+
+RUN ?= .
+CASE ?=
+FUZZTIME ?= 30s
+# The race detector needs a C compiler; without one the tests run without it.
+RACE := $(if $(and $(filter 1,$(shell GOTOOLCHAIN=local go env CGO_ENABLED)),$(shell command -v gcc || command -v clang)),-race)
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+.PHONY: build
+build: ## Build bin/levada, and the example functions in bin/functions/
+	@mkdir -p bin/functions
+	go build -o bin/levada ./cmd/levada
+	go build -o bin/functions/ $$(go list -f '{{if eq .Name "main"}}{{.ImportPath}}{{end}}' ./examples/functions/...)
+
+.PHONY: check
+check: ## Formatting, go vet and staticcheck: no finding is left
+	@unformatted=$$("$$(go env GOROOT)/bin/gofmt" -l $$(git ls-files --cached --others --exclude-standard '*.go' | while read -r f; do [ -f "$$f" ] && echo "$$f"; done)); \
+	if [ -n "$$unformatted" ]; then echo "gofmt would change:"; echo "$$unformatted"; exit 1; fi
+	go vet ./...
+	go tool -modfile=tools/go.mod staticcheck ./...
+
+# Where goroutines meet runs with the race detector; the rest has none, or runs programs that it would not look into.
+.PHONY: test
+test: ## All tests: make test PKG=./internal/flow RUN=TestBlock for some
+ifdef PKG
+	go test $(RACE) -timeout 30m -run '$(RUN)' $(PKG)
+else
+	@failed=0; \
+	plain=$$(go list ./... | grep -vE '^github.com/levada-io/levada/(internal|sdk)(/|$$)'); \
+	echo "go test (without the race detector)"; go test -timeout 15m -run '$(RUN)' $$plain || failed=1; \
+	echo "go test $(RACE)"; go test $(RACE) -timeout 20m -run '$(RUN)' ./internal/... ./sdk/... || failed=1; \
+	exit $$failed
+endif
+
+.PHONY: e2e
+e2e: ## Run every manifest of examples/ and compare what comes out
+	go test -count=1 -timeout 10m -v -run '$(RUN)' ./test/e2e/...
+
+.PHONY: faults
+faults: ## Kill everything again and again under a million messages, and count: takes long
+	LEDGER_LINES=$${LEDGER_LINES:-1000000} LEDGER_KILLS=$${LEDGER_KILLS:-50} go test -count=1 -timeout 3h -v -run '$(RUN)' ./test/faults/...
+
+.PHONY: fuzz
+fuzz: ## Run every fuzz target for FUZZTIME (30s each)
+	@set -euo pipefail; grep -rnoE '^func Fuzz[A-Za-z0-9]+' --include='*_test.go' . | sed -E 's/^(.*)\/[^/]+:[0-9]+:func (.*)$$/\1 \2/' | sort | while read -r dir name; do \
+		echo "$$dir $$name"; go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$dir" < /dev/null; \
+	done
+
+.PHONY: bench
+bench: ## Benchmarks: make bench CASE=name for one of bench/cases/
+	bash bench/run.sh $(CASE)
+
+.PHONY: generate
+generate: ## Make the Go code of proto/ anew (needs npx)
+	bash proto/generate.sh
+
+.PHONY: clean
+clean: ## Remove what was built and what the examples wrote
+	rm -rf bin examples/.levada examples/*.out*
