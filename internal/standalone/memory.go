@@ -11,7 +11,7 @@ import (
 // The broker in this process keeps buffers of 8 MiB in use for a moment; without a limit the collector lets them pile up to twice what is alive.
 // A fixed limit would make it run all the time once more than that is alive, so the limit follows what is.
 const (
-	smallestLimit = 100 << 20
+	smallestLimit = 110 << 20
 	limitOfLive   = 1.6
 )
 
