@@ -32,14 +32,16 @@ type chunk struct {
 
 // chunked is a block of which some chunks have come.
 type chunked struct {
-	lane  string
-	hi    uint64
-	parts [][]byte
-	seqs  []uint64
-	left  int
+	lane   string
+	lo, hi uint64
+	parts  [][]byte
+	seqs   []uint64
+	left   int
 }
 
 func split(id string, h *flow.Block, messages int, data []byte, max int) []part {
+	// A writer that begins again promises another floor: its pieces do not fit those that are stored already, and must not be taken for them.
+	id = fmt.Sprintf("%s.%08x", id, crc32.ChecksumIEEE(data))
 	size := max - chunkHead - len(h.Lane) - len(id) - 64 - 20*len(h.Cover)
 	count := (len(data) + size - 1) / size
 	parts := make([]part, count)
@@ -144,7 +146,7 @@ func (p *Partition) assemble(e Entry) (*flow.Block, []uint64, error) {
 	p.held[e.Seq] = &held{messages: c.messages, bytes: len(e.Data)}
 	k := p.chunks[c.id]
 	if k == nil || len(k.parts) != c.count {
-		k = &chunked{lane: c.lane, hi: c.hi, parts: make([][]byte, c.count), left: c.count}
+		k = &chunked{lane: c.lane, lo: c.lo, hi: c.hi, parts: make([][]byte, c.count), left: c.count}
 		p.chunks[c.id] = k
 	}
 	if k.parts[c.index] == nil {
@@ -170,7 +172,7 @@ func (p *Partition) assemble(e Entry) (*flow.Block, []uint64, error) {
 // staleChunks gives up blocks that will never be whole: their writer crashed in the middle, and has since written them otherwise.
 func (p *Partition) staleChunks(b *flow.Block) (seqs []uint64) {
 	for id, k := range p.chunks {
-		if k.lane == b.Lane && k.hi <= b.Floor {
+		if k.lane == b.Lane && (k.hi <= b.Floor || len(b.Cover) == 0 && b.Lo <= k.lo && k.hi <= b.Hi) {
 			p.tie(k.seqs)
 			seqs = append(seqs, k.seqs...)
 			delete(p.chunks, id)
@@ -194,30 +196,29 @@ func (p *Partition) wholeFloor(ctx context.Context, floor uint64) (uint64, error
 	}
 	type group struct {
 		first, last uint64
-		left        int
+		have        map[int]bool
 	}
-	groups := map[string]*group{}
-	open := 0
+	open := map[string]*group{} // begun before the floor, as assemble sees them
+	var whole []*group
 	enough := errors.New("enough")
 	err := p.driver.Scan(ctx, p.saved+1, func(e Entry) error {
 		if isChunk(e.Data) {
 			if c, err := decodeChunk(e.Data); err == nil {
-				g := groups[c.id]
+				g := open[c.id]
 				if g == nil && e.Seq <= floor {
-					g = &group{first: e.Seq, left: c.count}
-					groups[c.id] = g
-					open++
+					g = &group{first: e.Seq, have: map[int]bool{}}
+					open[c.id] = g
 				}
 				if g != nil {
-					if g.last = e.Seq; g.left > 0 {
-						if g.left--; g.left == 0 {
-							open--
-						}
+					g.last, g.have[c.index] = e.Seq, true
+					if len(g.have) == c.count {
+						whole = append(whole, g)
+						delete(open, c.id)
 					}
 				}
 			}
 		}
-		if e.Seq >= floor && open == 0 {
+		if e.Seq >= floor && len(open) == 0 {
 			return enough
 		}
 		return nil
@@ -225,9 +226,12 @@ func (p *Partition) wholeFloor(ctx context.Context, floor uint64) (uint64, error
 	if err != nil && !errors.Is(err, enough) {
 		return 0, err
 	}
+	for _, g := range open {
+		whole = append(whole, g) // given up, and then all of it
+	}
 	for again := true; again; {
 		again = false
-		for _, g := range groups {
+		for _, g := range whole {
 			if g.first <= floor && floor < g.last {
 				floor, again = g.first-1, true
 			}

@@ -169,12 +169,13 @@ func (p *Partition) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	given := false // something was given up: that is saved, or it would be told again
 	if bounds.Last < p.savedLast {
 		err := fmt.Errorf("%w: blocks up to %d were stored, but the last one there is %d: the store was restored from an older copy or lost its end", ErrGap, p.savedLast, bounds.Last)
 		if err := p.opt.OnCorrupt(bounds.Last+1, nil, err); err != nil {
 			return err
 		}
-		p.saved, p.savedLast = min(p.saved, bounds.Last), bounds.Last
+		p.saved, p.savedLast, given = min(p.saved, bounds.Last), bounds.Last, true
 	}
 	if bounds.First > p.saved+1 {
 		err := fmt.Errorf("%w: %d to %d", ErrGap, p.saved+1, bounds.First-1)
@@ -182,7 +183,7 @@ func (p *Partition) recover(ctx context.Context) error {
 		if err := p.opt.OnCorrupt(p.saved+1, nil, err); err != nil {
 			return err
 		}
-		p.saved = bounds.First - 1
+		p.saved, given = bounds.First-1, true
 	}
 	if p.floor, err = p.wholeFloor(ctx, min(max(p.saved, bounds.Acked), bounds.Last)); err != nil {
 		return fmt.Errorf("scan: %w", err)
@@ -244,8 +245,8 @@ func (p *Partition) recover(ctx context.Context) error {
 	}
 	p.read = p.floor
 	p.passLostEnd()
-	if p.floor > p.saved {
-		if err := p.save(ctx); err != nil {
+	if p.floor > p.saved || given {
+		if err := p.save(ctx, given); err != nil {
 			return err
 		}
 	}
@@ -737,7 +738,7 @@ func (p *Partition) recount(ctx context.Context) {
 
 // Trim saves what was seen, and then removes the blocks that are done. The order matters: see recover.
 func (p *Partition) Trim(ctx context.Context) error {
-	if err := p.save(ctx); err != nil {
+	if err := p.save(ctx, false); err != nil {
 		return err
 	}
 	keep := p.saved + 1
@@ -773,7 +774,7 @@ func (p *Partition) Trim(ctx context.Context) error {
 const stateHead = 16
 
 // save stores what was seen as of the floor, and how far the store reached: an end that is lost would not be missed otherwise.
-func (p *Partition) save(ctx context.Context) error {
+func (p *Partition) save(ctx context.Context, always bool) error {
 	bounds, err := p.driver.Bounds(ctx)
 	p.mu.Lock()
 	if err != nil && p.floor != p.saved {
@@ -781,7 +782,7 @@ func (p *Partition) save(ctx context.Context) error {
 		return fmt.Errorf("save state: %w", err)
 	}
 	floor, last := p.floor, max(bounds.Last, p.savedLast)
-	if floor == p.saved && last == p.savedLast {
+	if floor == p.saved && last == p.savedLast && !always {
 		p.mu.Unlock()
 		return nil
 	}

@@ -217,6 +217,7 @@ func (r *run) again(ctx context.Context, w *Work, tried, rest []Later, try func(
 	if err != nil {
 		return nil, nil, err
 	}
+	refuseOversize(out)
 	e := &Emission{Work: w, Lo: in[0].Pos, Hi: in[len(in)-1].Pos, Floor: w.track.Floor}
 	if len(r.Stages) > 0 {
 		e.Stage = r.Stages[len(r.Stages)-1].Name

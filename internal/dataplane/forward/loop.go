@@ -306,6 +306,7 @@ func (r *run) apply(ctx context.Context, w *Work, in []flow.Message, lo, hi uint
 	if err != nil {
 		return nil, nil, err
 	}
+	refuseOversize(out)
 	e.Out, e.Stage = out, r.Stages[len(r.Stages)-1].Name
 	later := r.sortOut(e)
 	return e, later, nil
@@ -314,14 +315,28 @@ func (r *run) apply(ctx context.Context, w *Work, in []flow.Message, lo, hi uint
 // maxResults is how many messages may be made of one: the place of a message in its block has positionBits, and a block is not divided within the results of one.
 const maxResults = 1<<positionBits - 1 - maxBlockMessages
 
+// maxResultBytes is how large they may be together: a block that is much larger than others is not read.
+const maxResultBytes = flow.MaxBlockBytes / 2
+
+// refuseOversize puts messages aside of which more was made than a block takes.
+func refuseOversize(out []function.Outcome) {
+	for i := range out {
+		size := 0
+		for j := range out[i].Results {
+			m := &out[i].Results[j]
+			size += len(m.Value) + len(m.Headers) + len(m.Metadata) + 64
+		}
+		if n := len(out[i].Results); n > maxResults || size > maxResultBytes {
+			out[i] = function.Outcome{Verdict: function.Broken, Failure: &deadletter.Failure{
+				Reason: deadletter.Oversize, Attempts: 1, Error: fmt.Sprintf("it made %d results of %d bytes; at most %d results and %d bytes can be made of a message", n, size, maxResults, maxResultBytes),
+			}}
+		}
+	}
+}
+
 // sortOut takes what is not done out of an emission.
 func (r *run) sortOut(e *Emission) (later []Later) {
 	for i := range e.Out {
-		if n := len(e.Out[i].Results); n > maxResults {
-			e.Out[i] = function.Outcome{Verdict: function.Broken, Failure: &deadletter.Failure{
-				Reason: deadletter.Oversize, Attempts: 1, Error: fmt.Sprintf("the function answered one message with %d, at most %d are allowed", n, maxResults),
-			}}
-		}
 		if o := &e.Out[i]; o.Verdict != function.Done {
 			l := Later{Message: e.In[i], Outcome: *o, Attempts: 1, Due: time.Now().Add(r.delay(o, 1))}
 			r.giveUp(&l, &l.Outcome)
