@@ -140,16 +140,20 @@ func loadRunnable(cmd *cobra.Command, args []string, stderr io.Writer) ([]v1alph
 // parseFunctions reads --function flags and refuses names that no manifest has.
 func parseFunctions(flags []string, objects []v1alpha1.Object) (map[string]string, error) {
 	known := map[string]bool{}
+	var names []string // in the order of the manifests
 	for _, o := range objects {
 		switch m := o.Manifest.(type) {
 		case *v1alpha1.Pipeline:
 			for i := range m.Spec.Vertices {
-				known[m.Spec.Vertices[i].Name] = true
+				names = append(names, m.Spec.Vertices[i].Name)
 				known[m.Name+"/"+m.Spec.Vertices[i].Name] = true
 			}
 		case *v1alpha1.MonoVertex:
-			known[m.Name] = true
+			names = append(names, m.Name)
 		}
+	}
+	for _, n := range names {
+		known[n] = true
 	}
 	commands := map[string]string{}
 	for _, flag := range flags {
@@ -164,7 +168,7 @@ func parseFunctions(flags []string, objects []v1alpha1.Object) (map[string]strin
 			}
 		}
 		if !known[vertexName] {
-			return nil, fmt.Errorf("--function %q: no vertex is called %s; the vertices are %s", flag, vertexName, strings.Join(sortedNames(known), ", "))
+			return nil, fmt.Errorf("--function %q: no vertex is called %s; the vertices are %s", flag, vertexName, strings.Join(names, ", "))
 		}
 		commands[name] = command
 	}
@@ -185,15 +189,6 @@ func isRole(s string) bool {
 		return true
 	}
 	return false
-}
-
-func sortedNames(known map[string]bool) (names []string) {
-	for n := range known {
-		if !strings.Contains(n, "/") {
-			names = append(names, n)
-		}
-	}
-	return names
 }
 
 func defaultDataDir(file string) string {
