@@ -467,3 +467,22 @@ func TestDiskFull(t *testing.T) {
 	}
 	s.check(t, long, nothing)
 }
+
+// TestUnfinishedStream begins with a stream whose making was cut short, by a crash between its description and the checksum of that. The broker would store
+// messages in it, and not find it at its next start.
+func TestUnfinishedStream(t *testing.T) {
+	donor := newSite(t)
+	donor.delivers(t)
+	for _, name := range []string{"default-site-out-0", "KV_default-site_STATE"} {
+		s := newSite(t)
+		description, err := os.ReadFile(filepath.Join(donor.stream(name), "meta.inf"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(os.MkdirAll(filepath.Join(s.stream(name), "msgs"), 0o755), os.WriteFile(filepath.Join(s.stream(name), "meta.inf"), description, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+		s.backlog(t)
+		s.delivers(t)
+	}
+}

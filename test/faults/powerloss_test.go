@@ -20,7 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// How often the power fails in a run: 5 times in CI, `make faults` sets POWERLOSS_CUTS=20.
+// How often the power fails in a run; POWERLOSS_CUTS=20 for a long one.
 var powerCuts = fromEnv("POWERLOSS_CUTS", 5)
 
 // disk is a file system of its own, whose power can be cut: what was not written through to it is gone then, as with a machine that loses its power.

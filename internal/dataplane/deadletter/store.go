@@ -61,7 +61,7 @@ const (
 
 func name(vertex, id string) string {
 	sum := sha256.Sum256([]byte(id))
-	return vertex + "." + hex.EncodeToString(sum[:6])
+	return vertex + "." + hex.EncodeToString(sum[:10])
 }
 
 // Put stores a message of a vertex with its evidence, durably. Putting it again changes nothing.

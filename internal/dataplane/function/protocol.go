@@ -310,6 +310,9 @@ func (r *response) decode(b []byte) error {
 	return fields(b, func(f protowire.Number, v []byte, _ uint64) error {
 		switch f {
 		case 1:
+			if v == nil {
+				return errMalformed // a number where a result should be
+			}
 			r.results = append(r.results, v)
 		case 2:
 			r.id = v

@@ -112,6 +112,14 @@ func (d *driver) open(ctx context.Context) error {
 	switch {
 	case err == nil:
 		d.created = stream.CachedInfo().Created
+		// A crash may have come between making the stream and noting that; without the note a stream that vanishes would be made anew in silence.
+		if _, err := d.cfg.State.Get(ctx, d.key("made")); errors.Is(err, jetstream.ErrKeyNotFound) {
+			if err := d.noteMade(ctx); err != nil {
+				return err
+			}
+		} else if err != nil {
+			return err
+		}
 		have := stream.CachedInfo().Config
 		if have.Retention != want.Retention || have.Discard != want.Discard || have.MaxAge != 0 {
 			return fmt.Errorf("it exists with retention %v, discard %v, max age %v, which can lose messages; levada needs retention limits, discard new and no max age: delete the stream or give the pipeline another name",
@@ -141,7 +149,12 @@ func (d *driver) open(ctx context.Context) error {
 		return err
 	}
 	d.created = stream.CachedInfo().Created
-	_, err = d.cfg.State.Put(ctx, d.key("made"), []byte(time.Now().UTC().Format(time.RFC3339)))
+	return d.noteMade(ctx)
+}
+
+// noteMade remembers that the stream was made.
+func (d *driver) noteMade(ctx context.Context) error {
+	_, err := d.cfg.State.Put(ctx, d.key("made"), []byte(time.Now().UTC().Format(time.RFC3339)))
 	return err
 }
 
