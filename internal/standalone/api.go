@@ -263,8 +263,8 @@ func (a *api) replay(w http.ResponseWriter, req *http.Request) error {
 	return replay(req.Context(), p.letters, l, p.partitions[l.Vertex])
 }
 
-// replay gives a letter to its vertex once more, as a new message, and drops it once that is durable. Replays of one letter follow each other, so each may promise
-// that nothing older is still to come.
+// replay gives a letter to its vertex once more, as a new message, and drops it once that is durable. The message is told by its id, so that a replay that
+// is cut short and done again adds nothing.
 func replay(ctx context.Context, store *deadletter.Store, l *deadletter.Letter, to []*buffer.Partition) error {
 	if len(to) == 0 {
 		return fmt.Errorf("%s is a source or a MonoVertex, which has no buffer that the message could be put into again: show it, send its value again at the source, and drop it", l.Vertex)
@@ -275,7 +275,7 @@ func replay(ctx context.Context, store *deadletter.Store, l *deadletter.Letter, 
 	var e flow.Encoder
 	e.Reset(m.Pos)
 	e.Append(&m)
-	w, err := to[0].Write(ctx, &flow.Block{Lane: "deadletters/" + l.Name, Lo: m.Pos, Hi: m.Pos, Floor: m.Pos - 1, Watermark: flow.NoWatermark}, &e)
+	w, err := to[0].Write(ctx, &flow.Block{Lane: "deadletters", ByID: true, Lo: m.Pos, Hi: m.Pos, Watermark: flow.NoWatermark}, &e)
 	if err != nil {
 		return err
 	}

@@ -135,6 +135,14 @@ const firstTries = 3
 // at all; once it has been ready it is started again for ever.
 func (f *Function) Run(ctx context.Context) error {
 	defer f.stopIsolated()
+	var retired *worker
+	retire := func(w *worker) {
+		if retired != nil {
+			_ = os.RemoveAll(retired.dir)
+		}
+		retired = w
+	}
+	defer func() { retire(nil) }()
 	wait := time.Duration(0)
 	ready, failures := false, 0
 	for {
@@ -176,7 +184,8 @@ func (f *Function) Run(ctx context.Context) error {
 			w.Close()
 			f.cfg.Died(f.diedOf(w))
 			f.cfg.Logger.Warn("function ended and is started again", "how", describeExit(w.state), "after", time.Since(begun).Round(time.Millisecond), "output", lastLine(w.tail.String()))
-			go w.removeLater()
+			// Callers read what it announced; the files of the one before have been read.
+			retire(w)
 			if w.Progress() > 0 || time.Since(begun) > 5*time.Second {
 				wait = 0
 			}
@@ -207,12 +216,6 @@ func (f *Function) diedOf(w *worker) string {
 		return "signal"
 	}
 	return "exit"
-}
-
-// removeLater removes the files of a process once callers have had time to read what it announced.
-func (w *worker) removeLater() {
-	time.Sleep(10 * time.Second)
-	_ = os.RemoveAll(w.dir)
 }
 
 func (f *Function) start(ctx context.Context, cfg *Config) (*worker, error) {
