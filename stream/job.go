@@ -1,0 +1,161 @@
+package stream
+
+import (
+	"crypto/rand"
+	"fmt"
+	"os"
+	"time"
+)
+
+// Job is one stream to be read to its end, once.
+type Job struct {
+	// ID names the job. Submit makes one when it is empty.
+	ID string `json:"id"`
+	// Stream is the name of the stream at its producer. It also chooses the worker's handler.
+	Stream string `json:"stream"`
+	// Target says where the producer is, as grpc.NewClient takes it. Empty: the worker knows.
+	Target string `json:"target,omitempty"`
+	// Query holds the parameters of the stream, for its source.
+	Query []byte `json:"query,omitempty"`
+	// DedupeKey, when not empty, makes Submit return the job that has this key already instead of making another.
+	DedupeKey string `json:"dedupe_key,omitempty"`
+	// Priority: jobs with a greater one are claimed first.
+	Priority int `json:"priority,omitempty"`
+	// NotBefore is when the job may start. Zero: at once.
+	NotBefore time.Time `json:"not_before,omitzero"`
+	// OnBad says what happens to a record that cannot be processed.
+	OnBad OnBad `json:"on_bad,omitempty"`
+	// MaxBad is how many records may go into quarantine before the job fails. 0: the worker's default.
+	MaxBad int `json:"max_bad,omitempty"`
+}
+
+// OnBad says what happens to a record that cannot be processed: it panics its handler, kills its process, is refused
+// with Skip, or could not be made by the producer.
+type OnBad string
+
+const (
+	// Quarantine puts the record aside, with the reason, in the transaction that moves the offset, and goes on. The default.
+	Quarantine OnBad = "quarantine"
+	// HaltJob fails the job before the record.
+	HaltJob OnBad = "halt"
+)
+
+// State is where a job is in its life.
+type State string
+
+// A job is ready until a worker claims it, then running; a worker that stops or gives way makes it ready again.
+// Paused jobs wait for a person. The other three are final: only Retry leads out of them.
+const (
+	Ready     State = "ready"
+	Running   State = "running"
+	Paused    State = "paused"
+	Completed State = "completed"
+	Failed    State = "failed"
+	Cancelled State = "cancelled"
+)
+
+// Final reports whether the job has ended.
+func (s State) Final() bool { return s == Completed || s == Failed || s == Cancelled }
+
+// Owner is a worker process.
+type Owner struct {
+	// Pod is a name for people: the pod's or the host's.
+	Pod string `json:"pod,omitempty"`
+	// PodUID tells pods of the same name apart. Empty outside Kubernetes.
+	PodUID string `json:"pod_uid,omitempty"`
+	// Container is the name of the worker's container in its pod. Empty: not known.
+	Container string `json:"container,omitempty"`
+	// Incarnation is random, and new at each start of the process.
+	Incarnation string `json:"incarnation,omitempty"`
+}
+
+func (o Owner) String() string {
+	if len(o.Incarnation) < 8 {
+		return o.Pod
+	}
+	return o.Pod + "/" + o.Incarnation[:8]
+}
+
+// Self names this process: the pod from the environment variables POD_NAME, POD_UID and CONTAINER_NAME, which the
+// downward API can set (see docs/streams.md), or else the host; and a new random incarnation.
+func Self() Owner {
+	o := Owner{Pod: os.Getenv("POD_NAME"), PodUID: os.Getenv("POD_UID"), Container: os.Getenv("CONTAINER_NAME"), Incarnation: NewID()}
+	if o.Pod == "" {
+		o.Pod, _ = os.Hostname()
+	}
+	return o
+}
+
+// NewID makes a random UUID (RFC 9562, version 4).
+func NewID() string {
+	var b [16]byte
+	rand.Read(b[:]) // never fails: crypto/rand ends the process instead
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+}
+
+// Lease is the right to work on a job: a store gives it, and it ends when its time is over by the store's clock, unless it
+// is renewed. Epoch grows with each owner and each cancel or pause; sinks refuse commits of older ones.
+type Lease struct {
+	Job   string
+	Epoch uint64
+	Owner Owner
+}
+
+// Progress is how far a job has come.
+type Progress struct {
+	// Records is the number of records accounted for: committed or in quarantine.
+	Records uint64 `json:"records"`
+	// Bytes is the size of their keys and values.
+	Bytes uint64 `json:"bytes"`
+	// Bad is how many of them are in quarantine.
+	Bad uint64 `json:"bad"`
+	// Size is how many records the stream has, or 0 if nobody knows.
+	Size uint64 `json:"size,omitempty"`
+}
+
+// Journal is what a store remembers of the deaths of a job's owners, so that a record that kills its process is found.
+// The zero Journal means that nothing is suspected.
+type Journal struct {
+	// Probe is how many records may be handed to the handler at once; 0: as many as the worker likes.
+	Probe int `json:"probe,omitempty"`
+	// Until is the last record that is suspected. Once it is committed, the journal is cleared.
+	Until uint64 `json:"until,omitempty"`
+	// Hand is the first record of the batch that is being processed, 0 between batches. A death while it is set is blamed on
+	// that batch; a death while it is 0 is not.
+	Hand uint64 `json:"hand,omitempty"`
+	// Deaths is how many processes died with record Hand alone in hand.
+	Deaths int `json:"deaths,omitempty"`
+}
+
+// Status is a job, and all that its store knows of it.
+type Status struct {
+	Job
+	State State  `json:"state"`
+	Epoch uint64 `json:"epoch"`
+	// Owner is who has, or had last, the lease.
+	Owner      Owner     `json:"owner,omitzero"`
+	LeaseUntil time.Time `json:"lease_until,omitzero"`
+	// ClaimedAt is when the last lease began.
+	ClaimedAt time.Time `json:"claimed_at,omitzero"`
+	// Attempts is how often the job was claimed.
+	Attempts int `json:"attempts"`
+	// NoProgress is how many attempts in a row came no further, across owners.
+	NoProgress int      `json:"no_progress,omitempty"`
+	Progress   Progress `json:"progress"`
+	// Reason is a stable word for why the job is where it is, LastError the text for people.
+	Reason     string    `json:"reason,omitempty"`
+	LastError  string    `json:"last_error,omitempty"`
+	Journal    Journal   `json:"journal,omitzero"`
+	CreatedAt  time.Time `json:"created_at"`
+	StartedAt  time.Time `json:"started_at,omitzero"`
+	UpdatedAt  time.Time `json:"updated_at,omitzero"`
+	FinishedAt time.Time `json:"finished_at,omitzero"`
+	// Existed is set by Submit when the job was there already, by its ID or its DedupeKey.
+	Existed bool `json:"existed,omitempty"`
+	// Died is set by Claim when the job was taken from an owner that did not release it.
+	Died bool `json:"-"`
+}
+
+// Lease returns the lease that a claim gave.
+func (s Status) Lease() Lease { return Lease{Job: s.ID, Epoch: s.Epoch, Owner: s.Owner} }

@@ -1,0 +1,315 @@
+// Package memstore keeps jobs and checkpoints in memory. It is for tests, of this package's users too: it keeps every promise of a store
+// but durability, and its clock is that of package time, so it works in a testing/synctest bubble.
+package memstore
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/levada-io/levada/stream"
+)
+
+// Store is a stream.Store in memory; Sink makes sinks that keep their checkpoints in it.
+type Store struct {
+	mu         sync.Mutex
+	jobs       map[string]*stream.Status
+	order      []string
+	offsets    map[string]*offset
+	quarantine map[string]map[uint64]stream.Quarantined
+}
+
+type offset struct {
+	epoch      uint64
+	checkpoint stream.Checkpoint
+}
+
+// New returns an empty store.
+func New() *Store {
+	return &Store{jobs: map[string]*stream.Status{}, offsets: map[string]*offset{}, quarantine: map[string]map[uint64]stream.Quarantined{}}
+}
+
+// Close does nothing: a closed store can be opened again by whoever still holds it, as a database would be.
+func (s *Store) Close() error { return nil }
+
+func (s *Store) Submit(ctx context.Context, job stream.Job) (stream.Status, error) {
+	if err := ctx.Err(); err != nil {
+		return stream.Status{}, err
+	}
+	if job.Stream == "" {
+		return stream.Status{}, fmt.Errorf("a job needs the name of its stream")
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, id := range s.order {
+		if status := s.jobs[id]; status.ID == job.ID || job.DedupeKey != "" && status.DedupeKey == job.DedupeKey {
+			existing := *status
+			existing.Existed = true
+			return existing, nil
+		}
+	}
+	if job.ID == "" {
+		job.ID = stream.NewID()
+	}
+	now := time.Now()
+	if job.NotBefore.Before(now) {
+		job.NotBefore = now
+	}
+	status := &stream.Status{Job: job, State: stream.Ready, CreatedAt: now, UpdatedAt: now}
+	s.jobs[job.ID] = status
+	s.order = append(s.order, job.ID)
+	return *status, nil
+}
+
+func (s *Store) Claim(ctx context.Context, c stream.Claim) ([]stream.Status, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	var due []*stream.Status
+	for _, id := range s.order {
+		status := s.jobs[id]
+		if c.Streams != nil && !slices.Contains(c.Streams, status.Stream) {
+			continue
+		}
+		if status.State == stream.Ready && !status.NotBefore.After(now) || status.State == stream.Running && status.LeaseUntil.Before(now) {
+			due = append(due, status)
+		}
+	}
+	slices.SortStableFunc(due, func(a, b *stream.Status) int {
+		return cmp.Or(cmp.Compare(b.Priority, a.Priority), dueSince(a).Compare(dueSince(b)))
+	})
+	var claimed []stream.Status
+	for _, status := range due[:min(max(c.Max, 0), len(due))] {
+		died := status.State == stream.Running
+		status.State, status.Owner = stream.Running, c.Owner
+		status.Epoch++
+		status.Attempts++
+		status.LeaseUntil, status.ClaimedAt, status.UpdatedAt = now.Add(c.TTL), now, now
+		if status.StartedAt.IsZero() {
+			status.StartedAt = now
+		}
+		given := *status
+		given.Died = died
+		claimed = append(claimed, given)
+	}
+	return claimed, nil
+}
+
+func dueSince(s *stream.Status) time.Time {
+	if s.State == stream.Running {
+		return s.LeaseUntil
+	}
+	return s.NotBefore
+}
+
+// owned returns the job that the lease is for. s.mu is held.
+func (s *Store) owned(l stream.Lease) (*stream.Status, error) {
+	status := s.jobs[l.Job]
+	if status == nil {
+		return nil, fmt.Errorf("%w: %s", stream.ErrNotFound, l.Job)
+	}
+	if status.Epoch != l.Epoch || status.State != stream.Running {
+		return nil, fmt.Errorf("%w: job %s is %s at epoch %d, the lease has %d", stream.ErrFenced, l.Job, status.State, status.Epoch, l.Epoch)
+	}
+	return status, nil
+}
+
+func (s *Store) Renew(ctx context.Context, l stream.Lease, p stream.Progress, ttl time.Duration) error {
+	return s.change(ctx, l, func(status *stream.Status, now time.Time) {
+		status.LeaseUntil, status.Progress = now.Add(ttl), p
+	})
+}
+
+func (s *Store) Note(ctx context.Context, l stream.Lease, j stream.Journal, noProgress int) error {
+	return s.change(ctx, l, func(status *stream.Status, _ time.Time) {
+		status.Journal, status.NoProgress = j, noProgress
+	})
+}
+
+func (s *Store) Release(ctx context.Context, l stream.Lease, r stream.Release) error {
+	if r.State != stream.Ready && r.State != stream.Completed && r.State != stream.Failed {
+		return fmt.Errorf("%w: a lease cannot be released into state %q", stream.ErrState, r.State)
+	}
+	s.mu.Lock()
+	if status := s.jobs[l.Job]; status != nil && status.Epoch == l.Epoch && status.State == r.State && r.State.Final() {
+		s.mu.Unlock()
+		return nil
+	}
+	s.mu.Unlock()
+	return s.change(ctx, l, func(status *stream.Status, now time.Time) {
+		status.State, status.NoProgress, status.Progress = r.State, r.NoProgress, r.Progress
+		status.Reason, status.LastError, status.Journal = r.Reason, r.LastError, r.Journal
+		status.LeaseUntil = time.Time{}
+		if r.State == stream.Ready {
+			status.NotBefore = now.Add(r.After)
+		} else {
+			status.FinishedAt = now
+		}
+	})
+}
+
+func (s *Store) change(ctx context.Context, l stream.Lease, do func(*stream.Status, time.Time)) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	status, err := s.owned(l)
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	do(status, now)
+	status.UpdatedAt = now
+	return nil
+}
+
+func (s *Store) Expire(ctx context.Context, dead stream.Dead) (int, error) {
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	if dead.PodUID == "" && dead.Incarnation == "" && !dead.All {
+		return 0, fmt.Errorf("Expire needs a pod, an incarnation or All")
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now, n := time.Now(), 0
+	for _, status := range s.jobs {
+		o := status.Owner
+		if status.State != stream.Running || status.LeaseUntil.Before(now) ||
+			dead.PodUID != "" && o.PodUID != dead.PodUID || dead.Incarnation != "" && o.Incarnation != dead.Incarnation ||
+			dead.Container != "" && o.Container != "" && o.Container != dead.Container ||
+			dead.NotIncarnation != "" && o.Incarnation == dead.NotIncarnation ||
+			!dead.ClaimedBefore.IsZero() && !status.ClaimedAt.Before(dead.ClaimedBefore) {
+			continue
+		}
+		status.LeaseUntil, status.UpdatedAt = now.Add(-1), now
+		n++
+	}
+	return n, nil
+}
+
+func (s *Store) Get(ctx context.Context, id string) (stream.Status, error) {
+	if err := ctx.Err(); err != nil {
+		return stream.Status{}, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if status := s.jobs[id]; status != nil {
+		return *status, nil
+	}
+	return stream.Status{}, fmt.Errorf("%w: %s", stream.ErrNotFound, id)
+}
+
+func (s *Store) List(ctx context.Context, f stream.Filter) ([]stream.Status, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var list []stream.Status
+	for _, id := range slices.Backward(s.order) {
+		status := s.jobs[id]
+		if f.States != nil && !slices.Contains(f.States, status.State) || f.Streams != nil && !slices.Contains(f.Streams, status.Stream) {
+			continue
+		}
+		if list = append(list, *status); len(list) == cmp.Or(f.Limit, 1000) {
+			break
+		}
+	}
+	return list, nil
+}
+
+func (s *Store) Cancel(ctx context.Context, id string) (stream.Status, error) {
+	return s.steer(ctx, id, func(status *stream.Status, now time.Time) bool {
+		if status.State.Final() {
+			return false
+		}
+		status.State, status.FinishedAt = stream.Cancelled, now
+		return true
+	})
+}
+
+func (s *Store) Pause(ctx context.Context, id string) (stream.Status, error) {
+	return s.steer(ctx, id, func(status *stream.Status, _ time.Time) bool {
+		if status.State.Final() || status.State == stream.Paused {
+			return false
+		}
+		status.State = stream.Paused
+		return true
+	})
+}
+
+func (s *Store) Resume(ctx context.Context, id string) (stream.Status, error) {
+	return s.steer(ctx, id, func(status *stream.Status, now time.Time) bool {
+		if status.State != stream.Paused {
+			return false
+		}
+		status.State, status.NotBefore = stream.Ready, now
+		return true
+	})
+}
+
+func (s *Store) Retry(ctx context.Context, id string) (stream.Status, error) {
+	return s.steer(ctx, id, func(status *stream.Status, now time.Time) bool {
+		if !status.State.Final() {
+			return false
+		}
+		status.State, status.NotBefore, status.FinishedAt = stream.Ready, now, time.Time{}
+		status.NoProgress, status.Journal, status.Reason, status.LastError = 0, stream.Journal{}, "", ""
+		return true
+	})
+}
+
+func (s *Store) steer(ctx context.Context, id string, do func(*stream.Status, time.Time) bool) (stream.Status, error) {
+	if err := ctx.Err(); err != nil {
+		return stream.Status{}, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	status := s.jobs[id]
+	if status == nil {
+		return stream.Status{}, fmt.Errorf("%w: %s", stream.ErrNotFound, id)
+	}
+	now := time.Now()
+	if !do(status, now) {
+		return *status, fmt.Errorf("%w: job %s is %s", stream.ErrState, id, status.State)
+	}
+	status.Epoch++
+	status.LeaseUntil, status.UpdatedAt = time.Time{}, now
+	return *status, nil
+}
+
+func (s *Store) Owners(ctx context.Context) ([]stream.Owner, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var owners []stream.Owner
+	for _, id := range s.order {
+		if status := s.jobs[id]; status.State == stream.Running && !slices.Contains(owners, status.Owner) {
+			owners = append(owners, status.Owner)
+		}
+	}
+	return owners, nil
+}
+
+// Orphans returns how many jobs will never be due though they are not final and not paused. There should be none.
+func (s *Store) Orphans(context.Context) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := 0
+	for _, status := range s.jobs {
+		if status.State == stream.Running && status.LeaseUntil.IsZero() || status.State == stream.Ready && status.NotBefore.IsZero() {
+			n++
+		}
+	}
+	return n, nil
+}

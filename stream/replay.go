@@ -1,0 +1,128 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"time"
+)
+
+// replay hands the quarantined records that a person has marked to the handler again, in their order, after all that was
+// committed since.
+func (r *run) replay() error {
+	sink, ok := r.sink.(ReplaySink)
+	if !ok {
+		return nil
+	}
+	for {
+		ctx, cancel := context.WithTimeout(r.own, r.w.config.HandlerTimeout)
+		rows, err := sink.Quarantined(ctx, r.job.ID, 100, Replay)
+		cancel()
+		if err != nil {
+			if err := r.pause(fmt.Errorf("the quarantine cannot be read: %w", err), false, 0); err != nil {
+				return err
+			}
+			continue
+		}
+		if len(rows) == 0 {
+			return nil
+		}
+		for _, row := range rows {
+			if err := r.replayOne(sink, row); err != nil {
+				return err
+			}
+			if r.stop.Err() != nil {
+				return errStopping
+			}
+		}
+	}
+}
+
+func (r *run) replayOne(sink ReplaySink, row Quarantined) error {
+	record := Record{Seq: row.Seq, Key: row.Key, Value: row.Payload}
+	for {
+		err := error(nil)
+		if row.Class == ClassProducer {
+			record, err = r.fetch(row.Seq)
+		}
+		if err == nil {
+			err = r.callReplay(sink, record)
+		}
+		_, isPanic := errors.AsType[*PanicError](err)
+		switch {
+		case err == nil:
+			r.failures, r.noProgress = 0, 0
+			r.log.Info("a quarantined record was processed", "record", row.Seq)
+			return nil
+		case errors.Is(err, ErrFenced):
+			return err
+		case isPanic || verdictOf(err) == verdictSkip:
+			ctx, cancel := context.WithTimeout(r.own, r.w.config.HandlerTimeout)
+			_, e := sink.MarkQuarantined(ctx, r.job.ID, Waiting, row.Seq)
+			cancel()
+			if e == nil {
+				r.log.Warn("a quarantined record is still bad", "record", row.Seq, "error", err)
+				return nil
+			}
+			err = e
+		}
+		if err := r.afterRefusal(err); err != nil {
+			return err
+		}
+	}
+}
+
+func (r *run) callReplay(sink ReplaySink, record Record) (err error) {
+	ctx, cancel := context.WithTimeout(r.own, r.w.config.HandlerTimeout)
+	defer cancel()
+	r.hand(time.Now())
+	defer r.hand(time.Time{})
+	defer func() {
+		if p := recover(); p != nil {
+			err = &PanicError{Value: p, Stack: debug.Stack()}
+		}
+	}()
+	batch := &Batch{Job: r.job, Epoch: r.lease.Epoch, Records: []Record{record}}
+	if err := sink.CommitReplay(ctx, r.lease, batch); err != nil {
+		return err
+	}
+	return nil
+}
+
+// fetch asks the producer once more for a record that it could not make.
+func (r *run) fetch(seq uint64) (Record, error) {
+	ctx, cancel := context.WithCancelCause(r.own)
+	defer cancel(nil)
+	s := &session{r: r, cancel: cancel, probing: true, next: seq}
+	probe, token := r.journal.Probe, r.checkpoint.Token
+	// From the start, since only the positions between batches have names; the producer passes over what comes before.
+	r.journal.Probe, r.checkpoint.Token = 1, nil
+	in, err := s.open(ctx)
+	r.journal.Probe, r.checkpoint.Token = probe, token
+	if err != nil {
+		return Record{}, err
+	}
+	guard := time.AfterFunc(r.w.config.HandlerTimeout, func() { cancel(errIdle) })
+	defer guard.Stop()
+	for {
+		f := new(frame)
+		if err := in.RecvMsg(f); err != nil {
+			return Record{}, s.broke(ctx, err)
+		}
+		if f.err == nil && f.kind == fieldFrameBatch && len(f.records) > 0 && f.firstSeq == seq {
+			record := f.records[0]
+			record.Key, record.Value = clone(record.Key), clone(record.Value)
+			f.free()
+			if record.Bad != "" {
+				return Record{}, Skip(fmt.Errorf("the producer still cannot make it: %s", record.Bad))
+			}
+			return record, nil
+		}
+		last := f.kind == fieldFrameEnd || f.kind == fieldFrameDrain
+		f.free()
+		if last {
+			return Record{}, fmt.Errorf("the producer did not send record %d", seq)
+		}
+	}
+}

@@ -1,0 +1,578 @@
+package stream
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"runtime/debug"
+	"sync"
+	"time"
+)
+
+// run is one job in the hands of this worker, from claim to release.
+type run struct {
+	w     *Worker
+	job   Job
+	lease Lease
+	sink  Sink
+	log   *slog.Logger
+
+	stop context.Context // ended: give the job back soon
+	own  context.Context // ended: the job is not ours any more, or the time to shut down is over
+	lose context.CancelCauseFunc
+
+	checkpoint Checkpoint // as the sink has it
+	journal    Journal    // as the store has it
+	condemned  uint64     // the record that has killed its processes; 0: none
+	failures   int        // attempts in a row that failed, whatever the reason: for the pauses
+	noProgress int        // attempts in a row that were refused
+
+	mu       sync.Mutex // for the heartbeat
+	progress Progress
+	handed   time.Time // when the sink was called; zero when it is not at work
+}
+
+// What ends a run, beside an error that is the job's.
+var (
+	errStopping = errors.New("the worker is shutting down")
+	errLeave    = errors.New("others shall try")
+	errReopen   = errors.New("the stream is opened anew")
+)
+
+// failure ends a job until a person looks at it.
+type failure struct {
+	reason string
+	err    error
+}
+
+func (f *failure) Error() string { return f.err.Error() }
+func (f *failure) Unwrap() error { return f.err }
+
+// work has the job as far as it will go, and gives it back.
+func (w *Worker) work(stop, work context.Context, status Status, since time.Time) {
+	own, lose := context.WithCancelCause(work)
+	defer lose(nil)
+	r := &run{
+		w: w, job: status.Job, lease: status.Lease(), sink: w.sinks[status.Stream], stop: stop, own: own, lose: lose,
+		journal: status.Journal, noProgress: status.NoProgress, progress: status.Progress,
+		log: w.config.Logger.With("job", status.ID, "stream", status.Stream, "epoch", status.Epoch),
+	}
+	r.job.MaxBad = cmp.Or(r.job.MaxBad, w.config.MaxBad)
+	r.log.Info("job claimed", "attempt", status.Attempts, "owner_died", status.Died)
+	r.event(Event{Kind: EventClaimed, Attempt: status.Attempts, Died: status.Died})
+
+	var heart sync.WaitGroup
+	beating, still := context.WithCancel(own)
+	heart.Go(func() { r.beat(beating, since) })
+	err := r.run(status.Died)
+	still()
+	heart.Wait()
+	r.release(work, err)
+}
+
+// run returns nil when the job is complete.
+func (r *run) run(died bool) error {
+	if r.sink == nil {
+		return &failure{ReasonNoHandler, fmt.Errorf("this worker has no handler for stream %q", r.job.Stream)}
+	}
+	if err := r.fence(); err != nil {
+		return err
+	}
+	if err := r.readJournal(died); err != nil {
+		return err
+	}
+	if err := r.replay(); err != nil {
+		return err
+	}
+	for !r.checkpoint.Done {
+		at := r.checkpoint.Seq
+		drained, err := r.session()
+		if err == nil {
+			break
+		}
+		if err := r.judge(err, drained && r.checkpoint.Seq > at); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// judge decides what to do after a stream has ended early: nil means to open it again, after a pause.
+func (r *run) judge(err error, planned bool) error {
+	switch {
+	case r.own.Err() != nil:
+		return context.Cause(r.own)
+	case r.stop.Err() != nil:
+		return errStopping
+	case errors.Is(err, errReopen):
+		return nil
+	case errors.Is(err, errLeave), errors.Is(err, ErrFenced):
+		return err
+	}
+	if f, ok := errors.AsType[*failure](err); ok {
+		return f
+	}
+	cut, ok := errors.AsType[*cutError](err)
+	if !ok {
+		return r.pause(err, true, 0)
+	}
+	r.event(Event{Kind: EventCut, Reason: cut.Reason, Err: cut.Err})
+	if cut.Fatal {
+		return &failure{cmp.Or(cut.Reason, ReasonRefused), cut.Err}
+	}
+	if planned {
+		r.log.Info("the producer ended the stream on purpose: it is opened anew", "after", cut.After)
+		if !r.sleep(cut.After) {
+			return r.ended()
+		}
+		return nil
+	}
+	return r.pause(cut.Err, !cut.Transport, cut.After)
+}
+
+// pause waits before another attempt. It returns why there will be none: the worker shuts down, the job was lost, has failed
+// too often, or is left to others. counted says that somebody refused the attempt, so that it says something about the job.
+func (r *run) pause(err error, counted bool, after time.Duration) error {
+	r.failures++
+	if counted {
+		r.noProgress++
+	}
+	if after == 0 {
+		after = r.w.config.Retry.after(r.failures)
+	}
+	r.event(Event{Kind: EventRetry, Err: err})
+	r.log.Warn("attempt failed", "failures", r.failures, "without_progress", r.noProgress, "record", r.checkpoint.Seq+1, "retry_in", after, "error", err)
+	switch {
+	case r.noProgress > r.w.config.NoProgress:
+		return &failure{ReasonNoProgress, fmt.Errorf("%w in %d attempts at record %d: %w", ErrNoProgress, r.noProgress, r.checkpoint.Seq+1, err)}
+	case r.failures >= r.w.config.HandOver:
+		return fmt.Errorf("%w: %w", errLeave, err)
+	case !r.sleep(after):
+		return r.ended()
+	}
+	return nil
+}
+
+// sleep waits, unless the run ends before.
+func (r *run) sleep(d time.Duration) bool {
+	ctx, cancel := context.WithCancel(r.own)
+	defer cancel()
+	defer context.AfterFunc(r.stop, cancel)()
+	return wait(ctx, d)
+}
+
+func (r *run) ended() error {
+	if r.own.Err() != nil {
+		return context.Cause(r.own)
+	}
+	return errStopping
+}
+
+// fence tells the sink that this epoch is the job's, and learns how far the job has come.
+func (r *run) fence() error {
+	for {
+		checkpoint, err := r.askSink()
+		switch {
+		case err == nil:
+			r.checkpoint = checkpoint
+			r.setProgress()
+			r.event(Event{Kind: EventFenced, To: checkpoint.Seq})
+			return nil
+		case errors.Is(err, ErrFenced):
+			return err
+		case errors.Is(err, ErrNewer):
+			return fmt.Errorf("%w: %w", errLeave, err)
+		}
+		if err := r.pause(fmt.Errorf("the sink does not answer: %w", err), false, 0); err != nil {
+			return err
+		}
+	}
+}
+
+func (r *run) askSink() (Checkpoint, error) {
+	ctx, cancel := context.WithTimeout(r.own, r.w.config.HandlerTimeout)
+	defer cancel()
+	return r.sink.Fence(ctx, r.lease)
+}
+
+// readJournal learns from the deaths of former owners. A batch is blamed for a death if it was noted to be in hand, which is
+// the case from the first death on: one that nobody could have foreseen starts the search, and each that is blamed halves what
+// may be in hand, down to one record. Processes that were killed from outside do so between batches, or are forgotten with
+// the next batch that is committed.
+func (r *run) readJournal(died bool) error {
+	j := r.journal
+	if died {
+		switch {
+		case j.Probe == 0:
+			j = Journal{Probe: max(r.w.config.CommitRecords/2, 1), Until: r.checkpoint.Seq + uint64(r.w.config.CommitRecords)}
+		case j.Hand == 0 || j.Hand != r.checkpoint.Seq+1: // between batches, or after a commit
+		case j.Probe == 1:
+			j.Deaths++
+		default:
+			j.Until = j.Hand + uint64(j.Probe) - 1
+			j.Probe = (j.Probe + 1) / 2
+		}
+	}
+	if j.Probe == 1 && j.Deaths >= r.w.config.Deaths && j.Hand == r.checkpoint.Seq+1 {
+		r.condemned = j.Hand
+	} else {
+		if j.Hand != r.checkpoint.Seq+1 {
+			j.Deaths = 0
+		}
+		j.Hand = 0
+	}
+	if j.Until <= r.checkpoint.Seq {
+		j = Journal{}
+	}
+	if j == r.journal {
+		return nil
+	}
+	return r.note(j)
+}
+
+// note has the store remember the journal, for which it tries as long as the lease lasts.
+func (r *run) note(j Journal) error {
+	for {
+		ctx, cancel := context.WithTimeout(r.own, r.w.config.Lease/3)
+		err := r.w.config.Store.Note(ctx, r.lease, j, r.noProgress)
+		cancel()
+		switch {
+		case err == nil:
+			r.journal = j
+			return nil
+		case errors.Is(err, ErrFenced):
+			return err
+		case r.own.Err() != nil:
+			return context.Cause(r.own)
+		}
+		if err := r.pause(fmt.Errorf("the job store does not answer: %w", err), false, 0); err != nil {
+			return err
+		}
+	}
+}
+
+// beat renews the lease until ctx ends or the lease is lost. It counts from before the last renewal that worked, and gives up
+// when two thirds of the lease are over, so that this process stops before another starts.
+func (r *run) beat(ctx context.Context, since time.Time) {
+	lease := r.w.config.Lease
+	for wait(ctx, lease/3) {
+		if r.hung() {
+			buf := make([]byte, 1<<20)
+			r.w.stuck.Add(1)
+			r.log.Error("the handler does not come back: its job is left to others; end this process", "timeout", r.w.config.HandlerTimeout, "goroutines", string(buf[:runtime.Stack(buf, true)]))
+			r.lose(errors.New("the handler does not come back"))
+			return
+		}
+		start := time.Now()
+		r.mu.Lock()
+		progress := r.progress
+		r.mu.Unlock()
+		asking, cancel := context.WithTimeout(ctx, lease/3)
+		err := r.w.config.Store.Renew(asking, r.lease, progress, lease)
+		cancel()
+		switch {
+		case err == nil:
+			since = start
+		case ctx.Err() != nil:
+		case errors.Is(err, ErrFenced):
+			r.lose(err)
+			return
+		case time.Since(since) > lease*2/3-lease/3:
+			// The next renewal would come after two thirds of the lease.
+			r.lose(fmt.Errorf("the lease could not be renewed: %w", err))
+			return
+		default:
+			r.log.Warn("the lease could not be renewed", "error", err)
+		}
+	}
+}
+
+func (r *run) hung() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return !r.handed.IsZero() && time.Since(r.handed) > r.w.config.HandlerTimeout+r.w.config.Lease
+}
+
+// hand notes that the sink is at work, for the watchdog, or that it is back.
+func (r *run) hand(at time.Time) {
+	r.mu.Lock()
+	r.handed = at
+	r.mu.Unlock()
+}
+
+func (r *run) setProgress() {
+	r.mu.Lock()
+	r.progress.Records, r.progress.Bytes, r.progress.Bad = r.checkpoint.Seq, r.checkpoint.Bytes, r.checkpoint.Bad
+	if r.checkpoint.Done {
+		r.progress.Size = r.checkpoint.Seq
+	}
+	r.mu.Unlock()
+}
+
+// release gives the lease back, as the run's end demands.
+func (r *run) release(ctx context.Context, err error) {
+	release := Release{State: Ready, NoProgress: r.noProgress, Progress: r.progress, Journal: r.journal}
+	release.Journal.Hand = 0
+	failed, isFailure := errors.AsType[*failure](err)
+	switch {
+	case err == nil:
+		release.State, release.NoProgress, release.Journal = Completed, 0, Journal{}
+		r.log.Info("job complete", "records", r.checkpoint.Seq, "bad", r.checkpoint.Bad, "digest", r.checkpoint.Digest)
+	case isFailure:
+		release.State, release.Reason, release.LastError = Failed, failed.reason, failed.err.Error()
+		r.log.Error("job failed: see it with `levada stream show`, mend the cause, then `levada stream retry`", "reason", failed.reason, "record", r.checkpoint.Seq+1, "error", failed.err)
+	case errors.Is(err, errStopping):
+		release.Reason = ReasonShutdown
+	case errors.Is(err, errLeave):
+		release.Reason, release.LastError, release.After = ReasonOutage, err.Error(), r.w.config.Retry.after(r.failures)
+		r.log.Warn("job left to others", "error", err)
+	default:
+		r.event(Event{Kind: EventLost, Err: err})
+		r.log.Warn("job lost", "reason", err)
+		if !errors.Is(err, ErrFenced) && r.own.Err() == nil {
+			release.Reason, release.LastError = ReasonOutage, err.Error()
+			break
+		}
+		return
+	}
+	// Until the lease has run out, another would be told by the store.
+	ctx, cancel := context.WithTimeout(ctx, r.w.config.Lease)
+	defer cancel()
+	for failures := 1; ; failures++ {
+		err := r.w.config.Store.Release(ctx, r.lease, release)
+		if err == nil {
+			r.event(Event{Kind: EventReleased, State: release.State, Reason: release.Reason})
+			break
+		}
+		if errors.Is(err, ErrFenced) || errors.Is(err, ErrNotFound) || !wait(ctx, r.w.config.Retry.after(failures)) {
+			r.log.Warn("the lease was not given back: it runs out by itself", "error", err)
+			return
+		}
+	}
+	if release.State == Ready && release.After == 0 {
+		r.w.hint(context.WithoutCancel(ctx), r.job)
+	}
+}
+
+func (r *run) event(e Event) {
+	e.Time, e.Job, e.Epoch, e.Owner = time.Now(), r.job, r.lease.Epoch, r.lease.Owner
+	r.w.observe(e)
+}
+
+// process has records committed that follow the checkpoint, in steps. token names the position after the last of them.
+func (r *run) process(records []Record, token []byte) error {
+	for len(records) > 0 {
+		n := min(len(records), r.w.config.CommitRecords)
+		if r.journal.Probe > 0 {
+			n = min(n, r.journal.Probe)
+		}
+		at := r.checkpoint.Token // it may name an earlier position than the checkpoint's: the number counts
+		if n == len(records) {
+			at = token
+		}
+		if err := r.settle(records[:n], at); err != nil {
+			return err
+		}
+		records = records[n:]
+	}
+	return nil
+}
+
+// settle has records accounted for: committed, or in quarantine. It halves them to find the one that is bad.
+func (r *run) settle(records []Record, token []byte) error {
+	if r.condemned == records[0].Seq {
+		why := fmt.Errorf("%d processes died with this record alone in hand", r.journal.Deaths)
+		err := r.quarantine(records[:1], r.checkpoint.Token, ClassDeath, why, r.journal.Deaths)
+		if err != nil || len(records) == 1 {
+			return err
+		}
+		records = records[1:]
+	}
+	for attempts := 1; ; attempts++ {
+		err := r.commit(records, token, nil)
+		if err == nil {
+			return nil
+		}
+		panicked, isPanic := errors.AsType[*PanicError](err)
+		if !isPanic && verdictOf(err) != verdictSkip {
+			if err := r.afterRefusal(err); err != nil {
+				return err
+			}
+			continue
+		}
+		if len(records) > 1 {
+			half := len(records) / 2
+			if err := r.settle(records[:half], r.checkpoint.Token); err != nil {
+				return err
+			}
+			return r.settle(records[half:], token)
+		}
+		if !isPanic {
+			return r.quarantine(records, token, ClassRefused, err, attempts)
+		}
+		if attempts > 1 { // a panic may have been bad luck: twice is the record
+			r.log.Error("the handler panicked", "record", records[0].Seq, "key", fmt.Sprintf("%q", records[0].Key), "panic", fmt.Sprint(panicked.Value), "stack", string(panicked.Stack))
+			return r.quarantine(records, token, ClassPanic, err, attempts)
+		}
+	}
+}
+
+// quarantine puts one record aside without calling the handler.
+func (r *run) quarantine(records []Record, token []byte, class Class, why error, attempts int) error {
+	bad := records[0]
+	row := Quarantined{Job: r.job.ID, Seq: bad.Seq, Key: clone(bad.Key), Payload: clone(bad.Value), Error: why.Error(), Class: class, Attempts: attempts, State: Waiting}
+	for {
+		err := r.commit(records, token, &row)
+		if err == nil {
+			r.log.Warn("a record is put into quarantine", "record", bad.Seq, "key", fmt.Sprintf("%q", bad.Key), "class", class, "error", why)
+			return nil
+		}
+		if err := r.afterRefusal(err); err != nil {
+			return err
+		}
+	}
+}
+
+// afterRefusal decides what to do when a commit has failed and no record is to blame: nil means to try it again.
+func (r *run) afterRefusal(err error) error {
+	if unreached, ok := errors.AsType[*unreachedError](err); ok {
+		return r.pause(unreached.err, false, 0)
+	}
+	switch {
+	case errors.Is(err, ErrFenced), errors.Is(err, errReopen), errors.Is(err, errStopping), errors.Is(err, errLeave):
+		return err
+	case errors.Is(err, ErrTooManyBad):
+		return &failure{ReasonTooManyBad, err}
+	case verdictOf(err) == verdictHalt:
+		return &failure{ReasonHalted, err}
+	case r.own.Err() != nil:
+		return context.Cause(r.own)
+	}
+	if _, ok := errors.AsType[*failure](err); ok {
+		return err
+	}
+	if r.stop.Err() != nil {
+		return errStopping // one attempt is made at shutdown, not more
+	}
+	return r.pause(err, true, 0)
+}
+
+// unreachedError says that a commit failed and the sink cannot be reached, so nothing is known about the records.
+type unreachedError struct{ err error }
+
+func (e *unreachedError) Error() string { return e.err.Error() }
+func (e *unreachedError) Unwrap() error { return e.err }
+
+// commit makes one step. put, if not nil, is the one record, which goes into quarantine.
+func (r *run) commit(records []Record, token []byte, put *Quarantined) error {
+	next := r.checkpoint
+	next.Token = token
+	batch := &Batch{Job: r.job, Epoch: r.lease.Epoch, Records: records}
+	var aside []Quarantined
+	if put != nil {
+		batch.Records, aside = nil, []Quarantined{*put}
+	}
+	bad := 0
+	for _, record := range records {
+		next.Seq = record.Seq
+		next.Bytes += uint64(record.size())
+		next.Digest.add(record.Seq, len(record.Key), len(record.Value), record.sum)
+		if record.Bad != "" {
+			bad++
+		}
+	}
+	if bad > 0 && put == nil {
+		batch.Records = nil
+		for _, record := range records {
+			if record.Bad == "" {
+				batch.Records = append(batch.Records, record)
+				continue
+			}
+			aside = append(aside, Quarantined{Job: r.job.ID, Seq: record.Seq, Key: clone(record.Key), Error: record.Bad, Class: ClassProducer, Attempts: 1, State: Waiting})
+		}
+	}
+	if r.journal.Probe == 0 || len(batch.Records) == 0 {
+		return r.step(next, batch, aside)
+	}
+	// A suspect: from here until the commit a death is blamed on these records, and no other suspect is in hand.
+	select {
+	case r.w.suspect <- struct{}{}:
+	case <-r.own.Done():
+		return context.Cause(r.own)
+	}
+	defer func() { <-r.w.suspect }()
+	j := r.journal
+	j.Hand = records[0].Seq // also if that one is not handed over: it is what follows the checkpoint
+	if err := r.note(j); err != nil {
+		return err
+	}
+	if err := r.step(next, batch, aside); err != nil {
+		j.Hand = 0
+		if err := r.note(j); err != nil {
+			return err
+		}
+		return err
+	}
+	return nil
+}
+
+// step calls the sink, and finds out what became of a commit that failed.
+func (r *run) step(next Checkpoint, batch *Batch, aside []Quarantined) error {
+	prev := r.checkpoint
+	start := time.Now()
+	err := r.call(&Commit{Lease: r.lease, Prev: prev, Batch: batch, next: next, quarantine: aside})
+	took := time.Since(start)
+	if err != nil {
+		_, isPanic := errors.AsType[*PanicError](err)
+		if isPanic || errors.Is(err, ErrFenced) || verdictOf(err) != verdictRetry {
+			return err // certain: nothing was stored
+		}
+		stored, e := r.askSink()
+		switch {
+		case e != nil && errors.Is(e, ErrFenced):
+			return e
+		case e != nil:
+			return &unreachedError{fmt.Errorf("%w; and then: %w", err, e)}
+		case stored.Seq == prev.Seq && bytes.Equal(stored.Token, prev.Token) && stored.Done == prev.Done:
+			return err
+		case stored.Seq != next.Seq || stored.Digest != next.Digest || stored.Done != next.Done:
+			r.checkpoint = stored
+			return fmt.Errorf("%w: the sink's checkpoint is record %d, and %d or %d was expected: %w", errReopen, stored.Seq, prev.Seq, next.Seq, err)
+		}
+		next.Bad = stored.Bad
+	} else {
+		next.Bad = prev.Bad + uint64(len(aside)+len(batch.skipped))
+	}
+	next.Token = clone(next.Token)
+	r.checkpoint = next
+	r.setProgress()
+	if next.Seq > prev.Seq {
+		r.failures, r.noProgress = 0, 0
+		r.event(Event{Kind: EventCommitted, From: prev.Seq + 1, To: next.Seq, Bytes: next.Bytes - prev.Bytes, Bad: int(next.Bad - prev.Bad), Took: took, Size: r.progress.Size})
+	}
+	if r.journal.Probe > 0 && next.Seq > prev.Seq {
+		r.condemned, r.journal.Deaths = 0, 0
+		if next.Seq >= r.journal.Until {
+			return r.note(Journal{})
+		}
+	}
+	return nil
+}
+
+// call calls the sink, and makes a panic an error.
+func (r *run) call(c *Commit) (err error) {
+	ctx, cancel := context.WithTimeout(r.own, r.w.config.HandlerTimeout)
+	defer cancel()
+	r.hand(time.Now())
+	defer r.hand(time.Time{})
+	defer func() {
+		if p := recover(); p != nil {
+			err = &PanicError{Value: p, Stack: debug.Stack()}
+		}
+	}()
+	return r.sink.Commit(ctx, c)
+}

@@ -1,0 +1,840 @@
+package stream_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/test/bufconn"
+
+	"github.com/levada-io/levada/stream"
+	"github.com/levada-io/levada/stream/memstore"
+)
+
+// TestSimulation runs whole systems in virtual time: producers, workers, store, sink, hints and the network between them, all
+// of which break at random. What happened is recorded where it takes effect, and must satisfy every validator.
+//
+// SIM_SEEDS is how many seeds to run, SIM_SEED one of them.
+func TestSimulation(t *testing.T) {
+	seeds, first := 1500, uint64(1)
+	if n, err := strconv.Atoi(os.Getenv("SIM_SEEDS")); err == nil {
+		seeds = n
+	}
+	if n, err := strconv.ParseUint(os.Getenv("SIM_SEED"), 10, 64); err == nil {
+		seeds, first = 1, n
+	}
+	var next atomic.Uint64
+	var totals totals
+	var workers sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		workers.Go(func() {
+			for !t.Failed() {
+				seed := first + next.Add(1) - 1
+				if seed >= first+uint64(seeds) {
+					return
+				}
+				t.Run(fmt.Sprint(seed), func(t *testing.T) {
+					synctest.Test(t, func(t *testing.T) { simulate(t, seed, &totals) })
+				})
+			}
+		})
+	}
+	workers.Wait()
+	t.Logf("%d seeds: %s", seeds, totals.String())
+	if !t.Failed() && seeds >= 200 {
+		totals.check(t)
+	}
+}
+
+// totals count what the seeds have met: a simulation that meets nothing proves nothing.
+type totals struct {
+	records, commits, kills, freezes, cuts, stops, restarts, outages, unknown, poison, panics, refused, producerBad, steered atomic.Int64
+}
+
+func (n *totals) each() map[string]*atomic.Int64 {
+	return map[string]*atomic.Int64{"records": &n.records, "commits": &n.commits, "kills": &n.kills, "freezes": &n.freezes, "cuts": &n.cuts,
+		"stops": &n.stops, "restarts": &n.restarts, "outages": &n.outages, "unknown outcomes": &n.unknown, "deaths by poison": &n.poison,
+		"panics": &n.panics, "refused": &n.refused, "bad at the producer": &n.producerBad, "cancelled, paused or retried": &n.steered}
+}
+
+func (n *totals) String() (s string) {
+	for name, count := range n.each() {
+		s += fmt.Sprintf("%d %s, ", count.Load(), name)
+	}
+	return s
+}
+
+func (n *totals) check(t *testing.T) {
+	for name, count := range n.each() {
+		if count.Load() == 0 {
+			t.Errorf("no seed met any %s", name)
+		}
+	}
+}
+
+// system is one run.
+type system struct {
+	t       *testing.T
+	rng     *rand.Rand
+	mu      sync.Mutex // for rng
+	totals  *totals
+	history *history
+	store   *memstore.Store
+	config  stream.WorkerConfig
+	server  stream.ServerConfig
+
+	streams map[string][]stream.Record
+	nature  map[string]map[uint64]string // of records: kill, panic, refuse, bad
+	flaky   float64                      // how often a handler fails for no reason
+
+	producers []*simProducer
+	processes []*process
+	outage    atomic.Int32 // 1: the store fails, 2: the sink fails, 3: both
+	calm      atomic.Bool  // no more faults
+	running   sync.WaitGroup
+
+	placing sync.Mutex // while a process takes the place of another
+	closing bool
+}
+
+func (s *system) n(limit int) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.rng.IntN(limit)
+}
+
+func (s *system) chance(p float64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.rng.Float64() < p
+}
+
+func simulate(t *testing.T, seed uint64, totals *totals) {
+	s := &system{
+		t: t, rng: rand.New(rand.NewPCG(seed, 0)), totals: totals, history: &history{}, store: memstore.New(),
+		streams: map[string][]stream.Record{}, nature: map[string]map[uint64]string{},
+	}
+	s.config = stream.WorkerConfig{
+		Store: s.store, Lease: time.Duration(2+s.n(14)) * time.Second, Sweep: time.Duration(200+s.n(3000)) * time.Millisecond,
+		MaxJobs: 1 + s.n(3), MaxInFlight: 1 + s.n(20000), CommitRecords: []int{1, 3, 17, 64, 1000}[s.n(5)], CommitBytes: 100 + s.n(10000),
+		HandlerTimeout: 10 * time.Second, MaxRecord: 4 << 10, NoProgress: 1000, HandOver: 1 + s.n(8), Deaths: 1 + s.n(3), DrainTimeout: 8 * time.Second,
+		Logger: slog.New(slog.DiscardHandler),
+	}
+	if os.Getenv("SIM_SEED") != "" {
+		s.config.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
+	s.server = stream.ServerConfig{BatchBytes: 50 + s.n(2000), MaxRecord: 2 << 10, MaxStreamAge: time.Duration(1+s.n(120)) * time.Second, MaxStreams: 1 + s.n(5), Logger: slog.New(slog.DiscardHandler)}
+	if s.chance(0.3) {
+		s.flaky = 0.05
+	}
+	var jobs []stream.Status
+	for i := range 1 + s.n(3) {
+		name := fmt.Sprintf("stream%d", i)
+		s.makeStream(name)
+	}
+	for range 1 + s.n(2) {
+		s.producers = append(s.producers, s.startProducer())
+	}
+	for i := range 1 + s.n(3) {
+		s.processes = append(s.processes, s.start(fmt.Sprintf("pod%d", i)))
+	}
+	for name := range s.streams {
+		job, err := s.store.Submit(t.Context(), stream.Job{Stream: name, MaxBad: 1000, Priority: s.n(2)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		jobs = append(jobs, job)
+	}
+	for range s.n(25) {
+		time.Sleep(time.Duration(s.n(4000)) * time.Millisecond)
+		s.fault(jobs)
+	}
+	s.calm.Store(true)
+	s.outage.Store(0)
+	for _, p := range s.processes {
+		p.thaw()
+	}
+	for _, job := range jobs {
+		s.store.Resume(t.Context(), job.ID) // if it is paused
+	}
+	deadline := time.Now().Add(6 * time.Hour)
+	for time.Now().Before(deadline) && slices.ContainsFunc(jobs, func(j stream.Status) bool { return !s.status(j.ID).State.Final() }) {
+		time.Sleep(time.Minute)
+	}
+	s.placing.Lock()
+	s.closing = true
+	s.placing.Unlock()
+	for _, p := range s.processes {
+		p.stop()
+	}
+	for _, p := range s.producers {
+		p.down()
+	}
+	s.running.Wait()
+	for _, job := range jobs {
+		s.check(job)
+	}
+}
+
+func (s *system) status(id string) stream.Status {
+	status, err := s.store.Get(context.Background(), id)
+	if err != nil {
+		s.t.Error(err)
+	}
+	return status
+}
+
+func (s *system) check(job stream.Status) {
+	s.t.Helper()
+	final := s.status(job.ID)
+	orphans, _ := s.store.Orphans(context.Background())
+	x := expectation{records: slices.Clone(s.streams[job.Stream]), bad: map[uint64]bool{}, deaths: s.config.Deaths, attempts: s.config.NoProgress, final: final, orphans: orphans, ended: true}
+	for seq, nature := range s.nature[job.Stream] {
+		x.bad[seq] = true
+		if nature == "bad" {
+			x.records[seq-1].Value = nil
+		}
+	}
+	if err := s.history.validate(x); err != nil {
+		s.t.Errorf("%v\n%+v", err, final)
+	}
+	if final.State != stream.Completed && final.State != stream.Cancelled {
+		s.t.Errorf("the job is %s: %s", final.State, final.LastError)
+	}
+	s.totals.records.Add(int64(len(x.records)))
+}
+
+// makeStream makes records, some of which are bad by nature.
+func (s *system) makeStream(name string) {
+	n := s.n(400)
+	if s.chance(0.05) {
+		n = 0
+	}
+	records, nature := make([]stream.Record, n), map[uint64]string{}
+	for i := range records {
+		records[i] = stream.Record{Key: fmt.Appendf(nil, "%06d", i*7), Value: make([]byte, s.n(60))}
+		if s.chance(0.002) {
+			records[i].Value = make([]byte, 1500)
+		}
+	}
+	if n > 0 {
+		for range s.n(4) {
+			nature[uint64(1+s.n(n))] = []string{"kill", "panic", "refuse", "bad"}[s.n(4)]
+		}
+	}
+	s.streams[name], s.nature[name] = records, nature
+}
+
+// simSource has the values of bad records panic.
+type simSource struct {
+	s    *system
+	name string
+}
+
+func (c simSource) Open(ctx context.Context, q stream.Query) (stream.Cursor, error) {
+	if !c.s.calm.Load() && c.s.chance(0.02) {
+		return nil, errors.New("the source is not there")
+	}
+	inner, err := stream.Slice(c.s.streams[c.name]...).Open(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	cursor := &simCursor{Cursor: inner, source: c}
+	for _, r := range c.s.streams[c.name] {
+		if string(r.Key) <= string(q.After) {
+			cursor.seq++
+		}
+	}
+	return cursor, nil
+}
+
+type simCursor struct {
+	stream.Cursor
+	source simSource
+	seq    uint64
+}
+
+func (c *simCursor) Next(ctx context.Context) ([]byte, error) {
+	c.seq++
+	s := c.source.s
+	if !s.calm.Load() && s.chance(0.01) {
+		if !sleep(ctx, time.Duration(s.n(8000))*time.Millisecond) {
+			return nil, context.Cause(ctx)
+		}
+	}
+	return c.Cursor.Next(ctx)
+}
+
+func (c *simCursor) Value(dst []byte) ([]byte, error) {
+	if c.source.s.nature[c.source.name][c.seq] == "bad" {
+		c.source.s.totals.producerBad.Add(1)
+		panic("cannot be encoded")
+	}
+	return c.Cursor.Value(dst)
+}
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// simProducer is a server that can be ended and started again at the same place.
+type simProducer struct {
+	s        *system
+	mu       sync.Mutex
+	listener *bufconn.Listener
+	grpc     *grpc.Server
+	server   *stream.Server
+	done     chan struct{}
+	conns    []*simConn
+}
+
+func (s *system) startProducer() *simProducer {
+	p := &simProducer{s: s}
+	p.up()
+	return p
+}
+
+func (p *simProducer) up() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.listener, p.grpc, p.server, p.done = bufconn.Listen(1<<16), grpc.NewServer(), stream.NewServer(p.s.server), make(chan struct{})
+	for name := range p.s.streams {
+		p.server.Handle(name, simSource{p.s, name})
+	}
+	p.server.Register(p.grpc)
+	listener, server, done := p.listener, p.grpc, p.done
+	go func() { defer close(done); server.Serve(listener) }()
+}
+
+// down ends it, at once.
+func (p *simProducer) down() {
+	p.mu.Lock()
+	server, done, conns := p.grpc, p.done, p.conns
+	p.listener, p.conns = nil, nil
+	p.mu.Unlock()
+	server.Stop()
+	<-done
+	for _, c := range conns {
+		c.release()
+	}
+}
+
+func (p *simProducer) drain() {
+	p.mu.Lock()
+	server, g := p.server, p.grpc
+	p.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	defer cancel()
+	stream.Shutdown(ctx, g, server)
+	p.down()
+}
+
+func (p *simProducer) dial(ctx context.Context) (net.Conn, error) {
+	p.mu.Lock()
+	listener := p.listener
+	p.mu.Unlock()
+	if listener == nil {
+		return nil, errors.New("connection refused")
+	}
+	conn, err := listener.DialContext(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c := &simConn{Conn: conn, gone: make(chan struct{})}
+	p.mu.Lock()
+	p.conns = append(p.conns, c)
+	p.mu.Unlock()
+	return c, nil
+}
+
+// cut breaks what is connected: by closing, or by swallowing all that is said.
+func (p *simProducer) cut(silently bool) {
+	p.mu.Lock()
+	conns := p.conns
+	p.conns = nil
+	p.mu.Unlock()
+	for _, c := range conns {
+		if silently {
+			c.silent.Store(true)
+		} else {
+			c.Close()
+		}
+	}
+}
+
+// simConn can fall silent: what is written vanishes, and nothing is read any more.
+type simConn struct {
+	net.Conn
+	silent atomic.Bool
+	once   sync.Once
+	gone   chan struct{}
+}
+
+func (c *simConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if c.silent.Load() {
+		<-c.gone
+		return 0, net.ErrClosed
+	}
+	return n, err
+}
+
+func (c *simConn) Write(b []byte) (int, error) {
+	if c.silent.Load() {
+		return len(b), nil
+	}
+	return c.Conn.Write(b)
+}
+
+func (c *simConn) release() { c.once.Do(func() { close(c.gone) }) }
+
+func (c *simConn) Close() error {
+	c.release()
+	return c.Conn.Close()
+}
+
+// process is a worker process. Its store, sink and network are reached through it, so that they can be taken away from it: a
+// process that was killed has no effect any more, one that is frozen has its effects later.
+type process struct {
+	s      *system
+	owner  stream.Owner
+	worker *stream.Worker
+	conns  *stream.Connections
+	cancel context.CancelFunc
+	done   chan struct{}
+
+	mu       sync.Mutex
+	dead     bool
+	followed bool // another takes its place
+	frozen   chan struct{}
+	hand     map[string][]uint64
+}
+
+var (
+	errDead   = errors.New("this process is dead")
+	errOutage = errors.New("not reachable")
+)
+
+func (s *system) start(pod string) *process {
+	p := &process{s: s, owner: stream.Owner{Pod: pod, PodUID: pod, Incarnation: stream.NewID()}, done: make(chan struct{}), hand: map[string][]uint64{}}
+	config := s.config
+	config.Owner, config.Store, config.Hints = p.owner, &simStore{s.store, p}, nil
+	p.conns = stream.NewConnections("passthrough:///any", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			if err := p.gate(ctx); err != nil {
+				return nil, err
+			}
+			return s.producers[s.n(len(s.producers))].dial(ctx)
+		}))
+	config.Dial = p.conns.Dial
+	worker, err := stream.NewWorker(config)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for name := range s.streams {
+		worker.Handle(name, &simSink{p: p, inner: s.store.Sink(p.handle)})
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	p.worker, p.cancel = worker, cancel
+	s.running.Go(func() {
+		defer close(p.done)
+		worker.Run(ctx)
+		p.conns.Close()
+	})
+	return p
+}
+
+// gate lets an effect through, later if the process is frozen, or not at all.
+func (p *process) gate(ctx context.Context) error {
+	p.mu.Lock()
+	frozen, dead := p.frozen, p.dead
+	p.mu.Unlock()
+	if dead {
+		return errDead
+	}
+	if frozen != nil {
+		<-frozen // a frozen process does not see its context end either
+		return p.gate(ctx)
+	}
+	return ctx.Err()
+}
+
+func (p *process) freeze(d time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.frozen != nil || p.dead {
+		return
+	}
+	frozen := make(chan struct{})
+	p.frozen = frozen
+	p.s.running.Go(func() {
+		select {
+		case <-time.After(d):
+		case <-frozen:
+			return
+		}
+		p.thaw()
+	})
+}
+
+func (p *process) thaw() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.frozen != nil {
+		close(p.frozen)
+		p.frozen = nil
+	}
+}
+
+// kill takes all effects away, at once.
+func (p *process) kill() {
+	p.thaw()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.dead {
+		return
+	}
+	p.dead = true
+	for job, seqs := range p.hand {
+		p.s.history.add(happened{what: "death", job: job, hand: seqs})
+	}
+	p.cancel()
+}
+
+// stop is SIGTERM.
+func (p *process) stop() {
+	p.cancel()
+	p.thaw()
+	<-p.done
+}
+
+// handle is the users' code.
+func (p *process) handle(ctx context.Context, b *stream.Batch) (func(), error) {
+	var seqs []uint64
+	for _, r := range b.Records {
+		seqs = append(seqs, r.Seq)
+	}
+	p.mu.Lock()
+	p.hand[b.Job.ID] = seqs
+	p.mu.Unlock()
+	if !p.s.calm.Load() {
+		sleep(ctx, time.Duration(p.s.n(30))*time.Millisecond) // work takes time
+		if err := p.gate(ctx); err != nil {
+			return nil, err
+		}
+		if p.s.chance(p.s.flaky) {
+			return nil, errors.New("no reason at all")
+		}
+	}
+	for _, r := range b.Records {
+		switch p.s.nature[b.Job.Stream][r.Seq] {
+		case "kill":
+			p.s.totals.poison.Add(1)
+			p.kill()
+			p.s.revive(p)
+			return nil, errDead
+		case "panic":
+			p.s.totals.panics.Add(1)
+			panic(fmt.Sprintf("record %d", r.Seq))
+		case "refuse":
+			p.s.totals.refused.Add(1)
+			if r.Seq%2 == 0 {
+				return nil, stream.Skip(errors.New("one of these"))
+			}
+			b.Skip(r, errors.New("this one"))
+		case "bad":
+			return nil, stream.Halt(fmt.Errorf("record %d was handed over though it is bad", r.Seq))
+		}
+	}
+	return nil, nil
+}
+
+// revive starts a process in the place of a dead one.
+func (s *system) revive(p *process) {
+	again := time.Duration(s.n(5000)) * time.Millisecond
+	pod := p.owner.Pod
+	if s.chance(0.3) {
+		pod += "x" // a new pod, which cannot know that it follows another
+	}
+	p.mu.Lock()
+	twice := p.followed
+	p.followed = true
+	p.mu.Unlock()
+	if twice {
+		return
+	}
+	s.running.Go(func() {
+		<-p.done
+		time.Sleep(again)
+		s.placing.Lock()
+		defer s.placing.Unlock()
+		if s.closing {
+			return
+		}
+		next := s.start(pod)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for i := range s.processes {
+			if s.processes[i] == p {
+				s.processes[i] = next
+			}
+		}
+	})
+}
+
+func (s *system) some() *process {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.processes[s.rng.IntN(len(s.processes))]
+}
+
+// fault breaks something.
+func (s *system) fault(jobs []stream.Status) {
+	producer := s.producers[s.n(len(s.producers))]
+	switch s.n(9) {
+	case 0, 1:
+		if p := s.some(); !p.isDead() {
+			s.totals.kills.Add(1)
+			p.kill()
+			s.revive(p)
+		}
+	case 2:
+		s.totals.freezes.Add(1)
+		s.some().freeze(time.Duration(s.n(40)) * time.Second)
+	case 3:
+		if p := s.some(); !p.isDead() {
+			s.totals.stops.Add(1)
+			p.cancel()
+			s.revive(p)
+		}
+	case 4, 5:
+		s.totals.cuts.Add(1)
+		producer.cut(s.chance(0.4))
+	case 6:
+		s.totals.restarts.Add(1)
+		if s.chance(0.5) {
+			producer.drain()
+		} else {
+			producer.down()
+		}
+		time.Sleep(time.Duration(s.n(5)) * time.Second)
+		producer.up()
+	case 7:
+		s.totals.outages.Add(1)
+		s.outage.Store(int32(1 + s.n(3)))
+		time.Sleep(time.Duration(s.n(30)) * time.Second)
+		s.outage.Store(0)
+	case 8:
+		id := jobs[s.n(len(jobs))].ID
+		ctx := context.Background()
+		do := []func(context.Context, string) (stream.Status, error){s.store.Pause, s.store.Resume, s.store.Resume, s.store.Retry, s.store.Cancel}[s.n(5)]
+		s.history.mu.Lock()
+		status, err := do(ctx, id)
+		s.history.mu.Unlock()
+		if err == nil {
+			s.totals.steered.Add(1)
+			s.history.add(happened{what: "steer", job: id, epoch: status.Epoch, state: status.State})
+		}
+	}
+}
+
+func (p *process) isDead() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.dead
+}
+
+// simStore is the store as a process reaches it.
+type simStore struct {
+	*memstore.Store
+	p *process
+}
+
+func (k *simStore) pass(ctx context.Context) error {
+	if err := k.p.gate(ctx); err != nil {
+		return err
+	}
+	if k.p.s.outage.Load()&1 != 0 {
+		return errOutage
+	}
+	return nil
+}
+
+// lost decides whether the answer of a call that took effect is lost.
+func (k *simStore) lost() error {
+	if !k.p.s.calm.Load() && k.p.s.chance(0.01) {
+		return errOutage
+	}
+	return nil
+}
+
+func (k *simStore) Claim(ctx context.Context, c stream.Claim) ([]stream.Status, error) {
+	if err := k.pass(ctx); err != nil {
+		return nil, err
+	}
+	h := k.p.s.history
+	h.mu.Lock()
+	claimed, err := k.Store.Claim(ctx, c)
+	for _, status := range claimed {
+		h.events = append(h.events, happened{what: "claim", job: status.ID, epoch: status.Epoch, owner: status.Owner.Incarnation})
+	}
+	h.mu.Unlock()
+	return claimed, err
+}
+
+func (k *simStore) Renew(ctx context.Context, l stream.Lease, p stream.Progress, ttl time.Duration) error {
+	if err := k.pass(ctx); err != nil {
+		return err
+	}
+	return errors.Join(k.Store.Renew(ctx, l, p, ttl), k.lost())
+}
+
+func (k *simStore) Note(ctx context.Context, l stream.Lease, j stream.Journal, n int) error {
+	if err := k.pass(ctx); err != nil {
+		return err
+	}
+	return errors.Join(k.Store.Note(ctx, l, j, n), k.lost())
+}
+
+func (k *simStore) Release(ctx context.Context, l stream.Lease, r stream.Release) error {
+	if err := k.pass(ctx); err != nil {
+		return err
+	}
+	h := k.p.s.history
+	h.mu.Lock()
+	err := k.Store.Release(ctx, l, r)
+	if err == nil {
+		h.events = append(h.events, happened{what: "release", job: l.Job, epoch: l.Epoch, state: r.State, noProgress: r.NoProgress})
+	}
+	h.mu.Unlock()
+	return errors.Join(err, k.lost())
+}
+
+func (k *simStore) Expire(ctx context.Context, d stream.Dead) (int, error) {
+	if err := k.pass(ctx); err != nil {
+		return 0, err
+	}
+	return k.Store.Expire(ctx, d)
+}
+
+// simSink is the sink as a process reaches it.
+type simSink struct {
+	p     *process
+	inner *memstore.Sink
+}
+
+func (k *simSink) pass(ctx context.Context) error {
+	if err := k.p.gate(ctx); err != nil {
+		return err
+	}
+	if k.p.s.outage.Load()&2 != 0 {
+		return errOutage
+	}
+	return nil
+}
+
+func (k *simSink) Fence(ctx context.Context, l stream.Lease) (stream.Checkpoint, error) {
+	if err := k.pass(ctx); err != nil {
+		return stream.Checkpoint{}, err
+	}
+	h := k.p.s.history
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	checkpoint, err := k.inner.Fence(ctx, l)
+	if err == nil {
+		h.events = append(h.events, happened{what: "fence", job: l.Job, epoch: l.Epoch, to: checkpoint.Seq})
+	}
+	return checkpoint, err
+}
+
+func (k *simSink) Commit(ctx context.Context, c *stream.Commit) error {
+	if err := k.pass(ctx); err != nil {
+		return err
+	}
+	defer func() {
+		k.p.mu.Lock()
+		delete(k.p.hand, c.Lease.Job)
+		k.p.mu.Unlock()
+	}()
+	if err := k.commit(ctx, c); err != nil {
+		return err
+	}
+	if !k.p.s.calm.Load() && k.p.s.chance(0.01) {
+		k.p.s.totals.unknown.Add(1)
+		return errOutage // it took effect, and nobody was told
+	}
+	return nil
+}
+
+// commit records the commit in the history at the moment it takes effect.
+func (k *simSink) commit(ctx context.Context, c *stream.Commit) error {
+	h := k.p.s.history
+	locked := false
+	defer func() {
+		if locked {
+			h.mu.Unlock()
+		}
+	}()
+	sink := k.p.s.store.Sink(func(ctx context.Context, b *stream.Batch) (func(), error) {
+		if _, err := k.p.handle(ctx, b); err != nil {
+			return nil, err
+		}
+		if err := k.pass(ctx); err != nil {
+			return nil, err
+		}
+		h.mu.Lock() // until the commit has happened, or not
+		locked = true
+		return nil, nil
+	})
+	if len(c.Batch.Records) == 0 {
+		h.mu.Lock()
+		locked = true
+	}
+	err := sink.Commit(ctx, c)
+	if err == nil {
+		k.committed(c)
+	}
+	return err
+}
+
+// committed notes a commit. The history is locked.
+func (k *simSink) committed(c *stream.Commit) {
+	next, aside, err := c.Result()
+	if err != nil {
+		k.p.s.t.Error(err)
+	}
+	k.p.s.totals.commits.Add(1)
+	e := happened{what: "commit", job: c.Lease.Job, epoch: c.Lease.Epoch, from: c.Prev.Seq + 1, to: next.Seq, aside: aside, digest: next.Digest, done: next.Done}
+	if next.Seq == c.Prev.Seq {
+		e.what = "move"
+	}
+	skipped := map[uint64]bool{}
+	for _, row := range c.Batch.Skipped() {
+		skipped[row.Seq] = true
+	}
+	for _, r := range c.Batch.Records {
+		if !skipped[r.Seq] {
+			e.seqs = append(e.seqs, r.Seq)
+		}
+	}
+	k.p.s.history.events = append(k.p.s.history.events, e)
+}

@@ -1,0 +1,163 @@
+package stream
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// CheckpointVersion is the version of the checkpoints that this package writes. Sinks store it beside them, and refuse newer
+// ones with ErrNewer.
+const CheckpointVersion = 1
+
+// Checkpoint is how far a job has come, as its sink knows it: the only truth about it.
+type Checkpoint struct {
+	// Seq is the number of the last record accounted for. 0 at the start.
+	Seq uint64
+	// Token is the producer's name for the position after it.
+	Token []byte
+	// Digest is that of records 1 to Seq, those in quarantine included.
+	Digest Digest
+	// Bytes is the size of their keys and values.
+	Bytes uint64
+	// Bad is how many of them went into quarantine.
+	Bad uint64
+	// Done is set in the last commit of a stream, when number and digest were those that the producer named.
+	Done bool
+}
+
+// Sink keeps the effects of records together with the checkpoint. All methods may be called concurrently, for different jobs.
+// [github.com/levada-io/levada/stream/streamtest.RunSink] is the suite that every sink passes.
+type Sink interface {
+	// Fence makes the lease's epoch the only one that may commit for its job, and returns the job's checkpoint, zero if there is
+	// none. Once it has returned, no commit of a smaller epoch can succeed, also one that was under way. ErrFenced if a
+	// greater epoch was there. Fencing again with the same epoch is how a worker finds out whether a commit took effect.
+	Fence(ctx context.Context, l Lease) (Checkpoint, error)
+
+	// Commit calls the handler, unless the batch is empty, and stores its effects, the quarantined records and the next checkpoint,
+	// all or nothing. A panic of the handler undoes all, and goes on to the caller.
+	// It returns ErrFenced if the lease's epoch is not the one that was fenced last, ErrConflict if the stored checkpoint is not
+	// c.Prev (then nothing is changed), and the handler's error, wrapped, if that is why. After any other error it is unknown
+	// whether the commit took effect.
+	Commit(ctx context.Context, c *Commit) error
+}
+
+// Commit is one step of a job.
+type Commit struct {
+	Lease Lease
+	// Prev is the stored checkpoint, from which this commit goes on.
+	Prev Checkpoint
+	// Batch holds the records to process; it may be empty.
+	Batch *Batch
+
+	next       Checkpoint
+	quarantine []Quarantined
+}
+
+// NewCommit is for tests of sinks; workers make their commits themselves. The records between prev and next are those of the
+// batch and the quarantined ones.
+func NewCommit(l Lease, prev, next Checkpoint, batch *Batch, quarantine ...Quarantined) *Commit {
+	return &Commit{Lease: l, Prev: prev, Batch: batch, next: next, quarantine: quarantine}
+}
+
+// Result returns what to store. A sink calls it once the handler has returned nil, since the handler may have put records
+// aside with Batch.Skip. It fails with ErrTooManyBad, or halts, when the job's policy does not allow that.
+func (c *Commit) Result() (Checkpoint, []Quarantined, error) {
+	next, rows := c.next, append(c.quarantine[:len(c.quarantine):len(c.quarantine)], c.Batch.skipped...)
+	next.Bad = c.Prev.Bad + uint64(len(rows))
+	if len(rows) == 0 {
+		return next, nil, nil
+	}
+	if c.Batch.Job.OnBad == HaltJob {
+		return next, nil, Halt(fmt.Errorf("record %d (key %q) cannot be processed, and the job halts at such records: %s", rows[0].Seq, rows[0].Key, rows[0].Error))
+	}
+	if limit := c.Batch.Job.MaxBad; limit > 0 && next.Bad > uint64(limit) {
+		return next, nil, Halt(fmt.Errorf("%w: record %d (key %q) would be the %d. in quarantine, and %d are allowed: %s", ErrTooManyBad, rows[0].Seq, rows[0].Key, next.Bad, limit, rows[0].Error))
+	}
+	for i := range rows {
+		rows[i].Job = c.Lease.Job
+	}
+	return next, rows, nil
+}
+
+// Batch is what a handler is given: records of one job that follow each other (but for those in quarantine).
+type Batch struct {
+	Job   Job
+	Epoch uint64
+	// Records are only valid until the handler returns.
+	Records []Record
+
+	skipped []Quarantined
+}
+
+// Skip puts a record of this batch into quarantine. The handler must leave no effect of it. The handler's other effects
+// and the quarantine become durable together.
+func (b *Batch) Skip(r Record, why error) {
+	b.skipped = append(b.skipped, Quarantined{Seq: r.Seq, Key: clone(r.Key), Payload: clone(r.Value), Error: why.Error(), Class: ClassRefused, Attempts: 1})
+}
+
+// Skipped returns the records that the handler has put aside so far.
+func (b *Batch) Skipped() []Quarantined { return b.skipped }
+
+// Reset forgets what was skipped. A sink calls it before each call of the handler.
+func (b *Batch) Reset() { b.skipped = nil }
+
+// IdempotencyKey names the record for effects outside the sink's transaction: it stays the same however often, and by
+// whomever, the record is handed over.
+func (b *Batch) IdempotencyKey(r Record) string { return fmt.Sprintf("%s/%d", b.Job.ID, r.Seq) }
+
+func clone(b []byte) []byte { return append([]byte(nil), b...) }
+
+// Class says how a record came into quarantine.
+type Class string
+
+const (
+	ClassRefused  Class = "refused"  // the handler said Skip
+	ClassPanic    Class = "panic"    // the handler panicked
+	ClassDeath    Class = "death"    // the process died, again and again, with this record alone in hand
+	ClassProducer Class = "producer" // the producer could not make it
+)
+
+// Quarantined is a record that was put aside, with its evidence.
+type Quarantined struct {
+	Job     string `json:"job"`
+	Seq     uint64 `json:"seq"`
+	Key     []byte `json:"key"`
+	Payload []byte `json:"payload,omitempty"`
+	Error   string `json:"error"`
+	Class   Class  `json:"class"`
+	// Attempts is how often it was tried.
+	Attempts int `json:"attempts"`
+	// State is Waiting until somebody marks it; then a worker that claims the job hands it to the handler again, or a person
+	// has dropped it.
+	State     QuarantineState `json:"state"`
+	FirstSeen time.Time       `json:"first_seen"`
+}
+
+// QuarantineState is where a quarantined record is in its life.
+type QuarantineState string
+
+const (
+	Waiting  QuarantineState = "waiting"
+	Replay   QuarantineState = "replay"   // to be handed to the handler again
+	Replayed QuarantineState = "replayed" // it was, with success
+	Dropped  QuarantineState = "dropped"
+)
+
+// QuarantineStore is a sink whose quarantine can be read and replayed.
+type QuarantineStore interface {
+	// Quarantined returns the quarantined records of a job in the given states (none: all), in their order, up to limit (0: 1000).
+	Quarantined(ctx context.Context, job string, limit int, states ...QuarantineState) ([]Quarantined, error)
+	// MarkQuarantined sets the state of records that are Waiting or marked for Replay. No seqs means all of them. It returns
+	// how many there were.
+	MarkQuarantined(ctx context.Context, job string, to QuarantineState, seqs ...uint64) (int, error)
+}
+
+// ReplaySink is a Sink that can hand quarantined records to its handler again.
+type ReplaySink interface {
+	Sink
+	QuarantineStore
+	// CommitReplay calls the handler with the one record of the batch and marks it Replayed, in one transaction that has the
+	// same fence as Commit and leaves the checkpoint as it is.
+	CommitReplay(ctx context.Context, l Lease, b *Batch) error
+}

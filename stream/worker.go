@@ -1,0 +1,361 @@
+package stream
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+)
+
+// WorkerConfig says how a worker works. Store and Dial must be set.
+type WorkerConfig struct {
+	// Store keeps the jobs.
+	Store Store
+	// Hints wake the worker sooner than its sweep does. Nil: it only sweeps.
+	Hints Hints
+	// Dial returns the connection to a job's producer. It is called for each stream that is opened, so it should return the
+	// same connection again; [Connections] does. The worker does not close it. A connection of your own should have keepalive, or
+	// one that falls silent is never replaced.
+	Dial func(ctx context.Context, job Job) (grpc.ClientConnInterface, error)
+	// Owner names this process. Default Self().
+	Owner Owner
+	// Sole: this worker is the only one of its store, so jobs that are running when it starts have no owner any more.
+	Sole bool
+
+	// Lease is how long a job stays with a worker that is not heard of. Default 15 s.
+	Lease time.Duration
+	// Sweep is how often, give or take a tenth, the store is asked for due jobs. Default 2 s.
+	Sweep time.Duration
+	// MaxJobs is how many jobs are worked on at once. Default 16.
+	MaxJobs int
+	// MaxInFlight bounds, per job, the bytes that were received and are not committed; one batch is always let in. The HTTP/2 window
+	// of the connection comes on top. Default 8 MiB.
+	MaxInFlight int
+	// MaxRecord is the largest record that is taken, in bytes; producers send a bad record instead of a larger one. Default 4 MiB.
+	MaxRecord int
+	// CommitRecords and CommitBytes bound a commit. Defaults 1000 and 1 MiB. A commit never waits for more records to come.
+	CommitRecords, CommitBytes int
+	// HandlerTimeout bounds a commit, the handler's part in it included. Default 1 min. A handler that is still not back one Lease
+	// later keeps its lease no longer.
+	HandlerTimeout time.Duration
+	// IdleTimeout is how long a stream may be silent before it is opened anew; producers send a mark each 5 s. Default 15 s.
+	IdleTimeout time.Duration
+	// Retry is the pause between attempts. Default 100 ms to 30 s.
+	Retry Backoff
+	// NoProgress is how many attempts in a row, made by any worker, may be refused by producer or handler without one more record
+	// committed before the job fails. Attempts that reached nobody do not count. Default 20.
+	NoProgress int
+	// HandOver is how many failures in a row make this worker give a job to others. Default 8.
+	HandOver int
+	// Deaths is how many processes a record may kill while it is alone in hand before it goes into quarantine. Default 2.
+	Deaths int
+	// MaxBad is how many records of a job may go into quarantine, unless the job says otherwise. Default 100.
+	MaxBad int
+	// DrainTimeout bounds the shutdown, all of it. Default 20 s, which fits Kubernetes' grace of 30 s.
+	DrainTimeout time.Duration
+
+	// Logger gets what happens to jobs. Default slog.Default.
+	Logger *slog.Logger
+	// Observe, if set, is called for each event, from many goroutines, and must not wait.
+	Observe func(Event)
+}
+
+func (c WorkerConfig) withDefaults() WorkerConfig {
+	if c.Owner == (Owner{}) {
+		c.Owner = Self()
+	}
+	c.Lease = cmp.Or(c.Lease, 15*time.Second)
+	c.Sweep = cmp.Or(c.Sweep, 2*time.Second)
+	c.MaxJobs = cmp.Or(c.MaxJobs, 16)
+	c.MaxInFlight = cmp.Or(c.MaxInFlight, 8<<20)
+	c.MaxRecord = cmp.Or(c.MaxRecord, 4<<20)
+	c.CommitRecords = cmp.Or(c.CommitRecords, 1000)
+	c.CommitBytes = cmp.Or(c.CommitBytes, 1<<20)
+	c.HandlerTimeout = cmp.Or(c.HandlerTimeout, time.Minute)
+	c.IdleTimeout = cmp.Or(c.IdleTimeout, 15*time.Second)
+	c.Retry.Min = cmp.Or(c.Retry.Min, 100*time.Millisecond)
+	c.Retry.Max = cmp.Or(c.Retry.Max, 30*time.Second)
+	c.NoProgress = cmp.Or(c.NoProgress, 20)
+	c.HandOver = cmp.Or(c.HandOver, 8)
+	c.Deaths = cmp.Or(c.Deaths, 2)
+	c.MaxBad = cmp.Or(c.MaxBad, 100)
+	c.DrainTimeout = cmp.Or(c.DrainTimeout, 20*time.Second)
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	return c
+}
+
+func (c WorkerConfig) validate() error {
+	switch {
+	case c.Store == nil:
+		return errors.New("WorkerConfig.Store is not set: it says where the jobs are, see sqlitestore and pgstore")
+	case c.Dial == nil:
+		return errors.New("WorkerConfig.Dial is not set: it says how to reach producers, see Connections")
+	case c.Lease < 0, c.Sweep < 0, c.MaxJobs < 0, c.MaxInFlight < 0, c.MaxRecord < 0, c.CommitRecords < 0, c.CommitBytes < 0,
+		c.HandlerTimeout < 0, c.IdleTimeout < 0, c.Retry.Min < 0, c.Retry.Max < c.Retry.Min, c.NoProgress < 0, c.HandOver < 0,
+		c.Deaths < 0, c.MaxBad < 0, c.DrainTimeout < 0:
+		return errors.New("WorkerConfig: a limit is negative, or Retry.Max is less than Retry.Min")
+	}
+	return nil
+}
+
+// Worker claims jobs, reads their streams and has them committed.
+type Worker struct {
+	config WorkerConfig
+	sinks  map[string]Sink
+	codec  frameCodec
+
+	slots    chan struct{} // holds one for each job that is being worked on
+	freed    chan struct{} // a slot came free: sweep
+	suspect  chan struct{} // held by the job that has a suspect in hand, so that a death is blamed on one
+	jobs     sync.WaitGroup
+	stuck    atomic.Int64 // handlers that do not come back
+	pressure *pressure
+}
+
+// NewWorker returns a worker without handlers: add them with Handle, then Run it.
+func NewWorker(config WorkerConfig) (*Worker, error) {
+	config = config.withDefaults()
+	if err := config.validate(); err != nil {
+		return nil, err
+	}
+	return &Worker{
+		config: config, sinks: map[string]Sink{}, codec: newFrameCodec(),
+		slots: make(chan struct{}, config.MaxJobs), freed: make(chan struct{}, 1), suspect: make(chan struct{}, 1),
+		pressure: newPressure(),
+	}, nil
+}
+
+// Handle has the records of the streams of that name committed to a sink. It must not be called after Run.
+func (w *Worker) Handle(stream string, sink Sink) { w.sinks[stream] = sink }
+
+// Owner returns the name under which the worker claims jobs.
+func (w *Worker) Owner() Owner { return w.config.Owner }
+
+// Stuck returns how many handlers did not come back long after their time was over. Such a job is worked on elsewhere by then;
+// the goroutine is lost, and a liveness probe should end the process.
+func (w *Worker) Stuck() int { return int(w.stuck.Load()) }
+
+// Run works until ctx ends, and then shuts down: it claims no more, interrupts streams, also those that wait in Recv, has what
+// is in hand committed, gives the leases back and sends a hint for each, all of it within DrainTimeout. Nothing is lost if it
+// is killed at any point of that. Afterwards close the hints, then the stores.
+//
+// It returns nil after a shutdown that was in time, else an error that says what was left; the leases of that run out by themselves.
+func (w *Worker) Run(ctx context.Context) error {
+	if len(w.sinks) == 0 {
+		return errors.New("the worker has no handler: call Handle for each stream before Run")
+	}
+	if err := w.bury(ctx); err != nil {
+		return err
+	}
+	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	var loops sync.WaitGroup
+	if w.config.Hints != nil {
+		loops.Go(func() { w.listen(ctx, work) })
+	}
+	loops.Go(func() { w.pressure.watch(ctx, w.config.Logger) })
+	w.sweep(ctx, work)
+	w.config.Logger.Info("shutting down: no more jobs are claimed", "jobs", len(w.slots))
+	deadline := time.AfterFunc(w.config.DrainTimeout, cancel)
+	defer deadline.Stop()
+	loops.Wait()
+	done := make(chan struct{})
+	go func() { w.jobs.Wait(); close(done) }() // outlives Run only when a handler does not come back
+	select {
+	case <-done:
+	case <-work.Done():
+		// Whoever listens to its context is back at once; the moment is for them.
+		select {
+		case <-done:
+		case <-time.After(time.Second):
+			return fmt.Errorf("%d jobs were not released within %v: their leases run out by themselves", len(w.slots), w.config.DrainTimeout)
+		}
+	}
+	return nil
+}
+
+// bury ends the leases of the process that was here before: a container that restarts in its pod needs no watcher.
+func (w *Worker) bury(ctx context.Context) error {
+	owner := w.config.Owner
+	dead := Dead{PodUID: owner.PodUID, Container: owner.Container, NotIncarnation: owner.Incarnation, All: w.config.Sole}
+	if dead.PodUID == "" && !dead.All {
+		return nil
+	}
+	if dead.All {
+		dead.PodUID, dead.Container = "", ""
+	}
+	for failures := 1; ; failures++ {
+		n, err := w.config.Store.Expire(ctx, dead)
+		if err == nil {
+			if n > 0 {
+				w.config.Logger.Info("jobs of the process that was here before are taken over", "jobs", n)
+			}
+			return nil
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		w.config.Logger.Warn("the job store does not answer", "error", err)
+		wait(ctx, w.config.Retry.after(failures))
+	}
+}
+
+// sweep claims what is due, now and then.
+func (w *Worker) sweep(ctx, work context.Context) {
+	failures := 0
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		case <-w.freed:
+		}
+		pause := jitter(w.config.Sweep)
+		if free := w.tryTake(); free > 0 {
+			if _, err := w.claim(ctx, work, free); err != nil && ctx.Err() == nil {
+				failures++
+				w.config.Logger.Warn("the job store does not answer", "error", err)
+				pause = max(pause, w.config.Retry.after(failures))
+			} else {
+				failures = 0
+			}
+		}
+		timer.Reset(pause)
+	}
+}
+
+// listen claims when a hint comes.
+func (w *Worker) listen(ctx, work context.Context) {
+	for failures := 1; ctx.Err() == nil; failures++ {
+		err := w.config.Hints.Listen(ctx, func(ctx context.Context, h Hint) {
+			if h.Stream != "" && w.sinks[h.Stream] == nil {
+				return
+			}
+			select {
+			case w.slots <- struct{}{}:
+			case <-ctx.Done():
+				return
+			}
+			if _, err := w.claim(ctx, work, 1); err != nil && ctx.Err() == nil {
+				w.config.Logger.Warn("the job store does not answer", "error", err)
+			}
+		})
+		if ctx.Err() != nil {
+			return
+		}
+		w.config.Logger.Warn("no hints: jobs are found by sweeping", "error", err)
+		wait(ctx, w.config.Retry.after(failures))
+	}
+}
+
+// tryTake takes all free slots.
+func (w *Worker) tryTake() (n int) {
+	if w.pressure.high() {
+		return 0
+	}
+	for {
+		select {
+		case w.slots <- struct{}{}:
+			n++
+		default:
+			return n
+		}
+	}
+}
+
+// claim claims up to as many jobs as slots were taken, starts them, and frees the slots that are left.
+func (w *Worker) claim(ctx, work context.Context, slots int) (int, error) {
+	since := time.Now()
+	// Not under ctx: a claim that is cut short at shutdown may have happened, and nobody would know.
+	asking, cancel := context.WithTimeout(work, w.config.Lease/3)
+	defer cancel()
+	claimed, err := w.config.Store.Claim(asking, Claim{Owner: w.config.Owner, Streams: w.streams(), TTL: w.config.Lease, Max: slots})
+	for _, status := range claimed {
+		w.jobs.Go(func() {
+			defer w.free()
+			w.work(ctx, work, status, since)
+		})
+	}
+	for range slots - len(claimed) {
+		<-w.slots
+	}
+	return len(claimed), err
+}
+
+func (w *Worker) free() {
+	<-w.slots
+	signal(w.freed)
+}
+
+func (w *Worker) streams() []string {
+	var names []string
+	for name := range w.sinks {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+func (w *Worker) observe(e Event) {
+	if w.config.Observe != nil {
+		w.config.Observe(e)
+	}
+}
+
+// hint tells the others of a job that is due. Nothing depends on it.
+func (w *Worker) hint(ctx context.Context, job Job) {
+	if w.config.Hints == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	if err := w.config.Hints.Send(ctx, Hint{Stream: job.Stream, Job: job.ID}); err != nil {
+		w.config.Logger.Warn("a hint was not sent; the job is found by sweeping", "job", job.ID, "error", err)
+	}
+}
+
+// Event is something that happened to a job. It is for metrics, logs and tests: nothing is decided by it.
+type Event struct {
+	Kind    EventKind
+	Time    time.Time
+	Job     Job
+	Epoch   uint64
+	Owner   Owner
+	From    uint64        // EventCommitted, EventReceived: the first record
+	To      uint64        // EventCommitted, EventReceived, EventFenced: the last record
+	Bytes   uint64        // EventCommitted: of keys and values
+	Bad     int           // EventCommitted: how many of the records went into quarantine
+	Took    time.Duration // EventCommitted
+	State   State         // EventReleased
+	Reason  string        // EventReleased, EventCut
+	Err     error         // EventCut, EventRetry, EventLost
+	Size    uint64        // EventCommitted: how many records the stream has, if known
+	Attempt int           // EventClaimed
+	Died    bool          // EventClaimed
+}
+
+// EventKind names what happened.
+type EventKind string
+
+const (
+	EventClaimed   EventKind = "claimed"
+	EventFenced    EventKind = "fenced"    // the sink knows the new epoch; To is the checkpoint
+	EventOpened    EventKind = "opened"    // a stream was opened
+	EventReceived  EventKind = "received"  // a batch came
+	EventCommitted EventKind = "committed" // records were committed
+	EventCut       EventKind = "cut"       // the stream ended before its End
+	EventRetry     EventKind = "retry"     // handler or sink failed
+	EventReleased  EventKind = "released"  // the lease was given back
+	EventLost      EventKind = "lost"      // the lease was lost
+)
