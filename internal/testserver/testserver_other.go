@@ -1,0 +1,32 @@
+//go:build !unix
+
+package testserver
+
+import "testing"
+
+const unsupported = "servers for tests are only started on Unix"
+
+// Server is a server that belongs to one test.
+type Server struct{ stopped }
+
+type stopped struct{}
+
+func (stopped) DSN() string { return "" }
+func (stopped) Stop(How)    {}
+func (stopped) Start()      {}
+func (stopped) Restart(How) {}
+func (stopped) Kill()       {}
+func (stopped) Freeze()     {}
+func (stopped) Thaw()       {}
+
+// Postgres skips the test.
+func Postgres(t testing.TB) string { t.Helper(); t.Skip(unsupported); return "" }
+
+// PostgresServer skips the test.
+func PostgresServer(t testing.TB) *Server { t.Helper(); t.Skip(unsupported); return nil }
+
+// RabbitMQ skips the test.
+func RabbitMQ(t testing.TB) string { t.Helper(); t.Skip(unsupported); return "" }
+
+// RabbitMQServer skips the test.
+func RabbitMQServer(t testing.TB) *Server { t.Helper(); t.Skip(unsupported); return nil }

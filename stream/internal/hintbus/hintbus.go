@@ -1,0 +1,134 @@
+// Package hintbus holds what all drivers of hints do alike: the text of a hint, their life, and their pauses.
+package hintbus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+
+	"github.com/levada-io/levada/stream"
+)
+
+// MaxText is the longest text of a hint, in bytes. Postgres takes no longer notification, and the transaction that sends one fails.
+const MaxText = 7999
+
+// Encode makes the text of a hint: "<stream> <job>", each escaped as in a query, so that any name fits. Names that are too
+// long together give the empty text, which says only that some job may be due.
+func Encode(h stream.Hint) string {
+	if h == (stream.Hint{}) {
+		return ""
+	}
+	text := url.QueryEscape(h.Stream) + " " + url.QueryEscape(h.Job)
+	if len(text) > MaxText {
+		return ""
+	}
+	return text
+}
+
+// Decode reads what Encode made. An error means that somebody else wrote it.
+func Decode(text string) (stream.Hint, error) {
+	if text == "" {
+		return stream.Hint{}, nil
+	}
+	if len(text) > MaxText {
+		return stream.Hint{}, fmt.Errorf("a hint of %d bytes; %d at most were expected", len(text), MaxText)
+	}
+	name, job, ok := strings.Cut(text, " ")
+	if !ok || strings.Contains(job, " ") {
+		return stream.Hint{}, fmt.Errorf("hint %.100q: expected a stream and a job, with one space between them", text)
+	}
+	var h stream.Hint
+	var err1, err2 error
+	h.Stream, err1 = url.QueryUnescape(name)
+	h.Job, err2 = url.QueryUnescape(job)
+	if err := errors.Join(err1, err2); err != nil {
+		return stream.Hint{}, fmt.Errorf("hint %.100q: %w", text, err)
+	}
+	return h, nil
+}
+
+// ErrClosed is returned by what is called, or still runs, after Close. It is a net.ErrClosed.
+var ErrClosed = fmt.Errorf("hints: %w", net.ErrClosed)
+
+// Life ends all calls when a driver is closed. The zero Life has not ended.
+type Life struct {
+	mu     sync.Mutex
+	ends   map[*context.CancelCauseFunc]struct{}
+	sends  sync.WaitGroup
+	closed bool
+}
+
+// Listening returns a context that ends with ctx or with Close. leave must be called.
+func (l *Life) Listening(ctx context.Context) (inner context.Context, leave func(), err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return nil, nil, ErrClosed
+	}
+	return l.enter(ctx)
+}
+
+// Sending is Listening for a call that Close waits for, and that lasts no longer than the limit.
+func (l *Life) Sending(ctx context.Context, limit time.Duration) (inner context.Context, leave func(), err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return nil, nil, ErrClosed
+	}
+	l.sends.Add(1)
+	inner, left, _ := l.enter(ctx)
+	inner, cancel := context.WithTimeout(inner, limit)
+	return inner, func() { cancel(); left(); l.sends.Done() }, nil
+}
+
+func (l *Life) enter(ctx context.Context) (context.Context, func(), error) {
+	inner, cancel := context.WithCancelCause(ctx)
+	key := &cancel
+	if l.ends == nil {
+		l.ends = map[*context.CancelCauseFunc]struct{}{}
+	}
+	l.ends[key] = struct{}{}
+	return inner, func() {
+		l.mu.Lock()
+		delete(l.ends, key)
+		l.mu.Unlock()
+		cancel(nil)
+	}, nil
+}
+
+// Close ends all calls, and waits for sends. It reports whether it was the first.
+func (l *Life) Close() bool {
+	l.mu.Lock()
+	first := !l.closed
+	l.closed = true
+	for end := range l.ends {
+		(*end)(ErrClosed)
+	}
+	l.mu.Unlock()
+	l.sends.Wait()
+	return first
+}
+
+// Pauses are those between attempts to reach a bus: each is longer than the one before, up to 5 s, and none is like those of others.
+func Pauses() *backoff.ExponentialBackOff {
+	return &backoff.ExponentialBackOff{InitialInterval: 100 * time.Millisecond, RandomizationFactor: 0.5, Multiplier: 2, MaxInterval: 5 * time.Second}
+}
+
+// Sleep pauses, and reports whether ctx has not ended.
+func Sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}

@@ -1,0 +1,157 @@
+// Package jobrule says what stores and sinks accept, so that all of them refuse the same things in the same words.
+package jobrule
+
+import (
+	"fmt"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/levada-io/levada/stream"
+)
+
+// maxName is how long names may be, in bytes: they are keys of indexes, and hints carry a stream's and a job's.
+const maxName = 1024
+
+// Job returns the job as it is to be stored: with an ID, and a policy.
+func Job(j stream.Job) (stream.Job, error) {
+	if j.Stream == "" {
+		return j, fmt.Errorf("job %q: Stream is empty, but must be the name of the stream at its producer", j.ID)
+	}
+	if j.ID == "" {
+		j.ID = stream.NewID()
+	}
+	if err := name("ID", j.ID); err != nil {
+		return j, err
+	}
+	if err := name("Stream", j.Stream); err != nil {
+		return j, fmt.Errorf("job %s: %w", j.ID, err)
+	}
+	if err := text("DedupeKey", j.DedupeKey); err != nil {
+		return j, fmt.Errorf("job %s: %w", j.ID, err)
+	}
+	if err := text("Target", j.Target); err != nil {
+		return j, fmt.Errorf("job %s: %w", j.ID, err)
+	}
+	switch j.OnBad {
+	case "":
+		j.OnBad = stream.Quarantine
+	case stream.Quarantine, stream.HaltJob:
+	default:
+		return j, fmt.Errorf("job %s: OnBad is %q, but must be %q or %q", j.ID, j.OnBad, stream.Quarantine, stream.HaltJob)
+	}
+	if j.MaxBad < 0 {
+		return j, fmt.Errorf("job %s: MaxBad is %d, but must not be negative", j.ID, j.MaxBad)
+	}
+	return j, nil
+}
+
+// name checks what stands in hints, separated by spaces.
+func name(field, s string) error {
+	if strings.ContainsFunc(s, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }) {
+		return fmt.Errorf("%s is %q, but must hold neither white space nor control characters", field, s)
+	}
+	return text(field, s)
+}
+
+func text(field, s string) error {
+	if len(s) > maxName {
+		return fmt.Errorf("%s has %d bytes, but may have %d at most", field, len(s), maxName)
+	}
+	if !utf8.ValidString(s) || strings.ContainsRune(s, 0) {
+		return fmt.Errorf("%s is %q, but must be valid UTF-8 without a zero byte", field, s)
+	}
+	return nil
+}
+
+// Text makes any text one that every database takes: errors may quote any bytes.
+func Text(s string) string {
+	return strings.ReplaceAll(strings.ToValidUTF8(s, "\ufffd"), "\x00", "\ufffd")
+}
+
+// Owner returns the owner with names that every database takes.
+func Owner(o stream.Owner) stream.Owner {
+	return stream.Owner{Pod: Text(o.Pod), PodUID: Text(o.PodUID), Container: Text(o.Container), Incarnation: Text(o.Incarnation)}
+}
+
+// Claim checks a claim.
+func Claim(c stream.Claim) error {
+	if c.Max <= 0 {
+		return fmt.Errorf("claim: Max is %d, but must be at least 1", c.Max)
+	}
+	return TTL("claim", c.TTL)
+}
+
+// TTL checks how long a lease is to last.
+func TTL(what string, ttl time.Duration) error {
+	if ttl < time.Millisecond {
+		return fmt.Errorf("%s: the lease would last %v, but must last at least 1ms", what, ttl)
+	}
+	return nil
+}
+
+// Release checks a release.
+func Release(l stream.Lease, r stream.Release) error {
+	switch r.State {
+	case stream.Ready, stream.Completed, stream.Failed:
+	default:
+		return fmt.Errorf("release of job %s: State is %q, but must be %q, %q or %q", l.Job, r.State, stream.Ready, stream.Completed, stream.Failed)
+	}
+	if r.After < 0 {
+		return fmt.Errorf("release of job %s: After is %v, but must not be negative", l.Job, r.After)
+	}
+	return nil
+}
+
+// Dead checks that a mistake does not end every lease there is.
+func Dead(d stream.Dead) error {
+	if d.PodUID == "" && d.Incarnation == "" && !d.All {
+		return fmt.Errorf("expire: one of PodUID, Incarnation and All must be set")
+	}
+	return nil
+}
+
+// QuarantineMark checks what quarantined records are to be marked with.
+func QuarantineMark(to stream.QuarantineState) error {
+	if to != stream.Replay && to != stream.Dropped {
+		return fmt.Errorf("quarantined records cannot be marked %q, only %q or %q", to, stream.Replay, stream.Dropped)
+	}
+	return nil
+}
+
+// Commit checks a step of a job, once its next checkpoint is known.
+func Commit(l stream.Lease, prev, next stream.Checkpoint) error {
+	if next.Seq < prev.Seq {
+		return fmt.Errorf("job %s: a commit cannot go back from record %d to record %d", l.Job, prev.Seq, next.Seq)
+	}
+	return nil
+}
+
+// Replay returns the one record of a batch that is to be handed over again.
+func Replay(l stream.Lease, b *stream.Batch) (stream.Record, error) {
+	if len(b.Records) != 1 {
+		return stream.Record{}, fmt.Errorf("job %s: a replay has %d records, but must have 1", l.Job, len(b.Records))
+	}
+	return b.Records[0], nil
+}
+
+// Fenced, Conflict and Newer are the errors of sinks.
+func Fenced(l stream.Lease, why string, args ...any) error {
+	return fmt.Errorf("job %s, epoch %d: %s: %w", l.Job, l.Epoch, fmt.Sprintf(why, args...), stream.ErrFenced)
+}
+
+func Conflict(l stream.Lease, prev, stored uint64) error {
+	return fmt.Errorf("job %s, epoch %d: the commit goes on from record %d, but the checkpoint stored is of record %d (or another of the same number): %w",
+		l.Job, l.Epoch, prev, stored, stream.ErrConflict)
+}
+
+func Newer(job string, stored int) error {
+	return fmt.Errorf("job %s: its checkpoint has version %d, and this program knows versions up to %d: update it: %w",
+		job, stored, stream.CheckpointVersion, stream.ErrNewer)
+}
+
+// NewerSchema is the error for tables that a newer program has changed.
+func NewerSchema(what string, stored, known int64) error {
+	return fmt.Errorf("the tables of %s have version %d, and this program knows versions up to %d: update it: %w", what, stored, known, stream.ErrNewer)
+}

@@ -1,0 +1,235 @@
+// Package natshints sends hints through NATS JetStream, in this process or elsewhere. Each hint goes to one listener: the first that
+// has room.
+package natshints
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/levada-io/levada/stream"
+	"github.com/levada-io/levada/stream/internal/hintbus"
+)
+
+// DefaultStream is the name of the JetStream stream that is used if no other is set.
+const DefaultStream = "LEVADA_HINTS"
+
+// consumerName is that of the one consumer, whose messages all listeners share.
+const consumerName = "workers"
+
+// Hints is a [stream.Hints] on a JetStream stream. It makes the stream if it is not there; one that is there stays as it is.
+type Hints struct {
+	life        hintbus.Life
+	conn        *nats.Conn
+	js          jetstream.JetStream
+	stream      jetstream.StreamConfig
+	log         *slog.Logger
+	sendTimeout time.Duration
+	hold        time.Duration
+}
+
+var _ stream.Hints = (*Hints)(nil)
+
+// Option changes a default.
+type Option func(*Hints)
+
+// WithStream sets the name of the stream. Its subject is "levada.hints." and that name. Default: DefaultStream.
+func WithStream(name string) Option { return func(h *Hints) { h.stream.Name = name } }
+
+// WithReplicas sets how many servers of a cluster keep a hint. Default 1.
+func WithReplicas(n int) Option { return func(h *Hints) { h.stream.Replicas = n } }
+
+// WithLogger sets where losses of the connection and messages that are no hints are reported. Default: slog.Default().
+func WithLogger(l *slog.Logger) Option { return func(h *Hints) { h.log = l } }
+
+// WithSendTimeout sets how long Send tries. Default 5 s.
+func WithSendTimeout(d time.Duration) Option { return func(h *Hints) { h.sendTimeout = d } }
+
+// WithHold sets how long a worker without room keeps a hint back before another may have it. Default 30 s.
+func WithHold(d time.Duration) Option { return func(h *Hints) { h.hold = d } }
+
+// WithKeep sets how long a hint is kept that nobody takes. Default 1 min: the workers' own sweep has found the job by then.
+func WithKeep(d time.Duration) Option { return func(h *Hints) { h.stream.MaxAge = d } }
+
+// New takes a connection, which stays open at Close. It should reconnect for ever (nats.MaxReconnects(-1)): once it is closed, Send and Listen
+// fail. A server that cannot be reached yet is no error, since workers start without hints, too; one that refuses to make the stream is.
+func New(ctx context.Context, nc *nats.Conn, opts ...Option) (*Hints, error) {
+	h := &Hints{
+		conn: nc, log: slog.Default(), sendTimeout: 5 * time.Second, hold: 30 * time.Second,
+		stream: jetstream.StreamConfig{
+			Name: DefaultStream, Description: "Jobs of resumable streams that may be due", Retention: jetstream.WorkQueuePolicy,
+			Storage: jetstream.FileStorage, Discard: jetstream.DiscardOld, MaxAge: time.Minute, MaxMsgs: 100_000, Replicas: 1,
+		},
+	}
+	for _, o := range opts {
+		o(h)
+	}
+	if h.sendTimeout <= 0 || h.hold <= 0 || h.stream.MaxAge < 100*time.Millisecond || h.stream.Replicas < 1 {
+		return nil, fmt.Errorf("natshints: the send timeout (%v) and the hold (%v) must be greater than 0, the time to keep (%v) 100 ms or more, the replicas (%d) 1 or more",
+			h.sendTimeout, h.hold, h.stream.MaxAge, h.stream.Replicas)
+	}
+	h.stream.Subjects = []string{h.subject()}
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return nil, fmt.Errorf("natshints: %w", err)
+	}
+	h.js = js
+	ctx, cancel := context.WithTimeout(ctx, h.sendTimeout)
+	defer cancel()
+	if _, err := h.consumer(ctx); err != nil {
+		if refused(err) {
+			return nil, fmt.Errorf("natshints: stream %q: %w", h.stream.Name, err)
+		}
+		h.log.Warn("hints: the server cannot be reached yet", "error", err)
+	}
+	return h, nil
+}
+
+func (h *Hints) subject() string { return "levada.hints." + h.stream.Name }
+
+// refused reports whether the server does not want us or our stream, rather than being away.
+func refused(err error) bool {
+	var said *jetstream.APIError
+	if errors.As(err, &said) {
+		return said.Code != 503 // which is what it says while it starts or has no leader
+	}
+	return errors.Is(err, jetstream.ErrInvalidStreamName) || errors.Is(err, jetstream.ErrJetStreamNotEnabled) ||
+		errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, nats.ErrAuthorization)
+}
+
+// queue returns the stream, which it makes if it is not there.
+func (h *Hints) queue(ctx context.Context) (jetstream.Stream, error) {
+	s, err := h.js.Stream(ctx, h.stream.Name)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		s, err = h.js.CreateStream(ctx, h.stream)
+	}
+	return s, err
+}
+
+func (h *Hints) consumer(ctx context.Context) (jetstream.Consumer, error) {
+	s, err := h.queue(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return s.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
+		Durable: consumerName, AckPolicy: jetstream.AckExplicitPolicy, DeliverPolicy: jetstream.DeliverAllPolicy,
+		// A hint is given back after hold. It must not be given to another before.
+		AckWait: h.hold + 10*time.Second,
+		// Each listener has one at most. This bounds what listeners that died hold, and must be more than there are workers.
+		MaxAckPending: 1000, MaxWaiting: 5000,
+		MaxDeliver: -1, // MaxAge of the stream is what ends it
+	})
+}
+
+// Send stores the hint in the stream.
+func (h *Hints) Send(ctx context.Context, hint stream.Hint) error {
+	ctx, leave, err := h.life.Sending(ctx, h.sendTimeout)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	pauses := hintbus.Pauses()
+	for {
+		_, err := h.js.Publish(ctx, h.subject(), []byte(hintbus.Encode(hint)), jetstream.WithExpectStream(h.stream.Name))
+		if err == nil {
+			return nil
+		}
+		if errors.Is(err, jetstream.ErrNoStreamResponse) { // it was deleted, or the server has just started
+			_, remade := h.queue(ctx)
+			err = errors.Join(err, remade)
+		}
+		if refused(err) || !hintbus.Sleep(ctx, pauses.NextBackOff()) {
+			if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
+				err = fmt.Errorf("%w: %w", cause, err)
+			}
+			return fmt.Errorf("hint not sent: %w", err)
+		}
+	}
+}
+
+// Listen calls wake for each hint that the server gives to this listener.
+func (h *Hints) Listen(ctx context.Context, wake func(context.Context, stream.Hint)) error {
+	inner, leave, err := h.life.Listening(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	pauses := hintbus.Pauses()
+	for {
+		err := h.consume(inner, pauses.Reset, wake)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case inner.Err() != nil:
+			return context.Cause(inner)
+		case h.conn.IsClosed():
+			return fmt.Errorf("hints: %w", nats.ErrConnectionClosed)
+		}
+		pause := pauses.NextBackOff()
+		h.log.Warn("hints: interrupted", "error", err, "retry_in", pause)
+		hintbus.Sleep(inner, pause)
+	}
+}
+
+const (
+	// pull is how long one request for a message lasts.
+	pull = 30 * time.Second
+	// heartbeat is how often the server says that it still has our request. After twice that time without a word, as after its restart,
+	// a new request is made.
+	heartbeat = 2 * time.Second
+)
+
+// consume takes one hint after the other, until the server fails.
+func (h *Hints) consume(ctx context.Context, listening func(), wake func(context.Context, stream.Hint)) error {
+	opening, cancel := context.WithTimeout(ctx, h.sendTimeout)
+	consumer, err := h.consumer(opening)
+	cancel()
+	if err != nil {
+		return err
+	}
+	listening()
+	for ctx.Err() == nil {
+		waiting, cancel := context.WithTimeout(ctx, pull)
+		msg, err := consumer.Next(jetstream.FetchContext(waiting), jetstream.FetchHeartbeat(heartbeat))
+		cancel()
+		switch {
+		case err == nil:
+			h.handle(ctx, msg, wake)
+		case errors.Is(err, nats.ErrTimeout), errors.Is(err, context.DeadlineExceeded): // nothing came
+		default:
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+// handle calls wake and settles the message: with an acknowledgement when wake has returned, or, when that takes too long, by giving it
+// back. An acknowledgement that is lost costs a second delivery.
+func (h *Hints) handle(ctx context.Context, msg jetstream.Msg, wake func(context.Context, stream.Hint)) {
+	hint, err := hintbus.Decode(string(msg.Data()))
+	if err != nil {
+		h.log.Warn("hints: not one of ours", "error", err)
+		_ = msg.Term() // it will never be one
+		return
+	}
+	late := time.AfterFunc(h.hold, func() { _ = msg.Nak() })
+	wake(ctx, hint)
+	switch {
+	case !late.Stop(): // given back
+	case ctx.Err() != nil:
+		_ = msg.Nak() // wake may have returned for that reason, and somebody else has room
+	default:
+		_ = msg.Ack()
+	}
+}
+
+// Close ends all that still runs. Each Listen returns an error. The connection stays open.
+func (h *Hints) Close() error {
+	h.life.Close()
+	return nil
+}

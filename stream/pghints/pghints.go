@@ -1,0 +1,296 @@
+// Package pghints sends hints with LISTEN and NOTIFY of Postgres. Each listener gets each hint. The Postgres job store sends the same
+// notifications within its transactions, so that a hint comes exactly when its job is there.
+//
+// A listener has a session of its own. It cannot be one that a pooler such as PgBouncer shares between transactions.
+package pghints
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/levada-io/levada/stream"
+	"github.com/levada-io/levada/stream/internal/hintbus"
+)
+
+// Channel is the notification channel.
+const Channel = "levada_stream_hints"
+
+// Encode makes the payload of a notification: "<stream> <job>", each escaped as in a query. It is never longer than Postgres allows:
+// names that are too long give the empty payload, which says only that some job may be due.
+func Encode(h stream.Hint) string { return hintbus.Encode(h) }
+
+// Decode reads what Encode made.
+func Decode(payload string) (stream.Hint, error) { return hintbus.Decode(payload) }
+
+// Hints is a [stream.Hints] on a Postgres database.
+type Hints struct {
+	life        hintbus.Life
+	pool        *pgxpool.Pool
+	ownsPool    bool
+	log         *slog.Logger
+	sendTimeout time.Duration
+	checkEvery  time.Duration
+}
+
+var _ stream.Hints = (*Hints)(nil)
+
+// Option changes a default.
+type Option func(*Hints)
+
+// WithLogger sets where losses of the connection and payloads that are no hints are reported. Default: slog.Default().
+func WithLogger(l *slog.Logger) Option { return func(h *Hints) { h.log = l } }
+
+// WithSendTimeout sets how long Send tries. Default 5 s.
+func WithSendTimeout(d time.Duration) Option { return func(h *Hints) { h.sendTimeout = d } }
+
+// WithCheckEvery sets how often a listener that hears nothing asks the server whether it is still there. Default 30 s.
+func WithCheckEvery(d time.Duration) Option { return func(h *Hints) { h.checkEvery = d } }
+
+// New takes a connection string or URL. A server that cannot be reached yet is no error, since workers start without hints, too;
+// one that refuses us is.
+func New(ctx context.Context, dsn string, opts ...Option) (*Hints, error) {
+	cfg, err := pgxpool.ParseConfig(dsn)
+	if err != nil {
+		return nil, fmt.Errorf("pghints: %w", err)
+	}
+	cfg.MaxConns, cfg.MinConns, cfg.MinIdleConns = 4, 0, 0
+	pool, err := pgxpool.NewWithConfig(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("pghints: %w", err)
+	}
+	h, err := FromPool(ctx, pool, opts...)
+	if err != nil {
+		pool.Close()
+		return nil, err
+	}
+	h.ownsPool = true
+	return h, nil
+}
+
+// FromPool uses the pool, which stays open at Close. Each Listen takes a connection out of it for good, so it does not count
+// against the pool's size.
+func FromPool(ctx context.Context, pool *pgxpool.Pool, opts ...Option) (*Hints, error) {
+	h := &Hints{pool: pool, log: slog.Default(), sendTimeout: 5 * time.Second, checkEvery: 30 * time.Second}
+	for _, o := range opts {
+		o(h)
+	}
+	if h.sendTimeout <= 0 || h.checkEvery <= 0 {
+		return nil, fmt.Errorf("pghints: the send timeout (%v) and the time between checks (%v) must be greater than 0", h.sendTimeout, h.checkEvery)
+	}
+	ctx, cancel := context.WithTimeout(ctx, h.sendTimeout)
+	defer cancel()
+	if err := pool.Ping(ctx); err != nil {
+		if refused(err) {
+			return nil, fmt.Errorf("pghints: %w", err)
+		}
+		h.log.Warn("hints: the database cannot be reached yet", "error", err)
+	}
+	return h, nil
+}
+
+// refused reports whether the server does not want us, rather than being away: SQLSTATE classes 28 (authorization), 3D (no such
+// database) and 42 (no privilege).
+func refused(err error) bool {
+	var said *pgconn.PgError
+	return errors.As(err, &said) && (strings.HasPrefix(said.Code, "28") || strings.HasPrefix(said.Code, "3D") || strings.HasPrefix(said.Code, "42"))
+}
+
+// Send notifies all listeners.
+func (h *Hints) Send(ctx context.Context, hint stream.Hint) error {
+	ctx, leave, err := h.life.Sending(ctx, h.sendTimeout)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	if _, err := h.pool.Exec(ctx, "SELECT pg_notify($1, $2)", Channel, Encode(hint)); err != nil {
+		return fmt.Errorf("hint not sent: %w", err)
+	}
+	return nil
+}
+
+// Listen calls wake for each hint. After the connection was lost it calls wake with an empty hint once it listens again:
+// something may have been missed.
+func (h *Hints) Listen(ctx context.Context, wake func(context.Context, stream.Hint)) error {
+	inner, leave, err := h.life.Listening(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	todo := newBacklog()
+	var reading sync.WaitGroup
+	reading.Go(func() { h.receive(inner, todo) })
+	defer reading.Wait()
+	for {
+		hint, err := todo.take(inner)
+		if err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return context.Cause(inner)
+		}
+		wake(inner, hint)
+	}
+}
+
+// receive puts into todo what is notified, over as many connections as it takes, until ctx ends.
+func (h *Hints) receive(ctx context.Context, todo *backlog) {
+	pauses := hintbus.Pauses()
+	for first := true; ; first = false {
+		err := h.session(ctx, func() {
+			pauses.Reset()
+			if !first {
+				todo.add(stream.Hint{})
+			}
+		}, todo)
+		if ctx.Err() != nil {
+			return
+		}
+		pause := pauses.NextBackOff()
+		h.log.Warn("hints: connection lost", "error", err, "retry_in", pause)
+		if !hintbus.Sleep(ctx, pause) {
+			return
+		}
+	}
+}
+
+// session listens on one connection until it fails.
+func (h *Hints) session(ctx context.Context, listening func(), todo *backlog) error {
+	conn, err := h.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		// Whatever it was that ended the session, this must not take long.
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = conn.Close(closing)
+		_ = conn.PgConn().Conn().Close()
+		select {
+		case <-conn.PgConn().CleanupDone():
+		case <-closing.Done():
+		}
+	}()
+	listening()
+	for {
+		waiting, cancel := context.WithTimeout(ctx, h.checkEvery)
+		n, err := conn.WaitForNotification(waiting)
+		quiet := waiting.Err() != nil
+		cancel()
+		switch {
+		case err == nil && n.Channel == Channel:
+			hint, err := Decode(n.Payload)
+			if err != nil {
+				h.log.Warn("hints: not one of ours", "error", err)
+				continue
+			}
+			todo.add(hint)
+		case err == nil:
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case quiet && !conn.IsClosed():
+			checking, cancel := context.WithTimeout(ctx, h.sendTimeout)
+			err := conn.Ping(checking)
+			cancel()
+			if err != nil {
+				return fmt.Errorf("no answer: %w", err)
+			}
+		default:
+			return err
+		}
+	}
+}
+
+// open takes a connection out of the pool and listens.
+func (h *Hints) open(ctx context.Context) (*pgx.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, h.sendTimeout)
+	defer cancel()
+	pooled, err := h.pool.Acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	conn := pooled.Hijack()
+	// A listener is idle for as long as nothing happens, whatever is set for others. Servers before 14 do not know the setting.
+	_, err = conn.Exec(ctx, "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'")
+	if err == nil {
+		_, err = conn.Exec(ctx, "LISTEN "+Channel)
+	}
+	if err != nil {
+		_ = conn.Close(ctx)
+		return nil, err
+	}
+	return conn, nil
+}
+
+// Close ends all that still runs. Each Listen returns an error.
+func (h *Hints) Close() error {
+	if h.life.Close() && h.ownsPool {
+		h.pool.Close()
+	}
+	return nil
+}
+
+// maxBacklog is how many different hints wait at most while wake does not return. Beyond it one empty hint stands for all.
+const maxBacklog = 1024
+
+// backlog holds hints that were read while wake was busy: a connection that is not read would fill the server's notification queue.
+type backlog struct {
+	mu      sync.Mutex
+	queue   []stream.Hint
+	waiting map[stream.Hint]bool
+	ready   chan struct{} // holds a token when something was added since take last looked
+}
+
+func newBacklog() *backlog {
+	return &backlog{waiting: map[stream.Hint]bool{}, ready: make(chan struct{}, 1)}
+}
+
+func (b *backlog) add(h stream.Hint) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.waiting[h] {
+		return
+	}
+	if len(b.queue) >= maxBacklog {
+		b.queue, b.waiting, h = nil, map[stream.Hint]bool{}, stream.Hint{}
+	}
+	b.queue = append(b.queue, h)
+	b.waiting[h] = true
+	select {
+	case b.ready <- struct{}{}:
+	default:
+	}
+}
+
+// take waits for a hint.
+func (b *backlog) take(ctx context.Context) (stream.Hint, error) {
+	for {
+		if h, ok := b.pop(); ok && ctx.Err() == nil {
+			return h, nil
+		}
+		select {
+		case <-ctx.Done():
+			return stream.Hint{}, ctx.Err()
+		case <-b.ready:
+		}
+	}
+}
+
+func (b *backlog) pop() (h stream.Hint, ok bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.queue) == 0 {
+		return h, false
+	}
+	h, b.queue = b.queue[0], b.queue[1:]
+	delete(b.waiting, h)
+	return h, true
+}
