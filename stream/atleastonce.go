@@ -3,6 +3,7 @@ package stream
 import (
 	"context"
 	"fmt"
+	"slices"
 )
 
 // AtLeastOnce makes a sink of a handler whose effects are outside any transaction, such as calls of other services: each record is
@@ -27,9 +28,10 @@ func (s *atLeastOnce) Commit(ctx context.Context, c *Commit) error {
 			return err
 		}
 	}
-	// The sink below has no handler, and keeps what this one has put aside.
+	// The sink below has no handler; to it, what this one has put aside was so from the start.
 	below := *c
-	below.Batch = &Batch{Job: c.Batch.Job, Epoch: c.Batch.Epoch, skipped: c.Batch.skipped}
+	below.Batch = &Batch{Job: c.Batch.Job, Epoch: c.Batch.Epoch}
+	below.quarantine = slices.Concat(c.quarantine, c.Batch.skipped)
 	return s.ReplaySink.Commit(ctx, &below)
 }
 

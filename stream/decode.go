@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"hash/crc32"
+	"unicode/utf8"
 
 	"google.golang.org/grpc/encoding"
 	encodingproto "google.golang.org/grpc/encoding/proto"
@@ -82,7 +83,7 @@ func (f *frame) parse(b []byte) error {
 		if n < 0 {
 			return corrupt("frame", protowire.ParseError(n))
 		}
-		if number <= fieldFrameEnd {
+		if number <= fieldFrameEnd && kind == protowire.BytesType {
 			if f.kind != 0 {
 				return corrupt("frame", fmt.Errorf("it holds two"))
 			}
@@ -173,6 +174,9 @@ func (f *frame) parseRecord(b []byte) error {
 	}
 	if len(r.Key) == 0 {
 		return corrupt("record", fmt.Errorf("it has no key"))
+	}
+	if !utf8.ValidString(r.Bad) {
+		return corrupt("record", fmt.Errorf("why it is bad is no text"))
 	}
 	if r.Bad != "" && len(r.Value) > 0 {
 		return corrupt("record", fmt.Errorf("it is bad, and has a value"))

@@ -8,6 +8,7 @@ import (
 	"io"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -30,14 +31,19 @@ type reading struct {
 	changed chan struct{} // tells the sender to look
 	room    chan struct{} // tells the reader that current was taken
 
-	mu             sync.Mutex
-	current, spare *filling // spare is nil while it is being sent
-	full           bool     // current is to be sent at once
-	mark           token    // the position to name while nothing is sent: never beyond a record that was not
-	size           uint64   // how long the stream is, to be sent
-	knownSize      uint64   // the same, once sent
-	ended          bool     // no more will be read
-	err            error    // why, nil at the stream's end
+	// filling is held while a record is made, which may take its source long. So the sender only tries it, and wants what it did not
+	// get.
+	filling        sync.Mutex
+	current, spare *filling    // spare is nil while it is being sent
+	full           bool        // current is to be sent at once
+	wanted         atomic.Bool // current is to be sent as soon as the record that is being made is in it
+
+	mu        sync.Mutex // held for moments only, and taken after filling
+	mark      token      // the position to name while nothing is sent: never beyond a record that was not
+	size      uint64     // how long the stream is, to be sent
+	knownSize uint64     // the same, once sent
+	ended     bool       // no more will be read
+	err       error      // why, nil at the stream's end
 }
 
 func newReading(config ServerConfig, req *streamv1.ReadRequest, source Source) *reading {
@@ -120,7 +126,7 @@ func (r *reading) records(ctx context.Context, at token) error {
 	for {
 		key, err := r.next(ctx)
 		switch {
-		case errors.Is(err, io.EOF):
+		case err == io.EOF: // and nothing that wraps it: a panic with it, or a broken connection below, is no end
 			if r.skip > 0 {
 				return Halt(fmt.Errorf("%w: the stream ended %d records before the position that the reader has", ErrGone, r.skip))
 			}
@@ -156,8 +162,8 @@ func (r *reading) records(ctx context.Context, at token) error {
 const maxKey = 16 << 10
 
 func (r *reading) position() uint64 {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	r.filling.Lock()
+	defer r.filling.Unlock()
 	return r.current.position.seq
 }
 
@@ -181,8 +187,8 @@ func (r *reading) close() (err error) {
 
 // add puts the record that the cursor stands on into the current batch. It reports whether to wait until that was taken.
 func (r *reading) add(key []byte) (full bool, err error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	r.filling.Lock()
+	defer r.made()
 	bad, err := r.current.add(r.cursor, key, r.maxRecord)
 	if err != nil {
 		return false, err
@@ -196,12 +202,22 @@ func (r *reading) add(key []byte) (full bool, err error) {
 		r.current.reset(at)
 		return false, nil
 	}
-	r.full = len(r.current.raw) >= r.target || r.maxRecords > 0 && r.current.count >= r.maxRecords
+	r.full = len(r.current.raw) >= r.target || r.maxRecords > 0 && r.current.count >= r.maxRecords || r.isWanted()
 	if r.full || r.current.count == 1 {
 		signal(r.changed)
 	}
 	return r.full, nil
 }
+
+// made unlocks filling, and tells a sender that came too late for the last record to look again.
+func (r *reading) made() {
+	r.filling.Unlock()
+	if r.wanted.Load() {
+		signal(r.changed)
+	}
+}
+
+func (r *reading) isWanted() bool { return r.wanted.Load() && r.wanted.Swap(false) }
 
 func (r *reading) bad(seq uint64, key []byte, why error) {
 	stack := ""
@@ -216,9 +232,12 @@ func (r *reading) bad(seq uint64, key []byte, why error) {
 
 // passed notes that the source has looked as far as key and found nothing.
 func (r *reading) passed(key []byte) {
+	r.filling.Lock()
+	defer r.made()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.current.count == 0 && bytes.Compare(key, r.mark.key) > 0 {
+	if r.current.count == 0 && r.skip == 0 && bytes.Compare(key, r.mark.key) > 0 {
+		r.mark = r.current.position
 		r.mark.key = clone(key)
 	}
 }
@@ -245,9 +264,17 @@ func (r *reading) askSize(ctx context.Context, sizer Sizer) {
 // take gives the sender what is to be sent now: a batch, the stream's size if that is new, and once no record is left, the
 // stream's end or why it broke. With flush also a batch that is not full.
 func (r *reading) take(flush bool) (batch *filling, size uint64, end *token, err error) {
+	free := r.tryFilling(flush)
+	if free {
+		defer r.filling.Unlock()
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	size, r.size = r.size, 0
+	if !free {
+		return nil, size, nil, nil
+	}
+	flush = r.isWanted() || flush
 	if r.current.count > 0 && (r.full || flush || r.ended) {
 		batch, r.current, r.spare = r.current, r.spare, nil
 		r.current.reset(batch.position)
@@ -267,23 +294,36 @@ func (r *reading) take(flush bool) (batch *filling, size uint64, end *token, err
 	return batch, size, nil, nil
 }
 
-// give returns a batch that was sent.
-func (r *reading) give(batch *filling) {
-	r.mu.Lock()
-	r.spare = batch
-	r.mu.Unlock()
+// tryFilling locks filling, unless a record is being made. With flush, the batch is then given out with that record.
+func (r *reading) tryFilling(flush bool) bool {
+	if r.filling.TryLock() {
+		return true
+	}
+	if flush {
+		r.wanted.Store(true)
+		return r.filling.TryLock() // else who holds it looks at wanted later
+	}
+	return false
 }
 
+// give returns a batch that was sent. spare is the sender's alone.
+func (r *reading) give(batch *filling) { r.spare = batch }
+
+// pending reports whether there may be records that were not asked for yet.
 func (r *reading) pending() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	if !r.filling.TryLock() {
+		return !r.wanted.Load()
+	}
+	defer r.filling.Unlock()
 	return r.current.count > 0 && !r.full
 }
 
-func (r *reading) markNow() (token, uint64) {
+// markNow returns the mark to send while there is nothing else to send.
+func (r *reading) markNow() *streamv1.Frame {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.mark, r.knownSize
+	// Until it has sent something, the mark names the position that the reader gave, which may lie before what it wants.
+	return markFrame(r.mark, max(r.mark.seq+1, r.req.GetNextSeq()), r.knownSize)
 }
 
 func markFrame(at token, next, size uint64) *streamv1.Frame {

@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -44,7 +45,7 @@ func (r *run) replayOne(sink ReplaySink, row Quarantined) error {
 	for {
 		err := error(nil)
 		if row.Class == ClassProducer {
-			record, err = r.fetch(row.Seq)
+			record, err = r.fetch(row.Seq, row.Key)
 		}
 		if err == nil {
 			err = r.callReplay(sink, record)
@@ -67,7 +68,12 @@ func (r *run) replayOne(sink ReplaySink, row Quarantined) error {
 			}
 			err = e
 		}
-		if err := r.afterRefusal(err); err != nil {
+		if _, isCut := errors.AsType[*cutError](err); isCut {
+			err = r.judge(err, false)
+		} else {
+			err = r.afterRefusal(err)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -91,9 +97,10 @@ func (r *run) callReplay(sink ReplaySink, record Record) (err error) {
 }
 
 // fetch asks the producer once more for a record that it could not make.
-func (r *run) fetch(seq uint64) (Record, error) {
+func (r *run) fetch(seq uint64, key []byte) (Record, error) {
 	ctx, cancel := context.WithCancelCause(r.own)
 	defer cancel(nil)
+	defer context.AfterFunc(r.stop, func() { cancel(errStopping) })()
 	s := &session{r: r, cancel: cancel, probing: true, next: seq}
 	probe, token := r.journal.Probe, r.checkpoint.Token
 	// From the start, since only the positions between batches have names; the producer passes over what comes before.
@@ -101,11 +108,12 @@ func (r *run) fetch(seq uint64) (Record, error) {
 	in, err := s.open(ctx)
 	r.journal.Probe, r.checkpoint.Token = probe, token
 	if err != nil {
-		return Record{}, err
+		return Record{}, s.broke(ctx, err)
 	}
-	guard := time.AfterFunc(r.w.config.HandlerTimeout, func() { cancel(errIdle) })
-	defer guard.Stop()
+	idle := time.AfterFunc(r.w.config.IdleTimeout, func() { cancel(errIdle) })
+	defer idle.Stop()
 	for {
+		idle.Reset(r.w.config.IdleTimeout) // the way there may be long, but there are marks on it
 		f := new(frame)
 		if err := in.RecvMsg(f); err != nil {
 			return Record{}, s.broke(ctx, err)
@@ -114,15 +122,23 @@ func (r *run) fetch(seq uint64) (Record, error) {
 			record := f.records[0]
 			record.Key, record.Value = clone(record.Key), clone(record.Value)
 			f.free()
-			if record.Bad != "" {
+			switch {
+			case !bytes.Equal(record.Key, key):
+				return Record{}, Skip(fmt.Errorf("%w: record %d has key %q there by now", ErrGeneration, seq, record.Key))
+			case record.Bad != "":
 				return Record{}, Skip(fmt.Errorf("the producer still cannot make it: %s", record.Bad))
 			}
 			return record, nil
 		}
-		last := f.kind == fieldFrameEnd || f.kind == fieldFrameDrain
+		kind, broken, after := f.kind, f.err, f.other.GetDrain().GetRetryAfter().AsDuration()
 		f.free()
-		if last {
-			return Record{}, fmt.Errorf("the producer did not send record %d", seq)
+		switch {
+		case broken != nil:
+			return Record{}, &cutError{Classify(broken)}
+		case kind == fieldFrameDrain:
+			return Record{}, &cutError{Cut{Transport: true, Reason: ReasonDraining, After: max(after, 0), Err: errDrained}}
+		case kind == fieldFrameEnd:
+			return Record{}, Skip(fmt.Errorf("%w: the stream ends before record %d by now", ErrGone, seq))
 		}
 	}
 }

@@ -259,7 +259,7 @@ func (r *run) note(j Journal) error {
 // when two thirds of the lease are over, so that this process stops before another starts.
 func (r *run) beat(ctx context.Context, since time.Time) {
 	lease := r.w.config.Lease
-	for wait(ctx, lease/3) {
+	for pause := lease / 3; wait(ctx, pause); {
 		if r.hung() {
 			buf := make([]byte, 1<<20)
 			r.w.stuck.Add(1)
@@ -271,21 +271,23 @@ func (r *run) beat(ctx context.Context, since time.Time) {
 		r.mu.Lock()
 		progress := r.progress
 		r.mu.Unlock()
-		asking, cancel := context.WithTimeout(ctx, lease/3)
+		asking, cancel := context.WithTimeout(ctx, lease/6)
 		err := r.w.config.Store.Renew(asking, r.lease, progress, lease)
 		cancel()
+		pause = lease / 3
 		switch {
 		case err == nil:
 			since = start
 		case ctx.Err() != nil:
+			return
 		case errors.Is(err, ErrFenced):
 			r.lose(err)
 			return
-		case time.Since(since) > lease*2/3-lease/3:
-			// The next renewal would come after two thirds of the lease.
+		case time.Since(since) > lease/2: // two thirds would have passed at the end of another attempt
 			r.lose(fmt.Errorf("the lease could not be renewed: %w", err))
 			return
 		default:
+			pause = lease / 30
 			r.log.Warn("the lease could not be renewed", "error", err)
 		}
 	}

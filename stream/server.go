@@ -163,7 +163,7 @@ func (s *Server) serve(req *streamv1.ReadRequest, source Source, out grpc.Server
 	if err != nil {
 		return s.failed(req, err)
 	}
-	if err := out.Send(markFrame(at, at.seq+1+r.skip, 0)); err != nil {
+	if err := out.Send(r.markNow()); err != nil {
 		return err
 	}
 	reader.Go(func() { r.read(ctx, at) })
@@ -174,7 +174,7 @@ func (s *Server) serve(req *streamv1.ReadRequest, source Source, out grpc.Server
 }
 
 func (s *Server) send(ctx context.Context, r *reading, out grpc.ServerStreamingServer[streamv1.Frame]) error {
-	marks := time.NewTicker(s.config.MarkEvery)
+	marks := time.NewTicker(max(s.config.MarkEvery/2, 1))
 	defer marks.Stop()
 	age := make(<-chan time.Time)
 	if s.config.MaxStreamAge > 0 {
@@ -186,7 +186,7 @@ func (s *Server) send(ctx context.Context, r *reading, out grpc.ServerStreamingS
 	delay.Stop()
 	defer delay.Stop()
 	waiting := false // delay runs
-	sent := false    // something was sent since the last tick
+	silent := 0      // ticks since something was sent; the second comes at most MarkEvery after it
 	for {
 		flush := false
 		select {
@@ -197,13 +197,12 @@ func (s *Server) send(ctx context.Context, r *reading, out grpc.ServerStreamingS
 		case <-age:
 			return out.Send(drainFrame("age", 0))
 		case <-marks.C:
-			if !sent {
-				at, size := r.markNow()
-				if err := out.Send(markFrame(at, at.seq+1, size)); err != nil {
+			if silent++; silent == 2 {
+				silent = 0
+				if err := out.Send(r.markNow()); err != nil {
 					return err
 				}
 			}
-			sent = false
 			continue
 		case <-delay.C:
 			flush, waiting = true, false
@@ -211,7 +210,7 @@ func (s *Server) send(ctx context.Context, r *reading, out grpc.ServerStreamingS
 		}
 		batch, size, end, err := r.take(flush)
 		if batch != nil {
-			sent, waiting = true, false
+			silent, waiting = 0, false
 			delay.Stop()
 			// SendMsg returns once the message is encoded and has room in the window; the batch's memory is ours again then.
 			if err := out.SendMsg(batch.frame(batch.position.appendTo(nil))); err != nil {
@@ -226,8 +225,7 @@ func (s *Server) send(ctx context.Context, r *reading, out grpc.ServerStreamingS
 			return out.Send(&streamv1.Frame{Frame: &streamv1.Frame_End{End: &streamv1.End{
 				Count: end.seq, Digest: end.digest[:], Token: end.appendTo(nil)}}})
 		case size > 0:
-			at, _ := r.markNow()
-			if err := out.Send(markFrame(at, at.seq+1, size)); err != nil {
+			if err := out.Send(r.markNow()); err != nil {
 				return err
 			}
 		}

@@ -70,8 +70,15 @@ func (r *run) session() (drained bool, err error) {
 	return s.commitAll(ctx)
 }
 
+// batchLimit is how large a batch may be so that a record of the largest size fits behind others: producers leave up to a quarter to
+// those. What gRPC is told to take is larger still, by what else is in a frame.
+func batchLimit(maxRecord int) int { return maxRecord + min(maxRecord/3, 512<<10) + 64 }
+
 func (s *session) open(ctx context.Context) (grpc.ClientStream, error) {
 	r, config := s.r, s.r.w.config
+	// A proxy that accepts the stream and says nothing must not hold it open: the first mark is due at once.
+	guard := time.AfterFunc(config.IdleTimeout, func() { s.cancel(errIdle) })
+	defer guard.Stop()
 	conn, err := config.Dial(ctx, r.job)
 	if err != nil {
 		return nil, err
@@ -80,9 +87,6 @@ func (s *session) open(ctx context.Context) (grpc.ClientStream, error) {
 	if s.probing {
 		records = min(records, r.journal.Probe)
 	}
-	// A proxy that accepts the stream and says nothing must not hold it open: the first mark is due at once.
-	guard := time.AfterFunc(config.IdleTimeout, func() { s.cancel(errIdle) })
-	defer guard.Stop()
 	in, err := conn.NewStream(ctx, readDesc, streamv1.Stream_Read_FullMethodName, grpc.ForceCodecV2(r.w.codec),
 		grpc.MaxCallRecvMsgSize(config.MaxRecord+1<<20))
 	if err != nil {
@@ -90,7 +94,7 @@ func (s *session) open(ctx context.Context) (grpc.ClientStream, error) {
 	}
 	err = in.SendMsg(&streamv1.ReadRequest{
 		Stream: r.job.Stream, Query: r.job.Query, After: r.checkpoint.Token, NextSeq: s.next, Job: r.job.ID, Epoch: r.lease.Epoch,
-		MaxBatchBytes: uint32(config.MaxRecord), MaxBatchRecords: uint32(records),
+		MaxBatchBytes: uint32(batchLimit(config.MaxRecord)), MaxBatchRecords: uint32(records),
 	})
 	if err == nil {
 		err = in.CloseSend()
@@ -320,7 +324,7 @@ func (s *session) control(f *frame) (drained, done bool, err error) {
 		return false, false, s.step(next)
 	case fieldFrameDrain:
 		drain := f.other.GetDrain()
-		return true, true, &cutError{Cut{Transport: true, Reason: ReasonDraining, After: drain.GetRetryAfter().AsDuration(), Err: fmt.Errorf("%w: %s", errDrained, drain.GetReason())}}
+		return true, true, &cutError{Cut{Transport: true, Reason: ReasonDraining, After: max(drain.GetRetryAfter().AsDuration(), 0), Err: fmt.Errorf("%w: %s", errDrained, drain.GetReason())}}
 	case fieldFrameEnd:
 		end := f.other.GetEnd()
 		if end.GetCount() != r.checkpoint.Seq || !bytes.Equal(end.GetDigest(), r.checkpoint.Digest[:]) {

@@ -245,6 +245,14 @@ type simSource struct {
 	name string
 }
 
+// Size has the producer send a mark at any moment.
+func (c simSource) Size(ctx context.Context, _ stream.Query) (uint64, error) {
+	if !sleep(ctx, time.Duration(c.s.n(3))*time.Millisecond) {
+		return 0, ctx.Err()
+	}
+	return uint64(len(c.s.streams[c.name])), nil
+}
+
 func (c simSource) Open(ctx context.Context, q stream.Query) (stream.Cursor, error) {
 	if !c.s.calm.Load() && c.s.chance(0.02) {
 		return nil, errors.New("the source is not there")

@@ -6,7 +6,8 @@ import "context"
 type Source interface {
 	// Open returns a cursor that stands strictly after q.After. When the source cannot go on from there, it returns
 	// a *PositionGoneError or an error that wraps ErrGeneration or ErrQueryChanged. All other errors mean "try again later",
-	// unless they are marked with Halt.
+	// unless they are marked with Halt. Open should be quick: what takes long belongs into the first Next, during which the reader is
+	// shown that the producer lives.
 	Open(ctx context.Context, q Query) (Cursor, error)
 }
 
@@ -26,7 +27,9 @@ type Query struct {
 type Cursor interface {
 	// Next moves to the next record and returns its key, which the cursor may overwrite at the next call. Keys grow
 	// strictly, compared byte by byte; the order must be the same in each replica and in each life of the source.
-	// Next may wait for a record to appear. It returns io.EOF when there will be no more.
+	// Keys are not empty, and have at most 16 KiB. Next may wait for a record to appear, and must return when ctx ends. It returns
+	// io.EOF when there will be no more. A cursor that is a Bookmark may return a nil key and no error after it has passed over
+	// records: then it is asked for the bookmark, and called again.
 	Next(ctx context.Context) (key []byte, err error)
 	// Value appends the value of the record that Next moved to. A panic here costs this record only: it becomes a bad
 	// record, which workers put into quarantine, and so does an error marked with Skip. Other errors end the stream, and
@@ -53,8 +56,8 @@ type (
 		Size(ctx context.Context, q Query) (uint64, error)
 	}
 	// Bookmark is a cursor that can tell how far it has looked: a key such that it will return only greater ones. It moves
-	// readers on where the source passes over many records that do not belong to the stream. It is called by the goroutine
-	// that calls Next, between two calls.
+	// readers on where the source passes over many records that do not belong to the stream. It is called when Next has
+	// returned neither a key nor an error.
 	Bookmark interface {
 		Bookmark() []byte
 	}

@@ -127,7 +127,7 @@ func Classify(err error) Cut {
 				cut.Reason = d.GetReason()
 			}
 		case *errdetails.RetryInfo:
-			cut.After = d.GetRetryDelay().AsDuration()
+			cut.After = max(d.GetRetryDelay().AsDuration(), 0)
 		}
 	}
 	if sentinel := sentinels[cut.Reason]; sentinel != nil {
@@ -146,6 +146,7 @@ func Classify(err error) Cut {
 	case codes.Unavailable, codes.Canceled, codes.DeadlineExceeded:
 		cut.Transport = true
 	case codes.Internal, codes.Unknown:
+		cut.Fatal = cut.Reason == ReasonOutOfOrder // as when the reader has noticed it
 		cut.Transport = cut.Reason == "" && severed(s)
 	}
 	return cut

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -163,10 +164,12 @@ func (w *Worker) Run(ctx context.Context) error {
 		loops.Go(func() { w.listen(ctx, work) })
 	}
 	loops.Go(func() { w.pressure.watch(ctx, w.config.Logger) })
+	// Counted from the signal on: a claim that is under way belongs to the shutdown.
+	deadline := time.AfterFunc(math.MaxInt64, cancel)
+	defer deadline.Stop()
+	defer context.AfterFunc(ctx, func() { deadline.Reset(w.config.DrainTimeout) })()
 	w.sweep(ctx, work)
 	w.config.Logger.Info("shutting down: no more jobs are claimed", "jobs", len(w.slots))
-	deadline := time.AfterFunc(w.config.DrainTimeout, cancel)
-	defer deadline.Stop()
 	loops.Wait()
 	done := make(chan struct{})
 	go func() { w.jobs.Wait(); close(done) }() // outlives Run only when a handler does not come back
