@@ -60,7 +60,7 @@ func (f *frame) parse(b []byte) error {
 	f.records = f.records[:0]
 	whole := b
 	for len(b) > 0 {
-		number, kind, n := protowire.ConsumeTag(b)
+		number, kind, n := consumeTag(b)
 		if n < 0 {
 			return corrupt("frame", protowire.ParseError(n))
 		}
@@ -103,7 +103,7 @@ func (f *frame) parse(b []byte) error {
 func (f *frame) parseBatch(b []byte) error {
 	var count uint64
 	for len(b) > 0 {
-		number, kind, n := protowire.ConsumeTag(b)
+		number, kind, n := consumeTag(b)
 		if n < 0 {
 			return corrupt("batch", protowire.ParseError(n))
 		}
@@ -134,7 +134,7 @@ func (f *frame) parseBatch(b []byte) error {
 		b = b[n:]
 	}
 	switch {
-	case count != uint64(len(f.records)):
+	case uint32(count) != uint32(len(f.records)): // as the generated code reads it
 		return corrupt("batch", fmt.Errorf("it says %d records and holds %d", count, len(f.records)))
 	case f.firstSeq == 0:
 		return corrupt("batch", fmt.Errorf("it has no number"))
@@ -152,7 +152,7 @@ func (f *frame) parseBatch(b []byte) error {
 func (f *frame) parseRecord(b []byte) error {
 	var r Record
 	for len(b) > 0 {
-		number, kind, n := protowire.ConsumeTag(b)
+		number, kind, n := consumeTag(b)
 		if n < 0 {
 			return corrupt("record", protowire.ParseError(n))
 		}
@@ -205,3 +205,12 @@ func (f *frame) check(next uint64, lastKey []byte, before Digest) (Digest, error
 }
 
 func corrupt(what string, err error) error { return fmt.Errorf("%w: %s: %w", ErrCorrupt, what, err) }
+
+// consumeTag is protowire's, which takes numbers that the generated code refuses.
+func consumeTag(b []byte) (number protowire.Number, kind protowire.Type, n int) {
+	number, kind, n = protowire.ConsumeTag(b)
+	if number > protowire.MaxValidNumber {
+		n = -1
+	}
+	return number, kind, n
+}

@@ -11,16 +11,21 @@ import (
 	"time"
 )
 
-// pressure watches the memory of the container, so that a worker takes no more jobs shortly before the kernel would kill it.
+// pressure watches the memory of the container, so that a worker takes no more jobs, and gives some back, shortly before the
+// kernel would kill it with all of them.
 type pressure struct {
 	usage, limit string // files of the cgroup; empty without a limit
 	pressed      atomic.Bool
 }
 
+// Parts of the limit, of what the kernel counts less what it can drop.
 const (
-	pressureHigh  = 0.90 // of the limit, as the kernel counts it less what it can drop
-	pressureLow   = 0.80
+	pressureShed  = 0.95 // from here on jobs are given back, one at a time
+	pressureHigh  = 0.90 // from here on no more are claimed
+	pressureLow   = 0.80 // until here
 	pressureEvery = 500 * time.Millisecond
+	// shedPause is how long a job that was given back has to free its memory before the next one follows.
+	shedPause = 4
 )
 
 func newPressure() *pressure {
@@ -35,14 +40,20 @@ func newPressure() *pressure {
 	return &pressure{}
 }
 
-// watch looks at the memory until ctx ends.
-func (p *pressure) watch(ctx context.Context, log *slog.Logger) {
+// watch looks at the memory until ctx ends. shed gives one job back; it reports whether there was one.
+func (p *pressure) watch(ctx context.Context, log *slog.Logger, shed func() bool) {
 	if p.usage == "" {
 		return
 	}
+	pause := 0
 	for wait(ctx, pressureEvery) {
 		used := float64(readNumber(p.usage)-droppable(path.Dir(p.usage))) / float64(max(readNumber(p.limit), 1))
+		pause--
 		switch {
+		case used > pressureShed && pause < 0 && shed():
+			p.pressed.Store(true)
+			pause = shedPause
+			log.Warn("memory is nearly used up: a job is given back before the kernel ends all of them", "used", used)
 		case used > pressureHigh && p.pressed.CompareAndSwap(false, true):
 			log.Warn("memory is nearly used up: no more jobs are claimed until it is free again", "used", used)
 		case used < pressureLow:

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 )
@@ -21,9 +22,10 @@ type run struct {
 	sink  Sink
 	log   *slog.Logger
 
-	stop context.Context // ended: give the job back soon
-	own  context.Context // ended: the job is not ours any more, or the time to shut down is over
-	lose context.CancelCauseFunc
+	stop  context.Context // ended: give the job back soon
+	leave context.CancelFunc
+	own   context.Context // ended: the job is not ours any more, or the time to shut down is over
+	lose  context.CancelCauseFunc
 
 	checkpoint Checkpoint // as the sink has it
 	journal    Journal    // as the store has it
@@ -56,14 +58,25 @@ func (f *failure) Unwrap() error { return f.err }
 func (w *Worker) work(stop, work context.Context, status Status, since time.Time) {
 	own, lose := context.WithCancelCause(work)
 	defer lose(nil)
+	stop, leave := context.WithCancel(stop)
+	defer leave()
 	r := &run{
-		w: w, job: status.Job, lease: status.Lease(), sink: w.sinks[status.Stream], stop: stop, own: own, lose: lose,
+		w: w, job: status.Job, lease: status.Lease(), sink: w.sinks[status.Stream], stop: stop, leave: leave, own: own, lose: lose,
 		journal: status.Journal, noProgress: status.NoProgress, progress: status.Progress,
 		log: w.config.Logger.With("job", status.ID, "stream", status.Stream, "epoch", status.Epoch),
 	}
 	r.job.MaxBad = cmp.Or(r.job.MaxBad, w.config.MaxBad)
 	r.log.Info("job claimed", "attempt", status.Attempts, "owner_died", status.Died)
 	r.event(Event{Kind: EventClaimed, Attempt: status.Attempts, Died: status.Died})
+
+	w.mu.Lock()
+	w.running = append(w.running, r)
+	w.mu.Unlock()
+	defer func() {
+		w.mu.Lock()
+		w.running = slices.DeleteFunc(w.running, func(other *run) bool { return other == r })
+		w.mu.Unlock()
+	}()
 
 	var heart sync.WaitGroup
 	beating, still := context.WithCancel(own)

@@ -28,9 +28,9 @@ import (
 // TestSimulation runs whole systems in virtual time: producers, workers, store, sink, hints and the network between them, all
 // of which break at random. What happened is recorded where it takes effect, and must satisfy every validator.
 //
-// SIM_SEEDS is how many seeds to run, SIM_SEED one of them.
+// SIM_SEEDS is how many seeds to run (make test runs 10,000 of them), SIM_SEED one of them.
 func TestSimulation(t *testing.T) {
-	seeds, first := 1500, uint64(1)
+	seeds, first := 300, uint64(1)
 	if n, err := strconv.Atoi(os.Getenv("SIM_SEEDS")); err == nil {
 		seeds = n
 	}
@@ -62,13 +62,13 @@ func TestSimulation(t *testing.T) {
 
 // totals count what the seeds have met: a simulation that meets nothing proves nothing.
 type totals struct {
-	records, commits, kills, freezes, cuts, stops, restarts, outages, unknown, poison, panics, refused, producerBad, steered atomic.Int64
+	records, commits, kills, freezes, cuts, stops, restarts, outages, unknown, poison, panics, refused, producerBad, steered, hints atomic.Int64
 }
 
 func (n *totals) each() map[string]*atomic.Int64 {
 	return map[string]*atomic.Int64{"records": &n.records, "commits": &n.commits, "kills": &n.kills, "freezes": &n.freezes, "cuts": &n.cuts,
 		"stops": &n.stops, "restarts": &n.restarts, "outages": &n.outages, "unknown outcomes": &n.unknown, "deaths by poison": &n.poison,
-		"panics": &n.panics, "refused": &n.refused, "bad at the producer": &n.producerBad, "cancelled, paused or retried": &n.steered}
+		"panics": &n.panics, "refused": &n.refused, "bad at the producer": &n.producerBad, "cancelled, paused or retried": &n.steered, "hints": &n.hints}
 }
 
 func (n *totals) String() (s string) {
@@ -101,6 +101,8 @@ type system struct {
 	nature  map[string]map[uint64]string // of records: kill, panic, refuse, bad
 	flaky   float64                      // how often a handler fails for no reason
 
+	hints     *simHints // nil: none
+	bounded   bounded
 	producers []*simProducer
 	processes []*process
 	outage    atomic.Int32 // 1: the store fails, 2: the sink fails, 3: both
@@ -141,6 +143,12 @@ func simulate(t *testing.T, seed uint64, totals *totals) {
 	if s.chance(0.3) {
 		s.flaky = 0.05
 	}
+	if s.chance(0.5) {
+		s.hints = &simHints{s: s}
+	}
+	// A batch may have a fourth of what the reader takes, and one more record.
+	s.bounded = bounded{limit: uint64(s.config.MaxInFlight + s.config.MaxRecord + 200), frames: map[string][]stream.Event{}}
+	s.config.Observe = s.bounded.observe
 	var jobs []stream.Status
 	for i := range 1 + s.n(3) {
 		name := fmt.Sprintf("stream%d", i)
@@ -156,6 +164,9 @@ func simulate(t *testing.T, seed uint64, totals *totals) {
 		job, err := s.store.Submit(t.Context(), stream.Job{Stream: name, MaxBad: 1000, Priority: s.n(2)})
 		if err != nil {
 			t.Fatal(err)
+		}
+		if s.hints != nil {
+			s.hints.Send(t.Context(), stream.Hint{Stream: name, Job: job.ID})
 		}
 		jobs = append(jobs, job)
 	}
@@ -185,6 +196,9 @@ func simulate(t *testing.T, seed uint64, totals *totals) {
 		p.down()
 	}
 	s.running.Wait()
+	if err := s.bounded.err; err != nil {
+		t.Error(err)
+	}
 	for _, job := range jobs {
 		s.check(job)
 	}
@@ -445,7 +459,10 @@ var (
 func (s *system) start(pod string) *process {
 	p := &process{s: s, owner: stream.Owner{Pod: pod, PodUID: pod, Incarnation: stream.NewID()}, done: make(chan struct{}), hand: map[string][]uint64{}}
 	config := s.config
-	config.Owner, config.Store, config.Hints = p.owner, &simStore{s.store, p}, nil
+	config.Owner, config.Store = p.owner, &simStore{s.store, p}
+	if s.hints != nil {
+		config.Hints = s.hints
+	}
 	p.conns = stream.NewConnections("passthrough:///any", grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
 			if err := p.gate(ctx); err != nil {
@@ -618,6 +635,10 @@ func (s *system) some() *process {
 // fault breaks something.
 func (s *system) fault(jobs []stream.Status) {
 	producer := s.producers[s.n(len(s.producers))]
+	if s.hints != nil {
+		job := jobs[s.n(len(jobs))]
+		s.hints.Send(context.Background(), stream.Hint{Stream: job.Stream, Job: job.ID})
+	}
 	switch s.n(9) {
 	case 0, 1:
 		if p := s.some(); !p.isDead() {
@@ -669,6 +690,85 @@ func (p *process) isDead() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.dead
+}
+
+// simHints is a bus that loses, doubles, delays and reorders hints, and makes some up. That changes when things happen (I12), and
+// nothing that any validator looks at.
+type simHints struct {
+	s         *system
+	mu        sync.Mutex
+	listeners []chan stream.Hint
+}
+
+func (b *simHints) Send(_ context.Context, h stream.Hint) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for range b.s.n(3) { // none, one or two
+		if len(b.listeners) == 0 {
+			return errOutage
+		}
+		listener, delay := b.listeners[b.s.n(len(b.listeners))], time.Duration(b.s.n(10_000))*time.Millisecond
+		if b.s.chance(0.1) {
+			h = stream.Hint{Stream: "nobody's", Job: "none"}
+		}
+		b.s.totals.hints.Add(1)
+		time.AfterFunc(delay, func() {
+			select {
+			case listener <- h:
+			default:
+			}
+		})
+	}
+	return nil
+}
+
+func (b *simHints) Listen(ctx context.Context, wake func(context.Context, stream.Hint)) error {
+	if b.s.chance(0.2) {
+		return errOutage
+	}
+	mine := make(chan stream.Hint, 3)
+	b.mu.Lock()
+	b.listeners = append(b.listeners, mine)
+	b.mu.Unlock()
+	for {
+		select {
+		case h := <-mine:
+			wake(ctx, h)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (b *simHints) Close() error { return nil }
+
+// bounded checks I9, that what was received and is not committed is bounded, by the worker's events.
+type bounded struct {
+	limit  uint64
+	mu     sync.Mutex
+	frames map[string][]stream.Event // received and not committed, by job and epoch
+	err    error
+}
+
+func (b *bounded) observe(e stream.Event) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	key := fmt.Sprint(e.Job.ID, e.Epoch)
+	switch e.Kind {
+	case stream.EventOpened:
+		delete(b.frames, key)
+	case stream.EventCommitted:
+		b.frames[key] = slices.DeleteFunc(b.frames[key], func(f stream.Event) bool { return f.To <= e.To })
+	case stream.EventReceived:
+		b.frames[key] = append(b.frames[key], e)
+		sum := uint64(0)
+		for _, f := range b.frames[key] {
+			sum += f.Bytes
+		}
+		if sum > b.limit && len(b.frames[key]) > 1 && b.err == nil {
+			b.err = fmt.Errorf("I9 bounded: %d bytes were received and not committed, and %d are allowed", sum, b.limit)
+		}
+	}
 }
 
 // simStore is the store as a process reaches it.

@@ -37,7 +37,7 @@ type Sink interface {
 	// Commit calls the handler, unless the batch is empty, and stores its effects, the quarantined records and the next checkpoint,
 	// all or nothing. A panic of the handler undoes all, and goes on to the caller.
 	// It returns ErrFenced if the lease's epoch is not the one that was fenced last, ErrConflict if the stored checkpoint is not
-	// c.Prev (then nothing is changed), and the handler's error, wrapped, if that is why. After any other error it is unknown
+	// c.Prev, all of it (then nothing is changed), and the handler's error, wrapped, if that is why. After any other error it is unknown
 	// whether the commit took effect.
 	Commit(ctx context.Context, c *Commit) error
 }
@@ -148,8 +148,8 @@ const (
 type QuarantineStore interface {
 	// Quarantined returns the quarantined records of a job in the given states (none: all), in their order, up to limit (0: 1000).
 	Quarantined(ctx context.Context, job string, limit int, states ...QuarantineState) ([]Quarantined, error)
-	// MarkQuarantined sets the state of records that are Waiting or marked for Replay. No seqs means all of them. It returns
-	// how many there were.
+	// MarkQuarantined sets the state of records that are Waiting or marked for Replay, to one of these or to Dropped. No seqs
+	// means all of them. It returns how many it changed.
 	MarkQuarantined(ctx context.Context, job string, to QuarantineState, seqs ...uint64) (int, error)
 }
 
@@ -158,6 +158,7 @@ type ReplaySink interface {
 	Sink
 	QuarantineStore
 	// CommitReplay calls the handler with the one record of the batch and marks it Replayed, in one transaction that has the
-	// same fence as Commit and leaves the checkpoint as it is.
+	// same fence as Commit and leaves the checkpoint as it is. A record that is refused again, or that the handler panics at, is
+	// Waiting again, with the new reason. ErrConflict if the record is not marked for Replay.
 	CommitReplay(ctx context.Context, l Lease, b *Batch) error
 }

@@ -9,7 +9,7 @@ import (
 // called concurrently and from many processes (unless the store says otherwise), judge time by the store's own clock, and
 // are atomic. [github.com/levada-io/levada/stream/streamtest.RunStore] is the suite that every store passes.
 type Store interface {
-	// Submit adds a job. When its ID or DedupeKey is there already, it changes nothing and returns that job, with Existed set.
+	// Submit adds a job. Stream and ID have no white space and at most 1024 bytes, since hints carry them. When its ID or DedupeKey is there already, it changes nothing and returns that job, with Existed set.
 	Submit(ctx context.Context, job Job) (Status, error)
 
 	// Claim gives leases on up to c.Max due jobs: those that are ready and whose NotBefore has passed, and those that are
@@ -18,7 +18,8 @@ type Store interface {
 	// now; the Status returned also has Died set if it was running before. No job is ever given to two claims in the same epoch.
 	Claim(ctx context.Context, c Claim) ([]Status, error)
 
-	// Renew makes the lease last ttl from now, and stores the progress. ErrFenced if the lease is not the job's current one.
+	// Renew makes the lease last ttl from now, and stores the progress. ErrFenced if the lease is not the job's current one, or
+	// there is no such job; a lease that has run out and that nobody has claimed is renewed.
 	Renew(ctx context.Context, l Lease, p Progress, ttl time.Duration) error
 
 	// Note stores the journal and the number of attempts without progress. ErrFenced as in Renew.
@@ -28,7 +29,7 @@ type Store interface {
 	Release(ctx context.Context, l Lease, r Release) error
 
 	// Expire ends, now, the leases of running jobs whose owner is dead, so that they can be claimed, and returns how many
-	// there were. The jobs count as Died.
+	// there were: leases that have run out already are not counted. The jobs count as Died.
 	Expire(ctx context.Context, dead Dead) (int, error)
 
 	// Get returns a job, or ErrNotFound.
@@ -41,9 +42,9 @@ type Store interface {
 	// fenced at its next commit or renewal. ErrState if the job is final (Pause also: if it is paused).
 	Cancel(ctx context.Context, id string) (Status, error)
 	Pause(ctx context.Context, id string) (Status, error)
-	// Resume makes a paused job ready.
+	// Resume makes a paused job ready, not before the time that it had.
 	Resume(ctx context.Context, id string) (Status, error)
-	// Retry makes a job of a final state ready, from where it got, with attempts without progress, journal, reason and
+	// Retry makes a job of a final state ready, from where it got, with attempts without progress, journal, reason, LastError and
 	// FinishedAt cleared, and Epoch one greater. A completed job has nothing left but records that were marked for replay.
 	Retry(ctx context.Context, id string) (Status, error)
 

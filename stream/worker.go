@@ -120,6 +120,9 @@ type Worker struct {
 	jobs     sync.WaitGroup
 	stuck    atomic.Int64 // handlers that do not come back
 	pressure *pressure
+
+	mu      sync.Mutex
+	running []*run // the oldest first
 }
 
 // NewWorker returns a worker without handlers: add them with Handle, then Run it.
@@ -163,7 +166,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	if w.config.Hints != nil {
 		loops.Go(func() { w.listen(ctx, work) })
 	}
-	loops.Go(func() { w.pressure.watch(ctx, w.config.Logger) })
+	loops.Go(func() { w.pressure.watch(ctx, w.config.Logger, w.shed) })
 	// Counted from the signal on: a claim that is under way belongs to the shutdown.
 	deadline := time.AfterFunc(math.MaxInt64, cancel)
 	defer deadline.Stop()
@@ -242,7 +245,7 @@ func (w *Worker) sweep(ctx, work context.Context) {
 func (w *Worker) listen(ctx, work context.Context) {
 	for failures := 1; ctx.Err() == nil; failures++ {
 		err := w.config.Hints.Listen(ctx, func(ctx context.Context, h Hint) {
-			if h.Stream != "" && w.sinks[h.Stream] == nil {
+			if h.Stream != "" && w.sinks[h.Stream] == nil || w.pressure.high() {
 				return
 			}
 			select {
@@ -294,6 +297,17 @@ func (w *Worker) claim(ctx, work context.Context, slots int) (int, error) {
 		<-w.slots
 	}
 	return len(claimed), err
+}
+
+// shed gives back the job that was claimed last, if there is more than one: its work is the least to do again.
+func (w *Worker) shed() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.running) < 2 {
+		return false
+	}
+	w.running[len(w.running)-1].leave()
+	return true
 }
 
 func (w *Worker) free() {

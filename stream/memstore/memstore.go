@@ -3,6 +3,7 @@
 package memstore
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/levada-io/levada/stream"
+	"github.com/levada-io/levada/stream/internal/jobrule"
 )
 
 // Store is a stream.Store in memory; Sink makes sinks that keep their checkpoints in it.
@@ -18,6 +20,7 @@ type Store struct {
 	mu         sync.Mutex
 	jobs       map[string]*stream.Status
 	order      []string
+	ttl        map[string]time.Duration // of each job's last claim or renewal
 	offsets    map[string]*offset
 	quarantine map[string]map[uint64]stream.Quarantined
 }
@@ -29,7 +32,7 @@ type offset struct {
 
 // New returns an empty store.
 func New() *Store {
-	return &Store{jobs: map[string]*stream.Status{}, offsets: map[string]*offset{}, quarantine: map[string]map[uint64]stream.Quarantined{}}
+	return &Store{jobs: map[string]*stream.Status{}, ttl: map[string]time.Duration{}, offsets: map[string]*offset{}, quarantine: map[string]map[uint64]stream.Quarantined{}}
 }
 
 // Close does nothing: a closed store can be opened again by whoever still holds it, as a database would be.
@@ -39,8 +42,9 @@ func (s *Store) Submit(ctx context.Context, job stream.Job) (stream.Status, erro
 	if err := ctx.Err(); err != nil {
 		return stream.Status{}, err
 	}
-	if job.Stream == "" {
-		return stream.Status{}, fmt.Errorf("a job needs the name of its stream")
+	job, err := jobrule.Job(job)
+	if err != nil {
+		return stream.Status{}, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -51,13 +55,11 @@ func (s *Store) Submit(ctx context.Context, job stream.Job) (stream.Status, erro
 			return existing, nil
 		}
 	}
-	if job.ID == "" {
-		job.ID = stream.NewID()
-	}
 	now := time.Now()
-	if job.NotBefore.Before(now) {
+	if job.NotBefore.IsZero() {
 		job.NotBefore = now
 	}
+	job.Query = bytes.Clone(job.Query)
 	status := &stream.Status{Job: job, State: stream.Ready, CreatedAt: now, UpdatedAt: now}
 	s.jobs[job.ID] = status
 	s.order = append(s.order, job.ID)
@@ -65,7 +67,7 @@ func (s *Store) Submit(ctx context.Context, job stream.Job) (stream.Status, erro
 }
 
 func (s *Store) Claim(ctx context.Context, c stream.Claim) ([]stream.Status, error) {
-	if err := ctx.Err(); err != nil {
+	if err := cmp.Or(ctx.Err(), jobrule.Claim(c)); err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
@@ -77,7 +79,7 @@ func (s *Store) Claim(ctx context.Context, c stream.Claim) ([]stream.Status, err
 		if c.Streams != nil && !slices.Contains(c.Streams, status.Stream) {
 			continue
 		}
-		if status.State == stream.Ready && !status.NotBefore.After(now) || status.State == stream.Running && status.LeaseUntil.Before(now) {
+		if status.State == stream.Ready && !status.NotBefore.After(now) || status.State == stream.Running && !status.LeaseUntil.After(now) {
 			due = append(due, status)
 		}
 	}
@@ -91,6 +93,7 @@ func (s *Store) Claim(ctx context.Context, c stream.Claim) ([]stream.Status, err
 		status.Epoch++
 		status.Attempts++
 		status.LeaseUntil, status.ClaimedAt, status.UpdatedAt = now.Add(c.TTL), now, now
+		s.ttl[status.ID] = c.TTL
 		if status.StartedAt.IsZero() {
 			status.StartedAt = now
 		}
@@ -112,17 +115,21 @@ func dueSince(s *stream.Status) time.Time {
 func (s *Store) owned(l stream.Lease) (*stream.Status, error) {
 	status := s.jobs[l.Job]
 	if status == nil {
-		return nil, fmt.Errorf("%w: %s", stream.ErrNotFound, l.Job)
+		return nil, jobrule.Fenced(l, "there is no such job")
 	}
 	if status.Epoch != l.Epoch || status.State != stream.Running {
-		return nil, fmt.Errorf("%w: job %s is %s at epoch %d, the lease has %d", stream.ErrFenced, l.Job, status.State, status.Epoch, l.Epoch)
+		return nil, jobrule.Fenced(l, "the job is %s in epoch %d", status.State, status.Epoch)
 	}
 	return status, nil
 }
 
 func (s *Store) Renew(ctx context.Context, l stream.Lease, p stream.Progress, ttl time.Duration) error {
+	if err := jobrule.TTL("renew", ttl); err != nil {
+		return err
+	}
 	return s.change(ctx, l, func(status *stream.Status, now time.Time) {
 		status.LeaseUntil, status.Progress = now.Add(ttl), p
+		s.ttl[status.ID] = ttl
 	})
 }
 
@@ -133,8 +140,8 @@ func (s *Store) Note(ctx context.Context, l stream.Lease, j stream.Journal, noPr
 }
 
 func (s *Store) Release(ctx context.Context, l stream.Lease, r stream.Release) error {
-	if r.State != stream.Ready && r.State != stream.Completed && r.State != stream.Failed {
-		return fmt.Errorf("%w: a lease cannot be released into state %q", stream.ErrState, r.State)
+	if err := jobrule.Release(l, r); err != nil {
+		return err
 	}
 	s.mu.Lock()
 	if status := s.jobs[l.Job]; status != nil && status.Epoch == l.Epoch && status.State == r.State && r.State.Final() {
@@ -171,25 +178,22 @@ func (s *Store) change(ctx context.Context, l stream.Lease, do func(*stream.Stat
 }
 
 func (s *Store) Expire(ctx context.Context, dead stream.Dead) (int, error) {
-	if err := ctx.Err(); err != nil {
+	if err := cmp.Or(ctx.Err(), jobrule.Dead(dead)); err != nil {
 		return 0, err
-	}
-	if dead.PodUID == "" && dead.Incarnation == "" && !dead.All {
-		return 0, fmt.Errorf("Expire needs a pod, an incarnation or All")
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now, n := time.Now(), 0
 	for _, status := range s.jobs {
 		o := status.Owner
-		if status.State != stream.Running || status.LeaseUntil.Before(now) ||
+		if status.State != stream.Running || !status.LeaseUntil.After(now) ||
 			dead.PodUID != "" && o.PodUID != dead.PodUID || dead.Incarnation != "" && o.Incarnation != dead.Incarnation ||
 			dead.Container != "" && o.Container != "" && o.Container != dead.Container ||
 			dead.NotIncarnation != "" && o.Incarnation == dead.NotIncarnation ||
 			!dead.ClaimedBefore.IsZero() && !status.ClaimedAt.Before(dead.ClaimedBefore) {
 			continue
 		}
-		status.LeaseUntil, status.UpdatedAt = now.Add(-1), now
+		status.LeaseUntil, status.UpdatedAt = now, now
 		n++
 	}
 	return n, nil
@@ -232,6 +236,7 @@ func (s *Store) Cancel(ctx context.Context, id string) (stream.Status, error) {
 			return false
 		}
 		status.State, status.FinishedAt = stream.Cancelled, now
+		status.Epoch++
 		return true
 	})
 }
@@ -242,26 +247,28 @@ func (s *Store) Pause(ctx context.Context, id string) (stream.Status, error) {
 			return false
 		}
 		status.State = stream.Paused
+		status.Epoch++
 		return true
 	})
 }
 
 func (s *Store) Resume(ctx context.Context, id string) (stream.Status, error) {
-	return s.steer(ctx, id, func(status *stream.Status, now time.Time) bool {
+	return s.steer(ctx, id, func(status *stream.Status, _ time.Time) bool {
 		if status.State != stream.Paused {
 			return false
 		}
-		status.State, status.NotBefore = stream.Ready, now
+		status.State = stream.Ready
 		return true
 	})
 }
 
 func (s *Store) Retry(ctx context.Context, id string) (stream.Status, error) {
-	return s.steer(ctx, id, func(status *stream.Status, now time.Time) bool {
+	return s.steer(ctx, id, func(status *stream.Status, _ time.Time) bool {
 		if !status.State.Final() {
 			return false
 		}
-		status.State, status.NotBefore, status.FinishedAt = stream.Ready, now, time.Time{}
+		status.State, status.FinishedAt = stream.Ready, time.Time{}
+		status.Epoch++
 		status.NoProgress, status.Journal, status.Reason, status.LastError = 0, stream.Journal{}, "", ""
 		return true
 	})
@@ -281,7 +288,6 @@ func (s *Store) steer(ctx context.Context, id string, do func(*stream.Status, ti
 	if !do(status, now) {
 		return *status, fmt.Errorf("%w: job %s is %s", stream.ErrState, id, status.State)
 	}
-	status.Epoch++
 	status.LeaseUntil, status.UpdatedAt = time.Time{}, now
 	return *status, nil
 }

@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
 
 	"github.com/levada-io/levada/stream"
+	"github.com/levada-io/levada/stream/internal/jobrule"
 )
 
 // Handler processes a batch. Its effects are to be kept in what it returns: keep is called, with the store locked, only when the
@@ -37,7 +39,7 @@ func (k *Sink) Fence(ctx context.Context, l stream.Lease) (stream.Checkpoint, er
 		s.offsets[l.Job] = at
 	}
 	if at.epoch > l.Epoch {
-		return stream.Checkpoint{}, fmt.Errorf("%w: the sink has epoch %d, the lease has %d", stream.ErrFenced, at.epoch, l.Epoch)
+		return stream.Checkpoint{}, jobrule.Fenced(l, "epoch %d was fenced already", at.epoch)
 	}
 	at.epoch = l.Epoch
 	return at.checkpoint, nil
@@ -49,6 +51,9 @@ func (k *Sink) Commit(ctx context.Context, c *stream.Commit) error {
 		return err
 	}
 	next, rows, err := c.Result()
+	if err == nil {
+		err = jobrule.Commit(c.Lease, c.Prev, next)
+	}
 	if err != nil {
 		return err
 	}
@@ -62,11 +67,16 @@ func (k *Sink) Commit(ctx context.Context, c *stream.Commit) error {
 	if err != nil {
 		return err
 	}
-	if prev := at.checkpoint; prev.Seq != c.Prev.Seq || !bytes.Equal(prev.Token, c.Prev.Token) || prev.Done != c.Prev.Done {
-		return fmt.Errorf("%w: it is at record %d, the commit goes on from %d", stream.ErrConflict, prev.Seq, c.Prev.Seq)
+	if at, prev := at.checkpoint, c.Prev; at.Seq != prev.Seq || !bytes.Equal(at.Token, prev.Token) || at.Digest != prev.Digest || at.Bytes != prev.Bytes || at.Bad != prev.Bad || at.Done != prev.Done {
+		return jobrule.Conflict(c.Lease, prev.Seq, at.Seq)
 	}
 	next.Token = bytes.Clone(next.Token)
 	at.checkpoint = next
+	status, now := s.jobs[c.Lease.Job], time.Now()
+	if until := now.Add(s.ttl[status.ID]); until.After(status.LeaseUntil) {
+		status.LeaseUntil = until
+	}
+	status.Progress.Records, status.Progress.Bytes, status.Progress.Bad, status.UpdatedAt = next.Seq, next.Bytes, next.Bad, now
 	for _, row := range rows {
 		if s.quarantine[row.Job] == nil {
 			s.quarantine[row.Job] = map[uint64]stream.Quarantined{}
@@ -82,12 +92,10 @@ func (k *Sink) Commit(ctx context.Context, c *stream.Commit) error {
 func (s *Store) fenced(l stream.Lease) (*offset, error) {
 	at := s.offsets[l.Job]
 	if at == nil || at.epoch != l.Epoch {
-		return nil, fmt.Errorf("%w: epoch %d is not the sink's", stream.ErrFenced, l.Epoch)
+		return nil, jobrule.Fenced(l, "it is not the epoch that was fenced last")
 	}
-	if status := s.jobs[l.Job]; status != nil && (status.Epoch != l.Epoch || status.State != stream.Running) {
-		return nil, fmt.Errorf("%w: job %s is %s at epoch %d, the lease has %d", stream.ErrFenced, l.Job, status.State, status.Epoch, l.Epoch)
-	}
-	return at, nil
+	_, err := s.owned(l)
+	return at, err
 }
 
 func (k *Sink) process(ctx context.Context, b *stream.Batch) (keep func(), err error) {
@@ -103,13 +111,27 @@ func (k *Sink) process(ctx context.Context, b *stream.Batch) (keep func(), err e
 	return keep, err
 }
 
-func (k *Sink) CommitReplay(ctx context.Context, l stream.Lease, b *stream.Batch) error {
-	keep, err := k.process(ctx, b)
+func (k *Sink) CommitReplay(ctx context.Context, l stream.Lease, b *stream.Batch) (err error) {
+	record, err := jobrule.Replay(l, b)
 	if err != nil {
 		return err
 	}
-	if skipped := b.Skipped(); len(skipped) > 0 {
-		return stream.Skip(fmt.Errorf("refused again: %s", skipped[0].Error))
+	returned := false
+	defer func() {
+		if !returned {
+			k.refused(l, record.Seq, stream.ClassPanic, "the handler panicked when the record was replayed")
+		}
+	}()
+	keep, err := k.process(ctx, b)
+	if skipped := b.Skipped(); err == nil && len(skipped) > 0 {
+		err = stream.Skip(errors.New(skipped[0].Error))
+	}
+	returned = true
+	if stream.MarkOf(err) == "skip" {
+		k.refused(l, record.Seq, stream.ClassRefused, err.Error())
+	}
+	if err := cmp.Or(err, ctx.Err()); err != nil {
+		return err
 	}
 	s := k.store
 	s.mu.Lock()
@@ -117,14 +139,29 @@ func (k *Sink) CommitReplay(ctx context.Context, l stream.Lease, b *stream.Batch
 	if _, err := s.fenced(l); err != nil {
 		return err
 	}
-	row, ok := s.quarantine[l.Job][b.Records[0].Seq]
+	row, ok := s.quarantine[l.Job][record.Seq]
 	if !ok || row.State != stream.Replay {
-		return fmt.Errorf("%w: record %d is not marked for replay", stream.ErrConflict, b.Records[0].Seq)
+		return fmt.Errorf("%w: record %d is not marked for replay", stream.ErrConflict, record.Seq)
 	}
 	row.State = stream.Replayed
+	row.Attempts++
 	s.quarantine[l.Job][row.Seq] = row
 	keep()
 	return nil
+}
+
+// refused makes a replayed record wait again.
+func (k *Sink) refused(l stream.Lease, seq uint64, class stream.Class, why string) {
+	s := k.store
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	row, ok := s.quarantine[l.Job][seq]
+	if _, err := s.fenced(l); err != nil || !ok || row.State != stream.Replay {
+		return
+	}
+	row.State, row.Class, row.Error = stream.Waiting, class, why
+	row.Attempts++
+	s.quarantine[l.Job][seq] = row
 }
 
 func (k *Sink) Quarantined(ctx context.Context, job string, limit int, states ...stream.QuarantineState) ([]stream.Quarantined, error) {
@@ -152,17 +189,14 @@ func (s *Store) Quarantined(ctx context.Context, job string, limit int, states .
 }
 
 func (s *Store) MarkQuarantined(ctx context.Context, job string, to stream.QuarantineState, seqs ...uint64) (int, error) {
-	if err := ctx.Err(); err != nil {
+	if err := cmp.Or(ctx.Err(), jobrule.QuarantineMark(to)); err != nil {
 		return 0, err
-	}
-	if to != stream.Waiting && to != stream.Replay && to != stream.Dropped {
-		return 0, fmt.Errorf("%w: a record cannot be marked %q", stream.ErrState, to)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := 0
 	for seq, row := range s.quarantine[job] {
-		if (row.State == stream.Waiting || row.State == stream.Replay) && (len(seqs) == 0 || slices.Contains(seqs, seq)) {
+		if (row.State == stream.Waiting || row.State == stream.Replay) && row.State != to && (len(seqs) == 0 || slices.Contains(seqs, seq)) {
 			row.State = to
 			s.quarantine[job][seq] = row
 			n++

@@ -668,7 +668,7 @@ func (s *sinkTest) mark() {
 	mark(1, stream.Dropped, 2)
 	mark(0, stream.Replay, 2)
 	mark(1, stream.Replay, 3, 99)
-	for _, state := range []stream.QuarantineState{stream.Waiting, stream.Replayed, "gone", ""} {
+	for _, state := range []stream.QuarantineState{stream.Replayed, "gone", ""} {
 		if n, err := r.MarkQuarantined(s.ctx, "a", state); err == nil {
 			s.Errorf("%d records were marked %q", n, state)
 		}
@@ -695,6 +695,9 @@ func (s *sinkTest) mark() {
 	}
 	mark(2, stream.Replay)
 	mark(0, stream.Replay)
+	mark(1, stream.Waiting, 4)
+	mark(0, stream.Waiting, 4)
+	mark(1, stream.Replay, 4)
 }
 
 // aside puts records 2 and 3 of job "a" into quarantine, marked for replay.

@@ -114,8 +114,8 @@ func Dead(d stream.Dead) error {
 
 // QuarantineMark checks what quarantined records are to be marked with.
 func QuarantineMark(to stream.QuarantineState) error {
-	if to != stream.Replay && to != stream.Dropped {
-		return fmt.Errorf("quarantined records cannot be marked %q, only %q or %q", to, stream.Replay, stream.Dropped)
+	if to != stream.Waiting && to != stream.Replay && to != stream.Dropped {
+		return fmt.Errorf("quarantined records cannot be marked %q, only %q, %q or %q", to, stream.Waiting, stream.Replay, stream.Dropped)
 	}
 	return nil
 }
