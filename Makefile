@@ -37,9 +37,11 @@ ifdef PKG
 	go test $(RACE) -timeout 30m -run '$(RUN)' $(PKG)
 else
 	@failed=0; \
-	plain=$$(go list ./... | grep -vE '^github.com/levada-io/levada/(internal|sdk)(/|$$)'); \
+	if [ "$$CI" = true ]; then LEVADA_KUBE_JOBS=2 bash test/kube/build.sh - controlplane > /dev/null || exit 1; fi; \
+	plain=$$(go list ./... | grep -vE '^github.com/levada-io/levada/(internal|sdk|stream)(/|$$)'); \
 	echo "go test (without the race detector)"; go test -timeout 15m -run '$(RUN)' $$plain || failed=1; \
-	echo "go test $(RACE)"; go test $(RACE) -timeout 20m -run '$(RUN)' ./internal/... ./sdk/... || failed=1; \
+	if [ '$(RUN)' = . ]; then echo "go test: 10,000 seeds of the simulation of streams"; SIM_SEEDS=10000 go test -timeout 15m -run '^TestSimulation$$' ./stream || failed=1; fi; \
+	echo "go test $(RACE)"; go test $(RACE) -timeout 20m -run '$(RUN)' ./internal/... ./sdk/... ./stream/... || failed=1; \
 	exit $$failed
 endif
 
@@ -48,8 +50,8 @@ e2e: ## Run every manifest of examples/ and compare what comes out
 	go test -count=1 -timeout 10m -v -run '$(RUN)' ./test/e2e/...
 
 .PHONY: faults
-faults: ## Kill everything again and again under a million messages, and count: takes long
-	LEDGER_LINES=$${LEDGER_LINES:-1000000} LEDGER_KILLS=$${LEDGER_KILLS:-50} go test -count=1 -timeout 3h -v -run '$(RUN)' ./test/faults/...
+faults: ## Kill everything again and again under a million messages and records, and count: takes long
+	LEDGER_LINES=$${LEDGER_LINES:-1000000} LEDGER_KILLS=$${LEDGER_KILLS:-50} STREAM_RECORDS=$${STREAM_RECORDS:-1000000} STREAM_KILLS=$${STREAM_KILLS:-200} go test -count=1 -timeout 3h -v -run '$(RUN)' ./test/faults/...
 
 .PHONY: fuzz
 fuzz: ## Run every fuzz target for FUZZTIME (30s each)

@@ -3,4 +3,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export GOTOOLCHAIN=auto
+case ${1:-} in
+stream_*|streams) # gRPC streams have a bench of their own: streams [FLAGS] [CASE...] for all of them
+	[ "$1" = streams ] && shift
+	exec go run ./bench/streams "$@"
+	;;
+esac
 exec go run ./bench "$@"

@@ -37,7 +37,7 @@ type WorkerConfig struct {
 	// MaxJobs is how many jobs are worked on at once. Default 16.
 	MaxJobs int
 	// MaxInFlight bounds, per job, the bytes that were received and are not committed; one batch is always let in. The HTTP/2 window
-	// of the connection comes on top. Default 8 MiB.
+	// of the connection comes on top. Default 4 MiB.
 	MaxInFlight int
 	// MaxRecord is the largest record that is taken, in bytes; producers send a bad record instead of a larger one. Default 4 MiB.
 	MaxRecord int
@@ -75,7 +75,7 @@ func (c WorkerConfig) withDefaults() WorkerConfig {
 	c.Lease = cmp.Or(c.Lease, 15*time.Second)
 	c.Sweep = cmp.Or(c.Sweep, 2*time.Second)
 	c.MaxJobs = cmp.Or(c.MaxJobs, 16)
-	c.MaxInFlight = cmp.Or(c.MaxInFlight, 8<<20)
+	c.MaxInFlight = cmp.Or(c.MaxInFlight, 4<<20)
 	c.MaxRecord = cmp.Or(c.MaxRecord, 4<<20)
 	c.CommitRecords = cmp.Or(c.CommitRecords, 1000)
 	c.CommitBytes = cmp.Or(c.CommitBytes, 1<<20)
@@ -116,7 +116,7 @@ type Worker struct {
 
 	slots    chan struct{} // holds one for each job that is being worked on
 	freed    chan struct{} // a slot came free: sweep
-	suspect  chan struct{} // held by the job that has a suspect in hand, so that a death is blamed on one
+	hands    *hands
 	jobs     sync.WaitGroup
 	stuck    atomic.Int64 // handlers that do not come back
 	pressure *pressure
@@ -133,7 +133,7 @@ func NewWorker(config WorkerConfig) (*Worker, error) {
 	}
 	return &Worker{
 		config: config, sinks: map[string]Sink{}, codec: newFrameCodec(),
-		slots: make(chan struct{}, config.MaxJobs), freed: make(chan struct{}, 1), suspect: make(chan struct{}, 1),
+		slots: make(chan struct{}, config.MaxJobs), freed: make(chan struct{}, 1), hands: newHands(config.MaxJobs),
 		pressure: newPressure(),
 	}, nil
 }

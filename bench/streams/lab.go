@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -11,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // lab runs the parts of a case as processes of their own, so that the CPU of each is known.
@@ -152,6 +155,10 @@ func (l *lab) receive(c benchCase, role string, more ...string) (result, *exec.C
 	if c.Store == "postgres" {
 		database = l.dsn
 	}
+	// What the part before left to be written must not be counted here.
+	if err := l.settle(); err != nil {
+		return result{}, nil, err
+	}
 	before, err := l.postgresCPU()
 	if err != nil {
 		return result{}, nil, err
@@ -171,6 +178,9 @@ func (l *lab) receive(c benchCase, role string, more ...string) (result, *exec.C
 	wall, err := time.ParseDuration(strings.TrimSpace(string(out)))
 	if err != nil {
 		return result{}, cmd, fmt.Errorf("%s printed %q", role, out)
+	}
+	if err := l.settle(); err != nil { // and what this one left, must be
+		return result{}, cmd, err
 	}
 	after, err := l.postgresCPU()
 	if err != nil {
@@ -207,7 +217,7 @@ func (l *lab) startPostgres() error {
 	if out, err := initdb.CombinedOutput(); err != nil {
 		return fmt.Errorf("initdb: %w: %s", err, out)
 	}
-	l.postgres = exec.Command(filepath.Join(bin, "postgres"), "-D", data, "-k", data, "-c", "listen_addresses=", "-c", "shared_buffers=256MB", "-c", "max_wal_size=4GB")
+	l.postgres = exec.Command(filepath.Join(bin, "postgres"), "-D", data, "-k", data, "-c", "listen_addresses=", "-c", "shared_buffers=256MB", "-c", "max_wal_size=4GB", "-c", "autovacuum=off")
 	l.postgres.SysProcAttr, l.postgres.Dir = as, "/"
 	if err := l.postgres.Start(); err != nil {
 		return err
@@ -223,6 +233,20 @@ func (l *lab) startPostgres() error {
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
+}
+
+// settle has Postgres write what it holds in memory.
+func (l *lab) settle() error {
+	if l.postgres == nil {
+		return nil
+	}
+	conn, err := pgx.Connect(context.Background(), l.dsn)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.Background())
+	_, err = conn.Exec(context.Background(), "checkpoint")
+	return err
 }
 
 // postgresCPU is what the server and its children have used, those that ended included.

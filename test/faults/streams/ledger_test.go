@@ -49,6 +49,8 @@ type process struct {
 	cmd  *exec.Cmd
 	log  *os.File
 	done chan error
+
+	containers int // that its pod has had
 }
 
 func (p *process) start() {
@@ -82,8 +84,8 @@ func (p *process) end(signal syscall.Signal, patience time.Duration) (inTime boo
 	}
 }
 
-// TestLedger has three workers load four streams from a producer into Postgres, with RabbitMQ for hints, while all of them are
-// killed, stopped, frozen and restarted. In the end each record must be in the table once.
+// TestLedger has three workers load four streams from a producer into Postgres, with RabbitMQ for hints and a watcher on a real API
+// server, while all of them are killed, stopped, frozen and restarted. In the end each record must be in the table once.
 func TestLedger(t *testing.T) {
 	database, broker := testserver.PostgresServer(t), testserver.RabbitMQServer(t)
 	ctx := t.Context()
@@ -109,7 +111,8 @@ func TestLedger(t *testing.T) {
 	perStream := records / streams
 	// About as many commits as a thousand records each need, spread so that all kills fit in.
 	pace := time.Duration(kills) * 600 * time.Millisecond * streams / time.Duration(max(records/1000, 1))
-	newProcess := func(name, pod string) *process {
+	kubelet := startPods(t)
+	prepare := func(name, pod string) *process {
 		log, err := os.Create(filepath.Join(dir, pod+".log"))
 		if err != nil {
 			t.Fatal(err)
@@ -117,9 +120,11 @@ func TestLedger(t *testing.T) {
 		t.Cleanup(func() { log.Close() })
 		p := &process{t: t, log: log, role: role{Name: name, Pod: pod, Address: address, DSN: database.DSN(), AMQP: broker.DSN(),
 			Records: perStream, Streams: streams, Pace: pace, Lease: 3 * time.Second}}
-		p.start()
 		t.Cleanup(func() {
 			p.end(syscall.SIGKILL, 5*time.Second)
+			if b, err := os.ReadFile(log.Name()); err == nil && name == "watcher" {
+				t.Logf("the watcher saw %d deaths", bytes.Count(b, []byte("msg=death")))
+			}
 			if t.Failed() {
 				if b, err := os.ReadFile(log.Name()); err == nil {
 					t.Logf("%s: ...%s", pod, b[max(0, len(b)-3000):])
@@ -141,8 +146,17 @@ func TestLedger(t *testing.T) {
 		}
 		jobs = append(jobs, job)
 	}
-	producer := newProcess("producer", "producer")
-	workers := []*process{newProcess("worker", "pod0"), newProcess("worker", "pod1"), newProcess("worker", "pod2")}
+	producer, watcher := prepare("producer", "producer"), prepare("watcher", "watcher")
+	watcher.role.Kube = kubelet.access()
+	producer.start()
+	watcher.start()
+	var workers []*process
+	for i := range 3 {
+		w := prepare("worker", fmt.Sprint("worker", i))
+		kubelet.create(w)
+		w.start()
+		workers = append(workers, w)
+	}
 
 	rng := rand.New(rand.NewPCG(seed, 0))
 	counts := map[string]int{}
@@ -183,14 +197,14 @@ func TestLedger(t *testing.T) {
 			counts["SIGKILL of a worker"]++
 			w := workers[rng.IntN(len(workers))]
 			w.end(syscall.SIGKILL, time.Minute)
-			w.start()
+			kubelet.replace(w, rng.IntN(2) == 0)
 		case n < 27:
 			counts["SIGTERM of a worker"]++
 			w := workers[rng.IntN(len(workers))]
 			if !w.end(syscall.SIGTERM, 15*time.Second) {
 				t.Error("a worker did not shut down in time")
 			}
-			w.start()
+			kubelet.replace(w, rng.IntN(2) == 0)
 		case n < 30:
 			counts["freeze of a worker"]++
 			w := workers[rng.IntN(len(workers))]
@@ -201,6 +215,10 @@ func TestLedger(t *testing.T) {
 			counts["SIGKILL of the producer"]++
 			producer.end(syscall.SIGKILL, time.Minute)
 			producer.start()
+		case n < 36:
+			counts["SIGKILL of the watcher"]++
+			watcher.end(syscall.SIGKILL, time.Minute)
+			watcher.start()
 		case n < 38:
 			counts["SIGTERM of the producer"]++
 			producer.end(syscall.SIGTERM, 15*time.Second)

@@ -3,6 +3,7 @@
 package streams
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -20,10 +21,13 @@ import (
 	"github.com/jackc/pgx/v5"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 
 	"github.com/levada-io/levada/stream"
 	"github.com/levada-io/levada/stream/pghints"
 	"github.com/levada-io/levada/stream/pgstore"
+	"github.com/levada-io/levada/stream/podwatch"
 	"github.com/levada-io/levada/stream/rabbithints"
 )
 
@@ -32,17 +36,21 @@ const roleEnv = "LEVADA_FAULTS_ROLE"
 
 // role is what such a process is told.
 type role struct {
-	Name    string // producer, worker, zombie
+	Name    string // producer, worker, watcher
 	Address string // of the producer
 	DSN     string
 	AMQP    string // empty: Postgres notifies
 	Pod     string
+	PodUID  string
+	Kube    *kubeAccess // watcher
 	Records int
 	Streams int
 	Pace    time.Duration // of a commit
-	Freeze  string        // zombie: where it freezes
 	Lease   time.Duration
 }
+
+// kubeAccess is how a watcher reaches the API server.
+type kubeAccess struct{ Host, CA, Cert, Key, Namespace string }
 
 func TestMain(m *testing.M) {
 	text := os.Getenv(roleEnv)
@@ -57,7 +65,7 @@ func TestMain(m *testing.M) {
 	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil)))
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	err := map[string]func(context.Context, role) error{"producer": produce, "worker": workOn}[r.Name](ctx, r)
+	err := map[string]func(context.Context, role) error{"producer": produce, "worker": workOn, "watcher": watchPods}[r.Name](ctx, r)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, r.Name+":", err)
 		os.Exit(1)
@@ -144,7 +152,7 @@ func workOn(ctx context.Context, r role) error {
 	conns := stream.NewConnections(r.Address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	defer conns.Close()
 	worker, err := stream.NewWorker(stream.WorkerConfig{
-		Store: store, Hints: hints, Dial: conns.Dial, Owner: stream.Owner{Pod: r.Pod, PodUID: r.Pod, Incarnation: stream.NewID()},
+		Store: store, Hints: hints, Dial: conns.Dial, Owner: stream.Owner{Pod: r.Pod, PodUID: cmp.Or(r.PodUID, r.Pod), Container: "worker", Incarnation: stream.NewID()},
 		Lease: r.Lease, Sweep: time.Second, MaxJobs: 4, MaxInFlight: 1 << 20, DrainTimeout: 5 * time.Second,
 		// Killed from outside two times in a hundred milliseconds looks like a record that kills: these records do not.
 		Deaths: 1000,
@@ -176,4 +184,29 @@ func workOn(ctx context.Context, r role) error {
 		return nil
 	}
 	return err
+}
+
+// watchPods is the pod watcher.
+func watchPods(ctx context.Context, r role) error {
+	store, err := pgstore.Open(ctx, r.DSN)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	hints, err := rabbithints.New(ctx, r.AMQP, rabbithints.WithLogger(slog.New(slog.DiscardHandler)))
+	if err != nil {
+		return err
+	}
+	defer hints.Close()
+	client, err := kubernetes.NewForConfig(&rest.Config{Host: r.Kube.Host, TLSClientConfig: rest.TLSClientConfig{CAFile: r.Kube.CA, CertFile: r.Kube.Cert, KeyFile: r.Kube.Key}})
+	if err != nil {
+		return err
+	}
+	watcher, err := podwatch.New(client, store, podwatch.Options{Namespace: r.Kube.Namespace, Hints: hints, ClockSkew: time.Second, OnDeath: func(d podwatch.Death) {
+		slog.Info("death", "pod", d.Owner.Pod, "cause", d.Cause, "reason", d.Reason, "expired", d.Expired)
+	}})
+	if err != nil {
+		return err
+	}
+	return watcher.Run(ctx)
 }
