@@ -1,0 +1,634 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+	"unicode/utf8"
+
+	"github.com/dustin/go-humanize"
+	"github.com/spf13/cobra"
+
+	"github.com/levada-io/levada/stream"
+)
+
+func newStreamSubmitCommand() *cobra.Command {
+	var (
+		store            storeFlag
+		hints            hintFlag
+		out              outputFlag
+		job              stream.Job
+		query, queryFile string
+		onBad, notBefore string
+		wait             bool
+	)
+	cmd := &cobra.Command{
+		Use: "submit STREAM", Short: "Submit a job: a stream to be read to its end, once",
+		Long: `Submit a job and print its id. With --dedupe-key, submitting the same job again returns the one that is there.`,
+		Example: `  levada stream submit users --target dns:///shop:50051 --dedupe-key users/2026-11-21 --wait
+  levada stream submit orders --query '{"since":"2026-11-01"}' --on-bad halt`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) != 1 || args[0] == "" {
+				return exitError{exitUsage, errors.New("submit needs the name of one stream, for instance: levada stream submit users --target 127.0.0.1:50051")}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			if err := out.check(); err != nil {
+				return err
+			}
+			job.Stream = args[0]
+			switch job.OnBad = stream.OnBad(onBad); job.OnBad {
+			case stream.Quarantine, stream.HaltJob:
+			default:
+				return exitError{exitUsage, fmt.Errorf("--on-bad is quarantine or halt, not %q", onBad)}
+			}
+			if query != "" && queryFile != "" {
+				return exitError{exitUsage, errors.New("--query and --query-file exclude each other")}
+			}
+			job.Query = []byte(query)
+			if queryFile != "" {
+				if job.Query, err = readAll(cmd, queryFile); err != nil {
+					return exitError{exitUsage, fmt.Errorf("--query-file: %w", err)}
+				}
+			}
+			if job.MaxBad < 0 {
+				return exitError{exitUsage, fmt.Errorf("--max-bad is %d, and must not be negative", job.MaxBad)}
+			}
+			if job.NotBefore, err = parseTime(notBefore, time.Now()); err != nil {
+				return exitError{exitUsage, fmt.Errorf("--not-before: %w", err)}
+			}
+			d, err := store.open(cmd.Context(), true)
+			if err != nil {
+				return err
+			}
+			defer d.closing(&err)
+			if err := hints.check(d); err != nil {
+				return err
+			}
+			status, err := d.Submit(cmd.Context(), job)
+			if err != nil {
+				return err
+			}
+			if err := hints.send(cmd.Context(), d, cmd.ErrOrStderr(), status.Job); err != nil {
+				return err
+			}
+			if status.Existed {
+				fmt.Fprintf(cmd.ErrOrStderr(), "the job is there already, and is %s\n", status.State)
+			}
+			if !wait {
+				if out.json() {
+					return encode(cmd.OutOrStdout(), true, status)
+				}
+				fmt.Fprintln(cmd.OutOrStdout(), status.ID)
+				return nil
+			}
+			if !out.json() {
+				fmt.Fprintln(cmd.OutOrStdout(), status.ID)
+			}
+			status, err = waitForJob(cmd.Context(), d, status.ID, cmd.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			if out.json() {
+				if err := encode(cmd.OutOrStdout(), true, status); err != nil {
+					return err
+				}
+			}
+			if status.State != stream.Completed {
+				return exitError{exitProblems, fmt.Errorf("job %s is %s: %s", status.ID, status.State, whatNext(&status))}
+			}
+			return nil
+		},
+	}
+	flags := cmd.Flags()
+	store.register(flags)
+	hints.register(flags)
+	out.register(flags)
+	flags.StringVar(&job.Target, "target", "", "where the producer is, for instance dns:///orders:50051; empty: the worker knows")
+	flags.StringVar(&job.ID, "id", "", "the job's id; empty: a random one")
+	flags.StringVar(&query, "query", "", "parameters of the stream, for its source")
+	flags.StringVar(&queryFile, "query-file", "", "file with the parameters; - is standard input")
+	flags.StringVar(&job.DedupeKey, "dedupe-key", "", "if there is a job with this key, return it instead of making another")
+	flags.IntVar(&job.Priority, "priority", 0, "jobs with a greater one are claimed first")
+	flags.StringVar(&onBad, "on-bad", string(stream.Quarantine), "what becomes of a record that cannot be processed: quarantine (put it aside and go on) or halt (fail the job)")
+	flags.IntVar(&job.MaxBad, "max-bad", 0, "how many records may go into quarantine before the job fails; 0: the worker's default")
+	flags.StringVar(&notBefore, "not-before", "", "start no earlier: a time as 2026-11-21T18:00:00Z, or from now on, as 10m")
+	flags.BoolVar(&wait, "wait", false, "show the progress, and end when the job has: with 0 if it is complete")
+	return cmd
+}
+
+func readAll(cmd *cobra.Command, file string) ([]byte, error) {
+	if file == "-" {
+		return io.ReadAll(cmd.InOrStdin())
+	}
+	return os.ReadFile(file)
+}
+
+// parseTime takes a time or a duration from now on.
+func parseTime(text string, now time.Time) (time.Time, error) {
+	if text == "" {
+		return time.Time{}, nil
+	}
+	if d, err := time.ParseDuration(text); err == nil && d >= 0 {
+		return now.Add(d), nil
+	}
+	if t, err := time.Parse(time.RFC3339, text); err == nil {
+		return t, nil
+	}
+	return time.Time{}, fmt.Errorf("expected a time such as %s, or a duration from now on such as 10m, not %q", now.UTC().Format(time.RFC3339), text)
+}
+
+// waitForJob shows a job's progress until it is final or paused.
+func waitForJob(ctx context.Context, d *database, id string, out io.Writer) (stream.Status, error) {
+	s, live := &screen{out: out}, isTerminal(out) && os.Getenv("NO_COLOR") == ""
+	var m meter
+	said, saidAt := "", time.Time{}
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		status, err := d.Get(ctx, id)
+		if ctx.Err() != nil {
+			return status, exitError{exitProblems, fmt.Errorf("not waiting any more; job %s goes on: see it with `levada stream show %s`", id, shortID(id))}
+		}
+		if err != nil {
+			return status, err
+		}
+		rate := m.update(time.Now(), status.Progress.Records)
+		line := progressText(&status, rate)
+		switch {
+		case live:
+			s.draw(line + "\n")
+		case line != said && time.Since(saidAt) > 2*time.Second || status.State.Final():
+			fmt.Fprintln(out, line)
+			said, saidAt = line, time.Now()
+		}
+		if status.State.Final() {
+			return status, nil
+		}
+		select {
+		case <-ctx.Done():
+		case <-tick.C:
+		}
+	}
+}
+
+// progressText is one line about a job: records, rate, percent when known, attempts, owner.
+func progressText(s *stream.Status, rate float64) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s %s %s: %s records", shortID(s.ID), printable(s.Stream), s.State, humanize.Comma(int64(s.Progress.Records)))
+	if s.Progress.Size > 0 {
+		fmt.Fprintf(&b, " of %s (%s)", humanize.Comma(int64(s.Progress.Size)), percent(s.Progress))
+	}
+	if s.State == stream.Running {
+		fmt.Fprintf(&b, ", %s/s", humanize.Comma(int64(rate)))
+	}
+	if s.Progress.Bad > 0 {
+		fmt.Fprintf(&b, ", %d in quarantine", s.Progress.Bad)
+	}
+	fmt.Fprintf(&b, ", attempt %d", s.Attempts)
+	if s.State == stream.Running {
+		fmt.Fprintf(&b, ", %s", printable(s.Owner.String()))
+	}
+	if s.LastError != "" {
+		fmt.Fprintf(&b, ": %s", firstLine(s.LastError))
+	}
+	return b.String()
+}
+
+func newStreamListCommand() *cobra.Command {
+	var (
+		store    storeFlag
+		out      outputFlag
+		filter   stream.Filter
+		states   []string
+		watch    bool
+		interval time.Duration
+	)
+	cmd := &cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "List jobs, the newest first", Args: cobra.NoArgs,
+		Example: `  levada stream list --state running,failed
+  levada stream list --watch`,
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if err := out.check(); err != nil {
+				return err
+			}
+			for _, s := range states {
+				known := []stream.State{stream.Ready, stream.Running, stream.Paused, stream.Completed, stream.Failed, stream.Cancelled}
+				if !slices.Contains(known, stream.State(s)) {
+					return exitError{exitUsage, fmt.Errorf("--state: expected some of %s, not %q", joinStates(known), s)}
+				}
+				filter.States = append(filter.States, stream.State(s))
+			}
+			d, err := store.open(cmd.Context(), false)
+			if err != nil {
+				return err
+			}
+			defer d.closing(&err)
+			if watch {
+				return watchJobs(cmd, d, filter, &out, interval)
+			}
+			jobs, err := d.List(cmd.Context(), filter)
+			if err != nil {
+				return err
+			}
+			if out.json() {
+				for i := range jobs {
+					if err := encode(cmd.OutOrStdout(), false, &jobs[i]); err != nil {
+						return err
+					}
+				}
+				return nil
+			}
+			_, err = io.WriteString(cmd.OutOrStdout(), jobTable(jobs, time.Now(), averageRate))
+			return err
+		},
+	}
+	flags := cmd.Flags()
+	store.register(flags)
+	out.register(flags)
+	flags.StringSliceVar(&states, "state", nil, "only jobs in these states: ready, running, paused, completed, failed, cancelled")
+	flags.StringSliceVar(&filter.Streams, "stream", nil, "only jobs of these streams")
+	flags.IntVar(&filter.Limit, "limit", 100, "how many at most")
+	flags.BoolVarP(&watch, "watch", "w", false, "show them again and again, until Ctrl-C")
+	flags.DurationVar(&interval, "interval", time.Second, "time between two looks, with --watch")
+	return cmd
+}
+
+func joinStates(states []stream.State) string {
+	texts := make([]string, len(states))
+	for i, s := range states {
+		texts[i] = string(s)
+	}
+	return strings.Join(texts, ", ")
+}
+
+// averageRate is the rate since the job was first claimed.
+func averageRate(s *stream.Status, now time.Time) float64 {
+	end := now
+	if !s.FinishedAt.IsZero() {
+		end = s.FinishedAt
+	}
+	if s.StartedAt.IsZero() || !end.After(s.StartedAt) {
+		return 0
+	}
+	return float64(s.Progress.Records) / end.Sub(s.StartedAt).Seconds()
+}
+
+func jobTable(jobs []stream.Status, now time.Time, rate func(*stream.Status, time.Time) float64) string {
+	if len(jobs) == 0 {
+		return "no jobs\n"
+	}
+	var b strings.Builder
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "ID\tSTREAM\tSTATE\tRECORDS\t%\tRECORDS/S\tBAD\tATTEMPTS\tOWNER\tAGE\tERROR")
+	for i := range jobs {
+		s := &jobs[i]
+		owner := "-"
+		if s.State == stream.Running {
+			owner = printable(s.Owner.String())
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\t%s\n", printable(s.ID), printable(s.Stream), s.State, humanize.Comma(int64(s.Progress.Records)), percent(s.Progress),
+			humanize.Comma(int64(rate(s, now))), s.Progress.Bad, s.Attempts, owner, age(now.Sub(s.CreatedAt)), shorten(s.LastError, 60))
+	}
+	_ = w.Flush()
+	return b.String()
+}
+
+func age(d time.Duration) string {
+	switch {
+	case d < time.Minute:
+		return fmt.Sprintf("%ds", max(0, int(d.Seconds())))
+	case d < time.Hour:
+		return fmt.Sprintf("%dm", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh", int(d.Hours()))
+	}
+	return fmt.Sprintf("%dd", int(d.Hours()/24))
+}
+
+func watchJobs(cmd *cobra.Command, d *database, filter stream.Filter, out *outputFlag, interval time.Duration) error {
+	s := &screen{out: cmd.OutOrStdout()}
+	live := isTerminal(cmd.OutOrStdout())
+	meters := map[string]*meter{}
+	tick := time.NewTicker(max(interval, 100*time.Millisecond))
+	defer tick.Stop()
+	for {
+		jobs, err := d.List(cmd.Context(), filter)
+		if cmd.Context().Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		now := time.Now()
+		switch {
+		case out.json():
+			for i := range jobs {
+				if err := encode(cmd.OutOrStdout(), false, &jobs[i]); err != nil {
+					return err
+				}
+			}
+		default:
+			table := jobTable(jobs, now, func(job *stream.Status, now time.Time) float64 {
+				if job.State != stream.Running {
+					return averageRate(job, now)
+				}
+				if meters[job.ID] == nil {
+					meters[job.ID] = &meter{}
+				}
+				return meters[job.ID].update(now, job.Progress.Records)
+			})
+			if live {
+				s.draw(table)
+			} else {
+				fmt.Fprintf(s.out, "%s\n%s", now.Format(time.TimeOnly), table)
+			}
+		}
+		select {
+		case <-cmd.Context().Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// jobView is what `show -o json` prints.
+type jobView struct {
+	stream.Status
+	Checkpoint *checkpointView                `json:"checkpoint,omitempty"`
+	Quarantine map[stream.QuarantineState]int `json:"quarantine"`
+	Next       string                         `json:"next"`
+}
+
+type checkpointView struct {
+	Records uint64 `json:"records"`
+	Digest  string `json:"digest"`
+	Done    bool   `json:"done"`
+}
+
+func newStreamShowCommand() *cobra.Command {
+	var store storeFlag
+	var out outputFlag
+	cmd := &cobra.Command{
+		Use: "show ID", Short: "Show a job with all that is known of it, and what to do next", Args: jobArguments(1), Annotations: map[string]string{"one": "job"},
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			if err := out.check(); err != nil {
+				return err
+			}
+			d, err := store.open(cmd.Context(), false)
+			if err != nil {
+				return err
+			}
+			defer d.closing(&err)
+			status, err := findJob(cmd.Context(), d, args[0])
+			if err != nil {
+				return err
+			}
+			v := jobView{Status: status, Quarantine: map[stream.QuarantineState]int{}, Next: whatNext(&status)}
+			rows, err := d.offsets().Quarantined(cmd.Context(), status.ID, 100000)
+			if err != nil {
+				return err
+			}
+			for i := range rows {
+				v.Quarantine[rows[i].State]++
+			}
+			if status.Epoch > 0 {
+				switch checkpoint, err := readCheckpoint(cmd.Context(), d, status.ID); {
+				case err == nil:
+					v.Checkpoint = &checkpointView{checkpoint.Seq, checkpoint.Digest.String(), checkpoint.Done}
+				case !errors.Is(err, stream.ErrFenced):
+					return err
+				}
+			}
+			if out.json() {
+				return encode(cmd.OutOrStdout(), true, v)
+			}
+			return showJob(cmd.OutOrStdout(), &v, time.Now())
+		},
+	}
+	store.register(cmd.Flags())
+	out.register(cmd.Flags())
+	return cmd
+}
+
+// readCheckpoint asks the sink of the store's database how far a job has come. It uses the job's current epoch, which changes nothing.
+func readCheckpoint(ctx context.Context, d *database, job string) (stream.Checkpoint, error) {
+	for tries := 1; ; tries++ {
+		status, err := d.Get(ctx, job)
+		if err != nil || status.Epoch == 0 {
+			return stream.Checkpoint{}, err
+		}
+		checkpoint, err := d.offsets().Fence(ctx, status.Lease())
+		if !errors.Is(err, stream.ErrFenced) || tries == 10 {
+			return checkpoint, err
+		}
+	}
+}
+
+func showJob(out io.Writer, v *jobView, now time.Time) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	field := func(name string, format string, args ...any) {
+		fmt.Fprintf(w, "%s:\t%s\n", name, fmt.Sprintf(format, args...))
+	}
+	moment := func(name string, t time.Time) {
+		if !t.IsZero() {
+			field(name, "%s", t.Local().Format(time.RFC3339))
+		}
+	}
+	s := &v.Status
+	field("job", "%s", printable(s.ID))
+	field("stream", "%s", printable(s.Stream))
+	field("state", "%s", s.State)
+	field("records", "%s", humanize.Comma(int64(s.Progress.Records)))
+	if s.Progress.Size > 0 {
+		field("size", "%s records (%s)", humanize.Comma(int64(s.Progress.Size)), percent(s.Progress))
+	}
+	field("bytes", "%s", humanize.IBytes(s.Progress.Bytes))
+	if rate := averageRate(s, now); rate > 0 {
+		field("rate", "%s records/s on average", humanize.Comma(int64(rate)))
+	}
+	if v.Checkpoint != nil {
+		field("checkpoint", "after record %s, digest %s%s", humanize.Comma(int64(v.Checkpoint.Records)), v.Checkpoint.Digest, map[bool]string{true: ", complete"}[v.Checkpoint.Done])
+	}
+	if len(v.Quarantine) > 0 {
+		var parts []string
+		for _, state := range []stream.QuarantineState{stream.Waiting, stream.Replay, stream.Replayed, stream.Dropped} {
+			if n := v.Quarantine[state]; n > 0 {
+				parts = append(parts, fmt.Sprintf("%d %s", n, state))
+			}
+		}
+		field("quarantine", "%s", strings.Join(parts, ", "))
+	}
+	if s.Target != "" {
+		field("target", "%s", printable(s.Target))
+	}
+	if len(s.Query) > 0 {
+		field("query", "%s", firstLine(textOrHex(s.Query)))
+	}
+	if s.DedupeKey != "" {
+		field("dedupe key", "%s", printable(s.DedupeKey))
+	}
+	field("on bad", "%s, at most %s", s.OnBad, map[bool]string{true: "the worker's default", false: fmt.Sprint(s.MaxBad)}[s.MaxBad == 0])
+	if s.Priority != 0 {
+		field("priority", "%d", s.Priority)
+	}
+	if s.NoProgress > 0 {
+		field("attempts", "%d; the last %d came no further", s.Attempts, s.NoProgress)
+	} else {
+		field("attempts", "%d", s.Attempts)
+	}
+	field("epoch", "%d", s.Epoch)
+	if s.Owner != (stream.Owner{}) {
+		field(map[bool]string{true: "owner", false: "last owner"}[s.State == stream.Running], "%s", printable(s.Owner.String()))
+	}
+	if s.State == stream.Running {
+		field("lease", "until %s", s.LeaseUntil.Local().Format(time.RFC3339))
+	}
+	if j := s.Journal; j != (stream.Journal{}) {
+		text := fmt.Sprintf("something up to record %s is suspected of having killed its process; %d records are handed over at once", humanize.Comma(int64(j.Until)), j.Probe)
+		if j.Hand > 0 {
+			text += fmt.Sprintf("; record %s is in hand", humanize.Comma(int64(j.Hand)))
+		}
+		if j.Deaths > 0 {
+			text += fmt.Sprintf("; %d processes died with it alone", j.Deaths)
+		}
+		field("journal", "%s", text)
+	}
+	moment("created", s.CreatedAt)
+	if s.State == stream.Ready && s.NotBefore.After(now) {
+		moment("not before", s.NotBefore)
+	}
+	moment("started", s.StartedAt)
+	moment("updated", s.UpdatedAt)
+	moment("finished", s.FinishedAt)
+	if s.Reason != "" {
+		field("reason", "%s", s.Reason)
+	}
+	if s.LastError != "" {
+		field("last error", "%s", printable(s.LastError))
+	}
+	field("next", "%s", v.Next)
+	return w.Flush()
+}
+
+func textOrHex(b []byte) string {
+	if utf8.Valid(b) {
+		return string(b)
+	}
+	return fmt.Sprintf("%x (hexadecimal)", b)
+}
+
+// whatNext says what a person can do about a job.
+func whatNext(s *stream.Status) string {
+	id := shortID(s.ID)
+	switch s.State {
+	case stream.Ready:
+		if s.NotBefore.After(time.Now()) {
+			return "nothing: a worker claims it once its time has come"
+		}
+		if s.Reason == stream.ReasonOutage {
+			return "nothing, if workers run: they try again; look at the last error if it stays"
+		}
+		return fmt.Sprintf("nothing, if a worker for the stream runs (levada stream work --stream %s)", printable(s.Stream))
+	case stream.Running:
+		return "nothing: a worker has it"
+	case stream.Paused:
+		return "levada stream resume " + id
+	case stream.Cancelled:
+		return fmt.Sprintf("nothing; levada stream retry %s goes on after the last commit", id)
+	case stream.Completed:
+		if s.Progress.Bad > 0 {
+			return fmt.Sprintf("levada stream quarantine list %s: %d records could not be processed", id, s.Progress.Bad)
+		}
+		return "nothing: it is complete"
+	}
+	retry := fmt.Sprintf("then levada stream retry %s, which goes on after the last commit", id)
+	switch s.Reason {
+	case stream.ReasonUnknownStream:
+		return "the producer has no such stream: mend its configuration or the job's target, " + retry
+	case stream.ReasonQueryChanged, stream.ReasonGenerationChanged, stream.ReasonPositionGone, stream.ReasonBadToken:
+		return "the producer cannot go on from where the job is: submit a new job, and empty its place first if it has stored records"
+	case stream.ReasonTooManyBad:
+		return fmt.Sprintf("look at levada stream quarantine list %s; mend the cause, %s", id, retry)
+	case stream.ReasonHalted, stream.ReasonSourceHalted, stream.ReasonOutOfOrder:
+		return "mend what the last error names, " + retry
+	case stream.ReasonIncomplete:
+		return fmt.Sprintf("the source changed while it was read: levada stream verify %s names the records that differ; submit a new job, with a snapshot if the source is a table", id)
+	case stream.ReasonNoProgress:
+		return "mend what the last error says, at producer or handler, " + retry
+	}
+	return "mend what the last error says, " + retry
+}
+
+// newStreamChangeCommands makes pause, resume, cancel and retry.
+func newStreamChangeCommands() []*cobra.Command {
+	change := func(name, short, done string, due bool, do func(*database, context.Context, string) (stream.Status, error)) *cobra.Command {
+		var store storeFlag
+		var hints hintFlag
+		var out outputFlag
+		cmd := &cobra.Command{
+			Use: name + " ID...", Short: short, Args: jobArguments(1),
+			RunE: func(cmd *cobra.Command, args []string) (err error) {
+				if err := out.check(); err != nil {
+					return err
+				}
+				d, err := store.open(cmd.Context(), false)
+				if err != nil {
+					return err
+				}
+				defer d.closing(&err)
+				if err := hints.check(d); err != nil {
+					return err
+				}
+				var changed []stream.Job
+				var failed error
+				for _, id := range args {
+					was, err := findJob(cmd.Context(), d, id)
+					var status stream.Status
+					if err == nil {
+						status, err = do(d, cmd.Context(), was.ID)
+					}
+					if errors.Is(err, stream.ErrState) {
+						err = fmt.Errorf("%w; next: %s", err, whatNext(&was))
+					}
+					if err != nil {
+						failed = errors.Join(failed, err)
+						continue
+					}
+					changed = append(changed, status.Job)
+					if out.json() {
+						err = encode(cmd.OutOrStdout(), false, status)
+					} else {
+						_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s %s\n", done, status.ID)
+					}
+					if err != nil {
+						return err
+					}
+				}
+				if due {
+					failed = errors.Join(failed, hints.send(cmd.Context(), d, cmd.ErrOrStderr(), changed...))
+				}
+				return failed
+			},
+		}
+		store.register(cmd.Flags())
+		out.register(cmd.Flags())
+		if due {
+			hints.register(cmd.Flags())
+		}
+		return cmd
+	}
+	return []*cobra.Command{
+		change("pause", "Stop jobs until they are resumed; what is in hand is not committed", "paused", false, func(d *database, ctx context.Context, id string) (stream.Status, error) { return d.Pause(ctx, id) }),
+		change("resume", "Let paused jobs go on after their last commit", "resumed", true, func(d *database, ctx context.Context, id string) (stream.Status, error) { return d.Resume(ctx, id) }),
+		change("cancel", "End jobs; what they have committed stays", "cancelled", false, func(d *database, ctx context.Context, id string) (stream.Status, error) { return d.Cancel(ctx, id) }),
+		change("retry", "Let failed or cancelled jobs go on after their last commit", "retried", true, func(d *database, ctx context.Context, id string) (stream.Status, error) { return d.Retry(ctx, id) }),
+	}
+}

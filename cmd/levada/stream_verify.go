@@ -1,0 +1,487 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"text/tabwriter"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+
+	"github.com/levada-io/levada/internal/streamtable"
+	streamv1 "github.com/levada-io/levada/proto/levada/stream/v1"
+	"github.com/levada-io/levada/stream"
+)
+
+func newStreamVerifyCommand() *cobra.Command {
+	var (
+		store   storeFlag
+		client  clientFlags
+		out     outputFlag
+		table   string
+		offline bool
+		name    int
+		timeout time.Duration
+	)
+	cmd := &cobra.Command{
+		Use: "verify JOB", Short: "Compare a job's records with what its producer sends when it is asked again", Args: jobArguments(1), Annotations: map[string]string{"one": "job"},
+		Long: `Ask the producer for the job's stream from the start, and compare number and digest of the records with the checkpoint; and, where the records
+are in a table of the job store's database, the rows and the quarantine with both. A job that has not ended is compared as far as it has come.
+
+Exit code 1 means that something differs; the first records that do are named. A source that has changed since differs, too.`,
+		Example: `  levada stream verify 5f2c81aa --target 127.0.0.1:50051
+  levada stream verify 5f2c81aa --table copied_users --offline`,
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			if err := out.check(); err != nil {
+				return err
+			}
+			d, err := store.open(cmd.Context(), false)
+			if err != nil {
+				return err
+			}
+			defer d.closing(&err)
+			status, err := findJob(cmd.Context(), d, args[0])
+			if err != nil {
+				return err
+			}
+			if !offline && status.Target == "" && client.target == "" {
+				return exitError{exitUsage, errors.New("the job names no producer: say with --target where it is, or --offline to compare the table with the checkpoint alone")}
+			}
+			conns, err := client.connections()
+			if err != nil {
+				return err
+			}
+			defer conns.Close()
+			v := verification{d: d, status: status, names: name}
+			if v.table, err = tableOf(cmd.Context(), d, table, status.Stream); err != nil {
+				return err
+			}
+			if v.table != nil {
+				defer v.table.Close()
+			}
+			if !offline {
+				ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
+				defer cancel()
+				v.producer = func(upTo stream.Checkpoint) iter.Seq2[stream.Record, error] {
+					return readAgain(ctx, conns, status.Job, upTo)
+				}
+			}
+			result, err := v.run(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if out.json() {
+				err = encode(cmd.OutOrStdout(), true, result)
+			} else {
+				err = result.write(cmd.OutOrStdout())
+			}
+			if err == nil && !result.OK {
+				err = exitError{code: exitProblems}
+			}
+			return err
+		},
+	}
+	flags := cmd.Flags()
+	store.register(flags)
+	client.register(flags, "the producer, if the job names none")
+	out.register(flags)
+	flags.StringVar(&table, "table", "", "the table with the records (default: the one that has the stream's name, if there is one)")
+	flags.BoolVar(&offline, "offline", false, "do not ask the producer")
+	flags.IntVar(&name, "names", 10, "how many records that differ are named")
+	flags.DurationVar(&timeout, "timeout", time.Hour, "how long the producer may take for the whole stream")
+	return cmd
+}
+
+// tableOf opens the table of a stream's records, or returns nil if it was not named and there is none.
+func tableOf(ctx context.Context, d *database, name, streamName string) (streamtable.Reader, error) {
+	if name != "" {
+		t, err := d.openTable(ctx, name)
+		if errors.Is(err, streamtable.ErrNoTable) {
+			return nil, exitError{exitUsage, fmt.Errorf("--table: %w", err)}
+		}
+		return t, err
+	}
+	t, err := d.openTable(ctx, streamName)
+	if err != nil {
+		return nil, nil // a table of that name that is not ours, or a name that no table has, says nothing
+	}
+	return t, nil
+}
+
+// sums are the number and digest of records.
+type sums struct {
+	Records uint64 `json:"records"`
+	Digest  string `json:"digest"`
+	digest  stream.Digest
+}
+
+func (s *sums) add(r stream.Record) {
+	s.Records++
+	s.digest.Add(r)
+}
+
+// verified is the outcome of a verification.
+type verified struct {
+	OK         bool   `json:"ok"`
+	Job        string `json:"job"`
+	State      string `json:"state"`
+	Checkpoint sums   `json:"checkpoint"`
+	// Producer is what it sends now. Nil: it was not asked.
+	Producer *sums `json:"producer,omitempty"`
+	// Table and Quarantine are what is stored; together they must be what the checkpoint says. Nil: no table was found.
+	Table      *sums  `json:"table,omitempty"`
+	TableName  string `json:"tableName,omitempty"`
+	Quarantine uint64 `json:"quarantine"`
+	// Differences name records, the first ones only.
+	Differences []difference `json:"differences,omitempty"`
+	// Notes are what is no loss, and yet worth knowing.
+	Notes []string `json:"notes,omitempty"`
+}
+
+type difference struct {
+	Seq  uint64 `json:"seq,omitempty"`
+	Key  []byte `json:"key,omitempty"`
+	What string `json:"what"`
+}
+
+type verification struct {
+	d        *database
+	status   stream.Status
+	table    streamtable.Reader
+	producer func(upTo stream.Checkpoint) iter.Seq2[stream.Record, error] // nil: not asked
+	names    int
+}
+
+func (v *verification) run(ctx context.Context) (*verified, error) {
+	rows, err := v.d.offsets().Quarantined(ctx, v.status.ID, 1<<30)
+	if err != nil {
+		return nil, err
+	}
+	quarantine := map[uint64]stream.Quarantined{}
+	for _, q := range rows {
+		quarantine[q.Seq] = q
+	}
+	checkpoint, err := readCheckpoint(ctx, v.d, v.status.ID)
+	if err != nil {
+		return nil, err
+	}
+	if checkpoint.Seq == 0 && v.status.Progress.Records > 0 {
+		return nil, fmt.Errorf("job %s has %d records, and no checkpoint in this database: its worker keeps records elsewhere; verify it there", v.status.ID, v.status.Progress.Records)
+	}
+	out := &verified{Job: v.status.ID, State: string(v.status.State), Quarantine: uint64(len(quarantine)),
+		Checkpoint: sums{Records: checkpoint.Seq, Digest: checkpoint.Digest.String(), digest: checkpoint.Digest}}
+	note := func(seq uint64, key []byte, text string, args ...any) {
+		if len(out.Differences) < v.names {
+			out.Differences = append(out.Differences, difference{seq, append([]byte(nil), key...), fmt.Sprintf(text, args...)})
+		}
+	}
+	out.OK = true
+	if checkpoint.Bad != out.Quarantine {
+		out.OK = false
+		note(0, nil, "the checkpoint counts %d records in quarantine, and %d are there", checkpoint.Bad, out.Quarantine)
+	}
+	if v.table != nil {
+		out.TableName = v.table.Name()
+		out.Table = &sums{}
+		if err := v.sumTable(ctx, out, quarantine, checkpoint); err != nil {
+			return nil, err
+		}
+	} else {
+		out.Notes = append(out.Notes, "no table with the records was found: the checkpoint alone is compared (--table names one)")
+	}
+	if v.producer != nil {
+		out.Producer = &sums{}
+		if err := v.sumProducer(out, quarantine, checkpoint); err != nil {
+			return nil, err
+		}
+	}
+	if !out.OK && (out.Table != nil || v.producer != nil) {
+		if err := v.nameDifferences(ctx, note, quarantine, checkpoint); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// sumTable adds up the rows. For a record that is, or was, in quarantine its quarantined form counts, which is what the checkpoint has.
+func (v *verification) sumTable(ctx context.Context, out *verified, quarantine map[uint64]stream.Quarantined, checkpoint stream.Checkpoint) error {
+	total, replayed := sums{}, 0
+	for r, err := range v.table.Rows(ctx, v.status.ID, false) {
+		if err != nil {
+			return err
+		}
+		if r.Seq > checkpoint.Seq {
+			continue // committed since the checkpoint was read
+		}
+		out.Table.add(r)
+		if q, ok := quarantine[r.Seq]; ok {
+			if q.State == stream.Replayed {
+				replayed++
+				continue
+			}
+		}
+		total.add(r)
+	}
+	wanted := 0
+	for _, q := range quarantine {
+		if q.Seq <= checkpoint.Seq {
+			total.add(stream.Record{Seq: q.Seq, Key: q.Key, Value: q.Payload})
+			if q.State == stream.Replayed {
+				wanted++
+			}
+		}
+	}
+	out.Table.Digest = out.Table.digest.String()
+	if total.Records != checkpoint.Seq || total.digest != checkpoint.Digest || replayed != wanted {
+		out.OK = false
+	}
+	return nil
+}
+
+// sumProducer adds up what the producer sends, as far as the checkpoint goes.
+func (v *verification) sumProducer(out *verified, quarantine map[uint64]stream.Quarantined, checkpoint stream.Checkpoint) error {
+	asThen, mended, more := sums{}, 0, false
+	for r, err := range v.producer(checkpoint) {
+		if err != nil {
+			return err
+		}
+		if r.Seq > checkpoint.Seq {
+			more = true
+			break
+		}
+		out.Producer.add(r)
+		if q, ok := quarantine[r.Seq]; ok && q.Class == stream.ClassProducer && bytes.Equal(q.Key, r.Key) {
+			if r.Bad == "" {
+				mended++
+			}
+			r.Value = nil // the checkpoint has it without one
+		}
+		asThen.add(r)
+	}
+	out.Producer.Digest = out.Producer.digest.String()
+	if asThen.Records != checkpoint.Seq || asThen.digest != checkpoint.Digest {
+		out.OK = false
+	}
+	if mended > 0 {
+		out.Notes = append(out.Notes, fmt.Sprintf("the producer can now make %d records that it could not make then: levada stream quarantine replay %s --all", mended, shortID(v.status.ID)))
+	}
+	switch {
+	case more && v.status.State == stream.Completed:
+		out.Notes = append(out.Notes, "the stream has more records now than it had when the job was completed: submit a new job for them")
+	case more || !checkpoint.Done:
+		out.Notes = append(out.Notes, fmt.Sprintf("the job is %s: it is compared as far as it has come", v.status.State))
+	}
+	return nil
+}
+
+// nameDifferences goes through stream and table side by side, in order.
+func (v *verification) nameDifferences(ctx context.Context, note func(uint64, []byte, string, ...any), quarantine map[uint64]stream.Quarantined, checkpoint stream.Checkpoint) error {
+	var sent iter.Seq2[stream.Record, error] = func(func(stream.Record, error) bool) {}
+	stored := sent
+	if v.producer != nil {
+		sent = v.producer(checkpoint)
+	}
+	if v.table != nil {
+		stored = v.table.Rows(ctx, v.status.ID, true)
+	}
+	nextSent, stopSent := iter.Pull2(sent)
+	defer stopSent()
+	nextStored, stopStored := iter.Pull2(stored)
+	defer stopStored()
+	a, aErr, aOK := nextSent()
+	b, bErr, bOK := nextStored()
+	differences := 0
+	name := func(seq uint64, key []byte, text string, args ...any) {
+		differences++
+		note(seq, key, text, args...)
+	}
+	for seq := uint64(1); seq <= checkpoint.Seq && differences < v.names; seq++ {
+		if err := errors.Join(aErr, bErr); err != nil {
+			return err
+		}
+		var here []stream.Record
+		for bOK && b.Seq <= seq {
+			if b.Seq == seq {
+				here = append(here, b)
+			}
+			if b, bErr, bOK = nextStored(); bErr != nil {
+				return bErr
+			}
+		}
+		q, aside := quarantine[seq]
+		if v.table != nil {
+			switch inTable := !aside || q.State == stream.Replayed; {
+			case len(here) > 1:
+				name(seq, here[0].Key, "it is %d times in the table", len(here))
+			case len(here) == 0 && inTable:
+				name(seq, nil, "it is neither in the table nor in quarantine")
+			case len(here) == 1 && !inTable:
+				name(seq, here[0].Key, "it is in quarantine (%s), and in the table as well", q.State)
+			}
+		}
+		if v.producer == nil {
+			continue
+		}
+		if !aOK || a.Seq != seq {
+			name(seq, nil, "the producer does not send it any more, nor what comes after")
+			return nil
+		}
+		kept := stream.Record{Key: a.Key, Value: a.Value}
+		switch {
+		case aside:
+			kept = stream.Record{Key: q.Key, Value: q.Payload}
+			if q.Class == stream.ClassProducer {
+				kept.Value = a.Value
+			}
+		case len(here) > 0:
+			kept = here[0]
+		}
+		if !bytes.Equal(kept.Key, a.Key) {
+			name(seq, a.Key, "the producer now sends it with this key, and it was stored with key %q", kept.Key)
+		} else if !bytes.Equal(kept.Value, a.Value) {
+			name(seq, a.Key, "the producer now sends another value (%d bytes) than was stored (%d bytes)", len(a.Value), len(kept.Value))
+		}
+		a, aErr, aOK = nextSent()
+	}
+	if differences == 0 {
+		note(0, nil, "the records that are there are equal, and yet the checkpoint names others: the source changed, or the digest was written by something else")
+	}
+	return nil
+}
+
+func (r *verified) write(out io.Writer) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	line := func(name string, s *sums) {
+		if s != nil {
+			fmt.Fprintf(w, "%s\t%s records\tdigest %s\n", name, humanize.Comma(int64(s.Records)), s.Digest)
+		}
+	}
+	fmt.Fprintf(w, "job\t%s\t%s\n", printable(r.Job), r.State)
+	line("checkpoint", &r.Checkpoint)
+	line("producer", r.Producer)
+	line("table "+r.TableName, r.Table)
+	fmt.Fprintf(w, "quarantine\t%s records\t\n", humanize.Comma(int64(r.Quarantine)))
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for _, n := range r.Notes {
+		fmt.Fprintln(out, "note:", n)
+	}
+	for _, d := range r.Differences {
+		switch {
+		case d.Seq == 0:
+			fmt.Fprintln(out, "differs:", d.What)
+		case len(d.Key) == 0:
+			fmt.Fprintf(out, "differs: record %s: %s\n", humanize.Comma(int64(d.Seq)), d.What)
+		default:
+			fmt.Fprintf(out, "differs: record %s (key %s): %s\n", humanize.Comma(int64(d.Seq)), shorten(textOrHex(d.Key), 60), d.What)
+		}
+	}
+	verdict := "equal: nothing is lost, nothing is there twice"
+	if !r.OK {
+		verdict = "NOT EQUAL"
+	}
+	_, err := fmt.Fprintln(out, verdict)
+	return err
+}
+
+// endWithin is how long a producer that has sent all records of a job may take to say that these were all. It has none to say if it follows
+// a file or a table by now.
+const endWithin = 5 * time.Second
+
+// readAgain reads a job's stream from the start, as far as the job has come, and goes on where it was after a cut. Of a complete job it also
+// reads what has come since.
+func readAgain(ctx context.Context, conns *stream.Connections, job stream.Job, upTo stream.Checkpoint) iter.Seq2[stream.Record, error] {
+	return func(yield func(stream.Record, error) bool) {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		r := again{conns: conns, job: job, next: 1}
+		take := func(record stream.Record, err error) bool {
+			if !yield(record, err) || err != nil {
+				return false
+			}
+			if record.Seq == upTo.Seq {
+				if !upTo.Done {
+					return false
+				}
+				time.AfterFunc(endWithin, cancel)
+			}
+			return true
+		}
+		if upTo.Seq == 0 {
+			return
+		}
+		for failures := 0; ; {
+			at := r.next
+			more, err := r.read(ctx, take)
+			if !more || ctx.Err() != nil && r.next > upTo.Seq {
+				return
+			}
+			if r.next > at {
+				failures = 0
+			}
+			cut := stream.Classify(err)
+			if failures++; cut.Fatal || failures > 8 || ctx.Err() != nil {
+				yield(stream.Record{}, fmt.Errorf("ask the producer for stream %s again: %w", job.Stream, cut.Err))
+				return
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(max(cut.After, time.Duration(failures)*200*time.Millisecond)):
+			}
+		}
+	}
+}
+
+type again struct {
+	conns *stream.Connections
+	job   stream.Job
+	next  uint64
+	token []byte
+}
+
+// read reads until the stream's end or the caller's, when more is false, or until a cut.
+func (a *again) read(ctx context.Context, yield func(stream.Record, error) bool) (more bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	conn, err := a.conns.Dial(ctx, a.job)
+	if err != nil {
+		yield(stream.Record{}, err)
+		return false, nil
+	}
+	in, err := streamv1.NewStreamClient(conn).Read(ctx, &streamv1.ReadRequest{Stream: a.job.Stream, Query: a.job.Query, After: a.token, NextSeq: a.next, Job: a.job.ID},
+		grpc.MaxCallRecvMsgSize(64<<20))
+	if err != nil {
+		return true, err
+	}
+	for {
+		frame, err := in.Recv()
+		if err != nil {
+			return true, err
+		}
+		switch {
+		case frame.GetEnd() != nil:
+			return false, nil
+		case frame.GetDrain() != nil:
+			return true, errors.New("the producer ended the stream on purpose")
+		case frame.GetBatch() != nil:
+			batch := frame.GetBatch()
+			if batch.GetFirstSeq() != a.next {
+				return true, fmt.Errorf("record %d was to come, and %d came", a.next, batch.GetFirstSeq())
+			}
+			for _, r := range batch.GetRecords() {
+				if !yield(stream.Record{Seq: a.next, Key: r.GetKey(), Value: r.GetValue(), Bad: r.GetBad()}, nil) {
+					return false, nil
+				}
+				a.next++
+			}
+			a.token = batch.GetToken()
+		}
+	}
+}
