@@ -21,6 +21,8 @@ import (
 	"github.com/levada-io/levada/stream/memstore"
 )
 
+var quiet = slog.New(slog.DiscardHandler)
+
 // lab is a store, a table and workers, in a bubble with virtual time. The bubble fails the test when a goroutine is left.
 type lab struct {
 	t      *testing.T
@@ -143,9 +145,13 @@ func (l *lab) aside(job string) []stream.Quarantined {
 type table struct {
 	mu   sync.Mutex
 	rows []stream.Record
+	slow map[string]time.Duration // how long a batch of a job takes
 }
 
-func (c *table) handle(_ context.Context, b *stream.Batch) (func(), error) {
+func (c *table) handle(ctx context.Context, b *stream.Batch) (func(), error) {
+	if d := c.slow[b.Job.ID]; d > 0 && !sleep(ctx, d) {
+		return nil, ctx.Err()
+	}
 	rows := copied(b.Records)
 	return func() {
 		c.mu.Lock()

@@ -97,13 +97,18 @@ func NewReader(config ReaderConfig, after Checkpoint) (*Reader, error) {
 	job := Job{ID: cmp.Or(config.Name, NewID()), Stream: config.Stream, Target: config.Target, Query: config.Query}
 	// A reader is a run whose sink hands each commit to Next: that is what makes its streams behave as a worker's. It has no lease,
 	// and nobody else to give the job to, so the limits that concern those are none.
-	w := &Worker{codec: newFrameCodec(), config: WorkerConfig{
+	noProgress := config.NoProgress
+	if noProgress < 0 {
+		noProgress = math.MaxInt
+	}
+	w, err := NewWorker(WorkerConfig{
+		Store: struct{ Store }{}, MaxJobs: 1, // none that is ever asked
 		Dial: config.Dial, Owner: Owner{Pod: job.ID}, MaxInFlight: config.MaxInFlight, MaxRecord: config.MaxRecord,
 		CommitRecords: config.MaxRecords, CommitBytes: config.MaxBytes, HandlerTimeout: never, IdleTimeout: config.IdleTimeout,
-		Retry: config.Retry, NoProgress: config.NoProgress, HandOver: math.MaxInt, Logger: config.Logger, Observe: config.Observe,
-	}.withDefaults()}
-	if config.NoProgress < 0 {
-		w.config.NoProgress = math.MaxInt
+		Retry: config.Retry, NoProgress: noProgress, HandOver: math.MaxInt, Logger: config.Logger, Observe: config.Observe,
+	})
+	if err != nil {
+		return nil, err
 	}
 	sink := &handover{handed: make(chan *Delivery), back: make(chan struct{}), at: after}
 	own, cancel := context.WithCancelCause(context.Background())

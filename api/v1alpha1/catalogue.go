@@ -450,7 +450,7 @@ partitions: 5`,
 	{
 		Code: CodeSourceType, Severity: SeverityError,
 		Title: "not exactly one type of source",
-		Text:  "A source is one of generator, http, kafka, nats, jetstream, pulsar, sqs, serving, udsource, file, stdin. transformer may be there beside it.",
+		Text:  "A source is one of generator, http, kafka, nats, jetstream, pulsar, sqs, serving, udsource, file, stdin, stream. transformer may be there beside it.",
 		Wrong: `source:
   generator: {}
   http: {}`,
@@ -557,6 +557,14 @@ spec:
 		Right: `subject: orders.new`,
 	},
 	{
+		Code: CodeStreamTarget, Severity: SeverityError,
+		Title: "the producer of the stream cannot be named so",
+		Text:  "A producer is named as gRPC does it: dns:///HOST:PORT, or HOST:PORT, or unix:PATH. Whether the connection has TLS is said by tls, not by the target.",
+		Wrong: `target: https://producer:50051`,
+		Right: `target: dns:///producer:50051
+tls: {}`,
+	},
+	{
 		Code: CodeSinkType, Severity: SeverityError,
 		Title: "not exactly one type of sink",
 		Text:  "A sink is one of log, blackhole, kafka, pulsar, sqs, udsink, serve, file, stdout, jetstream, nats; so are its fallback and onSuccess.",
@@ -580,6 +588,13 @@ retryStrategy: {onFailure: fallback}`,
 		Text:  "steps is at least 1, factor at least 1, jitter from 0 to below 1, and cap not below interval.",
 		Wrong: `backoff: {interval: 10s, cap: 1s}`,
 		Right: `backoff: {interval: 1s, cap: 10s}`,
+	},
+	{
+		Code: CodeStreamLog, Severity: SeverityError,
+		Title: "the stream would be forgotten at once",
+		Text:  "A stream sink forgets what is above maxBytes (at least 1Mi) or older than maxAge (at least 1s). Without them it keeps everything. A reader that was away for longer is told that its position is gone, so the limits cover the longest time for which readers may be away.",
+		Wrong: `stream: {listen: ":50051", name: results, maxBytes: 10k}`,
+		Right: `stream: {listen: ":50051", name: results, maxBytes: 10Gi, maxAge: 168h}`,
 	},
 	{
 		Code: CodeNothingToRun, Severity: SeverityError,

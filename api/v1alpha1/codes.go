@@ -77,10 +77,12 @@ const (
 	CodeSASL          Code = "LV1412"
 	CodeTLS           Code = "LV1413"
 	CodeSubject       Code = "LV1414"
+	CodeStreamTarget  Code = "LV1415"
 
-	CodeSinkType Code = "LV1501"
-	CodeFallback Code = "LV1502"
-	CodeBackoff  Code = "LV1503"
+	CodeSinkType  Code = "LV1501"
+	CodeFallback  Code = "LV1502"
+	CodeBackoff   Code = "LV1503"
+	CodeStreamLog Code = "LV1504"
 
 	CodeNothingToRun        Code = "LV1601"
 	CodeContainerAndBuiltin Code = "LV1602"

@@ -13,6 +13,15 @@ type TLS struct {
 	KeySecret  *corev1.SecretKeySelector `json:"keySecret,omitempty"`
 }
 
+// ServerTLS configures a server's side of a TLS connection. (Levada)
+type ServerTLS struct {
+	// CertSecret and KeySecret hold the server's certificate and key. Required.
+	CertSecret *corev1.SecretKeySelector `json:"certSecret,omitempty"`
+	KeySecret  *corev1.SecretKeySelector `json:"keySecret,omitempty"`
+	// ClientCASecret holds the certificates of those from whom clients must have theirs. Default: clients need none.
+	ClientCASecret *corev1.SecretKeySelector `json:"clientCASecret,omitempty"`
+}
+
 // BasicAuth is a user and a password in secrets.
 type BasicAuth struct {
 	User     *corev1.SecretKeySelector `json:"user,omitempty"`

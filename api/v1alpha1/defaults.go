@@ -269,6 +269,10 @@ func defaultSource(s *Source) {
 	if s.Stdin != nil {
 		orValue(&s.Stdin.Format, FileFormatLines)
 	}
+	if s.Stream != nil {
+		orValue(&s.Stream.Payload, StreamPayloadValue)
+		orValue(&s.Stream.Partition, s.Stream.Stream)
+	}
 	if s.Transformer != nil && s.Transformer.RetryStrategy != nil {
 		defaultRetry(s.Transformer.RetryStrategy)
 	}
@@ -308,6 +312,9 @@ func defaultAbstractSink(s *AbstractSink) {
 	}
 	if s.Stdout != nil {
 		orValue(&s.Stdout.Format, OutputFormatRaw)
+	}
+	if s.Stream != nil {
+		orValue(&s.Stream.Payload, StreamPayloadValue)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"pgregory.net/rapid"
 
@@ -67,6 +68,7 @@ func drawSource(t *rapid.T) *v1alpha1.Source {
 		{HTTP: &v1alpha1.HTTPSource{Ports: &v1alpha1.Ports{HTTP: ptr(int32(8090))}}},
 		{File: &v1alpha1.FileSource{Path: "/in", Format: v1alpha1.FileFormatCSV}},
 		{Stdin: &v1alpha1.StdinSource{}},
+		{Stream: &v1alpha1.StreamSource{Target: "dns:///p:50051", Stream: "s", TLS: &v1alpha1.TLS{InsecureSkipVerify: true}}},
 		{UDSource: &v1alpha1.UDSource{Container: &v1alpha1.Container{Command: []string{"./read"}}}},
 		{JetStream: &v1alpha1.JetStreamSource{URL: "nats", Stream: "s", Auth: token}},
 		{Kafka: &v1alpha1.KafkaSource{Brokers: []string{"k:9092"}, Topic: "t"}},
@@ -80,6 +82,7 @@ func drawSink(t *rapid.T) *v1alpha1.Sink {
 		{AbstractSink: v1alpha1.AbstractSink{Log: &v1alpha1.Log{}}},
 		{AbstractSink: v1alpha1.AbstractSink{File: &v1alpha1.FileSink{Path: "/out"}}},
 		{AbstractSink: v1alpha1.AbstractSink{Stdout: &v1alpha1.StdoutSink{Format: v1alpha1.OutputFormatJSON}}},
+		{AbstractSink: v1alpha1.AbstractSink{Stream: &v1alpha1.StreamSink{Listen: ":50051", Name: "s", MaxBytes: ptr(resource.MustParse("10Gi")), MaxAge: seconds(60)}}},
 		{AbstractSink: v1alpha1.AbstractSink{JetStream: &v1alpha1.JetStreamSink{URL: "nats://n", Subject: "a.b"}}},
 		{AbstractSink: v1alpha1.AbstractSink{UDSink: &v1alpha1.UDSink{Container: &v1alpha1.Container{Image: "x"}}}, Fallback: &v1alpha1.AbstractSink{Blackhole: &v1alpha1.Blackhole{}}, RetryStrategy: v1alpha1.RetryStrategy{OnFailure: ptr(v1alpha1.OnFailureFallback), BackOff: &v1alpha1.Backoff{Cap: seconds(1)}}},
 	}).Draw(t, "sink").DeepCopy()

@@ -1,6 +1,9 @@
 package v1alpha1
 
-import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+import (
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
 
 // Sink takes messages out.
 type Sink struct {
@@ -34,6 +37,8 @@ type AbstractSink struct {
 	JetStream *JetStreamSink `json:"jetstream,omitempty"`
 	// Levada: Nats publishes to a subject of core NATS.
 	Nats *NatsSink `json:"nats,omitempty"`
+	// Levada: Stream serves what it gets as a resumable gRPC stream.
+	Stream *StreamSink `json:"stream,omitempty"`
 }
 
 // Log writes a line per message to the log.
@@ -120,6 +125,22 @@ type NatsSink struct {
 	Subject string    `json:"subject"`
 	TLS     *TLS      `json:"tls,omitempty"`
 	Auth    *NatsAuth `json:"auth,omitempty"`
+}
+
+// StreamSink keeps messages in a log on the disk, each once, and serves it as a resumable gRPC stream (levada.stream.v1). (Levada)
+type StreamSink struct {
+	// Listen is the address to serve on, HOST:PORT or :PORT. Required.
+	Listen string `json:"listen"`
+	// Name of the stream. Required.
+	Name string `json:"name"`
+	// Payload is value or message: what of a message a record holds. Default: value.
+	Payload StreamPayload `json:"payload,omitempty"`
+	// MaxBytes is the size above which the oldest messages are forgotten, at least 1Mi. Default: no limit.
+	MaxBytes *resource.Quantity `json:"maxBytes,omitempty"`
+	// MaxAge is the age above which messages are forgotten. Default: no limit.
+	MaxAge *metav1.Duration `json:"maxAge,omitempty"`
+	// TLS is how the stream is served. Default: without TLS.
+	TLS *ServerTLS `json:"tls,omitempty"`
 }
 
 // OnFailure is what happens to a message that all retries failed to deliver.

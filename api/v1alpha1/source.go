@@ -26,6 +26,9 @@ type Source struct {
 
 	// Levada: Stdin reads messages from the standard input.
 	Stdin *StdinSource `json:"stdin,omitempty"`
+
+	// Levada: Stream reads a resumable gRPC stream.
+	Stream *StreamSource `json:"stream,omitempty"`
 }
 
 // GeneratorSource makes messages, RPU of them every Duration and in every pod.
@@ -193,4 +196,29 @@ type FileSource struct {
 type StdinSource struct {
 	// Format is lines, ndjson or csv. Default: lines.
 	Format FileFormat `json:"format,omitempty"`
+}
+
+// StreamPayload says what a record of a stream holds.
+type StreamPayload string
+
+// What a record of a stream may hold.
+const (
+	StreamPayloadValue   StreamPayload = "value"   // the payload of a message
+	StreamPayloadMessage StreamPayload = "message" // a message as JSON: id, keys, eventTime, headers, value
+)
+
+// StreamSource reads a resumable gRPC stream (levada.stream.v1) in order, each record once. (Levada)
+type StreamSource struct {
+	// Target says where the producer is, as gRPC names it: dns:///producer:50051. Required.
+	Target string `json:"target"`
+	// Stream is the name of the stream at the producer. Required.
+	Stream string `json:"stream"`
+	// Query holds parameters for the stream's source at the producer. Default: none.
+	Query string `json:"query,omitempty"`
+	// Payload is value or message, as what the records hold is to be taken. Default: value; the record's key is the message's key then.
+	Payload StreamPayload `json:"payload,omitempty"`
+	// Partition names the stream in positions and message ids. Under another name it is read from its start. Default: Stream.
+	Partition string `json:"partition,omitempty"`
+	// TLS is how the producer is reached. Default: without TLS.
+	TLS *TLS `json:"tls,omitempty"`
 }

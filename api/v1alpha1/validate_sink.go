@@ -1,6 +1,10 @@
 package v1alpha1
 
-import "fmt"
+import (
+	"fmt"
+	"net"
+	"time"
+)
 
 // sinkView is a sink as its rules see it.
 type sinkView struct {
@@ -36,7 +40,7 @@ func checkAbstractSink(r *report, s *AbstractSink, v sinkView, role Role, at pat
 	exactlyOne(r, at, CodeSinkType, "a sink", []choice{
 		{"log", s.Log != nil}, {"blackhole", s.Blackhole != nil}, {"kafka", s.Kafka != nil}, {"pulsar", s.Pulsar != nil},
 		{"sqs", s.Sqs != nil}, {"udsink", s.UDSink != nil}, {"serve", s.Serve != nil}, {"file", s.File != nil},
-		{"stdout", s.Stdout != nil}, {"jetstream", s.JetStream != nil}, {"nats", s.Nats != nil},
+		{"stdout", s.Stdout != nil}, {"jetstream", s.JetStream != nil}, {"nats", s.Nats != nil}, {"stream", s.Stream != nil},
 	})
 	if k := s.Kafka; k != nil {
 		checkKafka(r, k.Brokers, k.Topic, k.Config, k.TLS, k.SASL, at.at("kafka"))
@@ -70,6 +74,41 @@ func checkAbstractSink(r *report, s *AbstractSink, v sinkView, role Role, at pat
 	}
 	if n := s.Nats; n != nil {
 		checkNatsSink(r, n.URL, n.Subject, n.TLS, n.Auth, at.at("nats"))
+	}
+	checkStreamSink(r, s.Stream, at.at("stream"))
+}
+
+// minStreamBytes is the smallest log of a stream: less than that is a block or two.
+const minStreamBytes = 1 << 20
+
+func checkStreamSink(r *report, s *StreamSink, at path) {
+	if s == nil {
+		return
+	}
+	if s.Listen == "" {
+		r.required(at.at("listen"), "HOST:PORT or :PORT")
+	} else if _, port, err := net.SplitHostPort(s.Listen); err != nil || port == "" || !validPort(port) && port != "0" {
+		r.add(at.at("listen"), Problem{Code: CodeAddress, Message: fmt.Sprintf("%s is no address to listen on", quote(s.Listen)), Expected: "HOST:PORT or :PORT"})
+	}
+	if s.Name == "" {
+		r.required(at.at("name"), "a name for the stream")
+	}
+	enum(r, at.at("payload"), CodeEnum, s.Payload, StreamPayloadValue, StreamPayloadMessage)
+	if q := s.MaxBytes; q != nil && q.CmpInt64(minStreamBytes) < 0 {
+		r.add(at.at("maxBytes"), Problem{Code: CodeStreamLog, Message: fmt.Sprintf("maxBytes is %s", q), Expected: "at least 1Mi"})
+	}
+	if d := s.MaxAge; d != nil && d.Duration < time.Second {
+		r.add(at.at("maxAge"), Problem{Code: CodeStreamLog, Message: fmt.Sprintf("maxAge is %s", d.Duration), Expected: "at least 1s"})
+	}
+	if t, at := s.TLS, at.at("tls"); t != nil {
+		for _, half := range []struct {
+			field string
+			is    bool
+		}{{"certSecret", t.CertSecret != nil}, {"keySecret", t.KeySecret != nil}} {
+			if !half.is {
+				r.missing(at.at(half.field), Problem{Code: CodeTLS, Message: "a server needs a certificate and its key, and " + half.field + " is missing", Expected: "certSecret and keySecret"})
+			}
+		}
 	}
 }
 

@@ -3,7 +3,9 @@ package v1alpha1
 import (
 	"encoding/base64"
 	"fmt"
+	"net"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -30,6 +32,7 @@ var sourceRules = []func(*report, sourceView){
 	servingSourceIsInPlace,
 	udSourceRuns,
 	fileSourceIsValid,
+	streamSourceIsValid,
 	transformerIsValid,
 }
 
@@ -45,6 +48,7 @@ func sourceHasOneType(r *report, v sourceView) {
 		{"generator", s.Generator != nil}, {"http", s.HTTP != nil}, {"kafka", s.Kafka != nil}, {"nats", s.Nats != nil},
 		{"jetstream", s.JetStream != nil}, {"pulsar", s.Pulsar != nil}, {"sqs", s.Sqs != nil}, {"serving", s.Serving != nil},
 		{"udsource", s.UDSource != nil}, {"file", s.File != nil}, {"stdin", s.Stdin != nil},
+		{"stream", s.Stream != nil},
 	})
 }
 
@@ -351,6 +355,56 @@ func fileSourceIsValid(r *report, v sourceView) {
 	if f.CSVHeader != nil && f.Format != FileFormatCSV {
 		r.add(at.at("csvHeader"), Problem{Code: CodeNoEffect, Message: "csvHeader has no effect on a file that is not csv", Hint: "set format: csv"})
 	}
+}
+
+// The schemes of a gRPC target that a producer can be found by.
+var streamSchemes = []string{"dns", "passthrough", "unix", "unix-abstract", "ipv4", "ipv6"}
+
+func streamSourceIsValid(r *report, v sourceView) {
+	s, at := v.source.Stream, v.at.at("stream")
+	if s == nil {
+		return
+	}
+	streamTarget(r, s.Target, at.at("target"))
+	if s.Stream == "" {
+		r.required(at.at("stream"), "the name of a stream at the producer")
+	}
+	enum(r, at.at("payload"), CodeEnum, s.Payload, StreamPayloadValue, StreamPayloadMessage)
+	checkTLS(r, s.TLS, at.at("tls"))
+}
+
+// streamTarget checks what grpc-go would only say when the pipeline runs.
+func streamTarget(r *report, target string, at path) {
+	const expected = "dns:///HOST:PORT"
+	if target == "" {
+		r.required(at, expected)
+		return
+	}
+	p := Problem{Code: CodeStreamTarget, Message: fmt.Sprintf("%s does not name a producer", quote(target)), Expected: expected}
+	scheme, rest, _ := strings.Cut(target, ":")
+	rest = strings.TrimLeft(rest, "/")
+	_, isURL, _ := strings.Cut(target, "://")
+	switch {
+	case strings.ContainsAny(target, " \t\r\n"):
+	case slices.Contains(streamSchemes, scheme):
+		if rest != "" {
+			return
+		}
+	case isURL != "" && slices.Contains([]string{"http", "https", "grpc", "grpcs"}, scheme):
+		p.DidYouMean = "dns:///" + strings.TrimSuffix(rest, "/")
+		if strings.HasSuffix(scheme, "s") {
+			p.Hint = "tls: {} beside it makes the connection one with TLS"
+		}
+	case isURL != "":
+		p.Message = fmt.Sprintf("a producer is not reached by %s", quote(scheme))
+		p.DidYouMean = r.suggest(scheme, streamSchemes)
+	default:
+		host, port, err := net.SplitHostPort(target)
+		if err == nil && host != "" && port != "" && validPort(port) {
+			return
+		}
+	}
+	r.add(at, p)
 }
 
 func transformerIsValid(r *report, v sourceView) {

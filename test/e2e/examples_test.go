@@ -141,7 +141,9 @@ var examples = map[string]func(t *testing.T, e *example){
 		slices.Sort(want)
 		same(t, "what the sink printed", want, values)
 	},
-	"jetstream.yaml": jetStream,
+	"jetstream.yaml":     jetStream,
+	"stream-sink.yaml":   streamSink,
+	"stream-source.yaml": streamSource,
 	"numaflow.yaml": func(t *testing.T, e *example) {
 		r := e.start(t)
 		r.untilLines(t, 6) // more than one burst

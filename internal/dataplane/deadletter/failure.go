@@ -30,4 +30,5 @@ const (
 	Oversize Reason = "oversize" // a result is larger than a buffer takes
 	Nack     Reason = "nack"     // nacked more often than the function allowed
 	Retries  Reason = "retries"  // the retry strategy is exhausted
+	Source   Reason = "source"   // the source has no content for it
 )

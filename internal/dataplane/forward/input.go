@@ -95,7 +95,7 @@ func (s *SourceInput) work(b *source.Batch) *Work {
 		}
 		s.lanes[b.Partition] = l
 	}
-	w := &Work{Lane: l.name, Lo: b.Lo, Hi: b.Hi, ByID: b.ByID, Messages: b.Messages, IDPrefix: l.prefix, Stride: b.Stride, token: b, track: l.track, Short: len(b.Messages) < s.Limit}
+	w := &Work{Lane: l.name, Lo: b.Lo, Hi: b.Hi, ByID: b.ByID, Messages: b.Messages, IDPrefix: l.prefix, Stride: b.Stride, Broken: b.Broken, token: b, track: l.track, Short: len(b.Messages) < s.Limit}
 	if w.Stride == 0 {
 		w.Stride = 256
 	}

@@ -225,7 +225,7 @@ func (r *run) process(ctx context.Context, w *Work, before <-chan struct{}, mine
 	defer leave()
 	defer pass()
 
-	e, later, err := r.apply(ctx, w, w.Messages, w.Lo, w.Hi)
+	e, later, err := r.apply(ctx, w)
 	if err != nil {
 		return err
 	}
@@ -291,8 +291,12 @@ func (r *run) unpark(n int) {
 }
 
 // apply takes messages through the stages. Those that are not done are returned to be tried later, from the first stage on.
-func (r *run) apply(ctx context.Context, w *Work, in []flow.Message, lo, hi uint64) (*Emission, []Later, error) {
-	e := &Emission{Work: w, In: in, Lo: lo, Hi: hi, Floor: w.track.Floor}
+func (r *run) apply(ctx context.Context, w *Work) (*Emission, []Later, error) {
+	in, broken := w.sortOut()
+	e := &Emission{Work: w, In: in, Lo: w.Lo, Hi: w.Hi, Floor: w.track.Floor}
+	if len(broken) > 0 {
+		e.Spans = spansWithout(e.Lo, e.Hi, broken)
+	}
 	for _, s := range r.Stages {
 		if s.NeedsIDs {
 			w.names()
@@ -300,7 +304,7 @@ func (r *run) apply(ctx context.Context, w *Work, in []flow.Message, lo, hi uint
 		}
 	}
 	if len(in) == 0 || len(r.Stages) == 0 {
-		return e, nil, nil
+		return e, broken, nil
 	}
 	out, err := r.applyStages(ctx, in)
 	if err != nil {
@@ -309,6 +313,10 @@ func (r *run) apply(ctx context.Context, w *Work, in []flow.Message, lo, hi uint
 	refuseOversize(out)
 	e.Out, e.Stage = out, r.Stages[len(r.Stages)-1].Name
 	later := r.sortOut(e)
+	if len(broken) > 0 {
+		later = append(later, broken...)
+		e.Spans = spansWithout(e.Lo, e.Hi, later)
+	}
 	return e, later, nil
 }
 

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"unsafe"
 
+	"github.com/levada-io/levada/internal/dataplane/deadletter"
+	"github.com/levada-io/levada/internal/dataplane/function"
 	"github.com/levada-io/levada/internal/flow"
 )
 
@@ -21,7 +23,9 @@ type Work struct {
 	Stride uint64
 	// Short says that the input had no more at that moment.
 	Short bool
-	token any
+	// Broken are messages that are put aside instead of being processed, by their index in Messages; nil if there is none.
+	Broken map[int]*deadletter.Failure
+	token  any
 	// track is the lane's, which knows what may be promised; see lane.
 	track *lane
 	slot  *slot
@@ -44,6 +48,22 @@ func (w *Work) names() {
 		}
 		w.Messages[i].ID = view(b[at:])
 	}
+}
+
+// sortOut separates the messages that are to be processed from those that the input could not give whole.
+func (w *Work) sortOut() (in []flow.Message, broken []Later) {
+	if len(w.Broken) == 0 {
+		return w.Messages, nil
+	}
+	w.names() // by the first message, which may be left out
+	for i := range w.Messages {
+		if failure := w.Broken[i]; failure != nil {
+			broken = append(broken, Later{Message: w.Messages[i], Attempts: failure.Attempts, Outcome: function.Outcome{Verdict: function.Broken, Failure: failure}})
+		} else {
+			in = append(in, w.Messages[i])
+		}
+	}
+	return in, broken
 }
 
 // name is the id of the message at a position, of a lane with positions.

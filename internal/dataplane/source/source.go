@@ -5,6 +5,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/levada-io/levada/internal/dataplane/deadletter"
 	"github.com/levada-io/levada/internal/flow"
 )
 
@@ -48,6 +49,9 @@ type Batch struct {
 	// Stride is how many positions in a row go to the same partition of the next buffer; 0 means 256. For byte offsets something like 64 KiB.
 	Stride   uint64
 	Messages []flow.Message
+	// Broken are messages whose content the source cannot give, by their index in Messages, and why. They are put aside as dead letters instead of
+	// being processed, and the batch is acknowledged when that is durable. nil if there is none.
+	Broken map[int]*deadletter.Failure
 	// Token is for the driver's own use.
 	Token any
 }

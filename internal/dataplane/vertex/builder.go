@@ -160,6 +160,8 @@ func (b *builder) reader(ctx context.Context, s *v1alpha1.Source) (source.Reader
 		return stdinsource.New(ctx, stdinsource.Config{In: b.env.Stdin, Format: records.Format(s.Stdin.Format), Positions: at})
 	case s.Generator != nil:
 		return b.generator(ctx, s.Generator, at)
+	case s.Stream != nil:
+		return b.streamSource(ctx, s.Stream, at)
 	case s.UDSource != nil:
 		f, p, err := b.function(function.UDSource, s.UDSource.Container)
 		if err != nil {
@@ -297,6 +299,8 @@ func (b *builder) openWriter(ctx context.Context, role function.Role, s *v1alpha
 		}
 		b.says("nats " + s.Nats.Subject)
 		return natssink.New(natssink.Config{Conn: conn, Subject: s.Nats.Subject})
+	case s.Stream != nil:
+		return b.streamSink(ctx, role, s.Stream)
 	case s.UDSink != nil:
 		f, p, err := b.function(role, s.UDSink.Container)
 		if err != nil {

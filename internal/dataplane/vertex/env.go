@@ -41,6 +41,8 @@ type Env struct {
 	Logger      *slog.Logger
 	// SocketRoot is where functions get their sockets; Dir is where relative paths of the manifest begin.
 	SocketRoot, Dir string
+	// Data is the directory where vertices keep files that must survive; each has names of its own there.
+	Data string
 	// Commands are the programs that stand in for containers: by vertex, or by vertex/role.
 	Commands map[string]string
 	// Timeout is how long a function may take for a message, where the manifest does not say; 0 for the default.

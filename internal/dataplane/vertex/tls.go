@@ -39,6 +39,20 @@ func (e *Env) tlsConfig(t *v1alpha1.TLS) (*tls.Config, error) {
 	return cfg, nil
 }
 
+func (e *Env) serverTLS(t *v1alpha1.ServerTLS) (*tls.Config, error) {
+	if t.CertSecret == nil || t.KeySecret == nil {
+		return nil, errors.New("certSecret and keySecret are required")
+	}
+	cfg, err := e.tlsConfig(&v1alpha1.TLS{CertSecret: t.CertSecret, KeySecret: t.KeySecret, CACertSecret: t.ClientCASecret})
+	if err != nil {
+		return nil, err
+	}
+	if t.ClientCASecret != nil {
+		cfg.ClientCAs, cfg.RootCAs, cfg.ClientAuth = cfg.RootCAs, nil, tls.RequireAndVerifyClientCert
+	}
+	return cfg, nil
+}
+
 func nkeyOption(seed string) (nats.Option, error) {
 	pair, err := nkeys.FromSeed([]byte(seed))
 	if err != nil {

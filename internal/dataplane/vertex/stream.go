@@ -1,0 +1,70 @@
+package vertex
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+
+	"github.com/levada-io/levada/api/v1alpha1"
+	"github.com/levada-io/levada/internal/dataplane/function"
+	"github.com/levada-io/levada/internal/dataplane/sink"
+	"github.com/levada-io/levada/internal/dataplane/sink/streamsink"
+	"github.com/levada-io/levada/internal/dataplane/source"
+	"github.com/levada-io/levada/internal/dataplane/source/streamsource"
+)
+
+func (b *builder) streamSource(ctx context.Context, s *v1alpha1.StreamSource, at source.Positions) (source.Reader, error) {
+	cfg := streamsource.Config{
+		Target: s.Target, Stream: s.Stream, Query: []byte(s.Query), Payload: streamsource.Payload(s.Payload), Partition: s.Partition,
+		Batch: b.lim.batch, Positions: at, Logger: b.v.logger,
+	}
+	if cfg.Partition == "" {
+		cfg.Partition = s.Stream
+	}
+	// The same after a restart, and another one for each life of the positions: sources that keep a snapshot make one for each.
+	cfg.Name = fmt.Sprintf("%s/%s/%s/%s", b.env.Namespace, b.env.Pipeline, b.name, cfg.Partition)
+	if s.TLS != nil {
+		var err error
+		if cfg.TLS, err = b.env.tlsConfig(s.TLS); err != nil {
+			return nil, fmt.Errorf("source.stream.tls: %w", err)
+		}
+	}
+	r, err := streamsource.New(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("source.stream: %w", err)
+	}
+	b.says("stream " + s.Stream + " of " + s.Target)
+	return r, nil
+}
+
+func (b *builder) streamSink(ctx context.Context, role function.Role, s *v1alpha1.StreamSink) (sink.Writer, error) {
+	file := "sink"
+	if role != function.UDSink {
+		file = string(role)
+	}
+	cfg := streamsink.Config{
+		Path: b.env.file("stream", b.name, file+".sqlite"), Name: s.Name, Listen: s.Listen, Payload: streamsink.Payload(s.Payload), Logger: b.v.logger,
+	}
+	if s.MaxBytes != nil {
+		cfg.MaxBytes = s.MaxBytes.Value()
+	}
+	cfg.MaxAge = duration(s.MaxAge)
+	if s.TLS != nil {
+		var err error
+		if cfg.TLS, err = b.env.serverTLS(s.TLS); err != nil {
+			return nil, fmt.Errorf("sink.stream.tls: %w", err)
+		}
+	}
+	w, err := streamsink.New(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("sink.stream: %w", err)
+	}
+	b.says("stream " + s.Name + " on " + w.Addr().String())
+	b.env.Announce(b.name, "stream "+s.Name, w.Addr().String())
+	return w, nil
+}
+
+// file is the path of a file that a vertex keeps, by what it is for.
+func (e *Env) file(kind, vertex, name string) string {
+	return filepath.Join(e.Data, kind, e.Namespace+"."+e.Pipeline+"."+vertex, name)
+}
