@@ -3,6 +3,7 @@ package stream
 import (
 	"encoding/binary"
 	"encoding/hex"
+	"fmt"
 	"hash/crc32"
 	"math/bits"
 )
@@ -60,3 +61,15 @@ func mix(x uint64) uint64 {
 }
 
 func (d Digest) String() string { return hex.EncodeToString(d[:]) }
+
+// MarshalText is String: 32 hexadecimal digits.
+func (d Digest) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// UnmarshalText reads what MarshalText writes.
+func (d *Digest) UnmarshalText(text []byte) error {
+	if len(text) != hex.EncodedLen(len(d)) {
+		return fmt.Errorf("a digest has %d hexadecimal digits, this one %d", hex.EncodedLen(len(d)), len(text))
+	}
+	_, err := hex.Decode(d[:], text)
+	return err
+}

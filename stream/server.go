@@ -100,12 +100,22 @@ func (s *Server) Drain(ctx context.Context) error {
 	}
 }
 
-// Shutdown stops a gRPC server in the right order, until ctx ends: the streams first, then all other calls, then by force.
+// Shutdown stops a gRPC server in the right order, until ctx ends: the streams first, then all other calls, then by force. It returns
+// an error if force was needed.
 func Shutdown(ctx context.Context, g *grpc.Server, s *Server) error {
 	err := s.Drain(ctx)
-	stopped := context.AfterFunc(ctx, g.Stop)
-	defer stopped()
-	g.GracefulStop()
+	stopped := make(chan struct{})
+	// GracefulStop waits for handlers also after Stop. So this outlives Shutdown when a source ignores its context.
+	go func() { g.GracefulStop(); close(stopped) }()
+	select {
+	case <-stopped:
+		return err
+	case <-ctx.Done():
+	}
+	g.Stop()
+	if err == nil {
+		err = fmt.Errorf("calls beside the streams were cut: %w", context.Cause(ctx))
+	}
 	return err
 }
 

@@ -41,10 +41,11 @@ type WorkerConfig struct {
 	MaxInFlight int
 	// MaxRecord is the largest record that is taken, in bytes; producers send a bad record instead of a larger one. Default 4 MiB.
 	MaxRecord int
-	// CommitRecords and CommitBytes bound a commit. Defaults 1000 and 1 MiB. A commit never waits for more records to come.
+	// CommitRecords and CommitBytes bound a commit. Defaults 4096 and 1 MiB. A commit never waits for more records to come.
 	CommitRecords, CommitBytes int
-	// HandlerTimeout bounds a commit, the handler's part in it included. Default 1 min. A handler that is still not back one Lease
-	// later keeps its lease no longer.
+	// HandlerTimeout bounds a commit, the handler's part in it included. Default 1 min. A handler that needs longer is given half as
+	// many records, and more again when it is quick. One that is still not back one Lease after its context has ended keeps its
+	// lease no longer.
 	HandlerTimeout time.Duration
 	// IdleTimeout is how long a stream may be silent before it is opened anew; producers send a mark each 5 s. Default 15 s.
 	IdleTimeout time.Duration
@@ -77,7 +78,7 @@ func (c WorkerConfig) withDefaults() WorkerConfig {
 	c.MaxJobs = cmp.Or(c.MaxJobs, 16)
 	c.MaxInFlight = cmp.Or(c.MaxInFlight, 4<<20)
 	c.MaxRecord = cmp.Or(c.MaxRecord, 4<<20)
-	c.CommitRecords = cmp.Or(c.CommitRecords, 1000)
+	c.CommitRecords = cmp.Or(c.CommitRecords, 4096)
 	c.CommitBytes = cmp.Or(c.CommitBytes, 1<<20)
 	c.HandlerTimeout = cmp.Or(c.HandlerTimeout, time.Minute)
 	c.IdleTimeout = cmp.Or(c.IdleTimeout, 15*time.Second)

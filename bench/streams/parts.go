@@ -171,9 +171,9 @@ const (
 	insertRow   = `insert into rows (n, value) values (?, ?)`
 )
 
-// bulk loads the same rows with nothing in between: prepared inserts, or COPY, a thousand rows in a transaction.
+// bulk loads the same rows with nothing in between: prepared inserts, or COPY, as many rows in a transaction as a worker commits.
 func bulk(ctx context.Context, p part) error {
-	const together = 1000
+	together := min(4096, 1<<20/(p.size+8)+1)
 	cursor, _ := rows{p.records, p.size}.Open(ctx, stream.Query{})
 	if p.isPostgres() {
 		conn, err := pgx.Connect(ctx, p.database)
