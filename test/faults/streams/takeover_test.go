@@ -139,7 +139,7 @@ func TestTakeover(t *testing.T) {
 		owner.end(syscall.SIGKILL, time.Minute)
 		owner.start()
 	})
-	other = start("worker", pod())
+	start("worker", pod())
 	time.Sleep(3 * time.Second)
 	measure("node lost (the process is frozen)", 17*time.Second+slack, func(stream.Status) { owner.cmd.Process.Signal(syscall.SIGSTOP) })
 	// The frozen owner wakes up and must not change anything.
