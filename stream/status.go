@@ -12,6 +12,8 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/protoadapt"
 	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/levada-io/levada/grpclife"
 )
 
 // errorDomain is the domain of the google.rpc.ErrorInfo in the statuses of this package.
@@ -133,21 +135,22 @@ func Classify(err error) Cut {
 	if sentinel := sentinels[cut.Reason]; sentinel != nil {
 		cut.Err = fmt.Errorf("%w: %w", sentinel, err)
 	}
+	class := grpclife.Classify(err)
 	switch s.Code() {
 	case codes.InvalidArgument, codes.Unauthenticated, codes.PermissionDenied, codes.NotFound, codes.AlreadyExists,
 		codes.FailedPrecondition, codes.OutOfRange, codes.Unimplemented, codes.DataLoss:
 		// A proxy that has no route, or a page of its own, answers with an HTTP status, which gRPC makes one of these codes.
-		cut.Fatal = cut.Reason != "" || !fromHTTP(s)
+		cut.Fatal = cut.Reason != "" || class.Sign != grpclife.SignHTTP
 		cut.Transport = !cut.Fatal
 	case codes.ResourceExhausted:
 		// Larger than max: either a real frame above our limit, which the producer was told, or HTML read as a length.
-		cut.Fatal = cut.Reason == "" && tooLarge(s) && !lengthOfText(s)
+		cut.Fatal = cut.Reason == "" && class.Sign == grpclife.SignTooLarge
 		cut.Transport = cut.Reason == "" && !cut.Fatal
 	case codes.Unavailable, codes.Canceled, codes.DeadlineExceeded:
 		cut.Transport = true
 	case codes.Internal, codes.Unknown:
 		cut.Fatal = cut.Reason == ReasonOutOfOrder // as when the reader has noticed it
-		cut.Transport = cut.Reason == "" && severed(s)
+		cut.Transport = cut.Reason == "" && (class.By == grpclife.ByTransport || class.By == grpclife.ByProxy || class.Quoted)
 	}
 	return cut
 }

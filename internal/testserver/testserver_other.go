@@ -30,3 +30,6 @@ func RabbitMQ(t testing.TB) string { t.Helper(); t.Skip(unsupported); return "" 
 
 // RabbitMQServer skips the test.
 func RabbitMQServer(t testing.TB) *Server { t.Helper(); t.Skip(unsupported); return nil }
+
+// Program skips the test.
+func Program(t testing.TB, name, debian string) string { t.Helper(); t.Skip(unsupported); return "" }

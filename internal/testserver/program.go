@@ -1,0 +1,34 @@
+//go:build unix
+
+package testserver
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+)
+
+// Program returns the path of a program that tests start themselves, as a proxy; debian is the package that has it. What is said of servers
+// without their program is so here, too.
+func Program(t testing.TB, name, debian string) string {
+	t.Helper()
+	k := &kind{name: name, install: debian, find: func() (string, error) {
+		if path, err := exec.LookPath(name); err == nil {
+			return path, nil
+		}
+		path := filepath.Join("/usr/sbin", name) // which is not in the PATH of everybody
+		if _, err := os.Stat(path); err == nil {
+			return path, nil
+		}
+		return "", errMissing
+	}}
+	path, err := k.find()
+	if err != nil {
+		if err = install(debian); err == nil {
+			path, err = k.find()
+		}
+	}
+	require(t, k, err)
+	return path
+}
