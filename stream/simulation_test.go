@@ -708,13 +708,14 @@ func (b *simHints) Send(_ context.Context, h stream.Hint) error {
 			return errOutage
 		}
 		listener, delay := b.listeners[b.s.n(len(b.listeners))], time.Duration(b.s.n(10_000))*time.Millisecond
+		hint := h
 		if b.s.chance(0.1) {
-			h = stream.Hint{Stream: "nobody's", Job: "none"}
+			hint = stream.Hint{Stream: "nobody's", Job: "none"}
 		}
 		b.s.totals.hints.Add(1)
 		time.AfterFunc(delay, func() {
 			select {
-			case listener <- h:
+			case listener <- hint:
 			default:
 			}
 		})
