@@ -13,7 +13,12 @@ import (
 )
 
 // Connections holds one connection for each target that jobs name, with settings fit for long streams: streams are spread over
-// all addresses of a name, a connection that was lost is tried again within 5 s, one that fell silent is given up after 15 s, and windows are fixed, so that memory is bounded.
+// all addresses of a name, a connection that was lost is tried again within 5 s, one that fell silent is given up after 25 s, and
+// windows are fixed, so that memory is bounded.
+//
+// gRPC servers take pings amiss that come while they send nothing, which is so while a handler takes its time and the window is full: they
+// close the connection, and its streams are opened anew. With the defaults of both sides that happens when a commit takes longer than
+// 80 s. Where HandlerTimeout is larger, start the producer's gRPC server with grpc.KeepaliveEnforcementPolicy and a MinTime of 10 s.
 type Connections struct {
 	target  string
 	options []grpc.DialOption
@@ -31,10 +36,12 @@ func NewConnections(target string, options ...grpc.DialOption) *Connections {
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 5 * time.Second},
 			MinConnectTimeout: 5 * time.Second,
 		}),
-		// Marks come each 5 s, so a ping is sent only when the connection has fallen silent, which no server takes amiss. Without it, a
-		// connection that is open and swallows everything would be used for ever, stream after stream.
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
-		grpc.WithStaticStreamWindowSize(1 << 20), grpc.WithStaticConnWindowSize(4 << 20),
+		// Marks come each 5 s, so a ping is sent only when the connection has fallen silent. Without it, a connection that is open and
+		// swallows everything would be used for ever, stream after stream. The fourth in a row makes a server close the connection,
+		// so four of them must take longer than a commit may.
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 5 * time.Second}),
+		// The connection has room for all of its streams, or one whose handler is slow would hold up the others.
+		grpc.WithStaticStreamWindowSize(1 << 20), grpc.WithStaticConnWindowSize(64 << 20),
 	}
 	return &Connections{target: target, options: append(own, options...), conns: map[string]*grpc.ClientConn{}}
 }

@@ -122,7 +122,7 @@ type Journal struct {
 	// Until is the last record that is suspected. Once it is committed, the journal is cleared.
 	Until uint64 `json:"until,omitempty"`
 	// Hand is the first record of the batch that is being processed, 0 between batches. A death while it is set is blamed on
-	// that batch; a death while it is 0 is not.
+	// that batch; a death while it is 0 is not. A number before the checkpoint's is that of a quarantined record being replayed.
 	Hand uint64 `json:"hand,omitempty"`
 	// Deaths is how many processes died with record Hand alone in hand.
 	Deaths int `json:"deaths,omitempty"`

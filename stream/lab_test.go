@@ -149,7 +149,10 @@ type table struct {
 }
 
 func (c *table) handle(ctx context.Context, b *stream.Batch) (func(), error) {
-	if d := c.slow[b.Job.ID]; d > 0 && !sleep(ctx, d) {
+	c.mu.Lock()
+	d := c.slow[b.Job.ID]
+	c.mu.Unlock()
+	if d > 0 && !sleep(ctx, d) {
 		return nil, ctx.Err()
 	}
 	rows := copied(b.Records)
@@ -166,6 +169,13 @@ func copied(records []stream.Record) []stream.Record {
 		rows[i] = stream.Record{Seq: r.Seq, Key: slices.Clone(r.Key), Value: slices.Clone(r.Value)}
 	}
 	return rows
+}
+
+// hurry ends the slowness.
+func (c *table) hurry() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.slow = nil
 }
 
 func (c *table) len() int {

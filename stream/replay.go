@@ -16,6 +16,12 @@ func (r *run) replay() error {
 	if !ok {
 		return nil
 	}
+	if r.replayed > 0 {
+		// One death is enough: the record was suspected before, and who wants another attempt can mark it again.
+		if err := r.stillBad(sink, r.replayed, errors.New("a process died while it was replayed")); err != nil {
+			return err
+		}
+	}
 	for {
 		ctx, cancel := context.WithTimeout(r.own, r.w.config.HandlerTimeout)
 		rows, err := sink.Quarantined(ctx, r.job.ID, 100, Replay)
@@ -25,6 +31,11 @@ func (r *run) replay() error {
 				return err
 			}
 			continue
+		}
+		if len(rows) == 0 && r.journal.Hand > 0 && r.journal.Hand <= r.checkpoint.Seq {
+			j := r.journal
+			j.Hand = 0
+			return r.note(j)
 		}
 		if len(rows) == 0 {
 			return nil
@@ -59,14 +70,7 @@ func (r *run) replayOne(sink ReplaySink, row Quarantined) error {
 		case errors.Is(err, ErrFenced):
 			return err
 		case isPanic || verdictOf(err) == verdictSkip:
-			ctx, cancel := context.WithTimeout(r.own, r.w.config.HandlerTimeout)
-			_, e := sink.MarkQuarantined(ctx, r.job.ID, Waiting, row.Seq)
-			cancel()
-			if e == nil {
-				r.log.Warn("a quarantined record is still bad", "record", row.Seq, "error", err)
-				return nil
-			}
-			err = e
+			return r.stillBad(sink, row.Seq, err)
 		}
 		if _, isCut := errors.AsType[*cutError](err); isCut {
 			err = r.judge(err, false)
@@ -79,7 +83,34 @@ func (r *run) replayOne(sink ReplaySink, row Quarantined) error {
 	}
 }
 
+// stillBad has a record wait again.
+func (r *run) stillBad(sink ReplaySink, seq uint64, why error) error {
+	for {
+		ctx, cancel := context.WithTimeout(r.own, r.w.config.HandlerTimeout)
+		n, err := sink.MarkQuarantined(ctx, r.job.ID, Waiting, seq)
+		cancel()
+		if err == nil {
+			if n > 0 {
+				r.log.Warn("a quarantined record is still bad", "record", seq, "error", why)
+			}
+			return nil
+		}
+		if err := r.afterRefusal(&unreachedError{fmt.Errorf("the quarantine cannot be written: %w", err)}); err != nil {
+			return err
+		}
+	}
+}
+
 func (r *run) callReplay(sink ReplaySink, record Record) (err error) {
+	if err := r.takeHand(true); err != nil {
+		return err
+	}
+	defer r.giveHand()
+	j := r.journal
+	j.Hand = record.Seq // before the checkpoint: that is how it is told from a batch
+	if err := r.note(j); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(r.own, r.w.config.HandlerTimeout)
 	defer cancel()
 	r.hand(time.Now())

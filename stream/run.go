@@ -30,12 +30,16 @@ type run struct {
 	checkpoint Checkpoint // as the sink has it
 	journal    Journal    // as the store has it
 	condemned  uint64     // the record that has killed its processes; 0: none
+	replayed   uint64     // the record that was being replayed when the last owner died; 0: none
+	inTime     int        // how many records the handler gets at once, since it was too slow for more; 0: it was not
 	failures   int        // attempts in a row that failed, whatever the reason: for the pauses
 	noProgress int        // attempts in a row that were refused
 
 	mu       sync.Mutex // for the heartbeat
 	progress Progress
 	handed   time.Time // when the sink was called; zero when it is not at work
+	holds    int       // hands that are taken, see takeHand
+	alone    bool
 }
 
 // What ends a run, beside an error that is the job's.
@@ -219,6 +223,9 @@ func (r *run) askSink() (Checkpoint, error) {
 func (r *run) readJournal(died bool) error {
 	j := r.journal
 	if died {
+		if j.Hand <= r.checkpoint.Seq {
+			r.replayed = j.Hand
+		}
 		switch {
 		case j.Probe == 0:
 			j = Journal{Probe: max(r.w.config.CommitRecords/2, 1), Until: r.checkpoint.Seq + uint64(r.w.config.CommitRecords)}
@@ -278,13 +285,14 @@ func (r *run) beat(ctx context.Context, since time.Time) {
 			r.w.stuck.Add(1)
 			r.log.Error("the handler does not come back: its job is left to others; end this process", "timeout", r.w.config.HandlerTimeout, "goroutines", string(buf[:runtime.Stack(buf, true)]))
 			r.lose(errors.New("the handler does not come back"))
+			r.giveHand()
 			return
 		}
 		start := time.Now()
 		r.mu.Lock()
 		progress := r.progress
 		r.mu.Unlock()
-		asking, cancel := context.WithTimeout(ctx, lease/6)
+		asking, cancel := context.WithTimeout(ctx, min(lease/6, max(lease*2/3-start.Sub(since), lease/30)))
 		err := r.w.config.Store.Renew(asking, r.lease, progress, lease)
 		cancel()
 		pause = lease / 3
@@ -296,7 +304,7 @@ func (r *run) beat(ctx context.Context, since time.Time) {
 		case errors.Is(err, ErrFenced):
 			r.lose(err)
 			return
-		case time.Since(since) > lease/2: // two thirds would have passed at the end of another attempt
+		case time.Since(since) >= lease*2/3-lease/30:
 			r.lose(fmt.Errorf("the lease could not be renewed: %w", err))
 			return
 		default:
@@ -385,6 +393,9 @@ func (r *run) process(records []Record, token []byte) error {
 		if r.journal.Probe > 0 {
 			n = min(n, r.journal.Probe)
 		}
+		if r.inTime > 0 {
+			n = min(n, r.inTime)
+		}
 		at := r.checkpoint.Token // it may name an earlier position than the checkpoint's: the number counts
 		if n == len(records) {
 			at = token
@@ -408,9 +419,26 @@ func (r *run) settle(records []Record, token []byte) error {
 		records = records[1:]
 	}
 	for attempts := 1; ; attempts++ {
+		begun := time.Now()
 		err := r.commit(records, token, nil)
 		if err == nil {
+			if r.inTime > 0 && time.Since(begun) < r.w.config.HandlerTimeout/8 {
+				r.inTime *= 2
+				if r.inTime >= r.w.config.CommitRecords {
+					r.inTime = 0
+				}
+			}
 			return nil
+		}
+		if _, ok := errors.AsType[*tooSlowError](err); ok && len(records) > 1 && r.stop.Err() == nil {
+			// Nobody knows whether these records or the moment are to blame: it is only tried with fewer.
+			r.inTime = (len(records) + 1) / 2
+			r.log.Warn("the handler needs too long: it gets fewer records at once", "records", r.inTime, "timeout", r.w.config.HandlerTimeout)
+			if err := r.settle(records[:r.inTime], r.checkpoint.Token); err != nil {
+				return err
+			}
+			done := int(r.checkpoint.Seq + 1 - records[0].Seq)
+			return r.process(records[done:], token)
 		}
 		panicked, isPanic := errors.AsType[*PanicError](err)
 		if !isPanic && verdictOf(err) != verdictSkip {
@@ -510,16 +538,17 @@ func (r *run) commit(records []Record, token []byte, put *Quarantined) error {
 			aside = append(aside, Quarantined{Job: r.job.ID, Seq: record.Seq, Key: clone(record.Key), Error: record.Bad, Class: ClassProducer, Attempts: 1, State: Waiting})
 		}
 	}
-	if r.journal.Probe == 0 || len(batch.Records) == 0 {
+	if len(batch.Records) == 0 {
 		return r.step(next, batch, aside)
 	}
-	// A suspect: from here until the commit a death is blamed on these records, and no other suspect is in hand.
-	select {
-	case r.w.suspect <- struct{}{}:
-	case <-r.own.Done():
-		return context.Cause(r.own)
+	if err := r.takeHand(r.journal.Probe > 0); err != nil {
+		return err
 	}
-	defer func() { <-r.w.suspect }()
+	defer r.giveHand()
+	if r.journal.Probe == 0 {
+		return r.step(next, batch, aside)
+	}
+	// A suspect: from here until the commit a death is blamed on these records.
 	j := r.journal
 	j.Hand = records[0].Seq // also if that one is not handed over: it is what follows the checkpoint
 	if err := r.note(j); err != nil {
@@ -589,5 +618,15 @@ func (r *run) call(c *Commit) (err error) {
 			err = &PanicError{Value: p, Stack: debug.Stack()}
 		}
 	}()
-	return r.sink.Commit(ctx, c)
+	err = r.sink.Commit(ctx, c)
+	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) && r.own.Err() == nil {
+		return &tooSlowError{err}
+	}
+	return err
 }
+
+// tooSlowError says that a commit was not done when its time was over.
+type tooSlowError struct{ err error }
+
+func (e *tooSlowError) Error() string { return e.err.Error() }
+func (e *tooSlowError) Unwrap() error { return e.err }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -26,6 +27,8 @@ type session struct {
 	digest  Digest // of those that came
 	lastKey []byte
 	marked  bool // the first mark came
+
+	stopped atomic.Int64 // when the worker began to shut down, in Unix nanoseconds; 0 before
 
 	mu       sync.Mutex
 	inFlight int           // bytes received and not committed
@@ -50,11 +53,14 @@ var (
 func (r *run) session() (drained bool, err error) {
 	ctx, cancel := context.WithCancelCause(r.own)
 	defer cancel(nil)
-	defer context.AfterFunc(r.stop, func() { cancel(errStopping) })()
 	s := &session{
 		r: r, cancel: cancel, frames: make(chan *frame, 64), spare: make(chan *frame, 64), less: make(chan struct{}, 1),
 		probing: r.journal.Probe > 0, next: r.checkpoint.Seq + 1, digest: r.checkpoint.Digest,
 	}
+	defer context.AfterFunc(r.stop, func() {
+		s.stopped.Store(time.Now().UnixNano())
+		cancel(errStopping)
+	})()
 	in, err := s.open(ctx)
 	if err != nil {
 		return false, s.broke(ctx, err)
@@ -195,6 +201,9 @@ func (s *session) room(ctx context.Context) bool {
 		}
 		ok := s.inFlight == 0 || s.inFlight < limit
 		s.mu.Unlock()
+		if ctx.Err() != nil {
+			return false
+		}
 		if ok {
 			return true
 		}
@@ -242,7 +251,7 @@ func (s *session) discard() {
 func (s *session) commitAll(ctx context.Context) (drained bool, err error) {
 	var group []*frame
 	var records []Record
-	var next *frame // taken off frames, and not a batch
+	var next *frame // taken off frames, and not part of the group
 	for {
 		group, records = group[:0], records[:0]
 		f := next
@@ -266,7 +275,8 @@ func (s *session) commitAll(ctx context.Context) (drained bool, err error) {
 		for count := len(f.records); size < config.CommitBytes && count < config.CommitRecords && !s.probing; {
 			select {
 			case f, ok := <-s.frames:
-				if ok && f.kind == fieldFrameBatch {
+				// A commit ends where a batch ends, if it can: the token of the checkpoint is that of its number then.
+				if ok && f.kind == fieldFrameBatch && count+len(f.records) <= config.CommitRecords {
 					group = append(group, f)
 					size += f.size
 					count += len(f.records)
@@ -285,11 +295,14 @@ func (s *session) commitAll(ctx context.Context) (drained bool, err error) {
 			together = records
 		}
 		err := s.r.process(together, group[len(group)-1].token)
-		for _, f := range group {
-			s.give(f)
-		}
 		if err == nil && s.probing && s.r.journal.Probe == 0 {
 			err = errReopen // nothing is suspected any more: on with large batches
+		}
+		if err != nil {
+			s.cancel(nil) // before there is room again, or more would come in that nobody will commit
+		}
+		for _, f := range group {
+			s.give(f)
 		}
 		if err != nil {
 			if next != nil {
@@ -299,6 +312,10 @@ func (s *session) commitAll(ctx context.Context) (drained bool, err error) {
 		}
 		if s.r.own.Err() != nil {
 			return false, context.Cause(s.r.own)
+		}
+		// What was received is committed, but a slow sink must not use up the time in which the lease is given back.
+		if at := s.stopped.Load(); at != 0 && time.Since(time.Unix(0, at)) > s.r.w.config.DrainTimeout/2 {
+			return false, errStopping
 		}
 	}
 }

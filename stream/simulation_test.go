@@ -176,7 +176,7 @@ func simulate(t *testing.T, seed uint64, totals *totals) {
 	}
 	s.calm.Store(true)
 	s.outage.Store(0)
-	for _, p := range s.processes {
+	for _, p := range s.all() {
 		p.thaw()
 	}
 	for _, job := range jobs {
@@ -189,7 +189,7 @@ func simulate(t *testing.T, seed uint64, totals *totals) {
 	s.placing.Lock()
 	s.closing = true
 	s.placing.Unlock()
-	for _, p := range s.processes {
+	for _, p := range s.all() {
 		p.stop()
 	}
 	for _, p := range s.producers {
@@ -624,6 +624,12 @@ func (s *system) revive(p *process) {
 			}
 		}
 	})
+}
+
+func (s *system) all() []*process {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.processes)
 }
 
 func (s *system) some() *process {
