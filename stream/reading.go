@@ -203,16 +203,14 @@ func (r *reading) add(key []byte) (full bool, err error) {
 		return false, nil
 	}
 	r.full = len(r.current.raw) >= r.target || r.maxRecords > 0 && r.current.count >= r.maxRecords || r.isWanted()
-	if r.full || r.current.count == 1 {
-		signal(r.changed)
-	}
 	return r.full, nil
 }
 
-// made unlocks filling, and tells a sender that came too late for the last record to look again.
+// made unlocks filling, and has the sender look if there is a reason to. It is told afterwards: before, it would find filling locked.
 func (r *reading) made() {
+	tell := r.full || r.current.count == 1
 	r.filling.Unlock()
-	if r.wanted.Load() {
+	if tell || r.wanted.Load() {
 		signal(r.changed)
 	}
 }
