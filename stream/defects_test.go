@@ -574,13 +574,18 @@ func TestD10TwoJobsOverTheSameRecordsHaveTwoOffsets(t *testing.T) {
 
 	withProducer(t, stream.Slice(numbers(n)...), func(l *lab) {
 		l.config.CommitRecords, l.config.HandOver = 5, 1000
+		var mu sync.Mutex // for the two below
 		rows := map[string][]uint64{}
 		limit := map[string]uint64{"first": 20, "second": 25}
 		l.start("s", l.store.Sink(func(ctx context.Context, b *stream.Batch) (func(), error) {
+			mu.Lock()
+			defer mu.Unlock()
 			if last := b.Records[len(b.Records)-1].Seq; limit[b.Job.ID] < last {
 				return nil, errors.New("not yet")
 			}
 			return func() {
+				mu.Lock()
+				defer mu.Unlock()
 				for _, r := range b.Records {
 					rows[b.Job.ID] = append(rows[b.Job.ID], r.Seq)
 				}
@@ -590,10 +595,14 @@ func TestD10TwoJobsOverTheSameRecordsHaveTwoOffsets(t *testing.T) {
 		l.submit(stream.Job{ID: "second", Stream: "s"})
 		time.Sleep(20 * time.Second)
 		must(t, apart(int(l.get("first").Progress.Records), int(l.get("second").Progress.Records)))
+		mu.Lock()
 		limit["first"], limit["second"] = n, n
+		mu.Unlock()
 		for _, id := range []string{"first", "second"} {
 			l.is(l.end(id, 10*time.Minute), stream.Completed, "")
+			mu.Lock()
 			must(t, complete(rows[id], n))
+			mu.Unlock()
 		}
 	})
 }

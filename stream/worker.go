@@ -146,7 +146,7 @@ func (w *Worker) Handle(stream string, sink Sink) { w.sinks[stream] = sink }
 func (w *Worker) Owner() Owner { return w.config.Owner }
 
 // Stuck returns how many handlers did not come back long after their time was over. Such a job is worked on elsewhere by then;
-// the goroutine is lost, and a liveness probe should end the process.
+// the goroutine is lost, the worker claims no more, and a liveness probe should end the process.
 func (w *Worker) Stuck() int { return int(w.stuck.Load()) }
 
 // Run works until ctx ends, and then shuts down: it claims no more, interrupts streams, also those that wait in Recv, has what
@@ -246,7 +246,7 @@ func (w *Worker) sweep(ctx, work context.Context) {
 func (w *Worker) listen(ctx, work context.Context) {
 	for failures := 1; ctx.Err() == nil; failures++ {
 		err := w.config.Hints.Listen(ctx, func(ctx context.Context, h Hint) {
-			if h.Stream != "" && w.sinks[h.Stream] == nil || w.pressure.high() {
+			if h.Stream != "" && w.sinks[h.Stream] == nil || w.full() {
 				return
 			}
 			select {
@@ -266,9 +266,13 @@ func (w *Worker) listen(ctx, work context.Context) {
 	}
 }
 
+// full reports whether the worker shall claim no more, though it may have slots: memory is short, or a handler does not come back, and
+// would take slot after slot if the worker claimed its job again.
+func (w *Worker) full() bool { return w.pressure.high() || w.stuck.Load() > 0 }
+
 // tryTake takes all free slots.
 func (w *Worker) tryTake() (n int) {
-	if w.pressure.high() {
+	if w.full() {
 		return 0
 	}
 	for {
