@@ -48,7 +48,7 @@ type process struct {
 	role role
 	cmd  *exec.Cmd
 	log  *os.File
-	done chan error
+	done chan struct{} // closed when it has ended
 
 	containers int // that its pod has had
 }
@@ -66,9 +66,12 @@ func (p *process) start() {
 	if err := p.cmd.Start(); err != nil {
 		p.t.Fatal(err)
 	}
-	cmd, done := p.cmd, make(chan error, 1)
+	cmd, done := p.cmd, make(chan struct{})
 	p.done = done
-	go func() { done <- cmd.Wait() }()
+	go func() {
+		defer close(done)
+		cmd.Wait()
+	}()
 }
 
 // end sends a signal and waits for the process to end, by force if it takes too long.

@@ -153,7 +153,7 @@ func workOn(ctx context.Context, r role) error {
 	defer conns.Close()
 	worker, err := stream.NewWorker(stream.WorkerConfig{
 		Store: store, Hints: hints, Dial: conns.Dial, Owner: stream.Owner{Pod: r.Pod, PodUID: cmp.Or(r.PodUID, r.Pod), Container: "worker", Incarnation: stream.NewID()},
-		Lease: r.Lease, Sweep: time.Second, MaxJobs: 4, MaxInFlight: 1 << 20, DrainTimeout: 5 * time.Second,
+		CommitRecords: 1000, Lease: r.Lease, Sweep: time.Second, MaxJobs: 4, MaxInFlight: 1 << 20, DrainTimeout: 5 * time.Second,
 		// Killed from outside two times in a hundred milliseconds looks like a record that kills: these records do not.
 		Deaths: 1000,
 	})

@@ -55,7 +55,7 @@ func TestTakeover(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p := &process{t: t, log: log, role: role{Name: name, Pod: pod, Address: address, DSN: dsn, Records: 1_000_000, Streams: 1, Pace: 20 * time.Millisecond, Lease: 15 * time.Second}}
+		p := &process{t: t, log: log, role: role{Name: name, Pod: pod, Address: address, DSN: dsn, Records: 1 << 40, Streams: 1, Pace: 20 * time.Millisecond, Lease: 15 * time.Second}}
 		p.start()
 		t.Cleanup(func() {
 			p.cmd.Process.Signal(syscall.SIGCONT)
