@@ -19,7 +19,7 @@ type history struct {
 
 // happened is one thing that took effect.
 type happened struct {
-	what       string // claim, fence, commit, release, steer, death
+	what       string // claim, fence, commit, move, release, steer, death
 	at         time.Time
 	job        string
 	epoch      uint64
@@ -31,7 +31,7 @@ type happened struct {
 	digest     stream.Digest
 	done       bool
 	noProgress int
-	hand       []uint64 // death: the records that the handler had
+	hand       []uint64 // death: the records that the owner had noted to be in hand, which did not come back
 }
 
 func (h *history) add(e happened) {
@@ -211,7 +211,7 @@ var validators = []validator{
 			for _, row := range e.aside {
 				switch {
 				case row.Class == stream.ClassDeath && deaths[row.Seq] < x.deaths:
-					return fmt.Errorf("record %d was put aside for %d deaths, and %d processes died with it alone in hand", row.Seq, x.deaths, deaths[row.Seq])
+					return fmt.Errorf("record %d was put aside for %d deaths, and %d owners did not come back that had it alone in hand", row.Seq, x.deaths, deaths[row.Seq])
 				case row.Class != stream.ClassDeath && !x.bad[row.Seq]:
 					return fmt.Errorf("record %d was put aside (%s: %s), and is good", row.Seq, row.Class, row.Error)
 				}

@@ -448,7 +448,6 @@ type process struct {
 	dead     bool
 	followed bool // another takes its place
 	frozen   chan struct{}
-	hand     map[string][]uint64
 }
 
 var (
@@ -457,7 +456,7 @@ var (
 )
 
 func (s *system) start(pod string) *process {
-	p := &process{s: s, owner: stream.Owner{Pod: pod, PodUID: pod, Incarnation: stream.NewID()}, done: make(chan struct{}), hand: map[string][]uint64{}}
+	p := &process{s: s, owner: stream.Owner{Pod: pod, PodUID: pod, Incarnation: stream.NewID()}, done: make(chan struct{})}
 	config := s.config
 	config.Owner, config.Store = p.owner, &simStore{s.store, p}
 	if s.hints != nil {
@@ -539,9 +538,6 @@ func (p *process) kill() {
 		return
 	}
 	p.dead = true
-	for job, seqs := range p.hand {
-		p.s.history.add(happened{what: "death", job: job, hand: seqs})
-	}
 	p.cancel()
 }
 
@@ -554,13 +550,6 @@ func (p *process) stop() {
 
 // handle is the users' code.
 func (p *process) handle(ctx context.Context, b *stream.Batch) (func(), error) {
-	var seqs []uint64
-	for _, r := range b.Records {
-		seqs = append(seqs, r.Seq)
-	}
-	p.mu.Lock()
-	p.hand[b.Job.ID] = seqs
-	p.mu.Unlock()
 	if !p.s.calm.Load() {
 		sleep(ctx, time.Duration(p.s.n(30))*time.Millisecond) // work takes time
 		if err := p.gate(ctx); err != nil {
@@ -810,6 +799,10 @@ func (k *simStore) Claim(ctx context.Context, c stream.Claim) ([]stream.Status, 
 	h.mu.Lock()
 	claimed, err := k.Store.Claim(ctx, c)
 	for _, status := range claimed {
+		if j := status.Journal; status.Died && j.Probe == 1 && j.Hand > 0 {
+			// Killed, frozen, or cut off from the store: its owner did not come back.
+			h.events = append(h.events, happened{what: "death", job: status.ID, hand: []uint64{j.Hand}})
+		}
 		h.events = append(h.events, happened{what: "claim", job: status.ID, epoch: status.Epoch, owner: status.Owner.Incarnation})
 	}
 	h.mu.Unlock()
@@ -885,11 +878,6 @@ func (k *simSink) Commit(ctx context.Context, c *stream.Commit) error {
 	if err := k.pass(ctx); err != nil {
 		return err
 	}
-	defer func() {
-		k.p.mu.Lock()
-		delete(k.p.hand, c.Lease.Job)
-		k.p.mu.Unlock()
-	}()
 	if err := k.commit(ctx, c); err != nil {
 		return err
 	}
