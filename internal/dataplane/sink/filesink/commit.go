@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/levada-io/levada/internal/dataplane/identity"
+	"github.com/levada-io/levada/internal/flow"
 )
 
 // load opens both files and cuts away what no commit covers.
@@ -128,7 +129,7 @@ func (w *Writer) cutBack() error {
 }
 
 // commit writes a group of blocks. If it fails, nothing of them counts.
-func (w *Writer) commit(group []*request) error {
+func (w *Writer) commit(group []*flow.Block) error {
 	if w.closed {
 		return ErrClosed
 	}
@@ -177,16 +178,16 @@ type admitted struct {
 }
 
 // admit renders what is new into w.out.
-func (w *Writer) admit(group []*request, now time.Time) admitted {
+func (w *Writer) admit(group []*flow.Block, now time.Time) admitted {
 	var a admitted
 	w.out = w.out[:0]
-	for _, r := range group {
+	for _, given := range group {
 		// Admit deletes from the block; the caller may need its block again.
-		b := *r.block
+		b := *given
 		w.scratch = append(w.scratch[:0], b.Messages...)
 		b.Messages, b.Prev = w.scratch, 0
 		w.state.seen.Admit(&b, now)
-		if len(b.Messages) == 0 && len(r.block.Messages) > 0 {
+		if len(b.Messages) == 0 && len(given.Messages) > 0 {
 			continue
 		}
 		for i := range b.Messages {

@@ -13,10 +13,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"sync"
 	"time"
 
 	"github.com/levada-io/levada/internal/dataplane/sink"
+	"github.com/levada-io/levada/internal/dataplane/sink/groupcommit"
 	"github.com/levada-io/levada/internal/dataplane/sink/render"
 	"github.com/levada-io/levada/internal/flow"
 )
@@ -72,12 +72,9 @@ type Writer struct {
 	cfg Config
 	fs  fileSystem
 
-	// leading is held by the one Write that commits for all.
-	leading chan struct{}
-	mu      sync.Mutex
-	queue   []*request
+	queue *groupcommit.Queue
 
-	// Whoever leads uses these.
+	// Whoever commits uses these.
 	data, journal file
 	end           int64 // of the committed data
 	journalEnd    int64
@@ -88,13 +85,6 @@ type Writer struct {
 	closed        bool
 	out, record   []byte
 	scratch       []flow.Message
-}
-
-// request is one Write that waits for its commit.
-type request struct {
-	block *flow.Block
-	done  chan struct{}
-	err   error
 }
 
 // New opens the file, after a crash too. Errors name the field and what to do.
@@ -109,7 +99,8 @@ func open(cfg Config, fs fileSystem) (*Writer, error) {
 	if cfg.Format, err = render.Parse(cfg.Format); err != nil {
 		return nil, err
 	}
-	w := &Writer{cfg: cfg, fs: fs, leading: make(chan struct{}, 1), compactAt: compactAt}
+	w := &Writer{cfg: cfg, fs: fs, compactAt: compactAt}
+	w.queue = groupcommit.New(w.commitGroup)
 	if err := w.load(); err != nil {
 		return nil, errors.Join(err, w.release())
 	}
@@ -118,72 +109,27 @@ func open(cfg Config, fs fileSystem) (*Writer, error) {
 
 // Write implements sink.Writer.
 func (w *Writer) Write(ctx context.Context, b *flow.Block) ([]sink.Result, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	r := &request{block: b, done: make(chan struct{})}
-	w.mu.Lock()
-	w.queue = append(w.queue, r)
-	w.mu.Unlock()
-	select {
-	case w.leading <- struct{}{}:
-		w.lead()
-		<-w.leading
-	case <-r.done:
-	case <-ctx.Done():
-		if w.withdraw(r) {
-			return nil, ctx.Err()
-		}
-	}
-	<-r.done // at once, unless somebody commits it just now, and then the block is still looked at
-	return nil, r.err
+	return nil, w.queue.Do(ctx, b)
 }
 
-// lead commits for all who wait.
-func (w *Writer) lead() {
-	w.mu.Lock()
-	group := w.queue
-	w.queue = nil
-	w.mu.Unlock()
-	if len(group) == 0 {
-		return
+func (w *Writer) commitGroup(group []*flow.Block) error {
+	if err := w.commit(group); err != nil {
+		return fmt.Errorf("%s: %w", w.cfg.Path, err)
 	}
-	err := w.commit(group)
-	if err != nil {
-		err = fmt.Errorf("%s: %w", w.cfg.Path, err)
-	}
-	for _, r := range group {
-		r.err = err
-		close(r.done)
-	}
-}
-
-// withdraw takes a request back that nobody has begun.
-func (w *Writer) withdraw(r *request) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for i, q := range w.queue {
-		if q == r {
-			w.queue = append(w.queue[:i], w.queue[i+1:]...)
-			return true
-		}
-	}
-	return false
+	return nil
 }
 
 // Close implements sink.Writer.
 func (w *Writer) Close(ctx context.Context) error {
-	select {
-	case w.leading <- struct{}{}:
-	case <-ctx.Done():
-		return ctx.Err()
+	release, err := w.queue.Hold(ctx)
+	if err != nil {
+		return err
 	}
-	defer func() { <-w.leading }()
+	defer release()
 	if w.closed {
 		return nil
 	}
 	w.closed = true
-	var err error
 	if w.cfg.NoFsync && !w.broken {
 		err = errors.Join(w.data.Sync(), w.journal.Sync())
 	}

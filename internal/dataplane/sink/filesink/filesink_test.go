@@ -156,13 +156,7 @@ func TestCommitsAreShared(t *testing.T) {
 			<-leads // the first commits alone
 		}
 	}
-	for { // all others wait behind the first
-		w.mu.Lock()
-		waiting := len(w.queue)
-		w.mu.Unlock()
-		if waiting == n-1 {
-			break
-		}
+	for w.queue.Waiting() < n-1 { // all others wait behind the first
 		runtime.Gosched()
 	}
 	close(hold)
@@ -186,7 +180,10 @@ func (s *spy) Sync() error { s.onSync(); return s.file.Sync() }
 func TestWithdrawnWriteIsNotWritten(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "out")
 	w := reopen(t, Config{Path: path})
-	w.leading <- struct{}{} // somebody commits for long
+	release, err := w.queue.Hold(t.Context()) // somebody commits for long
+	if err != nil {
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	result := make(chan error, 1)
 	go func() {
@@ -197,7 +194,7 @@ func TestWithdrawnWriteIsNotWritten(t *testing.T) {
 	if err := <-result; !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
 	}
-	<-w.leading
+	release()
 	write(t, w, "in/1", 1, 1, 0)
 	wantLane(t, path, "in/0", 0)
 }

@@ -25,6 +25,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/levada-io/levada/internal/dataplane/sink"
+	"github.com/levada-io/levada/internal/dataplane/sink/groupcommit"
 	"github.com/levada-io/levada/internal/flow"
 	"github.com/levada-io/levada/stream"
 )
@@ -97,22 +98,12 @@ type Writer struct {
 	grpc     *grpc.Server
 	server   *stream.Server
 
-	// leading is held by the one Write that commits for all.
-	leading chan struct{}
-	mu      sync.Mutex
-	queue   []*request
+	queue *groupcommit.Queue
 
 	stop    context.CancelFunc
 	running sync.WaitGroup
 	closing sync.Once
 	closed  error
-}
-
-// request is one Write that waits for its commit.
-type request struct {
-	block *flow.Block
-	done  chan struct{}
-	err   error
 }
 
 // New opens the log, after a crash too, and serves it. Errors name the field and what to do.
@@ -136,7 +127,8 @@ func New(ctx context.Context, cfg Config) (*Writer, error) {
 	if cfg.TLS != nil {
 		options = append(options, grpc.Creds(credentials.NewTLS(cfg.TLS)))
 	}
-	w := &Writer{cfg: cfg, log: l, listener: listener, grpc: grpc.NewServer(options...), server: stream.NewServer(cfg.Server), leading: make(chan struct{}, 1)}
+	w := &Writer{cfg: cfg, log: l, listener: listener, grpc: grpc.NewServer(options...), server: stream.NewServer(cfg.Server)}
+	w.queue = groupcommit.New(w.append)
 	w.server.Handle(cfg.Name, l)
 	w.server.Register(w.grpc)
 	background, stop := context.WithCancel(context.Background())
@@ -155,62 +147,16 @@ func (w *Writer) Addr() net.Addr { return w.listener.Addr() }
 
 // Write implements sink.Writer.
 func (w *Writer) Write(ctx context.Context, b *flow.Block) ([]sink.Result, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	r := &request{block: b, done: make(chan struct{})}
-	w.mu.Lock()
-	w.queue = append(w.queue, r)
-	w.mu.Unlock()
-	select {
-	case w.leading <- struct{}{}:
-		w.lead()
-		<-w.leading
-	case <-r.done:
-	case <-ctx.Done():
-		if w.withdraw(r) {
-			return nil, ctx.Err()
-		}
-	}
-	<-r.done // at once, unless somebody commits it just now, and then the block is still looked at
-	return nil, r.err
+	return nil, w.queue.Do(ctx, b)
 }
 
-// lead commits for all who wait.
-func (w *Writer) lead() {
-	w.mu.Lock()
-	group := w.queue
-	w.queue = nil
-	w.mu.Unlock()
-	if len(group) == 0 {
-		return
-	}
-	blocks := make([]*flow.Block, len(group))
-	for i, r := range group {
-		blocks[i] = r.block
-	}
+func (w *Writer) append(group []*flow.Block) error {
 	// Not under a Write's context: it commits for others too.
-	err := w.log.append(context.Background(), blocks)
+	err := w.log.append(context.Background(), group)
 	if err != nil && !errors.Is(err, ErrClosed) {
-		err = fmt.Errorf("log %s: %w", w.cfg.Path, err)
+		return fmt.Errorf("log %s: %w", w.cfg.Path, err)
 	}
-	for _, r := range group {
-		r.err = err
-		close(r.done)
-	}
-}
-
-// withdraw takes a request back that nobody has begun.
-func (w *Writer) withdraw(r *request) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for i, q := range w.queue {
-		if q == r {
-			w.queue = append(w.queue[:i], w.queue[i+1:]...)
-			return true
-		}
-	}
-	return false
+	return err
 }
 
 // drainFor is how long readers get to take what is being sent to them, at the end. Whatever they do not get they ask for again.
