@@ -131,6 +131,13 @@ func value(c Cursor, dst []byte) (out []byte, err error) {
 	return c.Value(dst)
 }
 
+// recovered makes a panic the error of the function that has deferred it.
+func recovered(err *error) {
+	if p := recover(); p != nil {
+		*err = &PanicError{Value: p, Stack: debug.Stack()}
+	}
+}
+
 // PanicError is a panic of a source or a handler, recovered.
 type PanicError struct {
 	Value any

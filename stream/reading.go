@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -62,11 +61,7 @@ func newReading(config ServerConfig, req *streamv1.ReadRequest, source Source) *
 
 // start checks the position that the reader asks for, and opens the source there.
 func (r *reading) start(ctx context.Context) (at token, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = &PanicError{Value: p, Stack: debug.Stack()}
-		}
-	}()
+	defer recovered(&err)
 	query := Query{Stream: r.req.GetStream(), Params: r.req.GetQuery(), Job: r.req.GetJob()}
 	schema := ""
 	if s, ok := r.source.(Schema); ok {
@@ -168,20 +163,12 @@ func (r *reading) position() uint64 {
 }
 
 func (r *reading) next(ctx context.Context) (key []byte, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = &PanicError{Value: p, Stack: debug.Stack()}
-		}
-	}()
+	defer recovered(&err)
 	return r.cursor.Next(ctx)
 }
 
 func (r *reading) close() (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = &PanicError{Value: p, Stack: debug.Stack()}
-		}
-	}()
+	defer recovered(&err)
 	return r.cursor.Close()
 }
 

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime/debug"
 	"time"
 )
 
@@ -101,7 +100,7 @@ func (r *run) stillBad(sink ReplaySink, seq uint64, why error) error {
 	}
 }
 
-func (r *run) callReplay(sink ReplaySink, record Record) (err error) {
+func (r *run) callReplay(sink ReplaySink, record Record) error {
 	if err := r.takeHand(true); err != nil {
 		return err
 	}
@@ -111,20 +110,8 @@ func (r *run) callReplay(sink ReplaySink, record Record) (err error) {
 	if err := r.note(j); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(r.own, r.w.config.HandlerTimeout)
-	defer cancel()
-	r.hand(time.Now())
-	defer r.hand(time.Time{})
-	defer func() {
-		if p := recover(); p != nil {
-			err = &PanicError{Value: p, Stack: debug.Stack()}
-		}
-	}()
 	batch := &Batch{Job: r.job, Epoch: r.lease.Epoch, Records: []Record{record}}
-	if err := sink.CommitReplay(ctx, r.lease, batch); err != nil {
-		return err
-	}
-	return nil
+	return r.call(func(ctx context.Context) error { return sink.CommitReplay(ctx, r.lease, batch) })
 }
 
 // fetch asks the producer once more for a record that it could not make.

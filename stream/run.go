@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
-	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -568,7 +567,8 @@ func (r *run) commit(records []Record, token []byte, put *Quarantined) error {
 func (r *run) step(next Checkpoint, batch *Batch, aside []Quarantined) error {
 	prev := r.checkpoint
 	start := time.Now()
-	err := r.call(&Commit{Lease: r.lease, Prev: prev, Batch: batch, next: next, quarantine: aside})
+	commit := &Commit{Lease: r.lease, Prev: prev, Batch: batch, next: next, quarantine: aside}
+	err := r.call(func(ctx context.Context) error { return r.sink.Commit(ctx, commit) })
 	took := time.Since(start)
 	if err != nil {
 		_, isPanic := errors.AsType[*PanicError](err)
@@ -607,18 +607,14 @@ func (r *run) step(next Checkpoint, batch *Batch, aside []Quarantined) error {
 	return nil
 }
 
-// call calls the sink, and makes a panic an error.
-func (r *run) call(c *Commit) (err error) {
+// call calls the sink, within the handler's time and under the watchdog's eye, and makes a panic an error.
+func (r *run) call(sink func(ctx context.Context) error) (err error) {
 	ctx, cancel := context.WithTimeout(r.own, r.w.config.HandlerTimeout)
 	defer cancel()
 	r.hand(time.Now())
 	defer r.hand(time.Time{})
-	defer func() {
-		if p := recover(); p != nil {
-			err = &PanicError{Value: p, Stack: debug.Stack()}
-		}
-	}()
-	err = r.sink.Commit(ctx, c)
+	defer recovered(&err)
+	err = sink(ctx)
 	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) && r.own.Err() == nil {
 		return &tooSlowError{err}
 	}
