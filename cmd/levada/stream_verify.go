@@ -7,15 +7,15 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"log/slog"
+	"sync/atomic"
 	"text/tabwriter"
 	"time"
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
-	"google.golang.org/grpc"
 
 	"github.com/levada-io/levada/internal/streamtable"
-	streamv1 "github.com/levada-io/levada/proto/levada/stream/v1"
 	"github.com/levada-io/levada/stream"
 )
 
@@ -395,93 +395,55 @@ func (r *verified) write(out io.Writer) error {
 // a file or a table by now.
 const endWithin = 5 * time.Second
 
-// readAgain reads a job's stream from the start, as far as the job has come, and goes on where it was after a cut. Of a complete job it also
-// reads what has come since.
+// readAgain reads a job's stream from the start, as far as the job has come. Of a complete job it also reads what has come since.
 func readAgain(ctx context.Context, conns *stream.Connections, job stream.Job, upTo stream.Checkpoint) iter.Seq2[stream.Record, error] {
 	return func(yield func(stream.Record, error) bool) {
-		ctx, cancel := context.WithCancel(ctx)
-		defer cancel()
-		r := again{conns: conns, job: job, next: 1}
-		take := func(record stream.Record, err error) bool {
-			if !yield(record, err) || err != nil {
-				return false
-			}
-			if record.Seq == upTo.Seq {
-				if !upTo.Done {
-					return false
-				}
-				time.AfterFunc(endWithin, cancel)
-			}
-			return true
-		}
 		if upTo.Seq == 0 {
 			return
 		}
-		for failures := 0; ; {
-			at := r.next
-			more, err := r.read(ctx, take)
-			if !more || ctx.Err() != nil && r.next > upTo.Seq {
-				return
-			}
-			if r.next > at {
-				failures = 0
-			}
-			cut := stream.Classify(err)
-			if failures++; cut.Fatal || failures > 8 || ctx.Err() != nil {
-				yield(stream.Record{}, fmt.Errorf("ask the producer for stream %s again: %w", job.Stream, cut.Err))
-				return
-			}
-			select {
-			case <-ctx.Done():
-			case <-time.After(max(cut.After, time.Duration(failures)*200*time.Millisecond)):
-			}
-		}
-	}
-}
-
-type again struct {
-	conns *stream.Connections
-	job   stream.Job
-	next  uint64
-	token []byte
-}
-
-// read reads until the stream's end or the caller's, when more is false, or until a cut.
-func (a *again) read(ctx context.Context, yield func(stream.Record, error) bool) (more bool, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	conn, err := a.conns.Dial(ctx, a.job)
-	if err != nil {
-		yield(stream.Record{}, err)
-		return false, nil
-	}
-	in, err := streamv1.NewStreamClient(conn).Read(ctx, &streamv1.ReadRequest{Stream: a.job.Stream, Query: a.job.Query, After: a.token, NextSeq: a.next, Job: a.job.ID},
-		grpc.MaxCallRecvMsgSize(64<<20))
-	if err != nil {
-		return true, err
-	}
-	for {
-		frame, err := in.Recv()
-		if err != nil {
-			return true, err
-		}
-		switch {
-		case frame.GetEnd() != nil:
-			return false, nil
-		case frame.GetDrain() != nil:
-			return true, errors.New("the producer ended the stream on purpose")
-		case frame.GetBatch() != nil:
-			batch := frame.GetBatch()
-			if batch.GetFirstSeq() != a.next {
-				return true, fmt.Errorf("record %d was to come, and %d came", a.next, batch.GetFirstSeq())
-			}
-			for _, r := range batch.GetRecords() {
-				if !yield(stream.Record{Seq: a.next, Key: r.GetKey(), Value: r.GetValue(), Bad: r.GetBad()}, nil) {
-					return false, nil
+		ctx, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		var failures atomic.Int32 // in a row
+		r, err := stream.NewReader(stream.ReaderConfig{
+			Dial: conns.Dial, Stream: job.Stream, Target: job.Target, Query: job.Query, Name: job.ID, Logger: slog.New(slog.DiscardHandler),
+			MaxRecord: 63 << 20, // whatever the job's worker may have taken
+			Retry:     stream.Backoff{Min: 200 * time.Millisecond, Max: time.Second}, NoProgress: -1,
+			Observe: func(e stream.Event) {
+				switch e.Kind {
+				case stream.EventCommitted:
+					failures.Store(0)
+				case stream.EventRetry: // unlike a job, a person does not wait until a producer is there again
+					if failures.Add(1) > 8 {
+						cancel(e.Err)
+					}
 				}
-				a.next++
+			},
+		}, stream.Checkpoint{})
+		if err != nil {
+			yield(stream.Record{}, err)
+			return
+		}
+		defer r.Close()
+		for at := uint64(0); ; {
+			d, err := r.Next(ctx)
+			if err == io.EOF || ctx.Err() != nil && at >= upTo.Seq {
+				return
 			}
-			a.token = batch.GetToken()
+			if err != nil {
+				yield(stream.Record{}, fmt.Errorf("ask the producer again: %w", err))
+				return
+			}
+			for _, record := range d.Records {
+				if !yield(record, nil) {
+					return
+				}
+				if at = record.Seq; at == upTo.Seq {
+					if !upTo.Done {
+						return
+					}
+					time.AfterFunc(endWithin, func() { cancel(nil) })
+				}
+			}
 		}
 	}
 }

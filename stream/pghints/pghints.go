@@ -22,7 +22,7 @@ import (
 )
 
 // Channel is the notification channel.
-const Channel = "levada_stream_hints"
+const Channel = hintbus.Channel
 
 // Encode makes the payload of a notification: "<stream> <job>", each escaped as in a query. It is never longer than Postgres allows:
 // names that are too long give the empty payload, which says only that some job may be due.

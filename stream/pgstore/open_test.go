@@ -13,6 +13,7 @@ import (
 
 	"github.com/levada-io/levada/internal/testserver"
 	"github.com/levada-io/levada/stream"
+	"github.com/levada-io/levada/stream/internal/hintbus"
 )
 
 func TestManyOpenAFreshDatabaseAtOnce(t *testing.T) {
@@ -132,7 +133,11 @@ func TestHints(t *testing.T) {
 			if n.Payload == "mark" {
 				return strings.Join(got, ", ")
 			}
-			got = append(got, n.Payload)
+			h, err := hintbus.Decode(n.Payload) // as listeners do
+			if err != nil {
+				t.Error(err)
+			}
+			got = append(got, h.Stream+" "+h.Job)
 		}
 	}
 	must := func(_ any, err error) {
@@ -172,9 +177,11 @@ func TestHints(t *testing.T) {
 		{"release for later", func(s *Store) {
 			must(nil, s.Release(ctx, lease(time.Hour), stream.Release{State: stream.Ready, After: time.Hour}))
 		}, ""},
+		{"submit names that must be escaped", func(s *Store) { must(s.Submit(ctx, stream.Job{ID: "a+b%20c", Stream: "50%+&ü"})) }, "50%+&ü a+b%20c"},
 	} {
-		if step.do(loud); heard() != step.want {
-			t.Errorf("%s did not send %q, or sent something else", step.what, step.want)
+		step.do(loud)
+		if got := heard(); got != step.want {
+			t.Errorf("%s sent %q, want %q", step.what, got, step.want)
 		}
 	}
 	must(quiet.Submit(ctx, stream.Job{ID: "q", Stream: "users"}))

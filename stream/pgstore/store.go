@@ -16,11 +16,13 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/levada-io/levada/stream"
+	"github.com/levada-io/levada/stream/internal/hintbus"
 	"github.com/levada-io/levada/stream/internal/jobrule"
 )
 
-// HintChannel is the channel on which the store notifies of jobs that became due, as "<stream> <job>".
-const HintChannel = "levada_stream_hints"
+// HintChannel is the channel on which the store notifies of jobs that became due, as "<stream> <job>", both escaped as in a query of a
+// URL: that is what package pghints reads.
+const HintChannel = hintbus.Channel
 
 // Store is a [stream.Store] in Postgres.
 type Store struct {
@@ -187,8 +189,11 @@ func interval(parameter string) string {
 
 // due sends a hint with the transaction. parameter switches that on.
 func due(parameter string) string {
-	return `case when ` + parameter + `::boolean then pg_notify('` + HintChannel + `', j.stream || ' ' || j.id)::text end`
+	return `case when ` + parameter + `::boolean then pg_notify('` + HintChannel + `', ` + escaped(`j.stream`) + ` || ' ' || ` + escaped(`j.id`) + `)::text end`
 }
+
+// escaped escapes a name so that unescaping gives it back. Names hold no space, so these two are all that must be escaped.
+func escaped(name string) string { return `replace(replace(` + name + `, '%', '%25'), '+', '%2B')` }
 
 // Submit implements [stream.Store].
 func (s *Store) Submit(ctx context.Context, job stream.Job) (stream.Status, error) {

@@ -16,6 +16,9 @@ import (
 	"github.com/levada-io/levada/stream"
 )
 
+// Channel is the notification channel of Postgres on which the job store sends hints, and package pghints sends and hears them.
+const Channel = "levada_stream_hints"
+
 // MaxText is the longest text of a hint, in bytes. Postgres takes no longer notification, and the transaction that sends one fails.
 const MaxText = 7999
 

@@ -60,7 +60,7 @@ func (p *process) start() {
 		p.t.Fatal(err)
 	}
 	p.cmd = exec.Command(os.Args[0])
-	p.cmd.Env = append(os.Environ(), roleEnv+"="+string(text))
+	p.cmd.Env = append(os.Environ(), roleEnv+"="+string(text), "PGAPPNAME="+p.role.Pod) // Postgres tells whose session is whose
 	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := p.cmd.Start(); err != nil {
@@ -85,6 +85,16 @@ func (p *process) end(signal syscall.Signal, patience time.Duration) (inTime boo
 		<-p.done
 		return false
 	}
+}
+
+// said returns what it has logged.
+func (p *process) said() []byte {
+	p.t.Helper()
+	text, err := os.ReadFile(p.log.Name())
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return text
 }
 
 // TestLedger has three workers load four streams from a producer into Postgres, with RabbitMQ for hints and a watcher on a real API
@@ -122,7 +132,7 @@ func TestLedger(t *testing.T) {
 		}
 		t.Cleanup(func() { log.Close() })
 		p := &process{t: t, log: log, role: role{Name: name, Pod: pod, Address: address, DSN: database.DSN(), AMQP: broker.DSN(),
-			Records: perStream, Streams: streams, Pace: pace, Lease: 3 * time.Second}}
+			Records: perStream, Streams: streams, Pace: pace, Lease: 3 * time.Second, Sweep: time.Second}}
 		t.Cleanup(func() {
 			p.end(syscall.SIGKILL, 5*time.Second)
 			if b, err := os.ReadFile(log.Name()); err == nil && name == "watcher" {

@@ -46,7 +46,8 @@ type role struct {
 	Records int
 	Streams int
 	Pace    time.Duration // of a commit
-	Lease   time.Duration
+	Lease   time.Duration // 0: as by default, and so for Sweep
+	Sweep   time.Duration
 }
 
 // kubeAccess is how a watcher reaches the API server.
@@ -153,7 +154,7 @@ func workOn(ctx context.Context, r role) error {
 	defer conns.Close()
 	worker, err := stream.NewWorker(stream.WorkerConfig{
 		Store: store, Hints: hints, Dial: conns.Dial, Owner: stream.Owner{Pod: r.Pod, PodUID: cmp.Or(r.PodUID, r.Pod), Container: "worker", Incarnation: stream.NewID()},
-		CommitRecords: 1000, Lease: r.Lease, Sweep: time.Second, MaxJobs: 4, MaxInFlight: 1 << 20, DrainTimeout: 5 * time.Second,
+		CommitRecords: 1000, Lease: r.Lease, Sweep: r.Sweep, MaxJobs: 4, MaxInFlight: 1 << 20, DrainTimeout: 5 * time.Second,
 		// Killed from outside two times in a hundred milliseconds looks like a record that kills: these records do not.
 		Deaths: 1000,
 	})

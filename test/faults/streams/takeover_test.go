@@ -3,6 +3,7 @@
 package streams
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net"
@@ -29,9 +30,8 @@ func TestTakeover(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = conn.Exec(ctx, `create table ledger (job text not null, seq bigint not null, value bytea not null)`)
-	conn.Close(ctx)
-	if err != nil {
+	defer conn.Close(context.WithoutCancel(ctx))
+	if _, err := conn.Exec(ctx, `create table ledger (job text not null, seq bigint not null, value bytea not null)`); err != nil {
 		t.Fatal(err)
 	}
 	store, err := pgstore.Open(ctx, dsn)
@@ -55,7 +55,7 @@ func TestTakeover(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p := &process{t: t, log: log, role: role{Name: name, Pod: pod, Address: address, DSN: dsn, Records: 1 << 40, Streams: 1, Pace: 20 * time.Millisecond, Lease: 15 * time.Second}}
+		p := &process{t: t, log: log, role: role{Name: name, Pod: pod, Address: address, DSN: dsn, Records: 1 << 40, Streams: 1, Pace: 20 * time.Millisecond}}
 		p.start()
 		t.Cleanup(func() {
 			p.cmd.Process.Signal(syscall.SIGCONT)
@@ -95,12 +95,32 @@ func TestTakeover(t *testing.T) {
 			}
 		}
 	}
+	await := func(what string, ok func() bool) {
+		t.Helper()
+		for deadline := time.Now().Add(40 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("not within 40 s: %s", what)
+			}
+		}
+	}
 	pods := 0
-	pod := func() string { pods++; return fmt.Sprint("pod", pods) }
-	owner := start("worker", pod())
+	// startWorker returns when the worker hears hints, and so sweeps, too: what is measured is not its start.
+	startWorker := func() *process {
+		t.Helper()
+		pods++
+		pod := fmt.Sprint("pod", pods)
+		p := start("worker", pod)
+		await(pod+" listens", func() (listens bool) {
+			if err := conn.QueryRow(ctx, `select exists (select from pg_stat_activity where application_name = $1 and query ilike 'listen %' and state = 'idle')`, pod).Scan(&listens); err != nil {
+				t.Fatal(err)
+			}
+			return listens
+		})
+		return p
+	}
+	owner := startWorker()
 	commits(0)
-	other := start("worker", pod())
-	time.Sleep(3 * time.Second) // the second one sweeps, and hears hints: that is what is measured, not its start
+	other := startWorker()
 
 	measure := func(what string, limit time.Duration, gone func(s stream.Status)) {
 		t.Helper()
@@ -119,11 +139,9 @@ func TestTakeover(t *testing.T) {
 	}
 	const slack = 2 * time.Second // for the first commit, on a busy machine
 	measure("SIGTERM, with hints", slack+time.Second, func(stream.Status) { owner.cmd.Process.Signal(syscall.SIGTERM) })
-	owner, other = other, start("worker", pod())
-	time.Sleep(3 * time.Second)
+	owner, other = other, startWorker()
 	measure("SIGKILL, without a watcher", 17*time.Second+slack, func(stream.Status) { owner.end(syscall.SIGKILL, time.Minute) })
-	owner, other = other, start("worker", pod())
-	time.Sleep(3 * time.Second)
+	owner, other = other, startWorker()
 	measure("SIGKILL, the watcher learns of it at once", 2*time.Second+slack, func(s stream.Status) {
 		owner.end(syscall.SIGKILL, time.Minute)
 		// What podwatch does when it sees the container terminated.
@@ -139,14 +157,14 @@ func TestTakeover(t *testing.T) {
 		owner.end(syscall.SIGKILL, time.Minute)
 		owner.start()
 	})
-	start("worker", pod())
-	time.Sleep(3 * time.Second)
+	startWorker()
 	measure("node lost (the process is frozen)", 17*time.Second+slack, func(stream.Status) { owner.cmd.Process.Signal(syscall.SIGSTOP) })
-	// The frozen owner wakes up and must not change anything.
+	// The frozen owner wakes up, learns that it is none any more, and must not change anything.
 	before := status()
+	frozen := len(owner.said())
 	owner.cmd.Process.Signal(syscall.SIGCONT)
-	time.Sleep(2 * time.Second)
-	if after := status(); after.Epoch != before.Epoch || after.Progress.Records <= before.Progress.Records {
+	await("the old owner knows", func() bool { return bytes.Contains(owner.said()[frozen:], []byte("job lost")) })
+	if after := commits(before.Epoch - 1); after.Epoch != before.Epoch || after.Progress.Records <= before.Progress.Records {
 		t.Errorf("after the old owner woke up the job is %+v, before %+v", after, before)
 	}
 	if _, err := store.Cancel(ctx, job.ID); err != nil {
