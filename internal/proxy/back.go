@@ -1,0 +1,426 @@
+package proxy
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/levada-io/levada/internal/proxy/balance"
+	"github.com/levada-io/levada/internal/proxy/frame"
+	"github.com/levada-io/levada/internal/proxy/header"
+	"github.com/levada-io/levada/internal/proxy/wheel"
+)
+
+// chosen is an endpoint with what the balancer knows of it.
+type chosen = balance.Backend[*endpoint]
+
+// gentlePings may follow each other in a silence of a gRPC server: it closes the connection at the fourth, unless 5 minutes lie between them.
+const (
+	gentlePings = 3
+	gentleGap   = 5*time.Minute + 10*time.Second
+)
+
+// writeStall is how long an endpoint may take nothing of what is written to its connection.
+const writeStall = 15 * time.Second
+
+var errSilent = errors.New("it did not answer a PING in time")
+
+// back is a connection to an endpoint.
+type back struct {
+	conn
+	endpoint  *endpoint
+	streams   map[uint32]*stream
+	next      uint32
+	blocked   []*stream
+	serving   *stream // whose turn it is of blocked
+	draining  bool    // no new streams
+	flushedAt int64
+	idleSince int64
+	since     time.Time
+	goneAway  string // the code of its GOAWAY; empty as long as there was none
+
+	watch    wheel.Timer
+	watchAt  int64 // when it goes off
+	lastPing int64 // when the last PING was sent
+	pinged   int64 // when the PING was sent that is not answered; 0: none
+	pings    int   // in the silence since quiet
+	quiet    int64 // when the last HEADERS or DATA came
+	ready    chan struct{}
+}
+
+// take makes a stream of the call, if there is room for one. The lock of the stream's front is held.
+func (b *back) take(s *stream) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.draining || b.closing || b.err != nil || uint32(len(b.streams)) >= b.peer.streams || b.next > frame.MaxStream-2 {
+		return false
+	}
+	s.back, s.backID = b, b.next
+	b.next += 2
+	b.streams[s.backID] = s
+	if b.next > frame.MaxStream-2 {
+		b.draining = true
+	}
+	if interval := b.endpoint.cluster.config().Ping.Interval; len(b.streams) == 1 && interval > 0 {
+		b.watchBy(s.sentAt + int64(interval))
+	}
+	end := b.headEnded(s)
+	if s.deadline != 0 || s.span != nil {
+		fields := s.request.Fields
+		if s.deadline != 0 {
+			fields = with(fields, "grpc-timeout", header.FormatTimeout(time.Duration(s.deadline-s.front.proxy.wheel.Now())))
+		}
+		if s.span != nil {
+			fields = with(fields, "traceparent", s.span.Traceparent())
+		}
+		b.appendFields(s.backID, fields, end)
+	} else {
+		b.appendBlock(s.backID, s.request, end)
+	}
+	s.headAt = b.flushed + int64(b.writing) + int64(len(b.out))
+	return true
+}
+
+// headEnded reports whether the request is its header alone.
+func (b *back) headEnded(s *stream) bool {
+	return s.inEnd && s.in.size == 0 && len(s.replay) == 0 && s.inTrailers == nil
+}
+
+// tooLarge reports whether the endpoint would not take the request's headers, and with them perhaps the connection of all.
+func (b *back) tooLarge(s *stream) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return int64(s.request.Size) > b.peer.list
+}
+
+// with returns the fields with one of them replaced or added.
+func with(fields []header.Field, name, value string) []header.Field {
+	out := make([]header.Field, 0, len(fields)+2)
+	for _, f := range fields {
+		if f.Name != name {
+			out = append(out, f)
+		}
+	}
+	return append(out, header.Field{Name: name, Value: value})
+}
+
+// remove takes a stream from the connection. The lock of its front is held.
+func (b *back) remove(id uint32, reset bool, code frame.Code, w *wakes) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.streams[id] == nil {
+		return
+	}
+	delete(b.streams, id)
+	if reset && !b.closing && b.err == nil {
+		b.out = frame.AppendReset(b.out, id, code)
+		w.add(&b.conn)
+	}
+	if len(b.streams) == 0 {
+		b.idleSince = b.proxy.wheel.Now()
+		if b.draining && !b.closing {
+			b.closeAfterOut(0, frame.NoError, "")
+			w.add(&b.conn)
+		}
+	}
+	if b.endpoint.waits.Load() > 0 {
+		w.endpoints = append(w.endpoints, b.endpoint)
+	}
+}
+
+// use calls do with the stream, with its front's lock, if it is still on this connection.
+func (b *back) use(id uint32, do func(s *stream, w *wakes)) {
+	s := b.stream(id)
+	if s == nil {
+		return
+	}
+	s.front.mu.Lock()
+	if s.back == b && s.backID == id {
+		do(s, &b.woken)
+	}
+	s.front.mu.Unlock()
+}
+
+func (b *back) stream(id uint32) *stream {
+	b.mu.Lock()
+	s := b.streams[id]
+	b.mu.Unlock()
+	return s
+}
+
+// known checks the number of a stream.
+func (b *back) known(id uint32, what string) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if id%2 == 0 || id >= b.next {
+		return frame.Error{Code: frame.ProtocolError, Reason: what + " on a stream that was not opened"}
+	}
+	return nil
+}
+
+func (b *back) block(id uint32, set *header.Set, end bool) error {
+	s := b.stream(id)
+	if s == nil {
+		if err := b.known(id, "HEADERS"); err != nil {
+			return err
+		}
+		return b.spend(1, "frames on closed streams")
+	}
+	s.front.mu.Lock()
+	if s.back == b && s.backID == id {
+		s.header(set, end, &b.woken)
+	}
+	s.front.mu.Unlock()
+	return nil
+}
+
+func (b *back) data(id uint32, p []byte, length int, end bool) error {
+	s := b.stream(id)
+	if s == nil {
+		return b.known(id, "DATA") // what was on its way when the stream was reset
+	}
+	s.front.mu.Lock()
+	if s.back == b && s.backID == id {
+		s.answered(p, length, end, &b.woken)
+	}
+	s.front.mu.Unlock()
+	return nil
+}
+
+func (b *back) reset(id uint32, code frame.Code) error {
+	if err := b.known(id, "RST_STREAM"); err != nil {
+		return err
+	}
+	b.use(id, func(s *stream, w *wakes) { s.resetByBackend(code, w) })
+	return nil
+}
+
+func (b *back) streamWindow(id uint32, n int) error {
+	if err := b.known(id, "WINDOW_UPDATE"); err != nil {
+		return err
+	}
+	b.use(id, func(s *stream, w *wakes) {
+		s.backWindow += int64(n)
+		switch {
+		case n == 0:
+			s.fault(frame.ProtocolError, failureOfBackend("a WINDOW_UPDATE of 0"), w)
+		case b.peerWindow()+s.backWindow > frame.MaxWindow:
+			s.fault(frame.FlowControlError, failureOfBackend("a window above 2^31-1"), w)
+		default:
+			s.pushIn(w)
+		}
+	})
+	return nil
+}
+
+func (b *back) peerWindow() int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.peer.window
+}
+
+func (b *back) settled(more bool) error {
+	if b.endpoint.waits.Load() > 0 { // it may take more streams now
+		b.woken.endpoints = append(b.woken.endpoints, b.endpoint)
+	}
+	if !more {
+		return nil
+	}
+	var err error
+	for _, s := range b.all() {
+		s.front.mu.Lock()
+		if s.back == b {
+			if b.peerWindow()+s.backWindow > frame.MaxWindow {
+				err = frame.Error{Code: frame.FlowControlError, Reason: "SETTINGS_INITIAL_WINDOW_SIZE makes a window larger than 2^31-1"}
+			}
+			s.pushIn(&b.woken)
+		}
+		s.front.mu.Unlock()
+	}
+	return err
+}
+
+// all are the streams, for those who must take the lock of each one's front.
+func (b *back) all() []*stream {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	all := make([]*stream, 0, len(b.streams))
+	for _, s := range b.streams {
+		all = append(all, s)
+	}
+	return all
+}
+
+func (b *back) moreRoom(w *wakes) {
+	b.mu.Lock()
+	turns := len(b.blocked)
+	b.mu.Unlock()
+	for ; turns > 0; turns-- {
+		s := b.nextBlocked()
+		if s == nil {
+			return
+		}
+		s.front.mu.Lock()
+		if s.back == b {
+			s.inQueued = false
+			b.serve(s)
+			s.pushIn(w)
+			b.serve(nil)
+		}
+		s.front.mu.Unlock()
+	}
+}
+
+// serve says whose turn it is.
+func (b *back) serve(s *stream) {
+	b.mu.Lock()
+	b.serving = s
+	b.mu.Unlock()
+}
+
+func (b *back) nextBlocked() *stream {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.blocked) == 0 || b.window <= 0 || b.room() <= 0 {
+		return nil
+	}
+	s := b.blocked[0]
+	if b.blocked = b.blocked[1:]; len(b.blocked) == 0 {
+		b.blocked = nil
+	}
+	return s
+}
+
+// goAway: no new streams. Those that the endpoint will not process go elsewhere, the others may end in peace.
+func (b *back) goAway(last uint32, code frame.Code, text string) error {
+	b.endpoint.cluster.stats.goAways.Add(1)
+	b.mu.Lock()
+	b.draining, b.goneAway = true, code.String()
+	var unseen []*stream
+	var ids []uint32
+	for id, s := range b.streams {
+		if id > last {
+			unseen, ids = append(unseen, s), append(ids, id)
+		}
+	}
+	if len(b.streams) == 0 && !b.closing {
+		b.closeAfterOut(0, frame.NoError, "")
+		b.woken.add(&b.conn)
+	}
+	b.mu.Unlock()
+	b.endpoint.retire(b, code, text)
+	reason := fmt.Errorf("it said GOAWAY with %v", code)
+	for i, s := range unseen {
+		s.front.mu.Lock()
+		if s.back == b && s.backID == ids[i] {
+			s.connectionLost(b, reason, true, &b.woken)
+		}
+		s.front.mu.Unlock()
+	}
+	return nil
+}
+
+func (b *back) pushed() error {
+	return frame.Error{Code: frame.ProtocolError, Reason: "PUSH_PROMISE, which was switched off"}
+}
+
+func (b *back) pong(uint64) {
+	b.mu.Lock()
+	b.pinged = 0
+	b.mu.Unlock()
+}
+
+// look is called by the wheel when something may be due: is the endpoint still there, and is the connection still wanted?
+func (b *back) look(now int64) {
+	ping := b.endpoint.cluster.config().Ping
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.watchAt = 0
+	if b.err != nil {
+		return
+	}
+	read, news := b.lastRead.Load(), b.lastNews.Load()
+	if news != b.quiet {
+		b.quiet, b.pings = news, 0
+	}
+	if read > b.pinged { // whatever it sent, it is there
+		b.pinged = 0
+	}
+	next := now + int64(idleBack)
+	due := read + int64(ping.Interval)
+	if ping.Gentle && b.pings >= gentlePings {
+		due = b.lastPing + int64(gentleGap)
+	}
+	switch {
+	case b.writing > 0 && now-b.writeFrom > int64(writeStall):
+		b.fail(fmt.Errorf("it has taken nothing for %v", writeStall))
+		return
+	case b.pinged != 0 && now >= b.pinged+int64(ping.Timeout):
+		b.fail(errSilent)
+		return
+	case b.pinged != 0:
+		next = b.pinged + int64(ping.Timeout)
+	case ping.Interval > 0 && len(b.streams) > 0 && now >= due:
+		b.pinged, b.lastPing = now, now
+		b.pings++
+		b.out = frame.AppendPing(b.out, false, pingKeepalive)
+		b.rouse()
+		next = now + int64(ping.Timeout)
+	case ping.Interval > 0 && len(b.streams) > 0:
+		next = due
+	case len(b.streams) == 0 && !b.closing && now-b.idleSince > int64(idleBack) && b.endpoint.surplus(b):
+		b.draining = true
+		b.closeAfterOut(0, frame.NoError, "idle")
+		b.rouse()
+	}
+	if b.writing > 0 {
+		next = min(next, b.writeFrom+int64(writeStall)+int64(time.Second))
+	}
+	b.watchBy(next)
+}
+
+// watchBy has look called at a time, or before. mu is held.
+func (b *back) watchBy(at int64) {
+	if b.watchAt == 0 || at < b.watchAt {
+		b.watchAt = at
+		b.proxy.wheel.Set(&b.watch, at)
+	}
+}
+
+// run serves the connection until it ends.
+func (b *back) run() {
+	written := make(chan struct{})
+	go func() { defer close(written); b.write(b) }()
+	err := b.read(b, nil)
+	b.mu.Lock()
+	var broken frame.Error
+	if errors.As(err, &broken) && b.err == nil {
+		b.closeAfterOut(0, broken.Code, broken.Reason)
+		b.err = err
+		b.rouse()
+		b.mu.Unlock()
+	} else {
+		if b.err != nil && b.err != errClosed {
+			err = b.err // why we closed it ourselves
+		}
+		b.fail(err)
+		b.mu.Unlock()
+	}
+	_ = b.nc.SetWriteDeadline(time.Now().Add(time.Second))
+	<-written
+	b.close(false)
+	b.proxy.wheel.Stop(&b.watch)
+	b.endpoint.gone(b, err)
+	b.mu.Lock()
+	b.flushedAt = b.flushed
+	b.mu.Unlock()
+	var w wakes
+	for _, s := range b.all() {
+		s.front.mu.Lock()
+		if s.back == b {
+			s.lost(b, err, &w)
+		}
+		s.front.mu.Unlock()
+		w.flush()
+	}
+}

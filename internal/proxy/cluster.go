@@ -1,0 +1,270 @@
+package proxy
+
+import (
+	"context"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+	"google.golang.org/grpc/codes"
+
+	"github.com/levada-io/levada/internal/proxy/balance"
+	"github.com/levada-io/levada/internal/proxy/config"
+	"github.com/levada-io/levada/internal/proxy/discovery"
+)
+
+// cluster is a backend: a target, and the endpoints that it has at the moment.
+type cluster struct {
+	proxy  *Proxy
+	name   string
+	set    *balance.Set[*endpoint]
+	source discovery.Source
+	stop   context.CancelFunc
+	tls    atomic.Pointer[backendTLS]
+	stats  clusterStats
+
+	current atomic.Pointer[config.Backend]
+	known   atomic.Bool // the endpoints, if only that there are none
+
+	mu       sync.Mutex
+	awaiting []*stream // calls that wait for an endpoint
+}
+
+func (c *cluster) config() *config.Backend { return c.current.Load() }
+
+func options(c *cluster, b config.Backend) balance.Options {
+	e := b.Ejection
+	o := balance.Options{
+		Decay: b.Balance.Decay, SlowStart: b.Balance.SlowStart,
+		ConsecutiveFailures: orNever(e.ConsecutiveFailures), FailureShare: orNever(e.FailureShare), MinResults: e.MinRequests, Window: e.Window,
+		BaseEjection: e.BaseTime, MaxEjection: e.MaxTime, MaxEjected: orNever(e.MaxEjected), Panic: orNever(e.PanicThreshold),
+		OnEject: func(x balance.Ejection) {
+			c.stats.ejections.Add(1)
+			c.proxy.log.Warn("an endpoint is ejected", "backend", c.name, "endpoint", x.Address, "cause", x.Cause.String(), "for", x.For)
+		},
+		OnReturn: func(address string) {
+			c.proxy.log.Info("an endpoint is back", "backend", c.name, "endpoint", address)
+		},
+	}
+	if e.Disabled {
+		o.MaxEjected = -1
+	}
+	return o
+}
+
+// orNever makes the 0 of a configuration, which means never, the balancer's.
+func orNever[T int | float64](n T) T {
+	if n == 0 {
+		return -1
+	}
+	return n
+}
+
+// update takes the endpoints that there are from now on.
+func (c *cluster) update(addresses []string) {
+	added, removed := c.set.Update(addresses, c.proxy.tick(), func(address string) *endpoint { return newEndpoint(c, address) })
+	c.known.Store(true)
+	for _, b := range removed {
+		b.Of.drain()
+	}
+	if len(added)+len(removed) > 0 {
+		c.proxy.log.Info("endpoints", "backend", c.name, "endpoints", addresses)
+	}
+	c.mu.Lock()
+	awaiting := c.awaiting
+	if len(added) > 0 {
+		c.awaiting = nil
+	}
+	c.mu.Unlock()
+	if len(added) == 0 {
+		return
+	}
+	var w wakes
+	for _, s := range awaiting {
+		s.front.mu.Lock()
+		if s.open && s.cluster == c && s.chosen == nil && s.waitEnd != 0 && !s.outEnd {
+			s.place(&w)
+		}
+		s.front.mu.Unlock()
+		w.flush()
+	}
+}
+
+// await makes a call wait for the first endpoint, unless there is one by now.
+func (c *cluster) await(s *stream) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.set.Backends()) > 0 {
+		return false
+	}
+	c.awaiting = append(c.awaiting, s)
+	return true
+}
+
+// forget takes a call from those that wait.
+func (c *cluster) forget(s *stream) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if i := slices.Index(c.awaiting, s); i >= 0 {
+		c.awaiting = slices.Delete(c.awaiting, i, i+1)
+	}
+}
+
+// pick chooses an endpoint; nil if there is none.
+func (c *cluster) pick(kind balance.Kind, avoid *chosen) *chosen {
+	now := c.proxy.now()
+	if b := c.set.Pick(kind, now, avoid, usable); b != nil {
+		return b
+	}
+	return c.set.Pick(kind, now, avoid, nil)
+}
+
+func usable(b *chosen) bool { return b.Of.usable() }
+
+// others reports whether there is an endpoint beside this one that may be connected to.
+func (c *cluster) others(than *chosen) bool {
+	for _, b := range c.set.Backends() {
+		if b != than && b.Of.usable() {
+			return true
+		}
+	}
+	return false
+}
+
+// anotherThan is others, for the endpoint itself.
+func (c *cluster) anotherThan(e *endpoint) bool {
+	for _, b := range c.set.Backends() {
+		if b.Of != e && b.Of.usable() {
+			return true
+		}
+	}
+	return false
+}
+
+// route is what a configured route does.
+type route struct {
+	name        string
+	clusters    []*cluster
+	weights     []int // running sums
+	timeout     time.Duration
+	idleTimeout time.Duration
+	streamAge   time.Duration
+	ageJitter   float64
+	retry       config.Retry
+	on          uint32 // codes, as bits
+	replayBytes int
+	maxRequest  config.Bytes
+	maxResponse config.Bytes
+	holdBytes   int
+	unmask      bool
+	limiter     *rate.Limiter
+	budget      *budget
+	stats       *routeStats
+	calls       []*callStats // for each of clusters
+}
+
+// cluster chooses where a call goes, by the weights.
+func (r *route) cluster() *cluster {
+	if len(r.clusters) == 1 {
+		return r.clusters[0]
+	}
+	n := rand.IntN(r.weights[len(r.weights)-1])
+	for i, sum := range r.weights {
+		if n < sum {
+			return r.clusters[i]
+		}
+	}
+	return r.clusters[0]
+}
+
+func (r *route) retries(code codes.Code) bool { return r.on&(1<<uint32(code&31)) != 0 }
+
+// limit reports whether a call passes, and if not, when to come back.
+func (r *route) limit(int64) (time.Duration, bool) {
+	if r.budget != nil {
+		r.budget.deposit()
+	}
+	if r.limiter == nil || r.limiter.Allow() {
+		return 0, true
+	}
+	return time.Duration(float64(time.Second) / float64(r.limiter.Limit())), false
+}
+
+// budget bounds retries to a share of the calls, so that they cannot multiply the load of a backend in trouble.
+type budget struct {
+	ratio, perSecond float64
+
+	mu     sync.Mutex
+	tokens float64
+	at     int64
+}
+
+const budgetSeconds = 10 // of what it may save up
+
+func (b *budget) deposit() {
+	b.mu.Lock()
+	b.tokens = min(b.tokens+b.ratio, b.most())
+	b.mu.Unlock()
+}
+
+func (b *budget) most() float64 { return max(b.perSecond*budgetSeconds, 10) }
+
+func (b *budget) take(now int64) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.tokens = min(b.tokens+b.perSecond*time.Duration(now-b.at).Seconds(), b.most())
+	b.at = now
+	if b.tokens < 1 {
+		return false
+	}
+	b.tokens--
+	return true
+}
+
+// methods remembers of each method whether its calls are short, since what a long stream costs is another thing than what a call does.
+type methods struct {
+	mu    sync.Mutex
+	known map[string]*method
+	rest  method // of those above the number that is remembered
+}
+
+const keptMethods = 4096
+
+type method struct {
+	unary atomic.Int32 // positive: short calls with one answer
+	stats methodStats
+}
+
+func (m *methods) of(path string) *method {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	x := m.known[path]
+	if x == nil {
+		if len(m.known) >= keptMethods {
+			return &m.rest
+		}
+		x = &method{}
+		m.known[path] = x
+	}
+	return x
+}
+
+const shortCall = 500 * time.Millisecond
+
+// saw learns from a call that has ended.
+func (m *method) saw(requests, answers int, took time.Duration) {
+	n := m.unary.Load()
+	switch {
+	case requests > 1 || answers > 1:
+		if n > -8 {
+			m.unary.Store(-8)
+		}
+	case took < shortCall && n < 8:
+		m.unary.Add(1)
+	case took >= shortCall && n > -8:
+		m.unary.Add(-1)
+	}
+}

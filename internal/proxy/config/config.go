@@ -1,0 +1,281 @@
+package config
+
+import (
+	"time"
+
+	"github.com/levada-io/levada/internal/strictyaml"
+)
+
+// Config is everything that a user can tell the proxy. Parse, Load, Default and Simple.Config make one; the zero value is not useful.
+//
+// Each duration and number that may be 0 says what 0 means. All of a connection's or stream's numbers count for each one by itself.
+type Config struct {
+	// Listeners are where callers connect. All of them serve the same routes.
+	Listeners []Listener `yaml:"listeners"`
+	Admin     Admin      `yaml:"admin"`
+	Drain     Drain      `yaml:"drain"`
+	AccessLog AccessLog  `yaml:"accessLog"`
+	Tracing   Tracing    `yaml:"tracing"`
+	Limits    Limits     `yaml:"limits"`
+	Backends  []Backend  `yaml:"backends"`
+	// Routes say what goes to which backend and under which conditions; see Table for which of them wins. Complete adds the one that
+	// sends everything to the only backend.
+	Routes []Route `yaml:"routes,omitempty"`
+
+	// text knows where each field was written. It is nil for a configuration that was not read.
+	text *strictyaml.Document
+}
+
+// Listener is an address that callers connect to.
+type Listener struct {
+	// Address is host:port. An empty host is all addresses of the machine; port 0 is any free one.
+	Address string `yaml:"address"`
+	// TLS of the listener; without it HTTP/2 is spoken in clear text, with prior knowledge.
+	TLS *ListenerTLS `yaml:"tls,omitempty"`
+	// MaxConnections that are open at the same time; 0 is no limit. Those above it wait in the kernel's queue.
+	MaxConnections int `yaml:"maxConnections"`
+	// MaxStreams that a connection may have open at the same time (SETTINGS_MAX_CONCURRENT_STREAMS).
+	MaxStreams int `yaml:"maxStreams"`
+	// MaxHeaderBytes of a request, counted as HTTP/2 does: 32 bytes for each field on top of its name and value.
+	MaxHeaderBytes Bytes `yaml:"maxHeaderBytes"`
+	// HandshakeTimeout is how long a new connection may take for TLS and the preface of HTTP/2.
+	HandshakeTimeout time.Duration `yaml:"handshakeTimeout"`
+	// IdleTimeout is how long a connection without streams stays open; 0 is for ever.
+	IdleTimeout time.Duration `yaml:"idleTimeout"`
+	// StallTimeout is how long a caller may take nothing although something is there for it, before its connection is closed; 0 is for
+	// ever.
+	StallTimeout time.Duration `yaml:"stallTimeout"`
+	// Keepalive finds callers that are gone without a word.
+	Keepalive Keepalive `yaml:"keepalive"`
+}
+
+// Keepalive is how a connection of a caller is tested with HTTP/2 PING.
+type Keepalive struct {
+	// Interval of silence after which a PING is sent; 0 is never.
+	Interval time.Duration `yaml:"interval"`
+	// Timeout is how long the answer may take before the connection is closed.
+	Timeout time.Duration `yaml:"timeout"`
+}
+
+// ListenerTLS is the certificate that callers see. The files are read again when they change, which no connection notices.
+type ListenerTLS struct {
+	// Certificate and Key are PEM files: the chain, the leaf first, and its private key.
+	Certificate string `yaml:"certificate"`
+	Key         string `yaml:"key"`
+	// ClientCA is a PEM file with the authorities of callers' certificates. With it a caller must have one.
+	ClientCA string `yaml:"clientCA,omitempty"`
+	// MinVersion that a caller must speak.
+	MinVersion TLSVersion `yaml:"minVersion"`
+}
+
+// Admin is where metrics, probes and the state of the proxy are served, in clear text and without asking who it is.
+type Admin struct {
+	// Address is host:port; empty is off.
+	Address string `yaml:"address"`
+}
+
+// Drain is how the proxy stops.
+type Drain struct {
+	// Period over which the open streams are ended, one by one. 0 ends them all at once.
+	Period time.Duration `yaml:"period"`
+	// Notice is how long /readyz fails before the listeners close, for balancers that need time to see it. It comes before Period.
+	Notice time.Duration `yaml:"notice"`
+}
+
+// AccessLog is a line of JSON for each call.
+type AccessLog struct {
+	// Path of the file that is appended to; - is the standard output, empty is off.
+	Path string `yaml:"path"`
+}
+
+// Tracing with OpenTelemetry. The exporter is configured by the OTEL_* variables; without them nothing is sent.
+type Tracing struct {
+	// Sample is the share of calls without a decision of their caller that are traced, 0 to 1.
+	Sample float64 `yaml:"sample"`
+}
+
+// Limits of the process.
+type Limits struct {
+	// Memory that messages on their way may take together. 0 is a quarter of the process' limit (GOMEMLIMIT or that of its container).
+	Memory Bytes `yaml:"memory"`
+}
+
+// Backend is a service that calls are sent to, by as many endpoints as its target has.
+type Backend struct {
+	// Name is what routes and metrics call it.
+	Name string `yaml:"name"`
+	// Target says where its endpoints are; see package discovery.
+	Target string `yaml:"target"`
+	// TLS to the endpoints; without it HTTP/2 is spoken in clear text, with prior knowledge.
+	TLS *BackendTLS `yaml:"tls,omitempty"`
+	// ConnectTimeout for TCP, TLS and the first SETTINGS together.
+	ConnectTimeout time.Duration `yaml:"connectTimeout"`
+	// Ping finds endpoints that are gone without a word.
+	Ping Ping `yaml:"ping"`
+	// MaxConnections to one endpoint. 0 is as many as its MAX_CONCURRENT_STREAMS makes needed.
+	MaxConnections int      `yaml:"maxConnections"`
+	Balance        Balance  `yaml:"balance"`
+	Ejection       Ejection `yaml:"ejection"`
+	// WaitForReady is how long a call waits when no endpoint is connected and it is not known yet whether one can be, before it gets
+	// UNAVAILABLE. When connecting fails, the call is answered at once. 0 never waits.
+	WaitForReady time.Duration `yaml:"waitForReady"`
+}
+
+// BackendTLS is how endpoints are verified, and what they see of us. That it is there turns TLS on. The files are read again when they change.
+type BackendTLS struct {
+	// CA is a PEM file with the authorities of the endpoints' certificates; empty is those of the system.
+	CA string `yaml:"ca,omitempty"`
+	// Certificate and Key are PEM files for endpoints that ask who we are.
+	Certificate string `yaml:"certificate,omitempty"`
+	Key         string `yaml:"key,omitempty"`
+	// ServerName that the certificate must be for, and that is sent as SNI; empty is the host of the target.
+	ServerName string `yaml:"serverName,omitempty"`
+}
+
+// Ping is how connections to endpoints are tested with HTTP/2 PING while streams are open on them.
+type Ping struct {
+	// Interval of silence after which a PING is sent; 0 is never.
+	Interval time.Duration `yaml:"interval"`
+	// Timeout is how long the answer may take. Then the connection is lost, and its streams get UNAVAILABLE.
+	Timeout time.Duration `yaml:"timeout"`
+	// Gentle sends at most three in a silence of the endpoint with less than 5 minutes between them, since gRPC servers close connections
+	// that ping more often than that.
+	Gentle bool `yaml:"gentle"`
+}
+
+// Balance is how an endpoint is chosen for a stream.
+type Balance struct {
+	// SlowStart is the time over which an endpoint that appeared is brought to its full share; 0 gives it at once.
+	SlowStart time.Duration `yaml:"slowStart"`
+	// Decay is how long a slow answer is held against an endpoint: after this time 1/e of it is left in the moving average.
+	Decay time.Duration `yaml:"decay"`
+}
+
+// Ejection is when an endpoint that answers with failures gets no calls for a while.
+type Ejection struct {
+	// ConsecutiveFailures eject; 0 does not look at them.
+	ConsecutiveFailures int `yaml:"consecutiveFailures"`
+	// FailureShare of the calls in Window ejects, once there were MinRequests; 0 does not look at it.
+	FailureShare float64       `yaml:"failureShare"`
+	MinRequests  int           `yaml:"minRequests"`
+	Window       time.Duration `yaml:"window"`
+	// BaseTime of the first ejection. Each that follows takes twice as long as the one before, up to MaxTime.
+	BaseTime time.Duration `yaml:"baseTime"`
+	MaxTime  time.Duration `yaml:"maxTime"`
+	// MaxEjected is the share of the endpoints that may be ejected at the same time.
+	MaxEjected float64 `yaml:"maxEjected"`
+	// PanicThreshold is the share of endpoints that must be usable. Below it ejection is ignored and all of them are used: when everything
+	// fails, the endpoints are not what is wrong. 0 never ignores it.
+	PanicThreshold float64 `yaml:"panicThreshold"`
+	// Disabled turns all of it off.
+	Disabled bool `yaml:"disabled"`
+}
+
+// Route is what happens to the calls that match it.
+type Route struct {
+	Match Match `yaml:"match"`
+	// Backend or Backends, not both: where the calls go. Neither is the only backend that there is.
+	Backend  string  `yaml:"backend,omitempty"`
+	Backends []Share `yaml:"backends,omitempty"`
+	// Timeout of the whole call, from its headers to its status. The client's own deadline counts when it is earlier; 0 is only that.
+	Timeout time.Duration `yaml:"timeout"`
+	// IdleTimeout ends a call on which no message went either way for this long; 0 is never.
+	IdleTimeout time.Duration `yaml:"idleTimeout"`
+	// StreamAge ends a call that lives longer with UNAVAILABLE, between two messages; 0 is never.
+	StreamAge time.Duration `yaml:"streamAge"`
+	// StreamAgeJitter is the share by which the age of each stream is made longer or shorter by chance, so that streams that were opened
+	// together do not end together.
+	StreamAgeJitter float64     `yaml:"streamAgeJitter"`
+	Retry           Retry       `yaml:"retry"`
+	RetryBudget     RetryBudget `yaml:"retryBudget"`
+	// MaxMessageBytes ends calls with a larger message with RESOURCE_EXHAUSTED.
+	MaxMessageBytes MaxMessageBytes `yaml:"maxMessageBytes"`
+	// HoldBytes is the size up to which a message is forwarded only when all of it is there, so that a call can be ended well at any time.
+	// Larger ones are passed on as they come. 0 holds nothing.
+	HoldBytes Bytes     `yaml:"holdBytes"`
+	RateLimit RateLimit `yaml:"rateLimit"`
+	// Unmask turns what other proxies behind this one made of a lost connection back into UNAVAILABLE.
+	Unmask bool `yaml:"unmask"`
+}
+
+// Match is which calls a route is for. What is empty matches everything.
+type Match struct {
+	// Service is a full name, shop.Orders, or a prefix of names, shop.*
+	Service string `yaml:"service,omitempty"`
+	// Method of the service, which must be a full name.
+	Method string `yaml:"method,omitempty"`
+	// Authority that the client called, in any case. Without a port it matches all ports.
+	Authority string `yaml:"authority,omitempty"`
+}
+
+// Share is a backend that gets a part of a route's calls.
+type Share struct {
+	Name string `yaml:"name"`
+	// Weight of this backend; its part is Weight of the sum of all.
+	Weight int `yaml:"weight"`
+}
+
+// Retry is which failed calls are tried again, beyond those that the backend provably did not process: these always are, once.
+type Retry struct {
+	// Attempts in all, the first one included: 1 is no retry.
+	Attempts int `yaml:"attempts"`
+	// On are the statuses that are tried again, when they came before any response.
+	On      []Code  `yaml:"on"`
+	Backoff Backoff `yaml:"backoff"`
+	// PerTryTimeout is how long an attempt may take for its response headers; 0 is as long as the call may take.
+	PerTryTimeout time.Duration `yaml:"perTryTimeout"`
+	// BufferBytes of the request that are kept to be sent again. A call that sent more is not tried again.
+	BufferBytes Bytes `yaml:"bufferBytes"`
+}
+
+// Backoff before an attempt: a random time up to Base, twice that for each further attempt, up to Max.
+type Backoff struct {
+	Base time.Duration `yaml:"base"`
+	Max  time.Duration `yaml:"max"`
+}
+
+// RetryBudget bounds what retries add to the load of a backend that is in trouble.
+type RetryBudget struct {
+	// Ratio is how many retries each call adds to what may be retried.
+	Ratio float64 `yaml:"ratio"`
+	// MinPerSecond retries are possible in any case, so that a route with few calls can retry at all.
+	MinPerSecond float64 `yaml:"minPerSecond"`
+}
+
+// MaxMessageBytes of each message, as the five bytes in front of it say; 0 is no limit.
+type MaxMessageBytes struct {
+	Request  Bytes `yaml:"request"`
+	Response Bytes `yaml:"response"`
+}
+
+// RateLimit refuses calls with RESOURCE_EXHAUSTED.
+type RateLimit struct {
+	// PerSecond calls pass in the long run; 0 is no limit.
+	PerSecond float64 `yaml:"perSecond"`
+	// Burst of calls that may come at once. 0 is as many as come in a second, which Complete fills in.
+	Burst int `yaml:"burst"`
+}
+
+// Shares are the backends of the route, whichever way they were written.
+func (r *Route) Shares() []Share {
+	if len(r.Backends) > 0 {
+		return r.Backends
+	}
+	return []Share{{Name: r.Backend, Weight: 1}}
+}
+
+// String is the match in short, as metrics and logs name the route: shop.Orders/Watch, shop.Orders, shop.*, or * for everything, and @ with the
+// authority behind it where there is one.
+func (m Match) String() string {
+	s := m.Service
+	switch {
+	case s == "":
+		s = "*"
+	case m.Method != "":
+		s += "/" + m.Method
+	}
+	if m.Authority != "" {
+		s += "@" + m.Authority
+	}
+	return s
+}

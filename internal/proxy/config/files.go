@@ -1,0 +1,70 @@
+package config
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+)
+
+// CheckFiles reports certificates and keys that are missing, cannot be read or do not belong together. It is apart from Validate because a
+// configuration is often checked on a machine that has no keys. Paths are taken from the working directory.
+func (c *Config) CheckFiles() Problems {
+	v := &validation{c: c}
+	for i, l := range c.Listeners {
+		if t := l.TLS; t != nil {
+			at := fmt.Sprintf("listeners[%d].tls", i)
+			v.pair(at, t.Certificate, t.Key)
+			v.authorities(at+".clientCA", t.ClientCA)
+		}
+	}
+	for i, b := range c.Backends {
+		if t := b.TLS; t != nil {
+			at := fmt.Sprintf("backends[%d].tls", i)
+			v.pair(at, t.Certificate, t.Key)
+			v.authorities(at+".ca", t.CA)
+		}
+	}
+	return v.problems
+}
+
+func (v *validation) pair(at, certificate, key string) {
+	if certificate == "" || key == "" {
+		return // without both, Validate has spoken
+	}
+	chain, ok := v.read(at+".certificate", certificate)
+	private, okKey := v.read(at+".key", key)
+	if !ok || !okKey {
+		return
+	}
+	if _, err := tls.X509KeyPair(chain, private); err != nil {
+		v.add(at+".certificate", Problem{
+			Message:  fmt.Sprintf("%s and %s are no pair: %v", certificate, key, err),
+			Expected: "PEM files of a certificate and its private key",
+		})
+	}
+}
+
+func (v *validation) authorities(at, path string) {
+	if path == "" {
+		return
+	}
+	if text, ok := v.read(at, path); ok && !x509.NewCertPool().AppendCertsFromPEM(text) {
+		v.add(at, Problem{Message: path + " has no certificate that can be read", Expected: "a PEM file"})
+	}
+}
+
+func (v *validation) read(at, path string) ([]byte, bool) {
+	text, err := os.ReadFile(path)
+	if err == nil {
+		return text, true
+	}
+	reason := err
+	if e := (*fs.PathError)(nil); errors.As(err, &e) {
+		reason = e.Err // without the path, which is in the sentence already
+	}
+	v.add(at, Problem{Message: fmt.Sprintf("%s cannot be read: %v", path, reason), Hint: "relative paths begin at the working directory of the proxy"})
+	return nil, false
+}

@@ -1,0 +1,424 @@
+package proxy
+
+import (
+	"fmt"
+	"net/http"
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	"github.com/levada-io/levada/internal/proxy/frame"
+	"github.com/levada-io/levada/internal/proxy/header"
+	"github.com/levada-io/levada/internal/proxy/wheel"
+)
+
+const (
+	rapidReset = 100 * time.Millisecond // a stream that its caller resets sooner than that was opened to be reset
+	keptCalls  = 256                    // whose routes a front remembers
+	keptFree   = 32                     // streams whose memory waits for the next ones
+)
+
+// front is a connection of a caller.
+type front struct {
+	conn
+	listener     *listener
+	stallTimeout time.Duration
+	watch        wheel.Timer
+	pinged       int64 // when the PING was sent that is not answered; 0: none
+	since        int64
+	number       uint64  // of the connection, counted from 1
+	caller       *caller // once somebody wants to know
+
+	streams   map[uint32]*stream
+	last      uint32 // the highest stream that was opened
+	blocked   []*stream
+	serving   *stream // whose turn it is of blocked
+	free      []*stream
+	grown     int    // bytes of windows beyond the first
+	held      int    // bytes that wait in its streams
+	goodbye   bool   // GOAWAY was sent
+	limit     uint32 // of streams; 0 once there shall be no new ones
+	forgotten forgotten
+
+	// The reader's.
+	calls   map[*header.Set]*call
+	callsOf *state
+}
+
+// forgotten remembers streams that we have reset, whose frames may still come: bytes, as many as we had allowed.
+type forgotten struct {
+	left  map[uint32]int
+	order []uint32 // a ring
+	next  int
+}
+
+const keptForgotten = 1024
+
+func (r *forgotten) add(id uint32, window int) {
+	if r.left == nil {
+		r.left = map[uint32]int{}
+	}
+	if len(r.order) < keptForgotten {
+		r.order = append(r.order, id)
+	} else {
+		delete(r.left, r.order[r.next])
+		r.order[r.next] = id
+		r.next = (r.next + 1) % keptForgotten
+	}
+	r.left[id] = window
+}
+
+func (r *forgotten) has(id uint32) bool {
+	_, ok := r.left[id]
+	return ok
+}
+
+// late takes bytes that came for a stream, and reports whether it may have sent them before it knew of its end.
+func (r *forgotten) late(id uint32, n int) bool {
+	left := r.left[id] - n
+	r.left[id] = left
+	return left >= 0
+}
+
+// queue makes a stream wait for room on the connection.
+func (f *front) queue(s *stream) {
+	if !s.outQueued {
+		s.outQueued = true
+		f.blocked = append(f.blocked, s)
+	}
+}
+
+func (f *front) moreRoom(w *wakes) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for n := len(f.blocked); n > 0 && f.window > 0 && f.room() > 0; n-- {
+		s := f.blocked[0]
+		f.blocked = f.blocked[1:]
+		if len(f.blocked) == 0 {
+			f.blocked = nil
+		}
+		if s.outQueued = false; s.open {
+			f.serving = s
+			s.pushOut(w)
+			f.serving = nil
+		}
+	}
+}
+
+func (f *front) settled(more bool) error {
+	if !more {
+		return nil
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, s := range f.streams {
+		if f.peer.window+s.frontWindow > frame.MaxWindow {
+			return frame.Error{Code: frame.FlowControlError, Reason: "SETTINGS_INITIAL_WINDOW_SIZE makes a window larger than 2^31-1"}
+		}
+		if s.out.size > 0 {
+			s.pushOut(&f.woken)
+		}
+	}
+	return nil
+}
+
+func (f *front) block(id uint32, set *header.Set, end bool) error {
+	if id%2 == 0 {
+		return frame.Error{Code: frame.ProtocolError, Reason: "a stream with an even number"}
+	}
+	w := &f.woken
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if s := f.streams[id]; s != nil {
+		return f.trailers(s, set, end, w)
+	}
+	if id <= f.last {
+		if f.forgotten.has(id) {
+			return nil
+		}
+		return frame.Error{Code: frame.StreamClosed, Reason: "HEADERS on a closed stream"}
+	}
+	f.last = id
+	if f.closing || f.err != nil {
+		return nil
+	}
+	if uint32(len(f.streams)) >= f.limit || len(f.out) > 2*maxOut { // it opens streams and does not read how they end
+		f.refuse(id, frame.RefusedStream, end)
+		f.proxy.stats.refused.Add(1)
+		return f.spend(1, "streams above the limit")
+	}
+	req := set.Request()
+	if !set.TooLarge && req.Err != nil || end && req.Length > 0 {
+		f.refuse(id, frame.ProtocolError, end)
+		return f.spend(1, "malformed requests")
+	}
+	s := f.take()
+	s.id, s.request = id, set
+	s.call = f.callOf(set)
+	f.streams[id] = s
+	s.open = true
+	s.inEnd = end
+	s.begin(f.now)
+	f.proxy.began(s)
+	if e := f.refusal(s, set, req); e != nil {
+		s.end(e, w)
+		return nil
+	}
+	s.place(w)
+	return nil
+}
+
+// refusal is why a call is not even tried.
+func (f *front) refusal(s *stream, set *header.Set, req *header.Request) *ending {
+	var e *ending
+	switch r := s.call.route; {
+	case set.TooLarge:
+		e = failure(codes.ResourceExhausted, reasonHeaderSize, http.StatusRequestHeaderFieldsTooLarge, "the request has more than %d bytes of headers", f.listener.config.MaxHeaderBytes)
+	case req.Method == http.MethodConnect:
+		e = failure(codes.Unimplemented, reasonBadRequest, http.StatusNotImplemented, "CONNECT is not served")
+	case s.grpc && req.BadTimeout:
+		e = failure(codes.Internal, reasonBadRequest, http.StatusBadRequest, "the grpc-timeout %.32q: expected up to 8 digits and one of H, M, S, m, u, n", req.TimeoutText)
+	case s.grpc && req.Timeout == 0:
+		e = failure(codes.DeadlineExceeded, reasonDeadline, http.StatusGatewayTimeout, "the deadline had passed before the call was made")
+	case r.clusters == nil:
+		e = failure(codes.Unimplemented, reasonNoRoute, http.StatusNotFound, "no route matches %.128q", req.Path)
+	default:
+		wait, ok := r.limit(f.now)
+		if ok {
+			return nil
+		}
+		e = failure(codes.ResourceExhausted, reasonRateLimit, http.StatusTooManyRequests, "more calls than the route %s allows", r.name)
+		e.retry = wait
+	}
+	e.unprocessed = true
+	return e
+}
+
+func (f *front) trailers(s *stream, set *header.Set, end bool, w *wakes) error {
+	switch {
+	case s.inEnd:
+		return f.resetStream(s, frame.StreamClosed, w)
+	case !end, set.TooLarge, set.Err != nil, len(set.Fields) > 0 && set.Fields[0].IsPseudo(), s.inLeft > 0:
+		return f.resetStream(s, frame.ProtocolError, w)
+	}
+	s.inEnd, s.inTrailers = true, set
+	if !s.outEnd {
+		s.pushIn(w)
+	}
+	return nil
+}
+
+// refuse resets a stream that was not opened.
+func (f *front) refuse(id uint32, code frame.Code, end bool) {
+	f.out = frame.AppendReset(f.out, id, code)
+	f.woken.add(&f.conn)
+	if !end {
+		f.forgotten.add(id, firstWindow)
+	}
+}
+
+// resetStream ends a stream on which the caller broke the protocol.
+func (f *front) resetStream(s *stream, code frame.Code, w *wakes) error {
+	f.out = frame.AppendReset(f.out, s.id, code)
+	f.forgotten.add(s.id, max(s.inWindow, 0))
+	w.add(&f.conn)
+	s.cancelled(frame.Cancel, callerProtocol, w)
+	return f.spend(1, "streams that break the protocol")
+}
+
+// callOf finds the route, which is remembered for headers that come again.
+func (f *front) callOf(set *header.Set) *call {
+	state := f.proxy.state.Load()
+	if f.callsOf != state {
+		f.calls, f.callsOf = map[*header.Set]*call{}, state
+	}
+	if c := f.calls[set]; c != nil {
+		return c
+	}
+	req := set.Request()
+	c := &call{route: state.route(req.Authority, req.Path), method: f.proxy.methods.of(req.Path), path: req.Path}
+	if set.Cached() {
+		if len(f.calls) == keptCalls {
+			clear(f.calls)
+		}
+		f.calls[set] = c
+	}
+	return c
+}
+
+// take returns memory for a stream.
+func (f *front) take() *stream {
+	if n := len(f.free); n > 0 {
+		s := f.free[n-1]
+		f.free = f.free[:n-1]
+		return s
+	}
+	s := &stream{front: f}
+	s.timer.Init(s.expire)
+	return s
+}
+
+// remove forgets a stream that has ended. lock held.
+func (f *front) remove(s *stream, w *wakes) {
+	delete(f.streams, s.id)
+	s.open = false
+	if s.armed != 0 {
+		f.proxy.wheel.Stop(&s.timer)
+	}
+	f.proxy.ended(s)
+	f.held -= s.held
+	f.proxy.held.Add(-int64(s.held))
+	// The memory is used again. Whoever still has a pointer to it, such as a queue, finds out under the lock that it is not what it was.
+	s.in.clear()
+	s.out.clear()
+	s.hold.clear()
+	replay, queued := s.replay, s.outQueued || s.inQueued
+	s.life = life{}
+	if !queued && len(f.free) < keptFree {
+		if cap(replay) <= keptReplay {
+			s.replay = replay[:0]
+		}
+		f.free = append(f.free, s)
+	}
+	if len(f.streams) == 0 && f.limit == 0 {
+		f.closing = true
+		w.add(&f.conn)
+	}
+}
+
+func (f *front) data(id uint32, p []byte, length int, end bool) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s := f.streams[id]
+	if s == nil {
+		if id > f.last || id%2 == 0 {
+			return frame.Error{Code: frame.ProtocolError, Reason: "DATA on a stream that was not opened"}
+		}
+		if f.forgotten.has(id) {
+			if f.forgotten.late(id, length) {
+				return nil
+			}
+			return f.spend(1, "DATA frames on streams that were reset")
+		}
+		f.refuse(id, frame.StreamClosed, false)
+		return f.spend(1, "DATA frames on closed streams")
+	}
+	return s.received(p, length, end, &f.woken)
+}
+
+func (f *front) reset(id uint32, code frame.Code) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s := f.streams[id]
+	if s == nil {
+		if id > f.last || id%2 == 0 {
+			return frame.Error{Code: frame.ProtocolError, Reason: "RST_STREAM on a stream that was not opened"}
+		}
+		return f.spend(1, "RST_STREAM frames on closed streams")
+	}
+	young := f.now-s.started < int64(rapidReset)
+	s.cancelled(code, endedByCaller, &f.woken)
+	if young {
+		return f.spend(1, "streams that were reset at once")
+	}
+	return nil
+}
+
+func (f *front) streamWindow(id uint32, n int) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s := f.streams[id]
+	if s == nil {
+		if id > f.last || id%2 == 0 {
+			return frame.Error{Code: frame.ProtocolError, Reason: "WINDOW_UPDATE on a stream that was not opened"}
+		}
+		return nil
+	}
+	s.frontWindow += int64(n)
+	switch {
+	case n == 0:
+		return f.resetStream(s, frame.ProtocolError, &f.woken)
+	case f.peer.window+s.frontWindow > frame.MaxWindow:
+		return f.resetStream(s, frame.FlowControlError, &f.woken)
+	case s.out.size > 0:
+		s.pushOut(&f.woken)
+	}
+	return nil
+}
+
+func (f *front) goAway(uint32, frame.Code, string) error { return nil } // it will open no more streams, or close
+
+func (f *front) pushed() error {
+	return frame.Error{Code: frame.ProtocolError, Reason: "PUSH_PROMISE from a client"}
+}
+
+// The data of our PINGs.
+const (
+	pingKeepalive uint64 = 0x6c65766164610001
+	pingGoodbye   uint64 = 0x6c65766164610002
+)
+
+func (f *front) pong(data uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.pinged = 0
+	if data == pingGoodbye && !f.closing {
+		// What the caller sent before it saw the first GOAWAY has come.
+		f.out = frame.AppendGoAway(f.out, f.last, frame.NoError, "draining")
+		f.limit = 0
+		f.woken.add(&f.conn)
+		if len(f.streams) == 0 {
+			f.closing = true
+		}
+	}
+}
+
+// sayGoodbye tells the caller to open no more streams here. Those that are open go on.
+func (f *front) sayGoodbye() {
+	f.mu.Lock()
+	if !f.goodbye && !f.closing && f.err == nil {
+		f.goodbye = true
+		f.out = frame.AppendGoAway(f.out, frame.MaxStream, frame.NoError, "draining")
+		f.out = frame.AppendPing(f.out, false, pingGoodbye)
+	}
+	f.mu.Unlock()
+	f.kick()
+}
+
+// look is called by the wheel from time to time: is the caller still there, does it take what it gets, does it want anything?
+func (f *front) look(now int64) {
+	var w wakes
+	c := f.listener.config
+	f.mu.Lock()
+	defer func() { f.mu.Unlock(); w.flush() }()
+	if f.closing && f.err == nil && f.writing == 0 && len(f.out) == 0 || f.err != nil {
+		return
+	}
+	quiet := time.Duration(now - f.lastRead.Load())
+	switch {
+	case f.writing > 0 && f.stallTimeout > 0 && now-f.writeFrom > int64(f.stallTimeout):
+		f.fail(fmt.Errorf("the caller has taken nothing for %v", f.stallTimeout))
+		return
+	case f.pinged != 0 && now-f.pinged > int64(c.Keepalive.Timeout) && quiet > c.Keepalive.Timeout:
+		f.fail(fmt.Errorf("no answer to a PING within %v", c.Keepalive.Timeout))
+		return
+	case len(f.streams) == 0 && c.IdleTimeout > 0 && quiet > c.IdleTimeout:
+		f.closeAfterOut(f.last, frame.NoError, "idle")
+		w.add(&f.conn)
+	case f.pinged == 0 && c.Keepalive.Interval > 0 && quiet >= c.Keepalive.Interval && len(f.streams) > 0 && !f.closing:
+		f.pinged = now
+		f.out = frame.AppendPing(f.out, false, pingKeepalive)
+		w.add(&f.conn)
+	}
+	f.proxy.wheel.Set(&f.watch, now+int64(f.watchEvery()))
+}
+
+func (f *front) watchEvery() time.Duration {
+	every := 5 * time.Second
+	for _, d := range []time.Duration{f.stallTimeout, f.listener.config.Keepalive.Interval, f.listener.config.Keepalive.Timeout, f.listener.config.IdleTimeout} {
+		if d > 0 {
+			every = min(every, max(d/4, 20*time.Millisecond))
+		}
+	}
+	return every
+}

@@ -1,0 +1,157 @@
+package header
+
+import (
+	"hash/maphash"
+
+	"golang.org/x/net/http2/hpack"
+)
+
+const (
+	keptSets  = 64        // by a Reader and by a Writer: a client calls few methods, over and over
+	keptBytes = 256       // longest block that is kept
+	fieldRoom = 32        // what a field counts beside its bytes: RFC 7541 section 4.1
+	maxFields = 1024      // in a list of whatever size
+	maxString = 256 << 10 // longest name or value that is decoded at all
+)
+
+// Reader decodes the blocks of one connection, in the order in which they came. It is not safe for concurrent use.
+type Reader struct {
+	decoder *hpack.Decoder
+	max     int
+	set     *Set // being decoded
+	fields  []Field
+	kept    map[string]*Set  // by their bytes, as long as the table is unchanged
+	once    [keptSets]uint64 // hashes of blocks that came once: what comes only once is not kept
+	seed    maphash.Seed
+}
+
+// NewReader makes a reader that takes lists of up to maxList bytes; larger ones come out as TooLarge, and the connection can go on.
+func NewReader(tableSize uint32, maxList int) *Reader {
+	r := &Reader{max: maxList, kept: map[string]*Set{}, seed: maphash.MakeSeed()}
+	r.decoder = hpack.NewDecoder(tableSize, r.field)
+	r.decoder.SetMaxStringLength(maxString)
+	return r
+}
+
+func (r *Reader) field(f Field) {
+	s := r.set
+	if s.TooLarge {
+		return
+	}
+	s.Size += len(f.Name) + len(f.Value) + fieldRoom
+	if s.Size > r.max || len(r.fields) == maxFields {
+		s.TooLarge = true
+		r.decoder.SetEmitEnabled(false) // the table must be kept right, the rest need not be made
+		return
+	}
+	r.fields = append(r.fields, f)
+}
+
+// Read decodes a whole block. An error means that the two sides' tables differ from now on: the connection must end.
+func (r *Reader) Read(block []byte) (*Set, error) {
+	if s, ok := r.kept[string(block)]; ok {
+		return s, nil
+	}
+	what := scan(block)
+	s := &Set{}
+	r.set, r.fields = s, r.fields[:0]
+	r.decoder.SetEmitEnabled(true)
+	if _, err := r.decoder.Write(block); err != nil {
+		return nil, err
+	}
+	if err := r.decoder.Close(); err != nil {
+		return nil, err
+	}
+	s.Fields = append(make([]Field, 0, len(r.fields)), r.fields...)
+	clear(r.fields)
+	s.Err = s.check()
+	if what == changes && len(r.kept) > 0 {
+		clear(r.kept)
+	}
+	if what == leaves && !s.TooLarge && len(block) <= keptBytes && r.again(block) {
+		if len(r.kept) == keptSets {
+			clear(r.kept)
+		}
+		s.cached = true
+		r.kept[string(block)] = s
+	}
+	return s, nil
+}
+
+// again reports whether the block came before, not long ago.
+func (r *Reader) again(block []byte) bool {
+	h := maphash.Bytes(r.seed, block)
+	slot := &r.once[h%keptSets]
+	if *slot == h {
+		return true
+	}
+	*slot = h
+	return false
+}
+
+// effect is what a block does to the table of the side that reads it.
+type effect uint8
+
+const (
+	changes effect = iota // it adds to the table, or resizes it
+	leaves                // it leaves the table as it was, so that as long as that is the same, the same bytes mean the same
+)
+
+// scan tells the effect of a block without decoding it: RFC 7541 section 6. What is not a whole block counts as a change.
+func scan(b []byte) effect {
+	for len(b) > 0 {
+		first := b[0]
+		switch {
+		case first&0x80 != 0: // indexed field
+			b = skipInteger(b, 7)
+		case first&0x40 != 0, first&0x20 != 0: // literal that is added, resizing
+			return changes
+		default: // literal that is not added
+			named := first&0x0f != 0
+			b = skipInteger(b, 4)
+			if !named {
+				b = skipString(b)
+			}
+			b = skipString(b)
+		}
+		if b == nil {
+			return changes
+		}
+	}
+	return leaves
+}
+
+// skipInteger skips an integer with a prefix of n bits; nil if it is cut short. Its value is only wanted by skipString.
+func skipInteger(b []byte, n uint) []byte {
+	_, rest := integer(b, n)
+	return rest
+}
+
+func integer(b []byte, n uint) (int, []byte) {
+	if len(b) == 0 {
+		return 0, nil
+	}
+	mask := 1<<n - 1
+	v := int(b[0]) & mask
+	b = b[1:]
+	if v < mask {
+		return v, b
+	}
+	for shift := uint(0); len(b) > 0 && shift < 28; shift += 7 {
+		c := b[0]
+		b = b[1:]
+		v += int(c&0x7f) << shift
+		if c&0x80 == 0 {
+			return v, b
+		}
+	}
+	return 0, nil
+}
+
+func skipString(b []byte) []byte {
+	n, rest := integer(b, 7)
+	if rest == nil || n > len(rest) {
+		return nil
+	}
+	return rest[n:]
+}

@@ -1,0 +1,236 @@
+package proxy
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/levada-io/levada/internal/proxy/config"
+	"github.com/levada-io/levada/internal/proxy/frame"
+)
+
+// http1 answers those who do not speak HTTP/2.
+const http1 = "HTTP/1.1 505 HTTP Version Not Supported\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s"
+
+const http1Text = "This is a proxy for gRPC: it speaks HTTP/2 only, with prior knowledge (h2c) or over TLS by ALPN (h2).\n"
+
+// listener is an address at which callers connect.
+type listener struct {
+	proxy  *Proxy
+	config *config.Listener
+	tls    *listenerTLS // nil for none
+	socket net.Listener
+	slots  chan struct{} // nil for no limit
+}
+
+func newListener(p *Proxy, c *config.Listener) (*listener, error) {
+	l := &listener{proxy: p, config: c}
+	if c.MaxConnections > 0 {
+		l.slots = make(chan struct{}, c.MaxConnections)
+	}
+	if c.TLS != nil {
+		t, err := newListenerTLS(c.TLS)
+		if err != nil {
+			return nil, fmt.Errorf("listener %s: %w", c.Address, err)
+		}
+		l.tls = t
+	}
+	return l, nil
+}
+
+func (l *listener) listen() (err error) {
+	lc := net.ListenConfig{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 4}}
+	l.socket, err = lc.Listen(context.Background(), "tcp", l.config.Address)
+	return err
+}
+
+// accept serves those who connect, until the socket is closed.
+func (l *listener) accept() {
+	for {
+		if l.slots != nil {
+			l.slots <- struct{}{}
+		}
+		nc, err := l.socket.Accept()
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			// No descriptors, for one: those who are served already go on, and leave some.
+			l.proxy.log.Warn("accept", "address", l.config.Address, "error", err)
+			time.Sleep(50 * time.Millisecond)
+			if l.slots != nil {
+				<-l.slots
+			}
+			continue
+		}
+		l.proxy.background.Go(func() {
+			l.serve(nc)
+			if l.slots != nil {
+				<-l.slots
+			}
+		})
+	}
+}
+
+// serve is the reading goroutine of a caller's connection.
+func (l *listener) serve(nc net.Conn) {
+	p := l.proxy
+	if !p.greet(nc) {
+		_ = nc.Close()
+		return
+	}
+	raw := nc
+	nc, first, err := l.greet(nc)
+	p.greeted(raw)
+	if err != nil {
+		p.log.Debug("no HTTP/2 with a caller", "caller", raw.RemoteAddr().String(), "error", err)
+		_ = nc.Close()
+		return
+	}
+	_ = nc.SetDeadline(time.Time{})
+	f := &front{listener: l, streams: map[uint32]*stream{}, stallTimeout: l.config.StallTimeout, limit: uint32(l.config.MaxStreams)}
+	f.init(p, nc, int(l.config.MaxHeaderBytes))
+	f.watch.Init(f.look)
+	f.out = frame.AppendSettings(f.out, frame.Setting{ID: frame.MaxConcurrentStreams, Value: f.limit}, frame.Setting{ID: frame.InitialWindowSize, Value: firstWindow},
+		frame.Setting{ID: frame.MaxHeaderListSize, Value: uint32(l.config.MaxHeaderBytes)})
+	f.out = frame.AppendWindowUpdate(f.out, 0, connWindow-frame.DefaultWindow)
+	if !p.enter(f) {
+		_ = nc.Close()
+		return
+	}
+	p.wheel.Set(&f.watch, f.now+int64(f.watchEvery()))
+	f.run(first)
+	p.wheel.Stop(&f.watch)
+	p.leave(f)
+}
+
+// greet makes the handshake, and returns what followed the preface.
+func (l *listener) greet(nc net.Conn) (net.Conn, []byte, error) {
+	_ = nc.SetDeadline(time.Now().Add(l.config.HandshakeTimeout))
+	if l.tls != nil {
+		secure, err := l.tls.server(nc)
+		if err != nil {
+			return nc, nil, err
+		}
+		nc = secure
+	}
+	first, err := preface(nc)
+	return nc, first, err
+}
+
+// preface reads the beginning of a connection, and returns what follows its preface. Who speaks another language is told so.
+func preface(nc net.Conn) ([]byte, error) {
+	first := make([]byte, 0, 512)
+	for {
+		n, err := nc.Read(first[len(first):cap(first)])
+		if err != nil {
+			return nil, err
+		}
+		first = first[:len(first)+n]
+		if n := min(len(first), len(frame.Preface)); string(first[:n]) == frame.Preface[:n] {
+			if n == len(frame.Preface) {
+				return first[n:], nil
+			}
+			continue
+		}
+		line, _, whole := bytes.Cut(first, []byte("\n"))
+		if !whole && len(first) < cap(first) {
+			continue
+		}
+		if bytes.Contains(line, []byte(" HTTP/1")) {
+			_, err = fmt.Fprintf(nc, http1, len(http1Text), http1Text)
+		} else {
+			_, err = nc.Write(frame.AppendGoAway(frame.AppendSettings(nil), 0, frame.ProtocolError, "no preface of HTTP/2"))
+		}
+		return nil, cmp.Or(err, errNoPreface)
+	}
+}
+
+var errNoPreface = errors.New("the connection does not begin with the preface of HTTP/2")
+
+// greet notes a connection that is in its handshake.
+func (p *Proxy) greet(nc net.Conn) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.closed {
+		p.greeting[nc] = struct{}{}
+	}
+	return !p.closed
+}
+
+func (p *Proxy) greeted(nc net.Conn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.greeting, nc)
+}
+
+// enter notes a connection, unless the proxy is about to stop.
+func (p *Proxy) enter(f *front) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return false
+	}
+	p.fronts[f] = struct{}{}
+	f.number = uint64(p.stats.accepted.Add(1))
+	p.stats.fronts.Add(1)
+	return true
+}
+
+func (p *Proxy) leave(f *front) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.fronts, f)
+	p.stats.fronts.Add(-1)
+}
+
+// run serves the connection until it ends.
+func (f *front) run(first []byte) {
+	written := make(chan struct{})
+	go func() { defer close(written); f.write(f) }()
+	var err error
+	if first, err = f.greet(first); err == nil {
+		err = f.read(f, first)
+	}
+	reason := callerGone
+	f.mu.Lock()
+	var broken frame.Error
+	if errors.As(err, &broken) && f.err == nil {
+		reason = callerProtocol
+		f.proxy.log.Debug("a caller breaks the protocol", "caller", f.nc.RemoteAddr().String(), "error", err)
+		f.closeAfterOut(f.last, broken.Code, broken.Reason)
+		f.err = err
+		f.rouse()
+	} else {
+		f.fail(err)
+	}
+	var w wakes
+	for _, s := range f.streams {
+		s.cancelled(frame.Cancel, reason, &w)
+	}
+	f.mu.Unlock()
+	w.flush()
+	_ = f.nc.SetWriteDeadline(time.Now().Add(time.Second))
+	<-written
+	f.close(reason == callerProtocol)
+}
+
+// greet checks that what follows the preface is SETTINGS, and returns what was read.
+func (f *front) greet(first []byte) ([]byte, error) {
+	for len(first) < frame.HeaderLen {
+		more := make([]byte, 512)
+		n, err := f.nc.Read(more)
+		if err != nil {
+			return nil, err
+		}
+		first = append(first, more[:n]...)
+	}
+	if h := frame.ParseHeader(first); h.Type != frame.Settings || h.Has(frame.Ack) {
+		return nil, frame.Error{Code: frame.ProtocolError, Reason: "a preface without SETTINGS"}
+	}
+	return first, nil
+}

@@ -1,0 +1,414 @@
+package proxy
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/levada-io/levada/internal/proxy/balance"
+	"github.com/levada-io/levada/internal/proxy/config"
+	"github.com/levada-io/levada/internal/proxy/discovery"
+	"github.com/levada-io/levada/internal/proxy/wheel"
+)
+
+// maxResponseHeaders are the bytes of headers that an endpoint may send at once.
+const maxResponseHeaders = 64 << 10
+
+// Options of a proxy.
+type Options struct {
+	// Logger; nil for slog.Default().
+	Logger *slog.Logger
+	// Kubernetes makes the sources of kubernetes:/// targets; nil refuses them.
+	Kubernetes func(discovery.Service, discovery.Options) (discovery.Source, error)
+	// Tracer makes spans of calls; nil for none.
+	Tracer Tracer
+}
+
+// Proxy is a running proxy.
+type Proxy struct {
+	log     *slog.Logger
+	options Options
+	wheel   *wheel.Wheel
+	methods methods
+	stats   proxyStats
+	begun   time.Time
+
+	state    atomic.Pointer[state]
+	draining atomic.Bool
+	ready    atomic.Bool
+	clock    atomic.Int64               // see now
+	held     atomic.Int64               // bytes that wait in streams
+	memory   int64                      // that held may be
+	watchers atomic.Pointer[[]*Watcher] // nil for none
+
+	dialing     context.Context // until which connections are made
+	stopDialing context.CancelFunc
+	background  sync.WaitGroup
+
+	drainOnce sync.Once
+
+	mu        sync.Mutex
+	closed    bool                  // no new connections of callers
+	over      bool                  // nor to endpoints
+	greeting  map[net.Conn]struct{} // of callers, in their handshake
+	backs     map[*back]struct{}
+	listeners []*listener
+	fronts    map[*front]struct{}
+	routes    map[string]*routeStats
+}
+
+// state is a configuration in force.
+type state struct {
+	config   *config.Config
+	table    *config.Table
+	routes   map[*config.Route]*route
+	nowhere  *route // for calls that no route matches
+	clusters map[string]*cluster
+}
+
+func (s *state) route(authority, path string) *route {
+	if r := s.table.Route(authority, path); r != nil {
+		return s.routes[r]
+	}
+	return s.nowhere
+}
+
+// New makes a proxy of a configuration that was validated. Nothing is opened before Run.
+func New(c *config.Config, o Options) (*Proxy, error) {
+	p := &Proxy{log: cmp.Or(o.Logger, slog.Default()), options: o, wheel: wheel.New(), fronts: map[*front]struct{}{}, backs: map[*back]struct{}{}, greeting: map[net.Conn]struct{}{}, routes: map[string]*routeStats{}, begun: time.Now()}
+	p.methods.known = map[string]*method{}
+	if p.memory = int64(c.Limits.Memory); p.memory == 0 {
+		p.memory = processMemory() / 4
+	}
+	p.dialing, p.stopDialing = context.WithCancel(context.Background())
+	next, err := p.build(c, nil)
+	if err != nil {
+		return nil, err
+	}
+	p.state.Store(next)
+	for i := range c.Listeners {
+		l, err := newListener(p, &c.Listeners[i])
+		if err != nil {
+			return nil, err
+		}
+		p.listeners = append(p.listeners, l)
+	}
+	return p, nil
+}
+
+// build makes the state of a configuration. Backends that stay the same keep their connections.
+func (p *Proxy) build(c *config.Config, old *state) (*state, error) {
+	s := &state{config: c, table: c.Compile(), routes: map[*config.Route]*route{}, clusters: map[string]*cluster{}}
+	for i := range c.Backends {
+		b := &c.Backends[i]
+		tls, err := newBackendTLS(b)
+		if err != nil {
+			return nil, fmt.Errorf("backend %s: %w", b.Name, err)
+		}
+		if old != nil {
+			if kept := old.clusters[b.Name]; kept != nil && kept.config().Target == b.Target && kept.config().Ejection == b.Ejection && kept.config().Balance == b.Balance {
+				s.clusters[b.Name] = kept
+				continue
+			}
+		}
+		x := &cluster{proxy: p, name: b.Name}
+		x.current.Store(b)
+		x.tls.Store(tls)
+		x.set = balance.New[*endpoint](options(x, *b))
+		x.source, err = discovery.New(b.Target, discovery.Options{Logger: p.log.With("backend", b.Name), Kubernetes: p.options.Kubernetes})
+		if err != nil {
+			return nil, fmt.Errorf("backend %s: %w", b.Name, err)
+		}
+		s.clusters[b.Name] = x
+	}
+	for i := range c.Routes {
+		r := &c.Routes[i]
+		s.routes[r] = p.route(r, s.clusters)
+	}
+	s.nowhere = &route{name: "none", stats: p.routeStats("none")}
+	return s, nil
+}
+
+func (p *Proxy) route(r *config.Route, clusters map[string]*cluster) *route {
+	x := &route{
+		name: r.Match.String(), timeout: r.Timeout, idleTimeout: r.IdleTimeout, streamAge: r.StreamAge, ageJitter: r.StreamAgeJitter,
+		retry: r.Retry, replayBytes: int(r.Retry.BufferBytes), maxRequest: r.MaxMessageBytes.Request, maxResponse: r.MaxMessageBytes.Response,
+		holdBytes: int(r.HoldBytes), unmask: r.Unmask,
+	}
+	sum := 0
+	for _, share := range r.Shares() {
+		sum += share.Weight
+		x.clusters, x.weights = append(x.clusters, clusters[share.Name]), append(x.weights, sum)
+	}
+	for _, code := range r.Retry.On {
+		x.on |= 1 << (uint32(code) & 31)
+	}
+	if r.RateLimit.PerSecond > 0 {
+		x.limiter = rate.NewLimiter(rate.Limit(r.RateLimit.PerSecond), r.RateLimit.Burst)
+	}
+	if r.Retry.Attempts > 1 {
+		x.budget = &budget{ratio: r.RetryBudget.Ratio, perSecond: r.RetryBudget.MinPerSecond, at: p.wheel.Now()}
+		x.budget.tokens = x.budget.most()
+	}
+	x.stats = p.routeStats(x.name)
+	x.calls = p.callStats(x.stats, x.clusters)
+	return x
+}
+
+// Run listens and serves until ctx ends, then drains. When it returns, nothing it started still runs.
+func (p *Proxy) Run(ctx context.Context) error {
+	working, stop := context.WithCancel(context.Background())
+	defer func() {
+		p.stopDialing()
+		stop()
+		p.cut()
+		p.background.Wait()
+	}()
+	p.background.Go(func() { p.wheel.Run(working) })
+	for _, l := range p.listeners {
+		if err := l.listen(); err != nil {
+			p.closeListeners()
+			return err
+		}
+	}
+	for _, x := range p.state.Load().clusters {
+		p.follow(working, x)
+	}
+	for _, l := range p.listeners {
+		p.background.Go(l.accept)
+		p.log.Info("listening", "address", l.socket.Addr().String())
+	}
+	p.ready.Store(true)
+	<-ctx.Done()
+	p.Drain()
+	return nil
+}
+
+// follow starts to follow a backend's endpoints.
+func (p *Proxy) follow(ctx context.Context, x *cluster) {
+	ctx, x.stop = context.WithCancel(ctx)
+	p.background.Go(func() {
+		if err := x.source.Run(ctx, x.update); err != nil {
+			p.log.Error("a backend's endpoints cannot be found", "backend", x.name, "error", err)
+		}
+	})
+}
+
+// Addresses are those that the proxy listens on.
+func (p *Proxy) Addresses() []net.Addr {
+	var all []net.Addr
+	for _, l := range p.listeners {
+		if l.socket != nil {
+			all = append(all, l.socket.Addr())
+		}
+	}
+	return all
+}
+
+// Ready reports whether callers should come.
+func (p *Proxy) Ready() bool { return p.ready.Load() && !p.draining.Load() }
+
+func (p *Proxy) closeListeners() {
+	for _, l := range p.listeners {
+		if l.socket != nil {
+			_ = l.socket.Close()
+		}
+	}
+}
+
+// Drain ends all streams, spread over the configured time, and then the connections; new ones are not taken. It returns when that is done, also to who
+// calls it a second time.
+func (p *Proxy) Drain() { p.drainOnce.Do(p.drain) }
+
+func (p *Proxy) drain() {
+	d := p.state.Load().config.Drain
+	p.draining.Store(true)
+	if d.Notice > 0 {
+		p.log.Info("draining soon", "notice", d.Notice)
+		time.Sleep(d.Notice)
+	}
+	p.mu.Lock()
+	p.closed = true
+	p.mu.Unlock()
+	p.closeListeners()
+	p.log.Info("draining", "period", d.Period, "streams", p.Open())
+	fronts := p.allFronts()
+	for _, f := range fronts {
+		f.sayGoodbye()
+	}
+	p.endStreams(d.Period)
+	for _, f := range p.allFronts() {
+		f.mu.Lock()
+		f.closeAfterOut(f.last, 0, "drained")
+		f.rouse()
+		f.mu.Unlock()
+	}
+	for _, x := range p.state.Load().clusters {
+		x.update(nil)
+	}
+	p.waitForFronts(2 * time.Second)
+	p.log.Info("drained")
+}
+
+// endStreams ends the streams one by one over the period. A call that is short by what is known of its method may end by itself until the end.
+func (p *Proxy) endStreams(period time.Duration) {
+	begin := time.Now()
+	due := 0.0 // streams that should have been ended by now
+	for {
+		var long []*stream
+		var ids []uint32
+		left := 0
+		for _, f := range p.allFronts() {
+			f.mu.Lock()
+			for _, s := range f.streams {
+				if left++; !s.outEnd && (s.kind != balance.Unary || time.Since(begin) >= period) {
+					long, ids = append(long, s), append(ids, s.id)
+				}
+			}
+			f.mu.Unlock()
+		}
+		passed := time.Since(begin)
+		if left == 0 || passed > period+time.Second {
+			return
+		}
+		// As many now as it takes to be done with all in the rest of the time.
+		const step = 20 * time.Millisecond
+		now := len(long)
+		if rest := period - passed; rest > step {
+			due += float64(len(long)) * float64(step) / float64(rest)
+			now = min(int(due), now)
+			due -= float64(now)
+		}
+		for i := range now {
+			s, f := long[i], long[i].front
+			var w wakes
+			f.mu.Lock()
+			if s.open && s.id == ids[i] {
+				e := unavailable(reasonDraining, "the proxy is draining: open the stream again")
+				e.retry = 0
+				s.end(e, &w)
+			}
+			f.mu.Unlock()
+			w.flush()
+		}
+		time.Sleep(step)
+	}
+}
+
+func (p *Proxy) allFronts() []*front {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := make([]*front, 0, len(p.fronts))
+	for f := range p.fronts {
+		all = append(all, f)
+	}
+	return all
+}
+
+func (p *Proxy) waitForFronts(limit time.Duration) {
+	end := time.Now().Add(limit)
+	for time.Now().Before(end) {
+		if len(p.allFronts()) == 0 {
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	for _, f := range p.allFronts() {
+		f.kill(errors.New("the drain is over"))
+	}
+}
+
+// Open is the number of open streams.
+func (p *Proxy) Open() int {
+	n := 0
+	for _, f := range p.allFronts() {
+		f.mu.Lock()
+		n += len(f.streams)
+		f.mu.Unlock()
+	}
+	return n
+}
+
+// now is the time of the wheel when something was read last, which is what happens now is reckoned with.
+func (p *Proxy) now() int64 { return p.clock.Load() }
+
+// cut ends what is left of connections: those that are in their handshake, and those to endpoints that take nothing.
+func (p *Proxy) cut() {
+	p.mu.Lock()
+	p.closed, p.over = true, true
+	var backs []*back
+	for b := range p.backs {
+		backs = append(backs, b)
+	}
+	for nc := range p.greeting {
+		_ = nc.Close()
+	}
+	p.mu.Unlock()
+	for _, b := range backs {
+		b.kill(errClosed)
+	}
+}
+
+// hold notes a connection to an endpoint, unless the proxy has ended.
+func (p *Proxy) hold(b *back) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.over {
+		p.backs[b] = struct{}{}
+	}
+	return !p.over
+}
+
+func (p *Proxy) release(b *back) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.backs, b)
+}
+
+// tick reads the clock.
+func (p *Proxy) tick() int64 {
+	now := p.wheel.Now()
+	p.clock.Store(now)
+	return now
+}
+
+// Reload puts another configuration in force. Streams that are open go on as they were opened; listeners stay.
+func (p *Proxy) Reload(ctx context.Context, c *config.Config) error {
+	old := p.state.Load()
+	next, err := p.build(c, old)
+	if err != nil {
+		return err
+	}
+	for name, x := range next.clusters {
+		if old.clusters[name] != x {
+			p.follow(ctx, x)
+			continue
+		}
+		i := slices.IndexFunc(c.Backends, func(b config.Backend) bool { return b.Name == name })
+		tls, err := newBackendTLS(&c.Backends[i])
+		if err != nil {
+			return err
+		}
+		x.tls.Store(tls)
+		x.current.Store(&c.Backends[i])
+	}
+	p.state.Store(next)
+	p.forgetRoutes(next)
+	for name, x := range old.clusters {
+		if next.clusters[name] != x {
+			x.stop()
+			x.update(nil)
+		}
+	}
+	p.log.Info("a new configuration is in force")
+	return nil
+}

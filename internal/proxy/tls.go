@@ -1,0 +1,179 @@
+package proxy
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/levada-io/levada/internal/proxy/config"
+)
+
+const (
+	alpn       = "h2"
+	checkFiles = time.Second // how often files are looked at, at most
+)
+
+// watched is something made of files, which is made anew when one of them has changed. While they cannot be read, what was made last stays in use.
+type watched[T any] struct {
+	files []string
+	load  func() (T, error)
+
+	mu      sync.Mutex
+	current T
+	stamps  []stamp
+	checked time.Time
+}
+
+type stamp struct {
+	modified time.Time
+	size     int64
+}
+
+func newWatched[T any](load func() (T, error), files ...string) (*watched[T], error) {
+	w := &watched[T]{files: files, load: load, stamps: stamps(files)}
+	var err error
+	w.current, err = load()
+	return w, err
+}
+
+func stamps(files []string) []stamp {
+	all := make([]stamp, len(files))
+	for i, name := range files {
+		if info, err := os.Stat(name); err == nil {
+			all[i] = stamp{info.ModTime(), info.Size()}
+		}
+	}
+	return all
+}
+
+func (w *watched[T]) get() T {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if now := time.Now(); now.Sub(w.checked) > checkFiles {
+		w.checked = now
+		found := stamps(w.files)
+		for i := range found {
+			if found[i] != w.stamps[i] {
+				if next, err := w.load(); err == nil { // else a file is being written
+					w.current, w.stamps = next, found
+				}
+				break
+			}
+		}
+	}
+	return w.current
+}
+
+func loadPool(file string) (*x509.CertPool, error) {
+	if file == "" {
+		return nil, nil
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(text) {
+		return nil, fmt.Errorf("%s has no certificate in PEM form", file)
+	}
+	return pool, nil
+}
+
+type listenerTLS struct{ config *watched[*tls.Config] }
+
+func newListenerTLS(c *config.ListenerTLS) (*listenerTLS, error) {
+	w, err := newWatched(func() (*tls.Config, error) {
+		pair, err := tls.LoadX509KeyPair(c.Certificate, c.Key)
+		if err != nil {
+			return nil, err
+		}
+		pool, err := loadPool(c.ClientCA)
+		if err != nil {
+			return nil, err
+		}
+		t := &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: uint16(c.MinVersion), NextProtos: []string{alpn, "http/1.1"}, ClientCAs: pool}
+		if pool != nil {
+			t.ClientAuth = tls.RequireAndVerifyClientCert
+		}
+		return t, nil
+	}, c.Certificate, c.Key, c.ClientCA)
+	return &listenerTLS{w}, err
+}
+
+// server makes the handshake; the connection's deadline bounds it.
+func (l *listenerTLS) server(nc net.Conn) (net.Conn, error) {
+	t := tls.Server(nc, l.config.get())
+	return t, t.Handshake()
+}
+
+// hostOf is the name by which a target's endpoints go; empty if each has its own.
+func hostOf(target string) string {
+	if rest, ok := strings.CutPrefix(target, "dns:///"); ok {
+		host, _, _ := net.SplitHostPort(rest)
+		return host
+	}
+	if rest, ok := strings.CutPrefix(target, "kubernetes:///"); ok {
+		namespace, service, _ := strings.Cut(rest, "/")
+		service, _, _ = strings.Cut(service, ":")
+		return service + "." + namespace + ".svc"
+	}
+	return ""
+}
+
+type backendTLS struct{ config *watched[*tls.Config] }
+
+// newBackendTLS returns nil without an error for a backend without TLS.
+func newBackendTLS(backend *config.Backend) (*backendTLS, error) {
+	c := backend.TLS
+	if c == nil {
+		return nil, nil
+	}
+	name := cmp.Or(c.ServerName, hostOf(backend.Target))
+	w, err := newWatched(func() (*tls.Config, error) {
+		pool, err := loadPool(c.CA)
+		if err != nil {
+			return nil, err
+		}
+		t := &tls.Config{RootCAs: pool, ServerName: name, NextProtos: []string{alpn}, MinVersion: tls.VersionTLS12, ClientSessionCache: tls.NewLRUClientSessionCache(64)}
+		if c.Certificate != "" || c.Key != "" {
+			pair, err := tls.LoadX509KeyPair(c.Certificate, c.Key)
+			if err != nil {
+				return nil, err
+			}
+			t.Certificates = []tls.Certificate{pair}
+		}
+		return t, nil
+	}, c.CA, c.Certificate, c.Key)
+	return &backendTLS{w}, err
+}
+
+// client makes the handshake, and closes the connection if that fails.
+func (b *backendTLS) client(ctx context.Context, nc net.Conn, address string) (net.Conn, error) {
+	c := b.config.get()
+	if c.ServerName == "" {
+		host, _, err := net.SplitHostPort(address)
+		if err != nil {
+			host = address
+		}
+		c = c.Clone()
+		c.ServerName = host
+	}
+	t := tls.Client(nc, c)
+	err := t.HandshakeContext(ctx)
+	if err == nil && t.ConnectionState().NegotiatedProtocol != alpn {
+		err = errors.New("it does not speak HTTP/2 over TLS (ALPN h2)")
+	}
+	if err != nil {
+		_ = nc.Close()
+		return nil, err
+	}
+	return t, nil
+}
