@@ -256,6 +256,10 @@ func (s *stream) place(w *wakes) {
 		}
 		c = s.cluster.pick(s.kind, s.avoid)
 	}
+	if s.waitEnd != 0 {
+		s.cluster.forget(s)
+		s.waitEnd = 0
+	}
 	s.chosen = c
 	s.sentAt = s.front.proxy.now()
 	c.Start(s.kind, s.sentAt)
@@ -618,6 +622,9 @@ func (s *stream) firstHeader(set *header.Set, r *header.Response, end bool, w *w
 	}
 	s.headed = true
 	s.fix()
+	if !end && s.kind == balance.Streaming && s.chosen != nil {
+		s.chosen.Observe(balance.Success, s.firstReply) // its end may be far away
+	}
 	if !end {
 		s.front.appendBlock(s.id, set, false)
 		w.add(&s.front.conn)
@@ -779,8 +786,11 @@ func (s *stream) cut(p []byte, credit *int, w *wakes) bool {
 func (s *stream) deliver(p []byte, w *wakes) {
 	if s.hold.size > 0 {
 		s.out.take(&s.hold)
-	}
-	if s.out.size > 0 {
+		s.unpaid = 0 // it is paid for when it leaves
+		if s.flushOut(w); s.out.size == 0 {
+			s.outOwed += s.growth(&s.outSize, true)
+		}
+	} else {
 		s.flushOut(w)
 	}
 	if s.out.size == 0 {
@@ -872,7 +882,7 @@ func (s *stream) creditOut(n int, w *wakes) {
 	if s.outOwed += n; s.outOwed < s.outSize/2 {
 		return
 	}
-	passes := s.out.size == 0
+	passes := s.out.size == 0 && s.hold.size == 0
 	if !passes && s.outSize > firstWindow { // the caller is slow now: what it was granted beyond the first window is not granted again
 		less := min(s.outOwed, s.outSize-firstWindow)
 		s.outSize -= less

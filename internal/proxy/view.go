@@ -172,6 +172,9 @@ func durations(counts *[len(buckets) + 1]atomic.Int64, sum *atomic.Int64) (d Dur
 	return d
 }
 
+// Reasons are all words that a call's end can have.
+func Reasons() []string { return slices.Clone(reasons[:]) }
+
 // MethodView is what was counted of a method.
 type MethodView struct {
 	Path string `json:"path"`

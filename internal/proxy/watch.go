@@ -51,8 +51,9 @@ type Watcher struct {
 
 // Tracer makes spans of calls. The rules for Watcher hold for its functions.
 type Tracer interface {
-	// Start begins the span of a call, or returns nil for a call that is not traced. Parent is the call's traceparent, empty without one, and
-	// state its tracestate.
+	// Sample decides whether a call is traced. Parent is its traceparent, empty without one.
+	Sample(parent string) bool
+	// Start begins the span of a call for which Sample has said yes. State is its tracestate.
 	Start(c *Call, parent, state string) Span
 }
 
@@ -101,16 +102,20 @@ func (p *Proxy) changeWatchers(change func([]*Watcher) []*Watcher) {
 func (p *Proxy) began(s *stream) {
 	s.countBegun()
 	tracer, watchers := p.options.Tracer, p.watchers.Load()
+	parent := ""
+	if tracer != nil {
+		if parent, _ = s.request.Get("traceparent"); !tracer.Sample(parent) {
+			tracer = nil
+		}
+	}
 	if tracer == nil && watchers == nil {
 		return
 	}
 	c := s.describe(time.Now())
 	if tracer != nil {
-		parent, _ := s.request.Get("traceparent")
 		state, _ := s.request.Get("tracestate")
-		if s.span = tracer.Start(&c, parent, state); s.span != nil {
-			c.Trace = s.span.TraceID()
-		}
+		s.span = tracer.Start(&c, parent, state)
+		c.Trace = s.span.TraceID()
 	}
 	if watchers != nil {
 		for _, w := range *watchers {
