@@ -14,9 +14,10 @@ import (
 // chosen is an endpoint with what the balancer knows of it.
 type chosen = balance.Backend[*endpoint]
 
-// gentlePings may follow each other in a silence of a gRPC server: it closes the connection at the fourth, unless 5 minutes lie between them.
+// gentlePings may follow each other in a silence of a gRPC server. It closes the connection at the third that comes within 5 minutes of the one before, and what it sent
+// itself in between forgives only once: also when that crossed a PING.
 const (
-	gentlePings = 3
+	gentlePings = 2
 	gentleGap   = 5*time.Minute + 10*time.Second
 )
 
@@ -32,8 +33,7 @@ type back struct {
 	streams   map[uint32]*stream
 	next      uint32
 	blocked   []*stream
-	serving   *stream // whose turn it is of blocked
-	draining  bool    // no new streams
+	draining  bool // no new streams
 	flushedAt int64
 	idleSince int64
 	since     time.Time
@@ -263,19 +263,10 @@ func (b *back) moreRoom(w *wakes) {
 		s.front.mu.Lock()
 		if s.back == b {
 			s.inQueued = false
-			b.serve(s)
-			s.pushIn(w)
-			b.serve(nil)
+			s.pushInTurn(true, w)
 		}
 		s.front.mu.Unlock()
 	}
-}
-
-// serve says whose turn it is.
-func (b *back) serve(s *stream) {
-	b.mu.Lock()
-	b.serving = s
-	b.mu.Unlock()
 }
 
 func (b *back) nextBlocked() *stream {
@@ -373,8 +364,8 @@ func (b *back) look(now int64) {
 		b.closeAfterOut(0, frame.NoError, "idle")
 		b.rouse()
 	}
-	if b.writing > 0 {
-		next = min(next, b.writeFrom+int64(writeStall)+int64(time.Second))
+	if b.writing > 0 || len(b.streams) > 0 {
+		next = min(next, now+int64(writeStall))
 	}
 	b.watchBy(next)
 }

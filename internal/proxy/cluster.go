@@ -93,6 +93,26 @@ func (c *cluster) update(addresses []string) {
 	}
 }
 
+// retire ends a backend that the configuration has no more. Calls that wait for its endpoints go by the new one.
+func (c *cluster) retire() {
+	c.stop()
+	c.update(nil)
+	c.mu.Lock()
+	awaiting := c.awaiting
+	c.awaiting = nil
+	c.mu.Unlock()
+	var w wakes
+	for _, s := range awaiting {
+		s.front.mu.Lock()
+		if s.open && s.cluster == c && s.chosen == nil && s.waitEnd != 0 && !s.outEnd {
+			s.waitEnd = 0
+			s.place(&w)
+		}
+		s.front.mu.Unlock()
+		w.flush()
+	}
+}
+
 // await makes a call wait for the first endpoint, unless there is one by now.
 func (c *cluster) await(s *stream) bool {
 	c.mu.Lock()

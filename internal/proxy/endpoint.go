@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/levada-io/levada/internal/proxy/balance"
 	"github.com/levada-io/levada/internal/proxy/frame"
 	"github.com/levada-io/levada/internal/proxy/wheel"
 )
@@ -378,7 +379,8 @@ func (e *endpoint) drain() {
 	for _, s := range waiting {
 		s.front.mu.Lock()
 		if s.open && s.waiting == e {
-			s.notConnected(errors.New("the endpoint was removed"), &w)
+			s.forget(balance.Ignored)
+			s.place(&w)
 		}
 		s.front.mu.Unlock()
 		w.flush()

@@ -220,7 +220,7 @@ func (f *front) refuse(id uint32, code frame.Code, end bool) {
 // resetStream ends a stream on which the caller broke the protocol.
 func (f *front) resetStream(s *stream, code frame.Code, w *wakes) error {
 	f.out = frame.AppendReset(f.out, s.id, code)
-	f.forgotten.add(s.id, max(s.inWindow, 0))
+	f.forgotten.add(s.id, int(max(s.inWindow, 0)))
 	w.add(&f.conn)
 	s.cancelled(frame.Cancel, callerProtocol, w)
 	return f.spend(1, "streams that break the protocol")
@@ -266,7 +266,7 @@ func (f *front) remove(s *stream, w *wakes) {
 		f.proxy.wheel.Stop(&s.timer)
 	}
 	f.proxy.ended(s)
-	f.held -= s.held
+	f.held -= int(s.held)
 	f.proxy.held.Add(-int64(s.held))
 	// The memory is used again. Whoever still has a pointer to it, such as a queue, finds out under the lock that it is not what it was.
 	s.in.clear()

@@ -6,10 +6,10 @@ const prefixLen = 5 // of a message: a flag, and the length as four bytes
 
 // messages follows gRPC's length-prefixed messages through a sequence of bytes.
 type messages struct {
-	size   int // of the message that is coming, once its prefix is there
-	left   int // bytes of it that are still to come
-	have   int // bytes of its prefix that came
-	count  int // of whole messages
+	count  int    // of whole messages
+	size   uint32 // of the message that is coming, once its prefix is there
+	left   uint32 // bytes of it that are still to come
+	have   uint8  // bytes of its prefix that came
 	prefix [prefixLen]byte
 }
 
@@ -21,8 +21,8 @@ func (m *messages) between() bool { return m.left == 0 && m.have == 0 }
 func (m *messages) feed(p []byte, limit int) (whole int, tooLarge bool) {
 	for i := 0; i < len(p); {
 		if m.left > 0 {
-			n := min(m.left, len(p)-i)
-			m.left -= n
+			n := int(min(int64(m.left), int64(len(p)-i)))
+			m.left -= uint32(n)
 			if i += n; m.left == 0 {
 				m.count++
 				whole = i
@@ -32,7 +32,7 @@ func (m *messages) feed(p []byte, limit int) (whole int, tooLarge bool) {
 		prefix := p[i:]
 		if m.have > 0 || len(prefix) < prefixLen {
 			n := copy(m.prefix[m.have:], prefix)
-			m.have += n
+			m.have += uint8(n)
 			if i += n; m.have < prefixLen {
 				break
 			}
@@ -41,8 +41,8 @@ func (m *messages) feed(p []byte, limit int) (whole int, tooLarge bool) {
 			i += prefixLen
 		}
 		m.have = 0
-		m.size = int(binary.BigEndian.Uint32(prefix[1:]))
-		if limit > 0 && m.size > limit {
+		m.size = binary.BigEndian.Uint32(prefix[1:])
+		if limit > 0 && int64(m.size) > int64(limit) {
 			return whole, true
 		}
 		if m.left = m.size; m.left == 0 {

@@ -50,8 +50,10 @@ type Proxy struct {
 	memory   int64                      // that held may be
 	watchers atomic.Pointer[[]*Watcher] // nil for none
 
+	working     context.Context // until Run ends
 	dialing     context.Context // until which connections are made
 	stopDialing context.CancelFunc
+	stopWorking context.CancelFunc
 	background  sync.WaitGroup
 
 	drainOnce sync.Once
@@ -89,7 +91,8 @@ func New(c *config.Config, o Options) (*Proxy, error) {
 	if p.memory = int64(c.Limits.Memory); p.memory == 0 {
 		p.memory = processMemory() / 4
 	}
-	p.dialing, p.stopDialing = context.WithCancel(context.Background())
+	p.working, p.stopWorking = context.WithCancel(context.Background())
+	p.dialing, p.stopDialing = context.WithCancel(p.working)
 	next, err := p.build(c, nil)
 	if err != nil {
 		return nil, err
@@ -166,14 +169,13 @@ func (p *Proxy) route(r *config.Route, clusters map[string]*cluster) *route {
 
 // Run listens and serves until ctx ends, then drains. When it returns, nothing it started still runs.
 func (p *Proxy) Run(ctx context.Context) error {
-	working, stop := context.WithCancel(context.Background())
 	defer func() {
 		p.stopDialing()
-		stop()
+		p.stopWorking()
 		p.cut()
 		p.background.Wait()
 	}()
-	p.background.Go(func() { p.wheel.Run(working) })
+	p.background.Go(func() { p.wheel.Run(p.working) })
 	for _, l := range p.listeners {
 		if err := l.listen(); err != nil {
 			p.closeListeners()
@@ -181,7 +183,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 		}
 	}
 	for _, x := range p.state.Load().clusters {
-		p.follow(working, x)
+		p.follow(p.working, x)
 	}
 	for _, l := range p.listeners {
 		p.background.Go(l.accept)
@@ -382,7 +384,7 @@ func (p *Proxy) tick() int64 {
 }
 
 // Reload puts another configuration in force. Streams that are open go on as they were opened; listeners stay.
-func (p *Proxy) Reload(ctx context.Context, c *config.Config) error {
+func (p *Proxy) Reload(c *config.Config) error {
 	old := p.state.Load()
 	next, err := p.build(c, old)
 	if err != nil {
@@ -390,7 +392,7 @@ func (p *Proxy) Reload(ctx context.Context, c *config.Config) error {
 	}
 	for name, x := range next.clusters {
 		if old.clusters[name] != x {
-			p.follow(ctx, x)
+			p.follow(p.working, x)
 			continue
 		}
 		i := slices.IndexFunc(c.Backends, func(b config.Backend) bool { return b.Name == name })
@@ -405,8 +407,7 @@ func (p *Proxy) Reload(ctx context.Context, c *config.Config) error {
 	p.forgetRoutes(next)
 	for name, x := range old.clusters {
 		if next.clusters[name] != x {
-			x.stop()
-			x.update(nil)
+			x.retire()
 		}
 	}
 	p.log.Info("a new configuration is in force")

@@ -45,7 +45,7 @@ type routeStats struct {
 	retries    atomic.Int64
 	overBudget atomic.Int64
 
-	unsent   callStats             // of calls for which no endpoint was chosen
+	refused  callStats             // of calls that were for no backend, because they were refused before one was chosen
 	backends map[string]*callStats // of the others; Proxy.mu guards the map
 }
 
@@ -120,7 +120,7 @@ func (p *Proxy) forgetRoutes(s *state) {
 
 // open is the number of open calls. Proxy.mu is held.
 func (r *routeStats) open() int64 {
-	ended := r.unsent.count()
+	ended := r.refused.count()
 	for _, c := range r.backends {
 		ended += c.count()
 	}
@@ -143,28 +143,29 @@ func (p *Proxy) callStats(r *routeStats, clusters []*cluster) []*callStats {
 	return all
 }
 
-// callStats are those for a call that went to c last; nil for nowhere.
-func (r *route) callStats(c *chosen) *callStats {
+// callStats are those for a call that was for c; nil for none.
+func (r *route) callStats(c *cluster) *callStats {
 	if c != nil {
 		for i, x := range r.clusters {
-			if x == c.Of.cluster {
+			if x.name == c.name { // a reload may have made another one of the name
 				return r.calls[i]
 			}
 		}
 	}
-	return &r.stats.unsent
+	return &r.stats.refused
 }
 
 // countBegun counts a call.
 func (s *stream) countBegun() {
-	s.call.route.stats.opened.Add(1)
+	s.counted = s.call.route
+	s.counted.stats.opened.Add(1)
 	s.call.method.stats.opened.Add(1)
 }
 
 // countEnded counts the end of a call. The lock of its front is held.
 func (s *stream) countEnded(took time.Duration) {
 	status, bucket := statusOf(s.code), bucketOf(took)
-	c := s.call.route.callStats(s.avoid)
+	c := s.counted.callStats(s.cluster)
 	c.ended[status].Add(1)
 	c.reasons[reasonIndex(s.reason)].Add(1)
 	c.took[bucket].Add(1)

@@ -27,17 +27,35 @@ type stream struct {
 	life
 }
 
-// life is what a stream's memory holds for one call.
+// life is what a stream's memory holds for one call. There are very many of them, so numbers are as small as they can be, and lie together.
 type life struct {
-	id   uint32
-	open bool // in front.streams
-
 	call    *call
+	counted *route // by which it is counted, although a new configuration may have given it another one
 	request *header.Set
-	grpc    bool
-	code    codes.Code // that the caller has got, once it has
 	reason  string
 	span    Span // nil for most
+
+	id      uint32
+	code    codes.Code   // that the caller has got, once it has
+	kind    balance.Kind //
+	open    bool         // in front.streams
+	grpc    bool
+	tried   uint8 // endpoints that could not be connected to
+	replays uint8 // after an endpoint provably did not process it
+	// Attempts that count for the route's policy, beside the first.
+	attempts uint8
+
+	replayable bool
+	inEnd      bool // no more comes from the caller
+	inEndSent  bool
+	inQueued   bool
+
+	headed    bool // the response's header was passed on
+	torn      bool // the beginning of a message was passed on, and not yet its end
+	outEnd    bool // no more comes from the endpoint; outTrailers, outEnding or outReset say how it ends
+	outQueued bool
+	resets    bool
+	outReset  frame.Code // if resets
 
 	// In nanoseconds of the wheel. 0 is never.
 	armed      int64 // when timer goes off
@@ -48,64 +66,49 @@ type life struct {
 	stallEnd   int64 // by when the caller must have taken something
 	retryAt    int64 // a policy's retry
 	tryEnd     int64 // of an attempt without response headers
-	waitEnd    int64 // for a connection
+	waitEnd    int64 // for an endpoint
 	firstReply int64
+	sentAt     int64 // when the last attempt was given to an endpoint
 
 	// Where it goes.
-	kind      balance.Kind
 	cluster   *cluster // of the route's
 	chosen    *chosen
 	avoid     *chosen // where it has failed
 	waiting   *endpoint
 	back      *back
-	backID    uint32
 	headAt    int64 // where in back's output the HEADERS end
-	tried     int   // endpoints that could not be connected to
-	replays   int   // after an endpoint provably did not process it
-	attempts  int   // that count for the route's policy
-	sentAt    int64 // when the last attempt was given to an endpoint
 	lastError error // of connecting
+	backID    uint32
 
 	// From the caller to the endpoint. in waits to be sent, replay is all that came while the call may be sent once more.
+	inWindow   int32 // that the caller may still send
+	inOwed     int32 // of it, given back later
+	inSize     int32 // that it is kept at
+	inMessages messages
 	in         queue
 	replay     []byte
-	replayable bool
-	inSent     int  // of this attempt
-	inCredited int  // the most that was sent in an attempt
-	inEnd      bool // no more comes
-	inEndSent  bool
 	inTrailers *header.Set
-	inMessages messages
+	inSent     int64 // of this attempt
+	inCredited int64 // the most that was sent in an attempt
 	inLeft     int64 // of content-length; negative if it is not known
-	inWindow   int   // that the caller may still send
-	inOwed     int   // of it, given back later
-	inSize     int   // that it is kept at
-	backWindow int64 // that the endpoint grants, beside what it grants every new stream
-	inQueued   bool
 	inBytes    int64 // that came
+	backWindow int64 // that the endpoint grants, beside what it grants every new stream
 
 	// From the endpoint to the caller. out holds whole messages; hold the beginning of one.
 	out         queue
 	hold        queue
-	headed      bool // the response's header was passed on
-	torn        bool // the beginning of a message was passed on, and not yet its end
-	outMessages messages
-	outLeft     int64
-	outEnd      bool // no more comes; outTrailers and outEnding say how it ends
 	outTrailers *header.Set
 	outEnding   *ending
-	outReset    frame.Code // instead, if resets
-	resets      bool
-	outWindow   int
-	outOwed     int
-	outSize     int
-	frontWindow int64 // that the caller grants, beside what it grants every new stream
-	prepaid     int   // bytes of hold and out for which credit was given before they left
-	unpaid      int   // bytes of hold for which it was not, because something waited for the caller
-	outQueued   bool
+	outLeft     int64
 	outBytes    int64 // that came
-
-	held int // bytes of all that is kept, as they were counted last
+	frontWindow int64 // that the caller grants, beside what it grants every new stream
+	outMessages messages
+	outWindow   int32
+	outOwed     int32
+	outSize     int32
+	prepaid     int32 // bytes of hold and out for which credit was given before they left
+	unpaid      int32 // bytes of hold for which it was not, because something waited for the caller
+	held        int32 // bytes of all that is kept, as they were counted last
 }
 
 // call is what is known of calls with the same headers.
@@ -358,7 +361,7 @@ func (s *stream) retryUnprocessed(outcome balance.Outcome, w *wakes) bool {
 }
 
 func (s *stream) attemptsLeft() bool {
-	return !s.headed && s.replayable && s.attempts+1 < s.call.route.retry.Attempts
+	return !s.headed && s.replayable && int(s.attempts)+1 < s.call.route.retry.Attempts
 }
 
 // policyRetry tries a failed call again later, if the route's policy says so.
@@ -392,7 +395,7 @@ func (s *stream) received(p []byte, length int, end bool, w *wakes) error {
 	if s.inEnd {
 		return s.front.resetStream(s, frame.StreamClosed, w)
 	}
-	if s.inWindow -= length; s.inWindow < 0 {
+	if s.inWindow -= int32(length); s.inWindow < 0 {
 		return s.front.resetStream(s, frame.FlowControlError, w)
 	}
 	if s.inLeft >= 0 {
@@ -403,7 +406,7 @@ func (s *stream) received(p []byte, length int, end bool, w *wakes) error {
 	s.inEnd = end
 	s.inBytes += int64(len(p))
 	if s.outEnd { // its end waits for the caller to take what comes before
-		s.inWindow += length
+		s.inWindow += int32(length)
 		return nil
 	}
 	s.news()
@@ -427,7 +430,7 @@ func (s *stream) received(p []byte, length int, end bool, w *wakes) error {
 	}
 	if s.back != nil && s.in.size == 0 {
 		s.back.mu.Lock()
-		n := s.sendIn(p, true)
+		n := s.sendIn(p, true, false)
 		s.back.mu.Unlock()
 		w.add(&s.back.conn)
 		s.creditSent(n, w)
@@ -445,12 +448,12 @@ func (s *stream) account(w *wakes) {
 	if n < uncounted {
 		n = 0
 	}
-	more := n - s.held
+	more := n - int(s.held)
 	if more == 0 {
 		return
 	}
 	f, p := s.front, s.front.proxy
-	s.held = n
+	s.held = int32(n)
 	f.held += more
 	all := p.held.Add(int64(more))
 	if more > 0 && all > p.memory && int64(f.held)*p.stats.fronts.Load() >= p.memory && s.open {
@@ -473,7 +476,10 @@ func (s *stream) fix() {
 }
 
 // pushIn sends what the endpoint's windows allow.
-func (s *stream) pushIn(w *wakes) {
+func (s *stream) pushIn(w *wakes) { s.pushInTurn(false, w) }
+
+// pushInTurn is pushIn, with what the stream waited for on a full connection: its turn has come.
+func (s *stream) pushInTurn(turn bool, w *wakes) {
 	b := s.back
 	if b == nil || s.inEndSent {
 		return
@@ -482,7 +488,7 @@ func (s *stream) pushIn(w *wakes) {
 	b.mu.Lock()
 	for s.in.size > 0 {
 		p := s.in.front()
-		n := s.sendIn(p, len(p) == s.in.size)
+		n := s.sendIn(p, len(p) == s.in.size, turn)
 		s.in.skip(n)
 		if sent += n; n < len(p) {
 			break
@@ -503,19 +509,20 @@ func (s *stream) pushIn(w *wakes) {
 
 // creditSent gives the caller credit for n bytes that were sent, unless they were sent before, in an attempt that came to nothing.
 func (s *stream) creditSent(n int, w *wakes) {
-	s.inSent += n
+	s.inSent += int64(n)
 	if more := s.inSent - s.inCredited; more > 0 {
 		s.inCredited = s.inSent
-		s.creditIn(more, w)
+		s.creditIn(int(more), w)
 	}
 }
 
-// sendIn sends as much of p as the endpoint's windows allow. The back's lock is held. All: nothing else waits behind p.
-func (s *stream) sendIn(p []byte, all bool) (sent int) {
+// sendIn sends as much of p as the endpoint's windows allow. The back's lock is held. All: nothing else waits behind p. Turn: others that wait
+// for the connection have had theirs.
+func (s *stream) sendIn(p []byte, all, turn bool) (sent int) {
 	b := s.back
 	for len(p) > 0 {
 		n := min(len(p), b.peer.maxFrame, int(min(b.peer.window+s.backWindow, b.window)), b.room())
-		others := len(b.blocked) > 0 && b.serving != s
+		others := len(b.blocked) > 0 && !turn
 		if n <= 0 || others {
 			if !s.inQueued && (b.window <= 0 || b.room() <= 0 || others) {
 				s.inQueued = true
@@ -535,24 +542,24 @@ func (s *stream) sendIn(p []byte, all bool) (sent int) {
 
 // creditIn lets the caller send n bytes more.
 func (s *stream) creditIn(n int, w *wakes) {
-	if s.inOwed += n; s.inEnd || s.inOwed < s.inSize/2 {
+	if s.inOwed += int32(n); s.inEnd || s.inOwed < s.inSize/2 {
 		return
 	}
 	s.inOwed += s.growth(&s.inSize, s.in.size == 0)
 	s.inWindow += s.inOwed
 	f := s.front
-	f.out = frame.AppendWindowUpdate(f.out, s.id, s.inOwed)
+	f.out = frame.AppendWindowUpdate(f.out, s.id, int(s.inOwed))
 	s.inOwed = 0
 	w.add(&f.conn)
 }
 
 // growth is by how much a window becomes larger, since what comes through it is passed on at once.
-func (s *stream) growth(size *int, passes bool) int {
+func (s *stream) growth(size *int32, passes bool) int32 {
 	more := min(*size, largeWindow-*size)
-	if !passes || more <= 0 || s.front.grown+more > grownLimit {
+	if !passes || more <= 0 || s.front.grown+int(more) > grownLimit {
 		return 0
 	}
-	s.front.grown += more
+	s.front.grown += int(more)
 	*size += more
 	return more
 }
@@ -705,7 +712,7 @@ func (s *stream) answered(p []byte, length int, end bool, w *wakes) {
 	if s.outEnd {
 		return
 	}
-	if s.outWindow -= length; s.outWindow < 0 {
+	if s.outWindow -= int32(length); s.outWindow < 0 {
 		s.fault(frame.FlowControlError, failureOfBackend("more than it was allowed to"), w)
 		return
 	}
@@ -763,7 +770,7 @@ func (s *stream) cut(p []byte, credit *int, w *wakes) bool {
 		return false
 	}
 	m := &s.outMessages
-	s.torn = m.left > 0 && m.size > r.holdBytes
+	s.torn = m.left > 0 && int64(m.size) > int64(r.holdBytes)
 	if s.torn { // too large to wait for
 		whole = len(p)
 	}
@@ -772,10 +779,10 @@ func (s *stream) cut(p []byte, credit *int, w *wakes) bool {
 	}
 	if rest := p[whole:]; len(rest) > 0 {
 		s.hold.append(rest)
-		s.unpaid += len(rest)
+		s.unpaid += int32(len(rest))
 	}
 	if s.out.size == 0 { // the endpoint could not end the message without
-		*credit += s.unpaid
+		*credit += int(s.unpaid)
 		s.prepaid += s.unpaid
 		s.unpaid = 0
 	}
@@ -835,8 +842,8 @@ func (s *stream) sendOut(p []byte, w *wakes) (sent int) {
 	if sent > 0 {
 		s.stallEnd = 0
 		w.add(&f.conn)
-		paid := min(sent, s.prepaid)
-		s.prepaid -= paid
+		paid := min(sent, int(s.prepaid))
+		s.prepaid -= int32(paid)
 		s.creditOut(sent-paid, w)
 	}
 	return sent
@@ -855,7 +862,7 @@ func (s *stream) pushOut(w *wakes) {
 	if n := s.unpaid; n > 0 {
 		s.unpaid = 0
 		s.prepaid += n
-		s.creditOut(n, w)
+		s.creditOut(int(n), w)
 	}
 	if s.held > 0 {
 		s.account(w)
@@ -879,14 +886,14 @@ func (s *stream) creditOut(n int, w *wakes) {
 	if b == nil {
 		return
 	}
-	if s.outOwed += n; s.outOwed < s.outSize/2 {
+	if s.outOwed += int32(n); s.outOwed < s.outSize/2 {
 		return
 	}
 	passes := s.out.size == 0 && s.hold.size == 0
 	if !passes && s.outSize > firstWindow { // the caller is slow now: what it was granted beyond the first window is not granted again
 		less := min(s.outOwed, s.outSize-firstWindow)
 		s.outSize -= less
-		s.front.grown -= less
+		s.front.grown -= int(less)
 		if s.outOwed -= less; s.outOwed == 0 {
 			return
 		}
@@ -895,7 +902,7 @@ func (s *stream) creditOut(n int, w *wakes) {
 	s.outWindow += s.outOwed
 	b.mu.Lock()
 	if !b.closing && b.err == nil {
-		b.out = frame.AppendWindowUpdate(b.out, s.backID, s.outOwed)
+		b.out = frame.AppendWindowUpdate(b.out, s.backID, int(s.outOwed))
 	}
 	b.mu.Unlock()
 	s.outOwed = 0
@@ -991,7 +998,7 @@ func (s *stream) finish(w *wakes) {
 	if !s.inEnd {
 		// The caller's last does not matter any more: RFC 9113 section 8.1.
 		f.out = frame.AppendReset(f.out, s.id, frame.NoError)
-		f.forgotten.add(s.id, max(s.inWindow, 0))
+		f.forgotten.add(s.id, int(max(s.inWindow, 0)))
 		w.add(&f.conn)
 	}
 	if s.back != nil || s.chosen != nil {
@@ -1000,7 +1007,7 @@ func (s *stream) finish(w *wakes) {
 	if s.waitEnd != 0 && s.cluster != nil {
 		s.cluster.forget(s)
 	}
-	f.grown -= s.inSize - firstWindow + s.outSize - firstWindow
+	f.grown -= int(s.inSize - firstWindow + s.outSize - firstWindow)
 	f.remove(s, w)
 }
 

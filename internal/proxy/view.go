@@ -77,7 +77,7 @@ type RouteStats struct {
 
 // CallStats are of the calls of a route that have ended at one backend.
 type CallStats struct {
-	Backend                     string           // empty for calls that no endpoint was chosen for
+	Backend                     string           // empty for calls that were refused before one was chosen
 	ByStatus                    [statuses]int64  // by gRPC's number
 	ByReason                    map[string]int64 // without zeros
 	Took                        Durations
@@ -120,7 +120,7 @@ func (p *Proxy) Stats() Stats {
 	for _, name := range slices.Sorted(maps.Keys(p.routes)) {
 		r := p.routes[name]
 		one := RouteStats{Route: name, Open: r.open(), Replays: r.replays.Load(), Retries: r.retries.Load(), OverBudget: r.overBudget.Load(),
-			Calls: []CallStats{r.unsent.view("")}}
+			Calls: []CallStats{r.refused.view("")}}
 		one.Opened = r.opened.Load()
 		for _, backend := range slices.Sorted(maps.Keys(r.backends)) {
 			one.Calls = append(one.Calls, r.backends[backend].view(backend))
@@ -453,14 +453,17 @@ func (s *stream) view(at *chosen, now int64) StreamView {
 	c := s.describe(time.Now().Add(-age))
 	v := StreamView{
 		ID: c.ID, Began: c.Began, AgeSeconds: age.Seconds(), Caller: c.Caller, TLSPeer: c.TLSPeer, Route: c.Route, Authority: c.Authority, Path: c.Path, Kind: "streaming",
-		Requests: s.inMessages.count, Responses: s.outMessages.count, RequestBytes: s.inBytes, ResponseBytes: s.outBytes, RequestsWait: s.in.size,
-		ResponsesWait: s.out.size + s.hold.size, Attempts: s.attempts + 1, Replays: s.replays,
+		Requests: int(s.inMessages.count), Responses: int(s.outMessages.count), RequestBytes: s.inBytes, ResponseBytes: s.outBytes, RequestsWait: s.in.size,
+		ResponsesWait: s.out.size + s.hold.size, Attempts: int(s.attempts) + 1, Replays: int(s.replays),
 	}
 	if s.kind == balance.Unary {
 		v.Kind = "unary"
 	}
+	if s.cluster != nil {
+		v.Backend = s.cluster.name
+	}
 	if at != nil {
-		v.Backend, v.Endpoint = at.Of.cluster.name, at.Address
+		v.Endpoint = at.Address
 	}
 	if s.deadline != 0 {
 		left := time.Duration(s.deadline - now).Seconds()

@@ -28,7 +28,7 @@ type Call struct {
 type Ended struct {
 	Call
 	Took time.Duration
-	// Backend and Endpoint are those that were tried last; empty if none was.
+	// Backend that the call was for, and the endpoint that was tried last; empty if the call was refused before one was chosen, or there was none.
 	Backend, Endpoint string
 	// Code that the caller got; that of a call which is not gRPC says little.
 	Code codes.Code
@@ -139,10 +139,13 @@ func (p *Proxy) ended(s *stream) {
 	}
 	e := Ended{
 		Call: s.describe(time.Now().Add(-took)), Took: took, Code: s.code, Reason: s.reason, Reset: s.resets && s.reason == endedByBackend,
-		Requests: s.inMessages.count, Responses: s.outMessages.count, RequestBytes: s.inBytes, ResponseBytes: s.outBytes, Attempts: s.attempts + 1, Replays: s.replays,
+		Requests: int(s.inMessages.count), Responses: int(s.outMessages.count), RequestBytes: s.inBytes, ResponseBytes: s.outBytes, Attempts: int(s.attempts) + 1, Replays: int(s.replays),
+	}
+	if s.cluster != nil {
+		e.Backend = s.cluster.name
 	}
 	if s.avoid != nil {
-		e.Backend, e.Endpoint = s.avoid.Of.cluster.name, s.avoid.Address
+		e.Endpoint = s.avoid.Address
 	}
 	if s.span != nil {
 		e.Trace = s.span.TraceID()
