@@ -8,5 +8,9 @@ stream_*|streams) # gRPC streams have a bench of their own: streams [FLAGS] [CAS
 	[ "$1" = streams ] && shift
 	exec go run ./bench/streams "$@"
 	;;
+proxy_*|proxy) # proxies side by side: proxy [FLAGS] [CASE...] for all of them
+	[ "$1" = proxy ] && shift
+	exec go run ./bench/proxy "$@"
+	;;
 esac
 exec go run ./bench "$@"

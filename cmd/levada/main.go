@@ -53,7 +53,7 @@ Every flag can also be given as an environment variable: --data is LEVADA_DATA.`
 		Version: version, SilenceUsage: true, SilenceErrors: true,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return flagsFromEnvironment(cmd.Flags()) },
 	}
-	root.AddCommand(newRunCommand(), newValidateCommand(), newRenderCommand(), newExplainCommand(), newDeadLettersCommand(), newStreamCommand(), newBrokerCommand(), newBuiltinsCommand())
+	root.AddCommand(newRunCommand(), newValidateCommand(), newRenderCommand(), newExplainCommand(), newDeadLettersCommand(), newStreamCommand(), newProxyCommand(), newBrokerCommand(), newBuiltinsCommand())
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return exitError{exitUsage, err} })
 	return root
 }

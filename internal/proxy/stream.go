@@ -277,13 +277,17 @@ func (s *stream) reroute() bool {
 		return false
 	}
 	s.call = &call{route: r, method: s.call.method, path: s.call.path}
+	if s.waitEnd != 0 { // it may wait for the new one's endpoints as long as any call
+		s.cluster.forget(s)
+		s.waitEnd = 0
+	}
 	s.cluster, s.avoid = r.cluster(), nil
 	return true
 }
 
 // unplaced ends a call that no endpoint could be found for in time.
 func (s *stream) unplaced(w *wakes) {
-	e := unavailable(reasonNoBackend, "the backend %s has no endpoint", s.call.route.name)
+	e := unavailable(reasonNoBackend, "the backend %s has no endpoint", s.cluster.name)
 	if s.lastError != nil {
 		e = unavailable(reasonConnectFailed, "no connection to the backend: %v", s.lastError)
 	}

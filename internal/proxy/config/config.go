@@ -138,7 +138,7 @@ type Ping struct {
 	Interval time.Duration `yaml:"interval"`
 	// Timeout is how long the answer may take. Then the connection is lost, and its streams get UNAVAILABLE.
 	Timeout time.Duration `yaml:"timeout"`
-	// Gentle sends at most three in a silence of the endpoint with less than 5 minutes between them, since gRPC servers close connections
+	// Gentle sends at most two in a silence of the endpoint with less than 5 minutes between them, since gRPC servers close connections
 	// that ping more often than that.
 	Gentle bool `yaml:"gentle"`
 }

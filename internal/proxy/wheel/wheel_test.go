@@ -2,6 +2,7 @@ package wheel
 
 import (
 	"context"
+	"math"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -106,4 +107,39 @@ func BenchmarkSetStop(b *testing.B) {
 		w.Set(&t, int64(i)+int64(time.Second))
 		w.Stop(&t)
 	}
+}
+
+// TestFarFuture: times that no process lives to see neither go off at once nor at all, and do not disturb others.
+func TestFarFuture(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := New()
+		stop := run(w)
+		defer stop()
+		var far [6]Timer
+		fired := 0
+		for i, at := range []int64{1<<63 - 1, 1<<63 - 2, math.MaxInt64 - int64(Tick), 290 * 365 * 24 * int64(time.Hour), 20 * 365 * 24 * int64(time.Hour), 9 * 365 * 24 * int64(time.Hour)} {
+			far[i].Init(func(int64) { fired++ })
+			w.Set(&far[i], at)
+		}
+		for range 40 { // months
+			near := false
+			var x Timer
+			x.Init(func(int64) { near = true })
+			w.Set(&x, w.Now()+int64(24*time.Hour))
+			time.Sleep(31 * 24 * time.Hour)
+			synctest.Wait()
+			if !near {
+				t.Fatal("another timer does not go off")
+			}
+		}
+		if fired > 0 {
+			t.Errorf("%d went off", fired)
+		}
+		for i := range far {
+			w.Stop(&far[i])
+		}
+		if n := w.Len(); n != 0 {
+			t.Errorf("%d timers are left", n)
+		}
+	})
 }

@@ -1,0 +1,94 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/levada-io/levada/internal/proxy/observe"
+)
+
+func newProxyTapCommand() *cobra.Command {
+	var (
+		at     adminFlag
+		filter observe.Filter
+		code   string
+		format string
+	)
+	cmd := &cobra.Command{
+		Use:   "tap",
+		Short: "Show the calls of a proxy as they begin and end",
+		Long: `Show the calls of a proxy as they begin and end, until it is interrupted.
+
+A filter for a reason, a status or an endpoint shows ends only: a call that begins has none of these yet. When more happens than can be shown, events are
+left out, and a line says how many.`,
+		Example: `  levada proxy tap --path '/shop.Orders/*'
+  levada proxy tap --code UNAVAILABLE -o json | jq .reason`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if format != "text" && format != "json" {
+				return exitError{exitUsage, fmt.Errorf("there is no output format %q; use text or json", format)}
+			}
+			var err error
+			if filter.Status, err = observe.ParseStatus(code); err != nil {
+				return exitError{exitUsage, fmt.Errorf("--code: %w", err)}
+			}
+			client, err := at.client()
+			if err != nil {
+				return err
+			}
+			out := cmd.OutOrStdout()
+			err = client.Tap(cmd.Context(), filter, func(line []byte, e *observe.Event) error {
+				text := tapLine(e)
+				if format == "json" {
+					text = string(line)
+				}
+				_, err := io.WriteString(out, text+"\n")
+				return err
+			})
+			if errors.Is(err, io.ErrUnexpectedEOF) {
+				return errors.New("the proxy has ended the tap: it has stopped, or this command did not read for a while")
+			}
+			return err
+		},
+	}
+	f := cmd.Flags()
+	at.register(f)
+	f.StringVar(&filter.Path, "path", "", "only calls of this `PATH`, as /service/method; a star at its end stands for anything")
+	f.StringVar(&filter.Route, "route", "", "only calls of this `ROUTE`, as metrics name it")
+	f.StringVar(&filter.Endpoint, "endpoint", "", "only calls that ended at this `ENDPOINT`")
+	f.StringVar(&filter.Reason, "reason", "", "only calls that ended for this `REASON`, such as CONNECTION_LOST")
+	f.StringVar(&code, "code", "", "only calls that ended with this `STATUS`, such as UNAVAILABLE or 14")
+	f.StringVarP(&format, "output", "o", "text", "text or json")
+	return cmd
+}
+
+// tapLine is an event for people.
+func tapLine(e *observe.Event) string {
+	switch e.Kind {
+	case observe.EventDropped:
+		return fmt.Sprintf("... %s left out: more than could be shown", plural(int(e.Dropped), "event"))
+	case observe.EventBegan:
+		return printable(fmt.Sprintf("%s  began  %-8s  %s  from %s, route %s", e.Time.Local().Format("15:04:05.000"), e.ID, e.Path, e.Caller, e.Route))
+	}
+	took := time.Duration(e.Seconds * float64(time.Second))
+	at := e.Endpoint
+	if at == "" {
+		at = "no endpoint"
+	}
+	text := fmt.Sprintf("%s  ended  %-8s  %s  %s %s after %v at %s, messages %d in %d out", e.Time.Add(took).Local().Format("15:04:05.000"), e.ID, e.Path, e.Status, e.Reason,
+		took, at, e.Requests, e.Responses)
+	if e.Attempts > 1 {
+		text += fmt.Sprintf(", %d attempts", e.Attempts)
+	}
+	if e.Replays > 0 {
+		text += ", sent again"
+	}
+	if e.Reset {
+		text += ", reset"
+	}
+	return printable(text)
+}

@@ -1,0 +1,124 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/levada-io/levada/internal/proxy/config"
+	"github.com/levada-io/levada/internal/strictyaml"
+)
+
+func newProxyValidateCommand() *cobra.Command {
+	var (
+		format, excerpt string
+		files           bool
+	)
+	cmd := &cobra.Command{
+		Use:   "validate FILE|-...",
+		Short: "Check configurations of the proxy, and report every problem with its place",
+		Long: `Check configurations of the proxy as strictly as the proxy itself does.
+
+The exit code is 0 when there is no problem, 1 when there is one, and 2 when the command line is wrong.`,
+		Example: `  levada proxy validate proxy.yaml
+  levada proxy validate --files -o json proxy.yaml`,
+		Args: atLeastOneArgument,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if format != "text" && format != "json" {
+				return exitError{exitUsage, fmt.Errorf("there is no output format %q; use text or json", format)}
+			}
+			if excerpt != "auto" && excerpt != "always" && excerpt != "never" {
+				return exitError{exitUsage, fmt.Errorf("--excerpt is auto, always or never, not %q", excerpt)}
+			}
+			var problems config.Problems
+			for _, name := range args {
+				problems = append(problems, configProblems(cmd.InOrStdin(), name, files)...)
+			}
+			out := cmd.OutOrStdout()
+			if err := writeConfigProblems(out, format, problems, len(args), excerpt == "always" || excerpt == "auto" && isTerminal(out)); err != nil {
+				return err
+			}
+			if len(problems) > 0 {
+				return exitError{code: exitProblems}
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVarP(&format, "output", "o", "text", "text or json")
+	cmd.Flags().StringVar(&excerpt, "excerpt", "auto", "show the line of each problem: auto (on terminals), always or never")
+	cmd.Flags().BoolVar(&files, "files", false, "also look at the certificates and keys that are named; relative paths begin here")
+	return cmd
+}
+
+// configProblems are those of one file; - is the standard input.
+func configProblems(in io.Reader, name string, files bool) config.Problems {
+	var c *config.Config
+	var err error
+	if name == "-" {
+		var text []byte
+		if text, err = io.ReadAll(io.LimitReader(in, strictyaml.MaxBytes+1)); err == nil {
+			name = "standard input"
+			c, err = config.Parse(name, text)
+		}
+	} else {
+		c, err = config.Load(name)
+	}
+	var problems config.Problems
+	switch {
+	case errors.As(err, &problems):
+		return problems
+	case err != nil:
+		return config.Problems{{File: name, Message: err.Error()}}
+	case files:
+		return c.CheckFiles()
+	}
+	return nil
+}
+
+func writeConfigProblems(w io.Writer, format string, problems config.Problems, files int, excerpts bool) error {
+	if format == "json" {
+		type problem struct {
+			File       string `json:"file"`
+			Line       int    `json:"line,omitempty"`
+			Column     int    `json:"column,omitempty"`
+			Path       string `json:"path,omitempty"`
+			Message    string `json:"message"`
+			Expected   string `json:"expected,omitempty"`
+			DidYouMean string `json:"didYouMean,omitempty"`
+			Hint       string `json:"hint,omitempty"`
+		}
+		list := make([]problem, len(problems))
+		for i, p := range problems {
+			list[i] = problem{p.File, p.Line, p.Column, p.Path, p.Message, p.Expected, p.DidYouMean, p.Hint}
+		}
+		enc := json.NewEncoder(w)
+		enc.SetIndent("", "  ")
+		return enc.Encode(struct {
+			Files    int       `json:"files"`
+			Errors   int       `json:"errors"`
+			Problems []problem `json:"problems"`
+		}{files, len(list), list})
+	}
+	var b strings.Builder
+	for _, p := range problems {
+		place := config.Problem{File: p.File, Line: p.Line, Column: p.Column, Path: p.Path, Message: p.Message}
+		b.WriteString(printable(place.Error()) + "\n")
+		if excerpts {
+			for line := range strings.Lines(p.Excerpt()) {
+				b.WriteString(printable(strings.TrimSuffix(line, "\n")) + "\n")
+			}
+		}
+		for _, more := range []struct{ name, text string }{{"expected", p.Expected}, {"did you mean", p.DidYouMean}, {"hint", p.Hint}} {
+			if more.text != "" {
+				fmt.Fprintf(&b, "    %s: %s\n", more.name, printable(more.text))
+			}
+		}
+	}
+	fmt.Fprintf(&b, "%s: %s\n", plural(files, "file"), plural(len(problems), "error"))
+	_, err := io.WriteString(w, b.String())
+	return err
+}

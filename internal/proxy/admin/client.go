@@ -1,0 +1,100 @@
+package admin
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/levada-io/levada/internal/proxy/observe"
+)
+
+// Client asks a proxy at its administrative address.
+type Client struct{ base string }
+
+// NewClient makes a client of host:port or a URL.
+func NewClient(address string) (*Client, error) {
+	text := address
+	if !strings.Contains(text, "://") {
+		text = "http://" + text
+	}
+	u, err := url.Parse(text)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" {
+		return nil, fmt.Errorf("%q is no administrative address of a proxy: expected host:port, such as 127.0.0.1:9901", address)
+	}
+	return &Client{base: u.Scheme + "://" + u.Host}, nil
+}
+
+const answerTime = 10 * time.Second
+
+// Overview is the state now.
+func (c *Client) Overview(ctx context.Context) (*Overview, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	r, err := c.get(ctx, "/overview", nil)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = r.Close() }()
+	o := &Overview{}
+	if err := json.NewDecoder(io.LimitReader(r, 64<<20)).Decode(o); err != nil {
+		return nil, fmt.Errorf("%s/overview is not what a proxy answers: %w", c.base, err)
+	}
+	return o, nil
+}
+
+// Tap calls each for every line that passes the filter, with what it says, until ctx ends or each fails. That the proxy ended it is io.ErrUnexpectedEOF.
+func (c *Client) Tap(ctx context.Context, f observe.Filter, each func(line []byte, e *observe.Event) error) error {
+	q := url.Values{}
+	for name, value := range map[string]string{"route": f.Route, "path": f.Path, "endpoint": f.Endpoint, "reason": f.Reason, "code": f.Status} {
+		if value != "" {
+			q.Set(name, value)
+		}
+	}
+	r, err := c.get(ctx, "/tap", q)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = r.Close() }()
+	lines := bufio.NewScanner(r)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		e := &observe.Event{}
+		if err := json.Unmarshal(lines.Bytes(), e); err != nil {
+			return fmt.Errorf("%s/tap is not what a proxy answers: %w", c.base, err)
+		}
+		if err := each(lines.Bytes(), e); err != nil {
+			return err
+		}
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	if err := lines.Err(); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("%s/tap: %w", c.base, err)
+	}
+	return io.ErrUnexpectedEOF
+}
+
+func (c *Client) get(ctx context.Context, path string, q url.Values) (io.ReadCloser, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+path+"?"+q.Encode(), nil)
+	if err != nil {
+		return nil, err
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return nil, fmt.Errorf("ask the proxy (--admin): %w", errors.Unwrap(err))
+	}
+	if response.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(io.LimitReader(response.Body, 512))
+		_ = response.Body.Close()
+		return nil, fmt.Errorf("%s%s answers with %s: %s", c.base, path, response.Status, strings.TrimSpace(string(text)))
+	}
+	return response.Body, nil
+}

@@ -1,0 +1,260 @@
+// Package admin is the proxy's administrative address: metrics, probes, the state for people and programs, the tap, and the drain; and the client of these
+// for the command line.
+//
+// Nothing here asks who it is. The address belongs to the machine or the pod, not to the world.
+package admin
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/levada-io/levada/internal/proxy"
+	"github.com/levada-io/levada/internal/proxy/observe"
+)
+
+const (
+	writeTime    = 30 * time.Second // that a client of the tap may take nothing before it is cut off
+	streamsLimit = 100              // of a page of /streams, unless it says more
+	streamsMost  = 10000
+)
+
+// Server serves the administrative address of a proxy.
+type Server struct {
+	Proxy   *proxy.Proxy
+	Tap     *observe.Tap
+	Metrics prometheus.Gatherer
+	Logger  *slog.Logger
+	Version string
+	// Pprof serves Go's profiles, to clients on this machine only.
+	Pprof bool
+
+	background sync.WaitGroup
+}
+
+// Serve answers until ctx ends. When it returns, nothing it started still runs; a drain that somebody asked for has to be over, so ctx should be
+// one that outlasts the proxy's Run.
+func (s *Server) Serve(ctx context.Context, socket net.Listener) error {
+	server := &http.Server{Handler: s.Handler(), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
+		BaseContext: func(net.Listener) context.Context { return ctx }}
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
+	defer stop()
+	err := server.Serve(socket)
+	s.background.Wait()
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+const index = `levada proxy %s, up for %v
+
+GET  /metrics    metrics for Prometheus
+GET  /livez      200 as long as the process works
+GET  /readyz     200 while callers should come: it listens, and does not drain
+GET  /config     the configuration in force, as YAML
+GET  /overview   methods and backends with their counters, as JSON (levada proxy top)
+GET  /endpoints  backends with their endpoints and connections, as JSON
+GET  /streams    open calls, as JSON: ?route= ?path= (may end with *) ?endpoint= ?limit= ?after=
+GET  /tap        calls as they begin and end, a line of JSON each (levada proxy tap): ?route= ?path= ?endpoint= ?reason= ?code=
+POST /drain      stop taking connections, and end the open calls one by one; the process goes on
+`
+
+// Handler is what Serve answers with.
+func (s *Server) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		_, _ = fmt.Fprintf(w, index, s.Version, time.Since(s.Proxy.Begun()).Round(time.Second))
+	})
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
+	mux.HandleFunc("GET /readyz", s.readyz)
+	mux.Handle("GET /metrics", promhttp.HandlerFor(s.Metrics, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: 4}))
+	mux.HandleFunc("GET /config", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/yaml")
+		_, _ = w.Write(s.Proxy.Config().YAML())
+	})
+	mux.HandleFunc("GET /overview", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, s.overview()) })
+	mux.HandleFunc("GET /endpoints", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, http.StatusOK, map[string]any{"backends": s.Proxy.Backends()})
+	})
+	mux.HandleFunc("GET /streams", s.streams)
+	mux.HandleFunc("GET /tap", s.tap)
+	mux.HandleFunc("POST /drain", s.drain)
+	if s.Pprof {
+		mux.HandleFunc("GET /debug/pprof/", local(pprof.Index))
+		mux.HandleFunc("GET /debug/pprof/profile", local(pprof.Profile))
+		mux.HandleFunc("GET /debug/pprof/trace", local(pprof.Trace))
+		mux.HandleFunc("GET /debug/pprof/symbol", local(pprof.Symbol))
+		mux.HandleFunc("GET /debug/pprof/cmdline", local(pprof.Cmdline))
+	}
+	// A web page that somebody on this machine looks at shall not be able to start a drain.
+	return http.NewCrossOriginProtection().Handler(mux)
+}
+
+// local refuses clients of other machines.
+func local(h http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if from, err := netip.ParseAddrPort(r.RemoteAddr); err != nil || !from.Addr().Unmap().IsLoopback() {
+			http.Error(w, "profiles are for clients on the proxy's own machine only", http.StatusForbidden)
+			return
+		}
+		h(w, r)
+	}
+}
+
+func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) {
+	switch {
+	case s.Proxy.Ready():
+		_, _ = io.WriteString(w, "ok\n")
+	case s.Proxy.Draining():
+		http.Error(w, "draining", http.StatusServiceUnavailable)
+	default:
+		http.Error(w, "not listening yet", http.StatusServiceUnavailable)
+	}
+}
+
+// Overview is what /overview answers with.
+type Overview struct {
+	Version        string              `json:"version"`
+	Now            time.Time           `json:"now"`
+	Begun          time.Time           `json:"begun"`
+	Ready          bool                `json:"ready"`
+	Draining       bool                `json:"draining"`
+	Connections    int64               `json:"connections"`
+	BucketsSeconds []float64           `json:"bucketsSeconds"` // the upper bounds for Took of the methods; its last count is of all above
+	Methods        []proxy.MethodView  `json:"methods"`
+	Backends       []proxy.BackendView `json:"backends"`
+}
+
+func (s *Server) overview() Overview {
+	o := Overview{Version: s.Version, Now: time.Now(), Begun: s.Proxy.Begun(), Ready: s.Proxy.Ready(), Draining: s.Proxy.Draining(),
+		Connections: s.Proxy.Connections(), Methods: s.Proxy.Methods(), Backends: s.Proxy.Backends()}
+	for _, b := range proxy.Buckets() {
+		o.BucketsSeconds = append(o.BucketsSeconds, b.Seconds())
+	}
+	return o
+}
+
+// Streams is what /streams answers with.
+type Streams struct {
+	Streams []proxy.StreamView `json:"streams"`
+	// Next is what to give as ?after= for those that follow; empty if there are none.
+	Next string `json:"next,omitempty"`
+}
+
+func (s *Server) streams(w http.ResponseWriter, r *http.Request) {
+	q, ok := query(w, r, "route", "path", "endpoint", "limit", "after")
+	if !ok {
+		return
+	}
+	f := proxy.StreamFilter{Route: q.Get("route"), Path: q.Get("path"), Endpoint: q.Get("endpoint"), Limit: streamsLimit}
+	var err error
+	if text := q.Get("limit"); text != "" {
+		if f.Limit, err = strconv.Atoi(text); err != nil || f.Limit < 1 || f.Limit > streamsMost {
+			http.Error(w, fmt.Sprintf("limit=%.40q: expected a number from 1 to %d", text, streamsMost), http.StatusBadRequest)
+			return
+		}
+	}
+	if text := q.Get("after"); text != "" {
+		if f.After, err = proxy.ParseID(text); err != nil {
+			http.Error(w, fmt.Sprintf("after=%.40q: expected the next of the page before, such as 12.345", text), http.StatusBadRequest)
+			return
+		}
+	}
+	var page Streams
+	var more bool
+	if page.Streams, more = s.Proxy.Streams(f); more {
+		page.Next = page.Streams[len(page.Streams)-1].ID.String()
+	}
+	answer(w, http.StatusOK, page)
+}
+
+func (s *Server) tap(w http.ResponseWriter, r *http.Request) {
+	q, ok := query(w, r, "route", "path", "endpoint", "reason", "code")
+	if !ok {
+		return
+	}
+	f := observe.Filter{Route: q.Get("route"), Path: q.Get("path"), Endpoint: q.Get("endpoint"), Reason: q.Get("reason")}
+	var err error
+	if f.Status, err = observe.ParseStatus(q.Get("code")); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	out := http.NewResponseController(w)
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	w.WriteHeader(http.StatusOK)
+	if out.Flush() != nil {
+		return
+	}
+	client := s.Tap.Open(f)
+	defer client.Close()
+	var spare []byte
+	for {
+		lines := client.Next(r.Context(), spare)
+		if lines == nil {
+			return
+		}
+		_ = out.SetWriteDeadline(time.Now().Add(writeTime))
+		if _, err := w.Write(lines); err != nil || out.Flush() != nil {
+			return
+		}
+		spare = lines
+	}
+}
+
+func (s *Server) drain(w http.ResponseWriter, r *http.Request) {
+	if _, ok := query(w, r); !ok {
+		return
+	}
+	s.Logger.Warn("a drain was asked for at the administrative address", "from", r.RemoteAddr)
+	s.background.Go(s.Proxy.Drain)
+	answer(w, http.StatusAccepted, map[string]any{"draining": true, "streams": s.Proxy.Open(), "periodSeconds": s.Proxy.Config().Drain.Period.Seconds()})
+}
+
+// query returns the parameters. One that is not known is refused: without a filter that was mistyped everything would be shown.
+func query(w http.ResponseWriter, r *http.Request, known ...string) (url.Values, bool) {
+	q, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		http.Error(w, "the query of the URL cannot be read", http.StatusBadRequest)
+		return nil, false
+	}
+	for _, name := range slices.Sorted(maps.Keys(q)) {
+		if !slices.Contains(known, name) {
+			http.Error(w, fmt.Sprintf("there is no parameter %.40q; there are: %s", name, strings.Join(known, ", ")), http.StatusBadRequest)
+			return nil, false
+		}
+	}
+	return q, true
+}
+
+func answer(w http.ResponseWriter, status int, v any) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetIndent("", "  ")
+	if err := e.Encode(v); err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_, _ = w.Write(observe.ASCII(b.Bytes()))
+}
