@@ -18,9 +18,9 @@ help: ## List the targets
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
 
 .PHONY: build
-build: ## Build bin/levada, and the example functions in bin/functions/
+build: ## Build bin/levada, bin/levada-proxy (the proxy alone), and the example functions in bin/functions/
 	@mkdir -p bin/functions
-	go build -o bin/levada ./cmd/levada
+	go build -o bin/ ./cmd/levada ./cmd/levada-proxy
 	go build -o bin/functions/ $$(go list -f '{{if eq .Name "main"}}{{.ImportPath}}{{end}}' ./examples/functions/...)
 
 .PHONY: check

@@ -1,11 +1,15 @@
 package main
 
-import "fmt"
+import (
+	"fmt"
+
+	"github.com/levada-io/levada/internal/commandline"
+)
 
 // The exit codes of commands that check something.
 const (
-	exitProblems = 1 // it was checked, and there are problems
-	exitUsage    = 2 // it could not be checked, because the command line is wrong
+	exitProblems = commandline.ExitProblems // it was checked, and there are problems
+	exitUsage    = commandline.ExitUsage    // it could not be checked, because the command line is wrong
 )
 
 // exitError ends the process with a code. Without an err there is nothing left to say.
@@ -22,3 +26,6 @@ func (e exitError) Error() string {
 }
 
 func (e exitError) Unwrap() error { return e.err }
+
+// ExitCode is for commandline.Execute.
+func (e exitError) ExitCode() int { return e.code }

@@ -33,6 +33,7 @@ type back struct {
 	streams   map[uint32]*stream
 	next      uint32
 	blocked   []*stream
+	forgotten forgotten
 	draining  bool // no new streams
 	flushedAt int64
 	idleSince int64
@@ -45,7 +46,6 @@ type back struct {
 	pinged   int64 // when the PING was sent that is not answered; 0: none
 	pings    int   // in the silence since quiet
 	quiet    int64 // when the last HEADERS or DATA came
-	ready    chan struct{}
 }
 
 // take makes a stream of the call, if there is room for one. The lock of the stream's front is held.
@@ -114,6 +114,8 @@ func (b *back) remove(id uint32, reset bool, code frame.Code, w *wakes) {
 	delete(b.streams, id)
 	if reset && !b.closing && b.err == nil {
 		b.out = frame.AppendReset(b.out, id, code)
+		b.earned.Add(1) // for what is on its way
+		b.forgotten.add(id, largeWindow)
 		w.add(&b.conn)
 	}
 	if len(b.streams) == 0 {
@@ -177,7 +179,10 @@ func (b *back) block(id uint32, set *header.Set, end bool) error {
 func (b *back) data(id uint32, p []byte, length int, end bool) error {
 	s := b.stream(id)
 	if s == nil {
-		return b.known(id, "DATA") // what was on its way when the stream was reset
+		if err := b.known(id, "DATA"); err != nil || b.late(id, length) {
+			return err
+		}
+		return b.spend(1, "DATA frames on closed streams")
 	}
 	s.front.mu.Lock()
 	if s.back == b && s.backID == id {
@@ -190,6 +195,9 @@ func (b *back) data(id uint32, p []byte, length int, end bool) error {
 func (b *back) reset(id uint32, code frame.Code) error {
 	if err := b.known(id, "RST_STREAM"); err != nil {
 		return err
+	}
+	if b.stream(id) == nil {
+		return b.spend(1, "RST_STREAM frames on closed streams")
 	}
 	b.use(id, func(s *stream, w *wakes) { s.resetByBackend(code, w) })
 	return nil
@@ -239,6 +247,15 @@ func (b *back) settled(more bool) error {
 	}
 	return err
 }
+
+// late takes bytes that came for a stream which is not there any more, and reports whether they may have been on their way when it was reset.
+func (b *back) late(id uint32, n int) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.forgotten.late(id, n)
+}
+
+func (b *back) batch(*wakes) {}
 
 // all are the streams, for those who must take the lock of each one's front.
 func (b *back) all() []*stream {

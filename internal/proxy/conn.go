@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -16,23 +17,24 @@ import (
 )
 
 const (
-	maxOut       = 256 << 10 // of a connection's output; DATA waits with its stream beyond it
-	lowOut       = 64 << 10  // below it, streams that wait get their turn
-	maxReplies   = 64 << 10  // of output that answers frames of a peer that does not read
-	smallOut     = 4 << 10   // that an idle connection may keep
-	largeOut     = 64 << 10
-	smallRead    = 4 << 10
-	largeRead    = 64 << 10
-	maxBlock     = 256 << 10 // of a header block in pieces
-	maxPieces    = 64        // of a header block
-	connWindow   = 16 << 20  // that we grant a peer for a connection; it is given back at once, streams are what is held
-	firstWindow  = 64 << 10  // that we grant for a stream
-	largeWindow  = 512 << 10 // to which it grows while what comes is passed on at once
-	turn         = 16 << 10  // bytes that one stream may send before others get their turn
-	controlBurst = 2000      // frames that carry nothing which a peer may send at once
-	controlRate  = 200       // more of them a second
-	controlEarn  = 4         // more of them for each frame with content that we sent to it
-	lastWords    = 500 * time.Millisecond
+	maxOut         = 256 << 10 // of a connection's output; DATA waits with its stream beyond it
+	lowOut         = 64 << 10  // below it, streams that wait get their turn
+	maxReplies     = 64 << 10  // of output that answers frames of a peer that does not read
+	smallOut       = 4 << 10   // that an idle connection may keep
+	largeOut       = 64 << 10
+	smallRead      = 4 << 10
+	largeRead      = 64 << 10
+	maxBlock       = 256 << 10 // of a header block in pieces
+	maxPieces      = 64        // of a header block
+	connWindow     = 16 << 20  // that we grant a peer for a connection; it is given back at once, streams are what is held
+	firstWindow    = 64 << 10  // that we grant for a stream
+	largeWindow    = 512 << 10 // to which it grows while what comes is passed on at once
+	turn           = 16 << 10  // bytes that one stream may send before others get their turn
+	controlBurst   = 2000      // frames that carry nothing which a peer may send at once
+	controlRate    = 200       // more of them a second
+	controlSuspect = 100       // that may be sent at once from an address which had sent too many shortly before
+	controlEarn    = 4         // more of them for each frame with content that we sent to it
+	lastWords      = 500 * time.Millisecond
 )
 
 var (
@@ -52,6 +54,8 @@ type side interface {
 	moreRoom(w *wakes)
 	pushed() error
 	pong(data uint64)
+	// batch: what came together has been read.
+	batch(w *wakes)
 	// settled: the peer's settings are in force. With more, windows have grown.
 	settled(more bool) error
 }
@@ -64,6 +68,8 @@ type conn struct {
 
 	lastRead atomic.Int64 // the wheel's time of the last byte
 	lastNews atomic.Int64 // and of the last HEADERS or DATA
+	// When the first part came of a header that is not complete yet; 0: there is none.
+	slowSince atomic.Int64
 
 	mu        sync.Mutex
 	out       []byte
@@ -242,6 +248,18 @@ func (c *conn) fail(err error) {
 	c.rouse()
 }
 
+// abort is fail for a peer that takes nothing: what the kernel has for it is dropped, too.
+func (c *conn) abort(err error) {
+	nc := c.nc
+	if t, ok := nc.(*tls.Conn); ok {
+		nc = t.NetConn()
+	}
+	if t, ok := nc.(*net.TCPConn); ok {
+		_ = t.SetLinger(0)
+	}
+	c.fail(err)
+}
+
 // rouse wakes the writer. mu is held.
 func (c *conn) rouse() {
 	if c.parked {
@@ -327,9 +345,14 @@ func (c *conn) read(s side, first []byte) error {
 			r = end
 		}
 		if r > 0 {
+			s.batch(&c.woken)
 			c.woken.flush()
+			if quiet < 0 { // there is more, at once: others get their turn first
+				runtime.Gosched()
+			}
 		}
 		w = copy(buf.b, buf.b[r:w])
+		c.noteSlow(buf.b[:w])
 		// Much traffic is read in large pieces; a connection with little of it holds little memory.
 		if pool == &smallReads && (w == len(buf.b) || w >= frame.HeaderLen && frame.ParseHeader(buf.b).Length+frame.HeaderLen > len(buf.b) || quiet < 0) {
 			large := largeReads.Get().(*buffer)
@@ -362,6 +385,17 @@ func (c *conn) read(s side, first []byte) error {
 			err = errDone
 		}
 		return err
+	}
+}
+
+// noteSlow notes since when a header has been coming. Data may take their time; who sends a header byte by byte wants something else.
+func (c *conn) noteSlow(rest []byte) {
+	slow := c.pieceOf != 0 || len(rest) > 0 && (len(rest) < frame.HeaderLen || frame.ParseHeader(rest).Type != frame.Data)
+	switch since := c.slowSince.Load(); {
+	case slow && since == 0:
+		c.slowSince.Store(c.now)
+	case !slow && since != 0:
+		c.slowSince.Store(0)
 	}
 }
 
@@ -433,12 +467,12 @@ func (c *conn) dispatch(s side, h frame.Header, p []byte) error {
 		if h.Stream != 0 || h.Length != 8 {
 			return frameError(h.Length != 8, "PING")
 		}
+		if err := c.spend(1, "PING frames"); err != nil {
+			return err
+		}
 		if h.Has(frame.Ack) {
 			s.pong(binary.BigEndian.Uint64(p))
 			return nil
-		}
-		if err := c.spend(1, "PING frames"); err != nil {
-			return err
 		}
 		return c.reply(func(b []byte) []byte { return frame.AppendPing(b, true, binary.BigEndian.Uint64(p)) })
 	case frame.GoAway:

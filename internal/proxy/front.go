@@ -13,6 +13,7 @@ import (
 )
 
 const (
+	costly     = 4                      // frames without content that something counts as which makes us work
 	rapidReset = 100 * time.Millisecond // a stream that its caller resets sooner than that was opened to be reset
 	keptCalls  = 256                    // whose routes a front remembers
 	keptFree   = 32                     // streams whose memory waits for the next ones
@@ -22,10 +23,10 @@ const (
 type front struct {
 	conn
 	listener     *listener
+	accepted     int64 // when it came
 	stallTimeout time.Duration
 	watch        wheel.Timer
-	pinged       int64 // when the PING was sent that is not answered; 0: none
-	since        int64
+	pinged       int64   // when the PING was sent that is not answered; 0: none
 	number       uint64  // of the connection, counted from 1
 	caller       *caller // once somebody wants to know
 
@@ -41,8 +42,9 @@ type front struct {
 	forgotten forgotten
 
 	// The reader's.
-	calls   map[*header.Set]*call
-	callsOf *state
+	calls    map[*header.Set]*call
+	unplaced []unplaced
+	callsOf  *state
 }
 
 // forgotten remembers streams that we have reset, whose frames may still come: bytes, as many as we had allowed.
@@ -75,9 +77,12 @@ func (r *forgotten) has(id uint32) bool {
 
 // late takes bytes that came for a stream, and reports whether it may have sent them before it knew of its end.
 func (r *forgotten) late(id uint32, n int) bool {
-	left := r.left[id] - n
-	r.left[id] = left
-	return left >= 0
+	left, ok := r.left[id]
+	if ok {
+		left -= n
+		r.left[id] = left
+	}
+	return ok && left >= 0
 }
 
 // queue makes a stream wait for room on the connection.
@@ -150,7 +155,7 @@ func (f *front) block(id uint32, set *header.Set, end bool) error {
 	req := set.Request()
 	if !set.TooLarge && req.Err != nil || end && req.Length > 0 {
 		f.refuse(id, frame.ProtocolError, end)
-		return f.spend(1, "malformed requests")
+		return f.spend(costly, "malformed requests")
 	}
 	s := f.take()
 	s.id, s.request = id, set
@@ -164,8 +169,38 @@ func (f *front) block(id uint32, set *header.Set, end bool) error {
 		s.end(e, w)
 		return nil
 	}
-	s.place(w)
+	f.account(s, w)
+	f.unplaced = append(f.unplaced, unplaced{s, id})
 	return nil
+}
+
+// unplaced is a call that came with what is being read.
+type unplaced struct {
+	s  *stream
+	id uint32
+}
+
+// batch places the calls that came. One that was reset again by its caller has gone nowhere.
+func (f *front) batch(w *wakes) {
+	if len(f.unplaced) == 0 {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i, u := range f.unplaced {
+		if u.s.open && u.s.id == u.id && !u.s.outEnd {
+			u.s.place(w)
+		}
+		f.unplaced[i] = unplaced{}
+	}
+	f.unplaced = f.unplaced[:0]
+}
+
+// account counts large headers, which a stream keeps while it lives.
+func (f *front) account(s *stream, w *wakes) {
+	if s.request.Size > uncounted {
+		s.account(w)
+	}
 }
 
 // refusal is why a call is not even tried.
@@ -201,7 +236,9 @@ func (f *front) trailers(s *stream, set *header.Set, end bool, w *wakes) error {
 	case !end, set.TooLarge, set.Err != nil, len(set.Fields) > 0 && set.Fields[0].IsPseudo(), s.inLeft > 0:
 		return f.resetStream(s, frame.ProtocolError, w)
 	}
-	s.inEnd, s.inTrailers = true, set
+	if s.inEnd = true; !s.grpc { // gRPC has none in this direction, and some servers end the connection over them
+		s.inTrailers = set
+	}
 	if !s.outEnd {
 		s.pushIn(w)
 	}
@@ -223,7 +260,7 @@ func (f *front) resetStream(s *stream, code frame.Code, w *wakes) error {
 	f.forgotten.add(s.id, int(max(s.inWindow, 0)))
 	w.add(&f.conn)
 	s.cancelled(frame.Cancel, callerProtocol, w)
-	return f.spend(1, "streams that break the protocol")
+	return f.spend(costly, "streams that break the protocol")
 }
 
 // callOf finds the route, which is remembered for headers that come again.
@@ -319,7 +356,7 @@ func (f *front) reset(id uint32, code frame.Code) error {
 	young := f.now-s.started < int64(rapidReset)
 	s.cancelled(code, endedByCaller, &f.woken)
 	if young {
-		return f.spend(1, "streams that were reset at once")
+		return f.spend(costly, "streams that were reset at once")
 	}
 	return nil
 }
@@ -397,7 +434,10 @@ func (f *front) look(now int64) {
 	quiet := time.Duration(now - f.lastRead.Load())
 	switch {
 	case f.writing > 0 && f.stallTimeout > 0 && now-f.writeFrom > int64(f.stallTimeout):
-		f.fail(fmt.Errorf("the caller has taken nothing for %v", f.stallTimeout))
+		f.abort(fmt.Errorf("the caller has taken nothing for %v", f.stallTimeout))
+		return
+	case f.overdue(now):
+		f.fail(fmt.Errorf("the caller has not completed a header, or said its SETTINGS, within %v", c.HandshakeTimeout))
 		return
 	case f.pinged != 0 && now-f.pinged > int64(c.Keepalive.Timeout) && quiet > c.Keepalive.Timeout:
 		f.fail(fmt.Errorf("no answer to a PING within %v", c.Keepalive.Timeout))
@@ -413,9 +453,17 @@ func (f *front) look(now int64) {
 	f.proxy.wheel.Set(&f.watch, now+int64(f.watchEvery()))
 }
 
+func (f *front) overdue(now int64) bool {
+	since := f.slowSince.Load()
+	if !f.peer.known && since == 0 {
+		since = f.accepted
+	}
+	return since != 0 && now-since > int64(f.listener.config.HandshakeTimeout)
+}
+
 func (f *front) watchEvery() time.Duration {
 	every := 5 * time.Second
-	for _, d := range []time.Duration{f.stallTimeout, f.listener.config.Keepalive.Interval, f.listener.config.Keepalive.Timeout, f.listener.config.IdleTimeout} {
+	for _, d := range []time.Duration{f.stallTimeout, f.listener.config.Keepalive.Interval, f.listener.config.Keepalive.Timeout, f.listener.config.IdleTimeout, f.listener.config.HandshakeTimeout} {
 		if d > 0 {
 			every = min(every, max(d/4, 20*time.Millisecond))
 		}

@@ -91,9 +91,13 @@ func (l *listener) serve(nc net.Conn) {
 		_ = nc.Close()
 		return
 	}
-	_ = nc.SetDeadline(time.Time{})
+	_ = nc.SetWriteDeadline(time.Time{})
 	f := &front{listener: l, streams: map[uint32]*stream{}, stallTimeout: l.config.StallTimeout, limit: uint32(l.config.MaxStreams)}
 	f.init(p, nc, int(l.config.MaxHeaderBytes))
+	f.accepted = f.now
+	if p.suspects.has(nc.RemoteAddr(), f.now) {
+		f.control = controlSuspect
+	}
 	f.watch.Init(f.look)
 	f.out = frame.AppendSettings(f.out, frame.Setting{ID: frame.MaxConcurrentStreams, Value: f.limit}, frame.Setting{ID: frame.InitialWindowSize, Value: firstWindow},
 		frame.Setting{ID: frame.MaxHeaderListSize, Value: uint32(l.config.MaxHeaderBytes)})
@@ -194,6 +198,7 @@ func (f *front) run(first []byte) {
 	go func() { defer close(written); f.write(f) }()
 	var err error
 	if first, err = f.greet(first); err == nil {
+		_ = f.nc.SetReadDeadline(time.Time{})
 		err = f.read(f, first)
 	}
 	reason := callerGone
@@ -201,6 +206,9 @@ func (f *front) run(first []byte) {
 	var broken frame.Error
 	if errors.As(err, &broken) && f.err == nil {
 		reason = callerProtocol
+		if broken.Code == frame.EnhanceYourCalm {
+			f.proxy.suspects.add(f.nc.RemoteAddr(), f.now)
+		}
 		f.proxy.log.Debug("a caller breaks the protocol", "caller", f.nc.RemoteAddr().String(), "error", err)
 		f.closeAfterOut(f.last, broken.Code, broken.Reason)
 		f.err = err

@@ -1,11 +1,14 @@
 package proxy
 
 import (
+	"context"
 	"math"
 	"os"
 	"runtime/debug"
+	"runtime/metrics"
 	"strconv"
 	"strings"
+	"time"
 )
 
 const unknownMemory = 4 << 30
@@ -31,4 +34,36 @@ func processMemory() int64 {
 		return unknownMemory
 	}
 	return least
+}
+
+const (
+	lookAtMemory = 5 * time.Second
+	muchMemory   = 64 << 20
+)
+
+// returnMemory gives memory back to the system after a burst, until ctx ends. The runtime would do so, too, but only minutes after the last allocation, and a proxy
+// that has become idle allocates nothing.
+func returnMemory(ctx context.Context) {
+	ticker := time.NewTicker(lookAtMemory)
+	defer ticker.Stop()
+	samples := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/free:bytes"}, {Name: "/memory/classes/heap/unused:bytes"}}
+	total := func() (n uint64) {
+		metrics.Read(samples)
+		for _, s := range samples {
+			n += s.Value.Uint64()
+		}
+		return n
+	}
+	var least uint64 // what was left after the last time
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if n := total(); n > muchMemory && n > 2*least {
+			debug.FreeOSMemory()
+			least = total()
+		}
+	}
 }

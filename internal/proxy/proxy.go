@@ -35,12 +35,13 @@ type Options struct {
 
 // Proxy is a running proxy.
 type Proxy struct {
-	log     *slog.Logger
-	options Options
-	wheel   *wheel.Wheel
-	methods methods
-	stats   proxyStats
-	begun   time.Time
+	log      *slog.Logger
+	options  Options
+	wheel    *wheel.Wheel
+	methods  methods
+	suspects suspects
+	stats    proxyStats
+	begun    time.Time
 
 	state    atomic.Pointer[state]
 	draining atomic.Bool
@@ -176,6 +177,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 		p.background.Wait()
 	}()
 	p.background.Go(func() { p.wheel.Run(p.working) })
+	p.background.Go(func() { returnMemory(p.working) })
 	for _, l := range p.listeners {
 		if err := l.listen(); err != nil {
 			p.closeListeners()

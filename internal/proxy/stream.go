@@ -448,7 +448,13 @@ func (s *stream) received(p []byte, length int, end bool, w *wakes) error {
 
 // account counts what is kept for the stream. If it is too much for the process, those pay whose callers take the least.
 func (s *stream) account(w *wakes) {
+	if !s.open { // it has ended meanwhile, and what it held is given back
+		return
+	}
 	n := len(s.replay) + s.in.size + s.out.size + s.hold.size
+	if size := s.request.Size; size > uncounted && !s.request.Cached() {
+		n += size
+	}
 	if n < uncounted {
 		n = 0
 	}
@@ -631,6 +637,10 @@ func (s *stream) firstHeader(set *header.Set, r *header.Response, end bool, w *w
 			return
 		}
 	}
+	if end && r.Length > 0 && !s.bodiless(r) {
+		s.fault(frame.ProtocolError, failureOfBackend("less than its content-length"), w)
+		return
+	}
 	s.headed = true
 	s.fix()
 	if !end && s.kind == balance.Streaming && s.chosen != nil {
@@ -639,7 +649,7 @@ func (s *stream) firstHeader(set *header.Set, r *header.Response, end bool, w *w
 	if !end {
 		s.front.appendBlock(s.id, set, false)
 		w.add(&s.front.conn)
-		if s.outLeft = r.Length; s.request.Request().Method == http.MethodHead || r.Status == http.StatusNotModified || r.Status == http.StatusNoContent {
+		if s.outLeft = r.Length; s.bodiless(r) {
 			s.outLeft = -1 // it says how long the body would be
 		}
 		return
@@ -647,6 +657,11 @@ func (s *stream) firstHeader(set *header.Set, r *header.Response, end bool, w *w
 	s.outEnd, s.outTrailers = true, set
 	s.endedByBackend(verdict(r), w)
 	s.pushOut(w)
+}
+
+// bodiless reports whether a response has no body, whatever its content-length says: RFC 9110 section 8.6.
+func (s *stream) bodiless(r *header.Response) bool {
+	return s.request.Request().Method == http.MethodHead || r.Status == http.StatusNotModified || r.Status == http.StatusNoContent
 }
 
 // badStatus is how a call ends whose last block has no status that a client could read.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -37,7 +38,7 @@ const answerTime = 10 * time.Second
 func (c *Client) Overview(ctx context.Context) (*Overview, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
-	r, err := c.get(ctx, "/overview", nil)
+	r, err := c.ask(ctx, http.MethodGet, "/overview", nil)
 	if err != nil {
 		return nil, err
 	}
@@ -57,7 +58,7 @@ func (c *Client) Tap(ctx context.Context, f observe.Filter, each func(line []byt
 			q.Set(name, value)
 		}
 	}
-	r, err := c.get(ctx, "/tap", q)
+	r, err := c.ask(ctx, http.MethodGet, "/tap", q)
 	if err != nil {
 		return err
 	}
@@ -82,8 +83,42 @@ func (c *Client) Tap(ctx context.Context, f observe.Filter, each func(line []byt
 	return io.ErrUnexpectedEOF
 }
 
-func (c *Client) get(ctx context.Context, path string, q url.Values) (io.ReadCloser, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+path+"?"+q.Encode(), nil)
+// Drain drains the proxy, tells each how far that has come every second, and returns nil when it is over. That the proxy ended before is
+// io.ErrUnexpectedEOF. The drain goes on if ctx ends.
+func (c *Client) Drain(ctx context.Context, each func(Drain)) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	silent := time.AfterFunc(answerTime, func() { cancel(fmt.Errorf("%s/drain: the proxy has said nothing for %v", c.base, answerTime)) })
+	defer silent.Stop()
+	failed := func(err error) error {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		return err
+	}
+	r, err := c.ask(ctx, http.MethodPost, "/drain", url.Values{"wait": {"true"}})
+	if err != nil {
+		return failed(err)
+	}
+	defer func() { _ = r.Close() }()
+	for lines := json.NewDecoder(r); ; silent.Reset(answerTime) {
+		var state Drain
+		var broken net.Error
+		switch err := lines.Decode(&state); {
+		case err == nil:
+		case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &broken):
+			return failed(io.ErrUnexpectedEOF)
+		default:
+			return failed(fmt.Errorf("%s/drain is not what a proxy answers: %w", c.base, err))
+		}
+		if each(state); state.Drained {
+			return nil
+		}
+	}
+}
+
+func (c *Client) ask(ctx context.Context, method, path string, q url.Values) (io.ReadCloser, error) {
+	request, err := http.NewRequestWithContext(ctx, method, c.base+path+"?"+q.Encode(), nil)
 	if err != nil {
 		return nil, err
 	}

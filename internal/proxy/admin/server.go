@@ -33,6 +33,8 @@ import (
 
 const (
 	writeTime    = 30 * time.Second // that a client of the tap may take nothing before it is cut off
+	drainTells   = time.Second      // how often who waits for the drain hears of it
+	lastWords    = time.Second      // that answers may take once the server ends
 	streamsLimit = 100              // of a page of /streams, unless it says more
 	streamsMost  = 10000
 )
@@ -48,6 +50,8 @@ type Server struct {
 	Pprof bool
 
 	background sync.WaitGroup
+	draining   sync.Once
+	drained    chan struct{} // of draining
 }
 
 // Serve answers until ctx ends. When it returns, nothing it started still runs; a drain that somebody asked for has to be over, so ctx should be
@@ -55,9 +59,20 @@ type Server struct {
 func (s *Server) Serve(ctx context.Context, socket net.Listener) error {
 	server := &http.Server{Handler: s.Handler(), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
 		BaseContext: func(net.Listener) context.Context { return ctx }}
-	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
-	defer stop()
+	closed := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(closed)
+		// The last answers are waited for: whoever drains the proxy shall hear that it is over, also if SIGTERM comes meanwhile.
+		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWords)
+		defer cancel()
+		if server.Shutdown(ending) != nil {
+			_ = server.Close()
+		}
+	})
 	err := server.Serve(socket)
+	if !stop() {
+		<-closed
+	}
 	s.background.Wait()
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil
@@ -75,7 +90,8 @@ GET  /overview   methods and backends with their counters, as JSON (levada proxy
 GET  /endpoints  backends with their endpoints and connections, as JSON
 GET  /streams    open calls, as JSON: ?route= ?path= (may end with *) ?endpoint= ?limit= ?after=
 GET  /tap        calls as they begin and end, a line of JSON each (levada proxy tap): ?route= ?path= ?endpoint= ?reason= ?code=
-POST /drain      stop taking connections, and end the open calls one by one; the process goes on
+POST /drain      stop taking connections, and end the open calls one by one; the process goes on: ?wait=true answers until that is done, a line of JSON
+                 each second (levada proxy drain)
 `
 
 // Handler is what Serve answers with.
@@ -221,13 +237,67 @@ func (s *Server) tap(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// Drain is how far a drain has come.
+type Drain struct {
+	Draining      bool    `json:"draining"`
+	Drained       bool    `json:"drained"` // it is over
+	Streams       int     `json:"streams"` // that are open
+	NoticeSeconds float64 `json:"noticeSeconds"`
+	PeriodSeconds float64 `json:"periodSeconds"`
+}
+
 func (s *Server) drain(w http.ResponseWriter, r *http.Request) {
-	if _, ok := query(w, r); !ok {
+	q, ok := query(w, r, "wait")
+	if !ok {
 		return
 	}
-	s.Logger.Warn("a drain was asked for at the administrative address", "from", r.RemoteAddr)
-	s.background.Go(s.Proxy.Drain)
-	answer(w, http.StatusAccepted, map[string]any{"draining": true, "streams": s.Proxy.Open(), "periodSeconds": s.Proxy.Config().Drain.Period.Seconds()})
+	wait := false
+	if text := q.Get("wait"); text != "" {
+		var err error
+		if wait, err = strconv.ParseBool(text); err != nil {
+			http.Error(w, fmt.Sprintf("wait=%.40q: expected true or false", text), http.StatusBadRequest)
+			return
+		}
+	}
+	s.draining.Do(func() {
+		s.Logger.Warn("a drain was asked for at the administrative address", "from", r.RemoteAddr)
+		s.drained = make(chan struct{})
+		s.background.Go(func() {
+			defer close(s.drained)
+			s.Proxy.Drain()
+		})
+	})
+	if !wait {
+		answer(w, http.StatusAccepted, s.drainState())
+		return
+	}
+	out := http.NewResponseController(w)
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	tick := time.NewTicker(drainTells)
+	defer tick.Stop()
+	for {
+		state := s.drainState()
+		_ = out.SetWriteDeadline(time.Now().Add(writeTime))
+		// That the client is gone is an error here. Its context would say so too, but ends with the server, which waits for this.
+		if json.NewEncoder(w).Encode(state) != nil || out.Flush() != nil || state.Drained {
+			return
+		}
+		select {
+		case <-s.drained:
+		case <-tick.C:
+		}
+	}
+}
+
+func (s *Server) drainState() Drain {
+	d := s.Proxy.Config().Drain
+	state := Drain{Draining: true, Streams: s.Proxy.Open(), NoticeSeconds: d.Notice.Seconds(), PeriodSeconds: d.Period.Seconds()}
+	select {
+	case <-s.drained:
+		state.Drained = true
+	default:
+	}
+	return state
 }
 
 // query returns the parameters. One that is not known is refused: without a filter that was mistyped everything would be shown.

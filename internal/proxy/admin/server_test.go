@@ -263,6 +263,33 @@ func TestOverview(t *testing.T) {
 }
 
 // A drain ends the streams as SIGTERM does, and the process goes on and says so.
+// Who waits for the drain hears of it until it is over, and somebody who asks later that it is.
+func TestDrainWaits(t *testing.T) {
+	p := start(t, func(c *config.Config) { c.Drain.Period = 100 * time.Millisecond })
+	w := p.watch(t, t.Context())
+	for _, bad := range []string{"/drain?wait=maybe", "/drain?await=true"} {
+		if code, text := p.ask(t, http.MethodPost, bad); code != http.StatusBadRequest || !p.Ready() {
+			t.Errorf("%s is answered with %d %s", bad, code, text)
+		}
+	}
+	code, text := p.ask(t, http.MethodPost, "/drain?wait=true")
+	lines := strings.Split(strings.TrimSpace(text), "\n")
+	first, last := lines[0], lines[len(lines)-1]
+	if want := `{"draining":true,"drained":false,"streams":1,"noticeSeconds":0,"periodSeconds":0.1}`; code != http.StatusOK || first != want {
+		t.Errorf("%d, and first %s, want %s", code, first, want)
+	}
+	const over = `{"draining":true,"drained":true,"streams":0,"noticeSeconds":0,"periodSeconds":0.1}`
+	if last != over {
+		t.Errorf("the last line is %s, want %s", last, over)
+	}
+	if _, err := w.Recv(); grpclife.Classify(err).Reason != grpclife.ReasonDraining {
+		t.Error(err)
+	}
+	if _, text := p.ask(t, http.MethodPost, "/drain?wait=true"); text != over+"\n" {
+		t.Errorf("later it says %s", text)
+	}
+}
+
 func TestDrain(t *testing.T) {
 	p := start(t, func(c *config.Config) { c.Drain.Period = 100 * time.Millisecond })
 	w := p.watch(t, t.Context())

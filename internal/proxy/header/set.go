@@ -182,7 +182,21 @@ func parseRequest(s *Set) *Request {
 	case r.Path[0] != '/' && (r.Path != "*" || r.Method != "OPTIONS"):
 		fail("a :path that does not begin with /")
 	}
+	switch {
+	case !isToken(r.Method):
+		fail("the :method " + strconv.Quote(r.Method))
+	case strings.ContainsFunc(r.Path, isBlank):
+		fail("a :path with a space")
+	case strings.ContainsFunc(r.Authority, isBlank) || strings.ContainsAny(r.Authority, "@/?#"):
+		fail("the :authority " + strconv.Quote(r.Authority))
+	}
 	return r
+}
+
+func isBlank(r rune) bool { return r <= ' ' || r == 0x7f }
+
+func isToken(s string) bool {
+	return !strings.ContainsFunc(s, func(r rune) bool { return !httpguts.IsTokenRune(r) })
 }
 
 // IsGRPC reports whether a content type is gRPC's over HTTP/2.

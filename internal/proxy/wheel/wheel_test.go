@@ -24,8 +24,7 @@ func TestModel(t *testing.T) {
 	rapid.Check(t, func(r *rapid.T) {
 		type timer struct {
 			Timer
-			at    int64 // 0: not set
-			fired int
+			at int64 // 0: not set
 		}
 		synctest.Test(t, func(*testing.T) {
 			w := New()

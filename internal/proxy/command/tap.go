@@ -1,4 +1,4 @@
-package main
+package command
 
 import (
 	"errors"
@@ -8,10 +8,11 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/levada-io/levada/internal/commandline"
 	"github.com/levada-io/levada/internal/proxy/observe"
 )
 
-func newProxyTapCommand() *cobra.Command {
+func newTap(name string) *cobra.Command {
 	var (
 		at     adminFlag
 		filter observe.Filter
@@ -25,16 +26,15 @@ func newProxyTapCommand() *cobra.Command {
 
 A filter for a reason, a status or an endpoint shows ends only: a call that begins has none of these yet. When more happens than can be shown, events are
 left out, and a line says how many.`,
-		Example: `  levada proxy tap --path '/shop.Orders/*'
-  levada proxy tap --code UNAVAILABLE -o json | jq .reason`,
-		Args: cobra.NoArgs,
+		Example: examples(name, "tap --path '/shop.Orders/*'", "tap --code UNAVAILABLE -o json | jq .reason"),
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if format != "text" && format != "json" {
-				return exitError{exitUsage, fmt.Errorf("there is no output format %q; use text or json", format)}
+				return commandline.UsageError(fmt.Errorf("there is no output format %q; use text or json", format))
 			}
 			var err error
 			if filter.Status, err = observe.ParseStatus(code); err != nil {
-				return exitError{exitUsage, fmt.Errorf("--code: %w", err)}
+				return commandline.UsageError(fmt.Errorf("--code: %w", err))
 			}
 			client, err := at.client()
 			if err != nil {

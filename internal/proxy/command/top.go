@@ -1,4 +1,4 @@
-package main
+package command
 
 import (
 	"cmp"
@@ -14,11 +14,12 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"github.com/levada-io/levada/internal/commandline"
 	"github.com/levada-io/levada/internal/proxy"
 	"github.com/levada-io/levada/internal/proxy/admin"
 )
 
-func newProxyTopCommand() *cobra.Command {
+func newTop(name string) *cobra.Command {
 	var (
 		at       adminFlag
 		interval time.Duration
@@ -31,12 +32,11 @@ func newProxyTopCommand() *cobra.Command {
 		Long: `Show the methods and endpoints of a proxy with their rates, open calls, latencies and statuses, again and again.
 
 The first numbers are those since the proxy has begun, the following ones those of the interval. Latencies are of whole calls, estimated from a histogram.`,
-		Example: `  levada proxy top
-  levada proxy top --count 1 --admin 10.0.0.7:9901`,
-		Args: cobra.NoArgs,
+		Example: examples(name, "top", "top --count 1 --admin 10.0.0.7:9901"),
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if interval < 100*time.Millisecond {
-				return exitError{exitUsage, fmt.Errorf("--interval is at least 100ms, not %v", interval)}
+				return commandline.UsageError(fmt.Errorf("--interval is at least 100ms, not %v", interval))
 			}
 			client, err := at.client()
 			if err != nil {
@@ -54,8 +54,8 @@ The first numbers are those since the proxy has begun, the following ones those 
 }
 
 func top(ctx context.Context, client *admin.Client, out io.Writer, interval time.Duration, count, rows int) error {
-	terminal := isTerminal(out)
-	view := &screen{out: out}
+	terminal := commandline.IsTerminal(out)
+	drawn := 0 // lines on the terminal, which the next look is drawn over
 	var before *admin.Overview
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
@@ -72,8 +72,15 @@ func top(ctx context.Context, client *admin.Client, out io.Writer, interval time
 		}
 		text := topText(before, now, rows)
 		if terminal {
-			view.draw(fitRows(out, text))
-		} else if _, err := io.WriteString(out, text+"\n"); err != nil {
+			text = fit(out, text)
+			if drawn > 0 {
+				text = fmt.Sprintf("\x1b[%dA\x1b[J%s", drawn, text) // up, and clear what is below
+			}
+			drawn = strings.Count(text, "\n")
+		} else {
+			text += "\n"
+		}
+		if _, err := io.WriteString(out, text); err != nil {
 			return err
 		}
 		if n == count {
@@ -88,18 +95,30 @@ func top(ctx context.Context, client *admin.Client, out io.Writer, interval time
 	}
 }
 
-// fitRows leaves out what the terminal has no room for, since it could not be drawn over.
-func fitRows(out io.Writer, text string) string {
+// fit leaves out what the terminal has no room for: lines that scroll away, and those that take two rows, could not be drawn over.
+func fit(out io.Writer, text string) string {
 	f, ok := out.(*os.File)
 	if !ok {
 		return text
 	}
-	_, height, err := term.GetSize(int(f.Fd()))
-	lines := strings.SplitAfter(text, "\n")
-	if err != nil || height < 3 || len(lines) < height {
+	width, height, err := term.GetSize(int(f.Fd()))
+	if err != nil || width < 10 || height < 3 {
 		return text
 	}
-	return strings.Join(lines[:height-2], "") + "...\n"
+	return fitTo(text, width, height)
+}
+
+func fitTo(text string, width, height int) string {
+	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
+	if len(lines) >= height {
+		lines = append(lines[:height-2], "...")
+	}
+	for i, line := range lines {
+		if runes := []rune(line); len(runes) >= width {
+			lines[i] = string(runes[:width-1])
+		}
+	}
+	return strings.Join(lines, "\n") + "\n"
 }
 
 // topText is one look. Without one before it shows what was since the beginning.

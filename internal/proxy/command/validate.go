@@ -1,4 +1,4 @@
-package main
+package command
 
 import (
 	"encoding/json"
@@ -9,11 +9,12 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/levada-io/levada/internal/commandline"
 	"github.com/levada-io/levada/internal/proxy/config"
 	"github.com/levada-io/levada/internal/strictyaml"
 )
 
-func newProxyValidateCommand() *cobra.Command {
+func newValidate(name string) *cobra.Command {
 	var (
 		format, excerpt string
 		files           bool
@@ -24,26 +25,30 @@ func newProxyValidateCommand() *cobra.Command {
 		Long: `Check configurations of the proxy as strictly as the proxy itself does.
 
 The exit code is 0 when there is no problem, 1 when there is one, and 2 when the command line is wrong.`,
-		Example: `  levada proxy validate proxy.yaml
-  levada proxy validate --files -o json proxy.yaml`,
-		Args: atLeastOneArgument,
+		Example: examples(name, "validate proxy.yaml", "validate --files -o json proxy.yaml"),
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return commandline.UsageError(fmt.Errorf("%s needs a file, or - for the standard input", cmd.Name()))
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if format != "text" && format != "json" {
-				return exitError{exitUsage, fmt.Errorf("there is no output format %q; use text or json", format)}
+				return commandline.UsageError(fmt.Errorf("there is no output format %q; use text or json", format))
 			}
 			if excerpt != "auto" && excerpt != "always" && excerpt != "never" {
-				return exitError{exitUsage, fmt.Errorf("--excerpt is auto, always or never, not %q", excerpt)}
+				return commandline.UsageError(fmt.Errorf("--excerpt is auto, always or never, not %q", excerpt))
 			}
 			var problems config.Problems
 			for _, name := range args {
 				problems = append(problems, configProblems(cmd.InOrStdin(), name, files)...)
 			}
 			out := cmd.OutOrStdout()
-			if err := writeConfigProblems(out, format, problems, len(args), excerpt == "always" || excerpt == "auto" && isTerminal(out)); err != nil {
+			if err := writeConfigProblems(out, format, problems, len(args), excerpt == "always" || excerpt == "auto" && commandline.IsTerminal(out)); err != nil {
 				return err
 			}
 			if len(problems) > 0 {
-				return exitError{code: exitProblems}
+				return commandline.ExitError{Code: commandline.ExitProblems}
 			}
 			return nil
 		},

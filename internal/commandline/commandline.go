@@ -1,0 +1,102 @@
+// Package commandline is what the programs' command lines have in common: exit codes, flags from the environment, and the flags about logs.
+package commandline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"golang.org/x/term"
+)
+
+// The exit codes of commands.
+const (
+	ExitProblems = 1 // it failed, or what it checked has problems
+	ExitUsage    = 2 // it could not begin, because the command line is wrong
+)
+
+// ExitError ends the process with a code. Without an Err there is nothing left to say.
+type ExitError struct {
+	Code int
+	Err  error
+}
+
+// UsageError is of a command line that is wrong.
+func UsageError(err error) error { return ExitError{Code: ExitUsage, Err: err} }
+
+func (e ExitError) Error() string {
+	if e.Err == nil {
+		return fmt.Sprintf("exit code %d", e.Code)
+	}
+	return e.Err.Error()
+}
+
+func (e ExitError) Unwrap() error { return e.Err }
+
+// ExitCode is the code that Execute returns.
+func (e ExitError) ExitCode() int { return e.Code }
+
+// Root makes the command that of a program: its flags are also looked up in the environment, and nothing is said but the error.
+func Root(cmd *cobra.Command, version string) *cobra.Command {
+	cmd.Version, cmd.SilenceUsage, cmd.SilenceErrors = version, true, true
+	cmd.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return flagsFromEnvironment(cmd.Flags()) }
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return UsageError(err) })
+	return cmd
+}
+
+// flagsFromEnvironment sets flags that were not given from LEVADA_ variables.
+func flagsFromEnvironment(flags *pflag.FlagSet) (err error) {
+	flags.VisitAll(func(f *pflag.Flag) {
+		name := "LEVADA_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+		value, ok := os.LookupEnv(name)
+		if !ok || f.Changed || err != nil {
+			return
+		}
+		if e := flags.Set(f.Name, value); e != nil {
+			err = UsageError(fmt.Errorf("environment variable %s: %w", name, e))
+		}
+	})
+	return err
+}
+
+// Main executes the program, and ends the process. The command's context ends with SIGINT and SIGTERM.
+func Main(root *cobra.Command) {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	os.Exit(Execute(ctx, root))
+}
+
+// Execute returns the exit code, and says what the error is. An error without ExitCode() is a problem; one with it that wraps none says nothing.
+func Execute(ctx context.Context, root *cobra.Command) int {
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	code := ExitProblems
+	// Unwrap is asked for too, because exec.ExitError has an ExitCode, which is of another process.
+	var exit interface {
+		error
+		ExitCode() int
+		Unwrap() error
+	}
+	if errors.As(err, &exit) {
+		code, err = exit.ExitCode(), exit.Unwrap()
+	}
+	if err != nil {
+		fmt.Fprintf(root.ErrOrStderr(), "%s: %v\n", root.Name(), err)
+	}
+	return code
+}
+
+// IsTerminal reports whether somebody looks at what is written.
+func IsTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}

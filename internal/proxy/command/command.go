@@ -1,0 +1,340 @@
+// Package command is the command line of the proxy: the proxy itself, the check of its configuration, and what asks a proxy that runs. It is a command of levada,
+// and a program of its own.
+package command
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"reflect"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/levada-io/levada/internal/commandline"
+	"github.com/levada-io/levada/internal/proxy"
+	"github.com/levada-io/levada/internal/proxy/admin"
+	"github.com/levada-io/levada/internal/proxy/config"
+	"github.com/levada-io/levada/internal/proxy/discovery"
+	"github.com/levada-io/levada/internal/proxy/observe"
+)
+
+// Options of the command.
+type Options struct {
+	// Name is how it is called: the names of the commands above it, and its own.
+	Name    string
+	Version string
+	// Kubernetes makes the sources of kubernetes:/// targets, as proxy.Options has it. Nil: such targets are refused, with the program that has it.
+	Kubernetes func(discovery.Service, discovery.Options) (discovery.Source, error)
+}
+
+// noKubernetes refuses kubernetes:/// targets.
+func noKubernetes(discovery.Service, discovery.Options) (discovery.Source, error) {
+	return nil, errors.New("this program was built without the client of Kubernetes: use levada proxy, which has it, or dns:/// with a headless Service")
+}
+
+// New makes the command with those below it.
+func New(o Options) *cobra.Command {
+	if o.Kubernetes == nil {
+		o.Kubernetes = noKubernetes
+	}
+	simple, file, pprof := config.DefaultSimple(), "", false
+	var logFormat, logLevel string
+	cmd := &cobra.Command{
+		Use:   o.Name[strings.LastIndexByte(o.Name, ' ')+1:],
+		Short: "Pass gRPC on to backends, and tell callers the truth about how their streams ended",
+		Long: `Pass gRPC on to backends, and tell callers the truth about how their streams ended.
+
+SIGTERM drains: the listeners close, the open streams are ended one by one over --drain with a status that their callers can act on, and the process
+ends. SIGHUP, or a change of the --config file, puts the new configuration in force without touching a stream, and opens the access log anew.
+
+Every flag can also be given as an environment variable: --listen is LEVADA_LISTEN.
+Spans are sent over OTLP (gRPC) when OTEL_EXPORTER_OTLP_ENDPOINT is set. GOGC is 50 if it is not set.`,
+		Example: examples(o.Name, "--listen :8080 --backend dns:///orders:50051", "--config proxy.yaml"),
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			logger, err := commandline.NewLogger(cmd.ErrOrStderr(), logFormat, logLevel)
+			if err != nil {
+				return err
+			}
+			c, err := proxyConfig(cmd.Flags(), file, simple)
+			if err != nil {
+				return commandline.UsageError(err)
+			}
+			return (&run{Options: o, file: file, pprof: pprof, logger: logger, stdout: cmd.OutOrStdout()}).run(cmd.Context(), c)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&simple.Listen, "listen", simple.Listen, "`ADDRESS` that callers connect to")
+	f.StringVar(&simple.Backend, "backend", "", "`TARGET`: host:port[,host:port...], dns:///host:port, file:///path or kubernetes:///namespace/service:port")
+	f.StringVar(&simple.Admin, "admin", simple.Admin, "`ADDRESS` of metrics, probes and the state; empty for none")
+	f.DurationVar(&simple.StreamAge, "stream-age", simple.StreamAge, "end streams that live longer, give or take a tenth; 0 never")
+	f.DurationVar(&simple.Drain, "drain", simple.Drain, "time over which open streams are ended after SIGTERM")
+	f.DurationVar(&simple.PingInterval, "ping-interval", simple.PingInterval, "silence of a backend after which it is pinged while streams are open; 0 never")
+	f.DurationVar(&simple.PingTimeout, "ping-timeout", simple.PingTimeout, "time for the answer")
+	f.DurationVar(&simple.ConnectTimeout, "connect-timeout", simple.ConnectTimeout, "time to connect to an endpoint")
+	f.StringVar(&simple.TLSCert, "tls-cert", "", "certificate `FILE` of the listener (PEM), reloaded when it changes")
+	f.StringVar(&simple.TLSKey, "tls-key", "", "its key")
+	f.StringVar(&simple.TLSClientCA, "tls-client-ca", "", "authorities `FILE` of callers' certificates, which are demanded then")
+	f.BoolVar(&simple.BackendTLS, "backend-tls", false, "TLS to the backend")
+	f.StringVar(&simple.BackendCA, "backend-ca", "", "authorities `FILE` of the backend's certificates; the system's if empty")
+	f.StringVar(&simple.BackendCert, "backend-cert", "", "certificate `FILE` that is shown to the backend")
+	f.StringVar(&simple.BackendKey, "backend-key", "", "its key")
+	f.StringVar(&simple.BackendName, "backend-name", "", "`NAME` in the backend's certificate")
+	f.StringVar(&simple.AccessLog, "access-log", "", "`FILE` for a line of JSON per call; - for the standard output")
+	f.BoolVar(&simple.Unmask, "unmask", false, "make UNAVAILABLE again of what other proxies behind this one made of a lost connection")
+	f.VisitAll(func(one *pflag.Flag) { one.Annotations = map[string][]string{ofSimple: nil} })
+	f.StringVar(&file, "config", "", "configuration `FILE`, instead of the other flags; read again when it changes")
+	f.BoolVar(&pprof, "pprof", false, "serve Go's profiles at the --admin address, to clients on this machine only")
+	commandline.LogFlags(f, &logFormat, &logLevel)
+	cmd.AddCommand(newValidate(o.Name), newTop(o.Name), newTap(o.Name), newDrain(o.Name))
+	return cmd
+}
+
+// examples are command lines of the program.
+func examples(name string, all ...string) string {
+	for i, arguments := range all {
+		all[i] = "  " + strings.TrimSpace(name+" "+arguments)
+	}
+	return strings.Join(all, "\n")
+}
+
+// ofSimple marks the flags that make a configuration.
+const ofSimple = "of the simple configuration"
+
+func proxyConfig(flags *pflag.FlagSet, file string, simple config.Simple) (*config.Config, error) {
+	if file == "" {
+		if simple.Backend == "" {
+			return nil, errors.New("say where calls go: --backend TARGET, or --config FILE")
+		}
+		return checked(simple.Config())
+	}
+	var both []string
+	flags.Visit(func(f *pflag.Flag) {
+		if _, ok := f.Annotations[ofSimple]; ok {
+			both = append(both, "--"+f.Name)
+		}
+	})
+	if len(both) > 0 {
+		return nil, fmt.Errorf("--config takes the place of other flags: move %s to the file", strings.Join(both, ", "))
+	}
+	return checked(config.Load(file))
+}
+
+// checked looks at the files that a configuration names, which a proxy that runs needs.
+func checked(c *config.Config, err error) (*config.Config, error) {
+	if err != nil {
+		return nil, err
+	}
+	if err := c.CheckFiles().Err(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// run is a proxy with all that is around it.
+type run struct {
+	Options
+	file   string // empty when the configuration came from flags
+	pprof  bool
+	logger *slog.Logger
+	stdout io.Writer
+
+	proxy     *proxy.Proxy
+	metrics   *observe.Metrics
+	log       *observe.AccessLog
+	tracing   *observe.Tracing // nil without
+	unwatched func()           // ends the telling of the log; nil while it is off
+}
+
+func (r *run) run(ctx context.Context, c *config.Config) (err error) {
+	// The heap of a proxy is small, and nearly all of it lives as long as the streams do: a cycle costs little, and what waits for it is memory per stream (2.2 KB
+	// of each that is idle at Go's 100, 1.5 KB at 50).
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50)
+	}
+	hangUp := make(chan os.Signal, 1)
+	signal.Notify(hangUp, syscall.SIGHUP)
+	defer signal.Stop(hangUp)
+
+	options := proxy.Options{Logger: r.logger, Kubernetes: r.Kubernetes}
+	if r.tracing, err = observe.NewTracing(ctx, c.Tracing.Sample, r.logger, r.Version); err != nil {
+		return commandline.UsageError(err)
+	}
+	if r.tracing != nil {
+		options.Tracer = r.tracing
+		defer r.closeTracing()
+	}
+	if r.proxy, err = proxy.New(c, options); err != nil {
+		return err
+	}
+	if r.log, err = observe.OpenAccessLog(c.AccessLog.Path, r.stdout, r.logger); err != nil {
+		return err
+	}
+	tap := observe.NewTap(r.proxy)
+	r.metrics = &observe.Metrics{Proxy: r.proxy, Log: r.log, Tap: tap}
+
+	// What shows the proxy outlasts it: the end of a drain is seen, and logged.
+	showing, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var group sync.WaitGroup
+	defer func() {
+		stop()
+		group.Wait()
+	}()
+	group.Go(func() { r.log.Run(showing) })
+	r.watchLog(c.AccessLog.Path)
+	if c.Admin.Address != "" {
+		socket, err := net.Listen("tcp", c.Admin.Address)
+		if err != nil {
+			return fmt.Errorf("listen for metrics and probes (--admin, admin.address): %w", err)
+		}
+		registry := prometheus.NewRegistry()
+		registry.MustRegister(r.metrics, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "levada_build_info", Help: "1, with the version as a label.",
+				ConstLabels: prometheus.Labels{"version": r.Version}}, func() float64 { return 1 }))
+		server := &admin.Server{Proxy: r.proxy, Tap: tap, Metrics: prometheus.Gatherer(registry), Logger: r.logger, Version: r.Version, Pprof: r.pprof}
+		r.logger.Info("metrics, probes and the state", "address", socket.Addr().String())
+		group.Go(func() {
+			if err := server.Serve(showing, socket); err != nil {
+				r.logger.Error("the administrative address is not served any more", "error", err)
+			}
+		})
+	}
+	reloading, stopReloading := context.WithCancel(ctx)
+	var reloader sync.WaitGroup
+	reloader.Go(func() { r.reload(reloading, hangUp) })
+	err = r.proxy.Run(ctx)
+	stopReloading()
+	reloader.Wait()
+	return err
+}
+
+func (r *run) closeTracing() {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if err := r.tracing.Close(ctx); err != nil {
+		r.logger.Warn("the last spans could not be sent", "error", err)
+	}
+}
+
+// watchLog makes the proxy tell the log of calls while there is one: without, calls cost no description of themselves.
+func (r *run) watchLog(path string) {
+	switch {
+	case path != "" && r.unwatched == nil:
+		r.unwatched = r.proxy.Watch(r.log.Watcher())
+	case path == "" && r.unwatched != nil:
+		r.unwatched()
+		r.unwatched = nil
+	}
+}
+
+// reload reads the configuration again after SIGHUP, and when its file has changed.
+func (r *run) reload(ctx context.Context, hangUp <-chan os.Signal) {
+	look := time.NewTicker(time.Second)
+	defer look.Stop()
+	used := stampOf(r.file)
+	seen := used
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hangUp:
+			used = stampOf(r.file)
+			path := r.proxy.Config().AccessLog.Path
+			if r.file != "" {
+				path = r.load(ctx)
+			}
+			r.log.Reopen(path)
+		case <-look.C:
+			// A file that is being written counts once two looks agree.
+			now := stampOf(r.file)
+			if now != used && now == seen && now.size >= 0 {
+				used = now
+				if was, path := r.proxy.Config().AccessLog.Path, r.load(ctx); path != was {
+					r.log.Reopen(path)
+				}
+			}
+			seen = now
+		}
+	}
+}
+
+type fileStamp struct {
+	modified time.Time
+	size     int64 // negative: there is no file
+}
+
+func stampOf(file string) fileStamp {
+	if file == "" {
+		return fileStamp{size: -1}
+	}
+	info, err := os.Stat(file)
+	if err != nil {
+		return fileStamp{size: -1}
+	}
+	return fileStamp{info.ModTime(), info.Size()}
+}
+
+// load puts the file in force, if it can be, and returns the path of the access log that is then to be written.
+func (r *run) load(ctx context.Context) (logPath string) {
+	old := r.proxy.Config()
+	next, err := checked(config.Load(r.file))
+	if err == nil {
+		// What is bound to sockets and to the process stays until a restart, so /config goes on to show it.
+		copied := *next
+		copied.Listeners, copied.Admin, copied.Limits = old.Listeners, old.Admin, old.Limits
+		for _, part := range []struct {
+			name      string
+			was, asks any
+		}{{"listeners", old.Listeners, next.Listeners}, {"admin", old.Admin, next.Admin}, {"limits", old.Limits, next.Limits}} {
+			if !reflect.DeepEqual(part.was, part.asks) {
+				r.logger.Warn("a changed part of the configuration needs a restart, and stays as it was", "part", part.name)
+			}
+		}
+		err = r.proxy.Reload(&copied)
+	}
+	if r.metrics.Reloaded(err); err != nil {
+		var problems config.Problems
+		if errors.As(err, &problems) {
+			for _, p := range problems {
+				r.logger.Error("the changed configuration is not used", "problem", p.Error())
+			}
+		} else {
+			r.logger.Error("the changed configuration is not used", "error", err)
+		}
+		return old.AccessLog.Path
+	}
+	if r.tracing != nil {
+		r.tracing.SetSample(next.Tracing.Sample)
+	}
+	r.watchLog(next.AccessLog.Path)
+	return next.AccessLog.Path
+}
+
+// adminFlag is the address of commands that ask a proxy.
+type adminFlag struct{ address string }
+
+func (a *adminFlag) register(flags *pflag.FlagSet) {
+	flags.StringVar(&a.address, "admin", config.DefaultSimple().Admin, "administrative `ADDRESS` of the proxy")
+}
+
+func (a *adminFlag) client() (*admin.Client, error) {
+	c, err := admin.NewClient(cmp.Or(a.address, config.DefaultSimple().Admin))
+	if err != nil {
+		return nil, commandline.UsageError(err)
+	}
+	return c, nil
+}
