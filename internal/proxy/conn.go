@@ -82,6 +82,8 @@ type conn struct {
 	encoder   *header.Writer
 	window    int64 // that the peer grants for the connection
 	peer      peer
+	tail      int          // where in out the last DATA frame begins, which is
+	tailOf    uint32       // this stream's; 0: there is none
 	replies   int          // bytes in out that answer the peer's frames
 	earned    atomic.Int32 // frames with content that were sent since the reader looked
 
@@ -211,7 +213,7 @@ func (c *conn) write(s side) {
 			continue
 		}
 		b := c.out
-		c.out, c.replies = spare[:0], 0
+		c.out, c.replies, c.tailOf = spare[:0], 0, 0
 		c.writing, c.writeFrom = len(b), c.proxy.wheel.Now()
 		c.mu.Unlock()
 		n, err := c.nc.Write(b)
@@ -312,10 +314,33 @@ func (c *conn) appendFields(id uint32, fields []header.Field, end bool) {
 }
 
 func (c *conn) appendData(id uint32, p []byte, end bool) {
-	c.grow(frame.HeaderLen + len(p))
-	c.out = frame.AppendData(c.out, id, p, end)
 	c.window -= int64(len(p))
+	if c.extend(id, p, end) {
+		return
+	}
+	c.grow(frame.HeaderLen + len(p))
+	c.tail, c.tailOf = len(c.out), id
+	c.out = frame.AppendData(c.out, id, p, end)
 	c.earned.Add(1)
+}
+
+// extend appends to the last DATA frame, if that is the stream's and there is room in it: who sends many small frames makes no work for others.
+func (c *conn) extend(id uint32, p []byte, end bool) bool {
+	if c.tailOf != id || c.tail >= len(c.out) {
+		return false
+	}
+	h := frame.ParseHeader(c.out[c.tail:])
+	if c.tail+frame.HeaderLen+h.Length != len(c.out) || h.Length+len(p) > c.peer.maxFrame || h.Has(frame.EndStream) {
+		return false
+	}
+	c.grow(len(p))
+	c.out = append(c.out, p...)
+	flags := h.Flags
+	if end {
+		flags |= frame.EndStream
+	}
+	frame.AppendHeader(c.out[:c.tail], h.Length+len(p), frame.Data, flags, id)
+	return true
 }
 
 var smallReads = sync.Pool{New: func() any { return &buffer{make([]byte, smallRead)} }}

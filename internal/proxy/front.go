@@ -170,6 +170,11 @@ func (f *front) block(id uint32, set *header.Set, end bool) error {
 		return nil
 	}
 	f.account(s, w)
+	if !set.Cached() && set.Size > uncounted { // large headers that differ from call to call cost, unless their calls end well
+		if err := f.spend(set.Size/uncounted, "large headers"); err != nil {
+			return err
+		}
+	}
 	f.unplaced = append(f.unplaced, unplaced{s, id})
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"math"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 	"strconv"
@@ -38,32 +39,42 @@ func processMemory() int64 {
 
 const (
 	lookAtMemory = 5 * time.Second
-	muchMemory   = 64 << 20
+	muchMemory   = 16 << 20
 )
 
 // returnMemory gives memory back to the system after a burst, until ctx ends. The runtime would do so, too, but only minutes after the last allocation, and a proxy
-// that has become idle allocates nothing.
+// that has become idle allocates little.
 func returnMemory(ctx context.Context) {
 	ticker := time.NewTicker(lookAtMemory)
 	defer ticker.Stop()
-	samples := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/free:bytes"}, {Name: "/memory/classes/heap/unused:bytes"}}
+	const cycles = 0
+	samples := []metrics.Sample{{Name: "/gc/cycles/total:gc-cycles"}, {Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/free:bytes"},
+		{Name: "/memory/classes/heap/unused:bytes"}, {Name: "/memory/classes/heap/stacks:bytes"}}
 	total := func() (n uint64) {
 		metrics.Read(samples)
-		for _, s := range samples {
+		for _, s := range samples[cycles+1:] {
 			n += s.Value.Uint64()
 		}
 		return n
 	}
-	var least uint64 // what was left after the last time
+	var left, seen uint64 // bytes after the last time, and cycles so far
+	busy := false         // since the last time
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
 		}
-		if n := total(); n > muchMemory && n > 2*least {
+		n := total()
+		quiet := samples[cycles].Value.Uint64() <= seen+1
+		// A heap that is hardly collected any more is one that hardly anybody allocates from: what of it is still needed is found out once.
+		if n > muchMemory && (n > 2*left || quiet && busy) {
+			runtime.GC() // the second one empties the pools
 			debug.FreeOSMemory()
-			least = total()
+			left, busy = total(), !quiet
+		} else if !quiet {
+			busy = true
 		}
+		seen = samples[cycles].Value.Uint64()
 	}
 }

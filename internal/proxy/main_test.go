@@ -1,0 +1,136 @@
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/levada-io/levada/internal/proxy/config"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// patience is how long a test waits for what must happen. It is long because the machine may be busy, and no test waits for it to pass.
+const patience = 15 * time.Second
+
+// running is a proxy under test.
+type running struct {
+	*Proxy
+	addr string
+	stop func() // drains, and returns when Run has
+}
+
+// start runs a proxy until the test ends. The text is a configuration without listeners, or with them; a drain takes no time unless it says so.
+func start(t testing.TB, text string) *running {
+	t.Helper()
+	return startConfig(t, parse(t, text))
+}
+
+func parse(t testing.TB, text string) *config.Config {
+	t.Helper()
+	if !strings.Contains(text, "listeners:") {
+		text = "listeners: [{address: '127.0.0.1:0'}]\n" + text
+	}
+	if !strings.Contains(text, "drain:") {
+		text = "drain: {period: 0s}\n" + text
+	}
+	c, err := config.Parse("test.yaml", []byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func startConfig(t testing.TB, c *config.Config) *running {
+	t.Helper()
+	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	if os.Getenv("PROXY_LOG") != "" {
+		log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
+	p, err := New(c, Options{Logger: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- p.Run(ctx) }()
+	var stopped bool
+	r := &running{Proxy: p, stop: func() {
+		if stopped {
+			return
+		}
+		stopped = true
+		cancel()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Errorf("Run: %v", err)
+			}
+		case <-time.After(2 * patience):
+			t.Error("Run does not return")
+		}
+	}}
+	t.Cleanup(r.stop)
+	eventually(t, "the proxy listens", p.Ready)
+	r.addr = p.Addresses()[0].String()
+	return r
+}
+
+// oneBackend is a configuration with a single backend. Each of the options is a line "backend: KEY: VALUE" or "route: KEY: VALUE" or "listener: KEY: VALUE".
+func oneBackend(target string, options ...string) string {
+	var listener, backend, route strings.Builder
+	var rest string
+	for _, o := range options {
+		part, line, _ := strings.Cut(o, ": ")
+		switch part {
+		case "listener":
+			fmt.Fprintf(&listener, "  %s\n", line)
+		case "backend":
+			fmt.Fprintf(&backend, "  %s\n", line)
+		case "route":
+			fmt.Fprintf(&route, "  %s\n", line)
+		default:
+			rest += o + "\n"
+		}
+	}
+	return fmt.Sprintf("listeners:\n- address: 127.0.0.1:0\n%sbackends:\n- name: one\n  target: '%s'\n%sroutes:\n- backend: one\n%s%s", listener.String(), target, backend.String(), route.String(), rest)
+}
+
+// eventually waits until a condition holds.
+func eventually(t testing.TB, what string, holds func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !holds(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("not in time: %s", what)
+		}
+	}
+}
+
+// never fails if the condition comes true within a time.
+func never(t testing.TB, what string, d time.Duration, holds func() bool) {
+	t.Helper()
+	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+		if holds() {
+			t.Fatal(what)
+		}
+	}
+}
+
+// nobody is an address that refuses connections.
+func nobody(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	return l.Addr().String()
+}
