@@ -139,6 +139,11 @@ func (c *cluster) pick(kind balance.Kind, avoid *chosen) *chosen {
 	if b := c.set.Pick(kind, now, avoid, usable); b != nil {
 		return b
 	}
+	for _, b := range c.set.Backends() { // an ejected one that can be connected to is better than one that cannot
+		if b != avoid && b.Of.usable() {
+			return b
+		}
+	}
 	return c.set.Pick(kind, now, avoid, nil)
 }
 

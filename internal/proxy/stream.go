@@ -314,7 +314,7 @@ func (s *stream) placed(w *wakes) {
 // notConnected: no connection to the chosen endpoint could be made, so nobody has seen the call.
 func (s *stream) notConnected(err error, w *wakes) {
 	s.lastError = err
-	s.forget(balance.Failure)
+	s.forget(balance.Ignored) // usable tells it already, and an ejection would outlast the reason
 	if s.tried++; s.tried < maxTries && (s.reroute() || s.cluster.others(s.avoid)) {
 		s.place(w)
 		return
