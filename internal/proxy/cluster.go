@@ -208,7 +208,7 @@ func (r *route) cluster() *cluster {
 func (r *route) retries(code codes.Code) bool { return r.on&(1<<uint32(code&31)) != 0 }
 
 // limit reports whether a call passes, and if not, when to come back.
-func (r *route) limit(int64) (time.Duration, bool) {
+func (r *route) limit() (time.Duration, bool) {
 	if r.budget != nil {
 		r.budget.deposit()
 	}

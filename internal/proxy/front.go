@@ -223,7 +223,7 @@ func (f *front) refusal(s *stream, set *header.Set, req *header.Request) *ending
 	case r.clusters == nil:
 		e = failure(codes.Unimplemented, reasonNoRoute, http.StatusNotFound, "no route matches %.128q", req.Path)
 	default:
-		wait, ok := r.limit(f.now)
+		wait, ok := r.limit()
 		if ok {
 			return nil
 		}

@@ -36,9 +36,9 @@ type life struct {
 	span    Span // nil for most
 
 	id      uint32
-	code    codes.Code   // that the caller has got, once it has
-	kind    balance.Kind //
-	open    bool         // in front.streams
+	code    codes.Code // that the caller has got, once it has
+	kind    balance.Kind
+	open    bool // in front.streams
 	grpc    bool
 	tried   uint8 // endpoints that could not be connected to
 	replays uint8 // after an endpoint provably did not process it
