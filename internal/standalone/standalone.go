@@ -299,12 +299,33 @@ func (r *runner) prepare(ctx context.Context, meta *metav1.ObjectMeta, kind stri
 	prefix := p.Namespace + "-" + p.Name
 	open, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	state, err := jetstreambuffer.Bucket(open, r.js, prefix+"_STATE", r.cfg.Replicas)
+	state, err := patiently(open, func() (jetstream.KeyValue, error) {
+		return jetstreambuffer.Bucket(open, r.js, prefix+"_STATE", r.cfg.Replicas)
+	})
 	if err != nil {
 		return nil, "", nil, err
 	}
-	p.letters, err = deadletter.Open(open, r.js, prefix, p.Name, r.cfg.Replicas)
+	p.letters, err = patiently(open, func() (*deadletter.Store, error) {
+		return deadletter.Open(open, r.js, prefix, p.Name, r.cfg.Replicas)
+	})
 	return p, prefix, state, err
+}
+
+// patiently tries again what failed because the broker went away: it comes back. All that is opened so can be opened twice.
+func patiently[T any](ctx context.Context, open func() (T, error)) (T, error) {
+	return backoff.Retry(ctx, func() (T, error) {
+		opened, err := open()
+		if err != nil && !brokerAway(err) {
+			err = backoff.Permanent(err)
+		}
+		return opened, err
+	}, backoff.WithMaxElapsedTime(0), backoff.WithBackOff(&backoff.ExponentialBackOff{InitialInterval: 50 * time.Millisecond, Multiplier: 1.5, MaxInterval: time.Second}))
+}
+
+// brokerAway reports whether the error says only that the broker could not be asked.
+func brokerAway(err error) bool {
+	return slices.ContainsFunc([]error{nats.ErrReconnectBufExceeded, nats.ErrConnectionReconnecting, nats.ErrDisconnected, nats.ErrTimeout, nats.ErrNoResponders,
+		jetstream.ErrNoStreamResponse, context.DeadlineExceeded}, func(away error) bool { return errors.Is(err, away) })
 }
 
 func (r *runner) mono(ctx context.Context, m *v1alpha1.MonoVertex) (*Pipeline, error) {
@@ -371,16 +392,22 @@ func (r *runner) partition(ctx context.Context, name string, state jetstream.Key
 	open, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
 	store.Stream, store.State = name, state
-	driver, err := jetstreambuffer.Open(open, r.js, store)
-	if err != nil {
-		return nil, err
-	}
 	m := r.metrics.Buffer(name)
 	opt.Name, opt.Metrics, opt.Logger = name, m, r.log
 	opt.OnCorrupt = func(seq uint64, data []byte, err error) error { return r.corrupt(name, seq, data, err) }
-	part, err := buffer.Open(open, driver, opt)
+	part, err := patiently(open, func() (*buffer.Partition, error) {
+		driver, err := jetstreambuffer.Open(open, r.js, store)
+		if err != nil {
+			return nil, err
+		}
+		part, err := buffer.Open(open, driver, opt)
+		if err != nil {
+			return nil, errors.Join(err, driver.Close())
+		}
+		return part, nil
+	})
 	if err != nil {
-		return nil, errors.Join(err, driver.Close())
+		return nil, err
 	}
 	p.metrics = append(p.metrics, bufferMetrics{part, m})
 	return part, nil

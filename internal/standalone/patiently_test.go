@@ -1,0 +1,41 @@
+package standalone
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nats-io/nats.go"
+)
+
+func TestPatiently(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		away := fmt.Errorf("stream a-b-0: %w", nats.ErrReconnectBufExceeded)
+		calls := 0
+		opened, err := patiently(t.Context(), func() (string, error) {
+			if calls++; calls < 4 {
+				return "", away
+			}
+			return "open", nil
+		})
+		if opened != "open" || err != nil || calls != 4 {
+			t.Errorf("%q, %v after %d calls", opened, err, calls)
+		}
+
+		wrong := errors.New("it exists with another retention")
+		calls = 0
+		if _, err = patiently(t.Context(), func() (string, error) { calls++; return "", wrong }); !errors.Is(err, wrong) || calls != 1 {
+			t.Errorf("%v after %d calls: what is wrong with the stream does not go away", err, calls)
+		}
+
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		began := time.Now()
+		if _, err = patiently(ctx, func() (string, error) { return "", away }); err == nil || time.Since(began) < 58*time.Second {
+			t.Errorf("%v after %v", err, time.Since(began))
+		}
+	})
+}
