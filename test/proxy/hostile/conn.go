@@ -315,21 +315,23 @@ func (c *Conn) Stream() uint32 {
 func (c *Conn) Spend(n int64) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for c.room < n || c.streamRoom < n {
-		if c.room < -1<<61 {
+	for flushed := false; c.room < n || c.streamRoom < n; {
+		switch {
+		case c.room < -1<<61:
 			return net.ErrClosed
-		}
-		if c.over && !c.server {
+		case c.over && !c.server:
 			return errAgain
-		}
-		c.mu.Unlock()
-		err := c.Flush()
-		c.mu.Lock()
-		if err != nil {
-			return err
-		}
-		if c.room < n || c.streamRoom < n {
+		case flushed:
 			c.more.Wait()
+			flushed = false
+		default: // and look again, since much may happen meanwhile
+			c.mu.Unlock()
+			err := c.Flush()
+			c.mu.Lock()
+			if err != nil {
+				return err
+			}
+			flushed = true
 		}
 	}
 	c.room, c.streamRoom = c.room-n, c.streamRoom-n
