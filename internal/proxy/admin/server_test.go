@@ -171,7 +171,7 @@ func TestEndpoints(t *testing.T) {
 	if c := e.Connections[0]; c.Streams != 1 || c.Draining || c.GoAway != "" || !strings.HasPrefix(c.Local, "127.0.0.1:") || time.Since(c.Since) > time.Minute {
 		t.Errorf("%+v", c)
 	}
-	if e := b[1].Endpoints[0]; e.State != proxy.StateFailing || !strings.Contains(e.LastError, "refused") || e.ConsecutiveFailures != 1 {
+	if e := b[1].Endpoints[0]; e.State != proxy.StateFailing || !strings.Contains(e.LastError, "refused") || e.ConsecutiveFailures != 0 {
 		t.Errorf("%+v", e)
 	}
 	// A GOAWAY is seen, while the stream goes on.
