@@ -13,10 +13,11 @@ import (
 )
 
 const (
-	costly     = 4                      // frames without content that something counts as which makes us work
-	rapidReset = 100 * time.Millisecond // a stream that its caller resets sooner than that was opened to be reset
-	keptCalls  = 256                    // whose routes a front remembers
-	keptFree   = 32                     // streams whose memory waits for the next ones
+	largeHeader = 8 << 10
+	costly      = 4                      // frames without content that something counts as which makes us work
+	rapidReset  = 100 * time.Millisecond // a stream that its caller resets sooner than that was opened to be reset
+	keptCalls   = 256                    // whose routes a front remembers
+	keptFree    = 32                     // streams whose memory waits for the next ones
 )
 
 // front is a connection of a caller.
@@ -170,8 +171,8 @@ func (f *front) block(id uint32, set *header.Set, end bool) error {
 		return nil
 	}
 	f.account(s, w)
-	if !set.Cached() && set.Size > uncounted { // large headers that differ from call to call cost, unless their calls end well
-		if err := f.spend(set.Size/uncounted, "large headers"); err != nil {
+	if n := set.Size / largeHeader; n > 0 && !set.Cached() { // they wait for no window: a token of 8 KiB is nothing special, many times that is
+		if err := f.spend(n*n, "large headers"); err != nil {
 			return err
 		}
 	}
