@@ -8,19 +8,20 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/levada-io/levada/internal/broker"
+	"github.com/levada-io/levada/internal/commandline"
 )
 
 func newBrokerCommand() *cobra.Command {
 	var cfg broker.Config
 	var payload int32
-	var log logFlags
+	var log commandline.LogFlags
 	cmd := &cobra.Command{
 		Use: "broker", Short: "Run the broker as a process of its own, for levada run --nats",
 		Long:    `Run a NATS server with JetStream and settings under which nothing that was acknowledged is lost, also at a power loss.`,
 		Example: `  levada broker --data /var/lib/levada/broker --listen 127.0.0.1:4222`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			logger, err := log.logger(cmd.ErrOrStderr())
+			logger, err := log.Logger(cmd.ErrOrStderr())
 			if err != nil {
 				return err
 			}
@@ -45,7 +46,7 @@ func newBrokerCommand() *cobra.Command {
 	flags.StringVar(&cfg.Listen, "listen", "127.0.0.1:4222", "address for clients")
 	flags.DurationVar(&cfg.SyncInterval, "sync-interval", 0, "write through to the disk this often, instead of before each acknowledgement")
 	flags.Int32Var(&payload, "max-payload", 8<<20, "largest message in bytes")
-	log.register(flags)
+	log.Register(flags)
 	return cmd
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/levada-io/levada/internal/commandline"
 	"github.com/levada-io/levada/internal/dataplane/deadletter"
 	"github.com/levada-io/levada/internal/standalone"
 )
@@ -31,10 +32,10 @@ These commands work while "levada run" uses the data directory, and when nothing
 
 	open := func(cmd *cobra.Command) (standalone.DeadLetters, error) {
 		if output != "text" && output != "json" {
-			return nil, exitError{exitUsage, fmt.Errorf("--output is text or json, not %q", output)}
+			return nil, commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("--output is text or json, not %q", output)}
 		}
 		if dataDir == "" {
-			return nil, exitError{exitUsage, errors.New("name the data directory with --data: levada run prints it when it starts")}
+			return nil, commandline.ExitError{Code: commandline.ExitUsage, Err: errors.New("name the data directory with --data: levada run prints it when it starts")}
 		}
 		return standalone.OpenDeadLetters(cmd.Context(), dataDir, nats)
 	}
@@ -98,7 +99,7 @@ These commands work while "levada run" uses the data directory, and when nothing
 			Use: use, Short: short,
 			RunE: func(cmd *cobra.Command, args []string) error {
 				if all == (len(args) > 0) {
-					return exitError{exitUsage, fmt.Errorf("%s needs the names of letters (PIPELINE/NAME), or --all", cmd.Name())}
+					return commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("%s needs the names of letters (PIPELINE/NAME), or --all", cmd.Name())}
 				}
 				d, err := open(cmd)
 				if err != nil {
@@ -144,7 +145,7 @@ These commands work while "levada run" uses the data directory, and when nothing
 
 func oneLetter(_ *cobra.Command, args []string) error {
 	if len(args) != 1 {
-		return exitError{exitUsage, errors.New("name one dead letter as PIPELINE/NAME; levada deadletters list shows them")}
+		return commandline.ExitError{Code: commandline.ExitUsage, Err: errors.New("name one dead letter as PIPELINE/NAME; levada deadletters list shows them")}
 	}
 	return nil
 }
@@ -152,7 +153,7 @@ func oneLetter(_ *cobra.Command, args []string) error {
 func letterName(arg string) (pipeline, name string, err error) {
 	pipeline, name, ok := strings.Cut(arg, "/")
 	if !ok || pipeline == "" || name == "" {
-		return "", "", exitError{exitUsage, fmt.Errorf("%q is no name of a dead letter: expected PIPELINE/NAME as levada deadletters list shows them", arg)}
+		return "", "", commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("%q is no name of a dead letter: expected PIPELINE/NAME as levada deadletters list shows them", arg)}
 	}
 	return pipeline, name, nil
 }

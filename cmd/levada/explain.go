@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/levada-io/levada/api/v1alpha1"
+	"github.com/levada-io/levada/internal/commandline"
 )
 
 func newExplainCommand() *cobra.Command {
@@ -40,7 +41,7 @@ func newExplainCommand() *cobra.Command {
 					if did := v1alpha1.SuggestCode(arg); did != "" {
 						err = fmt.Errorf("%w; did you mean %s?", err, did)
 					}
-					return exitError{exitUsage, err}
+					return commandline.ExitError{Code: commandline.ExitUsage, Err: err}
 				}
 				if i > 0 {
 					fmt.Fprintln(cmd.OutOrStdout())
@@ -52,7 +53,9 @@ func newExplainCommand() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return exitError{exitUsage, err} })
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		return commandline.ExitError{Code: commandline.ExitUsage, Err: err}
+	})
 	return cmd
 }
 

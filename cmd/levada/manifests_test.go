@@ -11,6 +11,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/cobra"
+
+	"github.com/levada-io/levada/internal/commandline"
 )
 
 // outcome of a command: what it printed and how it ended.
@@ -30,10 +32,10 @@ func invoke(t *testing.T, cmd *cobra.Command, stdin string, args ...string) outc
 	root.SetErr(&stderr)
 	err := root.Execute()
 	out := outcome{stdout.String(), stderr.String(), 0}
-	if exit := (exitError{}); errors.As(err, &exit) {
-		out.code = exit.code
-		if exit.err != nil {
-			out.stderr += exit.err.Error() + "\n"
+	if exit := (commandline.ExitError{}); errors.As(err, &exit) {
+		out.code = exit.Code
+		if exit.Err != nil {
+			out.stderr += exit.Err.Error() + "\n"
 		}
 	} else if err != nil {
 		t.Fatalf("an error without an exit code: %v", err)
@@ -122,7 +124,7 @@ p,1.yaml:9:20: error LV1203: there is no vertex "outt"
 	} {
 		t.Run(c.format, func(t *testing.T) {
 			got := invoke(t, newValidateCommand(), "", "-o", c.format, "--excerpt", "always", file(t, "p,1.yaml", broken))
-			if diff := cmp.Diff(outcome{c.want, "", exitProblems}, got, cmp.AllowUnexported(outcome{})); diff != "" {
+			if diff := cmp.Diff(outcome{c.want, "", commandline.ExitProblems}, got, cmp.AllowUnexported(outcome{})); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
@@ -175,18 +177,18 @@ func TestValidateExitCodes(t *testing.T) {
 		says  string
 	}{
 		{"warnings are no errors", []string{"-"}, warned, 0, "<stdin>:7:33: warning LV1017"},
-		{"unless they are made so", []string{"--strict", "-"}, warned, exitProblems, "<stdin>:7:33: error LV1017"},
-		{"errors", []string{"-"}, broken, exitProblems, "1 manifest: 1 error, 1 warning"},
-		{"a directory", []string{dir}, "", exitProblems, "2 manifests: 1 error, 2 warnings"},
+		{"unless they are made so", []string{"--strict", "-"}, warned, commandline.ExitProblems, "<stdin>:7:33: error LV1017"},
+		{"errors", []string{"-"}, broken, commandline.ExitProblems, "1 manifest: 1 error, 1 warning"},
+		{"a directory", []string{dir}, "", commandline.ExitProblems, "2 manifests: 1 error, 2 warnings"},
 		{"a file twice is read once", []string{filepath.Join(dir, "a.yaml"), filepath.Join(dir, "a.yaml")}, "", 0, "1 manifest: 0 errors, 1 warning"},
-		{"no such file", []string{"nowhere.yaml"}, "", exitProblems, "nowhere.yaml: error LV1022: cannot be read: no such file or directory"},
+		{"no such file", []string{"nowhere.yaml"}, "", commandline.ExitProblems, "nowhere.yaml: error LV1022: cannot be read: no such file or directory"},
 		{"an empty file", []string{"-"}, "# nothing\n", 0, "<stdin>: warning LV1021: the file has no manifest"},
-		{"no argument", nil, "", exitUsage, "validate needs a file, a directory, or -"},
-		{"an unknown flag", []string{"--stric", "-"}, "", exitUsage, "unknown flag: --stric"},
-		{"an unknown format", []string{"-o", "xml", "-"}, "", exitUsage, `there is no output format "xml"`},
-		{"an unknown excerpt", []string{"--excerpt", "yes", "-"}, "", exitUsage, "auto, always or never"},
+		{"no argument", nil, "", commandline.ExitUsage, "validate needs a file, a directory, or -"},
+		{"an unknown flag", []string{"--stric", "-"}, "", commandline.ExitUsage, "unknown flag: --stric"},
+		{"an unknown format", []string{"-o", "xml", "-"}, "", commandline.ExitUsage, `there is no output format "xml"`},
+		{"an unknown excerpt", []string{"--excerpt", "yes", "-"}, "", commandline.ExitUsage, "auto, always or never"},
 		{"what cannot run is valid", []string{"-"}, strings.Replace(warned, "generator: {}", "kafka: {brokers: ['k:9092'], topic: t, consumerGroup: g}", 1), 0, "0 errors"},
-		{"and an error when asked for", []string{"--runnable", "-"}, strings.Replace(warned, "generator: {}", "kafka: {brokers: ['k:9092'], topic: t, consumerGroup: g}", 1), exitProblems, "error LV2302"},
+		{"and an error when asked for", []string{"--runnable", "-"}, strings.Replace(warned, "generator: {}", "kafka: {brokers: ['k:9092'], topic: t, consumerGroup: g}", 1), commandline.ExitProblems, "error LV2302"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			got := invoke(t, newValidateCommand(), c.stdin, c.args...)
@@ -226,10 +228,10 @@ func TestRender(t *testing.T) {
 	if diff := cmp.Diff(got.stdout, again.stdout); diff != "" {
 		t.Errorf("rendered again (-once +twice):\n%s", diff)
 	}
-	if bad := invoke(t, newRenderCommand(), broken, "-"); bad.code != exitProblems || bad.stdout != "" || !strings.Contains(bad.stderr, "LV1203") {
+	if bad := invoke(t, newRenderCommand(), broken, "-"); bad.code != commandline.ExitProblems || bad.stdout != "" || !strings.Contains(bad.stderr, "LV1203") {
 		t.Errorf("%+v", bad)
 	}
-	if bad := invoke(t, newRenderCommand(), ""); bad.code != exitUsage {
+	if bad := invoke(t, newRenderCommand(), ""); bad.code != commandline.ExitUsage {
 		t.Errorf("%+v", bad)
 	}
 }
@@ -253,7 +255,7 @@ Right:
 	if got := invoke(t, newExplainCommand(), ""); strings.Count(got.stdout, "\n") < 80 {
 		t.Error(got.stdout)
 	}
-	if got := invoke(t, newExplainCommand(), "", "LV120"); got.code != exitUsage || !strings.Contains(got.stderr, "did you mean LV1") {
+	if got := invoke(t, newExplainCommand(), "", "LV120"); got.code != commandline.ExitUsage || !strings.Contains(got.stderr, "did you mean LV1") {
 		t.Errorf("%+v", got)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/levada-io/levada/api/v1alpha1"
+	"github.com/levada-io/levada/internal/commandline"
 )
 
 func newRenderCommand() *cobra.Command {
@@ -25,7 +26,7 @@ Problems go to the standard error output. With an error nothing is printed, and 
 				if err := writeText(cmd.ErrOrStderr(), problemPage{problems: problems, manifests: len(m.objects)}); err != nil {
 					return err
 				}
-				return exitError{code: exitProblems}
+				return commandline.ExitError{Code: commandline.ExitProblems}
 			}
 			for _, o := range m.objects {
 				v1alpha1.SetDefaults(o.Manifest)
@@ -38,6 +39,8 @@ Problems go to the standard error output. With an error nothing is printed, and 
 			return err
 		},
 	}
-	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return exitError{exitUsage, err} })
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		return commandline.ExitError{Code: commandline.ExitUsage, Err: err}
+	})
 	return cmd
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/levada-io/levada/api/v1alpha1"
+	"github.com/levada-io/levada/internal/commandline"
 	"github.com/levada-io/levada/internal/dataplane/function"
 	"github.com/levada-io/levada/internal/standalone"
 )
@@ -23,7 +24,7 @@ type runFlags struct {
 	replicas                         int
 	sync, drain, timeout, interval   time.Duration
 	skipCorrupt, quiet               bool
-	log                              logFlags
+	log                              commandline.LogFlags
 	output                           string
 }
 
@@ -56,13 +57,13 @@ The command ends with 0 when all sources are finite and everything is delivered,
 	flags.DurationVar(&f.interval, "interval", 2*time.Second, "time between two lines of progress")
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "no progress")
 	flags.StringVarP(&f.output, "output", "o", "auto", "progress as table, text, json; auto is a table on a terminal")
-	f.log.register(flags)
+	f.log.Register(flags)
 	return cmd
 }
 
 func run(cmd *cobra.Command, args []string, f *runFlags) error {
 	stdout, stderr := cmd.OutOrStdout(), cmd.ErrOrStderr()
-	log, err := f.log.logger(stderr)
+	log, err := f.log.Logger(stderr)
 	if err != nil {
 		return err
 	}
@@ -72,7 +73,7 @@ func run(cmd *cobra.Command, args []string, f *runFlags) error {
 	}
 	commands, err := parseFunctions(f.functions, objects)
 	if err != nil {
-		return exitError{exitUsage, err}
+		return commandline.ExitError{Code: commandline.ExitUsage, Err: err}
 	}
 	if f.dataDir == "" {
 		f.dataDir = defaultDataDir(args[0])
@@ -83,9 +84,9 @@ func run(cmd *cobra.Command, args []string, f *runFlags) error {
 			dir = filepath.Dir(dir)
 		}
 	}
-	view, err := newView(f.output, stderr, f.quiet, f.interval, f.log.json(stderr), writesToTerminal(objects, stdout))
+	view, err := newView(f.output, stderr, f.quiet, f.interval, f.log.JSON(stderr), writesToTerminal(objects, stdout))
 	if err != nil {
-		return exitError{exitUsage, err}
+		return commandline.ExitError{Code: commandline.ExitUsage, Err: err}
 	}
 	begun := time.Now()
 	ctx, cancel := context.WithCancel(cmd.Context())
@@ -94,7 +95,7 @@ func run(cmd *cobra.Command, args []string, f *runFlags) error {
 	cfg := standalone.Config{
 		Objects: objects, DataDir: f.dataDir, NATS: f.nats, Replicas: f.replicas, SyncInterval: f.sync, Commands: commands, Dir: dir,
 		FunctionTimeout: f.timeout, DrainTimeout: f.drain, SecretDir: f.secretDir, SkipCorrupt: f.skipCorrupt, Listen: f.listen,
-		Stdin: cmd.InOrStdin(), Stdout: stdout, Logger: log, Version: version, Output: printLine(stderr, log, f.log.json(stderr)),
+		Stdin: cmd.InOrStdin(), Stdout: stdout, Logger: log, Version: version, Output: printLine(stderr, log, f.log.JSON(stderr)),
 		Started: func(r *standalone.Running) {
 			view.start(r, f.dataDir, time.Since(begun))
 			go func() { // ends with ctx; run waits for shown
@@ -129,7 +130,7 @@ func loadRunnable(cmd *cobra.Command, args []string, stderr io.Writer) ([]v1alph
 		}
 	}
 	if problems.HasErrors() {
-		return nil, exitError{code: exitProblems}
+		return nil, commandline.ExitError{Code: commandline.ExitProblems}
 	}
 	for _, o := range m.objects {
 		v1alpha1.SetDefaults(o.Manifest)

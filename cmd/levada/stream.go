@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/levada-io/levada/internal/commandline"
 	"github.com/levada-io/levada/internal/streamtable"
 	"github.com/levada-io/levada/stream"
 	"github.com/levada-io/levada/stream/natshints"
@@ -71,7 +72,7 @@ func (f *storeFlag) open(ctx context.Context, create bool) (*database, error) {
 	scheme, rest, ok := strings.Cut(f.name, "://")
 	switch {
 	case f.name == "":
-		return nil, exitError{exitUsage, errors.New("--store is empty: expected the path of a SQLite file, or a postgres:// URL")}
+		return nil, commandline.ExitError{Code: commandline.ExitUsage, Err: errors.New("--store is empty: expected the path of a SQLite file, or a postgres:// URL")}
 	case ok && (scheme == "postgres" || scheme == "postgresql"):
 		asking, cancel := context.WithTimeout(ctx, 15*time.Second)
 		defer cancel()
@@ -81,7 +82,7 @@ func (f *storeFlag) open(ctx context.Context, create bool) (*database, error) {
 		}
 		return &database{Store: s, postgres: s}, nil
 	case ok && (rest == "" || scheme != "file"):
-		return nil, exitError{exitUsage, fmt.Errorf("--store %s://...: expected the path of a SQLite file, or a postgres:// URL", scheme)}
+		return nil, commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("--store %s://...: expected the path of a SQLite file, or a postgres:// URL", scheme)}
 	}
 	path := strings.TrimPrefix(f.name, "file://")
 	if _, err := os.Stat(path); !create && errors.Is(err, os.ErrNotExist) {
@@ -172,11 +173,11 @@ func (f *clientFlags) connections() (*stream.Connections, error) {
 func certificates(flag, file string) (*x509.CertPool, error) {
 	pem, err := os.ReadFile(file)
 	if err != nil {
-		return nil, exitError{exitUsage, fmt.Errorf("%s: %w", flag, err)}
+		return nil, commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("%s: %w", flag, err)}
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(pem) {
-		return nil, exitError{exitUsage, fmt.Errorf("%s %s: the file holds no certificate: expected PEM, which begins with -----BEGIN CERTIFICATE-----", flag, file)}
+		return nil, commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("%s %s: the file holds no certificate: expected PEM, which begins with -----BEGIN CERTIFICATE-----", flag, file)}
 	}
 	return pool, nil
 }
@@ -193,13 +194,13 @@ func (f *hintFlag) check(d *database) error {
 	scheme, _, ok := strings.Cut(f.url, "://")
 	switch {
 	case f.url == "notify" && d.postgres == nil:
-		return exitError{exitUsage, errors.New("--hints notify needs a Postgres store: with SQLite use none, an amqp:// or a nats:// URL")}
+		return commandline.ExitError{Code: commandline.ExitUsage, Err: errors.New("--hints notify needs a Postgres store: with SQLite use none, an amqp:// or a nats:// URL")}
 	case f.url == "", f.url == "none", f.url == "auto", f.url == "notify":
 		return nil
 	case ok && slices.Contains([]string{"amqp", "amqps", "nats", "tls", "ws", "wss"}, scheme):
 		return nil
 	}
-	return exitError{exitUsage, fmt.Errorf("--hints: expected none, notify, an amqp:// or a nats:// URL, not %q", printable(scheme))}
+	return commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("--hints: expected none, notify, an amqp:// or a nats:// URL, not %q", printable(scheme))}
 }
 
 // open returns nil hints if there are none.
@@ -264,7 +265,7 @@ func (f *outputFlag) register(flags *pflag.FlagSet) {
 
 func (f *outputFlag) check() error {
 	if f.kind != "text" && f.kind != "json" {
-		return exitError{exitUsage, fmt.Errorf("--output is text or json, not %q", f.kind)}
+		return commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("--output is text or json, not %q", f.kind)}
 	}
 	return nil
 }
@@ -286,10 +287,10 @@ func named(flag, expected string, values []string, optional bool) (names []strin
 	for _, v := range values {
 		name, rest, ok := strings.Cut(v, "=")
 		if name == "" || ok && rest == "" || !ok && !optional {
-			return nil, nil, exitError{exitUsage, fmt.Errorf("%s %q: expected %s", flag, v, expected)}
+			return nil, nil, commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("%s %q: expected %s", flag, v, expected)}
 		}
 		if _, twice := value[name]; twice {
-			return nil, nil, exitError{exitUsage, fmt.Errorf("%s: stream %s is given twice", flag, name)}
+			return nil, nil, commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("%s: stream %s is given twice", flag, name)}
 		}
 		names = append(names, name)
 		value[name] = rest
@@ -300,7 +301,7 @@ func named(flag, expected string, values []string, optional bool) (names []strin
 func jobArguments(least int) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) < least || least == 1 && cmd.Annotations["one"] != "" && len(args) > 1 {
-			return exitError{exitUsage, fmt.Errorf("usage: %s: name the job by its id; `levada stream list` shows them", cmd.UseLine())}
+			return commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("usage: %s: name the job by its id; `levada stream list` shows them", cmd.UseLine())}
 		}
 		return nil
 	}
@@ -328,7 +329,7 @@ func findJob(ctx context.Context, d *database, id string) (stream.Status, error)
 	case 1:
 		return found[0], nil
 	}
-	return status, exitError{exitUsage, fmt.Errorf("%d jobs begin with %q: write more of the id", len(found), id)}
+	return status, commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("%d jobs begin with %q: write more of the id", len(found), id)}
 }
 
 // postgresIdentifier quotes a column or table that a user names.

@@ -24,6 +24,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
 
+	"github.com/levada-io/levada/internal/commandline"
 	"github.com/levada-io/levada/stream"
 )
 
@@ -75,7 +76,9 @@ Without a name: all of them. Nothing is left when it ends, unless --keep is give
 }
 
 func streamDemo(cmd *cobra.Command, args []string, f *streamDemoFlags) error {
-	usage := func(text string, args ...any) error { return exitError{exitUsage, fmt.Errorf(text, args...)} }
+	usage := func(text string, args ...any) error {
+		return commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf(text, args...)}
+	}
 	if err := f.out.check(); err != nil {
 		return err
 	}
@@ -843,7 +846,7 @@ func (d *demo) verify() error {
 		d.plain("%d attempts, %d processes killed by a record, %.1f s.", o.Attempts, o.Deaths, o.Seconds)
 	}
 	if !o.OK {
-		return exitError{exitProblems, errors.New("the copy is not the original")}
+		return commandline.ExitError{Code: commandline.ExitProblems, Err: errors.New("the copy is not the original")}
 	}
 	return nil
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/levada-io/levada/internal/broker"
+	"github.com/levada-io/levada/internal/commandline"
 	"github.com/levada-io/levada/internal/streamtable"
 	"github.com/levada-io/levada/stream"
 )
@@ -45,7 +46,7 @@ func newStreamDemoRoles() []*cobra.Command {
 			RunE: func(cmd *cobra.Command, _ []string) error {
 				go func() { // ends with the process
 					_, _ = io.Copy(io.Discard, os.Stdin)
-					os.Exit(exitProblems) // the demo is gone
+					os.Exit(commandline.ExitProblems) // the demo is gone
 				}()
 				return run(cmd.Context(), cmd)
 			},
@@ -106,7 +107,7 @@ func parseDemoUsers(count int, bad []string) (*demoUsers, error) {
 		text, note, ok := strings.Cut(b, "=")
 		id, err := strconv.ParseUint(text, 10, 63)
 		if !ok || err != nil {
-			return nil, exitError{exitUsage, fmt.Errorf("--bad: expected NUMBER=NOTE, not %q", b)}
+			return nil, commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("--bad: expected NUMBER=NOTE, not %q", b)}
 		}
 		u.notes[id] = note
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
+	"github.com/levada-io/levada/internal/commandline"
 	"github.com/levada-io/levada/stream"
 )
 
@@ -35,7 +36,7 @@ func newStreamSubmitCommand() *cobra.Command {
   levada stream submit orders --query '{"since":"2026-11-01"}' --on-bad halt`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 1 || args[0] == "" {
-				return exitError{exitUsage, errors.New("submit needs the name of one stream, for instance: levada stream submit users --target 127.0.0.1:50051")}
+				return commandline.ExitError{Code: commandline.ExitUsage, Err: errors.New("submit needs the name of one stream, for instance: levada stream submit users --target 127.0.0.1:50051")}
 			}
 			return nil
 		},
@@ -47,22 +48,22 @@ func newStreamSubmitCommand() *cobra.Command {
 			switch job.OnBad = stream.OnBad(onBad); job.OnBad {
 			case stream.Quarantine, stream.HaltJob:
 			default:
-				return exitError{exitUsage, fmt.Errorf("--on-bad is quarantine or halt, not %q", onBad)}
+				return commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("--on-bad is quarantine or halt, not %q", onBad)}
 			}
 			if query != "" && queryFile != "" {
-				return exitError{exitUsage, errors.New("--query and --query-file exclude each other")}
+				return commandline.ExitError{Code: commandline.ExitUsage, Err: errors.New("--query and --query-file exclude each other")}
 			}
 			job.Query = []byte(query)
 			if queryFile != "" {
 				if job.Query, err = readAll(cmd, queryFile); err != nil {
-					return exitError{exitUsage, fmt.Errorf("--query-file: %w", err)}
+					return commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("--query-file: %w", err)}
 				}
 			}
 			if job.MaxBad < 0 {
-				return exitError{exitUsage, fmt.Errorf("--max-bad is %d, and must not be negative", job.MaxBad)}
+				return commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("--max-bad is %d, and must not be negative", job.MaxBad)}
 			}
 			if job.NotBefore, err = parseTime(notBefore, time.Now()); err != nil {
-				return exitError{exitUsage, fmt.Errorf("--not-before: %w", err)}
+				return commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("--not-before: %w", err)}
 			}
 			d, err := store.open(cmd.Context(), true)
 			if err != nil {
@@ -102,7 +103,7 @@ func newStreamSubmitCommand() *cobra.Command {
 				}
 			}
 			if status.State != stream.Completed {
-				return exitError{exitProblems, fmt.Errorf("job %s is %s: %s", status.ID, status.State, whatNext(&status))}
+				return commandline.ExitError{Code: commandline.ExitProblems, Err: fmt.Errorf("job %s is %s: %s", status.ID, status.State, whatNext(&status))}
 			}
 			return nil
 		},
@@ -155,7 +156,7 @@ func waitForJob(ctx context.Context, d *database, id string, out io.Writer) (str
 	for {
 		status, err := d.Get(ctx, id)
 		if ctx.Err() != nil {
-			return status, exitError{exitProblems, fmt.Errorf("not waiting any more; job %s goes on: see it with `levada stream show %s`", id, shortID(id))}
+			return status, commandline.ExitError{Code: commandline.ExitProblems, Err: fmt.Errorf("not waiting any more; job %s goes on: see it with `levada stream show %s`", id, shortID(id))}
 		}
 		if err != nil {
 			return status, err
@@ -222,7 +223,7 @@ func newStreamListCommand() *cobra.Command {
 			for _, s := range states {
 				known := []stream.State{stream.Ready, stream.Running, stream.Paused, stream.Completed, stream.Failed, stream.Cancelled}
 				if !slices.Contains(known, stream.State(s)) {
-					return exitError{exitUsage, fmt.Errorf("--state: expected some of %s, not %q", joinStates(known), s)}
+					return commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("--state: expected some of %s, not %q", joinStates(known), s)}
 				}
 				filter.States = append(filter.States, stream.State(s))
 			}

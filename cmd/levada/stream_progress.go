@@ -16,6 +16,7 @@ import (
 	"github.com/dustin/go-humanize"
 	"golang.org/x/term"
 
+	"github.com/levada-io/levada/internal/commandline"
 	"github.com/levada-io/levada/stream"
 )
 
@@ -161,7 +162,7 @@ func newWorkView(kind string, out *screen, quiet bool, interval time.Duration, j
 		kind = "text"
 	case kind == "table" || kind == "text" || kind == "json":
 	default:
-		return nil, exitError{exitUsage, fmt.Errorf("--output is auto, table, text or json, not %q", kind)}
+		return nil, commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("--output is auto, table, text or json, not %q", kind)}
 	}
 	return &workView{kind: kind, out: out, interval: max(interval, 100*time.Millisecond), jobs: map[string]*jobInHand{}}, nil
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
+	"github.com/levada-io/levada/internal/commandline"
 	"github.com/levada-io/levada/stream"
 )
 
@@ -70,7 +71,7 @@ evidence, in the transaction that moves the offset past it.`,
 		Use: "show JOB SEQ", Short: "Show one record with its payload and the evidence",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 2 {
-				return exitError{exitUsage, errors.New("quarantine show needs a job and the number of one record, for instance: levada stream quarantine show 5f2c81aa 812")}
+				return commandline.ExitError{Code: commandline.ExitUsage, Err: errors.New("quarantine show needs a job and the number of one record, for instance: levada stream quarantine show 5f2c81aa 812")}
 			}
 			return nil
 		},
@@ -116,7 +117,7 @@ evidence, in the transaction that moves the offset past it.`,
 					return err
 				}
 				if len(args) == 0 || all == (len(args) > 1) {
-					return exitError{exitUsage, fmt.Errorf("%s needs a job, and the numbers of records or --all", cmd.Name())}
+					return commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("%s needs a job, and the numbers of records or --all", cmd.Name())}
 				}
 				seqs, err := parseSeqs(args[1:])
 				if err != nil {
@@ -191,7 +192,7 @@ func quarantineStates(texts []string) ([]stream.QuarantineState, error) {
 		case stream.Waiting, stream.Replay, stream.Replayed, stream.Dropped:
 			states = append(states, s)
 		default:
-			return nil, exitError{exitUsage, fmt.Errorf("--state: expected some of waiting, replay, replayed, dropped, not %q", text)}
+			return nil, commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("--state: expected some of waiting, replay, replayed, dropped, not %q", text)}
 		}
 	}
 	return states, nil
@@ -202,7 +203,7 @@ func parseSeqs(args []string) ([]uint64, error) {
 	for _, arg := range args {
 		seq, err := strconv.ParseUint(strings.NewReplacer(",", "", "_", "").Replace(arg), 10, 63)
 		if err != nil || seq == 0 {
-			return nil, exitError{exitUsage, fmt.Errorf("%q is no number of a record: expected 1 or more, as `levada stream quarantine list` shows them", arg)}
+			return nil, commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("%q is no number of a record: expected 1 or more, as `levada stream quarantine list` shows them", arg)}
 		}
 		seqs = append(seqs, seq)
 	}

@@ -20,6 +20,7 @@ import (
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 
+	"github.com/levada-io/levada/internal/commandline"
 	"github.com/levada-io/levada/stream"
 	"github.com/levada-io/levada/stream/pgsource"
 )
@@ -32,7 +33,7 @@ type streamServeFlags struct {
 	cert, keyFile, clientCA   string
 	maxAge, drain             time.Duration
 	maxStreams                int
-	log                       logFlags
+	log                       commandline.LogFlags
 	out                       outputFlag
 }
 
@@ -76,7 +77,7 @@ Otherwise say --snapshot, which gives each job a copy of the table as it was whe
 	flags.DurationVar(&f.drain, "drain-timeout", 20*time.Second, "time to end streams in good order after SIGTERM")
 	flags.StringVar(&f.metrics, "metrics-listen", "", "address of metrics, probes and pprof; empty: none")
 	f.out.register(flags)
-	f.log.register(flags)
+	f.log.Register(flags)
 	return cmd
 }
 
@@ -84,7 +85,7 @@ func streamServe(cmd *cobra.Command, f *streamServeFlags) error {
 	if err := f.out.check(); err != nil {
 		return err
 	}
-	log, err := f.log.logger(cmd.ErrOrStderr())
+	log, err := f.log.Logger(cmd.ErrOrStderr())
 	if err != nil {
 		return err
 	}
@@ -175,15 +176,15 @@ func serveStreams(ctx context.Context, g *grpc.Server, server *stream.Server, li
 func (f *streamServeFlags) credentials() ([]grpc.ServerOption, error) {
 	switch {
 	case (f.cert == "") != (f.keyFile == ""):
-		return nil, exitError{exitUsage, errors.New("--tls-cert and --tls-key go together: give both, or neither")}
+		return nil, commandline.ExitError{Code: commandline.ExitUsage, Err: errors.New("--tls-cert and --tls-key go together: give both, or neither")}
 	case f.cert == "" && f.clientCA != "":
-		return nil, exitError{exitUsage, errors.New("--tls-client-ca needs --tls-cert and --tls-key")}
+		return nil, commandline.ExitError{Code: commandline.ExitUsage, Err: errors.New("--tls-client-ca needs --tls-cert and --tls-key")}
 	case f.cert == "":
 		return nil, nil
 	}
 	pair, err := tls.LoadX509KeyPair(f.cert, f.keyFile)
 	if err != nil {
-		return nil, exitError{exitUsage, fmt.Errorf("--tls-cert, --tls-key: %w", err)}
+		return nil, commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("--tls-cert, --tls-key: %w", err)}
 	}
 	config := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}}
 	if f.clientCA != "" {
@@ -197,7 +198,9 @@ func (f *streamServeFlags) credentials() ([]grpc.ServerOption, error) {
 
 // sources makes what is to be served. The names are in the order of the flags.
 func (f *streamServeFlags) sources(ctx context.Context) (sources map[string]stream.Source, names []string, closeAll func(), err error) {
-	usage := func(text string, args ...any) error { return exitError{exitUsage, fmt.Errorf(text, args...)} }
+	usage := func(text string, args ...any) error {
+		return commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf(text, args...)}
+	}
 	names, files, err := named("--file", "NAME=PATH, for instance --file orders=orders.ndjson", f.files, false)
 	if err != nil {
 		return nil, nil, nil, err

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/levada-io/levada/internal/commandline"
 	"github.com/levada-io/levada/stream"
 	"github.com/levada-io/levada/stream/sqlitestore"
 )
@@ -170,13 +171,13 @@ func TestFindJobWantsEnoughOfTheID(t *testing.T) {
 			t.Fatal(o)
 		}
 	}
-	if o := levada(t, "stream", "show", "abcd", "--store", store); o.code != exitUsage || !strings.Contains(o.stderr, "2 jobs begin with") {
+	if o := levada(t, "stream", "show", "abcd", "--store", store); o.code != commandline.ExitUsage || !strings.Contains(o.stderr, "2 jobs begin with") {
 		t.Errorf("%+v", o)
 	}
 	if o := levada(t, "stream", "show", "abcd-2", "--store", store); o.code != 0 {
 		t.Errorf("%+v", o)
 	}
-	if o := levada(t, "stream", "show", "abc", "--store", store); o.code != exitProblems {
+	if o := levada(t, "stream", "show", "abc", "--store", store); o.code != commandline.ExitProblems {
 		t.Errorf("three letters are too few to guess: %+v", o)
 	}
 }

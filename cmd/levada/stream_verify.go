@@ -15,6 +15,7 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
+	"github.com/levada-io/levada/internal/commandline"
 	"github.com/levada-io/levada/internal/streamtable"
 	"github.com/levada-io/levada/stream"
 )
@@ -51,7 +52,7 @@ Exit code 1 means that something differs; the first records that do are named. A
 				return err
 			}
 			if !offline && status.Target == "" && client.target == "" {
-				return exitError{exitUsage, errors.New("the job names no producer: say with --target where it is, or --offline to compare the table with the checkpoint alone")}
+				return commandline.ExitError{Code: commandline.ExitUsage, Err: errors.New("the job names no producer: say with --target where it is, or --offline to compare the table with the checkpoint alone")}
 			}
 			conns, err := client.connections()
 			if err != nil {
@@ -82,7 +83,7 @@ Exit code 1 means that something differs; the first records that do are named. A
 				err = result.write(cmd.OutOrStdout())
 			}
 			if err == nil && !result.OK {
-				err = exitError{code: exitProblems}
+				err = commandline.ExitError{Code: commandline.ExitProblems}
 			}
 			return err
 		},
@@ -103,7 +104,7 @@ func tableOf(ctx context.Context, d *database, name, streamName string) (streamt
 	if name != "" {
 		t, err := d.openTable(ctx, name)
 		if errors.Is(err, streamtable.ErrNoTable) {
-			return nil, exitError{exitUsage, fmt.Errorf("--table: %w", err)}
+			return nil, commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("--table: %w", err)}
 		}
 		return t, err
 	}

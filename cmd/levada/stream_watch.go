@@ -13,6 +13,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/levada-io/levada/internal/commandline"
 	"github.com/levada-io/levada/stream/podwatch"
 )
 
@@ -20,7 +21,7 @@ func newStreamWatchCommand() *cobra.Command {
 	var (
 		store                                              storeFlag
 		hints                                              hintFlag
-		log                                                logFlags
+		log                                                commandline.LogFlags
 		namespace, selector, kubeconfig, kubeContext, http string
 		shared                                             bool
 	)
@@ -32,7 +33,7 @@ lease ends. Nothing depends on it, and any number of replicas may run. It needs 
 Outside a cluster it uses the kubeconfig, as kubectl does.`,
 		Example: `  levada stream watch --store postgres://localhost/shop --namespace shop --selector app=orders-worker`,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			logger, err := log.logger(cmd.ErrOrStderr())
+			logger, err := log.Logger(cmd.ErrOrStderr())
 			if err != nil {
 				return err
 			}
@@ -67,7 +68,7 @@ Outside a cluster it uses the kubeconfig, as kubectl does.`,
 					expired.Add(float64(death.Expired))
 				}})
 			if err != nil {
-				return exitError{exitUsage, err}
+				return commandline.ExitError{Code: commandline.ExitUsage, Err: err}
 			}
 			web := probes{registry: registry, ready: func(context.Context) error { return watcher.Health() }}
 			address, stopWeb, err := web.serve(http)
@@ -88,7 +89,7 @@ Outside a cluster it uses the kubeconfig, as kubectl does.`,
 	flags.StringVar(&kubeconfig, "kubeconfig", "", "kubeconfig file (default: in a pod its service account, else as kubectl)")
 	flags.StringVar(&kubeContext, "context", "", "context of the kubeconfig")
 	flags.StringVar(&http, "metrics-listen", ":8080", "address of metrics, probes and pprof; empty: none")
-	log.register(flags)
+	log.Register(flags)
 	return cmd
 }
 
@@ -115,7 +116,7 @@ func kubernetesConfig(kubeconfig, kubeContext string) (*rest.Config, string, err
 	loader := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: kubeContext})
 	config, err := loader.ClientConfig()
 	if err != nil {
-		return nil, "", exitError{exitUsage, fmt.Errorf("kubernetes: neither in a pod nor a usable kubeconfig (--kubeconfig, KUBECONFIG, ~/.kube/config): %w", err)}
+		return nil, "", commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("kubernetes: neither in a pod nor a usable kubeconfig (--kubeconfig, KUBECONFIG, ~/.kube/config): %w", err)}
 	}
 	namespace, _, err := loader.Namespace()
 	if err != nil {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/levada-io/levada/internal/commandline"
 	"github.com/levada-io/levada/stream"
 )
 
@@ -26,7 +27,7 @@ type streamWorkFlags struct {
 	store           storeFlag
 	client          clientFlags
 	hints           hintFlag
-	log             logFlags
+	log             commandline.LogFlags
 	streams         []string
 	print           bool
 	command         string
@@ -74,12 +75,14 @@ In a pod, set POD_NAME, POD_UID and CONTAINER_NAME by the downward API: then a r
 	flags.DurationVar(&f.interval, "interval", 2*time.Second, "time between two looks at the progress; on a terminal it is at most 250ms")
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "no progress")
 	flags.StringVarP(&f.output, "output", "o", "auto", "progress as table, text, json; auto is a table on a terminal")
-	f.log.register(flags)
+	f.log.Register(flags)
 	return cmd
 }
 
 func streamWork(cmd *cobra.Command, f *streamWorkFlags) (err error) {
-	usage := func(text string, args ...any) error { return exitError{exitUsage, fmt.Errorf(text, args...)} }
+	usage := func(text string, args ...any) error {
+		return commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf(text, args...)}
+	}
 	names, tables, err := named("--stream", "NAME or NAME=TABLE, for instance --stream users=copied_users", f.streams, true)
 	switch {
 	case err != nil:
@@ -100,11 +103,11 @@ func streamWork(cmd *cobra.Command, f *streamWorkFlags) (err error) {
 	}
 	// Logs go above the table, so through the screen, which is no terminal itself.
 	stderr, logs := &screen{out: cmd.ErrOrStderr()}, f.log
-	jsonLogs := logs.json(stderr.out)
-	if logs.format == "auto" && !jsonLogs {
-		logs.format = "text"
+	jsonLogs := logs.JSON(stderr.out)
+	if logs.Format == "auto" && !jsonLogs {
+		logs.Format = "text"
 	}
-	log, err := logs.logger(stderr)
+	log, err := logs.Logger(stderr)
 	if err != nil {
 		return err
 	}
@@ -221,7 +224,7 @@ func streamWork(cmd *cobra.Command, f *streamWorkFlags) (err error) {
 	close(shown)
 	loops.Wait()
 	if n := view.failed(); err == nil && f.untilDone && n > 0 {
-		return exitError{exitProblems, fmt.Errorf("%d jobs failed: see them with `levada stream list --state failed`", n)}
+		return commandline.ExitError{Code: commandline.ExitProblems, Err: fmt.Errorf("%d jobs failed: see them with `levada stream list --state failed`", n)}
 	}
 	return err
 }

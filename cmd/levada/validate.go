@@ -10,6 +10,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/levada-io/levada/api/v1alpha1"
+	"github.com/levada-io/levada/internal/commandline"
 )
 
 func newValidateCommand() *cobra.Command {
@@ -35,10 +36,10 @@ The exit code is 0 when there is no error, 1 when there is one, and 2 when the c
 		RunE: func(cmd *cobra.Command, args []string) error {
 			write, ok := problemFormats[format]
 			if !ok {
-				return exitError{exitUsage, fmt.Errorf("there is no output format %q; use text, json, sarif or github", format)}
+				return commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("there is no output format %q; use text, json, sarif or github", format)}
 			}
 			if excerpt != "auto" && excerpt != "always" && excerpt != "never" {
-				return exitError{exitUsage, fmt.Errorf("--excerpt is auto, always or never, not %q", excerpt)}
+				return commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("--excerpt is auto, always or never, not %q", excerpt)}
 			}
 			m := loadManifests(args, cmd.InOrStdin())
 			problems := checkManifests(m, runnable)
@@ -54,7 +55,7 @@ The exit code is 0 when there is no error, 1 when there is one, and 2 when the c
 				return err
 			}
 			if problems.HasErrors() {
-				return exitError{code: exitProblems}
+				return commandline.ExitError{Code: commandline.ExitProblems}
 			}
 			return nil
 		},
@@ -63,14 +64,16 @@ The exit code is 0 when there is no error, 1 when there is one, and 2 when the c
 	cmd.Flags().BoolVar(&strict, "strict", false, "make errors of warnings")
 	cmd.Flags().BoolVar(&runnable, "runnable", false, "also report what this version cannot run")
 	cmd.Flags().StringVar(&excerpt, "excerpt", "auto", "show the line of each problem: auto (on terminals), always or never")
-	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return exitError{exitUsage, err} })
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		return commandline.ExitError{Code: commandline.ExitUsage, Err: err}
+	})
 	return cmd
 }
 
 // atLeastOneArgument makes a command without a file a usage error.
 func atLeastOneArgument(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
-		return exitError{exitUsage, fmt.Errorf("%s needs a file, a directory, or - for the standard input", cmd.Name())}
+		return commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("%s needs a file, a directory, or - for the standard input", cmd.Name())}
 	}
 	return nil
 }

@@ -40,9 +40,6 @@ func (e ExitError) Error() string {
 
 func (e ExitError) Unwrap() error { return e.Err }
 
-// ExitCode is the code that Execute returns.
-func (e ExitError) ExitCode() int { return e.Code }
-
 // Root makes the command that of a program: its flags are also looked up in the environment, and nothing is said but the error.
 func Root(cmd *cobra.Command, version string) *cobra.Command {
 	cmd.Version, cmd.SilenceUsage, cmd.SilenceErrors = version, true, true
@@ -73,21 +70,15 @@ func Main(root *cobra.Command) {
 	os.Exit(Execute(ctx, root))
 }
 
-// Execute returns the exit code, and says what the error is. An error without ExitCode() is a problem; one with it that wraps none says nothing.
+// Execute returns the exit code, and says what the error is. One that is no ExitError is a problem.
 func Execute(ctx context.Context, root *cobra.Command) int {
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return 0
 	}
 	code := ExitProblems
-	// Unwrap is asked for too, because exec.ExitError has an ExitCode, which is of another process.
-	var exit interface {
-		error
-		ExitCode() int
-		Unwrap() error
-	}
-	if errors.As(err, &exit) {
-		code, err = exit.ExitCode(), exit.Unwrap()
+	if exit, ok := errors.AsType[ExitError](err); ok {
+		code, err = exit.Code, exit.Err
 	}
 	if err != nil {
 		fmt.Fprintf(root.ErrOrStderr(), "%s: %v\n", root.Name(), err)

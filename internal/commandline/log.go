@@ -9,29 +9,32 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// LogFlags adds the flags about logs.
-func LogFlags(flags *pflag.FlagSet, format, level *string) {
-	flags.StringVar(format, "log-format", "auto", "auto, text or json; auto is text on a terminal")
-	flags.StringVar(level, "log-level", "info", "debug, info, warn or error")
+// LogFlags are the flags about logs, of every command that has any.
+type LogFlags struct{ Format, Level string }
+
+// Register adds the flags to a command's.
+func (f *LogFlags) Register(flags *pflag.FlagSet) {
+	flags.StringVar(&f.Format, "log-format", "auto", "auto, text or json; auto is text on a terminal")
+	flags.StringVar(&f.Level, "log-level", "info", "debug, info, warn or error")
 }
 
-// LogsJSON reports whether logs of the format that are written to w are JSON.
-func LogsJSON(w io.Writer, format string) bool {
-	return format == "json" || format == "auto" && !IsTerminal(w)
+// JSON reports whether logs that are written to w are JSON.
+func (f *LogFlags) JSON(w io.Writer) bool {
+	return f.Format == "json" || f.Format == "auto" && !IsTerminal(w)
 }
 
-// NewLogger writes JSON with the names of the Elastic Common Schema, or text for people.
-func NewLogger(w io.Writer, format, level string) (*slog.Logger, error) {
+// Logger writes JSON with the names of the Elastic Common Schema, or text for people.
+func (f *LogFlags) Logger(w io.Writer) (*slog.Logger, error) {
 	var least slog.Level
-	if err := least.UnmarshalText([]byte(level)); err != nil {
-		return nil, UsageError(fmt.Errorf("--log-level is debug, info, warn or error, not %q", level))
+	if err := least.UnmarshalText([]byte(f.Level)); err != nil {
+		return nil, UsageError(fmt.Errorf("--log-level is debug, info, warn or error, not %q", f.Level))
 	}
-	switch format {
+	switch f.Format {
 	case "auto", "text", "json":
 	default:
-		return nil, UsageError(fmt.Errorf("--log-format is auto, text or json, not %q", format))
+		return nil, UsageError(fmt.Errorf("--log-format is auto, text or json, not %q", f.Format))
 	}
-	if LogsJSON(w, format) {
+	if f.JSON(w) {
 		return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: least, ReplaceAttr: ecs})).With("service.name", "levada"), nil
 	}
 	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: least, ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {

@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"google.golang.org/grpc/codes"
 
 	"github.com/levada-io/levada/internal/proxy/balance"
 	"github.com/levada-io/levada/internal/proxy/frame"
@@ -79,7 +82,7 @@ func (e *endpoint) assign(s *stream, w *wakes) {
 	case b != nil:
 		s.placed(w)
 	case tooLarge:
-		s.end(failure(8, reasonHeaderSize, 431, "the request has more headers than %s takes", e.address), w)
+		s.end(failure(codes.ResourceExhausted, reasonHeaderSize, http.StatusRequestHeaderFieldsTooLarge, "the request has more headers than %s takes", e.address), w)
 	default:
 		s.notConnected(err, w)
 	}

@@ -13,6 +13,7 @@ import (
 )
 
 const (
+	// Headers above it that differ from call to call cost their sender, by the square.
 	largeHeader = 8 << 10
 	costly      = 4                      // frames without content that something counts as which makes us work
 	rapidReset  = 100 * time.Millisecond // a stream that its caller resets sooner than that was opened to be reset

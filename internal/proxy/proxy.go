@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,6 +16,7 @@ import (
 	"github.com/levada-io/levada/internal/proxy/balance"
 	"github.com/levada-io/levada/internal/proxy/config"
 	"github.com/levada-io/levada/internal/proxy/discovery"
+	"github.com/levada-io/levada/internal/proxy/frame"
 	"github.com/levada-io/levada/internal/proxy/wheel"
 )
 
@@ -76,6 +76,13 @@ type state struct {
 	routes   map[*config.Route]*route
 	nowhere  *route // for calls that no route matches
 	clusters map[string]*cluster
+	kept     map[string]change // of those that were there before, by name
+}
+
+// change is what a backend that is kept takes over from a new configuration.
+type change struct {
+	config *config.Backend
+	tls    *backendTLS
 }
 
 func (s *state) route(authority, path string) *route {
@@ -111,7 +118,7 @@ func New(c *config.Config, o Options) (*Proxy, error) {
 
 // build makes the state of a configuration. Backends that stay the same keep their connections.
 func (p *Proxy) build(c *config.Config, old *state) (*state, error) {
-	s := &state{config: c, table: c.Compile(), routes: map[*config.Route]*route{}, clusters: map[string]*cluster{}}
+	s := &state{config: c, table: c.Compile(), routes: map[*config.Route]*route{}, clusters: map[string]*cluster{}, kept: map[string]change{}}
 	for i := range c.Backends {
 		b := &c.Backends[i]
 		tls, err := newBackendTLS(b)
@@ -120,7 +127,7 @@ func (p *Proxy) build(c *config.Config, old *state) (*state, error) {
 		}
 		if old != nil {
 			if kept := old.clusters[b.Name]; kept != nil && kept.config().Target == b.Target && kept.config().Ejection == b.Ejection && kept.config().Balance == b.Balance {
-				s.clusters[b.Name] = kept
+				s.clusters[b.Name], s.kept[b.Name] = kept, change{b, tls}
 				continue
 			}
 		}
@@ -252,7 +259,7 @@ func (p *Proxy) drain() {
 	p.endStreams(d.Period)
 	for _, f := range p.allFronts() {
 		f.mu.Lock()
-		f.closeAfterOut(f.last, 0, "drained")
+		f.closeAfterOut(f.last, frame.NoError, "drained")
 		f.rouse()
 		f.mu.Unlock()
 	}
@@ -342,7 +349,14 @@ func (p *Proxy) Open() int {
 	return n
 }
 
-// now is the time of the wheel when something was read last, which is what happens now is reckoned with.
+// tick reads the clock, which readers do once for all that came together, and whoever else begins to do something to streams.
+func (p *Proxy) tick() int64 {
+	now := p.wheel.Now()
+	p.clock.Store(now)
+	return now
+}
+
+// now is what was read last. To read the clock for each frame would cost more than its locks.
 func (p *Proxy) now() int64 { return p.clock.Load() }
 
 // cut ends what is left of connections: those that are in their handshake, and those to endpoints that take nothing.
@@ -378,13 +392,6 @@ func (p *Proxy) release(b *back) {
 	delete(p.backs, b)
 }
 
-// tick reads the clock.
-func (p *Proxy) tick() int64 {
-	now := p.wheel.Now()
-	p.clock.Store(now)
-	return now
-}
-
 // Reload puts another configuration in force. Streams that are open go on as they were opened; listeners stay.
 func (p *Proxy) Reload(c *config.Config) error {
 	old := p.state.Load()
@@ -397,13 +404,9 @@ func (p *Proxy) Reload(c *config.Config) error {
 			p.follow(p.working, x)
 			continue
 		}
-		i := slices.IndexFunc(c.Backends, func(b config.Backend) bool { return b.Name == name })
-		tls, err := newBackendTLS(&c.Backends[i])
-		if err != nil {
-			return err
-		}
-		x.tls.Store(tls)
-		x.current.Store(&c.Backends[i])
+		changed := next.kept[name]
+		x.tls.Store(changed.tls)
+		x.current.Store(changed.config)
 	}
 	p.state.Store(next)
 	p.forgetRoutes(next)

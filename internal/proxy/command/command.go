@@ -52,7 +52,7 @@ func New(o Options) *cobra.Command {
 		o.Kubernetes = noKubernetes
 	}
 	simple, file, pprof := config.DefaultSimple(), "", false
-	var logFormat, logLevel string
+	var log commandline.LogFlags
 	cmd := &cobra.Command{
 		Use:   o.Name[strings.LastIndexByte(o.Name, ' ')+1:],
 		Short: "Pass gRPC on to backends, and tell callers the truth about how their streams ended",
@@ -66,7 +66,7 @@ Spans are sent over OTLP (gRPC) when OTEL_EXPORTER_OTLP_ENDPOINT is set. GOGC is
 		Example: examples(o.Name, "--listen :8080 --backend dns:///orders:50051", "--config proxy.yaml"),
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			logger, err := commandline.NewLogger(cmd.ErrOrStderr(), logFormat, logLevel)
+			logger, err := log.Logger(cmd.ErrOrStderr())
 			if err != nil {
 				return err
 			}
@@ -99,7 +99,7 @@ Spans are sent over OTLP (gRPC) when OTEL_EXPORTER_OTLP_ENDPOINT is set. GOGC is
 	f.VisitAll(func(one *pflag.Flag) { one.Annotations = map[string][]string{ofSimple: nil} })
 	f.StringVar(&file, "config", "", "configuration `FILE`, instead of the other flags; read again when it changes")
 	f.BoolVar(&pprof, "pprof", false, "serve Go's profiles at the --admin address, to clients on this machine only")
-	commandline.LogFlags(f, &logFormat, &logLevel)
+	log.Register(f)
 	cmd.AddCommand(newValidate(o.Name), newTop(o.Name), newTap(o.Name), newDrain(o.Name))
 	return cmd
 }
