@@ -122,7 +122,7 @@ func loadRunnable(cmd *cobra.Command, args []string, stderr io.Writer) ([]v1alph
 	problems := checkManifests(m, true)
 	if len(problems) > 0 {
 		page := problemPage{problems: problems, manifests: len(m.objects)}
-		if isTerminal(stderr) {
+		if commandline.IsTerminal(stderr) {
 			page.lines = m.lines
 		}
 		if err := writeText(stderr, page); err != nil {
@@ -207,7 +207,7 @@ func isDir(path string) bool {
 
 // writesToTerminal reports whether a sink prints where a table would be drawn.
 func writesToTerminal(objects []v1alpha1.Object, stdout io.Writer) bool {
-	if !isTerminal(stdout) {
+	if !commandline.IsTerminal(stdout) {
 		return false
 	}
 	prints := func(s *v1alpha1.Sink) bool {

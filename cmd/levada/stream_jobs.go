@@ -148,7 +148,7 @@ func parseTime(text string, now time.Time) (time.Time, error) {
 
 // waitForJob shows a job's progress until it is final or paused.
 func waitForJob(ctx context.Context, d *database, id string, out io.Writer) (stream.Status, error) {
-	s, live := &screen{out: out}, isTerminal(out) && os.Getenv("NO_COLOR") == ""
+	s, live := &screen{out: out}, commandline.IsTerminal(out) && os.Getenv("NO_COLOR") == ""
 	var m meter
 	said, saidAt := "", time.Time{}
 	tick := time.NewTicker(200 * time.Millisecond)
@@ -316,7 +316,7 @@ func age(d time.Duration) string {
 
 func watchJobs(cmd *cobra.Command, d *database, filter stream.Filter, out *outputFlag, interval time.Duration) error {
 	s := &screen{out: cmd.OutOrStdout()}
-	live := isTerminal(cmd.OutOrStdout())
+	live := commandline.IsTerminal(cmd.OutOrStdout())
 	meters := map[string]*meter{}
 	tick := time.NewTicker(max(interval, 100*time.Millisecond))
 	defer tick.Stop()

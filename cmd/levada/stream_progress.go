@@ -150,7 +150,7 @@ type workView struct {
 }
 
 func newWorkView(kind string, out *screen, quiet bool, interval time.Duration, jsonLogs, stdoutTaken bool) (*workView, error) {
-	terminal := isTerminal(out.out)
+	terminal := commandline.IsTerminal(out.out)
 	switch {
 	case quiet:
 		kind = "none"

@@ -112,7 +112,7 @@ func streamWork(cmd *cobra.Command, f *streamWorkFlags) (err error) {
 		return err
 	}
 	slog.SetDefault(log)
-	view, err := newWorkView(f.output, stderr, f.quiet, f.interval, jsonLogs, f.print && isTerminal(cmd.OutOrStdout()))
+	view, err := newWorkView(f.output, stderr, f.quiet, f.interval, jsonLogs, f.print && commandline.IsTerminal(cmd.OutOrStdout()))
 	if err != nil {
 		return err
 	}

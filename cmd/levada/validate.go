@@ -2,12 +2,9 @@ package main
 
 import (
 	"fmt"
-	"io"
-	"os"
 	_ "time/tzdata" // time zones of manifests are checked on machines without any
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"github.com/levada-io/levada/api/v1alpha1"
 	"github.com/levada-io/levada/internal/commandline"
@@ -48,7 +45,7 @@ The exit code is 0 when there is no error, 1 when there is one, and 2 when the c
 			}
 			out := cmd.OutOrStdout()
 			page := problemPage{problems: problems, manifests: len(m.objects)}
-			if excerpt == "always" || excerpt == "auto" && isTerminal(out) {
+			if excerpt == "always" || excerpt == "auto" && commandline.IsTerminal(out) {
 				page.lines = m.lines
 			}
 			if err := write(out, page); err != nil {
@@ -97,9 +94,4 @@ func warningsAreErrors(problems v1alpha1.Problems) {
 			problems[i].Severity = v1alpha1.SeverityError
 		}
 	}
-}
-
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd()))
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/dustin/go-humanize"
 
+	"github.com/levada-io/levada/internal/commandline"
 	"github.com/levada-io/levada/internal/dataplane/vertex"
 	"github.com/levada-io/levada/internal/standalone"
 )
@@ -30,9 +31,9 @@ func newView(kind string, out io.Writer, quiet bool, interval time.Duration, jso
 	switch {
 	case quiet:
 		kind = "none"
-	case kind == "auto" && jsonLogs && !isTerminal(out):
+	case kind == "auto" && jsonLogs && !commandline.IsTerminal(out):
 		kind = "text"
-	case kind == "auto" && isTerminal(out) && !sharesTerminal && os.Getenv("NO_COLOR") == "":
+	case kind == "auto" && commandline.IsTerminal(out) && !sharesTerminal && os.Getenv("NO_COLOR") == "":
 		kind = "table"
 	case kind == "auto":
 		kind = "text"
