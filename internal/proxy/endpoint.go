@@ -222,6 +222,7 @@ func (e *endpoint) connection() (*back, error) {
 	if err != nil {
 		return nil, err
 	}
+	nc = newRawSocket(nc)
 	if t := e.cluster.tls.Load(); t != nil {
 		if nc, err = (*t).client(ctx, nc, e.address); err != nil {
 			return nil, err

@@ -68,7 +68,7 @@ func (l *listener) accept() {
 			continue
 		}
 		l.proxy.background.Go(func() {
-			l.serve(nc)
+			l.serve(newRawSocket(nc))
 			if l.slots != nil {
 				<-l.slots
 			}
