@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,8 +17,6 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/levada-io/levada/internal/commandline"
 	"github.com/levada-io/levada/internal/streamtable"
@@ -144,42 +140,24 @@ func (d *database) closing(err *error) {
 
 // clientFlags say how producers are reached.
 type clientFlags struct {
-	target, ca string
-	tls        bool
+	target, ca, cert, key string
+	tls                   bool
 }
 
 func (f *clientFlags) register(flags *pflag.FlagSet, target string) {
 	flags.StringVar(&f.target, "target", "", target)
 	flags.BoolVar(&f.tls, "tls", false, "use TLS towards producers")
 	flags.StringVar(&f.ca, "ca", "", "file of the certificates that producers are checked with, instead of the system's; implies --tls")
+	flags.StringVar(&f.cert, "tls-cert", "", "file of the certificate that is shown to producers, which may demand one (serve --tls-client-ca); implies --tls")
+	flags.StringVar(&f.key, "tls-key", "", "file of the certificate's key")
 }
 
 func (f *clientFlags) connections() (*stream.Connections, error) {
-	transport := insecure.NewCredentials()
-	if f.tls || f.ca != "" {
-		config := &tls.Config{MinVersion: tls.VersionTLS12}
-		if f.ca != "" {
-			pool, err := certificates("--ca", f.ca)
-			if err != nil {
-				return nil, err
-			}
-			config.RootCAs = pool
-		}
-		transport = credentials.NewTLS(config)
+	transport, err := f.credentials()
+	if err != nil {
+		return nil, err
 	}
 	return stream.NewConnections(f.target, grpc.WithTransportCredentials(transport)), nil
-}
-
-func certificates(flag, file string) (*x509.CertPool, error) {
-	pem, err := os.ReadFile(file)
-	if err != nil {
-		return nil, commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("%s: %w", flag, err)}
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("%s %s: the file holds no certificate: expected PEM, which begins with -----BEGIN CERTIFICATE-----", flag, file)}
-	}
-	return pool, nil
 }
 
 // hintFlag says how workers are woken.

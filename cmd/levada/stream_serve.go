@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -15,7 +14,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -171,29 +169,6 @@ func serveStreams(ctx context.Context, g *grpc.Server, server *stream.Server, li
 	}
 	<-served
 	return nil
-}
-
-func (f *streamServeFlags) credentials() ([]grpc.ServerOption, error) {
-	switch {
-	case (f.cert == "") != (f.keyFile == ""):
-		return nil, commandline.ExitError{Code: commandline.ExitUsage, Err: errors.New("--tls-cert and --tls-key go together: give both, or neither")}
-	case f.cert == "" && f.clientCA != "":
-		return nil, commandline.ExitError{Code: commandline.ExitUsage, Err: errors.New("--tls-client-ca needs --tls-cert and --tls-key")}
-	case f.cert == "":
-		return nil, nil
-	}
-	pair, err := tls.LoadX509KeyPair(f.cert, f.keyFile)
-	if err != nil {
-		return nil, commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("--tls-cert, --tls-key: %w", err)}
-	}
-	config := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}}
-	if f.clientCA != "" {
-		if config.ClientCAs, err = certificates("--tls-client-ca", f.clientCA); err != nil {
-			return nil, err
-		}
-		config.ClientAuth = tls.RequireAndVerifyClientCert
-	}
-	return []grpc.ServerOption{grpc.Creds(credentials.NewTLS(config))}, nil
 }
 
 // sources makes what is to be served. The names are in the order of the flags.

@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -27,6 +28,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
+	"github.com/levada-io/levada/internal/commandline"
 	"github.com/levada-io/levada/internal/testserver"
 	"github.com/levada-io/levada/stream"
 )
@@ -177,14 +179,6 @@ func TestStreamServeTLS(t *testing.T) {
 	}
 	writeCertificate(t, cert, key)
 	flags := []string{"--file", "lines=" + file, "--tls-cert", cert, "--tls-key", key}
-	pool, err := certificates("", cert)
-	if err != nil {
-		t.Fatal(err)
-	}
-	own, err := tls.LoadX509KeyPair(cert, key)
-	if err != nil {
-		t.Fatal(err)
-	}
 	// healthy asks the server how it is.
 	healthy := func(address string, transport credentials.TransportCredentials) error {
 		t.Helper()
@@ -214,13 +208,63 @@ func TestStreamServeTLS(t *testing.T) {
 		}
 	})
 	t.Run("the readers' certificates", func(t *testing.T) {
-		_, address := serving(t, append(flags, "--tls-client-ca", cert)...)
-		if healthy(address, credentials.NewTLS(&tls.Config{RootCAs: pool})) == nil {
-			t.Error("a reader without a certificate is answered")
+		reader, readerKey := filepath.Join(dir, "reader.crt"), filepath.Join(dir, "reader.key")
+		other, otherKey := filepath.Join(dir, "other.crt"), filepath.Join(dir, "other.key")
+		writeCertificate(t, reader, readerKey)
+		writeCertificate(t, other, otherKey)
+		_, address := serving(t, append(flags, "--tls-client-ca", reader)...)
+		store, job := submitted(t, "lines", address)
+		work := []string{"stream", "work", "--stream", "lines", "--print", "--ca", cert}
+		trusted := []string{"--tls-cert", reader, "--tls-key", readerKey}
+		if o := levada(t, slices.Concat(work, trusted, []string{"--store", store, "--until-done"})...); o.code != 0 || strings.Count(o.stdout, "\n") != 3 {
+			t.Errorf("%+v", o)
 		}
-		if err := healthy(address, credentials.NewTLS(&tls.Config{RootCAs: pool, Certificates: []tls.Certificate{own}})); err != nil {
-			t.Errorf("a reader with a certificate: %v", err)
+		if o := levada(t, slices.Concat([]string{"stream", "verify", job, "--store", store, "--ca", cert}, trusted)...); o.code != 0 {
+			t.Errorf("%+v", o)
 		}
+		const demanded = "tls: certificate required: the producer demands one of its readers: give --tls-cert and --tls-key"
+		for name, c := range map[string]struct {
+			flags []string
+			want  string
+		}{
+			"no certificate":         {[]string{"--ca", cert}, demanded},
+			"of another authority":   {[]string{"--ca", cert, "--tls-cert", other, "--tls-key", otherKey}, "authority: the producer refuses the certificate of --tls-cert " + other},
+			"the producer's unknown": {slices.Concat(trusted, []string{"--ca", other}), "certificate signed by unknown authority: name the file of its authority with --ca"},
+		} {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel() // a person who verifies waits a few seconds for the producer
+				o := levada(t, slices.Concat([]string{"stream", "verify", job, "--store", store}, c.flags)...)
+				if o.code != commandline.ExitProblems || !strings.Contains(o.stderr, c.want) {
+					t.Errorf("%+v, want exit code 1 and %q", o, c.want)
+				}
+			})
+		}
+		t.Run("the refusal comes while the reader sends", func(t *testing.T) {
+			transport, err := (&clientFlags{ca: cert}).credentials()
+			if err != nil {
+				t.Fatal(err)
+			}
+			raw, err := net.Dial("tcp", address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer raw.Close()
+			conn, _, err := transport.ClientHandshake(t.Context(), address, raw)
+			for deadline := time.Now().Add(30 * time.Second); err == nil && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+				_, err = conn.Write([]byte("x"))
+			}
+			if err == nil || !strings.Contains(err.Error(), demanded) {
+				t.Errorf("%v, want %q", err, demanded)
+			}
+		})
+		t.Run("work without a certificate", func(t *testing.T) {
+			store, job := submitted(t, "lines", address)
+			worker := start(t, append(work, "--store", store)...)
+			worker.eventually("the worker says what is missing", func() bool { return strings.Contains(worker.stderr.String(), demanded) })
+			if status := shown(t, store, job); status.State == stream.Completed || worker.stdout.String() != "" {
+				t.Errorf("the job is %s, and the worker has printed %q", status.State, worker.stdout.String())
+			}
+		})
 	})
 }
 
@@ -232,7 +276,8 @@ func writeCertificate(t *testing.T, cert, key string) {
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: filepath.Base(cert)}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}

@@ -54,6 +54,7 @@ func newStreamWorkCommand() *cobra.Command {
 In a pod, set POD_NAME, POD_UID and CONTAINER_NAME by the downward API: then a restarted container takes over its own jobs at once.`,
 		Example: `  levada stream work --stream users --target 127.0.0.1:50051
   levada stream work --store postgres://localhost/shop --stream users=copied_users --metrics-listen :9090
+  levada stream work --stream orders --target dns:///orders:50051 --ca ca.crt --tls-cert worker.crt --tls-key worker.key
   levada stream work --stream orders --print --until-done | jq .value`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return streamWork(cmd, &f) },
