@@ -235,10 +235,11 @@ func TestSidecar(t *testing.T) {
 	if proxy.RestartPolicy == nil || *proxy.RestartPolicy != corev1.ContainerRestartPolicyAlways {
 		t.Error("the proxy is no sidecar")
 	}
-	if want := []string{"proxy", "--config", proxy.VolumeMounts[0].MountPath + "/proxy.yaml"}; !slices.Equal(proxy.Args, want) {
-		t.Errorf("the proxy is started with %v, want %v", proxy.Args, want)
+	started := slices.Concat(proxy.Command, proxy.Args)
+	if want := []string{"levada-proxy", "--config", proxy.VolumeMounts[0].MountPath + "/proxy.yaml"}; !slices.Equal(started, want) {
+		t.Errorf("the proxy is started with %v, want %v", started, want)
 	}
-	if drain := proxy.Lifecycle.PreStop.Exec.Command; !slices.Equal(drain, []string{"levada", "proxy", "drain", "--admin", "127.0.0.1" + c.Admin.Address}) {
+	if drain := proxy.Lifecycle.PreStop.Exec.Command; !slices.Equal(drain, []string{"levada-proxy", "drain", "--admin", "127.0.0.1" + c.Admin.Address}) {
 		t.Errorf("the proxy is drained by %v", drain)
 	}
 	for want, p := range map[string]*corev1.Probe{"/readyz": proxy.ReadinessProbe, "/livez": proxy.LivenessProbe} {
