@@ -24,6 +24,9 @@ const (
 // writeStall is how long an endpoint may take nothing of what is written to its connection.
 const writeStall = 15 * time.Second
 
+// maxHeads is how much of a connection's output may be waiting for a header to join it: headers are under no window, but others wait behind them.
+const maxHeads = 2 * maxOut
+
 var errSilent = errors.New("it did not answer a PING in time")
 
 // back is a connection to an endpoint.
@@ -52,7 +55,7 @@ type back struct {
 func (b *back) take(s *stream) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.draining || b.closing || b.err != nil || uint32(len(b.streams)) >= b.peer.streams || b.next > frame.MaxStream-2 {
+	if !b.open() || len(b.out) > maxHeads {
 		return false
 	}
 	s.back, s.backID = b, b.next
@@ -269,6 +272,9 @@ func (b *back) all() []*stream {
 }
 
 func (b *back) moreRoom(w *wakes) {
+	if b.endpoint.waits.Load() > 0 {
+		w.endpoints = append(w.endpoints, b.endpoint)
+	}
 	b.mu.Lock()
 	turns := len(b.blocked)
 	b.mu.Unlock()

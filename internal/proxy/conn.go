@@ -350,7 +350,21 @@ var largeReads = sync.Pool{New: func() any { return &buffer{make([]byte, largeRe
 func (c *conn) read(s side, first []byte) error {
 	pool := &smallReads
 	buf := pool.Get().(*buffer)
-	defer func() { pool.Put(buf) }()
+	lend := func() []byte {
+		if buf == nil {
+			buf = pool.Get().(*buffer)
+		}
+		return buf.b
+	}
+	giveBack := func() { pool.Put(buf); buf = nil }
+	defer func() {
+		if buf != nil {
+			giveBack()
+		}
+	}()
+	socket, _ := c.nc.(interface {
+		readLent(lend func() []byte, giveBack func()) (int, error)
+	})
 	w, quiet := copy(buf.b, first), 0
 	for {
 		r := 0
@@ -378,7 +392,7 @@ func (c *conn) read(s side, first []byte) error {
 		}
 		w = copy(buf.b, buf.b[r:w])
 		c.noteSlow(buf.b[:w])
-		// Much traffic is read in large pieces; a connection with little of it holds little memory.
+		// Much traffic is read in large pieces; a connection with little of it holds little memory, and one that waits none, if that can be.
 		if pool == &smallReads && (w == len(buf.b) || w >= frame.HeaderLen && frame.ParseHeader(buf.b).Length+frame.HeaderLen > len(buf.b) || quiet < 0) {
 			large := largeReads.Get().(*buffer)
 			copy(large.b, buf.b[:w])
@@ -390,7 +404,13 @@ func (c *conn) read(s side, first []byte) error {
 			pool.Put(buf)
 			pool, buf, quiet = &smallReads, small, 0
 		}
-		n, err := c.nc.Read(buf.b[w:])
+		var n int
+		var err error
+		if socket != nil && w == 0 {
+			n, err = socket.readLent(lend, giveBack)
+		} else {
+			n, err = c.nc.Read(buf.b[w:])
+		}
 		if n > 0 {
 			switch {
 			case n == len(buf.b)-w:
@@ -573,7 +593,13 @@ func (c *conn) headers(s side, h frame.Header, p []byte) error {
 }
 
 func (c *conn) decoded(s side, id uint32, block []byte, end bool) error {
+	if len(block) > uncounted {
+		c.proxy.heavy <- struct{}{}
+	}
 	set, err := c.reader.Read(block)
+	if len(block) > uncounted {
+		<-c.proxy.heavy
+	}
 	if err != nil {
 		return frame.Error{Code: frame.CompressionError, Reason: err.Error()}
 	}

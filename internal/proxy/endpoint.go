@@ -34,19 +34,34 @@ var errPreface = errors.New("it took the connection and did not say that it spea
 type endpoint struct {
 	cluster *cluster
 	address string
-	waits   atomic.Int32 // len(waiting), to be read without the lock
+	waits   atomic.Int32 // calls that wait, to be read without the lock
 	fails   atomic.Bool  // connecting failed last, and it is not yet time to try again
 
 	mu      sync.Mutex
-	conns   []*back // that take streams
-	retired []*back // that only serve those which they have
-	dialing int
-	waiting []*stream
-	last    error // of connecting
+	main    pool
+	large   pool    // for calls with large headers, which would keep the others waiting: a header waits for no window
+	retired []*back // that only serve those streams which they have
+	last    error   // of connecting
 	retryAt int64
 	backoff time.Duration
 	redial  wheel.Timer // for those who wait while it is too early to try again
+	oneOnly bool        // connecting once more, for calls with large headers, failed
 	removed bool        // it is not one of the backend's endpoints any more
+}
+
+// pool is the connections for some of the calls to an endpoint, whose lock guards it.
+type pool struct {
+	conns   []*back // that take streams
+	dialing int
+	waiting []*stream
+}
+
+// poolOf is where the call belongs. Where the number of connections is limited, all share them, and so they do where no second one can be made.
+func (e *endpoint) poolOf(s *stream) *pool {
+	if !large(s.request) || e.oneOnly || e.cluster.config().MaxConnections > 0 {
+		return &e.main
+	}
+	return &e.large
 }
 
 func newEndpoint(c *cluster, address string) *endpoint {
@@ -63,18 +78,19 @@ func newEndpoint(c *cluster, address string) *endpoint {
 // assign gives the call to a connection, or makes it wait for one. The lock of the stream's front is held.
 func (e *endpoint) assign(s *stream, w *wakes) {
 	e.mu.Lock()
-	b, tooLarge := e.taken(s)
+	p := e.poolOf(s)
+	b, tooLarge := p.taken(s)
 	if b == nil && !tooLarge && e.connectable() {
 		s.waiting = e
-		e.waiting = append(e.waiting, s)
-		e.waits.Store(int32(len(e.waiting)))
-		if b, _ = e.taken(s); b == nil { // room that came before waits said that somebody waits
+		p.waiting = append(p.waiting, s)
+		e.waits.Add(1)
+		if b, _ = p.taken(s); b == nil { // room that came before waits said that somebody waits
 			e.dial()
 			e.mu.Unlock()
 			return
 		}
-		e.waiting = e.waiting[:len(e.waiting)-1]
-		e.waits.Store(int32(len(e.waiting)))
+		p.waiting = p.waiting[:len(p.waiting)-1]
+		e.waits.Add(-1)
 	}
 	err := e.last
 	e.mu.Unlock()
@@ -92,21 +108,39 @@ func (e *endpoint) assign(s *stream, w *wakes) {
 func (e *endpoint) forget(s *stream) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if i := slices.Index(e.waiting, s); i >= 0 {
-		e.waiting = slices.Delete(e.waiting, i, i+1)
-		e.waits.Store(int32(len(e.waiting)))
+	for _, p := range e.pools() {
+		if i := slices.Index(p.waiting, s); i >= 0 {
+			p.waiting = slices.Delete(p.waiting, i, i+1)
+			e.waits.Add(-1)
+		}
 	}
 }
 
-// taken tries the connections. The one that was tried first last time is the one with room, mostly. mu is held.
-func (e *endpoint) taken(s *stream) (b *back, tooLarge bool) {
-	for i, b := range e.conns {
+func (e *endpoint) pools() [2]*pool { return [...]*pool{&e.main, &e.large} }
+
+// dialing is how many connections are being made. mu is held.
+func (e *endpoint) dialing() int { return e.main.dialing + e.large.dialing }
+
+// open is how many connections take streams. mu is held.
+func (e *endpoint) open() int { return len(e.main.conns) + len(e.large.conns) }
+
+// takeWaiting returns the calls that wait, which do not any more. mu is held.
+func (e *endpoint) takeWaiting(p *pool) []*stream {
+	waiting := p.waiting
+	p.waiting = nil
+	e.waits.Add(-int32(len(waiting)))
+	return waiting
+}
+
+// taken tries the connections. The one that was tried first last time is the one with room, mostly. The endpoint's lock is held.
+func (p *pool) taken(s *stream) (b *back, tooLarge bool) {
+	for i, b := range p.conns {
 		if b.tooLarge(s) {
 			return nil, true
 		}
 		if b.take(s) {
 			if i > 0 {
-				e.conns[0], e.conns[i] = b, e.conns[0]
+				p.conns[0], p.conns[i] = b, p.conns[0]
 			}
 			return b, false
 		}
@@ -116,72 +150,82 @@ func (e *endpoint) taken(s *stream) (b *back, tooLarge bool) {
 
 // connectable reports whether a connection may come. mu is held.
 func (e *endpoint) connectable() bool {
-	return e.dialing > 0 || len(e.conns) > 0 || e.last == nil || e.cluster.proxy.wheel.Now() >= e.retryAt
+	return e.dialing() > 0 || e.open() > 0 || e.last == nil || e.cluster.proxy.wheel.Now() >= e.retryAt
 }
 
 // dial makes connections for the calls that wait, as many as it takes by the peer's limit. mu is held.
 func (e *endpoint) dial() {
+	for _, p := range e.pools() {
+		e.dialFor(p)
+	}
+}
+
+func (e *endpoint) dialFor(p *pool) {
+	if len(p.waiting) == 0 || slices.ContainsFunc(p.conns, (*back).willHaveRoom) {
+		return
+	}
 	limit := e.cluster.config().MaxConnections
 	per := 100 // streams that a connection takes, as long as no endpoint has said so: RFC 9113 recommends at least that
-	if len(e.conns) > 0 {
-		b := e.conns[0]
+	if len(p.conns) > 0 {
+		b := p.conns[0]
 		b.mu.Lock()
 		per = int(max(min(b.peer.streams, 1<<20), 1))
 		b.mu.Unlock()
 	}
-	for e.dialing < maxDials && len(e.waiting) > e.dialing*per && (limit == 0 || len(e.conns)+e.dialing < limit) {
-		if e.last != nil && e.dialing > 0 {
+	for p.dialing < maxDials && len(p.waiting) > p.dialing*per && (limit == 0 || len(p.conns)+p.dialing < limit) {
+		if e.last != nil && p.dialing > 0 {
 			return
 		}
 		if e.last != nil && e.cluster.proxy.wheel.Now() < e.retryAt {
 			e.cluster.proxy.wheel.Set(&e.redial, e.retryAt)
 			return
 		}
-		e.dialing++
-		e.cluster.proxy.background.Go(e.connect)
+		p.dialing++
+		e.cluster.proxy.background.Go(func() { e.connect(p) })
 	}
 }
 
-// connect makes a connection and serves it to its end.
-func (e *endpoint) connect() {
+// connect makes a connection for the pool and serves it to its end.
+func (e *endpoint) connect(p *pool) {
 	b, err := e.connection()
 	e.cluster.proxy.tick()
 	e.mu.Lock()
-	e.dialing--
-	if err != nil {
-		e.failed(err)
-		waiting := e.waiting
-		if e.dialing > 0 || len(e.conns) > 0 {
-			waiting = nil // another connection serves them
-		} else {
-			e.waiting = nil
-			e.waits.Store(0)
-		}
-		e.mu.Unlock()
-		e.cluster.proxy.log.Debug("no connection to a backend", "backend", e.cluster.name, "endpoint", e.address, "error", err)
-		e.cluster.stats.connectFailed.Add(1)
-		var w wakes
-		for _, s := range waiting {
-			s.front.mu.Lock()
-			if s.open && s.waiting == e {
-				s.notConnected(err, &w)
-			}
-			s.front.mu.Unlock()
-			w.flush()
-		}
-		return
+	p.dialing--
+	refused := err
+	if err == nil && b.peer.streams == 0 {
+		refused = errNoStreams // another connection would be no better
 	}
-	if b.peer.streams > 0 {
+	var shared, lost []*stream
+	switch {
+	case refused == nil:
 		e.last, e.backoff = nil, 0
 		e.fails.Store(false)
-	} else { // another connection would be no better
-		e.failed(errNoStreams)
+	case p == &e.large && len(e.main.conns) > 0: // the endpoint serves the others, so these can share
+		e.oneOnly = true
+		shared = e.takeWaiting(p)
+	default:
+		e.failed(refused)
+		if err != nil && p.dialing == 0 && len(p.conns) == 0 { // or another connection serves them
+			lost = e.takeWaiting(p)
+		}
 	}
-	if !b.draining {
-		e.conns = append(e.conns, b)
+	if err == nil {
+		if p == &e.main {
+			e.oneOnly = false // it may be another server than the one that said so
+		}
+		if !b.draining {
+			p.conns = append(p.conns, b)
+		}
 	}
 	removed := e.removed
 	e.mu.Unlock()
+	e.each(shared, e.assign)
+	e.each(lost, func(s *stream, w *wakes) { s.notConnected(err, w) })
+	if err != nil {
+		e.cluster.proxy.log.Debug("no connection to a backend", "backend", e.cluster.name, "endpoint", e.address, "error", err)
+		e.cluster.stats.connectFailed.Add(1)
+		return
+	}
 	if removed {
 		e.drain()
 	}
@@ -197,6 +241,19 @@ func (e *endpoint) connect() {
 	} else {
 		_ = b.nc.Close()
 		e.gone(b, errClosed)
+	}
+}
+
+// each does something with calls that have waited here, with the lock of each one's front, if they still do.
+func (e *endpoint) each(waiting []*stream, do func(*stream, *wakes)) {
+	var w wakes
+	for _, s := range waiting {
+		s.front.mu.Lock()
+		if s.open && s.waiting == e {
+			do(s, &w)
+		}
+		s.front.mu.Unlock()
+		w.flush()
 	}
 }
 
@@ -292,18 +349,12 @@ func readFull(nc net.Conn, p []byte) error {
 func (e *endpoint) serveWaiting(w *wakes) {
 	for {
 		e.mu.Lock()
-		if len(e.waiting) == 0 || !slices.ContainsFunc(e.conns, (*back).hasRoom) {
-			if len(e.waiting) > 0 {
-				e.dial()
-			}
+		s := e.nextWaiting()
+		if s == nil {
+			e.dial()
 			e.mu.Unlock()
 			return
 		}
-		s := e.waiting[0]
-		if e.waiting = e.waiting[1:]; len(e.waiting) == 0 {
-			e.waiting = nil
-		}
-		e.waits.Store(int32(len(e.waiting)))
 		e.mu.Unlock()
 		s.front.mu.Lock()
 		if s.open && s.waiting == e {
@@ -313,17 +364,45 @@ func (e *endpoint) serveWaiting(w *wakes) {
 	}
 }
 
+// nextWaiting returns a call for which there is room now; nil if there is none. mu is held.
+func (e *endpoint) nextWaiting() *stream {
+	for _, p := range e.pools() {
+		if len(p.waiting) == 0 || !slices.ContainsFunc(p.conns, (*back).hasRoom) {
+			continue
+		}
+		s := p.waiting[0]
+		if p.waiting = p.waiting[1:]; len(p.waiting) == 0 {
+			p.waiting = nil
+		}
+		e.waits.Add(-1)
+		return s
+	}
+	return nil
+}
+
+// hasRoom reports whether the connection takes a stream now.
 func (b *back) hasRoom() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return !b.draining && !b.closing && b.err == nil && uint32(len(b.streams)) < b.peer.streams
+	return b.open() && len(b.out) <= maxHeads
+}
+
+// willHaveRoom reports whether the connection takes a stream now, or once it has written what waits.
+func (b *back) willHaveRoom() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.open()
+}
+
+// open reports whether the peer allows one more stream. mu is held.
+func (b *back) open() bool {
+	return !b.draining && !b.closing && b.err == nil && uint32(len(b.streams)) < b.peer.streams && b.next <= frame.MaxStream-2
 }
 
 // retire takes a connection from those that get new streams.
 func (e *endpoint) retire(b *back, code frame.Code, text string) {
 	e.mu.Lock()
-	if i := slices.Index(e.conns, b); i >= 0 {
-		e.conns = slices.Delete(e.conns, i, i+1)
+	if e.without(b) {
 		e.retired = append(e.retired, b)
 	}
 	e.mu.Unlock()
@@ -333,14 +412,23 @@ func (e *endpoint) retire(b *back, code frame.Code, text string) {
 	b.woken.endpoints = append(b.woken.endpoints, e)
 }
 
+// without takes a connection from its pool, and reports whether it was there. mu is held.
+func (e *endpoint) without(b *back) bool {
+	for _, p := range e.pools() {
+		if i := slices.Index(p.conns, b); i >= 0 {
+			p.conns = slices.Delete(p.conns, i, i+1)
+			return true
+		}
+	}
+	return false
+}
+
 // gone: the connection has ended.
 func (e *endpoint) gone(b *back, err error) {
 	e.mu.Lock()
-	e.conns = slices.DeleteFunc(e.conns, func(other *back) bool { return other == b })
+	e.without(b)
 	e.retired = slices.DeleteFunc(e.retired, func(other *back) bool { return other == b })
-	if len(e.waiting) > 0 {
-		e.dial()
-	}
+	e.dial()
 	e.mu.Unlock()
 	e.cluster.proxy.log.Debug("a connection to a backend has ended", "backend", e.cluster.name, "endpoint", e.address, "error", err)
 }
@@ -351,11 +439,9 @@ func (e *endpoint) surplus(b *back) bool {
 		return false
 	}
 	defer e.mu.Unlock()
-	i := slices.Index(e.conns, b)
-	if i < 0 || len(e.conns) == 1 {
+	if len(e.main.conns) == 1 && e.main.conns[0] == b || !e.without(b) {
 		return false
 	}
-	e.conns = slices.Delete(e.conns, i, i+1)
 	e.retired = append(e.retired, b)
 	return true
 }
@@ -364,11 +450,14 @@ func (e *endpoint) surplus(b *back) bool {
 func (e *endpoint) drain() {
 	e.mu.Lock()
 	e.removed = true
-	conns := e.conns
-	e.retired, e.conns = append(e.retired, conns...), nil
-	waiting := e.waiting
-	e.waiting = nil
-	e.waits.Store(0)
+	var conns []*back
+	var waiting []*stream
+	for _, p := range e.pools() {
+		conns = append(conns, p.conns...)
+		p.conns = nil
+		waiting = append(waiting, e.takeWaiting(p)...)
+	}
+	e.retired = append(e.retired, conns...)
 	e.mu.Unlock()
 	for _, b := range conns {
 		b.mu.Lock()
@@ -379,16 +468,10 @@ func (e *endpoint) drain() {
 		}
 		b.mu.Unlock()
 	}
-	var w wakes
-	for _, s := range waiting {
-		s.front.mu.Lock()
-		if s.open && s.waiting == e {
-			s.forget(balance.Ignored)
-			s.place(&w)
-		}
-		s.front.mu.Unlock()
-		w.flush()
-	}
+	e.each(waiting, func(s *stream, w *wakes) {
+		s.forget(balance.Ignored)
+		s.place(w)
+	})
 }
 
 // usable reports whether a call may be given to the endpoint, as far as is known.
@@ -398,5 +481,5 @@ func (e *endpoint) usable() bool {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.last == nil || e.dialing == 0 && e.cluster.proxy.wheel.Now() >= e.retryAt
+	return e.last == nil || e.dialing() == 0 && e.cluster.proxy.wheel.Now() >= e.retryAt
 }

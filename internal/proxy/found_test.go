@@ -629,8 +629,8 @@ func TestWaitingForgetsTheEnded(t *testing.T) {
 		e := p.state.Load().clusters["one"].set.Backends()[0].Of
 		e.mu.Lock()
 		defer e.mu.Unlock()
-		if len(e.waiting) > 0 {
-			t.Errorf("%d calls wait that have ended", len(e.waiting))
+		if len(e.main.waiting) > 0 {
+			t.Errorf("%d calls wait that have ended", len(e.main.waiting))
 		}
 	})
 	t.Run("endpoint", func(t *testing.T) {

@@ -3,6 +3,7 @@ package proxy
 import (
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -177,20 +178,28 @@ func (f *front) block(id uint32, set *header.Set, end bool) error {
 			return err
 		}
 	}
-	f.unplaced = append(f.unplaced, unplaced{s, id})
+	f.unplaced = append(f.unplaced, unplaced{s, id, large(set)})
 	return nil
 }
 
+// large reports whether a header is so large that it counts as memory, and as work that others shall not wait for. Those that come again are neither.
+func large(set *header.Set) bool { return set.Size > uncounted && !set.Cached() }
+
 // unplaced is a call that came with what is being read.
 type unplaced struct {
-	s  *stream
-	id uint32
+	s     *stream
+	id    uint32
+	large bool
 }
 
 // batch places the calls that came. One that was reset again by its caller has gone nowhere.
 func (f *front) batch(w *wakes) {
 	if len(f.unplaced) == 0 {
 		return
+	}
+	if slices.ContainsFunc(f.unplaced, func(u unplaced) bool { return u.large }) {
+		f.proxy.heavy <- struct{}{}
+		defer func() { <-f.proxy.heavy }()
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()

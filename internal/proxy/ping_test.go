@@ -110,7 +110,7 @@ func virtual(t *testing.T, latency time.Duration, options []string, handler grpc
 	}
 	b.idleSince, b.quiet = b.now, b.now
 	e.mu.Lock()
-	e.conns = append(e.conns, b)
+	e.main.conns = append(e.main.conns, b)
 	e.mu.Unlock()
 	running.Go(b.run)
 	near, far := net.Pipe()

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,6 +32,8 @@ type Options struct {
 	Kubernetes func(discovery.Service, discovery.Options) (discovery.Source, error)
 	// Tracer makes spans of calls; nil for none.
 	Tracer Tracer
+	// TuneCollector has GOGC follow what the proxy does, while Run runs: for a process that is a proxy and nothing else.
+	TuneCollector bool
 }
 
 // Proxy is a running proxy.
@@ -57,6 +60,7 @@ type Proxy struct {
 	stopWorking context.CancelFunc
 	background  sync.WaitGroup
 
+	heavy     chan struct{} // has a place for each goroutine that may work on large headers at the same time; the other processors are for those without
 	drainOnce sync.Once
 
 	mu        sync.Mutex
@@ -95,6 +99,7 @@ func (s *state) route(authority, path string) *route {
 // New makes a proxy of a configuration that was validated. Nothing is opened before Run.
 func New(c *config.Config, o Options) (*Proxy, error) {
 	p := &Proxy{log: cmp.Or(o.Logger, slog.Default()), options: o, wheel: wheel.New(), fronts: map[*front]struct{}{}, backs: map[*back]struct{}{}, greeting: map[net.Conn]struct{}{}, routes: map[string]*routeStats{}, begun: time.Now()}
+	p.heavy = make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))
 	p.methods.known = map[string]*method{}
 	if p.memory = int64(c.Limits.Memory); p.memory == 0 {
 		p.memory = processMemory() / 4
@@ -185,6 +190,9 @@ func (p *Proxy) Run(ctx context.Context) error {
 	}()
 	p.background.Go(func() { p.wheel.Run(p.working) })
 	p.background.Go(func() { returnMemory(p.working) })
+	if p.options.TuneCollector {
+		p.background.Go(func() { tuneCollector(p.working, processMemory()) })
+	}
 	for _, l := range p.listeners {
 		if err := l.listen(); err != nil {
 			p.closeListeners()

@@ -23,6 +23,8 @@ type rawSocket struct {
 	send func(fd uintptr) bool
 
 	// Of the call that is going on.
+	lend                 func() []byte // where in comes from, if not from Read
+	giveBack             func()
 	in, out              []byte
 	received             int
 	recvErrno, sendErrno syscall.Errno
@@ -48,6 +50,17 @@ func (s *rawSocket) Read(p []byte) (int, error) {
 		return 0, nil
 	}
 	s.in = p
+	return s.read()
+}
+
+// readLent is Read into memory that is lent for the moment: while nothing comes, the connection has none.
+func (s *rawSocket) readLent(lend func() []byte, giveBack func()) (int, error) {
+	s.lend, s.giveBack = lend, giveBack
+	defer func() { s.lend, s.giveBack = nil, nil }()
+	return s.read()
+}
+
+func (s *rawSocket) read() (int, error) {
 	err := s.raw.Read(s.recv)
 	s.in = nil
 	switch {
@@ -63,12 +76,18 @@ func (s *rawSocket) Read(p []byte) (int, error) {
 
 // recvNow reports whether there was something, be it an error.
 func (s *rawSocket) recvNow(fd uintptr) bool {
+	if s.lend != nil {
+		s.in = s.lend()
+	}
 	for {
 		n, _, errno := syscall.RawSyscall6(syscall.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(&s.in[0])), uintptr(len(s.in)), 0, 0, 0)
 		if errno == syscall.EINTR {
 			continue
 		}
 		s.received, s.recvErrno = int(n), errno
+		if errno == syscall.EAGAIN && s.lend != nil {
+			s.giveBack()
+		}
 		return errno != syscall.EAGAIN
 	}
 }

@@ -3,9 +3,11 @@ package proxy
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -113,6 +115,43 @@ func TestRawSocketFails(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestRawSocketLends: while a connection waits it has no memory for what may come.
+func TestRawSocketLends(t *testing.T) {
+	near, far := tcpPair(t)
+	socket, ok := near.(interface {
+		readLent(lend func() []byte, giveBack func()) (int, error)
+	})
+	if !ok {
+		t.Skip("not on this system")
+	}
+	var mu sync.Mutex
+	lent, times, memory := 0, 0, make([]byte, 10)
+	lend := func() []byte { mu.Lock(); defer mu.Unlock(); lent++; times++; return memory }
+	giveBack := func() { mu.Lock(); defer mu.Unlock(); lent-- }
+	read := make(chan error, 1)
+	go func() {
+		n, err := socket.readLent(lend, giveBack)
+		if err == nil && string(memory[:n]) != "word" {
+			err = fmt.Errorf("got %q", memory[:n])
+		}
+		read <- err
+	}()
+	eventually(t, "it waits without memory", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		if lent < 0 || lent > 1 {
+			t.Fatalf("lent %d times", lent)
+		}
+		return times > 0 && lent == 0
+	})
+	if _, err := far.Write([]byte("word")); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-read; err != nil || lent != 1 {
+		t.Errorf("error %v; the memory that holds what came was lent %d times, want 1", err, lent)
 	}
 }
 

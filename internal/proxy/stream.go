@@ -452,8 +452,8 @@ func (s *stream) account(w *wakes) {
 		return
 	}
 	n := len(s.replay) + s.in.size + s.out.size + s.hold.size
-	if size := s.request.Size; size > uncounted && !s.request.Cached() {
-		n += size
+	if large(s.request) {
+		n += s.request.Size
 	}
 	if n < uncounted {
 		n = 0

@@ -135,7 +135,7 @@ func (p *Proxy) Stats() Stats {
 		for _, c := range x.set.Backends() {
 			info := c.Info(now)
 			c.Of.mu.Lock()
-			connections := len(c.Of.conns) + len(c.Of.retired)
+			connections := c.Of.open() + len(c.Of.retired)
 			c.Of.mu.Unlock()
 			b.Endpoints = append(b.Endpoints, EndpointStats{Address: c.Address, Open: info.Streams + info.Unary, Connections: connections,
 				Ejected: info.EjectedUntil != 0, Latency: info.Latency})
@@ -322,11 +322,11 @@ func (e *endpoint) view(info balance.Info, now int64, when func(int64) *time.Tim
 		Ejections: info.Ejections, ConsecutiveFailures: info.ConsecutiveFailures, Results: info.Results, Failures: info.Failures, Connections: []ConnectionView{}}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	v.Waiting = len(e.waiting)
+	v.Waiting = len(e.main.waiting) + len(e.large.waiting)
 	switch {
-	case len(e.conns) > 0:
+	case e.open() > 0:
 		v.State = StateReady
-	case e.dialing > 0:
+	case e.dialing() > 0:
 		v.State = StateConnecting
 	case e.last != nil:
 		v.State = StateFailing
@@ -343,7 +343,7 @@ func (e *endpoint) view(info balance.Info, now int64, when func(int64) *time.Tim
 			v.State = StateProbation
 		}
 	}
-	for _, some := range [][]*back{e.conns, e.retired} {
+	for _, some := range [][]*back{e.main.conns, e.large.conns, e.retired} {
 		for _, b := range some {
 			v.Connections = append(v.Connections, b.view())
 		}

@@ -112,7 +112,7 @@ type Backend struct {
 	ConnectTimeout time.Duration `yaml:"connectTimeout"`
 	// Ping finds endpoints that are gone without a word.
 	Ping Ping `yaml:"ping"`
-	// MaxConnections to one endpoint. 0 is as many as its MAX_CONCURRENT_STREAMS makes needed.
+	// MaxConnections to one endpoint. 0 is as many as its MAX_CONCURRENT_STREAMS makes needed, and another one for calls with large headers.
 	MaxConnections int      `yaml:"maxConnections"`
 	Balance        Balance  `yaml:"balance"`
 	Ejection       Ejection `yaml:"ejection"`

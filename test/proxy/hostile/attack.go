@@ -44,8 +44,6 @@ type Attack struct {
 	Step  func(*Conn) error
 	Pause time.Duration // between steps; 0 is none, and many steps are sent together
 	Lasts time.Duration // at least, for what is noticed by its age
-	// Slows: what is sent is allowed, and so much work for the backend that the victim's p99 says little about the proxy. It is in the table.
-	Slows bool
 }
 
 // errAgain ends a connection from our side, to begin a new one.

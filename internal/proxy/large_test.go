@@ -1,0 +1,142 @@
+package proxy
+
+import (
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"strings"
+	"testing"
+
+	"golang.org/x/net/http2"
+
+	"github.com/levada-io/levada/internal/proxy/frame"
+)
+
+// unique returns a header value that no other call has, as far as anybody remembers it.
+func unique(size int) string {
+	return fmt.Sprintf("%016x", rand.Uint64()) + strings.Repeat("l", size)
+}
+
+// TestLargeHeadersApart: calls with large headers have a connection of their own, so that others do not wait behind them.
+func TestLargeHeadersApart(t *testing.T) {
+	back := listen(t)
+	p := start(t, oneBackend(back.addr()))
+	c := dial(t, p.addr)
+	first := c.begin(true, "large", unique(20_000))
+	large := back.accept()
+	large.takeRequest()
+	ordinary := c.begin(true)
+	main := back.accept()
+	main.only(main.takeRequest().id, "0")
+	c.end(ordinary)
+	for range 3 {
+		c.begin(true, "large", unique(20_000))
+		large.takeRequest()
+		id := c.begin(true, "small", unique(100))
+		main.only(main.takeRequest().id, "0")
+		c.end(id)
+	}
+	large.only(1, "0")
+	if a := c.end(first); a.status() != "0" {
+		t.Errorf("the first one ends with %v", a.status())
+	}
+}
+
+// TestLargeHeadersShare: where there is one connection only, calls with large headers use it, too.
+func TestLargeHeadersShare(t *testing.T) {
+	t.Run("by the configuration", func(t *testing.T) {
+		back := listen(t)
+		p := start(t, oneBackend(back.addr(), "backend: maxConnections: 1"))
+		c := dial(t, p.addr)
+		c.begin(true)
+		e := back.accept()
+		e.takeRequest()
+		id := c.begin(true, "large", unique(20_000))
+		e.only(e.takeRequest().id, "0")
+		if a := c.end(id); a.status() != "0" {
+			t.Errorf("it ends with %v", a.status())
+		}
+	})
+	t.Run("by the endpoint", func(t *testing.T) {
+		back := listen(t)
+		p := start(t, oneBackend(back.addr(), "backend: connectTimeout: 200ms"))
+		c := dial(t, p.addr)
+		c.begin(true)
+		e := back.accept()
+		e.takeRequest()
+		_ = back.listener.Close() // no more of them
+		ids := []uint32{c.begin(true, "large", unique(20_000)), c.begin(true, "large", unique(20_000))}
+		for range ids {
+			e.only(e.takeRequest().id, "0")
+		}
+		for _, id := range append(ids, c.begin(true)) {
+			if id != ids[0] && id != ids[1] {
+				e.only(e.takeRequest().id, "0")
+			}
+			if a := c.end(id); a.status() != "0" {
+				t.Errorf("%d ends with %v, %v", id, a.status(), a.reason())
+			}
+		}
+	})
+	t.Run("by an endpoint that allows no streams on another", func(t *testing.T) {
+		all := make(chan *wire, 10)
+		back := listenAt(t, "127.0.0.1:0", func(e *wire) { all <- e })
+		p := start(t, oneBackend(back.addr()))
+		c := dial(t, p.addr)
+		c.begin(true)
+		e := <-all
+		e.takeRequest()
+		back.mu.Lock()
+		back.settings = []http2.Setting{{ID: http2.SettingMaxConcurrentStreams, Val: 0}}
+		back.mu.Unlock()
+		for _, size := range []int{20_000, 100, 20_000} {
+			id := c.begin(true, "field", unique(size))
+			e.only(e.takeRequest().id, "0")
+			if a := c.end(id); a.status() != "0" {
+				t.Errorf("%d bytes: it ends with %v, %v", size, a.status(), a.reason())
+			}
+		}
+	})
+}
+
+// TestHeadersWait: headers are under no window, so what a backend does not read has to wait with its calls, and not for other connections.
+func TestHeadersWait(t *testing.T) {
+	stalled := make(chan net.Conn, 10)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	go func() {
+		for {
+			nc, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = nc.Write(frame.AppendSettings(nil)) // and reads nothing
+			stalled <- nc
+		}
+	}()
+	p := start(t, oneBackend(l.Addr().String()))
+	const calls = 800 // of 16 KB: 13 MB, of which the kernel takes some
+	c := dial(t, p.addr)
+	for range calls {
+		c.begin(false, "large", unique(16_000))
+	}
+	c.settle()
+	e := p.state.Load().clusters["one"].set.Backends()[0].Of
+	eventually(t, "calls wait", func() bool { return e.waits.Load() > 0 })
+	for _, b := range e.large.conns {
+		if unsent := b.view().Unsent; unsent > 2*maxHeads+firstWindow {
+			t.Errorf("%d bytes wait for the backend, and all of its calls behind them", unsent)
+		}
+	}
+	nc := <-stalled
+	go func() { _, _ = io.Copy(io.Discard, nc) }()
+	eventually(t, "no calls wait", func() bool { return e.waits.Load() == 0 })
+	if len(stalled) > 0 {
+		t.Errorf("%d more connections were made", len(stalled))
+	}
+	_ = nc.Close()
+}
