@@ -70,7 +70,7 @@ func (c *cluster) update(addresses []string) {
 	for _, b := range removed {
 		b.Of.drain()
 	}
-	if len(added)+len(removed) > 0 {
+	if len(added)+len(removed) > 0 && c.proxy.working.Err() == nil {
 		c.proxy.log.Info("endpoints", "backend", c.name, "endpoints", addresses)
 	}
 	c.mu.Lock()
@@ -90,6 +90,13 @@ func (c *cluster) update(addresses []string) {
 		}
 		s.front.mu.Unlock()
 		w.flush()
+	}
+}
+
+// doubt: an endpoint may not be there any more.
+func (c *cluster) doubt() {
+	if d, ok := c.source.(discovery.Doubter); ok {
+		d.Doubt()
 	}
 }
 
@@ -268,13 +275,29 @@ func (m *methods) of(path string) *method {
 	defer m.mu.Unlock()
 	x := m.known[path]
 	if x == nil {
-		if len(m.known) >= keptMethods {
+		if len(m.known) >= keptMethods && !m.forgetOne() {
 			return &m.rest
 		}
 		x = &method{}
 		m.known[path] = x
 	}
 	return x
+}
+
+// forgetOne makes room by a path under which no call has succeeded, since callers can think of any number of paths, and reports whether it found one among a few
+// that it looked at. mu is held.
+func (m *methods) forgetOne() bool {
+	tries := 8
+	for path, x := range m.known { // which begins anywhere
+		if x.stats.ended[codes.OK].Load() == 0 {
+			delete(m.known, path)
+			return true
+		}
+		if tries--; tries == 0 {
+			break
+		}
+	}
+	return false
 }
 
 const shortCall = 500 * time.Millisecond

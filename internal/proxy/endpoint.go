@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"slices"
@@ -87,6 +88,7 @@ func (e *endpoint) assign(s *stream, w *wakes) {
 		if b, _ = p.taken(s); b == nil { // room that came before waits said that somebody waits
 			e.dial()
 			e.mu.Unlock()
+			s.waitFrom(e.cluster)
 			return
 		}
 		p.waiting = p.waiting[:len(p.waiting)-1]
@@ -117,6 +119,13 @@ func (e *endpoint) forget(s *stream) {
 }
 
 func (e *endpoint) pools() [2]*pool { return [...]*pool{&e.main, &e.large} }
+
+// connected reports whether there is a connection that takes streams, if perhaps not now.
+func (e *endpoint) connected() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.open() > 0
+}
 
 // dialing is how many connections are being made. mu is held.
 func (e *endpoint) dialing() int { return e.main.dialing + e.large.dialing }
@@ -191,19 +200,25 @@ func (e *endpoint) connect(p *pool) {
 	e.cluster.proxy.tick()
 	e.mu.Lock()
 	p.dialing--
-	refused := err
+	refused, level := err, slog.LevelDebug
 	if err == nil && b.peer.streams == 0 {
 		refused = errNoStreams // another connection would be no better
 	}
 	var shared, lost []*stream
 	switch {
 	case refused == nil:
+		if e.last != nil {
+			e.cluster.proxy.log.Info("connected to a backend again", "backend", e.cluster.name, "endpoint", e.address)
+		}
 		e.last, e.backoff = nil, 0
 		e.fails.Store(false)
 	case p == &e.large && len(e.main.conns) > 0: // the endpoint serves the others, so these can share
 		e.oneOnly = true
 		shared = e.takeWaiting(p)
 	default:
+		if e.last == nil { // the first of many
+			level = slog.LevelWarn
+		}
 		e.failed(refused)
 		if err != nil && p.dialing == 0 && len(p.conns) == 0 { // or another connection serves them
 			lost = e.takeWaiting(p)
@@ -222,7 +237,7 @@ func (e *endpoint) connect(p *pool) {
 	e.each(shared, e.assign)
 	e.each(lost, func(s *stream, w *wakes) { s.notConnected(err, w) })
 	if err != nil {
-		e.cluster.proxy.log.Debug("no connection to a backend", "backend", e.cluster.name, "endpoint", e.address, "error", err)
+		e.cluster.proxy.log.Log(context.Background(), level, "no connection to a backend", "backend", e.cluster.name, "endpoint", e.address, "error", err)
 		e.cluster.stats.connectFailed.Add(1)
 		return
 	}
@@ -259,6 +274,7 @@ func (e *endpoint) each(waiting []*stream, do func(*stream, *wakes)) {
 
 // failed notes that connecting has come to nothing. mu is held.
 func (e *endpoint) failed(err error) {
+	e.cluster.doubt()
 	e.last = err
 	e.backoff = min(max(2*e.backoff, firstBackoff), lastBackoff)
 	e.retryAt = e.cluster.proxy.wheel.Now() + int64(e.backoff)
@@ -430,6 +446,7 @@ func (e *endpoint) gone(b *back, err error) {
 	e.retired = slices.DeleteFunc(e.retired, func(other *back) bool { return other == b })
 	e.dial()
 	e.mu.Unlock()
+	e.cluster.doubt()
 	e.cluster.proxy.log.Debug("a connection to a backend has ended", "backend", e.cluster.name, "endpoint", e.address, "error", err)
 }
 

@@ -412,10 +412,13 @@ func TestEndlessDeadline(t *testing.T) {
 	back := listen(t)
 	p := start(t, oneBackend(back.addr()))
 	c := dial(t, p.addr)
-	for _, timeout := range []string{"99999999H", "99999999M", "200000H"} {
+	first := c.begin(true)
+	e := back.accept()
+	e.only(e.takeRequest().id, "0")
+	c.end(first)
+	for _, timeout := range []string{"99999999H", "99999999M", "200000H"} { // which do not wait for a connection
 		c.begin(true, "grpc-timeout", timeout)
 	}
-	e := back.accept()
 	for range 3 {
 		e.takeRequest()
 	}
@@ -647,4 +650,67 @@ func TestWaitingForgetsTheEnded(t *testing.T) {
 			t.Errorf("%d calls wait that have ended", len(x.awaiting))
 		}
 	})
+}
+
+// TestSlowToConnect: a call waits for a connection no longer than waitForReady, and goes elsewhere if it can; one that waits for room waits on.
+func TestSlowToConnect(t *testing.T) {
+	mute, err := net.Listen("tcp", "127.0.0.1:0") // takes connections and says nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = mute.Close() }()
+	t.Run("the only one", func(t *testing.T) {
+		p := start(t, oneBackend(mute.Addr().String(), "backend: waitForReady: 200ms"))
+		began := time.Now()
+		a := dial(t, p.addr).unary([]byte("x"))
+		if took := time.Since(began); a.status() != "14" || a.reason() != reasonConnectFailed || took < 200*time.Millisecond || took > 5*time.Second {
+			t.Errorf("ended with %s (%s) after %v: %s", a.status(), a.reason(), took, a.trailers.get("grpc-message"))
+		}
+	})
+	t.Run("one of two", func(t *testing.T) {
+		back := listenEcho(t)
+		p := start(t, oneBackend(mute.Addr().String()+","+back.addr(), "backend: waitForReady: 200ms", "backend: connectTimeout: 1m"))
+		c := dial(t, p.addr)
+		for range 10 {
+			if a := c.unary([]byte("x")); a.status() != "0" {
+				t.Errorf("ended with %s (%s): %s", a.status(), a.reason(), a.trailers.get("grpc-message"))
+			}
+		}
+	})
+	t.Run("room", func(t *testing.T) {
+		back := listen(t, http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: 1})
+		p := start(t, oneBackend(back.addr(), "backend: waitForReady: 100ms", "backend: maxConnections: 1"))
+		c := dial(t, p.addr)
+		first := c.begin(true)
+		e := back.accept()
+		r := e.takeRequest()
+		second := c.begin(true)
+		if a, err := c.endFor(second, 500*time.Millisecond); err == nil {
+			t.Fatalf("ended with %s (%s)", a.status(), a.reason())
+		}
+		e.only(r.id, "0")
+		c.end(first)
+		e.only(e.takeRequest().id, "0")
+		if a := c.end(second); a.status() != "0" {
+			t.Errorf("ended with %s (%s)", a.status(), a.reason())
+		}
+	})
+}
+
+// TestFailingToConnectIsSaid once, and so is that it is over.
+func TestFailingToConnectIsSaid(t *testing.T) {
+	address := nobody(t)
+	p := start(t, oneBackend(address))
+	c := dial(t, p.addr)
+	for range 5 {
+		c.unary([]byte("x"))
+	}
+	if n := p.log.with("level=WARN", "no connection to a backend", address, "refused"); n != 1 {
+		t.Errorf("%d warnings", n)
+	}
+	echoAt(t, address)
+	eventually(t, "calls pass again", func() bool { return c.unary([]byte("x")).status() == "0" })
+	if n := p.log.with("level=INFO", "connected to a backend again", address); n != 1 {
+		t.Errorf("%d lines say that it is over", n)
+	}
 }

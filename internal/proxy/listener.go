@@ -33,7 +33,7 @@ func newListener(p *Proxy, c *config.Listener) (*listener, error) {
 		l.slots = make(chan struct{}, c.MaxConnections)
 	}
 	if c.TLS != nil {
-		t, err := newListenerTLS(c.TLS)
+		t, err := newListenerTLS(p.log.With("listener", c.Address), c.TLS)
 		if err != nil {
 			return nil, fmt.Errorf("listener %s: %w", c.Address, err)
 		}

@@ -3,11 +3,12 @@ package proxy
 import (
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -26,6 +27,32 @@ type running struct {
 	*Proxy
 	addr string
 	stop func() // drains, and returns when Run has
+	log  *lines
+}
+
+// lines is a log.
+type lines struct {
+	mu  sync.Mutex
+	all []string
+}
+
+func (l *lines) Write(line []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.all = append(l.all, string(line))
+	return len(line), nil
+}
+
+// with counts the lines that have all of the words.
+func (l *lines) with(words ...string) (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, line := range l.all {
+		if !slices.ContainsFunc(words, func(word string) bool { return !strings.Contains(line, word) }) {
+			n++
+		}
+	}
+	return n
 }
 
 // start runs a proxy until the test ends. The text is a configuration without listeners, or with them; a drain takes no time unless it says so.
@@ -51,7 +78,8 @@ func parse(t testing.TB, text string) *config.Config {
 
 func startConfig(t testing.TB, c *config.Config) *running {
 	t.Helper()
-	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	logged := &lines{}
+	log := slog.New(slog.NewTextHandler(logged, nil))
 	if os.Getenv("PROXY_LOG") != "" {
 		log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
@@ -63,7 +91,7 @@ func startConfig(t testing.TB, c *config.Config) *running {
 	done := make(chan error, 1)
 	go func() { done <- p.Run(ctx) }()
 	var stopped bool
-	r := &running{Proxy: p, stop: func() {
+	r := &running{Proxy: p, log: logged, stop: func() {
 		if stopped {
 			return
 		}

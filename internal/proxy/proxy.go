@@ -126,7 +126,7 @@ func (p *Proxy) build(c *config.Config, old *state) (*state, error) {
 	s := &state{config: c, table: c.Compile(), routes: map[*config.Route]*route{}, clusters: map[string]*cluster{}, kept: map[string]change{}}
 	for i := range c.Backends {
 		b := &c.Backends[i]
-		tls, err := newBackendTLS(b)
+		tls, err := newBackendTLS(p.log, b)
 		if err != nil {
 			return nil, fmt.Errorf("backend %s: %w", b.Name, err)
 		}

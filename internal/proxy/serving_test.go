@@ -612,6 +612,27 @@ backends:
 	if got := c.unary([]byte("x")).status(); got != "0" {
 		t.Errorf("on the old connection a call ended with %s", got)
 	}
+	if n := p.log.with("level=INFO", "changed TLS files", "listener=", file("cert.pem")); n != 1 {
+		t.Errorf("%d lines of the log say that the new certificate is in use", n)
+	}
+	// What cannot be read changes nothing, and is said once.
+	if err := os.WriteFile(file("cert.pem"), []byte("half of a certificate"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	warned := func() int { return p.log.with("level=WARN", "cannot be used", file("cert.pem")) }
+	for looks := 0; looks < 2; {
+		nc, _ := connect()
+		if nc.ConnectionState().PeerCertificates[0].SerialNumber.Cmp(next) != 0 {
+			t.Fatal("another certificate is shown")
+		}
+		if warned() > 0 {
+			looks++
+			time.Sleep(checkFiles + 50*time.Millisecond) // until files are looked at again
+		}
+	}
+	if n := warned(); n != 1 {
+		t.Errorf("%d lines of the log say that the certificate cannot be read", n)
+	}
 }
 
 // TestTLSToTheWrongEndpoint: an endpoint that is not who it should be gets no call.

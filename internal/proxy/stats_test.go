@@ -1,8 +1,11 @@
 package proxy
 
 import (
+	"fmt"
 	"slices"
 	"testing"
+
+	"google.golang.org/grpc/codes"
 
 	"github.com/levada-io/levada/internal/proxy/config"
 	"github.com/levada-io/levada/internal/proxy/header"
@@ -104,5 +107,31 @@ func TestParseID(t *testing.T) {
 	}
 	if id, err := ParseID("12.345"); err != nil || id != (ID{12, 345}) || id.String() != "12.345" {
 		t.Error(id, err)
+	}
+}
+
+// TestMethodsOfStrangers: paths that callers think of do not take the place of methods that are served.
+func TestMethodsOfStrangers(t *testing.T) {
+	m := methods{known: map[string]*method{}}
+	served := m.of("/a.Served/Method")
+	served.stats.ended[codes.OK].Add(1)
+	for i := range 3 * keptMethods {
+		m.of(fmt.Sprintf("/scan/%d", i)).stats.ended[codes.Unimplemented].Add(1)
+	}
+	if len(m.known) > keptMethods {
+		t.Errorf("%d methods are remembered", len(m.known))
+	}
+	if m.of("/a.Served/Method") != served {
+		t.Error("a method that is served was forgotten")
+	}
+	if later := m.of("/a.Later/Method"); later == &m.rest {
+		t.Error("there is no place for a method that comes later")
+	}
+	// Nor do those that are served make room for others.
+	for _, x := range m.known {
+		x.stats.ended[codes.OK].Add(1)
+	}
+	if m.of("/one/more") != &m.rest {
+		t.Error("a method that is served was forgotten for another")
 	}
 }

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"net/http"
 	"time"
@@ -66,7 +67,7 @@ type life struct {
 	stallEnd   int64 // by when the caller must have taken something
 	retryAt    int64 // a policy's retry
 	tryEnd     int64 // of an attempt without response headers
-	waitEnd    int64 // for an endpoint
+	waitEnd    int64 // for an endpoint that can be connected to
 	firstReply int64
 	sentAt     int64 // when the last attempt was given to an endpoint
 
@@ -202,7 +203,7 @@ func (s *stream) due(now int64, w *wakes) {
 	case s.outEnd:
 	case passed(s.deadline):
 		s.deadline = 0
-		s.end(failure(codes.DeadlineExceeded, reasonDeadline, http.StatusGatewayTimeout, "the deadline has passed; %s", s.whereabouts()), w)
+		s.end(s.deadlineEnd(), w)
 	case passed(s.ageEnd):
 		s.ageEnd = 0
 		e := unavailable(reasonAge, "the stream has reached its age of %v: open it again", time.Duration(now-s.started).Round(time.Millisecond))
@@ -210,6 +211,8 @@ func (s *stream) due(now int64, w *wakes) {
 		s.end(e, w)
 	case passed(s.idleEnd()):
 		s.end(unavailable(reasonIdle, "no message for %v", s.call.route.idleTimeout), w)
+	case passed(s.waitEnd) && s.waiting != nil:
+		s.waitedFor(s.waiting, w)
 	case passed(s.waitEnd):
 		s.place(w)
 	case passed(s.tryEnd):
@@ -222,6 +225,10 @@ func (s *stream) due(now int64, w *wakes) {
 		s.retryAt = 0
 		s.place(w)
 	}
+}
+
+func (s *stream) deadlineEnd() *ending {
+	return failure(codes.DeadlineExceeded, reasonDeadline, http.StatusGatewayTimeout, "the deadline has passed; %s", s.whereabouts())
 }
 
 // whereabouts tells people where a call is.
@@ -246,27 +253,41 @@ func (s *stream) place(w *wakes) {
 	}
 	c := s.cluster.pick(s.kind, s.avoid)
 	for c == nil {
-		wait := s.cluster.config().WaitForReady
 		if s.reroute() {
 			// The configuration has changed since the call came.
-		} else if s.waitEnd != 0 || wait == 0 {
+		} else if s.cluster.config().WaitForReady == 0 || s.waitEnd != 0 && s.waitEnd <= s.front.proxy.now() {
 			s.unplaced(w)
 			return
 		} else if s.cluster.await(s) {
-			s.waitEnd = later(s.front.proxy.now(), wait)
-			s.arm()
+			s.waitFrom(s.cluster)
 			return
 		}
 		c = s.cluster.pick(s.kind, s.avoid)
 	}
 	if s.waitEnd != 0 {
 		s.cluster.forget(s)
-		s.waitEnd = 0
 	}
 	s.chosen = c
 	s.sentAt = s.front.proxy.now()
 	c.Start(s.kind, s.sentAt)
 	c.Of.assign(s, w)
+}
+
+// waitFrom limits how long the call waits until an endpoint can be connected to, from the first time on.
+func (s *stream) waitFrom(c *cluster) {
+	if wait := c.config().WaitForReady; wait > 0 && s.waitEnd == 0 {
+		s.waitEnd = later(s.front.proxy.now(), wait)
+	}
+	s.arm()
+}
+
+// waitedFor: a connection to the endpoint has not come in time.
+func (s *stream) waitedFor(e *endpoint, w *wakes) {
+	if e.connected() { // there is one, and the call waits for room
+		s.waitEnd = 0
+		return
+	}
+	s.notConnected(fmt.Errorf("%s has not completed one within the backend's waitForReady of %v", e.address, e.cluster.config().WaitForReady), w)
 }
 
 // reroute finds the route of the configuration that is in force now, if that is another one.
@@ -287,12 +308,12 @@ func (s *stream) reroute() bool {
 
 // unplaced ends a call that no endpoint could be found for in time.
 func (s *stream) unplaced(w *wakes) {
-	e := unavailable(reasonNoBackend, "the backend %s has no endpoint", s.cluster.name)
+	e := unavailable(reasonNoBackend, "no endpoint of %s is known", s.cluster.source)
+	if found := s.cluster.source.Status(); found.Failing {
+		e = unavailable(reasonNoBackend, "no endpoint of %s is known: %v", s.cluster.source, found.LastError)
+	}
 	if s.lastError != nil {
 		e = unavailable(reasonConnectFailed, "no connection to the backend: %v", s.lastError)
-	}
-	if s.waiting != nil {
-		e = unavailable(reasonConnectFailed, "no connection to %s in time", s.waiting.address)
 	}
 	e.unprocessed, e.http = true, http.StatusServiceUnavailable
 	s.end(e, w)
@@ -991,8 +1012,19 @@ func (s *stream) outcome(code codes.Code, reason string) {
 	}
 }
 
+// deadlineSlack is how long before ours the clocks of others may say that the call's deadline has passed.
+const deadlineSlack = 25 * time.Millisecond
+
+// late reports whether a cancellation is due to the deadline: callers and endpoints know it, too.
+func (s *stream) late(code frame.Code) bool {
+	return code == frame.Cancel && s.deadline != 0 && s.front.proxy.now() >= s.deadline-int64(deadlineSlack)
+}
+
 // cancelled: the caller does not want the call any more, or is gone.
 func (s *stream) cancelled(code frame.Code, reason string, w *wakes) {
+	if reason == endedByCaller && s.late(code) {
+		s.outcome(codes.DeadlineExceeded, reasonDeadline)
+	}
 	s.outcome(codes.Canceled, reason)
 	s.leave(balance.Ignored, true, code, w)
 	s.inEnd = true
@@ -1062,6 +1094,12 @@ func (s *stream) resetByBackend(code frame.Code, w *wakes) {
 		}
 		e := unavailable(reasonRefused, "%s refused the stream", address)
 		e.unprocessed = !s.headed
+		s.leave(balance.Ignored, false, 0, w)
+		s.end(e, w)
+		return
+	}
+	if s.grpc && s.late(code) {
+		e := s.deadlineEnd()
 		s.leave(balance.Ignored, false, 0, w)
 		s.end(e, w)
 		return

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
+	"google.golang.org/grpc/codes"
 
 	"github.com/levada-io/levada/internal/proxy/header"
 )
@@ -85,6 +86,38 @@ func TestDeadlineIsPassedOn(t *testing.T) {
 			t.Errorf("the endpoint was told %v", got)
 		}
 	})
+	t.Run("the caller knows it, too", func(t *testing.T) {
+		back := listen(t)
+		p := start(t, oneBackend(back.addr()))
+		c := dial(t, p.addr)
+		id := c.begin(true, "grpc-timeout", "10S")
+		e := back.accept()
+		e.takeRequest()
+		early := c.begin(true, "grpc-timeout", "10S")
+		e.takeRequest()
+		c.rstStream(early, http2.ErrCodeCancel) // for another reason
+		c.settle()
+		almostOver(p.Proxy, id)
+		c.rstStream(id, http2.ErrCodeCancel)
+		c.settle()
+		calls := p.Stats().Routes[0].Calls
+		if got := calls[1].ByReason; got[reasonDeadline] != 1 || got[endedByCaller] != 1 || calls[1].ByStatus[codes.DeadlineExceeded] != 1 {
+			t.Errorf("counted as %v", got)
+		}
+	})
+	t.Run("the endpoint knows it first", func(t *testing.T) {
+		back := listen(t)
+		p := start(t, oneBackend(back.addr()))
+		c := dial(t, p.addr)
+		id := c.begin(true, "grpc-timeout", "10S")
+		e := back.accept()
+		r := e.takeRequest()
+		almostOver(p.Proxy, id)
+		e.rstStream(r.id, http2.ErrCodeCancel)
+		if a := c.end(id); a.status() != "4" || a.reason() != reasonDeadline {
+			t.Errorf("ended with %s (%s)", a.status(), a.reason())
+		}
+	})
 	t.Run("refused at once", func(t *testing.T) {
 		back := listenEcho(t)
 		p := start(t, oneBackend(back.addr()))
@@ -104,6 +137,19 @@ func TestDeadlineIsPassedOn(t *testing.T) {
 			t.Errorf("%d of them reached the endpoint", n)
 		}
 	})
+}
+
+// almostOver brings the deadline of a caller's stream near, without our own timer.
+func almostOver(p *Proxy, id uint32) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for f := range p.fronts {
+		f.mu.Lock()
+		if s := f.streams[id]; s != nil {
+			s.deadline = p.wheel.Now() + int64(deadlineSlack)/2
+		}
+		f.mu.Unlock()
+	}
 }
 
 // TestStreamAge: streams end with UNAVAILABLE between two messages, at ages that differ by chance.

@@ -7,8 +7,10 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -25,10 +27,12 @@ const (
 type watched[T any] struct {
 	files []string
 	load  func() (T, error)
+	log   *slog.Logger
 
 	mu      sync.Mutex
 	current T
 	stamps  []stamp
+	bad     []stamp // with which they could not be read
 	checked time.Time
 }
 
@@ -37,8 +41,9 @@ type stamp struct {
 	size     int64
 }
 
-func newWatched[T any](load func() (T, error), files ...string) (*watched[T], error) {
-	w := &watched[T]{files: files, load: load, stamps: stamps(files)}
+func newWatched[T any](log *slog.Logger, load func() (T, error), files ...string) (*watched[T], error) {
+	files = slices.DeleteFunc(files, func(file string) bool { return file == "" })
+	w := &watched[T]{files: files, load: load, stamps: stamps(files), log: log}
 	var err error
 	w.current, err = load()
 	return w, err
@@ -59,17 +64,23 @@ func (w *watched[T]) get() T {
 	defer w.mu.Unlock()
 	if now := time.Now(); now.Sub(w.checked) > checkFiles {
 		w.checked = now
-		found := stamps(w.files)
-		for i := range found {
-			if found[i] != w.stamps[i] {
-				if next, err := w.load(); err == nil { // else a file is being written
-					w.current, w.stamps = next, found
-				}
-				break
-			}
+		if found := stamps(w.files); !slices.Equal(found, w.stamps) {
+			w.reload(found)
 		}
 	}
 	return w.current
+}
+
+func (w *watched[T]) reload(found []stamp) {
+	next, err := w.load()
+	switch {
+	case err == nil:
+		w.current, w.stamps, w.bad = next, found, nil
+		w.log.Info("changed TLS files are in use", "files", w.files)
+	case !slices.Equal(found, w.bad): // perhaps one is being written
+		w.bad = found
+		w.log.Warn("changed TLS files cannot be used: what was read before stays in use", "files", w.files, "error", err)
+	}
 }
 
 func loadPool(file string) (*x509.CertPool, error) {
@@ -89,8 +100,8 @@ func loadPool(file string) (*x509.CertPool, error) {
 
 type listenerTLS struct{ config *watched[*tls.Config] }
 
-func newListenerTLS(c *config.ListenerTLS) (*listenerTLS, error) {
-	w, err := newWatched(func() (*tls.Config, error) {
+func newListenerTLS(log *slog.Logger, c *config.ListenerTLS) (*listenerTLS, error) {
+	w, err := newWatched(log, func() (*tls.Config, error) {
 		pair, err := tls.LoadX509KeyPair(c.Certificate, c.Key)
 		if err != nil {
 			return nil, err
@@ -131,13 +142,13 @@ func hostOf(target string) string {
 type backendTLS struct{ config *watched[*tls.Config] }
 
 // newBackendTLS returns nil without an error for a backend without TLS.
-func newBackendTLS(backend *config.Backend) (*backendTLS, error) {
+func newBackendTLS(log *slog.Logger, backend *config.Backend) (*backendTLS, error) {
 	c := backend.TLS
 	if c == nil {
 		return nil, nil
 	}
 	name := cmp.Or(c.ServerName, hostOf(backend.Target))
-	w, err := newWatched(func() (*tls.Config, error) {
+	w, err := newWatched(log.With("backend", backend.Name), func() (*tls.Config, error) {
 		pool, err := loadPool(c.CA)
 		if err != nil {
 			return nil, err

@@ -18,6 +18,7 @@ type dns struct {
 	look    look
 	options Options
 	tracker *Tracker
+	doubts  chan struct{}
 }
 
 // look asks the name server once. The error is errNone if the name does not exist or has no endpoints. Endpoints that come with another
@@ -27,16 +28,25 @@ type look func(ctx context.Context) ([]string, error)
 var errNone = errors.New("the name does not exist or has no records")
 
 func newDNS(target string, look look, o Options) *dns {
-	return &dns{target: target, look: look, options: o, tracker: NewTracker(target, o.Logger)}
+	return &dns{target: target, look: look, options: o, tracker: NewTracker(target, o.Logger), doubts: make(chan struct{}, 1)}
 }
 
 func (d *dns) Status() Status { return d.tracker.Status() }
 func (d *dns) String() string { return d.target }
 
+// Doubt has the name looked up again soon.
+func (d *dns) Doubt() {
+	select {
+	case d.doubts <- struct{}{}:
+	default:
+	}
+}
+
 func (d *dns) Run(ctx context.Context, update func([]string)) error {
 	// As long as nothing is known, calls fail: the first looks follow sooner.
 	wait := min(250*time.Millisecond, d.options.Interval)
-	none := 0
+	none, early := 0, false
+	var counted time.Time
 	for {
 		looking, cancel := context.WithTimeout(ctx, d.options.Timeout)
 		endpoints, err := d.look(looking)
@@ -49,7 +59,11 @@ func (d *dns) Run(ctx context.Context, update func([]string)) error {
 			none = 0
 			d.tracker.Succeed(endpoints, update)
 		case errors.Is(err, errNone):
-			if none++; none >= d.options.EmptyAfter {
+			if !early || time.Since(counted) >= d.options.Interval*8/10 { // doubts do not make an accident of the name server's a decision
+				none++
+				counted = time.Now()
+			}
+			if none >= d.options.EmptyAfter {
 				d.tracker.Replace(nil, update)
 			}
 			d.tracker.Fail(err)
@@ -63,13 +77,34 @@ func (d *dns) Run(ctx context.Context, update func([]string)) error {
 		if d.tracker.Status().Known {
 			wait = d.options.Interval
 		}
-		select {
-		case <-ctx.Done():
+		if early = d.pause(ctx, wait); ctx.Err() != nil {
 			return nil
-		case <-time.After(jitter(wait)):
 		}
 		wait = min(2*wait, d.options.Interval)
 	}
+}
+
+// doubtWait is the least time between two looks, however much the list is doubted.
+const doubtWait = time.Second
+
+// pause waits until ctx ends or, if the list is not doubted before, for the whole time; it reports whether it was less.
+func (d *dns) pause(ctx context.Context, wait time.Duration) bool {
+	due := time.NewTimer(jitter(wait))
+	defer due.Stop()
+	soonest := time.NewTimer(jitter(min(wait, doubtWait)))
+	defer soonest.Stop()
+	select {
+	case <-ctx.Done():
+		return true
+	case <-soonest.C:
+	}
+	select {
+	case <-ctx.Done():
+	case <-d.doubts:
+	case <-due.C:
+		return false
+	}
+	return true
 }
 
 // addresses looks for the addresses of a host. IPv4 and IPv6 are asked for apart: one question for both is answered with what there

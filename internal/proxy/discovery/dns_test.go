@@ -411,6 +411,44 @@ func TestDNSPace(t *testing.T) {
 	}
 }
 
+// A list that is doubted is asked for sooner, but not more than once a second, and an accident of the name server's stays one.
+func TestDNSDoubt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &scripted{answers: []any{[]string{"10.0.0.1"}, []string{"10.0.0.1"}, []string{"10.0.0.2"}, errNotFound, errNotFound, errNotFound, errNotFound, []string{"10.0.0.2"}}}
+		source, err := New("dns:///orders:80", quiet(Options{Resolver: s, Interval: 30 * time.Second}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		var lists []string
+		ended := make(chan error, 1)
+		go func() {
+			ended <- source.Run(ctx, func(list []string) { lists = append(lists, strings.Join(list, " ")) })
+		}()
+		start := time.Now()
+		time.Sleep(35 * time.Second) // the second look is in its time
+		for range 600 {
+			time.Sleep(10 * time.Millisecond)
+			source.(Doubter).Doubt()
+		}
+		time.Sleep(35 * time.Second)
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		var at []string
+		for _, look := range s.looks {
+			at = append(at, fmt.Sprintf("%.0f", look.Sub(start).Seconds()))
+		}
+		if sooner := len(s.looks) - 3; sooner < 5 || sooner > 8 {
+			t.Errorf("looks at the seconds %q, want about one in each of the 6 seconds with doubts", at)
+		}
+		if diff := cmp.Diff([]string{"10.0.0.1:80", "10.0.0.2:80"}, lists); diff != "" {
+			t.Error(diff)
+		}
+	})
+}
+
 // A resolver that hangs does not keep Run from ending, nor from looking again.
 func TestDNSResolverThatHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

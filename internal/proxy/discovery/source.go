@@ -71,6 +71,12 @@ type Resolver interface {
 	LookupSRV(ctx context.Context, service, proto, name string) (string, []*net.SRV, error)
 }
 
+// Doubter is a Source that asks from time to time and can do so before it would. Others are told when something changes.
+type Doubter interface {
+	// Doubt says that an endpoint of the list could not be connected to, or has gone. It returns at once.
+	Doubt()
+}
+
 // Service is what a kubernetes:/// target names.
 type Service struct {
 	Namespace, Name string
