@@ -297,6 +297,49 @@ func TestPolicyRetry(t *testing.T) {
 			t.Error("there was a fourth attempt")
 		}
 	})
+	t.Run("connecting", func(t *testing.T) {
+		address := nobody(t)
+		p := start(t, oneBackend(address, "route: retry: {attempts: 5, backoff: {base: 300ms, max: 2s}}"))
+		c := dial(t, p.addr)
+		id := c.begin(false)
+		c.data(id, prefixed([]byte("x")), true)
+		eventually(t, "a retry", func() bool { return p.Stats().Routes[0].Retries > 0 })
+		echoAt(t, address)
+		if a := c.end(id); a.status() != "0" || string(a.data) != string(prefixed([]byte("x"))) {
+			t.Errorf("ended with %s (%s) and %q", a.status(), a.reason(), a.data)
+		}
+	})
+	t.Run("connecting is hopeless", func(t *testing.T) {
+		p := start(t, oneBackend(nobody(t), quickRetry))
+		c := dial(t, p.addr)
+		if a := c.unary([]byte("x")); a.status() != "14" || a.reason() != reasonConnectFailed {
+			t.Errorf("ended with %s (%s)", a.status(), a.reason())
+		}
+		if n := p.Stats().Routes[0].Retries; n != 2 {
+			t.Errorf("%d retries", n)
+		}
+	})
+	t.Run("another backend", func(t *testing.T) {
+		back := listenEcho(t)
+		p := start(t, fmt.Sprintf(`backends:
+- {name: dead, target: '%s'}
+- {name: alive, target: '%s'}
+routes:
+- backends: [{name: dead, weight: 1}, {name: alive, weight: 1}]
+  retry: {attempts: 5, backoff: {base: 1ms, max: 2ms}}
+  retryBudget: {minPerSecond: 100}
+`, nobody(t), back.addr()))
+		c := dial(t, p.addr)
+		good := 0
+		for range 40 {
+			if c.unary([]byte("x")).status() == "0" {
+				good++
+			}
+		}
+		if good < 32 { // of which one in 32 fails five times, mostly
+			t.Errorf("%d of 40 calls came to the backend that is there", good)
+		}
+	})
 	t.Run("other statuses", func(t *testing.T) {
 		c, back, _ := policy(t, quickRetry)
 		id := c.begin(true)

@@ -660,3 +660,29 @@ func TestTLSToTheWrongEndpoint(t *testing.T) {
 		})
 	}
 }
+
+// TestReloadThatFails changes nothing, not even what could be changed.
+func TestReloadThatFails(t *testing.T) {
+	back := listenEcho(t)
+	p := start(t, fmt.Sprintf("backends: [{name: one, target: '%s'}]\nroutes: [{backend: one}]", back.addr()))
+	state, backend := p.state.Load(), p.state.Load().clusters["one"].config()
+	dir := t.TempDir()
+	next := parse(t, fmt.Sprintf(`
+backends:
+- {name: one, target: '%s', waitForReady: 7s}
+- {name: two, target: '%s', tls: {ca: %s}}
+routes: [{backend: two}]`, back.addr(), back.addr(), filepath.Join(dir, "missing.pem")))
+	if err := p.Reload(next); err == nil || !strings.Contains(err.Error(), "two") || !strings.Contains(err.Error(), "missing.pem") {
+		t.Errorf("the error is %v", err)
+	}
+	if p.state.Load() != state || state.clusters["one"].config() != backend {
+		t.Error("a part of the configuration is in force")
+	}
+	if got := dial(t, p.addr).unary([]byte("x")).status(); got != "0" {
+		t.Errorf("a call ends with %s", got)
+	}
+	next.Backends[1].TLS = nil
+	if err := p.Reload(next); err != nil || state.clusters["one"].config().WaitForReady != 7*time.Second {
+		t.Errorf("the right one: %v, %v", err, state.clusters["one"].config().WaitForReady)
+	}
+}

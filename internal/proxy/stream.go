@@ -223,6 +223,7 @@ func (s *stream) due(now int64, w *wakes) {
 		}
 	case passed(s.retryAt):
 		s.retryAt = 0
+		s.cluster, s.tried, s.waitEnd, s.lastError = nil, 0, 0, nil // another backend of the route's may do better
 		s.place(w)
 	}
 }
@@ -306,8 +307,11 @@ func (s *stream) reroute() bool {
 	return true
 }
 
-// unplaced ends a call that no endpoint could be found for in time.
+// unplaced ends a call that no endpoint could be found for in time, unless the route's policy says that it is tried again.
 func (s *stream) unplaced(w *wakes) {
+	if s.lastError != nil && s.policyRetry(codes.Unavailable, -1, frame.NoError, w) {
+		return
+	}
 	e := unavailable(reasonNoBackend, "no endpoint of %s is known", s.cluster.source)
 	if found := s.cluster.source.Status(); found.Failing {
 		e = unavailable(reasonNoBackend, "no endpoint of %s is known: %v", s.cluster.source, found.LastError)
@@ -401,6 +405,10 @@ func (s *stream) policyRetry(code codes.Code, pushback time.Duration, reset fram
 		return false
 	}
 	s.attempts++
+	if s.waitEnd != 0 {
+		s.cluster.forget(s)
+		s.waitEnd = 0
+	}
 	r.stats.retries.Add(1)
 	s.leave(balance.Failure, !s.inEndSent || reset != frame.NoError, reset, w)
 	s.rewind()
