@@ -23,8 +23,9 @@ func execute(ctx context.Context, root *cobra.Command) int { return commandline.
 func newRootCommand() *cobra.Command {
 	root := commandline.Root(&cobra.Command{
 		Use:   "levada",
-		Short: "Pipelines that keep every message, on a laptop and in a cluster",
-		Long: `Levada runs Numaflow pipelines (numaflow.numaproj.io/v1alpha1) and keeps every message: in one process on a laptop, in pods in a cluster.
+		Short: "Pipelines, streams and proxies that keep every message",
+		Long: `Levada runs Numaflow pipelines (numaflow.numaproj.io/v1alpha1) and keeps every message: in one process on a laptop, and not yet in a cluster. It moves
+records from services into databases (levada stream), and passes gRPC on (levada proxy), on machines and in pods.
 
 Every flag can also be given as an environment variable: --data is LEVADA_DATA.`,
 	}, version)

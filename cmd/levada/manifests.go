@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -16,6 +17,9 @@ import (
 
 // stdinName is what positions call the standard input.
 const stdinName = "<stdin>"
+
+// proxyConfig tells a configuration of the proxy by a list that each one has nearly always.
+var proxyConfig = regexp.MustCompile(`(?m)^(listeners|backends):`)
 
 // maxInput bounds what is read from one file. The decoder refuses less, with a message; this keeps a pipe from filling the memory.
 const maxInput = 64 << 20
@@ -58,6 +62,11 @@ func (m *manifests) load(file string, stdin io.Reader) {
 	}
 	m.lines[file] = strings.Split(string(data), "\n")
 	objects, problems := v1alpha1.Decode(file, data)
+	for i := range problems {
+		if p := &problems[i]; p.Code == v1alpha1.CodeUnknownKind && p.Hint == "" && proxyConfig.Match(data) {
+			p.Hint = "this looks like a configuration of the proxy, which levada proxy validate checks"
+		}
+	}
 	m.objects = append(m.objects, objects...)
 	m.problems = append(m.problems, problems...)
 	if len(problems) == 0 && len(objects) == 0 {

@@ -15,10 +15,45 @@ func TestProxy(t *testing.T) {
 	if o.code != commandline.ExitProblems || !strings.Contains(o.stderr, "KUBECONFIG") {
 		t.Errorf("%+v", o)
 	}
+	if o := levada(t, "proxy", "--help"); !strings.Contains(o.stdout, "dns+srv:///name, file:///path or kubernetes:///namespace/service:port\n") {
+		t.Errorf("%+v", o)
+	}
 	if o := levada(t, "proxy"); o.code != commandline.ExitUsage || !strings.Contains(o.stderr, "levada: say where calls go") {
 		t.Errorf("%+v", o)
 	}
 	if o := levada(t, "proxy", "drain", "--help"); o.code != 0 || !strings.Contains(o.stdout, "\n  levada proxy drain --admin") {
 		t.Errorf("%+v", o)
+	}
+}
+
+// The help promises no cluster.
+func TestHelp(t *testing.T) {
+	if o := levada(t, "--help"); o.code != 0 || !strings.Contains(o.stdout, "not yet in a cluster") {
+		t.Errorf("%+v", o)
+	}
+}
+
+// A command that does not exist is a mistake on the command line, whichever group it would be of.
+func TestUnknownCommands(t *testing.T) {
+	for _, args := range []string{"foo", "proxy foo", "proxy top foo", "stream foo", "stream list foo", "stream quarantine foo", "deadletters foo", "completion foo",
+		"builtins foo"} {
+		o := levada(t, strings.Fields(args)...)
+		if o.code != commandline.ExitUsage || o.stdout != "" || !strings.HasPrefix(o.stderr, `levada: unknown command "foo" for "levada`) {
+			t.Errorf("%s: %+v", args, o)
+		}
+	}
+	for _, args := range []string{"", "stream", "stream quarantine", "help stream", "stream --help"} {
+		if o := levada(t, strings.Fields(args)...); o.code != 0 || o.stderr != "" || !strings.Contains(o.stdout, "Available Commands") {
+			t.Errorf("%s: %+v", args, o)
+		}
+	}
+}
+
+// Who checks a configuration of the proxy as a manifest is told how to.
+func TestValidateProxyConfiguration(t *testing.T) {
+	for file, want := range map[string]bool{"../../examples/proxy/simple.yaml": true, "../../examples/proxy/full.yaml": true, "proxy.go": false} {
+		if o := levada(t, "validate", file); o.code != commandline.ExitProblems || strings.Contains(o.stdout, "levada proxy validate") != want {
+			t.Errorf("%s: %+v", file, o)
+		}
 	}
 }

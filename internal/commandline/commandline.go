@@ -45,7 +45,33 @@ func Root(cmd *cobra.Command, version string) *cobra.Command {
 	cmd.Version, cmd.SilenceUsage, cmd.SilenceErrors = version, true, true
 	cmd.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return flagsFromEnvironment(cmd.Flags()) }
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return UsageError(err) })
+	help := cmd.HelpFunc()
+	cmd.SetHelpFunc(func(cmd *cobra.Command, args []string) {
+		if unknownCommand(cmd) == nil {
+			help(cmd, args)
+		}
+	})
 	return cmd
+}
+
+// unknownCommand is the error of a group of commands with an argument that is none of them. Cobra says it of the outermost one only, and answers others with
+// the help.
+func unknownCommand(cmd *cobra.Command) error {
+	if cmd.Runnable() || cmd.Flags().NArg() == 0 {
+		return nil
+	}
+	return UsageError(fmt.Errorf("unknown command %q for %q", cmd.Flags().Arg(0), cmd.CommandPath()))
+}
+
+// ofVariable marks flags that were set from the environment, with the name of the variable.
+const ofVariable = "environment variable"
+
+// Given names a flag for a message, with the variable that it comes from if it was not on the command line.
+func Given(f *pflag.Flag) string {
+	if of := f.Annotations[ofVariable]; of != nil {
+		return fmt.Sprintf("--%s (from the environment variable %s)", f.Name, of[0])
+	}
+	return "--" + f.Name
 }
 
 // flagsFromEnvironment sets flags that were not given from LEVADA_ variables.
@@ -58,7 +84,12 @@ func flagsFromEnvironment(flags *pflag.FlagSet) (err error) {
 		}
 		if e := flags.Set(f.Name, value); e != nil {
 			err = UsageError(fmt.Errorf("environment variable %s: %w", name, e))
+			return
 		}
+		if f.Annotations == nil {
+			f.Annotations = map[string][]string{}
+		}
+		f.Annotations[ofVariable] = []string{name}
 	})
 	return err
 }
@@ -70,15 +101,20 @@ func Main(root *cobra.Command) {
 	os.Exit(Execute(ctx, root))
 }
 
-// Execute returns the exit code, and says what the error is. One that is no ExitError is a problem.
+// Execute returns the exit code, and says what the error is. One that is no ExitError is a problem, unless it is of the arguments.
 func Execute(ctx context.Context, root *cobra.Command) int {
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		err = unknownCommand(cmd)
+	}
 	if err == nil {
 		return 0
 	}
 	code := ExitProblems
 	if exit, ok := errors.AsType[ExitError](err); ok {
 		code, err = exit.Code, exit.Err
+	} else if !cmd.Runnable() || cmd.ValidateArgs(cmd.Flags().Args()) != nil {
+		code = ExitUsage
 	}
 	if err != nil {
 		fmt.Fprintf(root.ErrOrStderr(), "%s: %v\n", root.Name(), err)

@@ -23,7 +23,7 @@ func (f *LogFlags) JSON(w io.Writer) bool {
 	return f.Format == "json" || f.Format == "auto" && !IsTerminal(w)
 }
 
-// Logger writes JSON with the names of the Elastic Common Schema, or text for people.
+// Logger writes JSON with the names of the Elastic Common Schema, or text for people. Durations are written as 1m30s in both.
 func (f *LogFlags) Logger(w io.Writer) (*slog.Logger, error) {
 	var least slog.Level
 	if err := least.UnmarshalText([]byte(f.Level)); err != nil {
@@ -45,8 +45,11 @@ func (f *LogFlags) Logger(w io.Writer) (*slog.Logger, error) {
 	}})), nil
 }
 
-// ecs renames slog's own fields.
+// ecs renames slog's own fields. A duration would be a number of nanoseconds.
 func ecs(groups []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		return slog.String(a.Key, a.Value.String())
+	}
 	if len(groups) > 0 {
 		return a
 	}

@@ -63,6 +63,7 @@ type side interface {
 // conn is what a front and a back have in common.
 type conn struct {
 	proxy *Proxy
+	heavy chan struct{} // the proxy's, for a front: behind a back's reader others wait
 	nc    net.Conn
 	wake  chan struct{} // of the writer, when it is parked
 
@@ -593,12 +594,13 @@ func (c *conn) headers(s side, h frame.Header, p []byte) error {
 }
 
 func (c *conn) decoded(s side, id uint32, block []byte, end bool) error {
-	if len(block) > uncounted {
-		c.proxy.heavy <- struct{}{}
+	heavy := len(block) > uncounted && c.heavy != nil
+	if heavy {
+		c.heavy <- struct{}{}
 	}
 	set, err := c.reader.Read(block)
-	if len(block) > uncounted {
-		<-c.proxy.heavy
+	if heavy {
+		<-c.heavy
 	}
 	if err != nil {
 		return frame.Error{Code: frame.CompressionError, Reason: err.Error()}

@@ -133,6 +133,14 @@ func (e *endpoint) dialing() int { return e.main.dialing + e.large.dialing }
 // open is how many connections take streams. mu is held.
 func (e *endpoint) open() int { return len(e.main.conns) + len(e.large.conns) }
 
+// other is the pool that p is not.
+func (e *endpoint) other(p *pool) *pool {
+	if p == &e.main {
+		return &e.large
+	}
+	return &e.main
+}
+
 // takeWaiting returns the calls that wait, which do not any more. mu is held.
 func (e *endpoint) takeWaiting(p *pool) []*stream {
 	waiting := p.waiting
@@ -212,9 +220,10 @@ func (e *endpoint) connect(p *pool) {
 		}
 		e.last, e.backoff = nil, 0
 		e.fails.Store(false)
-	case p == &e.large && len(e.main.conns) > 0: // the endpoint serves the others, so these can share
+	case len(e.other(p).conns) > 0: // the endpoint serves the others, so these can share
 		e.oneOnly = true
-		shared = e.takeWaiting(p)
+		e.main.conns, e.large.conns = append(e.main.conns, e.large.conns...), nil
+		shared = append(e.takeWaiting(p), e.takeWaiting(&e.large)...)
 	default:
 		if e.last == nil { // the first of many
 			level = slog.LevelWarn
@@ -233,6 +242,9 @@ func (e *endpoint) connect(p *pool) {
 		}
 	}
 	removed := e.removed
+	if err != nil {
+		e.dial() // for those who still wait, when it is time
+	}
 	e.mu.Unlock()
 	e.each(shared, e.assign)
 	e.each(lost, func(s *stream, w *wakes) { s.notConnected(err, w) })

@@ -714,3 +714,23 @@ func TestFailingToConnectIsSaid(t *testing.T) {
 		t.Errorf("%d lines say that it is over", n)
 	}
 }
+
+// TestConnectsAgainForThoseWhoWait: a call waits for room, and another connection could not be made at first.
+func TestConnectsAgainForThoseWhoWait(t *testing.T) {
+	one := http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: 1}
+	back := listen(t, one)
+	p := start(t, oneBackend(back.addr(), "backend: ping: {interval: 0s}"))
+	c := dial(t, p.addr)
+	c.begin(true)
+	e := back.accept()
+	e.takeRequest()
+	_ = back.listener.Close()
+	second := c.begin(true)
+	x := p.state.Load().clusters["one"].set.Backends()[0].Of
+	eventually(t, "connecting has failed", x.fails.Load)
+	again := listenAt(t, back.addr(), nil, one).accept()
+	again.only(again.takeRequest().id, "0")
+	if a := c.end(second); a.status() != "0" {
+		t.Errorf("ended with %s (%s)", a.status(), a.reason())
+	}
+}

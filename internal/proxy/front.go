@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	// Headers above it that differ from call to call cost their sender, by the square.
+	// Headers above it cost their sender, by the square.
 	largeHeader = 8 << 10
 	costly      = 4                      // frames without content that something counts as which makes us work
 	rapidReset  = 100 * time.Millisecond // a stream that its caller resets sooner than that was opened to be reset
@@ -173,7 +173,7 @@ func (f *front) block(id uint32, set *header.Set, end bool) error {
 		return nil
 	}
 	f.account(s, w)
-	if n := set.Size / largeHeader; n > 0 && !set.Cached() { // they wait for no window: a token of 8 KiB is nothing special, many times that is
+	if n := set.Size / largeHeader; n > 0 { // they wait for no window: a token of 8 KiB is nothing special, many times that is
 		if err := f.spend(n*n, "large headers"); err != nil {
 			return err
 		}
@@ -182,8 +182,8 @@ func (f *front) block(id uint32, set *header.Set, end bool) error {
 	return nil
 }
 
-// large reports whether a header is so large that it counts as memory, and as work that others shall not wait for. Those that come again are neither.
-func large(set *header.Set) bool { return set.Size > uncounted && !set.Cached() }
+// large reports whether a header is so large that it counts as memory, and as work that others shall not wait for.
+func large(set *header.Set) bool { return set.Size > uncounted }
 
 // unplaced is a call that came with what is being read.
 type unplaced struct {

@@ -79,6 +79,22 @@ func TestLargeHeadersShare(t *testing.T) {
 			}
 		}
 	})
+	t.Run("by the endpoint, with the others", func(t *testing.T) {
+		back := listen(t)
+		p := start(t, oneBackend(back.addr()))
+		c := dial(t, p.addr)
+		c.begin(true, "large", unique(20_000))
+		e := back.accept()
+		e.takeRequest()
+		_ = back.listener.Close() // no more of them
+		for range 4 {
+			id := c.begin(true)
+			e.only(e.takeRequest().id, "0")
+			if a := c.end(id); a.status() != "0" {
+				t.Errorf("it ends with %v, %v", a.status(), a.reason())
+			}
+		}
+	})
 	t.Run("by an endpoint that allows no streams on another", func(t *testing.T) {
 		all := make(chan *wire, 10)
 		back := listenAt(t, "127.0.0.1:0", func(e *wire) { all <- e })
@@ -98,6 +114,61 @@ func TestLargeHeadersShare(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestLargeHeadersByReference: a block of a few bytes that stands for large headers, since it refers to the table again and again, is large each time it comes.
+func TestLargeHeadersByReference(t *testing.T) {
+	all := make(chan *wire, 10)
+	back := listenAt(t, "127.0.0.1:0", func(e *wire) { all <- e })
+	p := start(t, oneBackend(back.addr()))
+	c := dial(t, p.addr)
+	var fields []string
+	for range 15 {
+		fields = append(fields, "authorization", strings.Repeat("A~", 1850))
+	}
+	for range 10 {
+		c.begin(true, fields...)
+	}
+	large := <-all
+	for range 10 {
+		large.takeRequest()
+	}
+	if n := c.block.Len(); n > 100 {
+		t.Fatalf("the block has %d bytes", n)
+	}
+	for range 100 {
+		c.begin(true, fields...)
+	}
+	c.await("GOAWAY", func(e *event) bool { return e.kind == http2.FrameGoAway && e.code == http2.ErrCodeEnhanceYourCalm })
+	ordinary := dial(t, p.addr)
+	ordinary.begin(true)
+	main := <-all
+	if got := main.takeRequest(); len(got.get("authorization")) > 0 {
+		t.Error("a call with large headers came with the others")
+	}
+}
+
+// TestLargeHeadersOfAnswers: who works on large headers of callers does not keep the answers of all waiting.
+func TestLargeHeadersOfAnswers(t *testing.T) {
+	back := listen(t)
+	p := start(t, oneBackend(back.addr()))
+	c := dial(t, p.addr)
+	one, two := c.begin(true), c.begin(true)
+	e := back.accept()
+	first, second := e.takeRequest().id, e.takeRequest().id
+	for range cap(p.heavy) {
+		p.heavy <- struct{}{}
+	}
+	e.headers(first, true, ":status", "200", "content-type", "application/grpc", "grpc-status", "3", "large", unique(9000))
+	e.only(second, "0")
+	for _, id := range []uint32{one, two} {
+		if _, err := c.endFor(id, patience); err != nil {
+			t.Errorf("stream %d: %v", id, err)
+		}
+	}
+	for range cap(p.heavy) {
+		<-p.heavy
+	}
 }
 
 // TestHeadersWait: headers are under no window, so what a backend does not read has to wait with its calls, and not for other connections.

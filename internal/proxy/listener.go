@@ -94,6 +94,7 @@ func (l *listener) serve(nc net.Conn) {
 	_ = nc.SetWriteDeadline(time.Time{})
 	f := &front{listener: l, streams: map[uint32]*stream{}, stallTimeout: l.config.StallTimeout, limit: uint32(l.config.MaxStreams)}
 	f.init(p, nc, int(l.config.MaxHeaderBytes))
+	f.heavy = p.heavy
 	f.accepted = f.now
 	if p.suspects.has(nc.RemoteAddr(), f.now) {
 		f.control = controlSuspect

@@ -153,6 +153,64 @@ func TestTornMessage(t *testing.T) {
 	}
 }
 
+// TestHoldingUnderPressure: while much memory is taken, large messages are passed on as they come instead of being held until calls have to be ended.
+func TestHoldingUnderPressure(t *testing.T) {
+	back := listen(t)
+	p := start(t, oneBackend(back.addr())+"limits: {memory: 1MiB}\n")
+	c := dial(t, p.addr)
+	message := prefixed(noise(400_000))
+	var e *wire
+	begin := func() (id, at uint32) {
+		id = c.begin(true)
+		if e == nil {
+			e = back.accept()
+		}
+		at = e.takeRequest().id
+		e.respond(at)
+		c.headersOf(id)
+		return id, at
+	}
+	type half struct{ id, at uint32 }
+	var halves []half
+	for range 2 {
+		id, at := begin()
+		e.pour(at, message[:250_000], false, patience)
+		halves = append(halves, half{id, at})
+	}
+	eventually(t, "much memory is taken", func() bool { return p.held.Load() > 450_000 })
+	for _, h := range halves {
+		if n := c.bytesOf(h.id); n > 0 {
+			t.Errorf("%d bytes came of a message that is not whole", n)
+		}
+	}
+	id, at := begin()
+	e.pour(at, message[:200_000], false, patience)
+	if got := c.dataOf(id, 200_000); !bytes.Equal(got, message[:200_000]) {
+		t.Error("another message came")
+	}
+	// What was begun goes on as it came, although there is room again.
+	for _, h := range halves {
+		e.pour(h.at, message[250_000:], false, patience)
+		if got := c.dataOf(h.id, len(message)); !bytes.Equal(got, message) {
+			t.Error("another message came")
+		}
+	}
+	e.pour(at, message[200_000:300_000], false, patience)
+	c.dataOf(id, 100_000)
+	e.pour(at, append(bytes.Clone(message[300_000:]), message...), false, patience)
+	rest := len(message) - 300_000
+	if got := c.dataOf(id, rest+len(message)); !bytes.Equal(got[rest:], message) {
+		t.Error("the message after it is another one")
+	}
+	// And the next is held again.
+	e.pour(at, message[:250_000], false, patience)
+	e.settle()
+	e.rst()
+	if a := c.end(id); a.status() != "14" || len(a.data) != 0 {
+		t.Errorf("ended with %s (%s), and %d bytes of half a message", a.status(), a.reason(), len(a.data))
+	}
+}
+
 // TestHoldingCostsNoTime: a message is passed on as soon as it is whole, not with the next one.
 func TestHoldingCostsNoTime(t *testing.T) {
 	back := listen(t)

@@ -807,6 +807,7 @@ func (s *stream) withoutStatus() *ending {
 // cut moves whole messages to out, and holds back the rest, so that the call can be ended well at any time. It reports whether the stream goes on.
 func (s *stream) cut(p []byte, credit *int, w *wakes) bool {
 	r := s.call.route
+	before := s.outMessages.count
 	whole, over := s.outMessages.feed(p, int(r.maxResponse))
 	if over {
 		if whole > 0 {
@@ -818,7 +819,7 @@ func (s *stream) cut(p []byte, credit *int, w *wakes) bool {
 		return false
 	}
 	m := &s.outMessages
-	s.torn = m.left > 0 && int64(m.size) > int64(r.holdBytes)
+	s.torn = m.left > 0 && (int64(m.size) > s.holds() || s.torn && m.count == before)
 	if s.torn { // too large to wait for
 		whole = len(p)
 	}
@@ -835,6 +836,14 @@ func (s *stream) cut(p []byte, credit *int, w *wakes) bool {
 		s.unpaid = 0
 	}
 	return true
+}
+
+// holds is the size of messages that are kept until they are whole. While much of the memory is taken already, it is what a window takes in any case.
+func (s *stream) holds() int64 {
+	if p := s.front.proxy; p.held.Load() > p.memory/2 {
+		return min(int64(s.call.route.holdBytes), firstWindow)
+	}
+	return int64(s.call.route.holdBytes)
 }
 
 // deliver sends what was held and p to the caller, or keeps what it does not take now.

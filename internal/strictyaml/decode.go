@@ -29,7 +29,7 @@ type expecter interface{ Expected() string }
 
 // Decode reads a text into v, a pointer to a struct whose fields have yaml tags. It takes structs, pointers to them, slices, text, bool, int, float64,
 // time.Duration (as Go writes them) and encoding.TextUnmarshaler; other types panic, because they are a mistake of the program. A field that the
-// text does not name stays as it is.
+// text does not name stays as it is. A text that has to look like something says so in a tag: expected:"host:port".
 //
 // What can be read is read even when there are problems, so that v can be looked at further; Add knows what to leave out then. A null is a
 // problem everywhere: "tls:" with everything behind it forgotten must not mean that there is no TLS.
@@ -125,9 +125,18 @@ func (d *Document) object(n *yaml.Node, v reflect.Value, path string) {
 			d.unknown(key, path, names(v.Type()))
 			continue
 		}
+		before := len(d.problems)
 		d.value(value, v.Field(index), at)
+		if e := v.Type().Field(index).Tag.Get("expected"); e != "" && len(d.problems) > before && !d.full {
+			p := &d.problems[before]
+			if p.Expected = e; p.Hint == inQuotes {
+				p.Hint = "" // it would still be wrong
+			}
+		}
 	}
 }
+
+const inQuotes = "put it in quotes"
 
 func (d *Document) unknown(key *yaml.Node, path string, known []string) {
 	at := Quote(key.Value)
@@ -220,7 +229,7 @@ func decodeScalar(n *yaml.Node, v reflect.Value, p *Problem) bool {
 		v.SetInt(int64(value))
 	case v.Kind() == reflect.String:
 		if n.Tag != "!!str" {
-			p.Hint = "put it in quotes"
+			p.Hint = inQuotes
 			return false
 		}
 		v.SetString(n.Value)

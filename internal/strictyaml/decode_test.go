@@ -1,6 +1,7 @@
 package strictyaml_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -131,6 +132,7 @@ func TestExcerpt(t *testing.T) {
 			"       | " + strings.Repeat(" ", 90) + "^\n",
 		// YAML does not allow such characters, and only the line is known.
 		"floors: \"\t\u007f\u009b\"": "     1 | floors: \" \ufffd\ufffd\"\n       | ^\n",
+		"name: é\xffa":               "     1 | name: é\ufffda\n       |        ^\n",
 	} {
 		_, problems := strictyaml.Decode("", []byte(text), &h)
 		if len(problems) != 1 {
@@ -138,6 +140,47 @@ func TestExcerpt(t *testing.T) {
 		}
 		if diff := cmp.Diff(want, problems[0].Excerpt()); diff != "" {
 			t.Errorf("%q (-want +got):\n%s", text, diff)
+		}
+	}
+}
+
+// That there are more problems than are shown is said behind them.
+func TestTooMany(t *testing.T) {
+	var h house
+	d, problems := strictyaml.Decode("h.yaml", []byte(strings.Repeat("rooms: []\n", 200)), &h)
+	problems = d.Add(problems, strictyaml.Problem{Path: "name", Message: "is missing"})
+	problems.Sort()
+	const want = "h.yaml: there are more than 100 problems; the rest is not shown"
+	if len(problems) != 101 || problems[100].Error() != want {
+		t.Errorf("%d problems, the last is %v, want %s", len(problems), problems[len(problems)-1], want)
+	}
+	var later strictyaml.Problems
+	d, _ = strictyaml.Decode("h.yaml", []byte("name: a\n"), &h)
+	for range 150 {
+		later = d.Add(later, strictyaml.Problem{Path: "name", Message: "is wrong"})
+	}
+	if later.Sort(); len(later) != 101 || later[100].Error() != want {
+		t.Errorf("%d problems, the last is %v, want %s", len(later), later[len(later)-1], want)
+	}
+}
+
+// The library counts the lines of some errors from 0, and of others where something began.
+func TestSyntaxLines(t *testing.T) {
+	var h house
+	for text, want := range map[string]string{
+		"name: [":                            "1:1",
+		"name: a\nrooms: [{}, {}\nroof: 1":   "2:1",
+		"name: a\n\nroof: {tiles: 1\n":       "3:1",
+		"name: a\nrooms: ]":                  "2:1",
+		"name: a\n- b\n":                     "2:1",
+		"name: a\nroof: @b":                  "2:1",
+		"name: a\nroof: \"b\n\n":             "2:1",
+		"name: a\n floors: 1":                "2:1",
+		"name: a\nroof:\n  tiles: 1\n\tx: 2": "4:1",
+	} {
+		_, problems := strictyaml.Decode("", []byte(text), &h)
+		if got := fmt.Sprintf("%d:%d", problems[0].Line, problems[0].Column); len(problems) != 1 || got != want || !strings.HasPrefix(problems[0].Message, "not YAML") {
+			t.Errorf("%q: %s %v, want %s", text, got, problems, want)
 		}
 	}
 }

@@ -48,7 +48,7 @@ func (d *Document) Add(ps Problems, p Problem) Problems {
 		return ps
 	case len(ps) == maxProblems:
 		d.full = true
-		return append(ps, d.at(nil, tooMany))
+		return append(ps, d.tooMany())
 	}
 	for _, b := range d.broken {
 		if under(p.Path, b) {
@@ -101,15 +101,17 @@ func (d *Document) at(n *yaml.Node, p Problem) Problem {
 func (d *Document) report(n *yaml.Node, p Problem) {
 	switch {
 	case d.full:
-		return
 	case len(d.problems) == maxProblems:
 		d.full = true
-		n, p = nil, tooMany
+		d.problems = append(d.problems, d.tooMany())
+	default:
+		d.problems = append(d.problems, d.at(n, p))
 	}
-	d.problems = append(d.problems, d.at(n, p))
 }
 
-var tooMany = Problem{Message: fmt.Sprintf("there are more than %d problems; the rest is not shown", maxProblems)}
+func (d *Document) tooMany() Problem {
+	return Problem{File: d.file, Message: fmt.Sprintf("there are more than %d problems; the rest is not shown", maxProblems), last: 1}
+}
 
 // breaks notes that what is at path was not decoded.
 func (d *Document) breaks(path string) {
@@ -156,14 +158,16 @@ func child(n *yaml.Node, element string) (key, value *yaml.Node) {
 // parse reads the text into nodes and refuses what no configuration needs. root stays nil when there is nothing to decode.
 func (d *Document) parse(text []byte) {
 	if len(text) > MaxBytes {
-		d.report(nil, Problem{Message: fmt.Sprintf("the file has %d bytes", len(text)), Expected: fmt.Sprintf("at most %d", MaxBytes)})
+		d.report(nil, Problem{Message: "the file is too long", Expected: fmt.Sprintf("at most %d bytes", MaxBytes)})
 		return
 	}
 	text = bytes.TrimPrefix(text, []byte("\xef\xbb\xbf")) // a byte order mark
 	d.lines = strings.Split(strings.ReplaceAll(string(text), "\r\n", "\n"), "\n")
-	if i := slices.IndexFunc(d.lines, func(line string) bool { return !utf8.ValidString(line) }); i >= 0 {
-		d.report(&yaml.Node{Line: i + 1, Column: 1}, Problem{Message: "the line is not valid UTF-8"})
-		return
+	for i, line := range d.lines {
+		if bad, characters := notUTF8(line); bad >= 0 {
+			d.report(&yaml.Node{Line: i + 1, Column: characters + 1}, Problem{Message: fmt.Sprintf("the byte 0x%02x is not valid UTF-8", line[bad])})
+			return
+		}
 	}
 	documents, err := nodes(text)
 	if err != nil {
@@ -182,6 +186,19 @@ func (d *Document) parse(text []byte) {
 	if n := d.refused(root, 0); n == nil {
 		d.root = root
 	}
+}
+
+// notUTF8 finds the first byte that is not valid, or -1, and counts the characters before it.
+func notUTF8(line string) (bad, characters int) {
+	for i, r := range line {
+		if r == utf8.RuneError {
+			if _, n := utf8.DecodeRuneInString(line[i:]); n == 1 {
+				return i, characters
+			}
+		}
+		characters++
+	}
+	return -1, characters
 }
 
 // nodes are up to two documents. Parsers of YAML have panicked before; a configuration is not worth it.
@@ -203,21 +220,34 @@ func nodes(text []byte) (documents []*yaml.Node, err error) {
 	return documents, nil
 }
 
-var yamlLine = regexp.MustCompile(`^(?:yaml: )?(?:unmarshal errors:\s*)?(?:line (\d+): )?`)
+var (
+	yamlLine = regexp.MustCompile(`^(?:yaml: )?(?:unmarshal errors:\s*)?(?:line (\d+): )?`)
+	// fromZero are the messages, those of the parser and not of the scanner below it, with which the library counts lines from 0.
+	fromZero = regexp.MustCompile(`^did not find expected (',' or|'-' indicator|key$|node content|<)`)
+)
 
 func (d *Document) syntax(err error) {
-	message, line := err.Error(), 1
+	message, line, column := err.Error(), 1, 1
 	if m := yamlLine.FindStringSubmatch(message); m[0] != "" {
 		message = message[len(m[0]):]
 		if n, err := strconv.Atoi(m[1]); err == nil {
+			if fromZero.MatchString(message) {
+				n++
+			}
 			line = min(n, len(d.lines))
 		}
 	}
 	p := Problem{Message: "not YAML: " + message}
-	if strings.HasPrefix(strings.TrimLeft(d.lines[line-1], " "), "\t") {
-		p.Hint = "YAML is indented by spaces, not by tabs"
+	if strings.Contains(message, "tab character") { // it is somewhere behind the beginning of what has it, which is where the library says that it is
+		for i, text := range d.lines[line-1:] {
+			if spaces := len(text) - len(strings.TrimLeft(text, " ")); strings.HasPrefix(text[spaces:], "\t") {
+				line, column = line+i, spaces+1
+				p.Hint = "YAML is indented by spaces, not by tabs"
+				break
+			}
+		}
 	}
-	d.report(&yaml.Node{Line: line, Column: 1}, p)
+	d.report(&yaml.Node{Line: line, Column: column}, p)
 }
 
 // refused reports the first node that is too deep, is an alias or has an anchor or a tag, and gives it. Aliases are how a small text becomes a

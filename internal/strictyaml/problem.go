@@ -27,6 +27,8 @@ type Problem struct {
 
 	// source is the line that it is about.
 	source string
+	// last is 1 for what is said about all the others, behind them.
+	last int
 }
 
 // Error is the problem in one line: file:line:column: path: message.
@@ -93,10 +95,10 @@ func (ps Problems) Err() error {
 	return ps
 }
 
-// Sort puts the problems into the order of the text.
+// Sort puts the problems into the order of the text, and that there are too many of them at the end.
 func (ps Problems) Sort() {
 	slices.SortStableFunc(ps, func(a, b Problem) int {
-		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
+		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.last, b.last), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
 	})
 }
 

@@ -97,19 +97,27 @@ POST /drain      stop taking connections, and end the open calls one by one; the
 // Handler is what Serve answers with.
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+	plain := func(pattern string, h http.HandlerFunc, parameters ...string) {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			if _, ok := query(w, r, parameters...); ok {
+				h(w, r)
+			}
+		})
+	}
+	plain("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		_, _ = fmt.Fprintf(w, index, s.Version, time.Since(s.Proxy.Begun()).Round(time.Second))
 	})
-	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
-	mux.HandleFunc("GET /readyz", s.readyz)
-	mux.Handle("GET /metrics", promhttp.HandlerFor(s.Metrics, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: 4}))
-	mux.HandleFunc("GET /config", func(w http.ResponseWriter, _ *http.Request) {
+	plain("GET /livez", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
+	plain("GET /readyz", s.readyz)
+	metrics := promhttp.HandlerFor(s.Metrics, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: 4})
+	plain("GET /metrics", metrics.ServeHTTP, "name[]")
+	plain("GET /config", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/yaml")
 		_, _ = w.Write(s.Proxy.Config().YAML())
 	})
-	mux.HandleFunc("GET /overview", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, s.overview()) })
-	mux.HandleFunc("GET /endpoints", func(w http.ResponseWriter, _ *http.Request) {
+	plain("GET /overview", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, s.overview()) })
+	plain("GET /endpoints", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, http.StatusOK, map[string]any{"backends": s.Proxy.Backends()})
 	})
 	mux.HandleFunc("GET /streams", s.streams)
@@ -182,8 +190,12 @@ func (s *Server) streams(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	f := proxy.StreamFilter{Route: q.Get("route"), Path: q.Get("path"), Endpoint: q.Get("endpoint"), Limit: streamsLimit}
+	f := proxy.StreamFilter{Route: q.Get("route"), Endpoint: q.Get("endpoint"), Limit: streamsLimit}
 	var err error
+	if f.Path, err = observe.ParsePath(q.Get("path")); err != nil {
+		http.Error(w, "path="+err.Error(), http.StatusBadRequest)
+		return
+	}
 	if text := q.Get("limit"); text != "" {
 		if f.Limit, err = strconv.Atoi(text); err != nil || f.Limit < 1 || f.Limit > streamsMost {
 			http.Error(w, fmt.Sprintf("limit=%.40q: expected a number from 1 to %d", text, streamsMost), http.StatusBadRequest)
@@ -209,11 +221,17 @@ func (s *Server) tap(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	f := observe.Filter{Route: q.Get("route"), Path: q.Get("path"), Endpoint: q.Get("endpoint"), Reason: q.Get("reason")}
-	var err error
-	if f.Status, err = observe.ParseStatus(q.Get("code")); err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
-		return
+	f := observe.Filter{Route: q.Get("route"), Endpoint: q.Get("endpoint")}
+	for _, parameter := range []struct {
+		name  string
+		into  *string
+		parse func(string) (string, error)
+	}{{"path", &f.Path, observe.ParsePath}, {"reason", &f.Reason, observe.ParseReason}, {"code", &f.Status, observe.ParseStatus}} {
+		var err error
+		if *parameter.into, err = parameter.parse(q.Get(parameter.name)); err != nil {
+			http.Error(w, parameter.name+"="+err.Error(), http.StatusBadRequest)
+			return
+		}
 	}
 	out := http.NewResponseController(w)
 	w.Header().Set("Content-Type", "application/x-ndjson")
@@ -309,7 +327,11 @@ func query(w http.ResponseWriter, r *http.Request, known ...string) (url.Values,
 	}
 	for _, name := range slices.Sorted(maps.Keys(q)) {
 		if !slices.Contains(known, name) {
-			http.Error(w, fmt.Sprintf("there is no parameter %.40q; there are: %s", name, strings.Join(known, ", ")), http.StatusBadRequest)
+			there := "there are none here"
+			if len(known) > 0 {
+				there = "there are: " + strings.Join(known, ", ")
+			}
+			http.Error(w, fmt.Sprintf("there is no parameter %.40q; %s", name, there), http.StatusBadRequest)
 			return nil, false
 		}
 	}

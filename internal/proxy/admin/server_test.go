@@ -126,9 +126,21 @@ func TestAnswers(t *testing.T) {
 		{"GET", "/streams?after=3", 400, "such as 12.345", nil},
 		{"GET", "/streams?rout=x", 400, `there is no parameter "rout"; there are: route, path`, nil},
 		{"GET", "/streams?limit=%zz", 400, "cannot be read", nil},
+		{"GET", "/streams?path=shop.Orders/Get", 400, "path=\"shop.Orders/Get\": expected /service/method", nil},
+		{"GET", "/streams?path=/shop*Get", 400, "such as /shop.*", nil},
 		{"GET", "/tap?code=BROKEN", 400, "such as UNAVAILABLE or 14", nil},
+		{"GET", "/tap?reason=BROKEN", 400, "is no reason for which calls end; there are: BACKEND, BACKEND_PROTOCOL, ", nil},
+		{"GET", "/tap?path=/*/Get", 400, "such as /shop.*", nil},
 		{"GET", "/tap?pat=x", 400, "there is no parameter", nil},
 		{"GET", "/debug/pprof/cmdline", 200, "test", nil},
+		{"GET", "/?x=1", 400, "there is no parameter", nil},
+		{"GET", "/livez?x=1", 400, `there is no parameter "x"; there are none here`, nil},
+		{"GET", "/readyz?x=1", 400, "there is no parameter", nil},
+		{"GET", "/metrics?x=1", 400, "there is no parameter", nil},
+		{"GET", "/metrics?name[]=levada_proxy_connections", 200, "levada_proxy_connections 0", nil},
+		{"GET", "/config?x=1", 400, "there is no parameter", nil},
+		{"GET", "/overview?x=1", 400, "there is no parameter", nil},
+		{"GET", "/endpoints?x=1", 400, "there is no parameter", nil},
 		{"GET", "/drain", 405, "Method Not Allowed", nil},
 		{"POST", "/config", 405, "Method Not Allowed", nil},
 		{"DELETE", "/streams", 405, "Method Not Allowed", nil},
@@ -425,7 +437,7 @@ func TestClientErrors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Tap(t.Context(), observe.Filter{Status: "BROKEN"}, nil); err == nil || !strings.Contains(err.Error(), "400 Bad Request: \"BROKEN\"") {
+	if err := c.Tap(t.Context(), observe.Filter{Status: "BROKEN"}, nil); err == nil || !strings.Contains(err.Error(), "400 Bad Request: code=\"BROKEN\"") {
 		t.Error(err)
 	}
 	nobody, err := admin.NewClient("127.0.0.1:1")

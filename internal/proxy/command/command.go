@@ -29,6 +29,7 @@ import (
 	"github.com/levada-io/levada/internal/proxy/config"
 	"github.com/levada-io/levada/internal/proxy/discovery"
 	"github.com/levada-io/levada/internal/proxy/observe"
+	"github.com/levada-io/levada/internal/strictyaml"
 )
 
 // Options of the command.
@@ -36,19 +37,15 @@ type Options struct {
 	// Name is how it is called: the names of the commands above it, and its own.
 	Name    string
 	Version string
-	// Kubernetes makes the sources of kubernetes:/// targets, as proxy.Options has it. Nil: such targets are refused, with the program that has it.
+	// Kubernetes makes the sources of kubernetes:/// targets, as proxy.Options has it. Nil: such targets are refused.
 	Kubernetes func(discovery.Service, discovery.Options) (discovery.Source, error)
-}
-
-// noKubernetes refuses kubernetes:/// targets.
-func noKubernetes(discovery.Service, discovery.Options) (discovery.Source, error) {
-	return nil, errors.New("this program was built without the client of Kubernetes: use levada proxy, which has it, or dns:/// with a headless Service")
 }
 
 // New makes the command with those below it.
 func New(o Options) *cobra.Command {
+	targets := discovery.Forms
 	if o.Kubernetes == nil {
-		o.Kubernetes = noKubernetes
+		targets = discovery.FormsWithoutKubernetes
 	}
 	simple, file, pprof := config.DefaultSimple(), "", false
 	var log commandline.LogFlags
@@ -58,7 +55,8 @@ func New(o Options) *cobra.Command {
 		Long: `Pass gRPC on to backends, and tell callers the truth about how their streams ended.
 
 SIGTERM drains: the listeners close, the open streams are ended one by one over --drain with a status that their callers can act on, and the process
-ends. SIGHUP, or a change of the --config file, puts the new configuration in force without touching a stream, and opens the access log anew.
+ends; a second one ends it at once. SIGHUP, or a change of the --config file, puts the new configuration in force without touching a stream (listeners,
+admin and limits need a restart), and opens the access log anew.
 
 Every flag can also be given as an environment variable: --listen is LEVADA_LISTEN.
 Spans are sent over OTLP (gRPC) when OTEL_EXPORTER_OTLP_ENDPOINT is set. GOGC is 25, or up to 100 while much is allocated, if it is not set.`,
@@ -69,16 +67,17 @@ Spans are sent over OTLP (gRPC) when OTEL_EXPORTER_OTLP_ENDPOINT is set. GOGC is
 			if err != nil {
 				return err
 			}
-			c, err := proxyConfig(cmd.Flags(), file, simple)
+			r := &run{Options: o, file: file, pprof: pprof, logger: logger, stdin: cmd.InOrStdin(), stdout: cmd.OutOrStdout()}
+			c, err := r.config(cmd.Flags(), simple)
 			if err != nil {
 				return commandline.UsageError(err)
 			}
-			return (&run{Options: o, file: file, pprof: pprof, logger: logger, stdout: cmd.OutOrStdout()}).run(cmd.Context(), c)
+			return r.run(cmd.Context(), c)
 		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&simple.Listen, "listen", simple.Listen, "`ADDRESS` that callers connect to")
-	f.StringVar(&simple.Backend, "backend", "", "`TARGET`: host:port[,host:port...], dns:///host:port, file:///path or kubernetes:///namespace/service:port")
+	f.StringVar(&simple.Backend, "backend", "", "`TARGET`: "+targets)
 	f.StringVar(&simple.Admin, "admin", simple.Admin, "`ADDRESS` of metrics, probes and the state; empty for none")
 	f.DurationVar(&simple.StreamAge, "stream-age", simple.StreamAge, "end streams that live longer, give or take a tenth; 0 never")
 	f.DurationVar(&simple.Drain, "drain", simple.Drain, "time over which open streams are ended after SIGTERM")
@@ -96,10 +95,10 @@ Spans are sent over OTLP (gRPC) when OTEL_EXPORTER_OTLP_ENDPOINT is set. GOGC is
 	f.StringVar(&simple.AccessLog, "access-log", "", "`FILE` for a line of JSON per call; - for the standard output")
 	f.BoolVar(&simple.Unmask, "unmask", false, "make UNAVAILABLE again of what other proxies behind this one made of a lost connection")
 	f.VisitAll(func(one *pflag.Flag) { one.Annotations = map[string][]string{ofSimple: nil} })
-	f.StringVar(&file, "config", "", "configuration `FILE`, instead of the other flags; read again when it changes")
+	f.StringVar(&file, "config", "", "configuration `FILE`, instead of the other flags; read again when it changes. - is the standard input, which is read once")
 	f.BoolVar(&pprof, "pprof", false, "serve Go's profiles at the --admin address, to clients on this machine only")
 	log.Register(f)
-	cmd.AddCommand(newValidate(o.Name), newTop(o.Name), newTap(o.Name), newDrain(o.Name))
+	cmd.AddCommand(newValidate(o), newTop(o.Name), newTap(o.Name), newDrain(o.Name))
 	return cmd
 }
 
@@ -114,32 +113,54 @@ func examples(name string, all ...string) string {
 // ofSimple marks the flags that make a configuration.
 const ofSimple = "of the simple configuration"
 
-func proxyConfig(flags *pflag.FlagSet, file string, simple config.Simple) (*config.Config, error) {
-	if file == "" {
+// config is that of the flags or of the file.
+func (r *run) config(flags *pflag.FlagSet, simple config.Simple) (*config.Config, error) {
+	if r.file == "" {
 		if simple.Backend == "" {
 			return nil, errors.New("say where calls go: --backend TARGET, or --config FILE")
 		}
-		return checked(simple.Config())
+		return r.checked(simple.Config())
 	}
 	var both []string
 	flags.Visit(func(f *pflag.Flag) {
 		if _, ok := f.Annotations[ofSimple]; ok {
-			both = append(both, "--"+f.Name)
+			both = append(both, commandline.Given(f))
 		}
 	})
 	if len(both) > 0 {
 		return nil, fmt.Errorf("--config takes the place of other flags: move %s to the file", strings.Join(both, ", "))
 	}
-	return checked(config.Load(file))
+	if r.file == "-" {
+		r.file = ""
+		return r.checked(readInput(r.stdin))
+	}
+	return r.checked(config.Load(r.file))
 }
 
-// checked looks at the files that a configuration names, which a proxy that runs needs.
-func checked(c *config.Config, err error) (*config.Config, error) {
+// readInput is the configuration that the standard input is.
+func readInput(in io.Reader) (*config.Config, error) {
+	const name = "standard input"
+	text, err := io.ReadAll(io.LimitReader(in, strictyaml.MaxBytes+1)) // one more, so that Parse sees that it is too much
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return config.Parse(name, text)
+}
+
+// checked looks at what a proxy that runs needs beyond a valid configuration: the files that it names, and somebody to follow its targets.
+func (r *run) checked(c *config.Config, err error) (*config.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := c.CheckFiles().Err(); err != nil {
+	problems := c.CheckFiles()
+	if r.Kubernetes == nil {
+		problems = append(problems, c.WithoutKubernetes()...)
+	}
+	if err := problems.Err(); err != nil {
 		return nil, err
+	}
+	for _, p := range c.CheckTimes(time.Now()) {
+		r.logger.Warn("a certificate is not valid now", "problem", p.Error())
 	}
 	return c, nil
 }
@@ -147,9 +168,10 @@ func checked(c *config.Config, err error) (*config.Config, error) {
 // run is a proxy with all that is around it.
 type run struct {
 	Options
-	file   string // empty when the configuration came from flags
+	file   string // empty when the configuration came from flags or from the standard input
 	pprof  bool
 	logger *slog.Logger
+	stdin  io.Reader
 	stdout io.Writer
 
 	proxy     *proxy.Proxy
@@ -163,6 +185,10 @@ func (r *run) run(ctx context.Context, c *config.Config) (err error) {
 	hangUp := make(chan os.Signal, 1)
 	signal.Notify(hangUp, syscall.SIGHUP)
 	defer signal.Stop(hangUp)
+	// Who reads the log or the access log may go before the calls do.
+	signal.Ignore(syscall.SIGPIPE)
+	defer signal.Reset(syscall.SIGPIPE)
+	defer context.AfterFunc(ctx, func() { r.logger.Info("about to drain: another signal ends the process at once") })()
 
 	options := proxy.Options{Logger: r.logger, Kubernetes: r.Kubernetes, TuneCollector: os.Getenv("GOGC") == ""}
 	if r.tracing, err = observe.NewTracing(ctx, c.Tracing.Sample, r.logger, r.Version); err != nil {
@@ -211,6 +237,9 @@ func (r *run) run(ctx context.Context, c *config.Config) (err error) {
 	var reloader sync.WaitGroup
 	reloader.Go(func() { r.reload(reloading, hangUp) })
 	err = r.proxy.Run(ctx)
+	if failed, ok := errors.AsType[*net.OpError](err); ok && failed.Op == "listen" {
+		err = fmt.Errorf("listen for callers (--listen, listeners[].address): %w", err)
+	}
 	stopReloading()
 	reloader.Wait()
 	return err
@@ -285,7 +314,7 @@ func stampOf(file string) fileStamp {
 // load puts the file in force, if it can be, and returns the path of the access log that is then to be written.
 func (r *run) load(ctx context.Context) (logPath string) {
 	old := r.proxy.Config()
-	next, err := checked(config.Load(r.file))
+	next, err := r.checked(config.Load(r.file))
 	if err == nil {
 		// What is bound to sockets and to the process stays until a restart, so /config goes on to show it.
 		copied := *next

@@ -1,14 +1,23 @@
 package command
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
+	"math/big"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -25,6 +34,8 @@ import (
 
 	"github.com/levada-io/levada/grpclife"
 	"github.com/levada-io/levada/internal/commandline"
+	"github.com/levada-io/levada/internal/proxy"
+	"github.com/levada-io/levada/internal/proxy/admin"
 	"github.com/levada-io/levada/internal/proxy/observe"
 	"github.com/levada-io/levada/internal/proxy/proxytest"
 )
@@ -180,25 +191,32 @@ func TestBadInput(t *testing.T) {
 		{"", 2, "--backend TARGET, or --config FILE"},
 		{"--backend nowhere", 2, "--backend"},
 		{"--backend a:1 --listen nowhere", 2, "--listen"},
+		{"--backend a:1 --listen 203.0.113.1:1 --admin=", 1, "listen for callers (--listen, listeners[].address): listen tcp 203.0.113.1:1"},
 		{"--backend a:1 --drain -1s", 2, "--drain"},
 		{"--backend a:1 --tls-cert x", 2, "--tls-key"},
-		{"--backend a:1 --tls-cert x --tls-key y", 2, "cannot be read"},
+		{"--backend a:1 --tls-cert x --tls-key y", 2, "--tls-cert: x cannot be read"},
 		{"--backend a:1 --log-level loud", 2, "debug, info, warn or error"},
-		{"--backend a:1 --listen 127.0.0.1:0 --admin 127.0.0.1:0 --access-log " + dir, 1, "is a directory"},
+		{"--backend a:1 --listen 127.0.0.1:0 --admin 127.0.0.1:0 --access-log " + dir, 1, "access log (--access-log, accessLog.path): open " + dir + ": is a directory"},
 		{"--backend a:1 --listen 127.0.0.1:0 --admin 203.0.113.1:1", 1, "(--admin, admin.address)"},
+		{"--config -", 2, "standard input:1:1: the file is empty"},
 		{"--config " + dir + "/none", 2, "no such file"},
 		{"--config " + broken, 2, "did you mean listeners"},
 		{"--config " + broken + " --listen :1 --unmask", 2, "move --listen, --unmask to the file"},
-		{"nothing", 1, "unknown command"},
+		{"nothing", 2, "unknown command"},
 		{"top --interval 1ms", 2, "at least 100ms"},
-		{"top x", 1, "unknown command"},
+		{"top x", 2, "unknown command"},
+		{"top --count -1", 2, "--count is 0 or more, not -1"},
+		{"top --rows -1", 2, "--rows is 0 or more, not -1"},
 		{"top --admin 127.0.0.1:1", 1, "ask the proxy (--admin)"},
 		{"top --admin ftp://x", 2, "such as 127.0.0.1:9901"},
 		{"tap --admin 127.0.0.1:1", 1, "ask the proxy (--admin)"},
 		{"tap --code BROKEN", 2, "such as UNAVAILABLE or 14"},
+		{"tap --reason NOPE", 2, "--reason: \"NOPE\" is no reason for which calls end; there are: BACKEND, "},
+		{"tap --path demo.Echo/Say", 2, "--path: \"demo.Echo/Say\": expected /service/method"},
+		{"tap --path /demo*x", 2, "--path"},
 		{"tap -o yaml", 2, "text or json"},
-		{"--backend kubernetes:///shop/orders:8080 --listen 127.0.0.1:0 --admin=", 1, "use levada proxy, which has it"},
-		{"drain x", 1, "unknown command"},
+		{"--backend kubernetes:///shop/orders:8080 --listen 127.0.0.1:0 --admin=", 2, "--backend: this program was built without the client of Kubernetes; use levada proxy"},
+		{"drain x", 2, "unknown command"},
 		{"drain --admin 127.0.0.1:1", 1, "ask the proxy (--admin)"},
 		{"drain --timeout -1s", 2, "0 or more"},
 		{"validate", 2, "needs a file"},
@@ -284,6 +302,9 @@ func TestValidateExitCodes(t *testing.T) {
 		{"from the standard input", good, []string{"-"}, outcome{"1 file: 0 errors\n", "", 0}},
 		{"two, one of them missing", "", []string{file(t, "good.yaml", good), "none.yaml"},
 			outcome{"none.yaml: read the configuration: open none.yaml: no such file or directory\n2 files: 1 error\n", "", commandline.ExitProblems}},
+		{"kubernetes", "backends:\n- {name: a, target: 'kubernetes:///shop/a:1'}\n", []string{"-"}, outcome{"standard input:2:21: backends[0].target: " +
+			"this program was built without the client of Kubernetes\n    hint: use levada proxy, which has it, or dns:/// with a headless Service\n1 file: 1 error\n",
+			"", commandline.ExitProblems}},
 		{"files", good, []string{"--files", "-"}, outcome{"standard input:4:13: backends[0].tls.ca: /nowhere/ca.pem cannot be read: no such file or directory\n" +
 			"    hint: relative paths begin at the working directory of the proxy\n1 file: 1 error\n", "", commandline.ExitProblems}},
 		{"what is not text", "a: \"\x1b[31m\"\n", []string{"--excerpt", "always", "-"}, outcome{"", "", commandline.ExitProblems}},
@@ -372,6 +393,12 @@ func TestCommand(t *testing.T) {
 			t.Fatal(err)
 		}
 		reasons = append(reasons, e.Reason)
+	}
+	if !strings.Contains(p.stderr.String(), "another signal ends the process at once") {
+		t.Errorf("no word of a second signal:\n%s", p.stderr.String())
+	}
+	if !strings.Contains(p.stderr.String(), `"message":"draining","service.name":"levada","period":"100ms"`) {
+		t.Errorf("no period in the log:\n%s", p.stderr.String())
 	}
 	if len(reasons) != 21 || reasons[0] != "BACKEND" || reasons[20] != "DRAINING" {
 		t.Errorf("the log has the reasons %v", reasons)
@@ -560,7 +587,107 @@ func TestEnvironment(t *testing.T) {
 		t.Errorf("%+v", o)
 	}
 	t.Setenv("LEVADA_TIMEOUT", "soon")
+	t.Setenv("LEVADA_ADMIN", "127.0.0.1:1")
+	const both = "move --admin (from the environment variable LEVADA_ADMIN), --backend (from the environment variable LEVADA_BACKEND), --listen to the file"
+	if o := invoke(t, "", "--config", "proxy.yaml", "--listen", ":1"); o.code != commandline.ExitUsage || !strings.Contains(o.stderr, both) {
+		t.Errorf("%+v", o)
+	}
 	if o := invoke(t, "", "drain"); o.code != commandline.ExitUsage || !strings.Contains(o.stderr, "environment variable LEVADA_TIMEOUT") {
+		t.Errorf("%+v", o)
+	}
+}
+
+// A configuration can come from the standard input.
+func TestConfigFromInput(t *testing.T) {
+	var stderr said
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	text := "listeners: [{address: '127.0.0.1:0'}]\nadmin: {address: ''}\nbackends: [{name: a, target: 'a:1'}]\n"
+	ended := make(chan int, 1)
+	go func() {
+		ended <- commandline.Execute(ctx, program([]string{"--log-format", "json", "--config", "-"}, text, io.Discard, &stderr))
+	}()
+	(&service{t: t}).eventually("it listens", func() bool { return listens.MatchString(stderr.String()) })
+	cancel()
+	if code := <-ended; code != 0 {
+		t.Errorf("exit code %d: %s", code, stderr.String())
+	}
+}
+
+// The calls of a proxy do not depend on who reads what it writes.
+func TestClosedOutput(t *testing.T) {
+	if args := os.Getenv("PROXY_OF_TEST_CLOSED_OUTPUT"); args != "" { // in the process below
+		os.Exit(commandline.Execute(t.Context(), program(strings.Fields(args), "", os.Stdout, os.Stderr)))
+	}
+	backend := proxytest.NewBackend(t)
+	process := exec.Command(os.Args[0], "-test.run=^TestClosedOutput$")
+	process.Env = append(os.Environ(), "PROXY_OF_TEST_CLOSED_OUTPUT=--log-format json --listen 127.0.0.1:0 --admin 127.0.0.1:0 --access-log - --backend "+backend.Address)
+	stdout, err := process.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stderr, err := process.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := process.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = process.Process.Kill()
+		_ = process.Wait()
+	}()
+	p := &runningProxy{service: &service{t: t}}
+	for lines := bufio.NewScanner(stderr); p.address == "" && lines.Scan(); {
+		if m := listens.FindStringSubmatch(lines.Text()); m != nil {
+			p.address = m[1]
+		}
+		if m := shows.FindStringSubmatch(lines.Text()); m != nil {
+			p.admin = m[1]
+		}
+	}
+	if err := errors.Join(stdout.Close(), stderr.Close()); err != nil {
+		t.Fatal(err)
+	}
+	client := p.client()
+	p.check(client)
+	p.eventually("the line cannot be written", func() bool {
+		_, text := p.get("/metrics")
+		return strings.Contains(text, "levada_proxy_access_log_dropped_total 1\n")
+	})
+	p.check(client)
+}
+
+// A certificate that has expired is served, with a warning; validate --files has it, too.
+func TestExpiredCertificate(t *testing.T) {
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Date(2020, 1, 2, 3, 4, 5, 0, time.UTC)}
+	certificate, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Join(t.TempDir(), "both.pem")
+	both := append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})...)
+	if err := os.WriteFile(name, both, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const want = "both.pem has expired: it was valid until 2020-01-02T03:04:05Z"
+	p := proxying(t, "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--backend", "a:1", "--tls-cert", name, "--tls-key", name)
+	if log := p.stderr.String(); !strings.Contains(log, "--tls-cert: ") || !strings.Contains(log, want) {
+		t.Errorf("the log is\n%s", log)
+	}
+	text := fmt.Sprintf("listeners: [{address: ':1', tls: {certificate: %q, key: %q}}]\nbackends: [{name: a, target: 'a:1'}]\n", name, name)
+	if o := invoke(t, text, "validate", "--files", "-"); o.code != 0 || !strings.HasPrefix(o.stderr, "warning: standard input:1:") || !strings.Contains(o.stderr, want) {
+		t.Errorf("%+v", o)
+	}
+	if o := invoke(t, text, "validate", "-"); o.code != 0 || o.stderr != "" {
 		t.Errorf("%+v", o)
 	}
 }
@@ -573,6 +700,9 @@ func TestHelp(t *testing.T) {
 			t.Errorf("%q: %s", command, o.stdout)
 		}
 	}
+	if o := invoke(t, "", "--help"); !strings.Contains(o.stdout, "dns+srv:///name or file:///path\n") || strings.Contains(o.stdout, "kubernetes:///") {
+		t.Errorf("the targets of this program: %s", o.stdout)
+	}
 }
 
 func TestFitTo(t *testing.T) {
@@ -584,9 +714,28 @@ func TestFitTo(t *testing.T) {
 		{"one\ntwo\nthree\n", "one\n...\n", 10, 3},
 		{"0123456789\n", "012345678\n", 10, 3},
 	} {
-		if got := fitTo(c.text, c.width, c.height); got != c.want {
+		if got := fitTo(c.text, func(int) string { return c.text }, c.width, c.height); got != c.want {
 			t.Errorf("%q in %d x %d is %q, want %q", c.text, c.width, c.height, got, c.want)
 		}
+	}
+}
+
+// A low terminal shows fewer methods, so that the endpoints are seen.
+func TestFitToShowsEndpoints(t *testing.T) {
+	now := &admin.Overview{Now: time.Unix(100, 0), Begun: time.Unix(0, 0), BucketsSeconds: []float64{1},
+		Backends: []proxy.BackendView{{Name: "b", Endpoints: []proxy.EndpointView{{Address: "10.0.0.1:80"}, {Address: "10.0.0.2:80"}}}}}
+	for i := range 50 {
+		now.Methods = append(now.Methods, proxy.MethodView{Path: fmt.Sprintf("/a.B/%d", i), Took: []int64{0, 0}})
+	}
+	withRows := func(rows int) string { return topText(nil, now, rows) }
+	for height, methods := range map[int]int{30: 20, 24: 15, 13: 4, 12: 3} {
+		got := fitTo(withRows(20), withRows, 200, height)
+		if lines := strings.Count(got, "\n"); lines >= height || strings.Count(got, "/a.B/") != methods || !strings.Contains(got, "10.0.0.2:80") {
+			t.Errorf("in %d lines, of which %d were taken, and not with %d methods:\n%s", height, lines, methods, got)
+		}
+	}
+	if got := fitTo(withRows(20), withRows, 200, 10); strings.Count(got, "/a.B/") != 3 || !strings.HasSuffix(got, "...\n") {
+		t.Errorf("with too few lines for both:\n%s", got)
 	}
 }
 

@@ -16,6 +16,8 @@ func newTap(name string) *cobra.Command {
 	var (
 		at     adminFlag
 		filter observe.Filter
+		path   string
+		reason string
 		code   string
 		format string
 	)
@@ -33,6 +35,12 @@ left out, and a line says how many.`,
 				return commandline.UsageError(fmt.Errorf("there is no output format %q; use text or json", format))
 			}
 			var err error
+			if filter.Path, err = observe.ParsePath(path); err != nil {
+				return commandline.UsageError(fmt.Errorf("--path: %w", err))
+			}
+			if filter.Reason, err = observe.ParseReason(reason); err != nil {
+				return commandline.UsageError(fmt.Errorf("--reason: %w", err))
+			}
 			if filter.Status, err = observe.ParseStatus(code); err != nil {
 				return commandline.UsageError(fmt.Errorf("--code: %w", err))
 			}
@@ -57,10 +65,10 @@ left out, and a line says how many.`,
 	}
 	f := cmd.Flags()
 	at.register(f)
-	f.StringVar(&filter.Path, "path", "", "only calls of this `PATH`, as /service/method; a star at its end stands for anything")
+	f.StringVar(&path, "path", "", "only calls of this `PATH`, as /service/method; a star at its end stands for anything")
 	f.StringVar(&filter.Route, "route", "", "only calls of this `ROUTE`, as metrics name it")
 	f.StringVar(&filter.Endpoint, "endpoint", "", "only calls that ended at this `ENDPOINT`")
-	f.StringVar(&filter.Reason, "reason", "", "only calls that ended for this `REASON`, such as CONNECTION_LOST")
+	f.StringVar(&reason, "reason", "", "only calls that ended for this `REASON`, such as CONNECTION_LOST")
 	f.StringVar(&code, "code", "", "only calls that ended with this `STATUS`, such as UNAVAILABLE or 14")
 	f.StringVarP(&format, "output", "o", "text", "text or json")
 	return cmd

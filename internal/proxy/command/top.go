@@ -29,7 +29,7 @@ func newTop(name string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "top",
 		Short: "Show the methods and endpoints of a proxy with their rates, open calls, latencies and statuses",
-		Long: `Show the methods and endpoints of a proxy with their rates, open calls, latencies and statuses, again and again.
+		Long: `Show the methods and endpoints of a proxy with their rates, open calls, latencies and statuses, again and again until it is interrupted.
 
 The first numbers are those since the proxy has begun, the following ones those of the interval. Latencies are of whole calls, estimated from a histogram.`,
 		Example: examples(name, "top", "top --count 1 --admin 10.0.0.7:9901"),
@@ -37,6 +37,14 @@ The first numbers are those since the proxy has begun, the following ones those 
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if interval < 100*time.Millisecond {
 				return commandline.UsageError(fmt.Errorf("--interval is at least 100ms, not %v", interval))
+			}
+			for _, n := range []struct {
+				flag  string
+				value int
+			}{{"count", count}, {"rows", rows}} {
+				if n.value < 0 {
+					return commandline.UsageError(fmt.Errorf("--%s is 0 or more, not %d", n.flag, n.value))
+				}
 			}
 			client, err := at.client()
 			if err != nil {
@@ -72,7 +80,7 @@ func top(ctx context.Context, client *admin.Client, out io.Writer, interval time
 		}
 		text := topText(before, now, rows)
 		if terminal {
-			text = fit(out, text)
+			text = fit(out, text, func(rows int) string { return topText(before, now, rows) })
 			if drawn > 0 {
 				text = fmt.Sprintf("\x1b[%dA\x1b[J%s", drawn, text) // up, and clear what is below
 			}
@@ -95,8 +103,9 @@ func top(ctx context.Context, client *admin.Client, out io.Writer, interval time
 	}
 }
 
-// fit leaves out what the terminal has no room for: lines that scroll away, and those that take two rows, could not be drawn over.
-func fit(out io.Writer, text string) string {
+// fit leaves out what the terminal has no room for: lines that scroll away, and those that take two rows, could not be drawn over. If it is too low, fewer methods
+// are shown, so that the endpoints are.
+func fit(out io.Writer, text string, withRows func(rows int) string) string {
 	f, ok := out.(*os.File)
 	if !ok {
 		return text
@@ -105,10 +114,17 @@ func fit(out io.Writer, text string) string {
 	if err != nil || width < 10 || height < 3 {
 		return text
 	}
-	return fitTo(text, width, height)
+	return fitTo(text, withRows, width, height)
 }
 
-func fitTo(text string, width, height int) string {
+// fewest methods that are shown although endpoints have no room.
+const fewest = 3
+
+func fitTo(text string, withRows func(rows int) string, width, height int) string {
+	if strings.Count(text, "\n") >= height {
+		least := withRows(fewest)
+		text = withRows(fewest + max(0, height-1-strings.Count(least, "\n")))
+	}
 	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
 	if len(lines) >= height {
 		lines = append(lines[:height-2], "...")

@@ -6,15 +6,15 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/levada-io/levada/internal/commandline"
 	"github.com/levada-io/levada/internal/proxy/config"
-	"github.com/levada-io/levada/internal/strictyaml"
 )
 
-func newValidate(name string) *cobra.Command {
+func newValidate(o Options) *cobra.Command {
 	var (
 		format, excerpt string
 		files           bool
@@ -25,7 +25,7 @@ func newValidate(name string) *cobra.Command {
 		Long: `Check configurations of the proxy as strictly as the proxy itself does.
 
 The exit code is 0 when there is no problem, 1 when there is one, and 2 when the command line is wrong.`,
-		Example: examples(name, "validate proxy.yaml", "validate --files -o json proxy.yaml"),
+		Example: examples(o.Name, "validate proxy.yaml", "validate --files -o json proxy.yaml"),
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return commandline.UsageError(fmt.Errorf("%s needs a file, or - for the standard input", cmd.Name()))
@@ -41,7 +41,7 @@ The exit code is 0 when there is no problem, 1 when there is one, and 2 when the
 			}
 			var problems config.Problems
 			for _, name := range args {
-				problems = append(problems, configProblems(cmd.InOrStdin(), name, files)...)
+				problems = append(problems, configProblems(cmd.InOrStdin(), cmd.ErrOrStderr(), name, files, o.Kubernetes != nil)...)
 			}
 			out := cmd.OutOrStdout()
 			if err := writeConfigProblems(out, format, problems, len(args), excerpt == "always" || excerpt == "auto" && commandline.IsTerminal(out)); err != nil {
@@ -55,20 +55,17 @@ The exit code is 0 when there is no problem, 1 when there is one, and 2 when the
 	}
 	cmd.Flags().StringVarP(&format, "output", "o", "text", "text or json")
 	cmd.Flags().StringVar(&excerpt, "excerpt", "auto", "show the line of each problem: auto (on terminals), always or never")
-	cmd.Flags().BoolVar(&files, "files", false, "also look at the certificates and keys that are named; relative paths begin here")
+	cmd.Flags().BoolVar(&files, "files", false, "also look at the certificates and keys that are named, and warn of those that are not valid now; relative paths begin here")
 	return cmd
 }
 
-// configProblems are those of one file; - is the standard input.
-func configProblems(in io.Reader, name string, files bool) config.Problems {
+// configProblems are those of one file; - is the standard input. What a proxy only warns of is written to warnings.
+func configProblems(in io.Reader, warnings io.Writer, name string, files, kubernetes bool) config.Problems {
 	var c *config.Config
 	var err error
 	if name == "-" {
-		var text []byte
-		if text, err = io.ReadAll(io.LimitReader(in, strictyaml.MaxBytes+1)); err == nil {
-			name = "standard input"
-			c, err = config.Parse(name, text)
-		}
+		name = "standard input"
+		c, err = readInput(in)
 	} else {
 		c, err = config.Load(name)
 	}
@@ -78,10 +75,18 @@ func configProblems(in io.Reader, name string, files bool) config.Problems {
 		return problems
 	case err != nil:
 		return config.Problems{{File: name, Message: err.Error()}}
-	case files:
-		return c.CheckFiles()
 	}
-	return nil
+	if !kubernetes {
+		problems = c.WithoutKubernetes()
+	}
+	if files {
+		problems = append(problems, c.CheckFiles()...)
+		problems.Sort()
+		for _, p := range c.CheckTimes(time.Now()) {
+			_, _ = fmt.Fprintln(warnings, "warning: "+printable(p.Error()))
+		}
+	}
+	return problems
 }
 
 func writeConfigProblems(w io.Writer, format string, problems config.Problems, files int, excerpts bool) error {

@@ -39,6 +39,17 @@ func splitAddress(s string, listen bool) (host, port string, err error) {
 	return host, port, nil
 }
 
+// isAll says whether a host to listen on is all addresses of the machine, of both kinds: Go sees to that.
+func isAll(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "" || ip != nil && ip.IsUnspecified()
+}
+
+func isLoopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
 // isHost says whether s is an IP address or a name. Underscores are no part of names, but container networks have them.
 func isHost(s string) bool {
 	ip, _, _ := strings.Cut(s, "%") // a zone, as in fe80::1%eth0

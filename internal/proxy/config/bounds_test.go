@@ -27,7 +27,7 @@ func TestBounds(t *testing.T) {
 		fmt.Fprintf(&bomb, "a%d: &a%d [*a%d, *a%d, *a%d, *a%d, *a%d]\n", i+1, i+1, i, i, i, i, i)
 	}
 	for name, c := range map[string]struct{ text, want string }{
-		"too long":          {strings.Repeat("#", strictyaml.MaxBytes+1), "the file has 1048577 bytes"},
+		"too long":          {strings.Repeat("#", strictyaml.MaxBytes+1), "the file is too long; expected at most 1048576 bytes"},
 		"nested lists":      {fill("", "[", ""), ""},
 		"nested objects":    {fill("", "{a: ", ""), ""},
 		"nested blocks":     {fill("", "- ", ""), ""},
@@ -39,10 +39,13 @@ func TestBounds(t *testing.T) {
 		"one field again":   {strings.Repeat("drain: {}\n", 50_000), "more than 100 problems"},
 		"a bomb of aliases": {bomb.String(), "aliases"},
 		"long text":         {fill("admin: {address: ", "a", "}"), "no host:port"},
-		"long name":         {fill("", "a", ": 1"), ""},
-		"long lines":        {fill("backends: [{name: a, target: \"", "a:1,", "\"}]"), ""},
-		"line feeds":        {fill("", "\n", ""), "empty"},
-		"anchors":           {fill("", "&a ", "x"), ""},
+		"many listeners":    {fill("listeners: [", "{address: 'a:1'}, {address: ':1'}, ", "]"), "elements; expected at most 10000"},
+		"loops": {"listeners: [" + strings.Repeat("{address: 'a:1'}, {address: 'b:2'}, ", 4999) + "{}]\n" +
+			"backends: [{name: a, target: '" + strings.Repeat("c:1,", 150_000) + "c:1'}]", "100 problems"},
+		"long name":  {fill("", "a", ": 1"), ""},
+		"long lines": {fill("backends: [{name: a, target: \"", "a:1,", "\"}]"), ""},
+		"line feeds": {fill("", "\n", ""), "empty"},
+		"anchors":    {fill("", "&a ", "x"), ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var before, after runtime.MemStats

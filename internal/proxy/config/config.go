@@ -24,12 +24,14 @@ type Config struct {
 
 	// text knows where each field was written. It is nil for a configuration that was not read.
 	text *strictyaml.Document
+	// flags are the names of fields that were set by flags.
+	flags map[string]string
 }
 
 // Listener is an address that callers connect to.
 type Listener struct {
 	// Address is host:port. An empty host is all addresses of the machine; port 0 is any free one.
-	Address string `yaml:"address"`
+	Address string `yaml:"address" expected:"host:port, such as :8080"`
 	// TLS of the listener; without it HTTP/2 is spoken in clear text, with prior knowledge.
 	TLS *ListenerTLS `yaml:"tls,omitempty"`
 	// MaxConnections that are open at the same time; 0 is no limit. Those above it wait in the kernel's queue.
@@ -71,7 +73,7 @@ type ListenerTLS struct {
 // Admin is where metrics, probes and the state of the proxy are served, in clear text and without asking who it is.
 type Admin struct {
 	// Address is host:port; empty is off.
-	Address string `yaml:"address"`
+	Address string `yaml:"address" expected:"host:port, such as 127.0.0.1:9901"`
 }
 
 // Drain is how the proxy stops.
@@ -108,7 +110,7 @@ type Backend struct {
 	Target string `yaml:"target"`
 	// TLS to the endpoints; without it HTTP/2 is spoken in clear text, with prior knowledge.
 	TLS *BackendTLS `yaml:"tls,omitempty"`
-	// ConnectTimeout for TCP, TLS and the first SETTINGS together.
+	// ConnectTimeout for TCP, TLS and the first SETTINGS together; an endpoint that is the only one may take 10 s for its SETTINGS.
 	ConnectTimeout time.Duration `yaml:"connectTimeout"`
 	// Ping finds endpoints that are gone without a word.
 	Ping Ping `yaml:"ping"`
@@ -191,7 +193,7 @@ type Route struct {
 	// MaxMessageBytes ends calls with a larger message with RESOURCE_EXHAUSTED.
 	MaxMessageBytes MaxMessageBytes `yaml:"maxMessageBytes"`
 	// HoldBytes is the size up to which a message is forwarded only when all of it is there, so that a call can be ended well at any time.
-	// Larger ones are passed on as they come. 0 holds nothing.
+	// Larger ones are passed on as they come, and so are those above 64 KiB while more than half of Limits.Memory is in use. 0 holds nothing.
 	HoldBytes Bytes     `yaml:"holdBytes"`
 	RateLimit RateLimit `yaml:"rateLimit"`
 	// Unmask turns what other proxies behind this one made of a lost connection back into UNAVAILABLE.
@@ -222,7 +224,8 @@ type Retry struct {
 	// On are the statuses that are tried again, when they came before any response.
 	On      []Code  `yaml:"on"`
 	Backoff Backoff `yaml:"backoff"`
-	// PerTryTimeout is how long an attempt may take for its response headers; 0 is as long as the call may take.
+	// PerTryTimeout is how long an attempt that another one may follow may take for its response headers; 0 is as long as the call may take, which the last
+	// attempt has in any case.
 	PerTryTimeout time.Duration `yaml:"perTryTimeout"`
 	// BufferBytes of the request that are kept to be sent again. A call that sent more is not tried again.
 	BufferBytes Bytes `yaml:"bufferBytes"`

@@ -51,7 +51,7 @@ func TestDefaults(t *testing.T) {
 			},
 		}},
 		Routes: []config.Route{{
-			Backend: "orders", StreamAge: 0, StreamAgeJitter: 0.1, HoldBytes: 1 << 20,
+			Backend: "orders", StreamAge: 0, StreamAgeJitter: 0.1, HoldBytes: 4 << 20,
 			Retry: config.Retry{
 				Attempts: 1, On: []config.Code{config.Code(codes.Unavailable), config.Code(codes.ResourceExhausted)}, BufferBytes: 65536,
 				Backoff: config.Backoff{Base: 25 * time.Millisecond, Max: 250 * time.Millisecond},
@@ -197,6 +197,25 @@ routes: [{streamAge: 0s, unmask: true}]`)
 		"--listen", "--tls-cert", "--admin", "--drain", "--backend", "--backend-key", "--connect-timeout", "--ping-interval", "--ping-timeout", "--stream-age",
 	}, paths); diff != "" {
 		t.Errorf("flags (-want +got):\n%s\n%v", diff, err)
+	}
+	s = config.DefaultSimple()
+	s.Backend, s.TLSCert, s.TLSKey, s.TLSClientCA, s.BackendCA = "kubernetes:///shop/orders:1", "none.pem", "none.key", "none.ca", "none.bca"
+	if c, err = s.Config(); err != nil {
+		t.Fatal(err)
+	}
+	paths = nil
+	for _, p := range append(c.CheckFiles(), c.WithoutKubernetes()...) {
+		paths = append(paths, p.Path)
+	}
+	if diff := cmp.Diff([]string{"--tls-cert", "--tls-key", "--tls-client-ca", "--backend-ca", "--backend"}, paths); diff != "" {
+		t.Errorf("flags of files (-want +got):\n%s", diff)
+	}
+	s = config.DefaultSimple()
+	s.Listen, s.Admin, s.Backend = "127.0.0.1:1", ":1", "127.0.0.1:1"
+	const twice = `--admin: ":1" and "127.0.0.1:1", the address of --listen, have the same port on the same addresses; give each one its own
+--backend: "127.0.0.1:1" is this proxy itself, --listen: calls would come again for ever`
+	if _, err = s.Config(); err == nil || err.Error() != twice {
+		t.Errorf("%v, want %s", err, twice)
 	}
 }
 

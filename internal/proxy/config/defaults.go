@@ -102,11 +102,12 @@ func (r *Route) SetDefaults() {
 		},
 		// As in Finagle and linkerd: a backend that fails gets at most a fifth more calls for it.
 		RetryBudget: RetryBudget{Ratio: 0.2, MinPerSecond: 10},
-		// Messages above 1 MiB are rare (grpc-go refuses those above 4 MiB unless told otherwise), and holding more would cost memory for the
-		// sake of a clean end of few calls.
-		HoldBytes: 1 << 20,
+		HoldBytes:   defaultHold,
 	}
 }
+
+// defaultHold is the largest message that gRPC's clients take unless they are told otherwise.
+const defaultHold = 4 << 20
 
 // SetDefaults gives each backend the same part.
 func (s *Share) SetDefaults() { *s = Share{Weight: 1} }

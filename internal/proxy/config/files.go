@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"time"
 )
 
 // CheckFiles reports certificates and keys that are missing, cannot be read or do not belong together. It is apart from Validate because a
@@ -28,6 +29,33 @@ func (c *Config) CheckFiles() Problems {
 		}
 	}
 	return v.problems
+}
+
+// CheckTimes reports certificates that are not valid now. It is apart from CheckFiles because a proxy works with them: it is for its peers to refuse them.
+func (c *Config) CheckTimes(now time.Time) Problems {
+	v := &validation{c: c}
+	for i, l := range c.Listeners {
+		if t := l.TLS; t != nil {
+			v.valid(fmt.Sprintf("listeners[%d].tls.certificate", i), t.Certificate, t.Key, now)
+		}
+	}
+	for i, b := range c.Backends {
+		if t := b.TLS; t != nil {
+			v.valid(fmt.Sprintf("backends[%d].tls.certificate", i), t.Certificate, t.Key, now)
+		}
+	}
+	return v.problems
+}
+
+func (v *validation) valid(at, certificate, key string, now time.Time) {
+	pair, err := tls.LoadX509KeyPair(certificate, key)
+	switch {
+	case err != nil: // CheckFiles has spoken
+	case now.After(pair.Leaf.NotAfter):
+		v.add(at, Problem{Message: fmt.Sprintf("%s has expired: it was valid until %s", certificate, pair.Leaf.NotAfter.Format(time.RFC3339))})
+	case now.Before(pair.Leaf.NotBefore):
+		v.add(at, Problem{Message: fmt.Sprintf("%s is not valid yet: it will be from %s", certificate, pair.Leaf.NotBefore.Format(time.RFC3339))})
+	}
 }
 
 func (v *validation) pair(at, certificate, key string) {

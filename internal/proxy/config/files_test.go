@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -18,11 +19,16 @@ import (
 // pair writes a certificate and its key.
 func pair(t *testing.T, dir, name string) (certificate, key string) {
 	t.Helper()
+	return pairFor(t, dir, name, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
+}
+
+func pairFor(t *testing.T, dir, name string, from, until time.Time) (certificate, key string) {
+	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1)}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: from, NotAfter: until}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
 	if err != nil {
 		t.Fatal(err)
@@ -85,5 +91,23 @@ routes: [{backend: a}]
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("problems (-want +got):\n%s", diff)
+	}
+}
+
+func TestCheckTimes(t *testing.T) {
+	dir := t.TempDir()
+	now := time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
+	old, oldKey := pairFor(t, dir, "old", now.Add(-2*time.Hour), now.Add(-time.Hour))
+	early, earlyKey := pairFor(t, dir, "early", now.Add(time.Hour), now.Add(2*time.Hour))
+	c := parse(t, fmt.Sprintf("listeners:\n- {address: ':1', tls: {certificate: %q, key: %q}}\n- {address: ':2', tls: {certificate: none, key: none}}\n"+
+		"backends: [{name: a, target: 'a:1', tls: {certificate: %q, key: %q}}, {name: b, target: 'a:1', tls: {}}]\nroutes: [{backend: a}]", old, oldKey, early, earlyKey))
+	want := fmt.Sprintf("proxy.yaml:2:38: listeners[0].tls.certificate: %s has expired: it was valid until 2026-11-21T11:00:00Z\n", old)
+	got := c.CheckTimes(now).Error() + "\n"
+	want += fmt.Sprintf("proxy.yaml:4:56: backends[0].tls.certificate: %s is not valid yet: it will be from 2026-11-21T13:00:00Z\n", early)
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if problems := c.CheckTimes(now.Add(-90 * time.Minute)); len(problems) != 1 {
+		t.Errorf("while the first is valid: %v", problems)
 	}
 }

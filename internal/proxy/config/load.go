@@ -111,7 +111,7 @@ var flags = map[string]string{
 	"routes[0].streamAge":          "--stream-age",
 }
 
-// Config makes a configuration of the flags. Its errors are Problems whose paths are the names of flags.
+// Config makes a configuration of the flags. Its errors are Problems whose paths are the names of flags, also those of its CheckFiles.
 func (s Simple) Config() (*Config, error) {
 	c := Default()
 	c.Listeners[0].Address, c.Admin.Address, c.Drain.Period, c.AccessLog.Path = s.Listen, s.Admin, s.Drain, s.AccessLog
@@ -131,13 +131,8 @@ func (s Simple) Config() (*Config, error) {
 	c.Backends = []Backend{b}
 	c.Complete()
 	c.Routes[0].StreamAge, c.Routes[0].Unmask = s.StreamAge, s.Unmask
-	problems := c.Validate()
-	for i := range problems {
-		if flag, ok := flags[problems[i].Path]; ok {
-			problems[i].Path = flag
-		}
-	}
-	if err := problems.Err(); err != nil {
+	c.flags = flags
+	if err := c.Validate().Err(); err != nil {
 		return nil, err
 	}
 	return c, nil

@@ -1,9 +1,11 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"math"
+	"net"
 	"slices"
 	"strconv"
 	"strings"
@@ -52,28 +54,39 @@ func (c *Config) Validate() Problems {
 type validation struct {
 	c        *Config
 	known    map[string]bool // names of backends
+	taken    taken
 	problems Problems
 }
 
+// taken are the addresses of listeners: each by its host and port, and one by its port alone, as well as one that is all addresses of the machine.
+type taken struct{ exact, port, all map[string]address }
+
+type address struct{ host, text, at string }
+
 func (v *validation) add(path string, p Problem) {
-	p.Path = path
+	p.Path = v.name(path)
 	if r := []rune(p.Message); len(r) > 500 {
 		p.Message = string(r[:500]) + "..."
 	}
 	v.problems = v.c.text.Add(v.problems, p)
 }
 
+// name of a field, or of the flag that it is set by.
+func (v *validation) name(path string) string { return cmp.Or(v.c.flags[path], path) }
+
+const adminAddress = "admin.address"
+
 func (v *validation) listeners() {
 	if len(v.c.Listeners) == 0 {
 		v.add("listeners", Problem{Message: "there is none", Expected: "at least one, or leave the field away for 127.0.0.1:8080"})
 	}
-	first := map[string]string{}
+	v.taken = taken{exact: map[string]address{}, port: map[string]address{}, all: map[string]address{}}
 	for i, l := range v.c.Listeners {
 		at := fmt.Sprintf("listeners[%d]", i)
 		if l.Address == "" {
 			v.required(at+".address", "host:port, or :port for all addresses of this machine")
-		} else if v.address(at+".address", l.Address) {
-			v.unique(first, at+".address", l.Address, "address")
+		} else {
+			v.address(at+".address", l.Address)
 		}
 		if t := l.TLS; t != nil {
 			if t.Certificate == "" {
@@ -92,8 +105,8 @@ func (v *validation) listeners() {
 		v.durationOr0(at+".keepalive.interval", l.Keepalive.Interval, maxDuration)
 		v.duration(at+".keepalive.timeout", l.Keepalive.Timeout, maxDuration)
 	}
-	if a := v.c.Admin.Address; a != "" && v.address("admin.address", a) {
-		v.unique(first, "admin.address", a, "address")
+	if a := v.c.Admin.Address; a != "" {
+		v.address(adminAddress, a)
 	}
 }
 
@@ -120,7 +133,7 @@ func (v *validation) backends() {
 		case !isBackendName(b.Name):
 			v.found(at+".name", strictyaml.Quote(b.Name), "up to 63 letters, digits, '-', '_' and '.'")
 		default:
-			v.unique(first, at+".name", b.Name, "name")
+			v.unique(first, at+".name", b.Name)
 		}
 		v.target(at+".target", b.Target)
 		if t := b.TLS; t != nil {
@@ -149,10 +162,43 @@ func (v *validation) backends() {
 func (v *validation) target(at, target string) {
 	_, err := discovery.New(target, discovery.Options{Kubernetes: func(discovery.Service, discovery.Options) (discovery.Source, error) { return nil, nil }})
 	if target == "" {
-		v.required(at, "host:port[,host:port...], dns:///host:port, dns+srv:///name, file:///path or kubernetes:///namespace/service:port")
+		v.required(at, discovery.Forms)
 	} else if err != nil {
 		v.add(at, Problem{Message: strings.TrimPrefix(err.Error(), fmt.Sprintf("target %q: ", target))})
+	} else {
+		v.loop(at, target)
 	}
+}
+
+// loop reports a target that is a listener of the proxy itself: each call would come again for ever.
+func (v *validation) loop(at, target string) {
+	for endpoint := range strings.SplitSeq(strings.TrimPrefix(target, "dns:///"), ",") {
+		endpoint = strings.TrimSpace(endpoint)
+		host, port, err := splitAddress(endpoint, false)
+		if err != nil {
+			continue // a target of another kind
+		}
+		l, itself := v.taken.exact[net.JoinHostPort(host, port)]
+		if !itself && isLoopback(host) {
+			l, itself = v.taken.all[port]
+		}
+		if itself && l.at != adminAddress {
+			v.add(at, Problem{Message: fmt.Sprintf("%s is this proxy itself, %s%s: calls would come again for ever", strictyaml.Quote(endpoint), v.name(l.at), v.line(l.at))})
+			return
+		}
+	}
+}
+
+// WithoutKubernetes reports the targets that a program without the client of Kubernetes cannot follow.
+func (c *Config) WithoutKubernetes() Problems {
+	v := &validation{c: c}
+	for i, b := range c.Backends {
+		if strings.HasPrefix(b.Target, "kubernetes:") {
+			v.add(fmt.Sprintf("backends[%d].target", i), Problem{Message: "this program was built without the client of Kubernetes",
+				Hint: "use levada proxy, which has it, or dns:/// with a headless Service"})
+		}
+	}
+	return v.problems
 }
 
 func (v *validation) ejection(at string, e Ejection) {
@@ -195,7 +241,7 @@ func (v *validation) routes() {
 		v.number(at+".retryBudget.minPerSecond", r.RetryBudget.MinPerSecond, 0, maxRate)
 		v.size(at+".maxMessageBytes.request", r.MaxMessageBytes.Request, 0, maxMessage)
 		v.size(at+".maxMessageBytes.response", r.MaxMessageBytes.Response, 0, maxMessage)
-		if v.size(at+".holdBytes", r.HoldBytes, 0, maxHold) && v.c.Limits.Memory >= minMemory && r.HoldBytes > v.c.Limits.Memory {
+		if v.size(at+".holdBytes", r.HoldBytes, 0, maxHold) && v.c.Limits.Memory >= minMemory && r.HoldBytes > max(v.c.Limits.Memory, defaultHold) {
 			v.found(at+".holdBytes", r.HoldBytes.String(), fmt.Sprintf("at most limits.memory (%s)", v.c.Limits.Memory))
 		}
 		v.number(at+".rateLimit.perSecond", r.RateLimit.PerSecond, 0, maxRate)
@@ -269,7 +315,7 @@ func (v *validation) shares(at string, r *Route) {
 		if s.Name == "" {
 			v.required(share+".name", "the name of one of the backends")
 		} else if v.knownBackend(share+".name", s.Name) {
-			v.unique(first, share+".name", s.Name, "name")
+			v.unique(first, share+".name", s.Name)
 		}
 		if v.count(share+".weight", s.Weight, 0, maxWeight) {
 			sum += s.Weight
@@ -321,22 +367,47 @@ func (v *validation) retry(at string, r *Route) {
 	v.size(at+".bufferBytes", y.BufferBytes, 0, maxBuffer)
 }
 
-// address reports whether it is one that can be listened on.
-func (v *validation) address(at, a string) bool {
-	if _, _, err := splitAddress(a, true); err != nil {
+// address reports one that cannot be listened on, or not together with an earlier one. Port 0 is a new one each time.
+func (v *validation) address(at, a string) {
+	host, port, err := splitAddress(a, true)
+	if err != nil {
 		v.add(at, Problem{Message: err.Error(), Expected: "host:port, or :port for all addresses of this machine"})
-		return false
+		return
 	}
-	return true
+	if port == "0" {
+		return
+	}
+	key := net.JoinHostPort(host, port)
+	before, twice := v.taken.exact[key]
+	if !twice {
+		before, twice = v.taken.all[port]
+	}
+	if !twice && isAll(host) {
+		before, twice = v.taken.port[port]
+	}
+	if twice {
+		message := fmt.Sprintf("%s is the address of %s%s too", strictyaml.Quote(a), parent(v.name(before.at)), v.line(before.at))
+		if host != before.host {
+			message = fmt.Sprintf("%s and %s, the address of %s%s, have the same port on the same addresses", strictyaml.Quote(a), strictyaml.Quote(before.text),
+				parent(v.name(before.at)), v.line(before.at))
+		}
+		v.add(at, Problem{Message: message, Hint: "give each one its own"})
+		return
+	}
+	this := address{host, a, at}
+	v.taken.exact[key], v.taken.port[port] = this, this
+	if isAll(host) {
+		v.taken.all[port] = this
+	}
 }
 
-// unique reports a value that an earlier field has too. Port 0 is a new one each time.
-func (v *validation) unique(first map[string]string, at, value, what string) {
-	if before, twice := first[value]; twice {
-		v.add(at, Problem{Message: fmt.Sprintf("%s is the %s of %s%s too", strictyaml.Quote(value), what, parent(before), v.line(before)), Hint: "give each one its own"})
-	} else if !strings.HasSuffix(value, ":0") {
-		first[value] = at
+// unique reports a name that an earlier field has too.
+func (v *validation) unique(first map[string]string, at, name string) {
+	if before, twice := first[name]; twice {
+		v.add(at, Problem{Message: fmt.Sprintf("%s is the name of %s%s too", strictyaml.Quote(name), parent(before), v.line(before)), Hint: "give each one its own"})
+		return
 	}
+	first[name] = at
 }
 
 // line is where a field was written, for a sentence.
@@ -347,7 +418,13 @@ func (v *validation) line(path string) string {
 	return ""
 }
 
-func parent(path string) string { return path[:max(strings.LastIndexByte(path, '.'), 0)] }
+// parent of a field; a flag is its own.
+func parent(path string) string {
+	if i := strings.LastIndexByte(path, '.'); i >= 0 {
+		return path[:i]
+	}
+	return path
+}
 
 func (v *validation) required(at, expected string) {
 	v.add(at, Problem{Message: "is missing", Expected: expected})

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -45,6 +46,7 @@ func TestParseFile(t *testing.T) {
 		{"# nothing\n\n", "f: the file has no endpoints"},
 		{"10.0.0.1:80\n\n10.0.0.2\n", `f: line 3: "10.0.0.2" has no port`},
 		{"10.0.0.1:80 10.0.0.2:80", "f: line 1:"},
+		{"10.0.0.1:80, 10.0.0.2:80", `f: line 1: "10.0.0.1:80, 10.0.0.2:80" is a list, and there can be only one host:port here`},
 		{"[::1]:80\n[::2]:800000", `f: line 2: the port "800000"`},
 		{"[\n\"a:1\",\n\"b\"\n]", `f: line 3: "b" has no port`},
 		{"[\"a:1\",\n\"b:2\"", "f: line 2:"},
@@ -56,6 +58,24 @@ func TestParseFile(t *testing.T) {
 	} {
 		if _, err := parseFile("f", []byte(c.text)); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%q: the error is %v, want one with %q", c.text, err, c.want)
+		}
+	}
+}
+
+// The examples in the documentation are what they say.
+func TestDocumentedFiles(t *testing.T) {
+	text, err := os.ReadFile("../../../docs/proxy-config.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := regexp.MustCompile("(?s)```(?:text|json)\n(# The endpoints.*?|\\[.*?)```").FindAllStringSubmatch(string(text), -1)
+	if len(blocks) != 2 {
+		t.Fatalf("%d examples of files", len(blocks))
+	}
+	for _, b := range blocks {
+		got, err := parseFile("f", []byte(b[1]))
+		if diff := cmp.Diff([]string{"10.0.0.1:50051", "[2001:db8::1]:50051", "orders.example.com:50051"}, got); err != nil || diff != "" {
+			t.Errorf("%s: %v\n%s", b[1], err, diff)
 		}
 	}
 }

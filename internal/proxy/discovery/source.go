@@ -3,6 +3,7 @@ package discovery
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -99,7 +100,13 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-const forms = "expected host:port[,host:port...], dns:///host:port, dns+srv:///name, file:///path or kubernetes:///namespace/service:port"
+// What targets look like, for help and for errors.
+const (
+	Forms                  = always + ", file:///path or kubernetes:///namespace/service:port"
+	FormsWithoutKubernetes = always + " or file:///path"
+
+	always = "host:port[,host:port...], dns:///host:port, dns+srv:///name"
+)
 
 // New returns the source of a target, which does nothing until Run. An error says what is wrong with the target.
 func New(target string, o Options) (Source, error) {
@@ -111,14 +118,14 @@ func New(target string, o Options) (Source, error) {
 	if !ok {
 		endpoints, err := parseStatic(target)
 		if err != nil {
-			return fail("%w; "+forms, err)
+			return fail("%w; expected "+Forms, err)
 		}
 		return &static{target: target, endpoints: endpoints, tracker: NewTracker(target, o.Logger)}, nil
 	}
 	switch scheme {
 	case "dns", "dns+srv", "file", "kubernetes":
 	default:
-		return fail("the scheme %q is not known: "+forms, scheme)
+		return fail("the scheme %q is not known: expected "+Forms, scheme)
 	}
 	authority, path, ok := strings.Cut(rest, "/")
 	if !ok || authority != "" {
@@ -166,7 +173,9 @@ func ParseEndpoint(s string) (string, error) {
 	switch {
 	case s == "":
 		return "", fmt.Errorf("there is no host:port")
-	case err != nil && strings.Count(s, ":") > 1 && !strings.HasPrefix(s, "["):
+	case strings.Contains(s, ","):
+		return "", fmt.Errorf("%q is a list, and there can be only one host:port here", s)
+	case err != nil && isIPv6(s):
 		return "", fmt.Errorf("%q is no host:port: an IPv6 address must be in brackets, as in [::1]:9000", s)
 	case err != nil && !strings.Contains(s, ":"):
 		return "", fmt.Errorf("%q has no port, as in %s:9000", s, s)
@@ -185,6 +194,16 @@ func ParseEndpoint(s string) (string, error) {
 		host = strings.ToLower(strings.TrimSuffix(host, "."))
 	}
 	return net.JoinHostPort(host, strconv.FormatUint(number, 10)), nil
+}
+
+// isIPv6 tells an address without brackets, with a port or without.
+func isIPv6(s string) bool {
+	if strings.Count(s, ":") < 2 {
+		return false
+	}
+	_, whole := netip.ParseAddr(s)
+	_, host := netip.ParseAddr(s[:strings.LastIndexByte(s, ':')])
+	return whole == nil || host == nil
 }
 
 // isName says whether s could be the name of a host or service in the DNS.
@@ -221,10 +240,14 @@ func parseService(path string) (Service, error) {
 	name, port, colon := strings.Cut(rest, ":")
 	s := Service{Namespace: namespace, Name: name, Port: port}
 	switch {
-	case !slash || !isLabel(namespace):
-		return s, fmt.Errorf("the namespace %q is none", namespace)
+	case namespace == "" || !slash && strings.Contains(path, ":"):
+		return s, errors.New("the namespace is missing")
+	case !isLabel(namespace):
+		return s, fmt.Errorf("%q is no name of a namespace", namespace)
+	case name == "":
+		return s, errors.New("the service is missing")
 	case !isLabel(name):
-		return s, fmt.Errorf("the service %q is none", name)
+		return s, fmt.Errorf("%q is no name of a service", name)
 	case !colon || port == "":
 		return s, fmt.Errorf("the port is missing")
 	case allNumbers(port):
@@ -298,7 +321,7 @@ func (t *Tracker) Replace(endpoints []string, update func([]string)) {
 	t.mu.Lock()
 	t.status.Known, t.status.Endpoints, t.status.Updated = true, len(list), time.Now()
 	t.mu.Unlock()
-	t.logger.Info("endpoints changed", "endpoints", len(list))
+	t.logger.Debug("endpoints changed", "endpoints", len(list)) // who uses them says it
 	update(slices.Clone(list))
 }
 

@@ -90,26 +90,37 @@ func TestTargets(t *testing.T) {
 		{"localhost:http", "the port"},
 		{":9000", `"" of ":9000" is neither a host name nor an IP address`},
 		{"::1:9000", "must be in brackets"},
+		{"::1", "must be in brackets"},
+		{"2001:db8:0:0:0:0:0:1:9000", "must be in brackets"},
+		{"x:y:z", `"x:y:z" is no host:port; expected`},
+		{"a:1:2", `"a:1:2" is no host:port; expected`},
 		{"[::1]", "no host:port"},
 		{"[::g]:80", "neither a host name nor an IP address"},
 		{"10.0.0.256:80", "neither a host name nor an IP address"},
 		{"a:1,,b:2", "there is no host:port"},
 		{"a b:1", "neither"},
-		{"dns:orders:80", "expected host:port"},
+		{"dns:orders:80", `"dns:orders:80" is no host:port; expected host:port`},
 		{"http://orders:80", `the scheme "http" is not known: expected host:port`},
 		{"dns://orders:80", "must begin with a third slash, as in dns:///host:port"},
 		{"dns://8.8.8.8/orders:80", "must begin with a third slash, as in dns:///host:port"},
 		{"dns:///orders", `"orders" has no port, as in orders:9000; expected dns:///host:port`},
+		{"dns:///a:1,b:1", `"a:1,b:1" is a list, and there can be only one host:port here; expected dns:///host:port`},
+		{"dns:///x:y:z", `"x:y:z" is no host:port; expected dns:///host:port`},
 		{"dns+srv:///", "expected dns+srv:///name"},
 		{"dns+srv:///_grpc._tcp.orders:80", "is no name of service records"},
 		{"file://etc/endpoints", "as in file:///path"},
 		{"file:///", "the path of a file is missing"},
-		{"kubernetes:///orders:80", `the namespace "orders:80" is none; expected kubernetes:///namespace/service:port`},
+		{"kubernetes:///orders:80", `the namespace is missing; expected kubernetes:///namespace/service:port`},
+		{"kubernetes:////orders:80", "the namespace is missing"},
+		{"kubernetes:///Shop/orders:80", `"Shop" is no name of a namespace`},
+		{"kubernetes:///a", `the service is missing; expected kubernetes:///namespace/service:port`},
+		{"kubernetes:///", "the namespace is missing"},
 		{"kubernetes:///shop/orders", "the port is missing"},
 		{"kubernetes:///shop/orders:0", "the port"},
 		{"kubernetes:///shop/orders:99999", "the port"},
 		{"kubernetes:///shop/orders:GRPC", "neither a number nor the name of a port"},
-		{"kubernetes:///shop/:80", `the service "" is none`},
+		{"kubernetes:///shop/:80", "the service is missing"},
+		{"kubernetes:///shop/a_b:80", `"a_b" is no name of a service`},
 		{"kubernetes:///shop/refused:80", "no cluster"},
 	} {
 		_, err := New(c.target, Options{Kubernetes: kubernetes})
@@ -151,7 +162,6 @@ func TestTrackerLogs(t *testing.T) {
 	want := `level=WARN msg="endpoints could not be found or confirmed" target=dns:///orders:80 known=0 error="read udp 10.0.0.1:40001: timeout"
 level=WARN msg="endpoints could not be found or confirmed" target=dns:///orders:80 known=0 error=refused
 level=INFO msg="endpoints can be found again" target=dns:///orders:80
-level=INFO msg="endpoints changed" target=dns:///orders:80 endpoints=1
 level=WARN msg="endpoints could not be found or confirmed" target=dns:///orders:80 known=1 error=refused
 `
 	if diff := cmp.Diff(want, log.String()); diff != "" {

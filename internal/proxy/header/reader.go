@@ -9,6 +9,7 @@ import (
 const (
 	keptSets  = 64        // by a Reader and by a Writer: a client calls few methods, over and over
 	keptBytes = 256       // longest block that is kept
+	keptList  = 4 << 10   // largest list that is: a few bytes can stand for very much, which is work for whoever gets it
 	fieldRoom = 32        // what a field counts beside its bytes: RFC 7541 section 4.1
 	maxFields = 1024      // in a list of whatever size
 	maxString = 256 << 10 // longest name or value that is decoded at all
@@ -68,7 +69,7 @@ func (r *Reader) Read(block []byte) (*Set, error) {
 	if what == changes && len(r.kept) > 0 {
 		clear(r.kept)
 	}
-	if what == leaves && !s.TooLarge && len(block) <= keptBytes && r.again(block) {
+	if what == leaves && !s.TooLarge && len(block) <= keptBytes && s.Size <= keptList && r.again(block) {
 		if len(r.kept) == keptSets {
 			clear(r.kept)
 		}

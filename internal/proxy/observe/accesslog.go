@@ -56,7 +56,7 @@ func (l *AccessLog) open(path string) error {
 	default:
 		f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o640)
 		if err != nil {
-			return fmt.Errorf("access log: %w", err)
+			return fmt.Errorf("access log (--access-log, accessLog.path): %w", err)
 		}
 		next = f
 	}

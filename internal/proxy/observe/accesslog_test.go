@@ -41,6 +41,18 @@ func TestAccessLogLine(t *testing.T) {
 	}
 }
 
+// Seconds have no more digits than microseconds, whatever floating-point numbers make of them.
+func TestSeconds(t *testing.T) {
+	for took, want := range map[time.Duration]string{1857328 * time.Microsecond: "1.857328", 2710447 * time.Microsecond: "2.710447", 1499 * time.Nanosecond: "0.000001",
+		time.Hour + time.Microsecond: "3600.000001", 0: "0"} {
+		e := anEnded()
+		e.Took = took
+		if line := string(appendEnded(nil, "", e)); !strings.Contains(line, `"seconds":`+want+`,`) {
+			t.Errorf("%v is %s, want %s", took, line, want)
+		}
+	}
+}
+
 // What is written by hand says the same to a reader, whatever callers sent, and nothing to a terminal.
 func FuzzQuoted(f *testing.F) {
 	for _, s := range []string{"", `a"b\c`, "line\r\n{\"fake\":1}", "\x1b[31mred\x7f", "\u202egnp.exe", "\x9b31m", "𝄞 é \u2028", "\xff\xfe"} {

@@ -206,4 +206,4 @@ func one(yes bool) float64 {
 }
 
 // seconds is a duration for JSON, to the microsecond.
-func seconds(d time.Duration) float64 { return d.Round(time.Microsecond).Seconds() }
+func seconds(d time.Duration) float64 { return float64(d.Round(time.Microsecond).Microseconds()) / 1e6 }

@@ -3,6 +3,7 @@ package observe
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -168,9 +169,32 @@ func (c *TapClient) Next(ctx context.Context, spare []byte) []byte {
 	}
 }
 
-// ParseStatus reads the name or the number of a status of gRPC, and returns its name. Empty stays empty.
+// ParsePath checks a path to look for, or the beginning of one with a star behind it. Empty stays empty. What can match no call is refused: nothing would be
+// shown for ever.
+func ParsePath(text string) (string, error) {
+	if before, _, star := strings.Cut(text, "*"); text != "" && text != "*" && text[0] != '/' || star && len(before) != len(text)-1 {
+		return "", fmt.Errorf("%.100q: expected /service/method, or the beginning of that with a star behind it, such as /shop.*", text)
+	}
+	return text, nil
+}
+
+// ParseReason reads a reason for which calls end, in any case. Empty stays empty.
+func ParseReason(text string) (string, error) {
+	name, all := strings.ToUpper(text), proxy.Reasons()
+	if text != "" && !slices.Contains(all, name) {
+		slices.Sort(all)
+		return "", fmt.Errorf("%.40q is no reason for which calls end; there are: %s", text, strings.Join(all, ", "))
+	}
+	return name, nil
+}
+
+// ParseStatus reads the name or the number of a status of gRPC, and returns its name, which is CODE(99) for one without. Empty stays empty.
 func ParseStatus(text string) (string, error) {
-	if n, err := strconv.ParseUint(text, 10, 32); err == nil {
+	number := text
+	if inside, ok := strings.CutPrefix(text, "CODE("); ok {
+		number, _ = strings.CutSuffix(inside, ")")
+	}
+	if n, err := strconv.ParseUint(number, 10, 32); err == nil {
 		return config.Code(n).String(), nil
 	}
 	var code config.Code

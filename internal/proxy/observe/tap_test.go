@@ -148,3 +148,38 @@ func TestTapSlowClient(t *testing.T) {
 		t.Errorf("it was told twice: %+v", events)
 	}
 }
+
+func TestParse(t *testing.T) {
+	for _, c := range []struct {
+		name       string
+		parse      func(string) (string, error)
+		text, want string // of a filter, or of the error
+		ok         bool
+	}{
+		{"path", observe.ParsePath, "", "", true},
+		{"path", observe.ParsePath, "*", "*", true},
+		{"path", observe.ParsePath, "/shop.Orders/*", "/shop.Orders/*", true},
+		{"path", observe.ParsePath, "/shop.Orders/Get", "/shop.Orders/Get", true},
+		{"path", observe.ParsePath, "shop.Orders/Get", "expected /service/method", false},
+		{"path", observe.ParsePath, "/shop*Get", "expected /service/method", false},
+		{"path", observe.ParsePath, "/shop**", "expected /service/method", false},
+		{"reason", observe.ParseReason, "", "", true},
+		{"reason", observe.ParseReason, "connection_lost", "CONNECTION_LOST", true},
+		{"reason", observe.ParseReason, "NOPE", `"NOPE" is no reason for which calls end; there are: BACKEND, `, false},
+		{"status", observe.ParseStatus, "", "", true},
+		{"status", observe.ParseStatus, "unavailable", "UNAVAILABLE", true},
+		{"status", observe.ParseStatus, "14", "UNAVAILABLE", true},
+		{"status", observe.ParseStatus, "99", "CODE(99)", true},
+		{"status", observe.ParseStatus, "CODE(99)", "CODE(99)", true},
+		{"status", observe.ParseStatus, "CODE(x)", "such as UNAVAILABLE or 14", false},
+		{"status", observe.ParseStatus, "-1", "such as UNAVAILABLE or 14", false},
+	} {
+		got, err := c.parse(c.text)
+		if err != nil {
+			got = err.Error()
+		}
+		if (err == nil) != c.ok || c.ok && got != c.want || !strings.Contains(got, c.want) {
+			t.Errorf("%s %q: %q, %v; want %q", c.name, c.text, got, err, c.want)
+		}
+	}
+}
