@@ -30,7 +30,7 @@ type cluster struct {
 	known   atomic.Bool // the endpoints, if only that there are none
 
 	mu       sync.Mutex
-	awaiting []*stream // calls that wait for an endpoint
+	awaiting []ref // calls that wait for an endpoint
 }
 
 func (c *cluster) config() *config.Backend { return c.current.Load() }
@@ -83,9 +83,10 @@ func (c *cluster) update(addresses []string) {
 		return
 	}
 	var w wakes
-	for _, s := range awaiting {
+	for _, r := range awaiting {
+		s := r.s
 		s.front.mu.Lock()
-		if s.open && s.cluster == c && s.chosen == nil && s.waitEnd != 0 && !s.outEnd {
+		if r.current() && s.cluster == c && s.chosen == nil && s.waitEnd != 0 && !s.outEnd {
 			s.place(&w)
 		}
 		s.front.mu.Unlock()
@@ -109,9 +110,10 @@ func (c *cluster) retire() {
 	c.awaiting = nil
 	c.mu.Unlock()
 	var w wakes
-	for _, s := range awaiting {
+	for _, r := range awaiting {
+		s := r.s
 		s.front.mu.Lock()
-		if s.open && s.cluster == c && s.chosen == nil && s.waitEnd != 0 && !s.outEnd {
+		if r.current() && s.cluster == c && s.chosen == nil && s.waitEnd != 0 && !s.outEnd {
 			s.waitEnd = 0
 			s.place(&w)
 		}
@@ -127,7 +129,7 @@ func (c *cluster) await(s *stream) bool {
 	if len(c.set.Backends()) > 0 {
 		return false
 	}
-	c.awaiting = append(c.awaiting, s)
+	c.awaiting = append(c.awaiting, ref{s, s.id})
 	return true
 }
 
@@ -135,7 +137,7 @@ func (c *cluster) await(s *stream) bool {
 func (c *cluster) forget(s *stream) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if i := slices.Index(c.awaiting, s); i >= 0 {
+	if i := slices.Index(c.awaiting, ref{s, s.id}); i >= 0 {
 		c.awaiting = slices.Delete(c.awaiting, i, i+1)
 	}
 }

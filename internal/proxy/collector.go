@@ -14,6 +14,7 @@ import (
 const (
 	calmPercent = 25
 	busyPercent = 100
+	busyRoom    = 64 << 20              // bytes that may be allocated in between, at most
 	busyCycle   = 50 * time.Millisecond // between two cycles of a proxy that allocates much
 	calmCycle   = 2 * time.Second       // and of one that does not
 )
@@ -53,7 +54,7 @@ func tuneCollector(ctx context.Context, memory int64) {
 
 // percentFor is how much a busy proxy may allocate, in percent of what is alive.
 func percentFor(live, memory int64) int {
-	return int(min(max((memory/2-live)*100/max(live, 1), calmPercent), busyPercent))
+	return int(min(max(min(memory/2-live, busyRoom)*100/max(live, 1), calmPercent), busyPercent))
 }
 
 // noteCycles sends after each cycle of the collector, unless nobody has looked since the one before, until ctx ends.

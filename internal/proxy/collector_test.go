@@ -15,6 +15,7 @@ func TestPercentFor(t *testing.T) {
 		{20 * mib, 64 * mib, 60}, // 12 MiB to half of the memory
 		{30 * mib, 64 * mib, calmPercent},
 		{90 * mib, 64 * mib, calmPercent},
+		{128 * mib, 4 << 30, 50},
 		{0, 64 * mib, busyPercent},
 	} {
 		if got := percentFor(c.live, c.memory); int64(got) != c.want {

@@ -30,6 +30,7 @@ const (
 	firstWindow    = 64 << 10  // that we grant for a stream
 	largeWindow    = 512 << 10 // to which it grows while what comes is passed on at once
 	turn           = 16 << 10  // bytes that one stream may send before others get their turn
+	turnFrames     = 512       // of one peer that are read before others get their turn
 	controlBurst   = 2000      // frames that carry nothing which a peer may send at once
 	controlRate    = 200       // more of them a second
 	controlSuspect = 100       // that may be sent at once from an address which had sent too many shortly before
@@ -247,17 +248,21 @@ func (c *conn) fail(err error) {
 		c.err = err
 	}
 	c.out = nil
-	_ = c.nc.Close() // which ends the reader, and a Write
+	_ = c.socket().Close() // which ends the reader, and a Write
 	c.rouse()
+}
+
+// socket is the connection below TLS, whose Close would write, and wait for a peer that does not read.
+func (c *conn) socket() net.Conn {
+	if t, ok := c.nc.(*tls.Conn); ok {
+		return t.NetConn()
+	}
+	return c.nc
 }
 
 // abort is fail for a peer that takes nothing: what the kernel has for it is dropped, too.
 func (c *conn) abort(err error) {
-	nc := c.nc
-	if t, ok := nc.(*tls.Conn); ok {
-		nc = t.NetConn()
-	}
-	if t, ok := nc.(interface{ SetLinger(seconds int) error }); ok {
+	if t, ok := c.socket().(interface{ SetLinger(seconds int) error }); ok {
 		_ = t.SetLinger(0)
 	}
 	c.fail(err)
@@ -292,7 +297,7 @@ func (c *conn) close(broken bool) {
 	if broken {
 		_, _ = io.CopyN(io.Discard, c.nc, 1<<20)
 	}
-	_ = c.nc.Close()
+	_ = c.socket().Close()
 }
 
 // room is how many bytes of DATA may be appended now. mu is held.
@@ -368,7 +373,7 @@ func (c *conn) read(s side, first []byte) error {
 	})
 	w, quiet := copy(buf.b, first), 0
 	for {
-		r := 0
+		r, frames := 0, 0
 		for w-r >= frame.HeaderLen {
 			h := frame.ParseHeader(buf.b[r:])
 			if h.Length > frame.DefaultMaxFrame {
@@ -383,6 +388,11 @@ func (c *conn) read(s side, first []byte) error {
 				return err
 			}
 			r = end
+			if frames++; frames%turnFrames == 0 {
+				s.batch(&c.woken)
+				c.woken.flush()
+				runtime.Gosched()
+			}
 		}
 		if r > 0 {
 			s.batch(&c.woken)

@@ -25,6 +25,7 @@ const (
 	prefaceTime  = 10 * time.Second // that an endpoint which took the connection may take to say its first SETTINGS
 	idleBack     = time.Minute      // after which a connection that is one of several and has no streams is closed
 	maxDials     = 4                // to an endpoint at the same time
+	shareTime    = time.Minute      // after which a connection for large headers alone is tried again
 )
 
 var errNoStreams = errors.New("it allows no streams (MAX_CONCURRENT_STREAMS 0)")
@@ -46,7 +47,7 @@ type endpoint struct {
 	retryAt int64
 	backoff time.Duration
 	redial  wheel.Timer // for those who wait while it is too early to try again
-	oneOnly bool        // connecting once more, for calls with large headers, failed
+	share   int64       // until when calls with large headers use the main pool, since connecting once more failed
 	removed bool        // it is not one of the backend's endpoints any more
 }
 
@@ -54,12 +55,12 @@ type endpoint struct {
 type pool struct {
 	conns   []*back // that take streams
 	dialing int
-	waiting []*stream
+	waiting []ref
 }
 
 // poolOf is where the call belongs. Where the number of connections is limited, all share them, and so they do where no second one can be made.
 func (e *endpoint) poolOf(s *stream) *pool {
-	if !large(s.request) || e.oneOnly || e.cluster.config().MaxConnections > 0 {
+	if !large(s.request) || e.cluster.proxy.now() < e.share || e.cluster.config().MaxConnections > 0 {
 		return &e.main
 	}
 	return &e.large
@@ -82,8 +83,11 @@ func (e *endpoint) assign(s *stream, w *wakes) {
 	p := e.poolOf(s)
 	b, tooLarge := p.taken(s)
 	if b == nil && !tooLarge && e.connectable() {
+		if s.waiting == e {
+			e.drop(s) // it waits already, at the place that it had when somebody took it from there to be assigned
+		}
 		s.waiting = e
-		p.waiting = append(p.waiting, s)
+		p.waiting = append(p.waiting, ref{s, s.id})
 		e.waits.Add(1)
 		if b, _ = p.taken(s); b == nil { // room that came before waits said that somebody waits
 			e.dial()
@@ -110,8 +114,13 @@ func (e *endpoint) assign(s *stream, w *wakes) {
 func (e *endpoint) forget(s *stream) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.drop(s)
+}
+
+// drop is forget with mu held.
+func (e *endpoint) drop(s *stream) {
 	for _, p := range e.pools() {
-		if i := slices.Index(p.waiting, s); i >= 0 {
+		if i := slices.Index(p.waiting, ref{s, s.id}); i >= 0 {
 			p.waiting = slices.Delete(p.waiting, i, i+1)
 			e.waits.Add(-1)
 		}
@@ -120,11 +129,20 @@ func (e *endpoint) forget(s *stream) {
 
 func (e *endpoint) pools() [2]*pool { return [...]*pool{&e.main, &e.large} }
 
-// connected reports whether there is a connection that takes streams, if perhaps not now.
-func (e *endpoint) connected() bool {
+// connected reports whether there is a connection that takes the call, if perhaps not now.
+func (e *endpoint) connected(s *stream) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.open() > 0
+	return e.poolOf(s).works()
+}
+
+// works reports whether the pool has a connection that takes streams, if perhaps not now. The endpoint's lock is held.
+func (p *pool) works() bool {
+	return slices.ContainsFunc(p.conns, func(b *back) bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return b.peer.streams > 0 && !b.draining && !b.closing && b.err == nil
+	})
 }
 
 // dialing is how many connections are being made. mu is held.
@@ -142,7 +160,7 @@ func (e *endpoint) other(p *pool) *pool {
 }
 
 // takeWaiting returns the calls that wait, which do not any more. mu is held.
-func (e *endpoint) takeWaiting(p *pool) []*stream {
+func (e *endpoint) takeWaiting(p *pool) []ref {
 	waiting := p.waiting
 	p.waiting = nil
 	e.waits.Add(-int32(len(waiting)))
@@ -212,7 +230,7 @@ func (e *endpoint) connect(p *pool) {
 	if err == nil && b.peer.streams == 0 {
 		refused = errNoStreams // another connection would be no better
 	}
-	var shared, lost []*stream
+	var shared, lost []ref
 	switch {
 	case refused == nil:
 		if e.last != nil {
@@ -220,8 +238,8 @@ func (e *endpoint) connect(p *pool) {
 		}
 		e.last, e.backoff = nil, 0
 		e.fails.Store(false)
-	case len(e.other(p).conns) > 0: // the endpoint serves the others, so these can share
-		e.oneOnly = true
+	case !p.works() && (e.other(p).works() || p == &e.large && e.main.dialing > 0): // the endpoint serves the others, or may do so soon, so these can share
+		e.share = e.cluster.proxy.wheel.Now() + int64(shareTime)
 		e.main.conns, e.large.conns = append(e.main.conns, e.large.conns...), nil
 		shared = append(e.takeWaiting(p), e.takeWaiting(&e.large)...)
 	default:
@@ -234,9 +252,6 @@ func (e *endpoint) connect(p *pool) {
 		}
 	}
 	if err == nil {
-		if p == &e.main {
-			e.oneOnly = false // it may be another server than the one that said so
-		}
 		if !b.draining {
 			p.conns = append(p.conns, b)
 		}
@@ -272,14 +287,14 @@ func (e *endpoint) connect(p *pool) {
 }
 
 // each does something with calls that have waited here, with the lock of each one's front, if they still do.
-func (e *endpoint) each(waiting []*stream, do func(*stream, *wakes)) {
+func (e *endpoint) each(waiting []ref, do func(*stream, *wakes)) {
 	var w wakes
-	for _, s := range waiting {
-		s.front.mu.Lock()
-		if s.open && s.waiting == e {
-			do(s, &w)
+	for _, r := range waiting {
+		r.s.front.mu.Lock()
+		if r.current() && r.s.waiting == e {
+			do(r.s, &w)
 		}
-		s.front.mu.Unlock()
+		r.s.front.mu.Unlock()
 		w.flush()
 	}
 }
@@ -377,35 +392,35 @@ func readFull(nc net.Conn, p []byte) error {
 func (e *endpoint) serveWaiting(w *wakes) {
 	for {
 		e.mu.Lock()
-		s := e.nextWaiting()
-		if s == nil {
+		next, ok := e.nextWaiting()
+		if !ok {
 			e.dial()
 			e.mu.Unlock()
 			return
 		}
 		e.mu.Unlock()
-		s.front.mu.Lock()
-		if s.open && s.waiting == e {
-			e.assign(s, w)
+		next.s.front.mu.Lock()
+		if next.current() && next.s.waiting == e {
+			e.assign(next.s, w)
 		}
-		s.front.mu.Unlock()
+		next.s.front.mu.Unlock()
 	}
 }
 
-// nextWaiting returns a call for which there is room now; nil if there is none. mu is held.
-func (e *endpoint) nextWaiting() *stream {
+// nextWaiting returns a call for which there is room now, if there is one. mu is held.
+func (e *endpoint) nextWaiting() (next ref, ok bool) {
 	for _, p := range e.pools() {
 		if len(p.waiting) == 0 || !slices.ContainsFunc(p.conns, (*back).hasRoom) {
 			continue
 		}
-		s := p.waiting[0]
+		next = p.waiting[0]
 		if p.waiting = p.waiting[1:]; len(p.waiting) == 0 {
 			p.waiting = nil
 		}
 		e.waits.Add(-1)
-		return s
+		return next, true
 	}
-	return nil
+	return ref{}, false
 }
 
 // hasRoom reports whether the connection takes a stream now.
@@ -480,7 +495,7 @@ func (e *endpoint) drain() {
 	e.mu.Lock()
 	e.removed = true
 	var conns []*back
-	var waiting []*stream
+	var waiting []ref
 	for _, p := range e.pools() {
 		conns = append(conns, p.conns...)
 		p.conns = nil

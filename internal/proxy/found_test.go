@@ -2,14 +2,19 @@ package proxy
 
 import (
 	"bytes"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+
+	"github.com/levada-io/levada/internal/proxy/frame"
 )
 
 // TestLastDataIsFlushed sends the last DATA of a request that cannot be sent again any more when nothing else moves: it has to get through by itself.
@@ -732,5 +737,119 @@ func TestConnectsAgainForThoseWhoWait(t *testing.T) {
 	again.only(again.takeRequest().id, "0")
 	if a := c.end(second); a.status() != "0" {
 		t.Errorf("ended with %s (%s)", a.status(), a.reason())
+	}
+}
+
+// TestWaitingIsForOneCall: a call is cancelled after it was taken from those that wait and before it got its connection, and its memory is the next call's, which waits too.
+func TestWaitingIsForOneCall(t *testing.T) {
+	back := listen(t, http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: 1})
+	p := start(t, oneBackend(back.addr(), "backend: maxConnections: 1"))
+	other, c := dial(t, p.addr), dial(t, p.addr)
+	other.begin(true)
+	e := back.accept()
+	r := e.takeRequest()
+	second := c.begin(true)
+	x := p.state.Load().clusters["one"].set.Backends()[0].Of
+	eventually(t, "it waits", func() bool { return x.waits.Load() == 1 })
+	x.mu.Lock()
+	s := x.main.waiting[0].s
+	x.mu.Unlock()
+	f := s.front
+	f.mu.Lock()
+	e.only(r.id, "0") // there is room: the back's reader takes the call from those that wait, and waits for its front's lock
+	eventually(t, "it was taken", func() bool { return x.waits.Load() == 0 })
+	other.begin(true) // and there is none
+	e.takeRequest()
+	var w wakes
+	set := s.request
+	s.cancelled(frame.Cancel, endedByCaller, &w)
+	next := f.take()
+	if next != s {
+		t.Fatal("it is other memory")
+	}
+	next.id, next.request, next.call = second+2, set, f.callOf(set)
+	f.last = next.id
+	f.streams[next.id], next.open, next.inEnd = next, true, true
+	next.begin(f.now)
+	p.began(next)
+	next.place(&w)
+	f.mu.Unlock()
+	w.flush()
+	never(t, "one call waits twice", 50*time.Millisecond, func() bool { return x.waits.Load() > 1 })
+	f.mu.Lock()
+	next.cancelled(frame.Cancel, endedByCaller, &w)
+	f.mu.Unlock()
+	w.flush()
+	if n := x.waits.Load(); n != 0 {
+		t.Errorf("no call waits, and %d do", n)
+	}
+}
+
+// TestTimersGoOn while a TLS caller that reads nothing is told that it breaks the protocol.
+func TestTimersGoOn(t *testing.T) {
+	ours := newAuthority(t)
+	dir := t.TempDir()
+	cert, key := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	ours.issue(cert, key)
+	back := listenAt(t, "127.0.0.1:0", func(e *wire) {
+		for {
+			r, err := e.awaitFor(patience, func(e *event) bool { return e.get(":method") != "" })
+			if err != nil {
+				return
+			}
+			if r.get("silent") == "" {
+				e.respond(r.id)
+				e.later(func() error { return e.framer.WriteData(r.id, false, make([]byte, 16000)) })
+			}
+		}
+	})
+	p := start(t, fmt.Sprintf(`listeners:
+- address: 127.0.0.1:0
+  tls: {certificate: %s, key: %s}
+- address: 127.0.0.1:0
+backends: [{name: one, target: '%s'}]
+routes: [{backend: one, holdBytes: 0}]
+`, cert, key, back.addr()))
+	victim := dial(t, p.Addresses()[1].String())
+	nc, err := tls.Dial("tcp", p.Addresses()[0].String(), &tls.Config{RootCAs: ours.pool(), NextProtos: []string{"h2"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = nc.Close() }()
+	_, _ = io.WriteString(nc, http2.ClientPreface)
+	x := http2.NewFramer(nc, nil)
+	_ = x.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 30})
+	_ = x.WriteWindowUpdate(0, 1<<30)
+	var block bytes.Buffer
+	encoder := hpack.NewEncoder(&block)
+	var stuck *front
+	for id := uint32(1); stuck == nil; id += 2 { // until the proxy cannot write any more
+		block.Reset()
+		for _, f := range fieldsOf(request()...) {
+			_ = encoder.WriteField(f)
+		}
+		if err := x.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: block.Bytes(), EndHeaders: true}); err != nil {
+			t.Fatal(err)
+		}
+		p.mu.Lock()
+		for f := range p.fronts {
+			f.mu.Lock()
+			if f.writing > 0 && p.wheel.Now()-f.writeFrom > int64(200*time.Millisecond) {
+				stuck = f
+			}
+			f.mu.Unlock()
+		}
+		p.mu.Unlock()
+		time.Sleep(time.Millisecond)
+	}
+	_ = x.WriteRawFrame(http2.FrameData, 0, 0, []byte("x")) // DATA on stream 0
+	held := func() error { stuck.mu.Lock(); defer stuck.mu.Unlock(); return stuck.err }
+	for end := time.Now().Add(4 * time.Second); time.Now().Before(end); {
+		began := time.Now()
+		victim.end(victim.begin(true, "grpc-timeout", "50m", "silent", "1"))
+		held() // by which the goroutine of the timers is kept waiting, too
+		if took := time.Since(began); took > time.Second {
+			t.Fatalf("a call with a deadline of 50 ms ended after %v", took)
+		}
 	}
 }

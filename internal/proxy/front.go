@@ -178,7 +178,7 @@ func (f *front) block(id uint32, set *header.Set, end bool) error {
 			return err
 		}
 	}
-	f.unplaced = append(f.unplaced, unplaced{s, id, large(set)})
+	f.unplaced = append(f.unplaced, unplaced{ref{s, id}, large(set)})
 	return nil
 }
 
@@ -187,8 +187,7 @@ func large(set *header.Set) bool { return set.Size > uncounted }
 
 // unplaced is a call that came with what is being read.
 type unplaced struct {
-	s     *stream
-	id    uint32
+	ref
 	large bool
 }
 
@@ -204,7 +203,7 @@ func (f *front) batch(w *wakes) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for i, u := range f.unplaced {
-		if u.s.open && u.s.id == u.id && !u.s.outEnd {
+		if u.current() && !u.s.outEnd {
 			u.s.place(w)
 		}
 		f.unplaced[i] = unplaced{}

@@ -7,6 +7,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/net/http2"
 
@@ -94,6 +95,82 @@ func TestLargeHeadersShare(t *testing.T) {
 				t.Errorf("it ends with %v, %v", a.status(), a.reason())
 			}
 		}
+	})
+	t.Run("by an endpoint that allows no streams on another, with the others", func(t *testing.T) {
+		back := listen(t)
+		p := start(t, oneBackend(back.addr()))
+		c := dial(t, p.addr)
+		c.begin(true, "large", unique(20_000))
+		e := back.accept()
+		e.takeRequest()
+		back.mu.Lock()
+		back.settings = []http2.Setting{{ID: http2.SettingMaxConcurrentStreams, Val: 0}}
+		back.mu.Unlock()
+		id := c.begin(true)
+		e.only(e.takeRequest().id, "0")
+		if a := c.end(id); a.status() != "0" {
+			t.Errorf("it ends with %v, %v", a.status(), a.reason())
+		}
+	})
+	t.Run("by the endpoint, which is being connected to", func(t *testing.T) {
+		back := listen(t)
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = l.Close() }()
+		came, refused := make(chan net.Conn, 1), make(chan struct{}, 100)
+		go func() {
+			for n := 0; ; n++ {
+				nc, err := l.Accept()
+				switch {
+				case err != nil:
+					return
+				case n == 0:
+					came <- nc
+				default:
+					_ = nc.Close()
+					refused <- struct{}{}
+				}
+			}
+		}()
+		p := start(t, oneBackend(l.Addr().String(), "backend: connectTimeout: 10s"))
+		c := dial(t, p.addr)
+		small := c.begin(true)
+		first := <-came
+		large := c.begin(true, "large", unique(20_000))
+		<-refused
+		back.serving.Go(func() { back.greet(first) })
+		e := back.accept()
+		for range 2 {
+			e.only(e.takeRequest().id, "0")
+		}
+		for _, id := range []uint32{small, large} {
+			if a := c.end(id); a.status() != "0" {
+				t.Errorf("%d ends with %v, %v", id, a.status(), a.reason())
+			}
+		}
+	})
+	t.Run("by the endpoint, for a while", func(t *testing.T) {
+		back := listen(t)
+		p := start(t, oneBackend(back.addr()))
+		c := dial(t, p.addr)
+		c.begin(true)
+		e := back.accept()
+		e.takeRequest()
+		_ = back.listener.Close()
+		c.begin(true, "large", unique(20_000))
+		e.takeRequest()
+		again := listenAt(t, back.addr(), nil)
+		x := p.state.Load().clusters["one"].set.Backends()[0].Of
+		x.mu.Lock()
+		if left := time.Duration(x.share - p.wheel.Now()); left <= 0 || left > shareTime {
+			t.Errorf("they share for %v", left)
+		}
+		x.share = 0 // that time is over
+		x.mu.Unlock()
+		c.begin(true, "large", unique(20_000))
+		again.accept().takeRequest()
 	})
 	t.Run("by an endpoint that allows no streams on another", func(t *testing.T) {
 		all := make(chan *wire, 10)

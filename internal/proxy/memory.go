@@ -40,11 +40,12 @@ func processMemory() int64 {
 const (
 	lookAtMemory = 5 * time.Second
 	muchMemory   = 16 << 20
+	perFront     = 32 << 10 // bytes that a connection takes, about
 )
 
 // returnMemory gives memory back to the system after a burst, until ctx ends. The runtime would do so, too, but only minutes after the last allocation, and a proxy
-// that has become idle allocates little.
-func returnMemory(ctx context.Context) {
+// that has become idle allocates little. Needed is about how many bytes the connections and what waits in them need.
+func returnMemory(ctx context.Context, needed func() int64) {
 	ticker := time.NewTicker(lookAtMemory)
 	defer ticker.Stop()
 	const cycles = 0
@@ -58,6 +59,7 @@ func returnMemory(ctx context.Context) {
 		return n
 	}
 	var left, seen uint64 // bytes after the last time, and cycles so far
+	var then int64        // what was needed at that time
 	busy := false         // since the last time
 	for {
 		select {
@@ -67,8 +69,10 @@ func returnMemory(ctx context.Context) {
 		}
 		n := total()
 		quiet := samples[cycles].Value.Uint64() <= seen+1
-		// A heap that is hardly collected any more is one that hardly anybody allocates from: what of it is still needed is found out once.
-		if n > muchMemory && (n > 2*left || quiet && busy) {
+		// A heap that is hardly collected any more is one that hardly anybody allocates from: what of it is still needed is found out once, and again when much of
+		// that has gone.
+		if n > muchMemory && (n > 2*left || quiet && (busy || needed() < then/2)) {
+			then = needed()
 			runtime.GC() // the second one empties the pools
 			debug.FreeOSMemory()
 			left, busy = total(), !quiet

@@ -189,7 +189,9 @@ func (p *Proxy) Run(ctx context.Context) error {
 		p.background.Wait()
 	}()
 	p.background.Go(func() { p.wheel.Run(p.working) })
-	p.background.Go(func() { returnMemory(p.working) })
+	p.background.Go(func() {
+		returnMemory(p.working, func() int64 { return p.held.Load() + p.stats.fronts.Load()*perFront })
+	})
 	if p.options.TuneCollector {
 		p.background.Go(func() { tuneCollector(p.working, processMemory()) })
 	}

@@ -378,6 +378,7 @@ func TestReloadUnderLoad(t *testing.T) {
 				return
 			}
 			reloads.Add(1)
+			time.Sleep(time.Millisecond) // or a single processor does nothing else
 		}
 	})
 	for range 3 {

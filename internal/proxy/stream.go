@@ -112,6 +112,15 @@ type life struct {
 	held        int32 // bytes of all that is kept, as they were counted last
 }
 
+// ref is a call for those who hold no lock, since a stream's memory is used again.
+type ref struct {
+	s  *stream
+	id uint32
+}
+
+// current reports whether the call is still open. The lock of its front is held.
+func (r ref) current() bool { return r.s.open && r.s.id == r.id }
+
 // call is what is known of calls with the same headers.
 type call struct {
 	route  *route
@@ -284,7 +293,7 @@ func (s *stream) waitFrom(c *cluster) {
 
 // waitedFor: a connection to the endpoint has not come in time.
 func (s *stream) waitedFor(e *endpoint, w *wakes) {
-	if e.connected() { // there is one, and the call waits for room
+	if e.connected(s) { // there is one, and the call waits for room
 		s.waitEnd = 0
 		return
 	}

@@ -450,7 +450,7 @@ func (f *front) view(all []StreamView, filter *StreamFilter) []StreamView {
 
 func (s *stream) view(at *chosen, now int64) StreamView {
 	age := time.Duration(now - s.started)
-	c := s.describe(time.Now().Add(-age))
+	c := s.describe(age)
 	v := StreamView{
 		ID: c.ID, Began: c.Began, AgeSeconds: age.Seconds(), Caller: c.Caller, TLSPeer: c.TLSPeer, Route: c.Route, Authority: c.Authority, Path: c.Path, Kind: "streaming",
 		Requests: int(s.inMessages.count), Responses: int(s.outMessages.count), RequestBytes: s.inBytes, ResponseBytes: s.outBytes, RequestsWait: s.in.size,

@@ -111,7 +111,7 @@ func (p *Proxy) began(s *stream) {
 	if tracer == nil && watchers == nil {
 		return
 	}
-	c := s.describe(time.Now())
+	c := s.describe(time.Duration(p.wheel.Now() - s.started))
 	if tracer != nil {
 		state, _ := s.request.Get("tracestate")
 		s.span = tracer.Start(&c, parent, state)
@@ -138,7 +138,7 @@ func (p *Proxy) ended(s *stream) {
 		return
 	}
 	e := Ended{
-		Call: s.describe(time.Now().Add(-took)), Took: took, Code: s.code, Reason: s.reason, Reset: s.resets && s.reason == endedByBackend,
+		Call: s.describe(took), Took: took, Code: s.code, Reason: s.reason, Reset: s.resets && s.reason == endedByBackend,
 		Requests: int(s.inMessages.count), Responses: int(s.outMessages.count), RequestBytes: s.inBytes, ResponseBytes: s.outBytes, Attempts: int(s.attempts) + 1, Replays: int(s.replays),
 	}
 	if s.cluster != nil {
@@ -160,11 +160,12 @@ func (p *Proxy) ended(s *stream) {
 	}
 }
 
-func (s *stream) describe(began time.Time) Call {
+// describe tells of the call, whose time is told by its age, so that it is the same at its begin and its end.
+func (s *stream) describe(age time.Duration) Call {
 	who := s.front.who()
 	agent, _ := s.request.Get("user-agent")
 	return Call{
-		ID: ID{s.front.number, s.id}, Began: began, Caller: who.address, TLSPeer: who.certificate, Authority: s.request.Request().Authority, Path: s.call.path,
+		ID: ID{s.front.number, s.id}, Began: time.Now().Add(-age), Caller: who.address, TLSPeer: who.certificate, Authority: s.request.Request().Authority, Path: s.call.path,
 		UserAgent: agent, Route: s.call.route.name, GRPC: s.grpc,
 	}
 }
