@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -50,16 +49,6 @@ func (e *example) users(t *testing.T, from, to int) {
 		fmt.Fprintf(&b, `{"id":%d,"name":"User %d"}`+"\n", i, i)
 	}
 	e.appendTo(t, "users", b.String())
-}
-
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // jobStatus is what show prints.
@@ -136,7 +125,7 @@ func verdict(t *testing.T, text string) (v streamVerdict) {
 // The whole way on SQLite, with deaths of both services at known points.
 func TestStreamSQLite(t *testing.T) {
 	t.Parallel()
-	e, address := streamDir(t), freeAddress(t)
+	e, address := streamDir(t), testserver.FreeAddress(t)
 	serve := func(flags ...string) *running {
 		return e.serve(t, append([]string{"--file", "users=users", "--listen", address}, flags...)...)
 	}
@@ -216,7 +205,7 @@ func TestStreamSQLite(t *testing.T) {
 func TestStreamPostgres(t *testing.T) {
 	t.Parallel()
 	dsn := testserver.Postgres(t)
-	e, address := streamDir(t), freeAddress(t)
+	e, address := streamDir(t), testserver.FreeAddress(t)
 	conn, err := pgx.Connect(t.Context(), dsn)
 	if err != nil {
 		t.Fatal(err)
@@ -258,7 +247,7 @@ func TestStreamPostgres(t *testing.T) {
 // A record that its command refuses is found, put aside, and handed over again.
 func TestStreamQuarantine(t *testing.T) {
 	t.Parallel()
-	e, address := streamDir(t), freeAddress(t)
+	e, address := streamDir(t), testserver.FreeAddress(t)
 	e.users(t, 1, 500)
 	e.appendTo(t, "users", "poison\n")
 	e.users(t, 501, 1000)

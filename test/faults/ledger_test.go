@@ -20,6 +20,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/levada-io/levada/internal/testserver"
 )
 
 // The size of a ledger run: small in CI, `make faults` sets LEDGER_LINES=1000000 LEDGER_KILLS=50.
@@ -282,7 +284,7 @@ func runLedger(t *testing.T, batch, partitions int, external bool) {
 	var all sync.WaitGroup
 	var broker *process
 	if external {
-		address := freeAddress(t)
+		address := testserver.FreeAddress(t)
 		broker = &process{name: "broker", log: log, command: func() *exec.Cmd {
 			return exec.Command(program(t, "levada"), "broker", "--data", filepath.Join(dir, "broker"), "--listen", address)
 		}}
@@ -346,16 +348,6 @@ func last(b []byte, n int) []byte {
 		return b[len(b)-n:]
 	}
 	return b
-}
-
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // waitFor waits until somebody listens.

@@ -17,6 +17,8 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+
+	"github.com/levada-io/levada/internal/testserver"
 )
 
 func simple(target string, more ...string) string {
@@ -25,7 +27,7 @@ func simple(target string, more ...string) string {
 
 // TestBehindALimit: 500 streams are open behind a backend that takes 100 on a connection: all of them live, and a new call is answered.
 func TestBehindALimit(t *testing.T) {
-	address := freeAddr(t)
+	address := testserver.FreeAddress(t)
 	backend(t, address, "LIFE_MAX_STREAMS=100", "LIFE_EVERY=200ms")
 	p := startProxy(t, simple(address))
 	c := dial(t, p.addr)
@@ -86,7 +88,7 @@ func fromEnv[T any](t *testing.T, name string, otherwise T, parse func(string) (
 func TestDrain(t *testing.T) {
 	streams := fromEnv(t, "LIFE_STREAMS", 2000, strconv.Atoi)
 	period := fromEnv(t, "LIFE_DRAIN", 5*time.Second, time.ParseDuration)
-	address := freeAddr(t)
+	address := testserver.FreeAddress(t)
 	backend(t, address)
 	config := fmt.Sprintf("drain: {period: %v}\n%s", period, simple(address))
 	first, second := startProxy(t, config), startProxy(t, config)
@@ -188,7 +190,7 @@ func (f *endpointsFile) write(addresses ...string) {
 func TestNewBackend(t *testing.T) {
 	var addresses []string
 	for range 5 {
-		a := freeAddr(t)
+		a := testserver.FreeAddress(t)
 		backend(t, a)
 		addresses = append(addresses, a)
 	}
@@ -233,7 +235,7 @@ func TestRollingRestart(t *testing.T) {
 	var addresses []string
 	var replicas []*process
 	for range 3 {
-		a := freeAddr(t)
+		a := testserver.FreeAddress(t)
 		addresses = append(addresses, a)
 		replicas = append(replicas, backend(t, a))
 	}

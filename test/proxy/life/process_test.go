@@ -6,7 +6,6 @@ package life
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -19,7 +18,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -30,6 +28,8 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/levada-io/levada/internal/testserver"
 )
 
 const (
@@ -116,14 +116,14 @@ func backendMain(address string) {
 type process struct {
 	t    testing.TB
 	cmd  *exec.Cmd
-	log  *tail
+	log  *testserver.Tail
 	done chan struct{}
 	err  error // of Wait, once done is closed
 }
 
 func startProcess(t testing.TB, cmd *exec.Cmd) *process {
 	t.Helper()
-	p := &process{t: t, cmd: cmd, log: &tail{}, done: make(chan struct{})}
+	p := &process{t: t, cmd: cmd, log: &testserver.Tail{}, done: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = p.log, p.log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
@@ -180,7 +180,7 @@ type proxy struct {
 
 func startProxy(t testing.TB, config string) *proxy {
 	t.Helper()
-	p := &proxy{addr: freeAddr(t), admin: freeAddr(t)}
+	p := &proxy{addr: testserver.FreeAddress(t), admin: testserver.FreeAddress(t)}
 	file := filepath.Join(t.TempDir(), "proxy.yaml")
 	text := fmt.Sprintf("listeners: [{address: %q}]\nadmin: {address: %q}\n%s", p.addr, p.admin, config)
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
@@ -252,16 +252,6 @@ func (p *proxy) descriptors() int {
 	return len(all)
 }
 
-func freeAddr(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
-}
-
 func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
 	for end := time.Now().Add(patience); !holds(); time.Sleep(10 * time.Millisecond) {
@@ -269,28 +259,6 @@ func eventually(t testing.TB, what string, holds func() bool) {
 			t.Fatalf("not in time: %s", what)
 		}
 	}
-}
-
-// tail keeps the last of what a process has written.
-type tail struct {
-	mu  sync.Mutex
-	buf []byte
-}
-
-func (w *tail) Write(p []byte) (int, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.buf = append(w.buf, p...)
-	if over := len(w.buf) - 16<<10; over > 0 {
-		w.buf = bytes.Clone(w.buf[over:])
-	}
-	return len(p), nil
-}
-
-func (w *tail) String() string {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return string(w.buf)
 }
 
 // Callers.

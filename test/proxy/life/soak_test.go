@@ -15,6 +15,8 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+
+	"github.com/levada-io/levada/internal/testserver"
 )
 
 // relay stands between the proxy and a backend, and does to their connections what networks do.
@@ -119,7 +121,7 @@ func TestSoak(t *testing.T) {
 	length := fromEnv(t, "SOAK", 20*time.Second, time.ParseDuration)
 	var sites []*site
 	for range 4 {
-		a := freeAddr(t)
+		a := testserver.FreeAddress(t)
 		sites = append(sites, &site{newRelay(t, a), a, backend(t, a, "LIFE_EVERY=20ms")})
 	}
 	addresses := func() (all []string) {

@@ -175,7 +175,7 @@ const leash = `exec 3<&0; "$@" 3<&- & pid=$!; trap 'kill -TERM $pid' TERM; (read
 
 func (x *proxy) start(t *testing.T, program, backend string, p patience, more []string) (opened, error) {
 	t.Helper()
-	dir, listen, admin := t.TempDir(), freeAddress(t), freeAddress(t)
+	dir, listen, admin := t.TempDir(), testserver.FreeAddress(t), testserver.FreeAddress(t)
 	conf := filepath.Join(dir, "conf")
 	if x.conf != "" {
 		if err := os.WriteFile(conf, fmt.Appendf(nil, x.conf, dir, listen, backend, int(p.idle.Seconds())), 0o600); err != nil {
@@ -234,15 +234,4 @@ func readyz(_, admin string) bool {
 		return false
 	}
 	return answer.Body.Close() == nil && answer.StatusCode == http.StatusOK
-}
-
-// freeAddress is one at which nobody listens now.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }

@@ -7,7 +7,6 @@
 package target
 
 import (
-	"bytes"
 	"cmp"
 	"fmt"
 	"net"
@@ -44,7 +43,7 @@ type Proxy struct {
 	Cert    string // file with its certificate, which is also its own authority; "" without TLS
 	PID     int    // 0 if unknown
 	process *os.Process
-	log     *tail
+	log     *testserver.Tail
 	done    chan struct{} // closed when the process has ended
 }
 
@@ -60,7 +59,7 @@ func EvilBackend() string { return cmp.Or(os.Getenv("HOSTILE_EVIL"), "127.0.0.1:
 // Start starts the proxy and waits until it listens. It is killed when the test ends.
 func Start(t testing.TB, o Options) *Proxy {
 	t.Helper()
-	p := &Proxy{Name: Name(), log: &tail{}, done: make(chan struct{})}
+	p := &Proxy{Name: Name(), log: &testserver.Tail{}, done: make(chan struct{})}
 	if strings.Contains(p.Name, ":") {
 		p.Addr = p.Name
 		p.PID, _ = strconv.Atoi(os.Getenv("HOSTILE_PID"))
@@ -74,7 +73,7 @@ func Start(t testing.TB, o Options) *Proxy {
 	if o.TLS {
 		p.Cert, key = certificate(t, dir)
 	}
-	p.Addr = freeAddr(t)
+	p.Addr = testserver.FreeAddress(t)
 	ready := func() bool {
 		c, err := net.DialTimeout("tcp", p.Addr, time.Second)
 		if err == nil {
@@ -85,7 +84,7 @@ func Start(t testing.TB, o Options) *Proxy {
 	var cmd *exec.Cmd
 	switch p.Name {
 	case "levada":
-		admin := freeAddr(t)
+		admin := testserver.FreeAddress(t)
 		cmd = levada(t, dir, o, p.Addr, admin, p.Cert, key)
 		ready = func() bool {
 			r, err := http.Get("http://" + admin + "/readyz")
@@ -283,14 +282,6 @@ backend evil
 	return exec.Command(testserver.Program(t, "haproxy", "haproxy"), "-db", "-q", "-f", conf)
 }
 
-func freeAddr(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
-}
-
 func read(t testing.TB, name string) []byte {
 	t.Helper()
 	b, err := os.ReadFile(name)
@@ -303,26 +294,4 @@ func must(t testing.TB, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-}
-
-// tail keeps the last 64 KiB that a process has written.
-type tail struct {
-	mu  sync.Mutex
-	buf []byte
-}
-
-func (w *tail) Write(p []byte) (int, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.buf = append(w.buf, p...)
-	if over := len(w.buf) - 64<<10; over > 0 {
-		w.buf = bytes.Clone(w.buf[over:])
-	}
-	return len(p), nil
-}
-
-func (w *tail) String() string {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return string(w.buf)
 }
