@@ -92,7 +92,6 @@ func (e *endpoint) assign(s *stream, w *wakes) {
 		if b, _ = p.taken(s); b == nil { // room that came before waits said that somebody waits
 			e.dial()
 			e.mu.Unlock()
-			s.waitFrom(e.cluster)
 			return
 		}
 		p.waiting = p.waiting[:len(p.waiting)-1]
@@ -128,13 +127,6 @@ func (e *endpoint) drop(s *stream) {
 }
 
 func (e *endpoint) pools() [2]*pool { return [...]*pool{&e.main, &e.large} }
-
-// connected reports whether there is a connection that takes the call, if perhaps not now.
-func (e *endpoint) connected(s *stream) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.poolOf(s).works()
-}
 
 // works reports whether the pool has a connection that takes streams, if perhaps not now. The endpoint's lock is held.
 func (p *pool) works() bool {

@@ -211,6 +211,39 @@ func TestHoldingUnderPressure(t *testing.T) {
 	}
 }
 
+// TestHoldingForOneCaller: what is held for one caller is bounded, whatever there is for all.
+func TestHoldingForOneCaller(t *testing.T) {
+	back := listen(t)
+	p := start(t, oneBackend(back.addr()))
+	one, other := dial(t, p.addr), dial(t, p.addr)
+	message := prefixed(noise(4_000_000))
+	var e *wire
+	begin := func(c *wire, size int) (id uint32) {
+		id = c.begin(true)
+		if e == nil {
+			e = back.accept()
+		}
+		at := e.takeRequest().id
+		e.respond(at)
+		c.headersOf(id)
+		e.pour(at, message[:size], false, patience)
+		return id
+	}
+	const held = 4 * 3_900_000
+	for range 4 {
+		begin(one, 3_900_000)
+	}
+	eventually(t, "much is held for the caller", func() bool { return p.held.Load() == held })
+	if got := one.dataOf(begin(one, 2_000_000), 2_000_000); !bytes.Equal(got, message[:2_000_000]) {
+		t.Error("another message came")
+	}
+	id := begin(other, 2_000_000)
+	eventually(t, "the other caller's is held, too", func() bool { return p.held.Load() == held+2_000_000 })
+	if n := other.bytesOf(id); n > 0 {
+		t.Errorf("%d bytes came of a message that is not whole", n)
+	}
+}
+
 // TestHoldingCostsNoTime: a message is passed on as soon as it is whole, not with the next one.
 func TestHoldingCostsNoTime(t *testing.T) {
 	back := listen(t)

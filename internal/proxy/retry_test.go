@@ -245,7 +245,7 @@ func TestConnectFails(t *testing.T) {
 		}
 	})
 	t.Run("back again", func(t *testing.T) {
-		addr := nobody(t)
+		addr := vacant(t)
 		p := start(t, oneBackend(addr))
 		c := dial(t, p.addr)
 		c.unary([]byte("x"))
@@ -298,7 +298,7 @@ func TestPolicyRetry(t *testing.T) {
 		}
 	})
 	t.Run("connecting", func(t *testing.T) {
-		address := nobody(t)
+		address := vacant(t)
 		p := start(t, oneBackend(address, "route: retry: {attempts: 5, backoff: {base: 300ms, max: 2s}}"))
 		c := dial(t, p.addr)
 		id := c.begin(false)

@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"fmt"
 	"math/rand/v2"
 	"net/http"
 	"time"
@@ -15,10 +14,11 @@ import (
 )
 
 const (
-	maxTries   = 3       // endpoints to which connecting may fail before a call does
-	keptReplay = 1 << 10 // that a stream's memory keeps for the next stream
-	uncounted  = 4 << 10 // that a stream may keep without being counted
-	grownLimit = 8 << 20 // by which the windows of one caller's streams together may be larger than the first
+	maxTries   = 3        // endpoints to which connecting may fail before a call does
+	keptReplay = 1 << 10  // that a stream's memory keeps for the next stream
+	uncounted  = 4 << 10  // that a stream may keep without being counted
+	heldLimit  = 16 << 20 // for one caller, above which large messages are passed on as they come
+	grownLimit = 8 << 20  // by which the windows of one caller's streams together may be larger than the first
 )
 
 // stream is a call. All of it is guarded by its front's lock.
@@ -67,7 +67,7 @@ type life struct {
 	stallEnd   int64 // by when the caller must have taken something
 	retryAt    int64 // a policy's retry
 	tryEnd     int64 // of an attempt without response headers
-	waitEnd    int64 // for an endpoint that can be connected to
+	waitEnd    int64 // for an endpoint
 	firstReply int64
 	sentAt     int64 // when the last attempt was given to an endpoint
 
@@ -220,8 +220,6 @@ func (s *stream) due(now int64, w *wakes) {
 		s.end(e, w)
 	case passed(s.idleEnd()):
 		s.end(unavailable(reasonIdle, "no message for %v", s.call.route.idleTimeout), w)
-	case passed(s.waitEnd) && s.waiting != nil:
-		s.waitedFor(s.waiting, w)
 	case passed(s.waitEnd):
 		s.place(w)
 	case passed(s.tryEnd):
@@ -269,7 +267,10 @@ func (s *stream) place(w *wakes) {
 			s.unplaced(w)
 			return
 		} else if s.cluster.await(s) {
-			s.waitFrom(s.cluster)
+			if s.waitEnd == 0 {
+				s.waitEnd = later(s.front.proxy.now(), s.cluster.config().WaitForReady)
+			}
+			s.arm()
 			return
 		}
 		c = s.cluster.pick(s.kind, s.avoid)
@@ -281,23 +282,6 @@ func (s *stream) place(w *wakes) {
 	s.sentAt = s.front.proxy.now()
 	c.Start(s.kind, s.sentAt)
 	c.Of.assign(s, w)
-}
-
-// waitFrom limits how long the call waits until an endpoint can be connected to, from the first time on.
-func (s *stream) waitFrom(c *cluster) {
-	if wait := c.config().WaitForReady; wait > 0 && s.waitEnd == 0 {
-		s.waitEnd = later(s.front.proxy.now(), wait)
-	}
-	s.arm()
-}
-
-// waitedFor: a connection to the endpoint has not come in time.
-func (s *stream) waitedFor(e *endpoint, w *wakes) {
-	if e.connected(s) { // there is one, and the call waits for room
-		s.waitEnd = 0
-		return
-	}
-	s.notConnected(fmt.Errorf("%s has not completed one within the backend's waitForReady of %v", e.address, e.cluster.config().WaitForReady), w)
 }
 
 // reroute finds the route of the configuration that is in force now, if that is another one.
@@ -847,9 +831,10 @@ func (s *stream) cut(p []byte, credit *int, w *wakes) bool {
 	return true
 }
 
-// holds is the size of messages that are kept until they are whole. While much of the memory is taken already, it is what a window takes in any case.
+// holds is the size of messages that are kept until they are whole. While much of the memory is taken already, or much by this caller, it is what a window takes in
+// any case.
 func (s *stream) holds() int64 {
-	if p := s.front.proxy; p.held.Load() > p.memory/2 {
+	if p := s.front.proxy; p.held.Load() > p.memory/2 || s.front.held > heldLimit {
 		return min(int64(s.call.route.holdBytes), firstWindow)
 	}
 	return int64(s.call.route.holdBytes)

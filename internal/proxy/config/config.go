@@ -118,8 +118,8 @@ type Backend struct {
 	MaxConnections int      `yaml:"maxConnections"`
 	Balance        Balance  `yaml:"balance"`
 	Ejection       Ejection `yaml:"ejection"`
-	// WaitForReady is how long a call waits when no endpoint is connected and it is not known yet whether one can be, before it gets
-	// UNAVAILABLE. When connecting fails, the call is answered at once. 0 never waits.
+	// WaitForReady is how long a call waits while no endpoint is known, before it gets UNAVAILABLE. When connecting to those that are known
+	// fails, the call is answered at once. 0 never waits.
 	WaitForReady time.Duration `yaml:"waitForReady"`
 }
 
@@ -193,7 +193,8 @@ type Route struct {
 	// MaxMessageBytes ends calls with a larger message with RESOURCE_EXHAUSTED.
 	MaxMessageBytes MaxMessageBytes `yaml:"maxMessageBytes"`
 	// HoldBytes is the size up to which a message is forwarded only when all of it is there, so that a call can be ended well at any time.
-	// Larger ones are passed on as they come, and so are those above 64 KiB while more than half of Limits.Memory is in use. 0 holds nothing.
+	// Larger ones are passed on as they come, and so are those above 64 KiB while more than half of Limits.Memory is in use, or 16 MiB
+	// for this caller's connection. 0 holds nothing.
 	HoldBytes Bytes     `yaml:"holdBytes"`
 	RateLimit RateLimit `yaml:"rateLimit"`
 	// Unmask turns what other proxies behind this one made of a lost connection back into UNAVAILABLE.
