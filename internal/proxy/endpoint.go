@@ -243,15 +243,13 @@ func (e *endpoint) connect(p *pool) {
 			lost = e.takeWaiting(p)
 		}
 	}
-	if err == nil {
-		if !b.draining {
-			p.conns = append(p.conns, b)
-		}
+	switch {
+	case err != nil:
+		e.dial() // for those who still wait, when it is time
+	case !b.draining:
+		p.conns = append(p.conns, b)
 	}
 	removed := e.removed
-	if err != nil {
-		e.dial() // for those who still wait, when it is time
-	}
 	e.mu.Unlock()
 	e.each(shared, e.assign)
 	e.each(lost, func(s *stream, w *wakes) { s.notConnected(err, w) })

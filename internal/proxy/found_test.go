@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -844,4 +845,37 @@ routes: [{backend: one, holdBytes: 0}]
 			t.Fatalf("a call with a deadline of 50 ms ended after %v", took)
 		}
 	}
+}
+
+// TestPlacedOnce: a call that has waited for an endpoint to appear, and waits for its connection then, is not placed again when the first time is over.
+func TestPlacedOnce(t *testing.T) {
+	mute, err := net.Listen("tcp", "127.0.0.1:0") // takes connections and says nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = mute.Close() }()
+	list := filepath.Join(t.TempDir(), "endpoints")
+	p := start(t, oneBackend("file://"+list, "backend: waitForReady: 2s"))
+	c := dial(t, p.addr)
+	began := time.Now()
+	id := c.begin(true)
+	c.settle()
+	if err := os.WriteFile(list, []byte(mute.Addr().String()+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	x := p.state.Load().clusters["one"]
+	calls := func() (open int, waits int32) {
+		for _, b := range x.set.Backends() {
+			info := b.Info(p.tick())
+			open, waits = open+info.Streams+info.Unary, waits+b.Of.waits.Load()
+		}
+		return open, waits
+	}
+	eventually(t, "the call waits for a connection", func() bool { open, waits := calls(); return open == 1 && waits == 1 })
+	if took := time.Since(began); took > 1900*time.Millisecond {
+		t.Fatalf("the file was read after %v: too late to see anything", took)
+	}
+	never(t, "the call is counted twice", 2500*time.Millisecond-time.Since(began), func() bool { open, waits := calls(); return open > 1 || waits > 1 })
+	c.rstStream(id, http2.ErrCodeCancel)
+	eventually(t, "nothing is left of it", func() bool { open, waits := calls(); return open == 0 && waits == 0 })
 }

@@ -267,7 +267,7 @@ func (s *stream) place(w *wakes) {
 			s.unplaced(w)
 			return
 		} else if s.cluster.await(s) {
-			if s.waitEnd == 0 {
+			if s.waitEnd == 0 { // else it waits on: what appeared has gone again
 				s.waitEnd = later(s.front.proxy.now(), s.cluster.config().WaitForReady)
 			}
 			s.arm()
@@ -277,6 +277,7 @@ func (s *stream) place(w *wakes) {
 	}
 	if s.waitEnd != 0 {
 		s.cluster.forget(s)
+		s.waitEnd = 0 // the time in which an endpoint had to appear, which a connection to it need not keep
 	}
 	s.chosen = c
 	s.sentAt = s.front.proxy.now()
@@ -319,7 +320,7 @@ func (s *stream) unplaced(w *wakes) {
 // placed: a connection has taken the call. What the caller has sent goes out.
 func (s *stream) placed(w *wakes) {
 	w.add(&s.back.conn)
-	s.waiting, s.waitEnd = nil, 0
+	s.waiting = nil
 	s.inQueued, s.inEndSent, s.backWindow = false, s.back.headEnded(s), 0
 	s.outWindow, s.outSize, s.outOwed = firstWindow, firstWindow, 0
 	if t := s.call.route.retry.PerTryTimeout; t > 0 && s.attemptsLeft() {
