@@ -16,6 +16,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 
 	"github.com/levada-io/levada/internal/proxy/frame"
+	"github.com/levada-io/levada/internal/testserver"
 )
 
 // TestLastDataIsFlushed sends the last DATA of a request that cannot be sent again any more when nothing else moves: it has to get through by itself.
@@ -697,7 +698,7 @@ func TestSlowToConnect(t *testing.T) {
 
 // TestFailingToConnectIsSaid once, and so is that it is over.
 func TestFailingToConnectIsSaid(t *testing.T) {
-	address := vacant(t)
+	address := testserver.FreeAddress(t)
 	p := start(t, oneBackend(address))
 	c := dial(t, p.addr)
 	for range 5 {

@@ -152,17 +152,6 @@ func never(t testing.TB, what string, d time.Duration, holds func() bool) {
 	}
 }
 
-// vacant is an address at which nobody listens now; the test may listen there later.
-func vacant(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
-}
-
 // nobody is an address at which nobody listens, or will during the test: it is one end of a connection.
 func nobody(t testing.TB) string {
 	t.Helper()

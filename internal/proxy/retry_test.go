@@ -13,6 +13,8 @@ import (
 	"golang.org/x/net/http2"
 	spb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/levada-io/levada/internal/testserver"
 )
 
 // details are what an answer of the proxy's own says beside its status.
@@ -245,7 +247,7 @@ func TestConnectFails(t *testing.T) {
 		}
 	})
 	t.Run("back again", func(t *testing.T) {
-		addr := vacant(t)
+		addr := testserver.FreeAddress(t)
 		p := start(t, oneBackend(addr))
 		c := dial(t, p.addr)
 		c.unary([]byte("x"))
@@ -298,7 +300,7 @@ func TestPolicyRetry(t *testing.T) {
 		}
 	})
 	t.Run("connecting", func(t *testing.T) {
-		address := vacant(t)
+		address := testserver.FreeAddress(t)
 		p := start(t, oneBackend(address, "route: retry: {attempts: 5, backoff: {base: 300ms, max: 2s}}"))
 		c := dial(t, p.addr)
 		id := c.begin(false)
