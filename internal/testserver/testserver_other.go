@@ -2,7 +2,11 @@
 
 package testserver
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
 
 const unsupported = "servers for tests are only started on Unix"
 
@@ -33,3 +37,45 @@ func RabbitMQServer(t testing.TB) *Server { t.Helper(); t.Skip(unsupported); ret
 
 // Program skips the test.
 func Program(t testing.TB, name, debian string) string { t.Helper(); t.Skip(unsupported); return "" }
+
+// NATSOption changes nothing.
+type NATSOption func()
+
+// NATSStore changes nothing.
+func NATSStore(string) NATSOption { return nil }
+
+// NATSSettings changes nothing.
+func NATSSettings(string) NATSOption { return nil }
+
+// NATSJetStream changes nothing.
+func NATSJetStream(string) NATSOption { return nil }
+
+// NATSLogin changes nothing.
+func NATSLogin(string) NATSOption { return nil }
+
+// NATS skips the test.
+func NATS(t testing.TB, _ ...NATSOption) *Server { t.Helper(); t.Skip(unsupported); return nil }
+
+// ConnectNATS skips the test.
+func ConnectNATS(t testing.TB, _ string) jetstream.JetStream {
+	t.Helper()
+	t.Skip(unsupported)
+	return nil
+}
+
+// NATSCluster is never there.
+type NATSCluster struct{ Servers []*Server }
+
+// NewNATSCluster skips the test.
+func NewNATSCluster(t testing.TB, _ int, _ ...NATSOption) *NATSCluster {
+	t.Helper()
+	t.Skip(unsupported)
+	return nil
+}
+
+func (*NATSCluster) URL() string                     { return "" }
+func (*NATSCluster) Store(int) string                { return "" }
+func (*NATSCluster) Connect() jetstream.JetStream    { return nil }
+func (*NATSCluster) WaitReady()                      {}
+func (*NATSCluster) Leader(string) int               { return 0 }
+func (*NATSCluster) StepDown(string, func(int) bool) {}
