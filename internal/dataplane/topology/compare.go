@@ -108,7 +108,9 @@ func (c *comparison) pending(v *Vertex) (n int) {
 }
 
 // busy reports whether a vertex has messages that are not in all of its outputs.
-func (c *comparison) busy(v *Vertex) bool { return c.isSource(v) && !c.state.Settled(v.Name) || c.pending(v) > 0 }
+func (c *comparison) busy(v *Vertex) bool {
+	return c.isSource(v) && !c.state.Settled(v.Name) || c.pending(v) > 0
+}
 
 // partly reports whether some of its messages may be in one of its outputs already.
 func (c *comparison) partly(v *Vertex) bool {

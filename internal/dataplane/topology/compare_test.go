@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
 func TestChanges(t *testing.T) {
@@ -39,7 +40,7 @@ func TestChanges(t *testing.T) {
 			slices.Sort(got)
 			want := slices.DeleteFunc(strings.Split(want, "\n"), func(s string) bool { return s == "" })
 			slices.Sort(want)
-			if d := cmp.Diff(want, got); d != "" {
+			if d := cmp.Diff(want, got, cmpopts.EquateEmpty()); d != "" {
 				t.Errorf("(-want +got)\n%s", d)
 			}
 		})
