@@ -130,6 +130,9 @@ func (a *api) private(h func(http.ResponseWriter, *http.Request) error) http.Han
 			if errors.Is(err, deadletter.ErrNotFound) || errors.Is(err, errNoPipeline) {
 				status = http.StatusNotFound
 			}
+			if errors.Is(err, errEnding) {
+				status = http.StatusConflict
+			}
 			http.Error(w, err.Error(), status)
 		}
 	}
@@ -260,7 +263,7 @@ func (a *api) replay(w http.ResponseWriter, req *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return replay(req.Context(), p.letters, l, p.partitions[l.Vertex])
+	return p.ending.fromOutside(l.Vertex, func() error { return replay(req.Context(), p.letters, l, p.partitions[l.Vertex]) })
 }
 
 // replay gives a letter to its vertex once more, as a new message, and drops it once that is durable. The message is told by its id, so that a replay that

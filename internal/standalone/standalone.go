@@ -87,6 +87,8 @@ type Pipeline struct {
 	letters    *deadletter.Store
 	metrics    []bufferMetrics
 	finished   atomic.Bool
+	ending     *ending
+	paused     bool // by its manifest: nothing of it runs
 }
 
 type bufferMetrics struct {
@@ -106,18 +108,8 @@ func (p *Pipeline) Stats(ctx context.Context) []vertex.Stats {
 	return stats
 }
 
-// Finished reports whether all its sources have ended and all that they gave has gone through.
+// Finished reports whether all its sources have ended and all that they gave is delivered, dropped or dead-lettered: nothing is left in its buffers.
 func (p *Pipeline) Finished() bool { return p.finished.Load() }
-
-// pending is the number of messages in all buffers.
-func (p *Pipeline) pending() (n int) {
-	for _, parts := range p.partitions {
-		for _, part := range parts {
-			n += part.Pending()
-		}
-	}
-	return n
-}
 
 type runner struct {
 	cfg     Config
@@ -338,7 +330,8 @@ func (r *runner) mono(ctx context.Context, m *v1alpha1.MonoVertex) (*Pipeline, e
 		return nil, fmt.Errorf("MonoVertex %s: %w", m.Name, err)
 	}
 	p.vertices = append(p.vertices, v)
-	return p, nil
+	p.ending, err = newEnding(nil, p.vertices, nil)
+	return p, err
 }
 
 func (r *runner) pipeline(ctx context.Context, m *v1alpha1.Pipeline) (*Pipeline, error) {
@@ -348,7 +341,9 @@ func (r *runner) pipeline(ctx context.Context, m *v1alpha1.Pipeline) (*Pipeline,
 	}
 	if m.Spec.Lifecycle.DesiredPhase == "Paused" {
 		r.log.Warn("pipeline is paused by its manifest (lifecycle.desiredPhase) and does not run", "pipeline", m.Name)
-		return p, nil
+		p.paused = true
+		p.ending, err = newEnding(nil, nil, nil)
+		return p, err
 	}
 	store, err := r.bufferConfig(m)
 	if err != nil {
@@ -384,6 +379,9 @@ func (r *runner) pipeline(ctx context.Context, m *v1alpha1.Pipeline) (*Pipeline,
 			return p, fmt.Errorf("pipeline %s: %w", m.Name, err)
 		}
 		p.vertices = append(p.vertices, v)
+	}
+	if p.ending, err = newEnding(m.Spec.Edges, p.vertices, p.partitions); err != nil {
+		return p, fmt.Errorf("pipeline %s: %w", m.Name, err)
 	}
 	return p, nil
 }
@@ -468,7 +466,7 @@ func (r *runner) run(ctx context.Context, pipelines []*Pipeline) error {
 		return errors.Join(err, services.Wait())
 	}
 
-	var sources, others sync.WaitGroup
+	var sources, others, unfinished sync.WaitGroup
 	start := func() error {
 		for _, p := range pipelines {
 			for _, v := range p.vertices {
@@ -478,26 +476,26 @@ func (r *runner) run(ctx context.Context, pipelines []*Pipeline) error {
 			}
 		}
 		for _, p := range pipelines {
-			var own sync.WaitGroup
 			for _, v := range p.vertices {
 				if v.Kind == v1alpha1.VertexTypeSource || v.Kind == "MonoVertex" {
-					own.Add(1)
 					sources.Go(func() {
-						defer own.Done()
 						fail(v.Run(working, sourcing))
+						p.tellEnded(v)
 					})
 				} else {
-					others.Go(func() { fail(v.Run(working, reading)) })
+					others.Go(func() {
+						fail(v.Run(working, reading))
+						p.tellEnded(v)
+					})
 				}
 			}
-			sources.Go(func() {
-				own.Wait()
-				// All sources have ended. If they did so by themselves, the pipeline is finished when nothing is left in its buffers.
-				for tick := time.NewTicker(10 * time.Millisecond); sourcing.Err() == nil; <-tick.C {
-					if p.pending() == 0 {
-						p.finished.Store(true)
-						return
-					}
+			unfinished.Go(func() {
+				// Only an error or the end of sourcing is told here: then the run ends, and not because everything is delivered.
+				if err := p.follow(sourcing, r.log); err == nil {
+					p.finished.Store(true)
+				} else if sourcing.Err() == nil {
+					fail(fmt.Errorf("%s %s: %w", p.Kind, p.Name, err))
+					<-sourcing.Done()
 				}
 			})
 		}
@@ -510,7 +508,12 @@ func (r *runner) run(ctx context.Context, pipelines []*Pipeline) error {
 		if r.cfg.Started != nil {
 			r.cfg.Started(&Running{Address: api.address, Pipelines: pipelines, Durability: r.durability()})
 		}
-		go func() { sources.Wait(); close(done) }()
+		go func() { // ends with the pipelines, at the latest with sourcing
+			unfinished.Wait()
+			if !slices.ContainsFunc(pipelines, func(p *Pipeline) bool { return !p.Finished() }) {
+				close(done)
+			}
+		}()
 		select {
 		case <-done:
 			r.log.Info("all sources have ended and everything is delivered")
@@ -534,6 +537,7 @@ func (r *runner) run(ctx context.Context, pipelines []*Pipeline) error {
 	})
 	defer deadline.Stop()
 	stopSourcing()
+	unfinished.Wait()
 	sources.Wait()
 	stopReading()
 	others.Wait()

@@ -96,6 +96,9 @@ type Partition struct {
 	pending  atomic.Int64 // messages stored or being stored, and not done
 	writing  atomic.Int64 // writes that are not settled
 	reserved atomic.Int64 // messages that are about to be written by those who do not wait for room
+	// opened is the last sequence that was stored when the partition was opened, stored the number of entries that this process has seen being stored since.
+	// Invariant: opened + stored is at most the last sequence stored. It is less while an entry is stored whose acknowledgement was lost.
+	opened, stored atomic.Uint64
 
 	mu     sync.Mutex
 	room   chan struct{} // closed and replaced when pending falls
@@ -112,6 +115,8 @@ type Partition struct {
 	forgotten *identity.Seen // as of floor: what a saved state holds
 	byID      bool
 	chunks    map[string]*chunked
+
+	moved chan struct{} // closed when the floor moves; nil while nobody waits
 
 	doneBytes int           // of entries done since the last trim began
 	trimNow   chan struct{} // asks Run to trim
@@ -189,6 +194,7 @@ func (p *Partition) recover(ctx context.Context) error {
 		return fmt.Errorf("scan: %w", err)
 	}
 	p.trimmed = bounds.First
+	p.opened.Store(bounds.Last)
 	// What is retained before the saved floor matters only for its ids; the positions are in the state.
 	now := time.Now()
 	next, lost, pieces := p.saved+1, []flow.Span(nil), pieces{}
@@ -403,6 +409,9 @@ func (p *Partition) settle(ctx context.Context, w *part) (duplicate bool, err er
 		duplicate, err = w.receipt.Wait(ctx)
 		switch {
 		case err == nil:
+			if !duplicate {
+				p.stored.Add(1)
+			}
 			if !again && w.memory != nil {
 				// After a second attempt the first one may still be under way with this memory.
 				blockBytes.Put(&w.memory)
@@ -626,7 +635,9 @@ func (p *Partition) finish(ctx context.Context, seq uint64) {
 		default:
 		}
 	}
+	was := p.floor
 	p.advance()
+	p.tellMoved(was)
 	p.mu.Unlock()
 	p.free(h.messages)
 	if err := p.driver.Ack(ctx, seq); err != nil {

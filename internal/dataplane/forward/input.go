@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -39,6 +40,7 @@ type SourceInput struct {
 	Logger  *slog.Logger
 
 	lanes map[string]*sourceLane
+	ended atomic.Bool
 }
 
 type sourceLane struct {
@@ -67,6 +69,7 @@ func (s *SourceInput) Read(ctx context.Context) (*Work, error) {
 			}
 			return s.work(batch), nil
 		case errors.Is(err, io.EOF):
+			s.ended.Store(true)
 			return nil, io.EOF
 		case ctx.Err() != nil:
 			return nil, context.Cause(ctx)
@@ -139,6 +142,9 @@ func (s *SourceInput) Done(ctx context.Context, works []*Work) {
 // Finished implements Input.
 func (s *SourceInput) Finished(context.Context, *Work) {}
 
+// Ended reports whether the source has come to its end, and Read has said so.
+func (s *SourceInput) Ended() bool { return s.ended.Load() }
+
 // BufferInput reads one partition of the vertex's buffer. Small blocks that lie ready are taken together.
 type BufferInput struct {
 	Vertex    string
@@ -154,6 +160,9 @@ type BufferInput struct {
 	track *lane
 	name  string
 	ended error
+	// eof is closed when nothing more comes: all that was stored is done. So there is nothing in ahead then.
+	eof chan struct{}
+	end sync.Once
 }
 
 type readAhead struct {
@@ -163,6 +172,23 @@ type readAhead struct {
 
 // positionBits are what a position within a block takes of a position in the lane of its reader: a lane counts blocks.
 const positionBits = 20
+
+// EndInput makes Read return io.EOF. All writers of the partition must have ended, and all that they stored must be done.
+func (b *BufferInput) EndInput() {
+	b.init()
+	b.end.Do(func() { close(b.eof) })
+}
+
+// Ended reports whether EndInput was called.
+func (b *BufferInput) Ended() bool {
+	b.init()
+	select {
+	case <-b.eof:
+		return true
+	default:
+		return false
+	}
+}
 
 // Run reads ahead until ctx ends. It must be running for Read to return.
 func (b *BufferInput) Run(ctx context.Context) {
@@ -184,6 +210,7 @@ func (b *BufferInput) Run(ctx context.Context) {
 func (b *BufferInput) init() {
 	b.once.Do(func() {
 		b.ahead = make(chan readAhead, 16)
+		b.eof = make(chan struct{})
 		b.track = &lane{}
 		b.name = b.Vertex + "/" + strconv.Itoa(b.Index) + "@" + b.Partition.Incarnation()
 	})
@@ -208,6 +235,8 @@ func (b *BufferInput) Read(ctx context.Context) (*Work, error) {
 				return nil, r.err
 			}
 			first = r.d
+		case <-b.eof:
+			return nil, io.EOF
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -34,6 +35,7 @@ type Vertex struct {
 	source     source.Reader
 	functions  []*function.Function
 	closers    closers
+	ended      atomic.Bool
 	logger     *slog.Logger
 }
 
@@ -187,6 +189,7 @@ func (v *Vertex) Run(ctx, reading context.Context) error {
 	// When one loop fails the others stop reading, and finish what they have.
 	reading, stop := context.WithCancel(reading)
 	defer stop()
+	var ended atomic.Int64 // loops
 	ahead, cancelAhead := context.WithCancel(reading)
 	defer cancelAhead()
 	for _, r := range v.readers {
@@ -201,6 +204,10 @@ func (v *Vertex) Run(ctx, reading context.Context) error {
 				stop()
 				return fmt.Errorf("vertex %s: %w", v.Name, err)
 			}
+			// A loop that was stopped may have left messages for the next start.
+			if in, ok := l.Input.(interface{ Ended() bool }); ok && in.Ended() && reading.Err() == nil && ctx.Err() == nil {
+				ended.Add(1)
+			}
 			return nil
 		})
 	}
@@ -211,7 +218,20 @@ func (v *Vertex) Run(ctx, reading context.Context) error {
 		cancelAhead()
 		return nil
 	})
-	return loops.Wait()
+	err := loops.Wait()
+	v.ended.Store(err == nil && ended.Load() == int64(len(v.loops)))
+	return err
+}
+
+// Ended reports whether the vertex has ended by itself: Run has returned, each loop had met the end of its input, and all that came of it is durable and
+// acknowledged. Such a vertex writes nothing more.
+func (v *Vertex) Ended() bool { return v.ended.Load() }
+
+// EndInput tells the loops that their input has ended. See forward.BufferInput.
+func (v *Vertex) EndInput() {
+	for _, r := range v.readers {
+		r.EndInput()
+	}
 }
 
 // RunFunctions keeps the functions running until ctx ends. An error means that one cannot be started at all.

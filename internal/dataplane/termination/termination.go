@@ -1,0 +1,231 @@
+// Package termination decides when a pipeline whose sources have ended has delivered everything.
+//
+// It is a pure core: it says what to look at next and is told what was seen, and has no clock and no I/O. The caller (package standalone) carries out what
+// Next asks for.
+//
+// # The rule
+//
+// Vertices end from the sources to the sinks. A vertex has ended when each of its loops has met the end of its input and has finished all that it read:
+// what the loop wrote is durable, what failed was retried to its end, dropped or dead-lettered, and the input is acknowledged. A vertex that has ended
+// writes nothing more.
+//
+// A partition stores entries under ascending sequences. Its end is the last sequence stored, its floor the sequence up to which all entries are done. An
+// entry is done only after everything that was made of it is durable in the next partitions, or settled otherwise. So a message that is still on its way is
+// always, at every instant, an entry above the floor of some partition.
+//
+// Vertices of a cycle write into each other, so none of them ends first. They form one group; a vertex outside of a cycle is a group of its own. When all
+// vertices that write into a group from outside have ended, its partitions are empty for good at the first instant at which every one of them has its floor
+// at its end. That instant cannot be seen, since partitions are looked at one after the other, but it can be proven: read all floors, and after the last of
+// them read all ends. Both only grow. If each floor is at least its end, then at the instant between the last floor and the first end every floor was at
+// least what was read, and every end at most what was read: all partitions were empty then, and nothing is left that could fill them. In the other order, or
+// with one partition after the other, a message can be moved from a partition that is yet to be read into one that has been read, and be missed.
+//
+// Counts of pending messages play no part: they are estimates after retries of a write.
+package termination
+
+import (
+	"fmt"
+	"slices"
+)
+
+// Vertex is a vertex of the pipeline.
+type Vertex struct {
+	Name string
+	// Partitions of its buffer; 0 for a source.
+	Partitions int
+}
+
+// Edge leads from one vertex to another.
+type Edge struct{ From, To string }
+
+// Do is what an Action asks for.
+type Do int
+
+// What can be asked for.
+const (
+	// Wait until a vertex has ended, or a partition of the Action's group has moved its floor; then ask Next again.
+	Wait Do = iota
+	// ReadFloor asks for the floor of a partition: tell it to Floor.
+	ReadFloor
+	// ReadEnd asks for the end of a partition, as the store knows it after the request was made: tell it to End.
+	ReadEnd
+	// Close asks that nobody outside of the pipeline write into the group's partitions from now on, and that those who are writing have ended: tell it to Closed.
+	Close
+	// EndInput asks that the loops of the group's vertices be told that their input has ended.
+	EndInput
+	// Finished says that every vertex has ended: everything is delivered.
+	Finished
+)
+
+// Action is what the caller is to do.
+type Action struct {
+	Do Do
+	// Group are the vertices concerned, Vertex and Partition the partition of ReadFloor and ReadEnd.
+	Group     []string
+	Vertex    string
+	Partition int
+}
+
+// Tracker follows one pipeline to its end. It is used by one goroutine.
+type Tracker struct {
+	groups []group
+	ended  map[string]bool
+	// at is the group that is followed: all groups before it have been told that their input has ended.
+	at int
+	// floors and ends are what was read in this pass over the partitions of the group. Invariant: no end is read before all floors are.
+	floors, ends []uint64
+	moved        bool // a pass is to be made
+	closed       bool // nobody outside of the pipeline writes into the group
+}
+
+// group is a set of vertices that end together.
+type group struct {
+	vertices   []string
+	writers    []string // the vertices outside that write into it
+	partitions []Action // one ReadFloor each
+}
+
+// New returns a tracker of a pipeline.
+func New(vertices []Vertex, edges []Edge) (*Tracker, error) {
+	t := &Tracker{ended: map[string]bool{}, moved: true}
+	out := map[string][]string{}
+	known := map[string]int{}
+	for _, v := range vertices {
+		known[v.Name] = v.Partitions
+	}
+	for _, e := range edges {
+		for _, name := range []string{e.From, e.To} {
+			if _, ok := known[name]; !ok {
+				return nil, fmt.Errorf("an edge from %s to %s: there is no vertex %s", e.From, e.To, name)
+			}
+		}
+		if known[e.To] == 0 {
+			return nil, fmt.Errorf("an edge from %s to %s, which has no buffer", e.From, e.To)
+		}
+		out[e.From] = append(out[e.From], e.To)
+	}
+	reach := map[string]map[string]bool{} // by one edge or more
+	for name := range known {
+		seen := map[string]bool{}
+		for todo := slices.Clone(out[name]); len(todo) > 0; {
+			next := todo[len(todo)-1]
+			todo = todo[:len(todo)-1]
+			if !seen[next] {
+				seen[next] = true
+				todo = append(todo, out[next]...)
+			}
+		}
+		reach[name] = seen
+	}
+	placed := map[string]bool{}
+	for _, v := range vertices {
+		if placed[v.Name] {
+			continue
+		}
+		var g group
+		for _, o := range vertices {
+			if o.Name == v.Name || reach[v.Name][o.Name] && reach[o.Name][v.Name] {
+				placed[o.Name] = true
+				g.vertices = append(g.vertices, o.Name)
+				for n := range o.Partitions {
+					g.partitions = append(g.partitions, Action{Do: ReadFloor, Vertex: o.Name, Partition: n})
+				}
+			}
+		}
+		for _, e := range edges {
+			if slices.Contains(g.vertices, e.To) && !slices.Contains(g.vertices, e.From) && !slices.Contains(g.writers, e.From) {
+				g.writers = append(g.writers, e.From)
+			}
+		}
+		for i := range g.partitions {
+			g.partitions[i].Group = g.vertices
+		}
+		t.groups = append(t.groups, g)
+	}
+	t.sort()
+	return t, nil
+}
+
+// sort puts each group after those that write into it.
+func (t *Tracker) sort() {
+	sorted, placed := make([]group, 0, len(t.groups)), map[string]bool{}
+	for len(sorted) < len(t.groups) { // each round places one at least: the groups have no cycle
+		for _, g := range t.groups {
+			if placed[g.vertices[0]] || slices.ContainsFunc(g.writers, func(w string) bool { return !placed[w] }) {
+				continue
+			}
+			for _, v := range g.vertices {
+				placed[v] = true
+			}
+			sorted = append(sorted, g)
+		}
+	}
+	t.groups = sorted
+}
+
+// Ended says that a vertex has ended. See the package comment for what that means.
+func (t *Tracker) Ended(vertex string) { t.ended[vertex] = true }
+
+// Moved says that floors may have moved since Next returned Wait.
+func (t *Tracker) Moved() { t.moved = true }
+
+// Floor answers ReadFloor.
+func (t *Tracker) Floor(seq uint64) { t.floors = append(t.floors, seq) }
+
+// End answers ReadEnd.
+func (t *Tracker) End(seq uint64) { t.ends = append(t.ends, seq) }
+
+// Closed answers Close.
+func (t *Tracker) Closed() {
+	t.closed, t.moved = true, true
+	t.floors, t.ends = t.floors[:0], t.ends[:0]
+}
+
+// Next returns what to do.
+func (t *Tracker) Next() Action {
+	for t.at < len(t.groups) {
+		g := &t.groups[t.at]
+		if len(g.partitions) == 0 {
+			t.at++ // a source has no input to end
+			continue
+		}
+		if slices.ContainsFunc(g.writers, func(w string) bool { return !t.ended[w] }) || !t.moved {
+			return Action{Do: Wait, Group: g.vertices}
+		}
+		if n := len(t.floors); n < len(g.partitions) {
+			return g.partitions[n]
+		}
+		if n := len(t.ends); n < len(g.partitions) {
+			ask := g.partitions[n]
+			ask.Do = ReadEnd
+			return ask
+		}
+		empty := !slices.ContainsFunc(t.indices(), func(i int) bool { return t.floors[i] < t.ends[i] })
+		t.floors, t.ends = t.floors[:0], t.ends[:0]
+		switch {
+		case !empty:
+			t.moved = false
+		case !t.closed:
+			return Action{Do: Close, Group: g.vertices}
+		default:
+			t.at, t.closed, t.moved = t.at+1, false, true
+			return Action{Do: EndInput, Group: g.vertices}
+		}
+	}
+	for _, g := range t.groups {
+		for _, v := range g.vertices {
+			if !t.ended[v] {
+				return Action{Do: Wait}
+			}
+		}
+	}
+	return Action{Do: Finished}
+}
+
+func (t *Tracker) indices() []int {
+	all := make([]int, len(t.floors))
+	for i := range all {
+		all[i] = i
+	}
+	return all
+}
