@@ -2,15 +2,6 @@ module github.com/levada-io/levada
 
 go 1.26.9
 
-exclude (
-	// asked for by modernc.org/sqlite's tests
-	github.com/google/pprof v0.0.0-20261016150608-1facf8f91b50
-	// asked for by a dependency's tests
-	golang.org/x/exp v0.0.0-20261011100332-faecfb24eb49
-	// old split module, ambiguous with grpc's own package
-	google.golang.org/grpc/stats/opentelemetry v0.0.0-20241028142157-ada6787961b3
-)
-
 require (
 	github.com/cenkalti/backoff/v5 v5.0.3
 	github.com/dustin/go-humanize v1.1.0
@@ -82,7 +73,6 @@ require (
 	github.com/go-openapi/swag/yamlutils v0.28.0 // indirect
 	github.com/google/gnostic-models v0.7.0 // indirect
 	github.com/google/go-tpm v0.9.8 // indirect
-	github.com/google/pprof v0.0.0-20260906184651-6331bc6350fe // indirect
 	github.com/google/uuid v1.6.0 // indirect
 	github.com/grpc-ecosystem/grpc-gateway/v2 v2.30.0 // indirect
 	github.com/inconshreveable/mousetrap v1.1.0 // indirect

@@ -15,5 +15,8 @@ var version = "dev"
 func main() { commandline.Main(newRootCommand()) }
 
 func newRootCommand() *cobra.Command {
-	return commandline.Root(command.New(command.Options{Name: "levada-proxy", Version: version}), version)
+	v := commandline.ReadBuild(version).Version
+	root := commandline.Root(command.New(command.Options{Name: "levada-proxy", Version: v}), v)
+	root.AddCommand(commandline.NewVersionCommand(version, nil))
+	return root
 }

@@ -46,6 +46,7 @@ func newBrokerCommand() *cobra.Command {
 	flags.StringVar(&cfg.Listen, "listen", "127.0.0.1:4222", "address for clients")
 	flags.DurationVar(&cfg.SyncInterval, "sync-interval", 0, "write through to the disk this often, instead of before each acknowledgement")
 	flags.Int32Var(&payload, "max-payload", 8<<20, "largest message in bytes")
+	commandline.Between(flags, "max-payload", 4<<10, 64<<20)
 	log.Register(flags)
 	return cmd
 }

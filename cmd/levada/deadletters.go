@@ -29,11 +29,9 @@ These commands work while "levada run" uses the data directory, and when nothing
 	flags.StringVar(&dataDir, "data", "", "data directory of levada run (required)")
 	flags.StringVar(&nats, "nats", "", "URL of the broker, if it is not in the data directory")
 	flags.StringVarP(&output, "output", "o", "text", "text or json")
+	commandline.OneOf(flags, "output", "text", "json")
 
 	open := func(cmd *cobra.Command) (standalone.DeadLetters, error) {
-		if output != "text" && output != "json" {
-			return nil, commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("--output is text or json, not %q", output)}
-		}
 		if dataDir == "" {
 			return nil, commandline.ExitError{Code: commandline.ExitUsage, Err: errors.New("name the data directory with --data: levada run prints it when it starts")}
 		}

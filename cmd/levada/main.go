@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/levada-io/levada/api/v1alpha1"
 	"github.com/levada-io/levada/internal/commandline"
 	"github.com/levada-io/levada/internal/dataplane/function"
 )
@@ -18,6 +19,16 @@ func main() {
 	commandline.Main(newRootCommand())
 }
 
+// contracts are the interfaces to other programs that this version speaks.
+func contracts() []commandline.Contract {
+	return []commandline.Contract{
+		{Name: "manifests", Version: v1alpha1.APIVersion},
+		{Name: "functions", Version: "Numaflow " + function.Platform},
+		{Name: "blocks of functions", Version: "levada.function.v1"},
+		{Name: "streams", Version: "levada.stream.v1"},
+	}
+}
+
 func execute(ctx context.Context, root *cobra.Command) int { return commandline.Execute(ctx, root) }
 
 func newRootCommand() *cobra.Command {
@@ -28,7 +39,8 @@ func newRootCommand() *cobra.Command {
 records from services into databases (levada stream), and passes gRPC on (levada proxy), on machines and in pods.
 
 Every flag can also be given as an environment variable: --data is LEVADA_DATA.`,
-	}, version)
-	root.AddCommand(newRunCommand(), newValidateCommand(), newRenderCommand(), newExplainCommand(), newDeadLettersCommand(), newStreamCommand(), newProxyCommand(), newBrokerCommand(), newBuiltinsCommand())
+	}, commandline.ReadBuild(version).Version)
+	root.AddCommand(newRunCommand(), newValidateCommand(), newRenderCommand(), newExplainCommand(), newDeadLettersCommand(), newStreamCommand(), newProxyCommand(), newBrokerCommand(), newBuiltinsCommand(),
+		commandline.NewVersionCommand(version, contracts()))
 	return root
 }

@@ -185,7 +185,7 @@ func TestValidateExitCodes(t *testing.T) {
 		{"an empty file", []string{"-"}, "# nothing\n", 0, "<stdin>: warning LV1021: the file has no manifest"},
 		{"no argument", nil, "", commandline.ExitUsage, "validate needs a file, a directory, or -"},
 		{"an unknown flag", []string{"--stric", "-"}, "", commandline.ExitUsage, "unknown flag: --stric"},
-		{"an unknown format", []string{"-o", "xml", "-"}, "", commandline.ExitUsage, `there is no output format "xml"`},
+		{"an unknown format", []string{"-o", "xml", "-"}, "", commandline.ExitUsage, "must be text, json, sarif or github"},
 		{"an unknown excerpt", []string{"--excerpt", "yes", "-"}, "", commandline.ExitUsage, "auto, always or never"},
 		{"what cannot run is valid", []string{"-"}, strings.Replace(warned, "generator: {}", "kafka: {brokers: ['k:9092'], topic: t, consumerGroup: g}", 1), 0, "0 errors"},
 		{"and an error when asked for", []string{"--runnable", "-"}, strings.Replace(warned, "generator: {}", "kafka: {brokers: ['k:9092'], topic: t, consumerGroup: g}", 1), commandline.ExitProblems, "error LV2302"},

@@ -35,8 +35,7 @@ func TestHelp(t *testing.T) {
 
 // A command that does not exist is a mistake on the command line, whichever group it would be of.
 func TestUnknownCommands(t *testing.T) {
-	for _, args := range []string{"foo", "proxy foo", "proxy top foo", "stream foo", "stream list foo", "stream quarantine foo", "deadletters foo", "completion foo",
-		"builtins foo"} {
+	for _, args := range []string{"foo", "proxy foo", "proxy top foo", "stream foo", "stream list foo", "stream quarantine foo", "deadletters foo", "completion foo"} {
 		o := levada(t, strings.Fields(args)...)
 		if o.code != commandline.ExitUsage || o.stdout != "" || !strings.HasPrefix(o.stderr, `levada: unknown command "foo" for "levada`) {
 			t.Errorf("%s: %+v", args, o)

@@ -57,6 +57,9 @@ The command ends with 0 when all sources are finite and everything is delivered,
 	flags.DurationVar(&f.interval, "interval", 2*time.Second, "time between two lines of progress")
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "no progress")
 	flags.StringVarP(&f.output, "output", "o", "auto", "progress as table, text, json; auto is a table on a terminal")
+	commandline.OneOf(flags, "output", "auto", "table", "text", "json")
+	commandline.Between(flags, "replicas", 1, 5) // what JetStream allows
+	commandline.AtLeast(flags, "interval", 100*time.Millisecond)
 	f.log.Register(flags)
 	return cmd
 }

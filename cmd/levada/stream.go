@@ -239,13 +239,7 @@ type outputFlag struct{ kind string }
 
 func (f *outputFlag) register(flags *pflag.FlagSet) {
 	flags.StringVarP(&f.kind, "output", "o", "text", "text or json")
-}
-
-func (f *outputFlag) check() error {
-	if f.kind != "text" && f.kind != "json" {
-		return commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("--output is text or json, not %q", f.kind)}
-	}
-	return nil
+	commandline.OneOf(flags, "output", "text", "json")
 }
 
 func (f *outputFlag) json() bool { return f.kind == "json" }

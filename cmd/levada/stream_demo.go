@@ -79,9 +79,6 @@ func streamDemo(cmd *cobra.Command, args []string, f *streamDemoFlags) error {
 	usage := func(text string, args ...any) error {
 		return commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf(text, args...)}
 	}
-	if err := f.out.check(); err != nil {
-		return err
-	}
 	chosen := map[string]bool{}
 	for _, name := range args {
 		switch {

@@ -41,9 +41,6 @@ func newStreamSubmitCommand() *cobra.Command {
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			if err := out.check(); err != nil {
-				return err
-			}
 			job.Stream = args[0]
 			switch job.OnBad = stream.OnBad(onBad); job.OnBad {
 			case stream.Quarantine, stream.HaltJob:
@@ -118,6 +115,7 @@ func newStreamSubmitCommand() *cobra.Command {
 	flags.StringVar(&queryFile, "query-file", "", "file with the parameters; - is standard input")
 	flags.StringVar(&job.DedupeKey, "dedupe-key", "", "if there is a job with this key, return it instead of making another")
 	flags.IntVar(&job.Priority, "priority", 0, "jobs with a greater one are claimed first")
+	commandline.AnyNumber(flags, "priority")
 	flags.StringVar(&onBad, "on-bad", string(stream.Quarantine), "what becomes of a record that cannot be processed: quarantine (put it aside and go on) or halt (fail the job)")
 	flags.IntVar(&job.MaxBad, "max-bad", 0, "how many records may go into quarantine before the job fails; 0: the worker's default")
 	flags.StringVar(&notBefore, "not-before", "", "start no earlier: a time as 2026-11-21T18:00:00Z, or from now on, as 10m")
@@ -217,9 +215,6 @@ func newStreamListCommand() *cobra.Command {
 		Example: `  levada stream list --state running,failed
   levada stream list --watch`,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			if err := out.check(); err != nil {
-				return err
-			}
 			for _, s := range states {
 				known := []stream.State{stream.Ready, stream.Running, stream.Paused, stream.Completed, stream.Failed, stream.Cancelled}
 				if !slices.Contains(known, stream.State(s)) {
@@ -259,6 +254,7 @@ func newStreamListCommand() *cobra.Command {
 	flags.IntVar(&filter.Limit, "limit", 100, "how many at most")
 	flags.BoolVarP(&watch, "watch", "w", false, "show them again and again, until Ctrl-C")
 	flags.DurationVar(&interval, "interval", time.Second, "time between two looks, with --watch")
+	commandline.AtLeast(flags, "interval", 100*time.Millisecond)
 	return cmd
 }
 
@@ -380,9 +376,6 @@ func newStreamShowCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "show ID", Short: "Show a job with all that is known of it, and what to do next", Args: jobArguments(1), Annotations: map[string]string{"one": "job"},
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			if err := out.check(); err != nil {
-				return err
-			}
 			d, err := store.open(cmd.Context(), false)
 			if err != nil {
 				return err
@@ -577,9 +570,6 @@ func newStreamChangeCommands() []*cobra.Command {
 		cmd := &cobra.Command{
 			Use: name + " ID...", Short: short, Args: jobArguments(1),
 			RunE: func(cmd *cobra.Command, args []string) (err error) {
-				if err := out.check(); err != nil {
-					return err
-				}
 				d, err := store.open(cmd.Context(), false)
 				if err != nil {
 					return err

@@ -33,9 +33,6 @@ evidence, in the transaction that moves the offset past it.`,
 	list := &cobra.Command{
 		Use: "list JOB", Short: "List the quarantined records of a job", Args: jobArguments(1), Annotations: map[string]string{"one": "job"},
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			if err := out.check(); err != nil {
-				return err
-			}
 			wanted, err := quarantineStates(states)
 			if err != nil {
 				return err
@@ -76,9 +73,6 @@ evidence, in the transaction that moves the offset past it.`,
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			if err := out.check(); err != nil {
-				return err
-			}
 			seqs, err := parseSeqs(args[1:])
 			if err != nil {
 				return err
@@ -113,9 +107,6 @@ evidence, in the transaction that moves the offset past it.`,
 		c := &cobra.Command{
 			Use: use, Short: short,
 			RunE: func(cmd *cobra.Command, args []string) (err error) {
-				if err := out.check(); err != nil {
-					return err
-				}
 				if len(args) == 0 || all == (len(args) > 1) {
 					return commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("%s needs a job, and the numbers of records or --all", cmd.Name())}
 				}

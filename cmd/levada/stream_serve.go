@@ -71,6 +71,7 @@ Otherwise say --snapshot, which gives each job a copy of the table as it was whe
 	flags.StringVar(&f.keyFile, "tls-key", "", "file of the certificate's key")
 	flags.StringVar(&f.clientCA, "tls-client-ca", "", "file of the certificates that readers must have theirs from")
 	flags.DurationVar(&f.maxAge, "max-age", 30*time.Minute, "when a stream is ended on purpose, so that readers spread over new producers; negative: never")
+	commandline.AnyNumber(flags, "max-age")
 	flags.IntVar(&f.maxStreams, "max-streams", 1000, "streams at once; more readers are told to come back")
 	flags.DurationVar(&f.drain, "drain-timeout", 20*time.Second, "time to end streams in good order after SIGTERM")
 	flags.StringVar(&f.metrics, "metrics-listen", "", "address of metrics, probes and pprof; empty: none")
@@ -80,9 +81,6 @@ Otherwise say --snapshot, which gives each job a copy of the table as it was whe
 }
 
 func streamServe(cmd *cobra.Command, f *streamServeFlags) error {
-	if err := f.out.check(); err != nil {
-		return err
-	}
 	log, err := f.log.Logger(cmd.ErrOrStderr())
 	if err != nil {
 		return err

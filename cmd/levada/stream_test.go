@@ -50,7 +50,7 @@ func TestStreamBadInput(t *testing.T) {
 		{"submit a b", 2, "the name of one stream"},
 		{"submit a --on-bad skip", 2, "quarantine or halt"},
 		{"submit a --not-before soon", 2, "such as 10m"},
-		{"submit a --max-bad -1", 2, "must not be negative"},
+		{"submit a --max-bad -1", 2, "must be 0 or more"},
 		{"submit a --query x --query-file y", 2, "exclude each other"},
 		{"submit a --query-file " + dir + "/none", 2, "no such file"},
 		{"submit a --hints smoke", 2, "an amqp:// or a nats:// URL"},

@@ -39,9 +39,6 @@ Exit code 1 means that something differs; the first records that do are named. A
 		Example: `  levada stream verify 5f2c81aa --target 127.0.0.1:50051
   levada stream verify 5f2c81aa --table copied_users --offline`,
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			if err := out.check(); err != nil {
-				return err
-			}
 			d, err := store.open(cmd.Context(), false)
 			if err != nil {
 				return err

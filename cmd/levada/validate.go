@@ -31,13 +31,7 @@ The exit code is 0 when there is no error, 1 when there is one, and 2 when the c
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			write, ok := problemFormats[format]
-			if !ok {
-				return commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("there is no output format %q; use text, json, sarif or github", format)}
-			}
-			if excerpt != "auto" && excerpt != "always" && excerpt != "never" {
-				return commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("--excerpt is auto, always or never, not %q", excerpt)}
-			}
+			write := problemFormats[format]
 			m := loadManifests(args, cmd.InOrStdin())
 			problems := checkManifests(m, runnable)
 			if strict {
@@ -58,9 +52,11 @@ The exit code is 0 when there is no error, 1 when there is one, and 2 when the c
 		},
 	}
 	cmd.Flags().StringVarP(&format, "output", "o", "text", "text, json, sarif or github")
+	commandline.OneOf(cmd.Flags(), "output", "text", "json", "sarif", "github")
 	cmd.Flags().BoolVar(&strict, "strict", false, "make errors of warnings")
 	cmd.Flags().BoolVar(&runnable, "runnable", false, "also report what this version cannot run")
 	cmd.Flags().StringVar(&excerpt, "excerpt", "auto", "show the line of each problem: auto (on terminals), always or never")
+	commandline.OneOf(cmd.Flags(), "excerpt", "auto", "always", "never")
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
 		return commandline.ExitError{Code: commandline.ExitUsage, Err: err}
 	})

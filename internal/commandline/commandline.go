@@ -103,6 +103,7 @@ func Main(root *cobra.Command) {
 
 // Execute returns the exit code, and says what the error is. One that is no ExitError is a problem, unless it is of the arguments.
 func Execute(ctx context.Context, root *cobra.Command) int {
+	nonNegative(root)
 	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		err = unknownCommand(cmd)

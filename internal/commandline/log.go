@@ -15,7 +15,9 @@ type LogFlags struct{ Format, Level string }
 // Register adds the flags to a command's.
 func (f *LogFlags) Register(flags *pflag.FlagSet) {
 	flags.StringVar(&f.Format, "log-format", "auto", "auto, text or json; auto is text on a terminal")
+	OneOf(flags, "log-format", "auto", "text", "json")
 	flags.StringVar(&f.Level, "log-level", "info", "debug, info, warn or error")
+	OneOf(flags, "log-level", "debug", "info", "warn", "error")
 }
 
 // JSON reports whether logs that are written to w are JSON.

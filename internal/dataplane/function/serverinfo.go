@@ -72,8 +72,8 @@ func readServerInfo(path string) (*serverInfo, error) {
 	return &info, nil
 }
 
-// platform is the Numaflow release whose contract we keep.
-const platform = "1.8.3"
+// Platform is the Numaflow release whose contract we keep.
+const Platform = "1.8.3"
 
 // oldest are the SDK releases below which the contract was another, by language and kind; "" is the rule for kinds not named.
 var oldest = map[string]map[string]string{
@@ -85,8 +85,8 @@ var oldest = map[string]map[string]string{
 
 // check refuses a function that was built with an SDK that we, or it with a platform that it, cannot work with.
 func (s *serverInfo) check(kind string) error {
-	if s.MinimumPlatform != "" && older(platform, s.MinimumPlatform) {
-		return fmt.Errorf("the function's SDK needs Numaflow %s or later; this platform speaks the contract of %s: build the function with an older SDK", s.MinimumPlatform, platform)
+	if s.MinimumPlatform != "" && older(Platform, s.MinimumPlatform) {
+		return fmt.Errorf("the function's SDK needs Numaflow %s or later; this platform speaks the contract of %s: build the function with an older SDK", s.MinimumPlatform, Platform)
 	}
 	if s.Protocol == "tcp" {
 		return fmt.Errorf("the function offers TCP endpoints (multi-processing of an old Python SDK), which the contract no longer has: build it with a current SDK")

@@ -9,7 +9,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/levada-io/levada/internal/commandline"
 	"github.com/levada-io/levada/internal/proxy/admin"
 )
 
@@ -28,9 +27,6 @@ The exit code is 0 when the proxy has drained. A drain that is under way is join
 		Example: examples(name, "drain", "drain --admin 127.0.0.1:9901 --timeout 1m"),
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if timeout < 0 {
-				return commandline.UsageError(fmt.Errorf("--timeout is 0 or more, not %v", timeout))
-			}
 			client, err := at.client()
 			if err != nil {
 				return err

@@ -31,9 +31,6 @@ left out, and a line says how many.`,
 		Example: examples(name, "tap --path '/shop.Orders/*'", "tap --code UNAVAILABLE -o json | jq .reason"),
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if format != "text" && format != "json" {
-				return commandline.UsageError(fmt.Errorf("there is no output format %q; use text or json", format))
-			}
 			var err error
 			if filter.Path, err = observe.ParsePath(path); err != nil {
 				return commandline.UsageError(fmt.Errorf("--path: %w", err))
@@ -71,6 +68,7 @@ left out, and a line says how many.`,
 	f.StringVar(&reason, "reason", "", "only calls that ended for this `REASON`, such as CONNECTION_LOST")
 	f.StringVar(&code, "code", "", "only calls that ended with this `STATUS`, such as UNAVAILABLE or 14")
 	f.StringVarP(&format, "output", "o", "text", "text or json")
+	commandline.OneOf(f, "output", "text", "json")
 	return cmd
 }
 

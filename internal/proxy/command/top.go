@@ -35,17 +35,6 @@ The first numbers are those since the proxy has begun, the following ones those 
 		Example: examples(name, "top", "top --count 1 --admin 10.0.0.7:9901"),
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if interval < 100*time.Millisecond {
-				return commandline.UsageError(fmt.Errorf("--interval is at least 100ms, not %v", interval))
-			}
-			for _, n := range []struct {
-				flag  string
-				value int
-			}{{"count", count}, {"rows", rows}} {
-				if n.value < 0 {
-					return commandline.UsageError(fmt.Errorf("--%s is 0 or more, not %d", n.flag, n.value))
-				}
-			}
 			client, err := at.client()
 			if err != nil {
 				return err
@@ -56,6 +45,7 @@ The first numbers are those since the proxy has begun, the following ones those 
 	f := cmd.Flags()
 	at.register(f)
 	f.DurationVar(&interval, "interval", 2*time.Second, "time between two looks")
+	commandline.AtLeast(f, "interval", 100*time.Millisecond)
 	f.IntVar(&count, "count", 0, "looks before the command ends; 0 goes on")
 	f.IntVar(&rows, "rows", 20, "methods that are shown, those with the most calls first; 0 shows all")
 	return cmd

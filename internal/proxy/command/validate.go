@@ -33,12 +33,6 @@ The exit code is 0 when there is no problem, 1 when there is one, and 2 when the
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if format != "text" && format != "json" {
-				return commandline.UsageError(fmt.Errorf("there is no output format %q; use text or json", format))
-			}
-			if excerpt != "auto" && excerpt != "always" && excerpt != "never" {
-				return commandline.UsageError(fmt.Errorf("--excerpt is auto, always or never, not %q", excerpt))
-			}
 			var problems config.Problems
 			for _, name := range args {
 				problems = append(problems, configProblems(cmd.InOrStdin(), cmd.ErrOrStderr(), name, files, o.Kubernetes != nil)...)
@@ -54,7 +48,9 @@ The exit code is 0 when there is no problem, 1 when there is one, and 2 when the
 		},
 	}
 	cmd.Flags().StringVarP(&format, "output", "o", "text", "text or json")
+	commandline.OneOf(cmd.Flags(), "output", "text", "json")
 	cmd.Flags().StringVar(&excerpt, "excerpt", "auto", "show the line of each problem: auto (on terminals), always or never")
+	commandline.OneOf(cmd.Flags(), "excerpt", "auto", "always", "never")
 	cmd.Flags().BoolVar(&files, "files", false, "also look at the certificates and keys that are named, and warn of those that are not valid now; relative paths begin here")
 	return cmd
 }

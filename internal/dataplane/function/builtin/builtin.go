@@ -119,13 +119,13 @@ func Named(name string, args []string, kwargs map[string]string, opt Options) (*
 
 // Description of a builtin, for people.
 type Description struct {
-	Name string
-	Kind Kind
-	Does string
+	Name string `json:"name"`
+	Kind Kind   `json:"kind"`
+	Does string `json:"description"`
 	// Takes are the names of its arguments, in their order.
-	Takes []string
+	Takes []string `json:"arguments,omitempty"`
 	// Images are the samples it stands in for: numaflow-go/map-cat.
-	Images []string
+	Images []string `json:"images,omitempty"`
 }
 
 // List describes all builtins, by kind in the order of a pipeline and then by name.
