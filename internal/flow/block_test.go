@@ -134,14 +134,14 @@ func FuzzDecode(f *testing.F) {
 func TestIDsAreInjective(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		name := rapid.StringMatching(`[a-z]([a-z0-9-]{0,3}[a-z0-9])?`)
-		offset := rapid.StringMatching(`[a-z/%.0-9]{0,8}`)
+		offset := rapid.StringMatching(`[a-z/%@.0-9]{0,8}`)
 		type origin struct {
-			vertex, partition, offset string
-			path                      string
+			vertex, partition, incarnation, offset string
+			path                                   string
 		}
 		draw := func(label string) (origin, string) {
-			o := origin{vertex: name.Draw(t, label+" vertex"), partition: name.Draw(t, label+" partition"), offset: offset.Draw(t, label+" offset")}
-			id := RootID(o.vertex, o.partition, o.offset)
+			o := origin{vertex: name.Draw(t, label+" vertex"), partition: offset.Draw(t, label+" partition"), incarnation: rapid.SampledFrom([]string{"1a", "b", "1a%40b"}).Draw(t, label+" incarnation"), offset: offset.Draw(t, label+" offset")}
+			id := RootID(SourceLane(o.vertex, o.partition, o.incarnation), o.offset)
 			for range rapid.IntRange(0, 3).Draw(t, label+" hops") {
 				v, i := name.Draw(t, label+" hop"), rapid.IntRange(0, 12).Draw(t, label+" index")
 				o.path += "|" + v + string(rune('a'+i))
@@ -155,8 +155,11 @@ func TestIDsAreInjective(t *testing.T) {
 			t.Fatalf("%+v is %s and %+v is %s", a, idA, b, idB)
 		}
 	})
-	long := RootID("in", "0", strings.Repeat("x", 1000))
-	if len(long) > maxID || long == RootID("in", "0", strings.Repeat("x", 1001)) {
+	long := RootID("in/0", strings.Repeat("x", 1000))
+	if len(long) > maxID || long == RootID("in/0", strings.Repeat("x", 1001)) {
 		t.Fatalf("a long id is %s", long)
+	}
+	if lane := SourceLane("in", "a/b", ""); lane != "in/a/b" {
+		t.Fatalf("a lane of a store without an incarnation is called %s, and no longer in/a/b", lane)
 	}
 }

@@ -41,13 +41,25 @@ func (m *Message) Size() int { return len(m.Value) }
 // maxID is the length above which an id is replaced by a hash, so that ids stay bounded in a cycle.
 const maxID = 200
 
-// RootID is the id of a message at its source. Offsets may hold any character; '/' and '%' are escaped, so that two
-// different triples never give the same id.
-func RootID(vertex, partition, offset string) string {
+// SourceLane names one ordered input of a source vertex: the partition of the source, in one incarnation of the pipeline's store. No two triples give
+// the same name. Without an incarnation it is the name that stores from before incarnations know.
+func SourceLane(vertex, partition, incarnation string) string {
+	if incarnation == "" {
+		return vertex + "/" + partition
+	}
+	if strings.ContainsAny(partition, "/@%") {
+		partition = strings.NewReplacer("%", "%25", "/", "%2F", "@", "%40").Replace(partition)
+	}
+	return vertex + "/" + partition + "@" + incarnation
+}
+
+// RootID is the id of a message at its source: its lane, and the offset there. Offsets may hold any character; '/' and '%' are escaped, so that two
+// different pairs never give the same id.
+func RootID(lane, offset string) string {
 	if strings.ContainsAny(offset, "/%") {
 		offset = strings.NewReplacer("%", "%25", "/", "%2F").Replace(offset)
 	}
-	return bounded(vertex + "/" + partition + "/" + offset)
+	return bounded(lane + "/" + offset)
 }
 
 // ChildID is the id of the index-th result that vertex made from the message called parent.

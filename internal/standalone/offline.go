@@ -21,6 +21,7 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/buffer"
 	"github.com/levada-io/levada/internal/dataplane/buffer/jetstreambuffer"
 	"github.com/levada-io/levada/internal/dataplane/deadletter"
+	"github.com/levada-io/levada/internal/dataplane/naming"
 )
 
 // DeadLetters are the dead letters of a data directory, through the run that uses it or, when there is none, from the directory itself.
@@ -145,25 +146,34 @@ func (l *localLetters) Close() {
 	}
 }
 
-const lettersSuffix = "_DEADLETTERS"
+// letterStore is a store of dead letters with what is known of its owner.
+type letterStore struct {
+	*deadletter.Store
+	// owner is who the stream's metadata names. It is nil for a store of the old format that nobody has adopted yet.
+	owner *naming.Owner
+	// prefix begins the names of an old store: {namespace}-{pipeline}. Where the namespace ends is not said in it.
+	prefix string
+}
 
-// stores are the stores of all pipelines, or of one. A stream's name is {namespace}-{pipeline}_DEADLETTERS; where the namespace ends is not said in it, so the
-// pipeline's name is taken from the letters.
-func (l *localLetters) stores(ctx context.Context, pipeline string) (map[string]*deadletter.Store, error) {
-	names := l.js.StreamNames(ctx)
-	stores := map[string]*deadletter.Store{}
-	for stream := range names.Name() {
-		prefix, ok := strings.CutSuffix(stream, lettersSuffix)
-		if !ok || pipeline != "" && !strings.HasSuffix(prefix, "-"+pipeline) {
-			continue
+// stores are the dead letters of all pipelines, or of those of a name, as they are: nothing is created or changed.
+func (l *localLetters) stores(ctx context.Context, pipeline string) ([]letterStore, error) {
+	streams := l.js.ListStreams(ctx)
+	var stores []letterStore
+	for info := range streams.Info() {
+		name := info.Config.Name
+		tag, tagged := naming.TagOf(info.Config.Metadata)
+		prefix, old := strings.CutSuffix(name, naming.OldDeadLettersSuffix)
+		switch {
+		case tagged && tag.Role == naming.RoleDeadLetters:
+			if pipeline != "" && pipeline != tag.Owner.Name {
+				continue
+			}
+			stores = append(stores, letterStore{deadletter.Attach(l.js, deadletter.Config{Stream: name, Pipeline: tag.Owner.Name, Tag: tag}), &tag.Owner, prefix})
+		case !tagged && old && (pipeline == "" || strings.HasSuffix(prefix, "-"+pipeline)):
+			stores = append(stores, letterStore{deadletter.Attach(l.js, deadletter.Config{Stream: name, Pipeline: pipeline}), nil, prefix})
 		}
-		s, err := deadletter.Open(ctx, l.js, prefix, pipeline, 1)
-		if err != nil {
-			return nil, err
-		}
-		stores[prefix] = s
 	}
-	return stores, names.Err()
+	return stores, streams.Err()
 }
 
 func (l *localLetters) List(ctx context.Context, pipeline, vertex string) (letters []deadletter.Letter, err error) {
@@ -185,26 +195,26 @@ func (l *localLetters) List(ctx context.Context, pipeline, vertex string) (lette
 	return letters, nil
 }
 
-// find returns a letter with its store and the store's prefix.
-func (l *localLetters) find(ctx context.Context, pipeline, name string) (*deadletter.Letter, *deadletter.Store, string, error) {
+// find returns a letter with its store.
+func (l *localLetters) find(ctx context.Context, pipeline, name string) (*deadletter.Letter, letterStore, error) {
 	stores, err := l.stores(ctx, pipeline)
 	if err != nil {
-		return nil, nil, "", err
+		return nil, letterStore{}, err
 	}
-	for prefix, s := range stores {
+	for _, s := range stores {
 		letter, err := s.Get(ctx, name)
 		if err == nil && letter.Pipeline == pipeline {
-			return letter, s, prefix, nil
+			return letter, s, nil
 		}
 		if err != nil && !errors.Is(err, deadletter.ErrNotFound) {
-			return nil, nil, "", err
+			return nil, letterStore{}, err
 		}
 	}
-	return nil, nil, "", fmt.Errorf("%w: %s of pipeline %s", deadletter.ErrNotFound, name, pipeline)
+	return nil, letterStore{}, fmt.Errorf("%w: %s of pipeline %s", deadletter.ErrNotFound, name, pipeline)
 }
 
 func (l *localLetters) Get(ctx context.Context, pipeline, name string) (*LetterView, error) {
-	letter, _, _, err := l.find(ctx, pipeline, name)
+	letter, _, err := l.find(ctx, pipeline, name)
 	if err != nil {
 		return nil, err
 	}
@@ -213,7 +223,7 @@ func (l *localLetters) Get(ctx context.Context, pipeline, name string) (*LetterV
 }
 
 func (l *localLetters) Drop(ctx context.Context, pipeline, name string) error {
-	_, s, _, err := l.find(ctx, pipeline, name)
+	_, s, err := l.find(ctx, pipeline, name)
 	if err != nil {
 		return err
 	}
@@ -221,19 +231,22 @@ func (l *localLetters) Drop(ctx context.Context, pipeline, name string) error {
 }
 
 func (l *localLetters) Replay(ctx context.Context, pipeline, name string) error {
-	letter, s, prefix, err := l.find(ctx, pipeline, name)
+	letter, s, err := l.find(ctx, pipeline, name)
 	if err != nil {
 		return err
 	}
-	state, err := jetstreambuffer.Bucket(ctx, l.js, prefix+"_STATE", 1)
+	bucket, stream, tag, err := l.place(ctx, s, letter.Vertex)
 	if err != nil {
 		return err
 	}
-	stream := prefix + "-" + letter.Vertex + "-0"
-	if _, err := l.js.Stream(ctx, stream); errors.Is(err, jetstream.ErrStreamNotFound) {
-		return replay(ctx, s, letter, nil)
+	if stream == "" {
+		return replay(ctx, s.Store, letter, nil)
 	}
-	driver, err := jetstreambuffer.Attach(ctx, l.js, jetstreambuffer.Config{Stream: stream, State: state})
+	state, err := l.js.KeyValue(ctx, bucket)
+	if err != nil {
+		return fmt.Errorf("bucket %s: %w", bucket, err)
+	}
+	driver, err := jetstreambuffer.Attach(ctx, l.js, jetstreambuffer.Config{Stream: stream, Tag: tag, State: state})
 	if err != nil {
 		return err
 	}
@@ -241,5 +254,38 @@ func (l *localLetters) Replay(ctx context.Context, pipeline, name string) error 
 	if err != nil {
 		return err
 	}
-	return errors.Join(replay(ctx, s, letter, []*buffer.Partition{p}), p.Close(ctx))
+	return errors.Join(replay(ctx, s.Store, letter, []*buffer.Partition{p}), p.Close(ctx))
+}
+
+// place finds the state bucket and the first partition of a vertex. stream is empty if the vertex has no buffer.
+func (l *localLetters) place(ctx context.Context, s letterStore, vertex string) (bucket, stream string, tag naming.Tag, err error) {
+	type candidate struct{ bucket, stream string }
+	var candidates []candidate
+	if s.owner != nil {
+		tag = naming.Tag{Owner: *s.owner, Role: naming.RoleBuffer, Vertex: vertex}
+		candidates = []candidate{
+			{s.owner.State(), s.owner.Buffer(vertex, 0)}, {s.owner.OldState(), s.owner.Buffer(vertex, 0)}, {s.owner.OldState(), s.owner.OldBuffer(vertex, 0)},
+		}
+	} else {
+		candidates = []candidate{{s.prefix + "_STATE", s.prefix + "-" + vertex + "-0"}}
+	}
+	for _, c := range candidates {
+		found, err := l.js.Stream(ctx, c.stream)
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			continue
+		}
+		if err != nil {
+			return "", "", tag, fmt.Errorf("stream %s: %w", c.stream, err)
+		}
+		if _, err := tag.Check(c.stream, found.CachedInfo().Config.Metadata); err != nil {
+			continue
+		}
+		if _, err := l.js.KeyValue(ctx, c.bucket); errors.Is(err, jetstream.ErrBucketNotFound) {
+			continue
+		} else if err != nil {
+			return "", "", tag, fmt.Errorf("bucket %s: %w", c.bucket, err)
+		}
+		return c.bucket, c.stream, tag, nil
+	}
+	return "", "", tag, nil
 }

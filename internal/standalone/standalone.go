@@ -2,6 +2,7 @@
 package standalone
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,6 +28,7 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/buffer/jetstreambuffer"
 	"github.com/levada-io/levada/internal/dataplane/deadletter"
 	"github.com/levada-io/levada/internal/dataplane/function"
+	"github.com/levada-io/levada/internal/dataplane/naming"
 	"github.com/levada-io/levada/internal/dataplane/vertex"
 	"github.com/levada-io/levada/internal/flow"
 	"github.com/levada-io/levada/internal/metrics"
@@ -82,6 +84,7 @@ type Running struct {
 type Pipeline struct {
 	Namespace, Name, Kind string
 
+	store      *store
 	vertices   []*vertex.Vertex
 	partitions map[string][]*buffer.Partition
 	letters    *deadletter.Store
@@ -261,7 +264,7 @@ func (r *runner) build(ctx context.Context, o v1alpha1.Object) (*Pipeline, error
 	return nil, nil
 }
 
-func (r *runner) env(p *Pipeline, meta metav1.Object, state jetstream.KeyValue) *vertex.Env {
+func (r *runner) env(p *Pipeline, meta metav1.Object) *vertex.Env {
 	commands := map[string]string{}
 	maps.Copy(commands, r.cfg.Commands)
 	for name, command := range r.cfg.Commands {
@@ -270,7 +273,7 @@ func (r *runner) env(p *Pipeline, meta metav1.Object, state jetstream.KeyValue) 
 		}
 	}
 	return &vertex.Env{
-		Namespace: p.Namespace, Pipeline: p.Name, Meta: meta, State: state, DeadLetters: p.letters, Metrics: r.metrics,
+		Namespace: p.Namespace, Pipeline: p.Name, Owner: p.store.owner, Meta: meta, State: p.store.state, DeadLetters: p.letters, Metrics: r.metrics,
 		Partitions: func(v string) []*buffer.Partition { return p.partitions[v] },
 		Logger:     r.log.With("pipeline", p.Name), SocketRoot: r.sockets, Dir: r.cfg.Dir, Data: r.cfg.DataDir, Commands: commands, Timeout: r.cfg.FunctionTimeout,
 		Secret: r.secrets.get, Stdin: r.cfg.Stdin, Stdout: r.cfg.Stdout,
@@ -283,24 +286,25 @@ func (r *runner) env(p *Pipeline, meta metav1.Object, state jetstream.KeyValue) 
 	}
 }
 
-func (r *runner) prepare(ctx context.Context, meta *metav1.ObjectMeta, kind string) (*Pipeline, string, jetstream.KeyValue, error) {
-	p := &Pipeline{Namespace: meta.Namespace, Name: meta.Name, Kind: kind, partitions: map[string][]*buffer.Partition{}}
-	if p.Namespace == "" {
-		p.Namespace = "default"
+func (r *runner) prepare(ctx context.Context, meta *metav1.ObjectMeta, kind naming.Kind, vertices []string) (*Pipeline, error) {
+	p := &Pipeline{Namespace: cmp.Or(meta.Namespace, "default"), Name: meta.Name, Kind: string(kind), partitions: map[string][]*buffer.Partition{}}
+	owner, err := naming.New(p.Namespace, kind, p.Name)
+	if err != nil {
+		return nil, err
 	}
-	prefix := p.Namespace + "-" + p.Name
+	for _, v := range vertices {
+		if err := owner.CheckVertex(v); err != nil {
+			return nil, err
+		}
+	}
 	open, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	state, err := patiently(open, func() (jetstream.KeyValue, error) {
-		return jetstreambuffer.Bucket(open, r.js, prefix+"_STATE", r.cfg.Replicas)
-	})
+	p.store, err = patiently(open, func() (*store, error) { return openStore(open, r.js, owner, vertices, r.cfg.Replicas, r.log) })
 	if err != nil {
-		return nil, "", nil, err
+		return nil, err
 	}
-	p.letters, err = patiently(open, func() (*deadletter.Store, error) {
-		return deadletter.Open(open, r.js, prefix, p.Name, r.cfg.Replicas)
-	})
-	return p, prefix, state, err
+	p.letters, err = patiently(open, func() (*deadletter.Store, error) { return p.store.deadLetters(open) })
+	return p, err
 }
 
 // patiently tries again what failed because the broker went away: it comes back. All that is opened so can be opened twice.
@@ -321,11 +325,12 @@ func brokerAway(err error) bool {
 }
 
 func (r *runner) mono(ctx context.Context, m *v1alpha1.MonoVertex) (*Pipeline, error) {
-	p, _, state, err := r.prepare(ctx, &m.ObjectMeta, "MonoVertex")
+	p, err := r.prepare(ctx, &m.ObjectMeta, naming.MonoVertex, []string{m.Name})
 	if err != nil {
 		return nil, err
 	}
-	v, err := vertex.Mono(ctx, r.env(p, m, state), m.Name, &m.Spec)
+	p.store.opened()
+	v, err := vertex.Mono(ctx, r.env(p, m), m.Name, &m.Spec)
 	if err != nil {
 		return nil, fmt.Errorf("MonoVertex %s: %w", m.Name, err)
 	}
@@ -335,7 +340,11 @@ func (r *runner) mono(ctx context.Context, m *v1alpha1.MonoVertex) (*Pipeline, e
 }
 
 func (r *runner) pipeline(ctx context.Context, m *v1alpha1.Pipeline) (*Pipeline, error) {
-	p, prefix, state, err := r.prepare(ctx, &m.ObjectMeta, "Pipeline")
+	var names []string
+	for i := range m.Spec.Vertices {
+		names = append(names, m.Spec.Vertices[i].Name)
+	}
+	p, err := r.prepare(ctx, &m.ObjectMeta, naming.Pipeline, names)
 	if err != nil {
 		return nil, err
 	}
@@ -362,8 +371,7 @@ func (r *runner) pipeline(ctx context.Context, m *v1alpha1.Pipeline) (*Pipeline,
 		}
 		limits := v1alpha1.EffectiveLimits(&m.Spec, spec)
 		for n := range spec.PartitionCount() {
-			name := fmt.Sprintf("%s-%s-%d", prefix, spec.Name, n)
-			part, err := r.partition(ctx, name, state, store, buffer.Options{
+			part, err := r.partition(ctx, spec.Name, n, store, buffer.Options{
 				MaxLength: int(limits.BufferMaxLength), UsageLimit: int(limits.BufferUsageLimit), Compression: compression, AckWait: store.AckWait,
 			}, p)
 			if err != nil {
@@ -372,7 +380,8 @@ func (r *runner) pipeline(ctx context.Context, m *v1alpha1.Pipeline) (*Pipeline,
 			p.partitions[spec.Name] = append(p.partitions[spec.Name], part)
 		}
 	}
-	env := r.env(p, m, state)
+	p.store.opened()
+	env := r.env(p, m)
 	for i := range m.Spec.Vertices {
 		v, err := vertex.Pipeline(ctx, env, &m.Spec, &m.Spec.Vertices[i])
 		if err != nil {
@@ -386,14 +395,18 @@ func (r *runner) pipeline(ctx context.Context, m *v1alpha1.Pipeline) (*Pipeline,
 	return p, nil
 }
 
-func (r *runner) partition(ctx context.Context, name string, state jetstream.KeyValue, store jetstreambuffer.Config, opt buffer.Options, p *Pipeline) (*buffer.Partition, error) {
+func (r *runner) partition(ctx context.Context, vertex string, n int, store jetstreambuffer.Config, opt buffer.Options, p *Pipeline) (*buffer.Partition, error) {
 	open, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
-	store.Stream, store.State = name, state
+	name := p.store.owner.OldBuffer(vertex, n) // of metrics and logs, whatever the stream is called
+	store.State, store.Changed = p.store.state, p.store.changed
 	m := r.metrics.Buffer(name)
 	opt.Name, opt.Metrics, opt.Logger = name, m, r.log
 	opt.OnCorrupt = func(seq uint64, data []byte, err error) error { return r.corrupt(name, seq, data, err) }
-	part, err := patiently(open, func() (*buffer.Partition, error) {
+	part, err := patiently(open, func() (_ *buffer.Partition, err error) {
+		if store.Stream, store.Tag, err = p.store.buffer(open, vertex, n); err != nil {
+			return nil, err
+		}
 		driver, err := jetstreambuffer.Open(open, r.js, store)
 		if err != nil {
 			return nil, err

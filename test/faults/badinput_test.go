@@ -340,8 +340,8 @@ func TestDataDirectoryInUse(t *testing.T) {
 // TestCorruptStore damages the store of a stopped pipeline. Damage is always told, naming the buffer and the sequence, however often it is started; with --skip-corrupt
 // all that is not damaged arrives.
 func TestCorruptStore(t *testing.T) {
-	const stream = "default-site-out-0"
-	missing := regexp.MustCompile(`buffer ` + stream + `: stored blocks are missing: (\d+) to (\d+)\. What is stored is not what was written: check the disk\..* run with --skip-corrupt`)
+	const stream, buffer = "levada_default_site_out_0", "default-site-out-0"
+	missing := regexp.MustCompile(`buffer ` + buffer + `: stored blocks are missing: (\d+) to (\d+)\. What is stored is not what was written: check the disk\..* run with --skip-corrupt`)
 	for name, c := range map[string]struct {
 		damage func(t *testing.T, block string)
 		keep   int // lines that must arrive with --skip-corrupt
@@ -381,7 +381,7 @@ func TestCorruptStore(t *testing.T) {
 				}
 			}
 			out, code := s.run(t, "--skip-corrupt")
-			if code != 0 || !strings.Contains(out, `msg="stored data is damaged and skipped" buffer=`+stream) {
+			if code != 0 || !strings.Contains(out, `msg="stored data is damaged and skipped" buffer=`+buffer) {
 				t.Fatalf("exit code %d: %s", code, last([]byte(out), 2000))
 			}
 			lost, doubled := s.count(t)
@@ -400,11 +400,11 @@ func TestCorruptStore(t *testing.T) {
 func TestMissingStream(t *testing.T) {
 	s := newSite(t)
 	s.backlog(t)
-	dir := s.stream("default-site-out-0")
+	dir := s.stream("levada_default_site_out_0")
 	if err := os.Rename(dir, filepath.Join(s.dir, "away")); err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"pipeline site, vertex out: stream default-site-out-0: stream is missing, though it was made before", "unless it is restored from a copy of the store"}
+	want := []string{"pipeline site, vertex out: stream levada_default_site_out_0: stream is missing, though it was made before", "unless it is restored from a copy of the store"}
 	s.refuses(t, 1, want)
 	s.refuses(t, 1, want, "--skip-corrupt")
 	if err := os.Rename(filepath.Join(s.dir, "away"), dir); err != nil {
@@ -473,7 +473,7 @@ func TestDiskFull(t *testing.T) {
 func TestUnfinishedStream(t *testing.T) {
 	donor := newSite(t)
 	donor.delivers(t)
-	for _, name := range []string{"default-site-out-0", "KV_default-site_STATE"} {
+	for _, name := range []string{"levada_default_site_out_0", "KV_levada_default_site_STATE"} {
 		s := newSite(t)
 		description, err := os.ReadFile(filepath.Join(donor.stream(name), "meta.inf"))
 		if err != nil {

@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/levada-io/levada/internal/dataplane/naming"
 	"github.com/levada-io/levada/internal/flow"
 )
 
@@ -32,26 +33,39 @@ type Letter struct {
 // Store keeps the letters of a pipeline in a JetStream stream: one subject a letter, so that putting a message again changes nothing, however much later.
 // Payloads that are too large for a message lie in an object store beside it.
 type Store struct {
-	js       jetstream.JetStream
-	pipeline string
-	stream   string
+	js  jetstream.JetStream
+	cfg Config
 }
 
-// Open opens the store of a pipeline, and makes it if it is not there. prefix is {namespace}-{pipeline}.
-func Open(ctx context.Context, js jetstream.JetStream, prefix, pipeline string, replicas int) (*Store, error) {
-	s := &Store{js: js, pipeline: pipeline, stream: prefix + "_DEADLETTERS"}
-	_, err := js.Stream(ctx, s.stream)
+// Config says where the letters of a pipeline are.
+type Config struct {
+	// Stream is the name of the stream: see package naming.
+	Stream string
+	// Pipeline is the name of the Pipeline or MonoVertex, as letters have it.
+	Pipeline string
+	// Tag says whose the stream is. It is written into the metadata of a stream that is created.
+	Tag naming.Tag
+	// Replicas of a stream and an object store that are created. Default 1.
+	Replicas int
+}
+
+// Open opens the store of a pipeline, and creates it if it does not exist.
+func Open(ctx context.Context, js jetstream.JetStream, cfg Config) (*Store, error) {
+	_, err := js.Stream(ctx, cfg.Stream)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		_, err = js.CreateStream(ctx, jetstream.StreamConfig{
-			Name: s.stream, Subjects: []string{s.stream + ".>"}, Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardNew, DiscardNewPerSubject: true,
-			MaxMsgsPerSubject: 1, Replicas: max(1, replicas), Storage: jetstream.FileStorage, AllowDirect: true,
+			Name: cfg.Stream, Subjects: []string{cfg.Stream + ".>"}, Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardNew, DiscardNewPerSubject: true,
+			MaxMsgsPerSubject: 1, Replicas: max(1, cfg.Replicas), Storage: jetstream.FileStorage, AllowDirect: true, Metadata: cfg.Tag.In(nil),
 		})
 	}
 	if err != nil {
-		return nil, fmt.Errorf("dead letters %s: %w", s.stream, err)
+		return nil, fmt.Errorf("dead letters %s: %w", cfg.Stream, err)
 	}
-	return s, nil
+	return Attach(js, cfg), nil
 }
+
+// Attach takes a store that exists as it is.
+func Attach(js jetstream.JetStream, cfg Config) *Store { return &Store{js: js, cfg: cfg} }
 
 const (
 	headerLetter = "Levada-Letter"
@@ -68,7 +82,7 @@ func name(vertex, id string) string {
 func (s *Store) Put(ctx context.Context, vertex string, m *flow.Message, f *Failure) error {
 	evidence := *f
 	evidence.Stack, evidence.Output, evidence.Error = bounded(evidence.Stack), bounded(evidence.Output), bounded(evidence.Error)
-	l := Letter{Name: name(vertex, m.ID), Pipeline: s.pipeline, Vertex: vertex, ID: m.ID, Buried: time.Now().UTC(), Failure: evidence}
+	l := Letter{Name: name(vertex, m.ID), Pipeline: s.cfg.Pipeline, Vertex: vertex, ID: m.ID, Buried: time.Now().UTC(), Failure: evidence}
 	head, err := json.Marshal(l)
 	if err != nil {
 		return err
@@ -80,7 +94,7 @@ func (s *Store) Put(ctx context.Context, vertex string, m *flow.Message, f *Fail
 		return err
 	}
 	// Header values are text of one line: JSON has no raw newlines.
-	msg := &nats.Msg{Subject: s.stream + "." + l.Name, Data: data, Header: nats.Header{headerLetter: {string(head)}}}
+	msg := &nats.Msg{Subject: s.cfg.Stream + "." + l.Name, Data: data, Header: nats.Header{headerLetter: {string(head)}}}
 	if int64(len(data)+len(head)) > s.js.Conn().MaxPayload()-4<<10 {
 		if err := s.putObject(ctx, l.Name, data); err != nil {
 			return err
@@ -112,10 +126,12 @@ func bounded(s string) string {
 }
 
 func (s *Store) objectStore(ctx context.Context) (jetstream.ObjectStore, error) {
-	bucket := s.stream + "_PAYLOADS"
+	bucket := naming.Payloads(s.cfg.Stream)
 	o, err := s.js.ObjectStore(ctx, bucket)
 	if errors.Is(err, jetstream.ErrBucketNotFound) {
-		o, err = s.js.CreateObjectStore(ctx, jetstream.ObjectStoreConfig{Bucket: bucket, Storage: jetstream.FileStorage})
+		tag := s.cfg.Tag
+		tag.Role = naming.RolePayloads
+		o, err = s.js.CreateObjectStore(ctx, jetstream.ObjectStoreConfig{Bucket: bucket, Storage: jetstream.FileStorage, Replicas: max(1, s.cfg.Replicas), Metadata: tag.In(nil)})
 	}
 	return o, err
 }
@@ -134,18 +150,18 @@ var ErrNotFound = errors.New("no such dead letter")
 
 // List returns the letters of a vertex, or of all for "", oldest first, without their payloads.
 func (s *Store) List(ctx context.Context, vertex string) ([]Letter, error) {
-	stream, err := s.js.Stream(ctx, s.stream)
+	stream, err := s.js.Stream(ctx, s.cfg.Stream)
 	if err != nil {
 		return nil, err
 	}
 	if stream.CachedInfo().State.Msgs == 0 {
 		return nil, nil
 	}
-	filter := s.stream + ".>"
+	filter := s.cfg.Stream + ".>"
 	if vertex != "" {
-		filter = s.stream + "." + vertex + ".*"
+		filter = s.cfg.Stream + "." + vertex + ".*"
 	}
-	c, err := s.js.OrderedConsumer(ctx, s.stream, jetstream.OrderedConsumerConfig{FilterSubjects: []string{filter}, HeadersOnly: true})
+	c, err := s.js.OrderedConsumer(ctx, s.cfg.Stream, jetstream.OrderedConsumerConfig{FilterSubjects: []string{filter}, HeadersOnly: true})
 	if err != nil {
 		return nil, err
 	}
@@ -170,11 +186,11 @@ func (s *Store) List(ctx context.Context, vertex string) ([]Letter, error) {
 
 // Get returns a letter whole. The error is ErrNotFound if there is none of that name.
 func (s *Store) Get(ctx context.Context, name string) (*Letter, error) {
-	stream, err := s.js.Stream(ctx, s.stream)
+	stream, err := s.js.Stream(ctx, s.cfg.Stream)
 	if err != nil {
 		return nil, err
 	}
-	msg, err := stream.GetLastMsgForSubject(ctx, s.stream+"."+name)
+	msg, err := stream.GetLastMsgForSubject(ctx, s.cfg.Stream+"."+name)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return nil, fmt.Errorf("%w: %s", ErrNotFound, name)
 	}
@@ -205,11 +221,11 @@ func (s *Store) Get(ctx context.Context, name string) (*Letter, error) {
 
 // Drop removes a letter for good.
 func (s *Store) Drop(ctx context.Context, name string) error {
-	stream, err := s.js.Stream(ctx, s.stream)
+	stream, err := s.js.Stream(ctx, s.cfg.Stream)
 	if err != nil {
 		return err
 	}
-	msg, err := stream.GetLastMsgForSubject(ctx, s.stream+"."+name)
+	msg, err := stream.GetLastMsgForSubject(ctx, s.cfg.Stream+"."+name)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return fmt.Errorf("%w: %s", ErrNotFound, name)
 	}

@@ -349,11 +349,11 @@ func drawWorld(t *rapid.T) *world {
 			lo := pos + 1
 			pos += uint64(rapid.IntRange(1, 3).Draw(t, "gap"))
 			m := flow.Message{Pos: pos, Value: fmt.Appendf(nil, "%s-%d-%060d", name, i, i), Keys: []string{"k" + strconv.Itoa(i%5)}, EventTime: 1}
-			id := flow.RootID("in", name, "") + strconv.FormatUint(pos, 10)
+			id := flow.RootID("in/"+name, "") + strconv.FormatUint(pos, 10)
 			b := source.Batch{Partition: name, Lo: lo, Hi: pos, Stride: 2}
 			if w.byID {
 				m.Pos, m.ID = 0, string(m.Value)
-				id = flow.RootID("in", name, m.ID)
+				id = flow.RootID("in/"+name, m.ID)
 				b = source.Batch{Partition: name, ByID: true}
 			}
 			b.Messages = []flow.Message{m}
@@ -562,7 +562,7 @@ func (w *world) want(c *forward.Condition) map[string]int {
 			if !w.byID {
 				id = strconv.FormatUint(m.Pos, 10)
 			}
-			id = flow.RootID("in", b.Partition, id)
+			id = flow.RootID("in/"+b.Partition, id)
 			p := w.plans[id]
 			if p.broken {
 				continue

@@ -31,7 +31,9 @@ type Input interface {
 // SourceInput reads a source.
 type SourceInput struct {
 	Vertex string
-	Reader source.Reader
+	// Incarnation is that of the pipeline's store. It is part of each lane's name and so of each message's id.
+	Incarnation string
+	Reader      source.Reader
 	// Limit is how many messages make a batch, Rate how many may be read a second; nil for any number.
 	Limit int
 	Rate  *rate.Limiter
@@ -92,8 +94,9 @@ func (s *SourceInput) Read(ctx context.Context) (*Work, error) {
 func (s *SourceInput) work(b *source.Batch) *Work {
 	l := s.lanes[b.Partition]
 	if l == nil {
+		name := flow.SourceLane(s.Vertex, b.Partition, s.Incarnation)
 		l = &sourceLane{
-			name: s.Vertex + "/" + b.Partition, prefix: flow.RootID(s.Vertex, b.Partition, ""), track: &lane{},
+			name: name, prefix: flow.RootID(name, ""), track: &lane{},
 			next: uint64(time.Now().UnixNano()), // only to be above what an earlier process used; such lanes are told apart by id
 		}
 		s.lanes[b.Partition] = l
@@ -111,7 +114,7 @@ func (s *SourceInput) work(b *source.Batch) *Work {
 		}
 		if b.ByID {
 			m.Pos = l.next + uint64(i)
-			m.ID = flow.RootID(s.Vertex, b.Partition, m.ID)
+			m.ID = flow.RootID(l.name, m.ID)
 		}
 	}
 	if b.ByID {

@@ -144,7 +144,7 @@ func (b *builder) source(ctx context.Context, s *v1alpha1.Source) (*forward.Sour
 		}
 		stages = append(stages, stage)
 	}
-	return &forward.SourceInput{Vertex: b.name, Reader: r, Limit: b.lim.batch, Rate: b.lim.rate, OnError: b.metrics.ReadError, Logger: b.v.logger}, stages, nil
+	return &forward.SourceInput{Vertex: b.name, Incarnation: b.env.Owner.Incarnation, Reader: r, Limit: b.lim.batch, Rate: b.lim.rate, OnError: b.metrics.ReadError, Logger: b.v.logger}, stages, nil
 }
 
 func (b *builder) reader(ctx context.Context, s *v1alpha1.Source) (source.Reader, error) {

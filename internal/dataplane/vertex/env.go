@@ -22,6 +22,7 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/buffer"
 	"github.com/levada-io/levada/internal/dataplane/deadletter"
 	"github.com/levada-io/levada/internal/dataplane/function"
+	"github.com/levada-io/levada/internal/dataplane/naming"
 	"github.com/levada-io/levada/internal/dataplane/source"
 	"github.com/levada-io/levada/internal/metrics"
 )
@@ -29,6 +30,8 @@ import (
 // Env is what a vertex finds where it runs: it does not know whether that is a laptop or a pod.
 type Env struct {
 	Namespace, Pipeline string
+	// Owner says the same with the kind, and which lifetime of the store this is.
+	Owner naming.Owner
 	// Meta holds the annotations.
 	Meta metav1.Object
 	// State remembers how far sources are.

@@ -17,12 +17,17 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/levada-io/levada/internal/dataplane/buffer"
+	"github.com/levada-io/levada/internal/dataplane/naming"
 )
 
 // Config says where and how a partition is stored.
 type Config struct {
-	// Stream is the name of the stream, of its only subject and of its durable consumer: {namespace}-{pipeline}-{vertex}-{partition}.
+	// Stream is the name of the stream, of its only subject and of its durable consumer: see package naming.
 	Stream string
+	// Tag says whose the stream is. One of somebody else is refused, one without a tag gets this one.
+	Tag naming.Tag
+	// Changed, if not nil, is told of a stream that had another number of replicas.
+	Changed Changed
 	// State is the bucket that keeps what was seen. It also remembers that the stream was made, so that a stream that vanished is not made anew.
 	State jetstream.KeyValue
 	// Replicas of the stream and its consumer. Default 1.
@@ -108,10 +113,16 @@ func (d *driver) open(ctx context.Context) error {
 	if d.cfg.Memory {
 		want.Storage = jetstream.MemoryStorage
 	}
+	want.Metadata = d.cfg.Tag.In(nil)
 	stream, err := d.js.Stream(ctx, d.cfg.Stream)
 	switch {
 	case err == nil:
 		d.created = stream.CachedInfo().Created
+		// Whose it is comes first: nothing of another owner's stream is touched.
+		untagged, err := d.cfg.Tag.Check(d.cfg.Stream, stream.CachedInfo().Config.Metadata)
+		if err != nil {
+			return err
+		}
 		// A crash may have come between making the stream and noting that; without the note a stream that vanishes would be made anew in silence.
 		if _, err := d.cfg.State.Get(ctx, d.key("made")); errors.Is(err, jetstream.ErrKeyNotFound) {
 			if err := d.noteMade(ctx); err != nil {
@@ -125,12 +136,17 @@ func (d *driver) open(ctx context.Context) error {
 			return fmt.Errorf("it exists with retention %v, discard %v, max age %v, which can lose messages; levada needs retention limits, discard new and no max age: delete the stream or give the pipeline another name",
 				have.Retention, have.Discard, have.MaxAge)
 		}
-		if have.MaxBytes == want.MaxBytes && have.MaxMsgs == want.MaxMsgs && have.Replicas == want.Replicas && have.Duplicates == want.Duplicates {
+		if have.MaxBytes == want.MaxBytes && have.MaxMsgs == want.MaxMsgs && have.Replicas == want.Replicas && have.Duplicates == want.Duplicates && !untagged {
 			return nil
 		}
-		want.Storage, want.Metadata = have.Storage, have.Metadata
-		_, err = d.js.UpdateStream(ctx, want)
-		return err
+		want.Storage, want.Metadata = have.Storage, d.cfg.Tag.In(have.Metadata)
+		if _, err = d.js.UpdateStream(ctx, want); err != nil {
+			return explainReplicas(err, have.Replicas, want.Replicas)
+		}
+		if d.cfg.Changed != nil && have.Replicas != want.Replicas {
+			d.cfg.Changed(d.cfg.Stream, have.Replicas, want.Replicas)
+		}
+		return nil
 	case !errors.Is(err, jetstream.ErrStreamNotFound):
 		return err
 	}
@@ -146,7 +162,7 @@ func (d *driver) open(ctx context.Context) error {
 		return err
 	}
 	if stream, err = d.js.CreateStream(ctx, want); err != nil {
-		return err
+		return explainReplicas(err, 0, want.Replicas)
 	}
 	d.created = stream.CachedInfo().Created
 	return d.noteMade(ctx)
@@ -165,7 +181,18 @@ func orUnlimited(n int64) int64 {
 	return n
 }
 
-func (d *driver) key(what string) string { return "buffer." + d.cfg.Stream + "." + what }
+func (d *driver) key(what string) string { return stateKey(d.cfg.Stream, what) }
+
+func stateKey(stream, what string) string { return "buffer." + stream + "." + what }
+
+// WasMade reports whether the state bucket remembers that a stream was created.
+func WasMade(ctx context.Context, state jetstream.KeyValue, stream string) (bool, error) {
+	_, err := state.Get(ctx, stateKey(stream, "made"))
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return false, nil
+	}
+	return err == nil, err
+}
 
 // submitTimeout is how long an attempt waits for the broker. It is not the limit of the write, which is tried again.
 const submitTimeout = 5 * time.Second
@@ -426,7 +453,14 @@ const maxEntry = aheadBytes / 2
 // headroom is what an id and the headers take of the broker's max_payload.
 const headroom = 2 << 10
 
-func (d *driver) Incarnation() string { return strconv.FormatInt(d.created.UnixNano(), 36) }
+// Incarnation is when the stream was created, and in which lifetime of its owner's store: a clock that was set back gives no name twice.
+func (d *driver) Incarnation() string {
+	created := strconv.FormatInt(d.created.UnixNano(), 36)
+	if inc := d.cfg.Tag.Owner.Incarnation; inc != "" {
+		return created + "." + inc
+	}
+	return created
+}
 
 func (d *driver) MaxEntry() int { return int(min(d.js.Conn().MaxPayload(), maxEntry)) - headroom }
 

@@ -1,0 +1,81 @@
+package jetstreambuffer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/levada-io/levada/internal/dataplane/naming"
+)
+
+// Changed is told of a stream that existed with another number of replicas.
+type Changed func(stream string, from, to int)
+
+// OpenBucket opens the bucket of a tag under that name, and creates it if it does not exist. A bucket of somebody else is refused; one without a
+// tag gets it. replicas is what its stream has afterwards; 0 leaves it as it is.
+func OpenBucket(ctx context.Context, js jetstream.JetStream, name string, tag naming.Tag, replicas int, changed Changed) (jetstream.KeyValue, error) {
+	kv, err := js.KeyValue(ctx, name)
+	if errors.Is(err, jetstream.ErrBucketNotFound) {
+		kv, err = js.CreateKeyValue(ctx, jetstream.KeyValueConfig{
+			Bucket: name, History: 1, Replicas: max(1, replicas), Storage: jetstream.FileStorage, Metadata: tag.In(nil),
+		})
+	}
+	if err != nil {
+		return nil, fmt.Errorf("bucket %s: %w", name, err)
+	}
+	return kv, Own(ctx, js, naming.KVStream(name), tag, replicas, changed)
+}
+
+// Own checks that a stream that exists belongs to the owner of the tag, adds the tag if the stream has none, and sets its replicas; 0 leaves them.
+func Own(ctx context.Context, js jetstream.JetStream, name string, tag naming.Tag, replicas int, changed Changed) error {
+	stream, err := js.Stream(ctx, name)
+	if err != nil {
+		return fmt.Errorf("stream %s: %w", name, err)
+	}
+	cfg := stream.CachedInfo().Config
+	untagged, err := tag.Check(name, cfg.Metadata)
+	if err != nil {
+		return err
+	}
+	had := cfg.Replicas
+	if !untagged && (replicas == 0 || had == replicas) {
+		return nil
+	}
+	if untagged {
+		cfg.Metadata = tag.In(cfg.Metadata)
+	}
+	if replicas > 0 {
+		cfg.Replicas = replicas
+	}
+	if _, err := js.UpdateStream(ctx, cfg); err != nil {
+		return fmt.Errorf("stream %s: %w", name, explainReplicas(err, had, cfg.Replicas))
+	}
+	if changed != nil && had != cfg.Replicas {
+		changed(name, had, cfg.Replicas)
+	}
+	return nil
+}
+
+// ErrReplicas means that the broker cannot keep as many replicas as were asked for.
+var ErrReplicas = errors.New("the broker cannot keep that many replicas")
+
+// explainReplicas says what a refusal of more replicas means.
+func explainReplicas(err error, from, to int) error {
+	const (
+		codeNotClustered   = 10074 // replicas > 1 not supported in non-clustered mode
+		codeNoPeers        = 10005 // no suitable peers for placement
+		codeNoResources    = 10023 // insufficient resources
+		codeTooManyReplica = 10052 // invalid configuration: so many replicas are never supported
+	)
+	var api *jetstream.APIError
+	if from == to || to <= 1 || !errors.As(err, &api) {
+		return err
+	}
+	switch api.ErrorCode {
+	case codeNotClustered, codeNoPeers, codeNoResources, codeTooManyReplica:
+		return fmt.Errorf("%d replicas (it has %d): %w: %w. Give --replicas a number of at most the servers with JetStream in the cluster, or add servers", to, from, ErrReplicas, err)
+	}
+	return err
+}
