@@ -102,9 +102,9 @@ func openBatch(ctx context.Context, address string, c *batchCodec, limit, maxMes
 	return b, nil
 }
 
-func (b *batchPipe) Call(ctx context.Context, in []flow.Message) ([]Outcome, []int, error) {
+func (b *batchPipe) Call(ctx context.Context, in []flow.Message, part *Part) ([]Outcome, []int, error) {
 	c := newCall(in)
-	err := b.run(ctx, c, func(i int) string { return strconv.Itoa(i) }, func(id []byte) (int, bool) {
+	err := b.run(ctx, c, part, func(i int) string { return strconv.Itoa(i) }, func(id []byte) (int, bool) {
 		n, ok := parseID(id)
 		return int(n), ok && n < uint64(len(in))
 	}, nil)
@@ -113,16 +113,18 @@ func (b *batchPipe) Call(ctx context.Context, in []flow.Message) ([]Outcome, []i
 }
 
 // run sends c in groups of at most limit messages and gathers the answers.
-func (b *batchPipe) run(ctx context.Context, c *call, name func(int) string, find func([]byte) (int, bool), results []sinkResult) error {
+func (b *batchPipe) run(ctx context.Context, c *call, part *Part, name func(int) string, find func([]byte) (int, bool), results []sinkResult) error {
 	select {
 	case <-b.turn:
+	case <-part.done():
+		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
 	defer func() { b.turn <- struct{}{} }()
 	stop := context.AfterFunc(ctx, b.stream.Close)
 	defer stop()
-	for first := 0; first < len(c.in); first += b.limit {
+	for first := 0; first < len(c.in) && !part.over(); first += b.limit {
 		last := min(first+b.limit, len(c.in))
 		if err := b.runGroup(c, first, last, name, &group{call: c, byID: find, strays: b.strays, results: results}); err != nil {
 			if ctx.Err() != nil {

@@ -24,90 +24,63 @@ type blockPipe struct {
 	sending sync.Mutex
 	out     []byte
 
+	concurrency int
+
 	mu       sync.Mutex
-	next     uint64
+	room     sync.Cond // broadcast when the window may have room, and at the end
+	last     uint64    // the id given last
 	calls    map[uint64]*blockCall
+	inHand   int           // messages that are not answered
+	pace     time.Duration // what a message takes, about, of all that are under way together; 0: not known
+	mark     time.Time     // from when the next sample of pace is measured
 	progress uint64
+	moved    time.Time // when the last answer came
 	err      error
 	ended    chan struct{}
 }
 
+// blockCall is a MapBlock under way: some messages of a call.
 type blockCall struct {
 	*call
-	id    uint64
-	touch time.Time // when it was sent or last answered
+	id                 uint64
+	first, count, left int
+	sent               time.Time
 }
 
 // maxBlock bounds the bytes of one MapBlock: the SDK takes 64 MiB.
 const maxBlock = 32 << 20
 
-func openBlocks(ctx context.Context, address string, maxMessage int, strays *atomic.Uint64, announced announcements) (*blockPipe, error) {
+func openBlocks(ctx context.Context, address string, concurrency, maxMessage int, strays *atomic.Uint64, announced announcements) (*blockPipe, error) {
 	stream, err := openStream(ctx, address, "/levada.function.v1.BlockMap/MapFn", nil, maxMessage)
 	if err != nil {
 		return nil, err
 	}
-	b := &blockPipe{stream: stream, strays: strays, announced: announced, calls: map[uint64]*blockCall{}, ended: make(chan struct{})}
+	b := &blockPipe{stream: stream, strays: strays, announced: announced, concurrency: max(1, concurrency), calls: map[uint64]*blockCall{}, ended: make(chan struct{})}
+	b.room.L = &b.mu
 	go b.receive() // ends when the stream does; Close waits for it
 	return b, nil
 }
 
-func (b *blockPipe) Call(ctx context.Context, in []flow.Message) ([]Outcome, []int, error) {
-	var out []Outcome
-	for first := 0; first < len(in); {
-		last, size := first, 0
-		for last < len(in) && (last == first || size+len(in[last].Value)+1024 < maxBlock) {
-			size += len(in[last].Value) + len(in[last].Headers) + len(in[last].Metadata) + 1024
-			last++
-		}
-		part, notSent, err := b.callOne(ctx, in[first:last])
-		if first == 0 && last == len(in) {
-			return part, notSent, err
-		}
-		out = append(out, part...)
-		if err != nil {
-			for i := range notSent {
-				notSent[i] += first
-			}
-			for i := last; i < len(in); i++ {
-				out, notSent = append(out, Outcome{}), append(notSent, i)
-			}
-			return out, notSent, err
-		}
-		first = last
-	}
-	return out, nil, nil
-}
-
-func (b *blockPipe) callOne(ctx context.Context, in []flow.Message) ([]Outcome, []int, error) {
-	c := &blockCall{call: newCall(in), touch: time.Now()}
-	b.mu.Lock()
-	if b.err != nil {
+// Call sends the messages in one block, or in several: no more are given to the function at a time than it works through in a short while, so that a slow
+// function has little to finish when it is stopped.
+func (b *blockPipe) Call(ctx context.Context, in []flow.Message, part *Part) ([]Outcome, []int, error) {
+	c := newCall(in)
+	part.open(func(visit func(int, *Outcome)) {
+		b.mu.Lock()
 		defer b.mu.Unlock()
-		_, notSent := c.finish()
-		return c.out, notSent, b.err
-	}
-	b.next++
-	c.id = b.next
-	b.calls[c.id] = c
-	for i := range c.state {
-		c.state[i] = sent
-	}
-	b.mu.Unlock()
-
-	b.sending.Lock()
-	b.out = appendBlock(b.out[:0], c.id, in)
-	err := b.stream.Send(b.out)
-	b.sending.Unlock()
+		c.take(visit)
+	})
+	defer part.close()
+	err := b.sendAll(ctx, c, part)
 	if err == nil {
 		select {
 		case <-c.done:
-			return c.out, nil, nil
+			out, notSent := c.finish()
+			return out, notSent, nil
 		case <-ctx.Done():
 			err = context.Cause(ctx)
 		case <-b.ended:
 		}
-	} else {
-		<-b.ended
 	}
 	var inCode map[uint64]bool
 	if ctx.Err() == nil {
@@ -115,22 +88,120 @@ func (b *blockPipe) callOne(ctx context.Context, in []flow.Message) ([]Outcome, 
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	delete(b.calls, c.id)
 	if c.left == 0 {
-		return c.out, nil, nil
+		out, notSent := c.finish()
+		return out, notSent, nil
 	}
 	if b.err != nil {
 		err = b.err
 	}
-	if inCode != nil {
-		for i, s := range c.state {
-			if s == sent && !inCode[c.id<<announceIndexBits|uint64(i+1)] {
-				c.state[i] = unsent // the process died with it waiting: it is not to blame
+	for id, k := range b.calls {
+		if k.call != c {
+			continue
+		}
+		delete(b.calls, id)
+		b.free(k.left)
+		for i := range k.count {
+			if inCode != nil && c.state[k.first+i] == sent && !inCode[id<<announceIndexBits|uint64(i+1)] {
+				c.state[k.first+i] = unsent // the process died with it waiting: it is not to blame
 			}
 		}
 	}
 	out, notSent := c.finish()
 	return out, notSent, err
+}
+
+func (b *blockPipe) sendAll(ctx context.Context, c *call, part *Part) error {
+	for next := 0; next < len(c.in); {
+		k, err := b.next(ctx, c, next, part)
+		if err != nil || k == nil {
+			return err
+		}
+		b.sending.Lock()
+		b.out = appendBlock(b.out[:0], k.id, c.in[k.first:k.first+k.count])
+		err = b.stream.Send(b.out)
+		b.sending.Unlock()
+		if err != nil {
+			<-b.ended // the receiver knows better why
+			return err
+		}
+		next += k.count
+	}
+	return nil
+}
+
+// blockAhead is how much work a function has at a time, in time that it takes for it.
+const blockAhead = 250 * time.Millisecond
+
+// window is how many messages the function may have at a time. mu is held.
+func (b *blockPipe) window() int {
+	least := 2 * b.concurrency
+	if b.pace == 0 {
+		return least
+	}
+	return max(least, int(min(blockAhead/b.pace, 1<<20)))
+}
+
+// next waits for room in the window, and registers the next messages of c, from first on. It returns nil if nothing more shall be begun.
+func (b *blockPipe) next(ctx context.Context, c *call, first int, part *Part) (*blockCall, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	room := func() bool {
+		free := b.window() - b.inHand
+		return free > 0 && free >= min(len(c.in)-first, b.window()/4)
+	}
+	if !room() {
+		wake := func() {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			b.room.Broadcast()
+		}
+		defer context.AfterFunc(ctx, wake)()
+		defer part.onOver(wake)()
+	}
+	for b.err == nil && ctx.Err() == nil && !part.over() && !room() {
+		b.room.Wait()
+	}
+	switch {
+	case b.err != nil:
+		return nil, b.err
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
+	case part.over():
+		c.cut(len(c.in) - first)
+		return nil, nil
+	}
+	last, most, size := first, min(len(c.in), first+b.window()-b.inHand), 0
+	for last < most && (last == first || size+len(c.in[last].Value)+1024 < maxBlock) {
+		size += len(c.in[last].Value) + len(c.in[last].Headers) + len(c.in[last].Metadata) + 1024
+		c.state[last] = sent
+		last++
+	}
+	now := time.Now()
+	if b.inHand == 0 {
+		b.mark = now
+	}
+	b.inHand += last - first
+	b.last++
+	k := &blockCall{call: c, id: b.last, first: first, count: last - first, left: last - first, sent: now}
+	b.calls[k.id] = k
+	return k, nil
+}
+
+// free gives back room for n messages. mu is held.
+func (b *blockPipe) free(n int) {
+	b.inHand -= n
+	b.room.Broadcast()
+}
+
+// observe keeps a running mean of what a message takes, of n that were answered now. mu is held.
+func (b *blockPipe) observe(now time.Time, n int) {
+	each := max(1, now.Sub(b.mark)/time.Duration(n))
+	b.mark = now
+	if b.pace == 0 {
+		b.pace = each
+	}
+	b.pace = max(1, b.pace+(each-b.pace)/8)
 }
 
 // appendBlock appends a MapBlock with its gRPC prefix.
@@ -184,6 +255,7 @@ func (b *blockPipe) receive() {
 			b.stream.Close()
 			b.mu.Lock()
 			b.err = err
+			b.room.Broadcast()
 			b.mu.Unlock()
 			return
 		}
@@ -210,13 +282,17 @@ func (b *blockPipe) answer(msg []byte) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	c := b.calls[id]
-	if c == nil || first > uint64(len(c.in)) || uint64(len(outcomes)) > uint64(len(c.in))-first {
+	if c == nil || first > uint64(c.count) || uint64(len(outcomes)) > uint64(c.count)-first {
 		b.strays.Add(uint64(len(outcomes)))
 		return nil
 	}
-	c.touch = time.Now()
+	b.moved = time.Now()
+	if len(outcomes) > 0 {
+		b.observe(b.moved, len(outcomes))
+	}
+	before := c.call.left
 	for k, o := range outcomes {
-		i := int(first) + k
+		i := c.first + int(first) + k
 		if c.state[i] != sent {
 			b.strays.Add(1)
 			continue
@@ -225,11 +301,16 @@ func (b *blockPipe) answer(msg []byte) error {
 			return err
 		}
 		c.state[i] = answered
-		c.left--
+		c.call.left--
 		b.progress++
 	}
+	n := before - c.call.left
+	c.left -= n
+	b.free(n)
 	if c.left == 0 {
 		delete(b.calls, id)
+	}
+	if n > 0 && c.call.left == 0 {
 		close(c.done)
 	}
 	return nil
@@ -267,13 +348,16 @@ func (c *call) outcome(i int, b []byte) error {
 	return nil
 }
 
+// Oldest is when the function last did something while it had work. A block may wait long behind others; how long single calls take is known from what
+// the function announces (see inCode).
 func (b *blockPipe) Oldest() (t time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, c := range b.calls {
-		if t.IsZero() || c.touch.Before(t) {
-			t = c.touch
-		}
+		t = earliest(t, c.sent)
+	}
+	if !t.IsZero() && t.Before(b.moved) {
+		t = b.moved
 	}
 	return t
 }

@@ -241,6 +241,7 @@ func (f *Function) start(ctx context.Context, cfg *Config) (*worker, error) {
 func (f *Function) watch(w *worker) {
 	tick := time.NewTicker(max(10*time.Millisecond, min(time.Second, f.cfg.Timeout/8)))
 	defer tick.Stop()
+	calls := w.inCode()
 	for {
 		select {
 		case <-w.exited:
@@ -249,8 +250,9 @@ func (f *Function) watch(w *worker) {
 		case <-w.over:
 			return
 		case <-tick.C:
-			if since := w.Oldest(); !since.IsZero() && time.Since(since) > f.cfg.Timeout {
-				f.cfg.Logger.Warn("function hangs and is ended", "timeout", f.cfg.Timeout)
+			now := time.Now()
+			if since := earliest(w.Oldest(), calls.oldest(now)); !since.IsZero() && now.Sub(since) > f.cfg.Timeout {
+				f.cfg.Logger.Warn("function exceeded its processing timeout, process killed", "timeout", f.cfg.Timeout)
 				w.hung.Store(true)
 				w.dump()
 				w.finish()
@@ -258,6 +260,14 @@ func (f *Function) watch(w *worker) {
 			}
 		}
 	}
+}
+
+// earliest of two times, of which zero is none.
+func earliest(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
 }
 
 func (w *worker) finish() { w.once.Do(func() { close(w.over) }) }
@@ -276,7 +286,10 @@ func (f *Function) Ready(ctx context.Context) error {
 	return err
 }
 
-func (f *Function) worker(ctx context.Context) (*worker, error) {
+func (f *Function) worker(ctx context.Context) (*worker, error) { return f.workerUntil(ctx, nil) }
+
+// workerUntil is worker, but returns nil once part is over.
+func (f *Function) workerUntil(ctx context.Context, part *Part) (*worker, error) {
 	for {
 		f.mu.Lock()
 		w, err, changed := f.current, f.failed, f.changed
@@ -286,6 +299,8 @@ func (f *Function) worker(ctx context.Context) (*worker, error) {
 		}
 		select {
 		case <-changed:
+		case <-part.done():
+			return nil, nil
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}
@@ -295,8 +310,14 @@ func (f *Function) worker(ctx context.Context) (*worker, error) {
 // Map gives each message to the function, and again if the process died before it got it. Messages that were in user code when it died are Suspect:
 // Isolate is for them. The only errors are that ctx ended or that the function cannot be started.
 func (f *Function) Map(ctx context.Context, in []flow.Message) ([]Outcome, error) {
+	return f.MapPart(ctx, in, nil)
+}
+
+// MapPart is Map for a caller who takes what is done before all of it is, and may end it early; see Part. What was taken is in the result as well.
+func (f *Function) MapPart(ctx context.Context, in []flow.Message, part *Part) ([]Outcome, error) {
 	begun := time.Now()
-	out, unsent, err := f.mapOnce(ctx, in)
+	part.use(nil)
+	out, unsent, err := f.mapOnce(ctx, in, part)
 	if len(unsent) == 0 {
 		if err == nil && len(in) > 0 {
 			f.observe(time.Since(begun) / time.Duration(len(in)))
@@ -304,13 +325,20 @@ func (f *Function) Map(ctx context.Context, in []flow.Message) ([]Outcome, error
 		return out, endError(ctx, err)
 	}
 	for len(unsent) > 0 && endError(ctx, err) == nil {
+		if part.over() {
+			for _, i := range unsent {
+				out[i] = Outcome{Verdict: Unbegun}
+			}
+			break
+		}
 		again := make([]flow.Message, len(unsent))
 		for k, i := range unsent {
 			again[k] = in[i]
 		}
+		part.use(unsent)
 		var more []Outcome
 		var left []int
-		more, left, err = f.mapOnce(ctx, again)
+		more, left, err = f.mapOnce(ctx, again, part)
 		if more == nil {
 			break
 		}
@@ -347,12 +375,15 @@ func endError(ctx context.Context, err error) error {
 	return nil
 }
 
-func (f *Function) mapOnce(ctx context.Context, in []flow.Message) ([]Outcome, []int, error) {
-	w, err := f.worker(ctx)
+func (f *Function) mapOnce(ctx context.Context, in []flow.Message, part *Part) ([]Outcome, []int, error) {
+	w, err := f.workerUntil(ctx, part)
 	if err != nil {
 		return nil, allOf(in), unusable{err}
 	}
-	out, unsent, err := w.Call(ctx, in)
+	if w == nil {
+		return make([]Outcome, len(in)), allOf(in), nil
+	}
+	out, unsent, err := w.Call(ctx, in, part)
 	if err != nil && ctx.Err() == nil {
 		failure := f.autopsy(ctx, w, err)
 		for i := range out {
@@ -481,7 +512,7 @@ func (f *Function) isolate(ctx context.Context, in []flow.Message, out []Outcome
 	if err != nil {
 		return err
 	}
-	part, unsent, err := w.Call(ctx, in)
+	part, unsent, err := w.Call(ctx, in, nil)
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -523,7 +554,7 @@ func (f *Function) confirm(ctx context.Context, one []flow.Message, out *Outcome
 		if err != nil {
 			return err
 		}
-		got, unsent, err := w.Call(ctx, one)
+		got, unsent, err := w.Call(ctx, one, nil)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}

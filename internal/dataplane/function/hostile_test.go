@@ -187,7 +187,7 @@ func TestHostileFunctions(t *testing.T) {
 				return
 			}
 			in := requests(n)
-			out, unsent, err := p.Call(ctx, in)
+			out, unsent, err := p.Call(ctx, in, nil)
 			p.Close()
 			runtime.ReadMemStats(&after)
 			if used := after.TotalAlloc - before.TotalAlloc; used > 64<<20 {
@@ -306,7 +306,7 @@ func TestHostileBatches(t *testing.T) {
 			}
 			defer p.Close()
 			in := requests(n)
-			out, unsent, err := p.Call(ctx, in)
+			out, unsent, err := p.Call(ctx, in, nil)
 			if ctx.Err() != nil {
 				t.Fatal("it hung")
 			}
@@ -315,7 +315,7 @@ func TestHostileBatches(t *testing.T) {
 			}
 			checkOutcomes(t, in, out, unsent, err, c.answers)
 			if c.fails { // of no more use: it must say so at once, and have sent nothing
-				if _, unsent, err := p.Call(ctx, in); err == nil || len(unsent) != n {
+				if _, unsent, err := p.Call(ctx, in, nil); err == nil || len(unsent) != n {
 					t.Errorf("the next call: %d unsent, %v", len(unsent), err)
 				}
 			}
@@ -374,13 +374,13 @@ func TestHostileBlocks(t *testing.T) {
 			var strays atomic.Uint64
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 			defer cancel()
-			p, err := openBlocks(ctx, address, hostileLimit, &strays, func(context.Context) map[uint64]bool { return nil })
+			p, err := openBlocks(ctx, address, 500, hostileLimit, &strays, func(context.Context) map[uint64]bool { return nil })
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer p.Close()
 			in := requests(n)
-			out, unsent, err := p.Call(ctx, in)
+			out, unsent, err := p.Call(ctx, in, nil)
 			if ctx.Err() != nil {
 				t.Fatal("it hung")
 			}

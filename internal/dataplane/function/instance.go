@@ -226,7 +226,7 @@ func (i *instance) open(ctx context.Context, strays *atomic.Uint64) (caller, err
 		return openPipe(ctx, i.socket, &streamMap, limit, size, strays, i.announced)
 	}
 	if i.info.Metadata["LEVADA_BLOCKS"] == "1" && !i.cfg.NoBlocks {
-		return openBlocks(ctx, i.socket, size, strays, i.announced)
+		return openBlocks(ctx, i.socket, limit, size, strays, i.announced)
 	}
 	return openPipe(ctx, i.socket, &unaryMap, limit, size, strays, i.announced)
 }

@@ -40,6 +40,8 @@ const (
 	Suspect
 	// Broken: it is put aside, with its Failure.
 	Broken
+	// Unbegun: it was not given to user code, because the caller said that nothing more shall be begun.
+	Unbegun
 )
 
 // Tags with a meaning, and the markers of Numaflow's SDKs.

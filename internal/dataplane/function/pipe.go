@@ -18,7 +18,8 @@ import (
 type caller interface {
 	// Call gives each message to user code. It returns one outcome for each; those that were not answered because the process died, or was ended
 	// because a deadline passed, are Suspect if they had been sent and unsent otherwise. err says why there are such, or that ctx ended.
-	Call(ctx context.Context, in []flow.Message) (out []Outcome, unsent []int, err error)
+	// part may be nil. Once it is over nothing more is sent, and what was not is unsent without an error.
+	Call(ctx context.Context, in []flow.Message, part *Part) (out []Outcome, unsent []int, err error)
 	// Oldest is when the message was sent that waits for its answer longest; zero if none does.
 	Oldest() time.Time
 	// Progress counts the answers.
@@ -101,10 +102,18 @@ const (
 	unsent sendState = iota
 	sent
 	answered
+	taken // answered, and given out by a Part
 )
 
 func newCall(in []flow.Message) *call {
 	return &call{in: in, out: make([]Outcome, len(in)), state: make([]sendState, len(in)), left: len(in), done: make(chan struct{}), arena: make([]flow.Message, 0, len(in))}
+}
+
+// cut gives up sending the last n messages. The lock of the call's pipe is held.
+func (c *call) cut(n int) {
+	if c.left -= n; c.left == 0 {
+		close(c.done)
+	}
 }
 
 // finish sorts a call out once no more answers can come.
@@ -157,19 +166,27 @@ func openStream(ctx context.Context, address, method string, handshake []byte, m
 	return stream, nil
 }
 
-func (p *pipe) Call(ctx context.Context, in []flow.Message) ([]Outcome, []int, error) {
+func (p *pipe) Call(ctx context.Context, in []flow.Message, part *Part) ([]Outcome, []int, error) {
 	c := newCall(in)
-	stop := context.AfterFunc(ctx, func() {
+	wake := func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.room.Broadcast()
+	}
+	defer context.AfterFunc(ctx, wake)()
+	defer part.onOver(wake)()
+	part.open(func(visit func(int, *Outcome)) {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		c.take(visit)
 	})
-	defer stop()
-	err := p.send(ctx, c)
+	defer part.close()
+	err := p.send(ctx, c, part)
 	if err == nil {
 		select {
 		case <-c.done:
-			return c.out, nil, nil
+			out, notSent := c.finish()
+			return out, notSent, nil
 		case <-p.ended:
 		case <-ctx.Done():
 			err = context.Cause(ctx)
@@ -182,7 +199,8 @@ func (p *pipe) Call(ctx context.Context, in []flow.Message) ([]Outcome, []int, e
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if c.left == 0 {
-		return c.out, nil, nil
+		out, notSent := c.finish()
+		return out, notSent, nil
 	}
 	if p.err != nil {
 		err = p.err
@@ -207,14 +225,19 @@ func (p *pipe) abandon(c *call, inCode map[uint64]bool) {
 }
 
 // send sends the requests of c, as many at a time as there are slots.
-func (p *pipe) send(ctx context.Context, c *call) error {
+func (p *pipe) send(ctx context.Context, c *call, part *Part) error {
 	var ids []uint64
 	for next := 0; next < len(c.in); {
 		p.mu.Lock()
 		// Waking for each free slot would cost a switch for each message: wait for some.
 		want := min(len(c.in)-next, max(1, len(p.slots)/4))
-		for p.err == nil && ctx.Err() == nil && len(p.free) < want {
+		for p.err == nil && ctx.Err() == nil && !part.over() && len(p.free) < want {
 			p.room.Wait()
+		}
+		if part.over() && p.err == nil && ctx.Err() == nil {
+			defer p.mu.Unlock()
+			c.cut(len(c.in) - next)
+			return nil
 		}
 		if p.err != nil || ctx.Err() != nil {
 			defer p.mu.Unlock()

@@ -25,12 +25,21 @@ func init() {
 	serve := map[string]func() error{
 		// queue works through its messages one by one, as a function with a lock does.
 		"queue": func() error {
+			_ = os.Unsetenv("LEVADA_ANNOUNCE_FILE") // as with other SDKs: how long a call is in user code is not known
 			var turn sync.Mutex
 			return sdk.ServeMap(context.Background(), sdk.MapFunc(func(_ context.Context, m sdk.Message) ([]sdk.Result, error) {
 				turn.Lock()
 				defer turn.Unlock()
 				time.Sleep(10 * time.Millisecond)
 				return []sdk.Result{{Value: m.Value}}, nil
+			}))
+		},
+		// sleep takes as long for a message as its value says.
+		"sleep": func() error {
+			return sdk.ServeMap(context.Background(), sdk.MapFunc(func(_ context.Context, m sdk.Message) ([]sdk.Result, error) {
+				d, err := time.ParseDuration(string(m.Value))
+				time.Sleep(d)
+				return []sdk.Result{{Value: m.Value}}, err
 			}))
 		},
 		"source": func() error { return sdk.ServeSource(context.Background(), &stuckSource{}) },

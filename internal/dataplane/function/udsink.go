@@ -13,7 +13,7 @@ import (
 // sinkPipe gives messages to a sink. Unlike functions, sinks know messages by their real ids, which they may use to tell a second delivery.
 type sinkPipe struct{ *batchPipe }
 
-func (s sinkPipe) Call(ctx context.Context, in []flow.Message) ([]Outcome, []int, error) {
+func (s sinkPipe) Call(ctx context.Context, in []flow.Message, part *Part) ([]Outcome, []int, error) {
 	c := newCall(in)
 	results := make([]sinkResult, len(in))
 	var index map[string]int
@@ -32,7 +32,7 @@ func (s sinkPipe) Call(ctx context.Context, in []flow.Message) ([]Outcome, []int
 		i, ok := index[text(id)]
 		return i, ok
 	}
-	err := s.run(ctx, c, func(i int) string { return in[i].ID }, find, results)
+	err := s.run(ctx, c, part, func(i int) string { return in[i].ID }, find, results)
 	out, notSent := c.finish()
 	for i := range results {
 		if results[i].set {

@@ -48,7 +48,7 @@ func openSource(ctx context.Context, socket string, maxMessage int) (*sourcePipe
 }
 
 // Call is not what sources are for.
-func (s *sourcePipe) Call(context.Context, []flow.Message) ([]Outcome, []int, error) {
+func (s *sourcePipe) Call(context.Context, []flow.Message, *Part) ([]Outcome, []int, error) {
 	return nil, nil, unusable{fmt.Errorf("a source was called as a function")}
 }
 

@@ -1,0 +1,81 @@
+package function
+
+import (
+	"context"
+	"sync"
+)
+
+// Part gives a caller of MapPart what is done before all of it is, and ends the call early. The zero value does neither.
+type Part struct {
+	// Until: once it has ended, no further message is given to user code. Those that were not given have the verdict Unbegun.
+	Until context.Context
+
+	mu      sync.Mutex
+	collect func(visit func(i int, o *Outcome)) // of the call under way; nil if there is none
+	index   []int                               // of its messages among those of MapPart; nil: the same
+}
+
+// Take visits each message that was answered since the last Take, with its outcome. It may be called at any time, by one goroutine.
+func (p *Part) Take(visit func(i int, o *Outcome)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.collect == nil {
+		return
+	}
+	p.collect(func(i int, o *Outcome) {
+		if p.index != nil {
+			i = p.index[i]
+		}
+		visit(i, o)
+	})
+}
+
+// open is called by a caller at the beginning of a call, and close at its end. Both are safe on nil.
+func (p *Part) open(collect func(visit func(i int, o *Outcome))) {
+	if p == nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.collect = collect
+}
+
+func (p *Part) close() { p.open(nil) }
+
+func (p *Part) use(index []int) {
+	if p == nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.index = index
+}
+
+// over reports whether nothing more may be begun.
+func (p *Part) over() bool { return p != nil && p.Until != nil && p.Until.Err() != nil }
+
+// done is closed when nothing more may be begun; nil if that never happens.
+func (p *Part) done() <-chan struct{} {
+	if p == nil || p.Until == nil {
+		return nil
+	}
+	return p.Until.Done()
+}
+
+// onOver calls f once nothing more may be begun, until stop is called.
+func (p *Part) onOver(f func()) (stop func() bool) {
+	if p == nil || p.Until == nil {
+		return func() bool { return true }
+	}
+	return context.AfterFunc(p.Until, f)
+}
+
+// take visits what was answered and not taken yet. The lock of the call's pipe is held.
+func (c *call) take(visit func(i int, o *Outcome)) {
+	for i, s := range c.state {
+		if s == answered {
+			c.state[i] = taken
+			visit(i, &c.out[i])
+		}
+	}
+}
