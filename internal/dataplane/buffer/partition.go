@@ -3,7 +3,6 @@ package buffer
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -115,6 +114,9 @@ type Partition struct {
 	forgotten *identity.Seen // as of floor: what a saved state holds
 	byID      bool
 	chunks    map[string]*chunked
+	// earlier is what an earlier reader has done of blocks that have not been read again; progressed says that there is more than was saved.
+	earlier    map[uint64]progress
+	progressed bool
 
 	moved chan struct{} // closed when the floor moves; nil while nobody waits
 
@@ -133,6 +135,10 @@ type held struct {
 	header   *flow.Block
 	last     uint64 // of the pieces of its block
 	done     bool
+	stored   int64 // when the store took it, in nanoseconds
+	// spans are the places of the block that are done, parts the number of messages done since it was read; see DonePart
+	spans []flow.Span
+	parts int
 }
 
 type trimMark struct {
@@ -162,11 +168,12 @@ func (p *Partition) recover(ctx context.Context) error {
 		return fmt.Errorf("load state: %w", err)
 	}
 	if len(state) > 0 {
-		if len(state) < stateHead {
-			return identity.ErrState
+		s, err := unmarshalState(state)
+		if err != nil {
+			return err
 		}
-		p.saved, p.savedLast = binary.LittleEndian.Uint64(state), binary.LittleEndian.Uint64(state[8:])
-		if err := errors.Join(p.seen.Unmarshal(state[stateHead:]), p.forgotten.Unmarshal(state[stateHead:])); err != nil {
+		p.saved, p.savedLast, p.earlier = s.floor, s.last, s.progress
+		if err := errors.Join(p.seen.Unmarshal(s.seen), p.forgotten.Unmarshal(s.seen)); err != nil {
 			return err
 		}
 	}
@@ -209,7 +216,7 @@ func (p *Partition) recover(ctx context.Context) error {
 			return nil // Read meets it again and says so
 		}
 		if e.Seq > p.floor {
-			p.pending.Add(int64(n))
+			p.pending.Add(int64(n - p.doneEarlier(e, n)))
 			return nil
 		}
 		if isChunk(e.Data) {
@@ -589,7 +596,9 @@ func (p *Partition) admit(ctx context.Context, b *flow.Block, seqs []uint64) (*D
 	p.byID = p.byID || b.ByID
 	lost := p.seen.Admit(b, time.Now())
 	stale := p.staleChunks(b)
+	freed := p.takeUp(b, seqs)
 	p.mu.Unlock()
+	p.free(freed)
 	for _, s := range stale {
 		p.finish(ctx, s)
 	}
@@ -627,7 +636,7 @@ func (p *Partition) finish(ctx context.Context, seq uint64) {
 		p.mu.Unlock()
 		return
 	}
-	h.done = true
+	h.done, p.progressed = true, true
 	if p.doneBytes += h.bytes; p.doneBytes >= trimBytes {
 		p.doneBytes = 0
 		select {
@@ -793,15 +802,19 @@ func (p *Partition) save(ctx context.Context, always bool) error {
 		return fmt.Errorf("save state: %w", err)
 	}
 	floor, last := p.floor, max(bounds.Last, p.savedLast)
-	if floor == p.saved && last == p.savedLast && !always {
+	if floor == p.saved && last == p.savedLast && !p.progressed && !always {
 		p.mu.Unlock()
 		return nil
 	}
-	state := binary.LittleEndian.AppendUint64(nil, floor)
-	state = binary.LittleEndian.AppendUint64(state, last)
-	state = append(state, p.forgotten.Marshal()...)
+	state := savedState{floor: floor, last: last, seen: p.forgotten.Marshal(), progress: p.progressNow()}
+	progressed := p.progressed
+	p.progressed = false
+	b := state.marshal()
 	p.mu.Unlock()
-	if err := p.driver.SaveState(ctx, state); err != nil {
+	if err := p.driver.SaveState(ctx, b); err != nil {
+		p.mu.Lock()
+		p.progressed = p.progressed || progressed
+		p.mu.Unlock()
 		return fmt.Errorf("save state: %w", err)
 	}
 	p.saved, p.savedLast = floor, last

@@ -1,0 +1,305 @@
+package buffer
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"maps"
+	"slices"
+
+	"github.com/levada-io/levada/internal/dataplane/identity"
+	"github.com/levada-io/levada/internal/flow"
+)
+
+// A block is a unit of storage. What is done of it is remembered message by message, by their places in the block, and saved with the floor: at every
+// trim and at Close. After a restart the block is read again from the store, since its sequence is above the floor, and messages that were done are left out.
+//
+// Three rules make that safe.
+//   - A place is saved as done only after everything made of its message is durable elsewhere (DonePart), and state and floor are saved in one step. A
+//     state that is too old repeats work, which the next reader drops by its positions; no state can be too new.
+//   - Progress belongs to a stored entry, not to a sequence: a store that lost its end may give a sequence again. The time at which the store took the
+//     entry tells them apart, and progress of another entry is dropped.
+//   - The positions of a message are made of its sequence and its place as stored, so they do not change when others are left out.
+
+// progress is what is done of a block above the floor.
+type progress struct {
+	stored int64       // when the store took the block's last entry, in nanoseconds
+	all    bool        // all of it
+	spans  []flow.Span // the places that are done, disjoint and ascending; whatever lies between two of them is not
+}
+
+// DonePart says that everything made of the messages from..to-1 of the block is durable elsewhere. Each message is done once, by DonePart or with the
+// whole block by Done. The block itself is done with its last message.
+func (p *Partition) DonePart(ctx context.Context, d *Delivery, from, to int) {
+	if from >= to {
+		return
+	}
+	if from == 0 && to == len(d.Block.Messages) {
+		p.Done(ctx, d)
+		return
+	}
+	p.mu.Lock()
+	h := p.held[d.Seq]
+	if h == nil || h.done {
+		p.mu.Unlock()
+		return
+	}
+	span := flow.Span{Hi: uint64(d.Place(to - 1))}
+	if from > 0 {
+		span.Lo = uint64(d.Place(from-1)) + 1 // places between are of messages that were left out: they are done, too
+	}
+	h.spans = addSpan(h.spans, span)
+	h.parts += to - from
+	whole := h.parts >= len(d.Block.Messages)
+	freed := 0
+	if !whole {
+		freed = p.forget(d.seqs, to-from)
+	}
+	p.progressed = true
+	p.mu.Unlock()
+	if whole {
+		p.Done(ctx, d)
+		return
+	}
+	p.free(freed)
+}
+
+// forget takes n messages off what a block counts as pending. mu is held.
+func (p *Partition) forget(seqs []uint64, n int) int {
+	for _, s := range seqs {
+		if h := p.held[s]; h != nil && h.messages > 0 {
+			n = min(n, h.messages)
+			h.messages -= n
+			return n
+		}
+	}
+	return 0
+}
+
+// addSpan adds a range to disjoint, ascending ones, and joins what touches.
+func addSpan(spans []flow.Span, s flow.Span) []flow.Span {
+	i, _ := slices.BinarySearchFunc(spans, s.Lo, func(a flow.Span, lo uint64) int {
+		if a.Hi+1 < lo {
+			return -1
+		}
+		return 1
+	})
+	j := i
+	for j < len(spans) && spans[j].Lo <= s.Hi+1 {
+		s.Lo, s.Hi = min(s.Lo, spans[j].Lo), max(s.Hi, spans[j].Hi)
+		j++
+	}
+	return slices.Replace(spans, i, j, s)
+}
+
+// doneEarlier is how many of the n messages of a stored entry an earlier reader has done: they are not pending.
+func (p *Partition) doneEarlier(e Entry, n int) int {
+	was, ok := p.earlier[e.Seq]
+	if !ok || was.stored != e.Stored.UnixNano() {
+		return 0
+	}
+	return was.count(n)
+}
+
+// count is how many of n messages are done.
+func (pr *progress) count(n int) (done int) {
+	if pr.all {
+		return n
+	}
+	for _, s := range pr.spans {
+		done += int(s.Hi - s.Lo + 1)
+	}
+	return min(n, done)
+}
+
+// takeUp leaves out of a block that was read again what an earlier reader had done of it. It returns how many pending messages that frees which
+// doneEarlier did not know of. mu is held.
+func (p *Partition) takeUp(b *flow.Block, seqs []uint64) (freed int) {
+	seq := seqs[len(seqs)-1]
+	was, ok := p.earlier[seq]
+	if !ok {
+		return 0
+	}
+	delete(p.earlier, seq)
+	h := p.held[seq]
+	if was.stored != h.stored {
+		return 0 // of another block, which the store has lost since
+	}
+	stored := 0
+	for _, s := range seqs {
+		stored += p.held[s].messages
+	}
+	if n := was.count(stored); h.messages > 0 {
+		p.forget(seqs, n)
+	} else {
+		freed = p.forget(seqs, n) // the pieces came in another order, and the count of messages is with another one
+	}
+	if was.all {
+		b.Messages, b.Places = nil, nil
+		return freed
+	}
+	h.spans = was.spans
+	kept, places := b.Messages[:0], make([]int32, 0, len(b.Messages))
+	for i := range b.Messages {
+		place := int32(i)
+		if b.Places != nil {
+			place = b.Places[i]
+		}
+		if !inSpans(was.spans, uint64(place)) {
+			kept, places = append(kept, b.Messages[i]), append(places, place)
+		}
+	}
+	b.Messages, b.Places = kept, places
+	return freed
+}
+
+func inSpans(spans []flow.Span, place uint64) bool {
+	i, _ := slices.BinarySearchFunc(spans, place, func(a flow.Span, v uint64) int {
+		if a.Hi < v {
+			return -1
+		}
+		return 1
+	})
+	return i < len(spans) && spans[i].Lo <= place
+}
+
+// The saved state is
+//
+//	floor(8) last(8) seen
+//
+// while no block above the floor has progress, which every version reads, and otherwise
+//
+//	"LVSTATE\xff" version(1) crc32(rest, 4) floor(8) last(8) len(seen) seen count { seq stored(8) spans { lo hi } }
+//
+// with numbers little endian, or uvarints where no length is given. Sequences are relative to the one before, 0 spans say that all is done, and a span is
+// relative to the end of the one before. A version that does not know the second form takes it for a state that is corrupt, and stops.
+const (
+	stateMagic   = "LVSTATE\xff"
+	stateVersion = 2
+	// maxProgress bounds the part for progress, in bytes. What does not fit is repeated after a restart.
+	maxProgress = 64 << 10
+)
+
+type savedState struct {
+	floor, last uint64
+	seen        []byte
+	progress    map[uint64]progress
+}
+
+func (s *savedState) marshal() []byte {
+	count, entries, before := 0, []byte(nil), s.floor
+	for _, seq := range slices.Sorted(maps.Keys(s.progress)) {
+		pr := s.progress[seq]
+		if seq <= s.floor || !pr.all && len(pr.spans) == 0 {
+			continue
+		}
+		entry := binary.AppendUvarint(entries, seq-before)
+		entry = binary.LittleEndian.AppendUint64(entry, uint64(pr.stored))
+		if pr.all {
+			entry = binary.AppendUvarint(entry, 0)
+		} else {
+			entry = binary.AppendUvarint(entry, uint64(len(pr.spans)))
+			at := uint64(0)
+			for _, sp := range pr.spans {
+				entry = binary.AppendUvarint(binary.AppendUvarint(entry, sp.Lo-at), sp.Hi-sp.Lo)
+				at = sp.Hi
+			}
+		}
+		if len(entry) > maxProgress {
+			break
+		}
+		entries, before = entry, seq
+		count++
+	}
+	var b []byte
+	if count > 0 {
+		b = append([]byte(stateMagic), stateVersion, 0, 0, 0, 0)
+	}
+	b = binary.LittleEndian.AppendUint64(b, s.floor)
+	b = binary.LittleEndian.AppendUint64(b, s.last)
+	if count == 0 {
+		return append(b, s.seen...)
+	}
+	b = append(binary.AppendUvarint(b, uint64(len(s.seen))), s.seen...)
+	b = append(binary.AppendUvarint(b, uint64(count)), entries...)
+	binary.LittleEndian.PutUint32(b[len(stateMagic)+1:], crc32.ChecksumIEEE(b[len(stateMagic)+5:]))
+	return b
+}
+
+// errStateVersion means that the state was written by a version that knows more.
+var errStateVersion = errors.New("saved state has an unknown format")
+
+func unmarshalState(b []byte) (*savedState, error) {
+	if len(b) < stateHead {
+		return nil, fmt.Errorf("%w: %d bytes", identity.ErrState, len(b))
+	}
+	if string(b[:len(stateMagic)]) != stateMagic {
+		return &savedState{floor: binary.LittleEndian.Uint64(b), last: binary.LittleEndian.Uint64(b[8:]), seen: b[stateHead:]}, nil
+	}
+	b = b[len(stateMagic):]
+	if b[0] != stateVersion {
+		return nil, fmt.Errorf("%w: it has format %d, and this version of Levada reads formats up to %d; run the version that wrote it, or a later one", errStateVersion, b[0], stateVersion)
+	}
+	if len(b) < 5+stateHead || binary.LittleEndian.Uint32(b[1:]) != crc32.ChecksumIEEE(b[5:]) {
+		return nil, fmt.Errorf("%w: %d bytes", identity.ErrState, len(b))
+	}
+	b = b[5:]
+	s := &savedState{floor: binary.LittleEndian.Uint64(b), last: binary.LittleEndian.Uint64(b[8:]), progress: map[uint64]progress{}}
+	b = b[stateHead:]
+	bad := false
+	next := func() uint64 {
+		v, n := binary.Uvarint(b)
+		if n <= 0 {
+			bad, b = true, nil
+			return 0
+		}
+		b = b[n:]
+		return v
+	}
+	if n := next(); n <= uint64(len(b)) {
+		s.seen, b = b[:n], b[n:]
+	} else {
+		bad = true
+	}
+	seq := s.floor
+	for range next() {
+		seq += next()
+		if bad || len(b) < 8 {
+			return nil, identity.ErrState
+		}
+		pr := progress{stored: int64(binary.LittleEndian.Uint64(b))}
+		b = b[8:]
+		count := next()
+		pr.all = count == 0
+		at := uint64(0)
+		for range count {
+			if bad {
+				return nil, identity.ErrState
+			}
+			lo := at + next()
+			at = lo + next()
+			pr.spans = append(pr.spans, flow.Span{Lo: lo, Hi: at})
+		}
+		s.progress[seq] = pr
+	}
+	if bad || len(b) > 0 {
+		return nil, identity.ErrState
+	}
+	return s, nil
+}
+
+// progressNow is what is done above the floor, of blocks that were read and of those that have not been read again. mu is held.
+func (p *Partition) progressNow() map[uint64]progress {
+	now := maps.Clone(p.earlier)
+	if now == nil {
+		now = map[uint64]progress{}
+	}
+	for seq, h := range p.held {
+		if h.header != nil && (h.done || len(h.spans) > 0) {
+			now[seq] = progress{stored: h.stored, all: h.done, spans: h.spans}
+		}
+	}
+	return now
+}
