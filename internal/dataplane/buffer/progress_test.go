@@ -205,4 +205,3 @@ func TestSavedStateFormats(t *testing.T) {
 		t.Error("a damaged state was taken")
 	}
 }
-
