@@ -52,7 +52,7 @@ e2e: ## Run every manifest of examples/ and compare what comes out
 
 .PHONY: faults
 faults: ## Kill everything again and again under a million messages and records, and count: takes long
-	LEDGER_LINES=$${LEDGER_LINES:-1000000} LEDGER_KILLS=$${LEDGER_KILLS:-50} STREAM_RECORDS=$${STREAM_RECORDS:-1000000} STREAM_KILLS=$${STREAM_KILLS:-200} go test -count=1 -timeout 3h -v -run '$(RUN)' ./test/faults/...
+	LEDGER_LINES=$${LEDGER_LINES:-1000000} LEDGER_KILLS=$${LEDGER_KILLS:-50} LEDGER_ENDS=$${LEDGER_ENDS:-1000} POWERLOSS_CUTS=$${POWERLOSS_CUTS:-20} STREAM_RECORDS=$${STREAM_RECORDS:-1000000} STREAM_KILLS=$${STREAM_KILLS:-200} go test -count=1 -timeout 6h -v -run '$(RUN)' ./test/faults/...
 
 .PHONY: fuzz
 fuzz: ## Run every fuzz target for FUZZTIME (30s each)

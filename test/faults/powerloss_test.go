@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -174,30 +173,6 @@ func TestPowerLossWithoutSync(t *testing.T) {
 		t.Error("the power failed while the broker did not sync, and nothing was lost: TestPowerLoss would not see a loss either")
 	}
 	t.Logf("without a sync before each acknowledgement %d of %d lines were lost and %d doubled", lost, l.lines, doubled)
-}
-
-// count is check for runs in which something may be amiss.
-func (l ledger) count(t *testing.T) (lost, doubled int) {
-	t.Helper()
-	out, err := os.ReadFile(l.out)
-	if err != nil {
-		t.Fatal(err)
-	}
-	seen := make([]int, l.lines)
-	for line := range strings.Lines(string(out)) {
-		number, _, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
-		if i, err := strconv.Atoi(number); err == nil && i >= 0 && i < l.lines {
-			seen[i]++
-		}
-	}
-	for _, n := range seen {
-		if n == 0 {
-			lost++
-		} else if n > 1 {
-			doubled++
-		}
-	}
-	return lost, doubled
 }
 
 // runPowerLoss runs a pipeline to its end, with power cuts. The error is that of a levada that ended by itself.
