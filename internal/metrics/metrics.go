@@ -242,6 +242,11 @@ func (v *Vertex) Failed(role function.Role, messages int) {
 	v.Errors.Add(int64(messages))
 }
 
+// SinkDuplicates is called for messages that a sink's store had already when this process wrote them for the first time.
+func (v *Vertex) SinkDuplicates(role function.Role, messages int) {
+	v.set.c("levada_sink_duplicates_total", v.l.Pipeline, v.l.Vertex, string(role)).Add(float64(messages))
+}
+
 func (v *Vertex) role(role function.Role) *sinkMetrics {
 	switch role {
 	case function.FallbackSink:

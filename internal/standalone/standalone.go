@@ -122,6 +122,7 @@ type runner struct {
 	conn    *nats.Conn
 	js      jetstream.JetStream
 	sockets string
+	files   vertex.Files
 	secrets secrets
 	close   []func()
 }
@@ -275,7 +276,7 @@ func (r *runner) env(p *Pipeline, meta metav1.Object) *vertex.Env {
 	return &vertex.Env{
 		Namespace: p.Namespace, Pipeline: p.Name, Owner: p.store.owner, Meta: meta, State: p.store.state, DeadLetters: p.letters, Metrics: r.metrics,
 		Partitions: func(v string) []*buffer.Partition { return p.partitions[v] },
-		Logger:     r.log.With("pipeline", p.Name), SocketRoot: r.sockets, Dir: r.cfg.Dir, Data: r.cfg.DataDir, Commands: commands, Timeout: r.cfg.FunctionTimeout,
+		Logger:     r.log.With("pipeline", p.Name), SocketRoot: r.sockets, Dir: r.cfg.Dir, Data: r.cfg.DataDir, Files: &r.files, Commands: commands, Timeout: r.cfg.FunctionTimeout,
 		Secret: r.secrets.get, Stdin: r.cfg.Stdin, Stdout: r.cfg.Stdout,
 		Output: func(v string, role function.Role) func(string) {
 			return func(line string) { r.cfg.Output(p.Name, v, role, line) }

@@ -68,7 +68,7 @@ func TestWritersAreUnambiguous(t *testing.T) {
 			if kind == naming.Pipeline {
 				vertex = label().Draw(t, "vertex")
 			}
-			role := rapid.SampledFrom([]string{"", "fb-udsink", "on-success-udsink"}).Draw(t, "role")
+			role := rapid.SampledFrom([]string{"", "fb-udsink", "ons-udsink"}).Draw(t, "role")
 			return fmt.Sprintf("%v %q %q", o, vertex, role), o.Writer(vertex, role)
 		}
 		a, nameA := draw(0)

@@ -281,6 +281,9 @@ func (b *builder) openWriter(ctx context.Context, role function.Role, s *v1alpha
 		return blackholesink.New(blackholesink.Config{})
 	case s.File != nil:
 		b.says("file " + s.File.Path)
+		if err := b.claim(role, b.env.path(s.File.Path)); err != nil {
+			return nil, err
+		}
 		return filesink.New(filesink.Config{Path: b.env.path(s.File.Path), Format: render.Format(s.File.Format), Append: true})
 	case s.Stdout != nil:
 		b.says("standard output")
@@ -291,14 +294,17 @@ func (b *builder) openWriter(ctx context.Context, role function.Role, s *v1alpha
 			return nil, fmt.Errorf("sink.jetstream: %w", err)
 		}
 		b.says("jetstream " + s.JetStream.Subject)
-		return jetstreamsink.New(ctx, jetstreamsink.Config{Conn: conn, Subject: s.JetStream.Subject, Stream: s.JetStream.Stream})
+		return jetstreamsink.New(ctx, jetstreamsink.Config{
+			Conn: conn, Subject: s.JetStream.Subject, Stream: s.JetStream.Stream, Writer: b.writerName(role), Logger: b.v.logger,
+			Duplicates: func(n int) { b.metrics.SinkDuplicates(role, n) },
+		})
 	case s.Nats != nil:
 		conn, err := b.connect(s.Nats.URL, s.Nats.TLS, s.Nats.Auth)
 		if err != nil {
 			return nil, fmt.Errorf("sink.nats: %w", err)
 		}
 		b.says("nats " + s.Nats.Subject)
-		return natssink.New(natssink.Config{Conn: conn, Subject: s.Nats.Subject})
+		return natssink.New(natssink.Config{Conn: conn, Subject: s.Nats.Subject, Writer: b.writerName(role)})
 	case s.Stream != nil:
 		return b.streamSink(ctx, role, s.Stream)
 	case s.UDSink != nil:

@@ -46,6 +46,8 @@ type Env struct {
 	SocketRoot, Dir string
 	// Data is the directory where vertices keep files that must survive; each has names of its own there.
 	Data string
+	// Files are the files that sinks write, of all pipelines of this process.
+	Files *Files
 	// Commands are the programs that stand in for containers: by vertex, or by vertex/role.
 	Commands map[string]string
 	// Timeout is how long a function may take for a message, where the manifest does not say; 0 for the default.

@@ -7,6 +7,7 @@ import (
 
 	"github.com/levada-io/levada/api/v1alpha1"
 	"github.com/levada-io/levada/internal/dataplane/function"
+	"github.com/levada-io/levada/internal/dataplane/naming"
 	"github.com/levada-io/levada/internal/dataplane/sink"
 	"github.com/levada-io/levada/internal/dataplane/sink/streamsink"
 	"github.com/levada-io/levada/internal/dataplane/source"
@@ -64,7 +65,11 @@ func (b *builder) streamSink(ctx context.Context, role function.Role, s *v1alpha
 	return w, nil
 }
 
-// file is the path of a file that a vertex keeps, by what it is for.
+// file is the path of a file that a vertex keeps, by what it is for. "MONO" cannot be the name of a pipeline.
 func (e *Env) file(kind, vertex, name string) string {
-	return filepath.Join(e.Data, kind, e.Namespace+"."+e.Pipeline+"."+vertex, name)
+	owner := e.Namespace + "." + e.Pipeline + "." + vertex
+	if e.Owner.Kind == naming.MonoVertex && e.Owner.Incarnation != "" { // an old store has its files under the old name, which a pipeline can have, too
+		owner = e.Namespace + ".MONO." + vertex
+	}
+	return filepath.Join(e.Data, kind, owner, name)
 }

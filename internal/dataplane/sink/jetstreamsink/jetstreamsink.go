@@ -1,7 +1,7 @@
 // Package jetstreamsink publishes messages to a stream, which must exist, and waits until they are stored there.
 //
-// Delivery is at least once, and once within the stream's duplicate window: each message carries its id as Nats-Msg-Id, so what is written
-// again while the server remembers the id is stored once. A pause longer than the window, which is 2 minutes unless the stream says otherwise, can
+// Delivery is at least once, and once within the stream's duplicate window: each message carries the name of the sink and its own id as Nats-Msg-Id, so
+// what is written again while the server remembers the id is stored once, and what another sink writes is another message. A pause longer than the window, which is 2 minutes unless the stream says otherwise, can
 // make duplicates; they have the same Nats-Msg-Id.
 package jetstreamsink
 
@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"time"
 
@@ -28,6 +29,12 @@ type Config struct {
 	Subject string
 	// Stream must be the one that holds Subject. By default it is whichever does.
 	Stream string
+	// Writer names this sink among all that publish to the stream, whatever pipeline they are of: it begins each Nats-Msg-Id. Two sinks of one name
+	// would take each other's messages for their own.
+	Writer string
+	// Duplicates is told of messages that the stream had already when this process published them for the first time. Logger hears of them, too.
+	Duplicates func(messages int)
+	Logger     *slog.Logger
 	// MaxPending is how many messages may wait for their confirmation, over all lanes. Default 4096: beyond that the server is no faster.
 	MaxPending int
 	// AckTimeout is how long a confirmation may take. Default 10 s.
@@ -37,13 +44,20 @@ type Config struct {
 func (c Config) withDefaults() Config {
 	c.MaxPending = cmp.Or(c.MaxPending, 4096)
 	c.AckTimeout = cmp.Or(c.AckTimeout, 10*time.Second)
+	if c.Duplicates == nil {
+		c.Duplicates = func(int) {}
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
 	return c
 }
 
 // Writer is the sink.
 type Writer struct {
-	cfg Config
-	js  jetstream.JetStream
+	cfg        Config
+	js         jetstream.JetStream
+	duplicates duplicates
 }
 
 // New checks that the stream is there. Errors name the field and what to do.
@@ -70,7 +84,9 @@ func New(ctx context.Context, cfg Config) (*Writer, error) {
 		return nil, fmt.Errorf("stream: %q does not hold subject %q, which belongs to %q; correct one of the two", cfg.Stream, cfg.Subject, name)
 	}
 	cfg.Stream = name
-	return &Writer{cfg, js}, nil
+	w := &Writer{cfg: cfg, js: js}
+	w.duplicates.cfg = &w.cfg
+	return w, nil
 }
 
 // Write implements sink.Writer. Messages that the stream would never take have failed for good; any other trouble fails the block, which is then
@@ -87,6 +103,7 @@ func (w *Writer) Write(ctx context.Context, b *flow.Block) ([]sink.Result, error
 		results[i] = sink.Result{Status: sink.Failed, Error: fmt.Sprintf("publish %d bytes to %s: %v", b.Messages[i].Size(), w.cfg.Subject, err)}
 	}
 	var trouble error
+	var duplicates []int
 	acks := make([]jetstream.PubAckFuture, len(b.Messages))
 	for i := range b.Messages {
 		// The stall is the back-pressure of MaxPending: as long as confirmations may take, it is no fault.
@@ -105,7 +122,10 @@ func (w *Writer) Write(ctx context.Context, b *flow.Block) ([]sink.Result, error
 			continue
 		}
 		select {
-		case <-ack.Ok():
+		case stored := <-ack.Ok():
+			if stored.Duplicate {
+				duplicates = append(duplicates, i)
+			}
 		case err := <-ack.Err():
 			if permanent(err) {
 				failed(i, err)
@@ -113,12 +133,15 @@ func (w *Writer) Write(ctx context.Context, b *flow.Block) ([]sink.Result, error
 				trouble = cmp.Or(trouble, err)
 			}
 		case <-ctx.Done():
+			w.duplicates.failed(b)
 			return nil, ctx.Err()
 		}
 	}
 	if trouble != nil {
+		w.duplicates.failed(b)
 		return nil, fmt.Errorf("publish to %s in stream %s: %w", w.cfg.Subject, w.cfg.Stream, trouble)
 	}
+	w.duplicates.settled(b, duplicates)
 	return results, nil
 }
 
@@ -143,7 +166,11 @@ func (w *Writer) message(m *flow.Message) *nats.Msg {
 		}
 	}
 	if m.ID != "" {
-		header[jetstream.MsgIDHeader] = []string{m.ID}
+		id := m.ID
+		if w.cfg.Writer != "" {
+			id = w.cfg.Writer + "/" + id
+		}
+		header[jetstream.MsgIDHeader] = []string{id}
 	}
 	header[jetstream.ExpectedStreamHeader] = []string{w.cfg.Stream}
 	return &nats.Msg{Subject: w.cfg.Subject, Header: header, Data: m.Value}
@@ -153,6 +180,7 @@ func reserved(name string) bool { return len(name) >= 5 && strings.EqualFold(nam
 
 // Close implements sink.Writer.
 func (w *Writer) Close(context.Context) error {
+	w.duplicates.close()
 	w.js.CleanupPublisher()
 	return nil
 }

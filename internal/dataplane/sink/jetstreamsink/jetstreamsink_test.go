@@ -2,6 +2,7 @@ package jetstreamsink_test
 
 import (
 	"context"
+	"log/slog"
 	"strings"
 	"testing"
 	"time"
@@ -174,4 +175,75 @@ func TestConfigErrors(t *testing.T) {
 			t.Fatalf("%v does not say %q", err, words)
 		}
 	}
+}
+
+// Two sinks may get the same message, and publish it to the same stream: that is two messages there.
+func TestSinksOfOneStreamKeepEachOthersMessages(t *testing.T) {
+	s := start(t, jetstream.StreamConfig{Name: "OUT", Subjects: []string{"out.>"}})
+	for _, name := range []string{"default/p/a", "default/p/b", "default/q/a", "other/p/a", "default/p/a:fb-udsink"} {
+		w := open(t, jetstreamsink.Config{Conn: s.conn, Subject: "out.a", Writer: name, Duplicates: func(n int) { t.Errorf("%s: %d duplicates", name, n) }})
+		_, err := w.Write(t.Context(), sinktest.Block("in/0", 1, 20, 0))
+		must(t, err)
+	}
+	if n := len(s.stored(t)); n != 100 {
+		t.Fatalf("%d messages stored, want 100", n)
+	}
+}
+
+// A message that the stream knows though this process never published it is counted and logged. It was published before a crash, or something is wrong.
+func TestDuplicateOnTheFirstAttemptIsTold(t *testing.T) {
+	s := start(t, jetstream.StreamConfig{Name: "OUT", Subjects: []string{"out.>"}})
+	var log strings.Builder
+	counted := 0
+	cfg := jetstreamsink.Config{
+		Conn: s.conn, Subject: "out.a", AckTimeout: 300 * time.Millisecond, Writer: "default/p/out",
+		Duplicates: func(n int) { counted += n }, Logger: slog.New(slog.NewTextHandler(&log, nil)),
+	}
+	before := open(t, cfg)
+	_, err := before.Write(t.Context(), sinktest.Block("in/0", 1, 50, 0))
+	must(t, err)
+	if counted != 0 || log.Len() > 0 {
+		t.Fatalf("%d counted: %s", counted, &log)
+	}
+	again := open(t, cfg) // as after a crash
+	_, err = again.Write(t.Context(), sinktest.Block("in/0", 41, 60, 0))
+	must(t, err)
+	if counted != 10 || !strings.Contains(log.String(), "messages=10") || !strings.Contains(log.String(), "stream=OUT") {
+		t.Fatalf("%d counted: %s", counted, &log)
+	}
+	// The next ones are counted at once, and logged within a minute or at the end.
+	_, err = again.Write(t.Context(), sinktest.Block("in/0", 31, 40, 0))
+	must(t, err)
+	if counted != 20 || strings.Count(log.String(), "\n") != 1 {
+		t.Fatalf("%d counted: %s", counted, &log)
+	}
+	must(t, again.Close(t.Context()))
+	if strings.Count(log.String(), "messages=10") != 2 {
+		t.Fatalf("%s", &log)
+	}
+}
+
+// What was published in a write that failed is published again by the same process: that is the ordinary case, and nothing is told.
+func TestDuplicateOfAFailedWriteIsNotTold(t *testing.T) {
+	s := start(t, jetstream.StreamConfig{Name: "OUT", Subjects: []string{"out.>"}})
+	w := open(t, jetstreamsink.Config{Conn: s.conn, Subject: "out.a", Duplicates: func(n int) { t.Errorf("%d duplicates", n) }})
+	ctx, cancel := context.WithCancel(t.Context())
+	published := make(chan struct{})
+	go func() {
+		defer close(published)
+		defer cancel()
+		for t.Context().Err() == nil {
+			if stream, err := s.js.Stream(t.Context(), "OUT"); err == nil && stream.CachedInfo().State.Msgs > 0 {
+				return
+			}
+		}
+	}()
+	b := sinktest.Block("in/0", 1, 4000, 0)
+	_, err := w.Write(ctx, b) // some are stored and not confirmed when ctx ends
+	<-published
+	if err == nil {
+		t.Skip("all was confirmed before the write could be cut short")
+	}
+	_, err = w.Write(t.Context(), b)
+	must(t, err)
 }

@@ -25,6 +25,9 @@ type Config struct {
 	Conn *nats.Conn
 	// Subject to publish to. Required, without wildcards.
 	Subject string
+	// Writer names this sink among all that publish to the subject, whatever pipeline they are of: it begins the id in the header, by which readers
+	// drop what they have seen.
+	Writer string
 	// Timeout is how long the server may take to read a block. Default 10 s.
 	Timeout time.Duration
 }
@@ -92,7 +95,11 @@ func (w *Writer) message(m *flow.Message) *nats.Msg {
 		}
 	}
 	if m.ID != "" {
-		header[IDHeader] = []string{m.ID}
+		id := m.ID
+		if w.cfg.Writer != "" {
+			id = w.cfg.Writer + "/" + id
+		}
+		header[IDHeader] = []string{id}
 	}
 	return &nats.Msg{Subject: w.cfg.Subject, Header: header, Data: m.Value}
 }
