@@ -18,7 +18,8 @@ import (
 )
 
 func newDeadLettersCommand() *cobra.Command {
-	var dataDir, nats, output string
+	var dataDir, output string
+	var broker brokerFlags
 	cmd := &cobra.Command{
 		Use: "deadletters", Aliases: []string{"deadletter", "dlq"},
 		Short: "Look at messages that were put aside, and give them to their vertex again",
@@ -27,7 +28,7 @@ These commands work while "levada run" uses the data directory, and when nothing
 	}
 	flags := cmd.PersistentFlags()
 	flags.StringVar(&dataDir, "data", "", "data directory of levada run (required)")
-	flags.StringVar(&nats, "nats", "", "URL of the broker, if it is not in the data directory")
+	broker.register(flags, "URL of the broker, if it is not in the data directory")
 	flags.StringVarP(&output, "output", "o", "text", "text or json")
 	commandline.OneOf(flags, "output", "text", "json")
 
@@ -35,7 +36,11 @@ These commands work while "levada run" uses the data directory, and when nothing
 		if dataDir == "" {
 			return nil, commandline.ExitError{Code: commandline.ExitUsage, Err: errors.New("name the data directory with --data: levada run prints it when it starts")}
 		}
-		return standalone.OpenDeadLetters(cmd.Context(), dataDir, nats)
+		options, err := broker.options(cmd.Flags())
+		if err != nil {
+			return nil, err
+		}
+		return standalone.OpenDeadLetters(cmd.Context(), dataDir, broker.url, options...)
 	}
 
 	var pipeline, vertex string

@@ -19,13 +19,15 @@ import (
 )
 
 type runFlags struct {
-	dataDir, nats, listen, secretDir string
-	functions                        []string
-	replicas                         int
-	sync, drain, timeout, interval   time.Duration
-	skipCorrupt, quiet               bool
-	log                              commandline.LogFlags
-	output                           string
+	dataDir, listen, secretDir     string
+	broker                         brokerFlags
+	pprof                          string
+	functions                      []string
+	replicas                       int
+	sync, drain, timeout, interval time.Duration
+	skipCorrupt, quiet             bool
+	log                            commandline.LogFlags
+	output                         string
 }
 
 func newRunCommand() *cobra.Command {
@@ -39,20 +41,21 @@ What must survive is in the data directory (--data): after any stop, also a kill
 The command ends with 0 when all sources are finite and everything is delivered, or after SIGTERM or Ctrl-C, which drain what is in hand.`,
 		Example: `  levada run pipeline.yaml
   levada run pipeline.yaml --function cat=./my-function --function "out/fb-udsink=./sink --flag"
-  levada run manifests/ --nats nats://127.0.0.1:4222 --log-format json`,
+  levada run manifests/ --nats nats://127.0.0.1:4222 --nats-creds ~/levada.creds --log-format json`,
 		Args: atLeastOneArgument,
 		RunE: func(cmd *cobra.Command, args []string) error { return run(cmd, args, &f) },
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.dataDir, "data", "", "data directory (default: .levada/ and the name of the first file, beside it)")
 	flags.StringArrayVar(&f.functions, "function", nil, "VERTEX=COMMAND: the program in the place of a container; also VERTEX/ROLE=COMMAND and PIPELINE/VERTEX=COMMAND")
-	flags.StringVar(&f.nats, "nats", "", "URL of a NATS JetStream broker, instead of the one in this process")
+	f.broker.register(flags, "URL of a NATS JetStream broker, instead of the one in this process")
 	flags.IntVar(&f.replicas, "replicas", 1, "replicas of streams, with --nats")
 	flags.DurationVar(&f.sync, "sync-interval", 0, "write through to the disk this often, instead of before each acknowledgement: faster, and a power loss costs that much time")
 	flags.DurationVar(&f.drain, "drain-timeout", 30*time.Second, "time to finish what is in hand after SIGTERM")
 	flags.DurationVar(&f.timeout, "processing-timeout", 2*time.Minute, "how long a function may take for one message before it counts as hanging")
 	flags.StringVar(&f.secretDir, "secret-dir", "", "directory of secrets, a file NAME/KEY each, beside the Secrets of the manifests")
-	flags.StringVar(&f.listen, "listen", "127.0.0.1:0", "address of metrics, probes, pprof and the API")
+	flags.StringVar(&f.listen, "listen", "127.0.0.1:0", "address of metrics, probes and the API")
+	flags.StringVar(&f.pprof, "pprof", "", "loopback address of Go's profiles; empty: none")
 	flags.BoolVar(&f.skipCorrupt, "skip-corrupt", false, "go on without stored blocks that are damaged, and keep what is left of them in the data directory")
 	flags.DurationVar(&f.interval, "interval", 2*time.Second, "time between two lines of progress")
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "no progress")
@@ -91,12 +94,22 @@ func run(cmd *cobra.Command, args []string, f *runFlags) error {
 	if err != nil {
 		return commandline.ExitError{Code: commandline.ExitUsage, Err: err}
 	}
+	options, err := f.broker.options(cmd.Flags())
+	if err != nil {
+		return err
+	}
+	warnOfVisibleCredentials(cmd, func(message string) { log.Warn(message) })
+	stopProfiles, err := serveProfiles(cmd, f.pprof, log)
+	if err != nil {
+		return err
+	}
+	defer stopProfiles()
 	begun := time.Now()
 	ctx, cancel := context.WithCancel(cmd.Context())
 	defer cancel()
 	shown := make(chan struct{})
 	cfg := standalone.Config{
-		Objects: objects, DataDir: f.dataDir, NATS: f.nats, Replicas: f.replicas, SyncInterval: f.sync, Commands: commands, Dir: dir,
+		Objects: objects, DataDir: f.dataDir, NATS: f.broker.url, NATSOptions: options, Replicas: f.replicas, SyncInterval: f.sync, Commands: commands, Dir: dir,
 		FunctionTimeout: f.timeout, DrainTimeout: f.drain, SecretDir: f.secretDir, SkipCorrupt: f.skipCorrupt, Listen: f.listen,
 		Stdin: cmd.InOrStdin(), Stdout: stdout, Logger: log, Version: version, Output: printLine(stderr, log, f.log.JSON(stderr)),
 		Started: func(r *standalone.Running) {

@@ -6,14 +6,13 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"net/http/pprof"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// probes is the HTTP side of a long-running command: metrics, probes and pprof.
+// probes is the HTTP side of a long-running command: metrics and probes.
 type probes struct {
 	registry *prometheus.Registry
 	// live and ready return why the process should be restarted, or should get no work; nil means it is well.
@@ -46,11 +45,6 @@ func (p *probes) serve(listen string) (address string, stop func(), err error) {
 	mux.Handle("GET /metrics", promhttp.HandlerFor(p.registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /livez", probe(p.live))
 	mux.HandleFunc("GET /readyz", probe(p.ready))
-	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
-	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
-	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
-	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
-	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	ended := make(chan struct{})
 	go func() { // ends with stop, which waits for it

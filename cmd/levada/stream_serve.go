@@ -25,6 +25,7 @@ import (
 
 type streamServeFlags struct {
 	listen, metrics, postgres string
+	pprof                     string
 	files, tables, key        []string
 	horizon, value, identity  string
 	follow, snapshot, static  bool
@@ -74,7 +75,8 @@ Otherwise say --snapshot, which gives each job a copy of the table as it was whe
 	commandline.AnyNumber(flags, "max-age")
 	flags.IntVar(&f.maxStreams, "max-streams", 1000, "streams at once; more readers are told to come back")
 	flags.DurationVar(&f.drain, "drain-timeout", 20*time.Second, "time to end streams in good order after SIGTERM")
-	flags.StringVar(&f.metrics, "metrics-listen", "", "address of metrics, probes and pprof; empty: none")
+	flags.StringVar(&f.metrics, "metrics-listen", "", "address of metrics and probes; empty: none")
+	flags.StringVar(&f.pprof, "pprof", "", "loopback address of Go's profiles; empty: none")
 	f.out.register(flags)
 	f.log.Register(flags)
 	return cmd
@@ -120,6 +122,13 @@ func streamServe(cmd *cobra.Command, f *streamServeFlags) error {
 		}
 		return nil
 	}}
+	warnOfVisibleCredentials(cmd, func(message string) { log.Warn(message) })
+	stopProfiles, err := serveProfiles(cmd, f.pprof, log)
+	if err != nil {
+		listener.Close()
+		return err
+	}
+	defer stopProfiles()
 	metrics, stopWeb, err := web.serve(f.metrics)
 	if err != nil {
 		listener.Close()

@@ -88,7 +88,7 @@ Outside a cluster it uses the kubeconfig, as kubectl does.`,
 	flags.BoolVar(&shared, "shared-store", false, "workers of other namespaces use the same store")
 	flags.StringVar(&kubeconfig, "kubeconfig", "", "kubeconfig file (default: in a pod its service account, else as kubectl)")
 	flags.StringVar(&kubeContext, "context", "", "context of the kubeconfig")
-	flags.StringVar(&http, "metrics-listen", ":8080", "address of metrics, probes and pprof; empty: none")
+	flags.StringVar(&http, "metrics-listen", ":8080", "address of metrics and probes; empty: none")
 	log.Register(flags)
 	return cmd
 }

@@ -36,6 +36,7 @@ type streamWorkFlags struct {
 	handler         time.Duration
 	untilDone       bool
 	metrics, output string
+	pprof           string
 	interval        time.Duration
 	quiet           bool
 }
@@ -72,7 +73,8 @@ In a pod, set POD_NAME, POD_UID and CONTAINER_NAME by the downward API: then a r
 	flags.DurationVar(&f.handler, "handler-timeout", time.Minute, "how long one batch may take")
 	flags.DurationVar(&f.drain, "drain-timeout", 20*time.Second, "time to commit what is in hand and to give jobs back after SIGTERM")
 	flags.BoolVar(&f.untilDone, "until-done", false, "end when no job of these streams is ready or running; exit code 1 if one failed here")
-	flags.StringVar(&f.metrics, "metrics-listen", "", "address of metrics, probes and pprof; empty: none")
+	flags.StringVar(&f.metrics, "metrics-listen", "", "address of metrics and probes; empty: none")
+	flags.StringVar(&f.pprof, "pprof", "", "loopback address of Go's profiles; empty: none")
 	flags.DurationVar(&f.interval, "interval", 2*time.Second, "time between two looks at the progress; on a terminal it is at most 250ms")
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "no progress")
 	flags.StringVarP(&f.output, "output", "o", "auto", "progress as table, text, json; auto is a table on a terminal")
@@ -202,6 +204,12 @@ func streamWork(cmd *cobra.Command, f *streamWorkFlags) (err error) {
 			_, err := store.List(asking, stream.Filter{Limit: 1})
 			return err
 		}}
+	warnOfVisibleCredentials(cmd, func(message string) { log.Warn(message) })
+	stopProfiles, err := serveProfiles(cmd, f.pprof, log)
+	if err != nil {
+		return err
+	}
+	defer stopProfiles()
 	address, stopWeb, err := web.serve(f.metrics)
 	if err != nil {
 		return err

@@ -61,7 +61,7 @@ func (v *view) start(r *standalone.Running, dataDir string, took time.Duration) 
 		}
 		_ = w.Flush()
 	}
-	fmt.Fprintf(v.out, "metrics  http://%s/metrics  (also /livez /readyz /debug/pprof)\ndata     %s: %s\nstarted in %v; Ctrl-C drains and stops\n\n", r.Address, dataDir, r.Durability, took.Round(time.Millisecond))
+	fmt.Fprintf(v.out, "metrics  http://%s/metrics  (also /livez /readyz)\ndata     %s: %s\nstarted in %v; Ctrl-C drains and stops\n\n", r.Address, dataDir, r.Durability, took.Round(time.Millisecond))
 }
 
 // follow shows rates until ctx ends.

@@ -14,6 +14,8 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
+
+	"github.com/levada-io/levada/internal/redact"
 )
 
 // The exit codes of commands.
@@ -74,10 +76,15 @@ func Given(f *pflag.Flag) string {
 	return "--" + f.Name
 }
 
+// Variable is the environment variable of a flag.
+func Variable(flag string) string {
+	return "LEVADA_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
+}
+
 // flagsFromEnvironment sets flags that were not given from LEVADA_ variables.
 func flagsFromEnvironment(flags *pflag.FlagSet) (err error) {
 	flags.VisitAll(func(f *pflag.Flag) {
-		name := "LEVADA_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+		name := Variable(f.Name)
 		value, ok := os.LookupEnv(name)
 		if !ok || f.Changed || err != nil {
 			return
@@ -118,7 +125,7 @@ func Execute(ctx context.Context, root *cobra.Command) int {
 		code = ExitUsage
 	}
 	if err != nil {
-		fmt.Fprintf(root.ErrOrStderr(), "%s: %v\n", root.Name(), err)
+		fmt.Fprintf(root.ErrOrStderr(), "%s: %v\n", root.Name(), redact.Error(err))
 	}
 	return code
 }

@@ -37,14 +37,14 @@ func (f *LogFlags) Logger(w io.Writer) (*slog.Logger, error) {
 		return nil, UsageError(fmt.Errorf("--log-format is auto, text or json, not %q", f.Format))
 	}
 	if f.JSON(w) {
-		return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: least, ReplaceAttr: ecs})).With("service.name", "levada"), nil
+		return slog.New(redactHandler{slog.NewJSONHandler(w, &slog.HandlerOptions{Level: least, ReplaceAttr: ecs})}).With("service.name", "levada"), nil
 	}
-	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: least, ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
+	return slog.New(redactHandler{slog.NewTextHandler(w, &slog.HandlerOptions{Level: least, ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
 		if len(groups) == 0 && a.Key == slog.TimeKey {
 			return slog.String("t", a.Value.Time().Format("15:04:05.000"))
 		}
 		return a
-	}})), nil
+	}})}), nil
 }
 
 // ecs renames slog's own fields. A duration would be a number of nanoseconds.

@@ -34,7 +34,7 @@ type DeadLetters interface {
 }
 
 // OpenDeadLetters opens the dead letters of a data directory, at an external broker if natsURL is not empty.
-func OpenDeadLetters(ctx context.Context, dataDir, natsURL string) (DeadLetters, error) {
+func OpenDeadLetters(ctx context.Context, dataDir, natsURL string, options ...nats.Option) (DeadLetters, error) {
 	if b, err := os.ReadFile(filepath.Join(dataDir, controlFile)); err == nil {
 		var c Control
 		if err := json.Unmarshal(b, &c); err == nil {
@@ -49,7 +49,7 @@ func OpenDeadLetters(ctx context.Context, dataDir, natsURL string) (DeadLetters,
 			return nil, fmt.Errorf("%s is no data directory of `levada run`: name it with --data", dataDir)
 		}
 	}
-	return openLocal(dataDir, natsURL)
+	return openLocal(dataDir, natsURL, options...)
 }
 
 // remoteLetters asks the run that has the data directory.
@@ -109,7 +109,7 @@ type localLetters struct {
 	close []func()
 }
 
-func openLocal(dataDir, natsURL string) (_ *localLetters, err error) {
+func openLocal(dataDir, natsURL string, options ...nats.Option) (_ *localLetters, err error) {
 	l := &localLetters{}
 	defer func() {
 		if err != nil {
@@ -123,7 +123,7 @@ func openLocal(dataDir, natsURL string) (_ *localLetters, err error) {
 	l.close = append(l.close, release)
 	var conn *nats.Conn
 	if natsURL != "" {
-		conn, err = nats.Connect(natsURL)
+		conn, err = nats.Connect(natsURL, options...)
 	} else {
 		var b *broker.Broker
 		if b, err = broker.Start(broker.Config{Dir: filepath.Join(dataDir, "broker"), MaxPayload: 64 << 20}); err != nil {

@@ -32,6 +32,7 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/vertex"
 	"github.com/levada-io/levada/internal/flow"
 	"github.com/levada-io/levada/internal/metrics"
+	"github.com/levada-io/levada/internal/redact"
 )
 
 // Config says what to run. The zero value of a field is its default.
@@ -42,6 +43,8 @@ type Config struct {
 	DataDir string
 	// NATS is the URL of a broker of its own; empty for one in this process, in DataDir.
 	NATS string
+	// NATSOptions are for the connection to it: credentials and TLS.
+	NATSOptions []nats.Option
 	// Replicas of streams at a broker of its own. Default 1.
 	Replicas int
 	// SyncInterval is how often the broker in this process writes through to the disk; 0 before each acknowledgement.
@@ -204,7 +207,7 @@ func (r *runner) open(ctx context.Context) error {
 	}
 	if r.cfg.NATS != "" {
 		if err := r.connect(ctx, append(options, nats.Name("levada"))); err != nil {
-			return fmt.Errorf("connect to the broker at %s: %w", r.cfg.NATS, err)
+			return fmt.Errorf("connect to the broker at %s: %w", redact.Text(r.cfg.NATS), redact.Error(err))
 		}
 	} else {
 		r.broker, err = broker.Start(broker.Config{
@@ -229,11 +232,11 @@ const connectFor = 30 * time.Second
 func (r *runner) connect(ctx context.Context, options []nats.Option) error {
 	told := false
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
-		conn, err := nats.Connect(r.cfg.NATS, options...)
+		conn, err := nats.Connect(r.cfg.NATS, append(options[:len(options):len(options)], r.cfg.NATSOptions...)...)
 		r.conn = conn
 		if err != nil && !told {
 			told = true
-			r.log.Warn("broker is not there, and waited for", "url", r.cfg.NATS, "error", err, "at most", connectFor)
+			r.log.Warn("broker is not there, and waited for", "url", redact.Text(r.cfg.NATS), "error", err, "at most", connectFor)
 		}
 		return struct{}{}, err
 	}, backoff.WithMaxElapsedTime(connectFor), backoff.WithBackOff(&backoff.ExponentialBackOff{InitialInterval: 50 * time.Millisecond, Multiplier: 1.5, MaxInterval: time.Second}))
@@ -579,7 +582,7 @@ func (p *Pipeline) close(ctx context.Context) (err error) {
 func (r *runner) durability() string {
 	switch {
 	case r.cfg.NATS != "":
-		return "as the broker at " + r.cfg.NATS + " is set up (levada needs sync_interval: always to survive a power loss)"
+		return "as the broker at " + redact.Text(r.cfg.NATS) + " is set up (levada needs sync_interval: always to survive a power loss)"
 	case r.cfg.SyncInterval > 0:
 		return fmt.Sprintf("survives any kill; a power loss may cost the last %v (--sync-interval)", r.cfg.SyncInterval)
 	}

@@ -124,14 +124,22 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("GET /tap", s.tap)
 	mux.HandleFunc("POST /drain", s.drain)
 	if s.Pprof {
-		mux.HandleFunc("GET /debug/pprof/", local(pprof.Index))
+		mux.HandleFunc("GET /debug/pprof/", local(profiles))
 		mux.HandleFunc("GET /debug/pprof/profile", local(pprof.Profile))
 		mux.HandleFunc("GET /debug/pprof/trace", local(pprof.Trace))
 		mux.HandleFunc("GET /debug/pprof/symbol", local(pprof.Symbol))
-		mux.HandleFunc("GET /debug/pprof/cmdline", local(pprof.Cmdline))
 	}
 	// A web page that somebody on this machine looks at shall not be able to start a drain.
 	return http.NewCrossOriginProtection().Handler(mux)
+}
+
+// profiles are Go's, without the process's arguments: they may hold credentials.
+func profiles(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path == "/debug/pprof/cmdline" {
+		http.NotFound(w, r)
+		return
+	}
+	pprof.Index(w, r)
 }
 
 // local refuses clients of other machines.

@@ -470,7 +470,7 @@ func TestReload(t *testing.T) {
 	p.eventually("the new log", func() bool { return lines(log) == 0 })
 	p.check(client)
 	p.eventually("its line", func() bool { return lines(log) == 1 && lines(log+".1") == 2 })
-	if code, _ := p.get("/debug/pprof/cmdline"); code != http.StatusOK {
+	if code, _ := p.get("/debug/pprof/symbol"); code != http.StatusOK {
 		t.Errorf("profiles with --pprof: %d", code)
 	}
 	if code := p.stop(); code != 0 {
