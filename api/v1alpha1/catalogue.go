@@ -565,6 +565,13 @@ spec:
 tls: {}`,
 	},
 	{
+		Code: CodeDelimiter, Severity: SeverityError,
+		Title: "the delimiter cannot separate fields",
+		Text:  "The fields of a csv record are separated by one ASCII character other than a quote and a line end. A tab may be written as \\t.",
+		Wrong: `delimiter: '::'`,
+		Right: `delimiter: ';'`,
+	},
+	{
 		Code: CodeSinkType, Severity: SeverityError,
 		Title: "not exactly one type of sink",
 		Text:  "A sink is one of log, blackhole, kafka, pulsar, sqs, udsink, serve, file, stdout, jetstream, nats; so are its fallback and onSuccess.",

@@ -78,6 +78,7 @@ const (
 	CodeTLS           Code = "LV1413"
 	CodeSubject       Code = "LV1414"
 	CodeStreamTarget  Code = "LV1415"
+	CodeDelimiter     Code = "LV1416"
 
 	CodeSinkType  Code = "LV1501"
 	CodeFallback  Code = "LV1502"

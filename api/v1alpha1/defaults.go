@@ -261,13 +261,10 @@ func defaultSource(s *Source) {
 		defaultAssumeRole(q.AssumeRole)
 	}
 	if f := s.File; f != nil {
-		orValue(&f.Format, FileFormatLines)
-		if f.Format == FileFormatCSV {
-			orDefault(&f.CSVHeader, true)
-		}
+		defaultRecords(&f.Format, &f.CSVHeader, &f.Delimiter, &f.OnMalformed)
 	}
-	if s.Stdin != nil {
-		orValue(&s.Stdin.Format, FileFormatLines)
+	if f := s.Stdin; f != nil {
+		defaultRecords(&f.Format, &f.CSVHeader, &f.Delimiter, &f.OnMalformed)
 	}
 	if s.Stream != nil {
 		orValue(&s.Stream.Payload, StreamPayloadValue)
@@ -275,6 +272,15 @@ func defaultSource(s *Source) {
 	}
 	if s.Transformer != nil && s.Transformer.RetryStrategy != nil {
 		defaultRetry(s.Transformer.RetryStrategy)
+	}
+}
+
+func defaultRecords(format *FileFormat, header **bool, delimiter *string, malformed *MalformedPolicy) {
+	orValue(format, FileFormatLines)
+	orValue(malformed, MalformedDeadLetter)
+	if *format == FileFormatCSV {
+		orDefault(header, true)
+		orValue(delimiter, ",")
 	}
 }
 

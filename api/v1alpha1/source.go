@@ -176,8 +176,18 @@ type FileFormat string
 // The formats of a file that is read.
 const (
 	FileFormatLines  FileFormat = "lines"  // a message a line
-	FileFormatNDJSON FileFormat = "ndjson" // a message a line; a line that is no JSON value is an error
+	FileFormatNDJSON FileFormat = "ndjson" // a message a line; a line that is no JSON value is malformed
 	FileFormatCSV    FileFormat = "csv"    // a message a record, as a JSON object when there is a header, else as an array
+)
+
+// MalformedPolicy says what becomes of a record that cannot be read.
+type MalformedPolicy string
+
+// What may become of a malformed record.
+const (
+	MalformedDeadLetter MalformedPolicy = "deadLetter" // its raw bytes are kept as a dead letter, and the rest goes on
+	MalformedSkip       MalformedPolicy = "skip"       // it is counted and logged, and the rest goes on
+	MalformedFail       MalformedPolicy = "fail"       // the pipeline ends with an error
 )
 
 // FileSource reads a file once, or follows it as it grows. (Levada)
@@ -190,12 +200,22 @@ type FileSource struct {
 	Follow bool `json:"follow,omitempty"`
 	// CSVHeader says that the first record of a csv file names the columns. Default: true.
 	CSVHeader *bool `json:"csvHeader,omitempty"`
+	// Delimiter separates the fields of a csv record: one ASCII character, or \t for a tab. Default: a comma.
+	Delimiter string `json:"delimiter,omitempty"`
+	// OnMalformed says what becomes of a record that cannot be read: deadLetter, skip or fail. Default: deadLetter.
+	OnMalformed MalformedPolicy `json:"onMalformed,omitempty"`
 }
 
 // StdinSource reads the standard input until its end. (Levada)
 type StdinSource struct {
 	// Format is lines, ndjson or csv. Default: lines.
 	Format FileFormat `json:"format,omitempty"`
+	// CSVHeader says that the first record of a csv input names the columns. Default: true.
+	CSVHeader *bool `json:"csvHeader,omitempty"`
+	// Delimiter separates the fields of a csv record: one ASCII character, or \t for a tab. Default: a comma.
+	Delimiter string `json:"delimiter,omitempty"`
+	// OnMalformed says what becomes of a record that cannot be read: deadLetter, skip or fail. Default: deadLetter.
+	OnMalformed MalformedPolicy `json:"onMalformed,omitempty"`
 }
 
 // StreamPayload says what a record of a stream holds.

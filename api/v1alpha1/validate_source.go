@@ -342,7 +342,7 @@ func udSourceRuns(r *report, v sourceView) {
 
 func fileSourceIsValid(r *report, v sourceView) {
 	if s := v.source.Stdin; s != nil {
-		enum(r, v.at.at("stdin.format"), CodeEnum, s.Format, FileFormatLines, FileFormatNDJSON, FileFormatCSV)
+		recordsAreValid(r, v.at.at("stdin"), s.Format, s.CSVHeader, s.Delimiter, s.OnMalformed)
 	}
 	f, at := v.source.File, v.at.at("file")
 	if f == nil {
@@ -351,9 +351,23 @@ func fileSourceIsValid(r *report, v sourceView) {
 	if f.Path == "" {
 		r.required(at.at("path"), "the path of a file")
 	}
-	enum(r, at.at("format"), CodeEnum, f.Format, FileFormatLines, FileFormatNDJSON, FileFormatCSV)
-	if f.CSVHeader != nil && f.Format != FileFormatCSV {
+	recordsAreValid(r, at, f.Format, f.CSVHeader, f.Delimiter, f.OnMalformed)
+}
+
+// recordsAreValid checks how a file or the standard input is cut into messages.
+func recordsAreValid(r *report, at path, format FileFormat, header *bool, delimiter string, malformed MalformedPolicy) {
+	enum(r, at.at("format"), CodeEnum, format, FileFormatLines, FileFormatNDJSON, FileFormatCSV)
+	enum(r, at.at("onMalformed"), CodeEnum, malformed, MalformedDeadLetter, MalformedSkip, MalformedFail)
+	if header != nil && format != FileFormatCSV {
 		r.add(at.at("csvHeader"), Problem{Code: CodeNoEffect, Message: "csvHeader has no effect on a file that is not csv", Hint: "set format: csv"})
+	}
+	switch {
+	case delimiter == "":
+	case format != FileFormatCSV:
+		r.add(at.at("delimiter"), Problem{Code: CodeNoEffect, Message: "delimiter has no effect on a file that is not csv", Hint: "set format: csv"})
+	case delimiter == `\t`:
+	case len(delimiter) != 1 || delimiter[0] >= 0x80 || strings.ContainsAny(delimiter, "\x00\"\r\n"):
+		r.add(at.at("delimiter"), Problem{Code: CodeDelimiter, Message: fmt.Sprintf("%s cannot separate fields", quote(delimiter)), Expected: `one ASCII character, for instance ';' or '\t'`})
 	}
 }
 

@@ -31,4 +31,6 @@ const (
 	Nack     Reason = "nack"     // nacked more often than the function allowed
 	Retries  Reason = "retries"  // the retry strategy is exhausted
 	Source   Reason = "source"   // the source has no content for it
+
+	Malformed Reason = "malformed" // a record of the source that cannot be read; the message has its raw bytes
 )

@@ -21,10 +21,7 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/sink/render"
 	"github.com/levada-io/levada/internal/dataplane/sink/stdoutsink"
 	"github.com/levada-io/levada/internal/dataplane/source"
-	"github.com/levada-io/levada/internal/dataplane/source/filesource"
 	"github.com/levada-io/levada/internal/dataplane/source/generatorsource"
-	"github.com/levada-io/levada/internal/dataplane/source/records"
-	"github.com/levada-io/levada/internal/dataplane/source/stdinsource"
 	"github.com/levada-io/levada/internal/metrics"
 )
 
@@ -152,12 +149,10 @@ func (b *builder) reader(ctx context.Context, s *v1alpha1.Source) (source.Reader
 	switch {
 	case s.File != nil:
 		b.says("file " + s.File.Path)
-		return filesource.New(ctx, filesource.Config{
-			Path: b.env.path(s.File.Path), Format: records.Format(s.File.Format), NoHeader: s.File.CSVHeader != nil && !*s.File.CSVHeader, Follow: s.File.Follow, Positions: at,
-		})
+		return b.file(ctx, s.File, at)
 	case s.Stdin != nil:
 		b.says("standard input")
-		return stdinsource.New(ctx, stdinsource.Config{In: b.env.Stdin, Format: records.Format(s.Stdin.Format), Positions: at})
+		return b.stdin(ctx, s.Stdin, at)
 	case s.Generator != nil:
 		return b.generator(ctx, s.Generator, at)
 	case s.Stream != nil:

@@ -12,8 +12,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -34,6 +36,12 @@ type Config struct {
 	Follow bool
 	// Poll is how often a followed file is looked at, at its end. Default 100 ms: nobody notices, and ten calls of fstat a second cost nothing.
 	Poll time.Duration
+	// Delimiter of CSV fields, and what becomes of malformed records; see records.Config.
+	Delimiter   byte
+	OnMalformed records.Policy
+	// Logger gets what is skipped, and Skipped counts it. Default: nobody does.
+	Logger  *slog.Logger
+	Skipped func(records, bytes int)
 	// MaxRecord is the largest line or record in bytes. Default 16 MiB.
 	MaxRecord int
 	// Partition names the file in positions, message ids and logs. Default: the last element of Path.
@@ -50,6 +58,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Partition == "" {
 		c.Partition = filepath.Base(filepath.Clean(c.Path))
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	if c.SaveEvery == 0 {
 		c.SaveEvery = position.Every
@@ -75,6 +86,10 @@ type Reader struct {
 
 	// Only Read uses these.
 	split *records.Splitter
+	sort  records.Triage
+	from  uint64 // where reading began, and the lines before it once they were counted
+	lines *uint64
+	warn  sync.Once
 	last  uint64 // Hi of the batch given last
 	eof   bool   // nothing will be appended any more
 	tail  []byte // what lies before the end of what was read, to see whether somebody wrote the file anew
@@ -95,7 +110,7 @@ func New(ctx context.Context, cfg Config) (*Reader, error) {
 	if cfg.Positions == nil {
 		return nil, errors.New("positions: required, where to remember how far the file was read")
 	}
-	split, err := records.New(records.Config{Format: cfg.Format, NoHeader: cfg.NoHeader, MaxRecord: cfg.MaxRecord})
+	split, err := records.New(records.Config{Format: cfg.Format, NoHeader: cfg.NoHeader, Delimiter: cfg.Delimiter, OnMalformed: cfg.OnMalformed, MaxRecord: cfg.MaxRecord})
 	if err != nil {
 		return nil, err
 	}
@@ -103,7 +118,7 @@ func New(ctx context.Context, cfg Config) (*Reader, error) {
 	if err != nil {
 		return nil, fmt.Errorf("path: %w", err)
 	}
-	r := &Reader{cfg: cfg, file: file, split: split}
+	r := &Reader{cfg: cfg, file: file, split: split, sort: records.Triage{Policy: cfg.OnMalformed, Logger: cfg.Logger, Skipped: cfg.Skipped}}
 	r.saver = &position.Saver{Store: cfg.Positions, Partition: cfg.Partition, Every: cfg.SaveEvery, Encode: r.mark}
 	if err := r.resume(ctx); err != nil {
 		return nil, errors.Join(err, file.Close())
@@ -135,7 +150,7 @@ func (r *Reader) resume(ctx context.Context) error {
 		if _, err := r.more(); err != nil && err != io.EOF {
 			return fmt.Errorf("read the header of %s: %w", r.cfg.Path, err)
 		}
-		if _, err := r.split.Cut(0, 0, r.split.End() == uint64(info.Size())); err != nil {
+		if _, _, err := r.split.Cut(0, 0, r.split.End() == uint64(info.Size())); err != nil {
 			return r.explain(err)
 		}
 		if r.split.End() == uint64(info.Size()) {
@@ -143,6 +158,7 @@ func (r *Reader) resume(ctx context.Context) error {
 		}
 	}
 	r.split.Seek(offset)
+	r.from = offset
 	r.last = offset
 	r.end.Store(int64(offset))
 	return nil
@@ -166,16 +182,22 @@ func (r *Reader) Read(ctx context.Context, limit int) (*source.Batch, error) {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		messages, err := r.split.Cut(limit, time.Now().UnixNano(), r.eof)
+		messages, bad, err := r.split.Cut(limit, time.Now().UnixNano(), r.eof)
+		broken := r.sort.Sort(bad, r.at)
 		if len(messages) > 0 {
-			b := &source.Batch{Partition: r.cfg.Partition, Lo: r.last + 1, Hi: r.split.Offset(), Stride: stride, Messages: messages}
+			b := &source.Batch{Partition: r.cfg.Partition, Lo: r.last + 1, Hi: r.split.Offset(), Stride: stride, Messages: messages, Broken: broken}
 			r.last = b.Hi
+			r.warn.Do(func() { records.WarnDelimiter(r.cfg.Logger, r.cfg.Path, r.cfg.Delimiter, r.split.Suspect()) })
 			return b, nil
 		}
 		if err != nil {
 			return nil, r.explain(err)
 		}
+		if len(bad) > 0 {
+			continue // what was skipped
+		}
 		if r.eof {
+			r.sort.Close()
 			return nil, r.over()
 		}
 		if r.tail != nil { // a followed file must be looked at before more of it is read

@@ -356,7 +356,7 @@ func TestErrorsNameFileAndLine(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.json")
 	put(t, path, "1\n2\n{oops\n4\n")
 	positions := &sourcetest.Positions{}
-	r := open(t, filesource.Config{Path: path, Format: records.NDJSON, Positions: positions})
+	r := open(t, filesource.Config{Path: path, Format: records.NDJSON, OnMalformed: records.Fail, Positions: positions})
 	want(t, read(t, r, 2), "1", "2")
 	for range 2 {
 		_, err := r.Read(t.Context(), 1)

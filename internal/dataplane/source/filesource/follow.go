@@ -119,14 +119,22 @@ func (r *Reader) explain(err error) error {
 	if !ok {
 		return err
 	}
-	before, countErr := r.linesBefore(bad.Fault)
-	if countErr != nil {
-		return fmt.Errorf("%s: record at byte %d: %w", r.cfg.Path, bad.Offset, err)
-	}
-	return fmt.Errorf("%s:%d: %w (the records before it were read, none after it; correct it and start again)", r.cfg.Path, before+1, err)
+	return records.Fatal(r.at(bad), err)
 }
 
-// linesBefore counts line ends. It reads the file again, which is what one error may cost.
+// at says where a record is, for people. The lines before the place where reading began are counted once, when the first one is needed.
+func (r *Reader) at(e *records.Error) string {
+	if r.lines == nil {
+		n, err := r.linesBefore(r.from)
+		if err != nil {
+			return fmt.Sprintf("%s: record at byte %d", r.cfg.Path, e.Offset)
+		}
+		r.lines = &n
+	}
+	return fmt.Sprintf("%s:%d", r.cfg.Path, *r.lines+e.Line+1)
+}
+
+// linesBefore counts line ends. It reads the file again, once in a run.
 func (r *Reader) linesBefore(offset uint64) (uint64, error) {
 	var n uint64
 	chunk := make([]byte, 64<<10)

@@ -9,16 +9,19 @@ import (
 // csvCutter cuts records as encoding/csv does, quoted line ends and all, and makes JSON of them. It exists beside encoding/csv because
 // that one reads ahead from an io.Reader: it can neither wait in the middle of a record nor begin again there.
 type csvCutter struct {
+	delimiter  byte
 	wantHeader bool
+	begun      bool     // the first record was read
+	suspect    byte     // what seems to separate the fields of the first record, if it is not the delimiter
 	names      [][]byte // encoded as the start of a member: {"a": and ,"b":
 	fields     [][]byte
 	slab       []byte // values are cut from here
 }
 
-// faultAt says how far into the record a fault lies.
+// faultAt says how far into the record a fault lies, and from where on the end of the line is the end of the record.
 type faultAt struct {
-	at     int
-	reason error
+	at, from int
+	reason   error
 }
 
 func (f faultAt) Error() string { return f.reason.Error() }
@@ -32,19 +35,62 @@ var (
 
 func (c *csvCutter) next(buf []byte, eof bool) (int, []byte, error) {
 	n, err := c.split(buf, eof)
+	if at, ok := errors.AsType[faultAt](err); ok {
+		if c.wantHeader {
+			return 0, nil, c.explainHeader(buf, at)
+		}
+		end := bytes.IndexByte(buf[at.from:], '\n')
+		switch {
+		case end >= 0:
+			return at.from + end + 1, nil, err
+		case eof:
+			return len(buf), nil, err
+		}
+		return 0, nil, nil // the rest of the line is part of it
+	}
 	if n == 0 || err != nil || len(c.fields) == 0 {
 		return n, nil, err
 	}
 	if err := validFields(c.fields); err != nil {
-		return 0, nil, err
+		return n, nil, err
+	}
+	if !c.begun {
+		c.begun = true
+		if len(c.fields) == 1 && buf[0] != '"' {
+			c.suspect = otherDelimiter(c.fields[0], c.delimiter)
+		}
 	}
 	if c.wantHeader {
 		return n, nil, c.header()
 	}
 	if c.names != nil && len(c.fields) != len(c.names) {
-		return 0, nil, fmt.Errorf("%d fields, but the header names %d columns", len(c.fields), len(c.names))
+		return n, nil, fmt.Errorf("it has %d fields, and the header names %d columns", len(c.fields), len(c.names))
 	}
 	return n, c.json(), nil
+}
+
+// delimiters are those in use.
+const delimiters = ",;\t|"
+
+// otherDelimiter returns what seems to separate fields in a record that has only one; 0 if nothing does.
+func otherDelimiter(field []byte, delimiter byte) byte {
+	for _, d := range []byte(delimiters) {
+		if d != delimiter && bytes.IndexByte(field, d) >= 0 {
+			return d
+		}
+	}
+	return 0
+}
+
+// explainHeader names the delimiter where that is the likely cause: a file such as "id";"name" is malformed when it is read with commas.
+func (c *csvCutter) explainHeader(buf []byte, at faultAt) error {
+	if !errors.Is(at.reason, errQuote) || at.at+1 >= len(buf) {
+		return at
+	}
+	if d := buf[at.at+1]; d != c.delimiter && bytes.IndexByte([]byte(delimiters), d) >= 0 {
+		at.reason = fmt.Errorf("%w; its fields seem to be separated by %q: set delimiter", at.reason, d)
+	}
+	return at
 }
 
 // split finds the end of the first record and its fields. A blank line has none.
@@ -92,14 +138,14 @@ func blank(buf []byte, eof bool) (n int, known bool) {
 func (c *csvCutter) plain(buf []byte, i int, eof bool) (end int, done bool, err error) {
 	for j := i; j < len(buf); j++ {
 		switch buf[j] {
-		case ',':
+		case c.delimiter:
 			c.fields = append(c.fields, buf[i:j])
 			return j + 1, false, nil
 		case '\n':
 			c.fields = append(c.fields, trimCR(buf[i:j]))
 			return j + 1, true, nil
 		case '"':
-			return 0, false, faultAt{j, errBareQuote}
+			return 0, false, faultAt{j, j, errBareQuote}
 		}
 	}
 	if !eof {
@@ -123,7 +169,7 @@ func (c *csvCutter) quoted(buf []byte, i int, eof bool) (end int, done bool, err
 		k := bytes.IndexByte(buf[j:], '"')
 		if k < 0 {
 			if eof {
-				return 0, false, faultAt{i, errUnclosed}
+				return 0, false, faultAt{i, i, errUnclosed}
 			}
 			return 0, false, nil
 		}
@@ -138,14 +184,18 @@ func (c *csvCutter) quoted(buf []byte, i int, eof bool) (end int, done bool, err
 			continue
 		case len(after) == 0 || len(after) == 1 && after[0] == '\r':
 			end, done = len(buf), true
-		case after[0] == ',':
+		case after[0] == c.delimiter:
 			end = k + 2
 		case after[0] == '\n':
 			end, done = k+2, true
 		case after[0] == '\r' && after[1] == '\n':
 			end, done = k+3, true
 		default:
-			return 0, false, faultAt{k, errQuote}
+			if bytes.IndexByte(buf[i:k], '\n') >= 0 {
+				// The quote at i was most likely not closed, and this one opens a field of a later record.
+				return 0, false, faultAt{i, i, errQuote}
+			}
+			return 0, false, faultAt{k, k, errQuote}
 		}
 		c.fields = append(c.fields, unquote(buf[start:k], doubled))
 		return end, done, nil

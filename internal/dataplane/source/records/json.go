@@ -24,9 +24,12 @@ func nextJSON(buf []byte, eof bool) (int, []byte, error) {
 	if !json.Valid(line) {
 		var v any
 		if err := json.Unmarshal(line, &v); err != nil {
-			return 0, nil, err // json.Unmarshal knows what is wrong; json.Valid only that something is
+			return used, nil, err // json.Unmarshal knows what is wrong; json.Valid only that something is
 		}
-		return 0, nil, errors.New("no JSON value")
+		return used, nil, errors.New("no JSON value")
+	}
+	if !utf8.Valid(line) { // which encoding/json lets pass
+		return used, nil, errNotUTF8
 	}
 	return used, line[:len(line):len(line)], nil
 }
@@ -60,7 +63,7 @@ func appendString(b []byte, s []byte) []byte {
 	return append(b, '"')
 }
 
-var errNotUTF8 = errors.New("a field is not UTF-8, and JSON knows nothing else; convert the file, for instance with iconv")
+var errNotUTF8 = errors.New("it is not UTF-8, as JSON must be; convert the file, for instance with iconv -f ISO-8859-1 -t UTF-8")
 
 func validFields(fields [][]byte) error {
 	for _, f := range fields {

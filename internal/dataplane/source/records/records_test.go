@@ -26,7 +26,7 @@ func cutAll(cfg Config, data []byte, piece, limit int) (messages []flow.Message,
 		s.Fed(n)
 		data = data[n:]
 		for {
-			cut, err := s.Cut(limit, 1, len(data) == 0)
+			cut, _, err := s.Cut(limit, 1, len(data) == 0)
 			messages = append(messages, cut...)
 			if err != nil {
 				return messages, s.Offset(), err
@@ -104,7 +104,9 @@ func TestFaultsNameTheirPlaceAndLoseNothingBefore(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			for _, piece := range []int{1, 1 << 20} {
-				got, _, err := cutAll(test.cfg, []byte(test.in), piece, 100)
+				cfg := test.cfg
+				cfg.OnMalformed = Fail
+				got, _, err := cutAll(cfg, []byte(test.in), piece, 100)
 				bad, ok := errors.AsType[*Error](err)
 				if !ok || !errors.Is(err, test.reason) || bad.Line != test.line || !strings.Contains(err.Error(), test.words) || len(got) != test.before {
 					t.Fatalf("in pieces of %d: %d messages, then %#v: %v", piece, len(got), bad, err)
@@ -130,7 +132,7 @@ func TestMessagesKeepTheirBytes(t *testing.T) {
 			s.Fed(n)
 			fed += n
 		}
-		cut, err := s.Cut(1<<20, 0, false)
+		cut, _, err := s.Cut(1<<20, 0, false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -211,7 +213,7 @@ func FuzzCSVLikeEncodingCSV(f *testing.F) {
 			want = append(want, record)
 			pos = append(pos, uint64(r.InputOffset())+1)
 		}
-		got, offset, err := cutAll(Config{Format: CSV, NoHeader: true, ChunkSize: 16}, data, int(piece)+1, 3)
+		got, offset, err := cutAll(Config{Format: CSV, NoHeader: true, OnMalformed: Fail, ChunkSize: 16}, data, int(piece)+1, 3)
 		if (err != nil) != (wantErr != nil) {
 			t.Fatalf("%q: %v; encoding/csv says %v", data, err, wantErr)
 		}

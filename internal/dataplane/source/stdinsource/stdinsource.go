@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -25,6 +26,12 @@ type Config struct {
 	Format records.Format
 	// NoHeader says that the first record of a CSV stream does not name the columns: messages are arrays then, not objects.
 	NoHeader bool
+	// Delimiter of CSV fields, and what becomes of malformed records; see records.Config.
+	Delimiter   byte
+	OnMalformed records.Policy
+	// Logger gets what is skipped, and Skipped counts it. Default: nobody does.
+	Logger  *slog.Logger
+	Skipped func(records, bytes int)
 	// MaxRecord is the largest line or record in bytes. Default 16 MiB.
 	MaxRecord int
 	// Partition names the stream in positions and message ids. Default "stdin".
@@ -41,6 +48,8 @@ type Reader struct {
 	cfg   Config
 	base  uint64 // positions of this run come after it
 	split *records.Splitter
+	sort  records.Triage
+	warn  sync.Once
 	last  uint64
 	eof   bool
 
@@ -65,13 +74,16 @@ func New(ctx context.Context, cfg Config) (*Reader, error) {
 	if cfg.Partition == "" {
 		cfg.Partition = "stdin"
 	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
 	if cfg.In == nil {
 		return nil, errors.New("in: required, what to read")
 	}
 	if cfg.Positions == nil {
 		return nil, errors.New("positions: required, where to remember the run")
 	}
-	split, err := records.New(records.Config{Format: cfg.Format, NoHeader: cfg.NoHeader, MaxRecord: cfg.MaxRecord})
+	split, err := records.New(records.Config{Format: cfg.Format, NoHeader: cfg.NoHeader, Delimiter: cfg.Delimiter, OnMalformed: cfg.OnMalformed, MaxRecord: cfg.MaxRecord})
 	if err != nil {
 		return nil, err
 	}
@@ -80,7 +92,7 @@ func New(ctx context.Context, cfg Config) (*Reader, error) {
 		return nil, err
 	}
 	r := &Reader{
-		cfg: cfg, base: run << runBits, split: split,
+		cfg: cfg, base: run << runBits, split: split, sort: records.Triage{Policy: cfg.OnMalformed, Logger: cfg.Logger, Skipped: cfg.Skipped},
 		ask: make(chan []byte), got: make(chan result, 1), closing: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	go r.pump()
@@ -136,19 +148,25 @@ func (r *Reader) Read(ctx context.Context, limit int) (*source.Batch, error) {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		messages, err := r.split.Cut(limit, time.Now().UnixNano(), r.eof)
+		messages, bad, err := r.split.Cut(limit, time.Now().UnixNano(), r.eof)
+		broken := r.sort.Sort(bad, r.at)
 		if len(messages) > 0 {
 			for i := range messages {
 				messages[i].Pos += r.base
 			}
-			b := &source.Batch{Partition: r.cfg.Partition, Lo: r.base + r.last + 1, Hi: r.base + r.split.Offset(), Stride: stride, Messages: messages}
+			b := &source.Batch{Partition: r.cfg.Partition, Lo: r.base + r.last + 1, Hi: r.base + r.split.Offset(), Stride: stride, Messages: messages, Broken: broken}
 			r.last = r.split.Offset()
+			r.warn.Do(func() { records.WarnDelimiter(r.cfg.Logger, r.cfg.Partition, r.cfg.Delimiter, r.split.Suspect()) })
 			return b, nil
 		}
-		if bad, ok := errors.AsType[*records.Error](err); ok {
-			return nil, fmt.Errorf("%s:%d: %w (the records before it were read, none after it)", r.cfg.Partition, bad.Line+1, err)
+		if fault, ok := errors.AsType[*records.Error](err); ok {
+			return nil, records.Fatal(r.at(fault), err)
+		}
+		if len(bad) > 0 {
+			continue // what was skipped
 		}
 		if r.eof {
+			r.sort.Close()
 			return nil, io.EOF
 		}
 		if err := r.more(ctx); err != nil {
@@ -156,6 +174,9 @@ func (r *Reader) Read(ctx context.Context, limit int) (*source.Batch, error) {
 		}
 	}
 }
+
+// at says where a record is, for people.
+func (r *Reader) at(e *records.Error) string { return fmt.Sprintf("%s:%d", r.cfg.Partition, e.Line+1) }
 
 // more waits for the next bytes.
 func (r *Reader) more(ctx context.Context) error {

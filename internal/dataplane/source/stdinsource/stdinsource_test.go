@@ -116,11 +116,23 @@ func TestErrors(t *testing.T) {
 			t.Fatalf("%v does not say %q", err, words)
 		}
 	}
-	r := open(t, stdinsource.Config{In: strings.NewReader("1\n\n{\n"), Format: records.NDJSON})
+	r := open(t, stdinsource.Config{In: strings.NewReader("1\n\n{\n"), Format: records.NDJSON, OnMalformed: records.Fail})
 	if _, err := r.Read(t.Context(), 10); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := r.Read(t.Context(), 10); !errors.Is(err, records.ErrSyntax) || !strings.Contains(err.Error(), "stdin:3: ") {
+		t.Fatal(err)
+	}
+}
+
+// TestMalformedInputIsDeadLettered: a line that cannot be read costs no other.
+func TestMalformedInputIsDeadLettered(t *testing.T) {
+	r := open(t, stdinsource.Config{In: strings.NewReader("1\n{oops\n2\n"), Format: records.NDJSON})
+	b, err := r.Read(t.Context(), 10)
+	if err != nil || len(b.Messages) != 3 || len(b.Broken) != 1 || !strings.HasPrefix(b.Broken[1].Error, "stdin:2: ") || string(b.Messages[1].Value) != "{oops" {
+		t.Fatalf("%+v, %v", b, err)
+	}
+	if _, err := r.Read(t.Context(), 10); err != io.EOF {
 		t.Fatal(err)
 	}
 }

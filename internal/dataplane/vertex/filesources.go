@@ -1,0 +1,39 @@
+package vertex
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/levada-io/levada/api/v1alpha1"
+	"github.com/levada-io/levada/internal/dataplane/source"
+	"github.com/levada-io/levada/internal/dataplane/source/filesource"
+	"github.com/levada-io/levada/internal/dataplane/source/records"
+	"github.com/levada-io/levada/internal/dataplane/source/stdinsource"
+)
+
+// file builds a source that reads a file.
+func (b *builder) file(ctx context.Context, f *v1alpha1.FileSource, at source.Positions) (source.Reader, error) {
+	delimiter, err := records.ParseDelimiter(f.Delimiter)
+	if err != nil {
+		return nil, fmt.Errorf("source.file.%w", err)
+	}
+	return filesource.New(ctx, filesource.Config{
+		Path: b.env.path(f.Path), Format: records.Format(f.Format), NoHeader: f.CSVHeader != nil && !*f.CSVHeader, Follow: f.Follow, Positions: at,
+		Delimiter: delimiter, OnMalformed: records.Policy(f.OnMalformed), Logger: b.v.logger, Skipped: b.skipped,
+	})
+}
+
+// stdin builds a source that reads the standard input.
+func (b *builder) stdin(ctx context.Context, f *v1alpha1.StdinSource, at source.Positions) (source.Reader, error) {
+	delimiter, err := records.ParseDelimiter(f.Delimiter)
+	if err != nil {
+		return nil, fmt.Errorf("source.stdin.%w", err)
+	}
+	return stdinsource.New(ctx, stdinsource.Config{
+		In: b.env.Stdin, Format: records.Format(f.Format), NoHeader: f.CSVHeader != nil && !*f.CSVHeader, Positions: at,
+		Delimiter: delimiter, OnMalformed: records.Policy(f.OnMalformed), Logger: b.v.logger, Skipped: b.skipped,
+	})
+}
+
+// skipped counts malformed records that the manifest says to skip.
+func (b *builder) skipped(messages, bytes int) { b.metrics.Loop().Dropped(messages, bytes, "malformed") }
