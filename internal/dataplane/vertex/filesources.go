@@ -36,4 +36,6 @@ func (b *builder) stdin(ctx context.Context, f *v1alpha1.StdinSource, at source.
 }
 
 // skipped counts malformed records that the manifest says to skip.
-func (b *builder) skipped(messages, bytes int) { b.metrics.Loop().Dropped(messages, bytes, "malformed") }
+func (b *builder) skipped(messages, bytes int) {
+	b.metrics.Loop().Dropped(messages, bytes, "malformed")
+}
