@@ -61,7 +61,6 @@ spec:
 // TestTwoSinksIntoOneStreamLedger kills levada and the broker while two sinks write the same messages into two subjects of one stream, whose window of duplicates is
 // longer than the run: each subject has each line once.
 func TestTwoSinksIntoOneStreamLedger(t *testing.T) {
-	skipUntil(t, "the ids of messages in a stream name the sink")
 	run := &killing{lines: ledgerLines / 4, external: true} // this sink writes one message at a time
 	run.prepare = func(t *testing.T) {
 		js := connect(t, run.nats)
@@ -143,7 +142,6 @@ spec:
 // TestSlowFunctionLedger kills a pipeline whose function takes 20 ms for a message and four at a time, which is much less between two kills than a block holds.
 // What was done before a kill stays done, so that the pipeline comes to its end; and lines come out all the time.
 func TestSlowFunctionLedger(t *testing.T) {
-	skipUntil(t, "the results of a block leave as they are done")
 	const perSecond = 4 * 1000 / 20
 	run := &killing{lines: max(1500, ledgerLines/20), functions: true}
 	// Between two starts there is time for what is started to do something, and less than a block of 500 messages takes.
