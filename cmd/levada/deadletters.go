@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,8 +23,8 @@ func newDeadLettersCommand() *cobra.Command {
 	var broker brokerFlags
 	cmd := &cobra.Command{
 		Use: "deadletters", Aliases: []string{"deadletter", "dlq"},
-		Short: "Look at messages that were put aside, and give them to their vertex again",
-		Long: `A message that ends its function again and again, is nacked too often or fails all retries is put aside with the evidence, and the rest goes on.
+		Short: "List, show, replay and drop dead-lettered messages",
+		Long: `A message that crashes its function repeatedly, is nacked too often or fails all retries is dead-lettered with diagnostics, and processing continues.
 These commands work while "levada run" uses the data directory, and when nothing does.`,
 	}
 	flags := cmd.PersistentFlags()
@@ -43,36 +44,45 @@ These commands work while "levada run" uses the data directory, and when nothing
 		return standalone.OpenDeadLetters(cmd.Context(), dataDir, broker.url, options...)
 	}
 
-	var pipeline, vertex string
+	var query standalone.LetterQuery
 	list := &cobra.Command{
-		Use: "list", Short: "List what was put aside", Args: cobra.NoArgs,
+		Use: "list", Short: "List dead letters, oldest first", Args: cobra.NoArgs,
+		Long: `List dead letters, oldest first, --limit of them. If there are more, the last line names the --after of the next page.
+
+With -o json each letter is a line, and the line about the next page goes to standard error.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			d, err := open(cmd)
 			if err != nil {
 				return err
 			}
 			defer d.Close()
-			letters, err := d.List(cmd.Context(), pipeline, vertex)
+			next, n, err := eachPage(cmd.Context(), d, query, func(letters []deadletter.Letter, first bool) error {
+				if output == "json" {
+					return encodeLetters(cmd.OutOrStdout(), letters)
+				}
+				return listLetters(cmd.OutOrStdout(), letters, first)
+			})
 			if err != nil {
 				return err
 			}
-			if output == "json" {
-				e := json.NewEncoder(cmd.OutOrStdout())
-				for i := range letters {
-					if err := e.Encode(&letters[i]); err != nil {
-						return err
-					}
-				}
-				return nil
+			switch {
+			case next != "" && output == "json":
+				fmt.Fprintf(cmd.ErrOrStderr(), "there are more: --after %s\n", next)
+			case next != "":
+				fmt.Fprintf(cmd.OutOrStdout(), "there are more: --after %s\n", next)
+			case n == 0 && output == "text":
+				fmt.Fprintln(cmd.OutOrStdout(), "no dead letters")
 			}
-			return listLetters(cmd.OutOrStdout(), letters)
+			return nil
 		},
 	}
-	list.Flags().StringVar(&pipeline, "pipeline", "", "only of this pipeline")
-	list.Flags().StringVar(&vertex, "vertex", "", "only of this vertex")
+	list.Flags().StringVar(&query.Pipeline, "pipeline", "", "only of this pipeline: NAME or NAMESPACE/NAME")
+	list.Flags().StringVar(&query.Vertex, "vertex", "", "only of this vertex")
+	list.Flags().StringVar(&query.After, "after", "", "begin behind this place, as the page before printed it")
+	list.Flags().IntVar(&query.Limit, "limit", 100, "letters to list; 0: all")
 
 	show := &cobra.Command{
-		Use: "show PIPELINE/NAME", Short: "Show one with its payload and evidence", Args: oneLetter,
+		Use: "show PIPELINE/NAME", Short: "Show one dead letter with its payload and diagnostics", Args: oneLetter,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			d, err := open(cmd)
 			if err != nil {
@@ -110,12 +120,14 @@ These commands work while "levada run" uses the data directory, and when nothing
 				}
 				defer d.Close()
 				if all {
-					letters, err := d.List(cmd.Context(), ofPipeline, ofVertex)
+					_, _, err := eachPage(cmd.Context(), d, standalone.LetterQuery{Pipeline: ofPipeline, Vertex: ofVertex}, func(letters []deadletter.Letter, _ bool) error {
+						for i := range letters {
+							args = append(args, letterPlace(&letters[i]))
+						}
+						return nil
+					})
 					if err != nil {
 						return err
-					}
-					for i := range letters {
-						args = append(args, letters[i].Pipeline+"/"+letters[i].Name)
 					}
 				}
 				for _, a := range args {
@@ -126,7 +138,7 @@ These commands work while "levada run" uses the data directory, and when nothing
 					if err := do(d, cmd, pipeline, name); err != nil {
 						return fmt.Errorf("%s: %w", a, err)
 					}
-					fmt.Fprintln(cmd.OutOrStdout(), done, a)
+					fmt.Fprintln(cmd.OutOrStdout(), done, printable(a))
 				}
 				return nil
 			},
@@ -137,10 +149,10 @@ These commands work while "levada run" uses the data directory, and when nothing
 		return c
 	}
 	cmd.AddCommand(list, show,
-		act("replay PIPELINE/NAME...", "Give messages to their vertex again, as new ones, and remove them here", "replayed", func(d standalone.DeadLetters, cmd *cobra.Command, p, n string) error {
+		act("replay PIPELINE/NAME...", "Send dead letters to their vertex again, as new messages, and remove them here", "replayed", func(d standalone.DeadLetters, cmd *cobra.Command, p, n string) error {
 			return d.Replay(cmd.Context(), p, n)
 		}),
-		act("drop PIPELINE/NAME...", "Remove messages for good", "dropped", func(d standalone.DeadLetters, cmd *cobra.Command, p, n string) error {
+		act("drop PIPELINE/NAME...", "Delete dead letters", "dropped", func(d standalone.DeadLetters, cmd *cobra.Command, p, n string) error {
 			return d.Drop(cmd.Context(), p, n)
 		}))
 	return cmd
@@ -154,23 +166,60 @@ func oneLetter(_ *cobra.Command, args []string) error {
 }
 
 func letterName(arg string) (pipeline, name string, err error) {
-	pipeline, name, ok := strings.Cut(arg, "/")
+	pipeline, name, ok := cutLast(arg, "/")
 	if !ok || pipeline == "" || name == "" {
 		return "", "", commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("%q is no name of a dead letter: expected PIPELINE/NAME as levada deadletters list shows them", arg)}
 	}
 	return pipeline, name, nil
 }
 
-func listLetters(out io.Writer, letters []deadletter.Letter) error {
-	if len(letters) == 0 {
-		fmt.Fprintln(out, "no dead letters")
-		return nil
+// eachPage gives pages of letters to show as they come, up to the query's limit, 0 for all. It returns where the next page begins, and how many came.
+func eachPage(ctx context.Context, d standalone.DeadLetters, q standalone.LetterQuery, show func(letters []deadletter.Letter, first bool) error) (next string, n int, err error) {
+	const most = 500
+	limit := q.Limit
+	for first := true; ; first = false {
+		q.Limit = most
+		if limit > 0 {
+			q.Limit = min(most, limit-n)
+		}
+		page, err := d.Page(ctx, q)
+		if err != nil {
+			return "", n, err
+		}
+		if len(page.Letters) > 0 {
+			if err := show(page.Letters, first); err != nil {
+				return "", n, err
+			}
+		}
+		n += len(page.Letters)
+		q.After = page.Next
+		if page.Next == "" || limit > 0 && n >= limit {
+			return page.Next, n, nil
+		}
 	}
+}
+
+// letterPlace is how the other commands name a letter.
+func letterPlace(l *deadletter.Letter) string { return l.Pipeline + "/" + l.Name }
+
+func encodeLetters(out io.Writer, letters []deadletter.Letter) error {
+	e := json.NewEncoder(out)
+	for i := range letters {
+		if err := e.Encode(&letters[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func listLetters(out io.Writer, letters []deadletter.Letter, header bool) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "NAME\tREASON\tATTEMPTS\tBURIED\tMESSAGE\tERROR")
+	if header {
+		fmt.Fprintln(w, "NAME\tREASON\tATTEMPTS\tDEAD-LETTERED\tMESSAGE\tERROR")
+	}
 	for i := range letters {
 		l := &letters[i]
-		fmt.Fprintf(w, "%s/%s\t%s\t%d\t%s\t%s\t%s\n", l.Pipeline, l.Name, l.Failure.Reason, l.Failure.Attempts, l.Buried.Local().Format(time.DateTime), l.ID, firstLine(l.Failure.Error))
+		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\t%s\n", printable(letterPlace(l)), printable(string(l.Failure.Reason)), l.Failure.Attempts, l.Buried.Local().Format(time.DateTime), printable(l.ID), firstLine(l.Failure.Error))
 	}
 	return w.Flush()
 }
@@ -185,11 +234,11 @@ func firstLine(s string) string {
 
 func showLetter(out io.Writer, l *standalone.LetterView) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	field := func(name string, value any) { fmt.Fprintf(w, "%s:\t%v\n", name, value) }
+	field := func(name string, value any) { fmt.Fprintf(w, "%s:\t%s\n", name, printable(fmt.Sprint(value))) }
 	field("name", l.Pipeline+"/"+l.Name)
 	field("message", l.ID)
 	field("reason", l.Failure.Reason)
-	field("error", printable(l.Failure.Error))
+	field("error", l.Failure.Error)
 	field("attempts", fmt.Sprintf("%d, of which it failed %d alone", l.Failure.Attempts, l.Failure.ConfirmedAlone))
 	if l.Failure.Signal != "" {
 		field("signal", l.Failure.Signal)
@@ -203,7 +252,7 @@ func showLetter(out io.Writer, l *standalone.LetterView) error {
 		field("keys", strings.Join(l.Keys, ", "))
 	}
 	for name, value := range l.Headers {
-		field("header "+printable(name), printable(value))
+		field("header "+printable(name), value)
 	}
 	if err := w.Flush(); err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/levada-io/levada/api/v1alpha1"
+	"github.com/levada-io/levada/internal/commandline"
 )
 
 // problemPage is what a command found, to be written in one of the formats.
@@ -102,15 +103,7 @@ func writeExcerpt(b *strings.Builder, p v1alpha1.Problem, lines []string) {
 	fmt.Fprintf(b, "%s%s\n%s%s^\n", number, strings.TrimRight(text.String(), " "), strings.Repeat(" ", len(number)-2)+"| ", caret.String())
 }
 
-// printable keeps a manifest from writing to the terminal what is not text.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r >= 0x7f && r < 0xa0 || r >= 0x202a && r <= 0x202e || r >= 0x2066 && r <= 0x2069 {
-			return '\ufffd'
-		}
-		return r
-	}, s)
-}
+func printable(s string) string { return commandline.Printable(s) }
 
 func writeJSON(w io.Writer, page problemPage) error {
 	problems := page.problems

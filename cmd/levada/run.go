@@ -253,6 +253,6 @@ func printLine(stderr io.Writer, log *slog.Logger, json bool) func(pipeline, ver
 			log.Info(line, "pipeline", pipeline, "vertex", vertex, "container", string(role))
 			return
 		}
-		fmt.Fprintf(stderr, "%s | %s\n", vertex, line)
+		fmt.Fprintf(stderr, "%s | %s\n", vertex, strings.TrimSuffix(commandline.PrintableLines(strings.ReplaceAll(line, "\r", "")), "\n"))
 	}
 }

@@ -125,7 +125,7 @@ func Execute(ctx context.Context, root *cobra.Command) int {
 		code = ExitUsage
 	}
 	if err != nil {
-		fmt.Fprintf(root.ErrOrStderr(), "%s: %v\n", root.Name(), redact.Error(err))
+		fmt.Fprintf(root.ErrOrStderr(), "%s: %s\n", root.Name(), PrintableLines(redact.Text(err.Error())))
 	}
 	return code
 }

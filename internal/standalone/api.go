@@ -124,6 +124,9 @@ func (a *api) private(h func(http.ResponseWriter, *http.Request) error) http.Han
 			if errors.Is(err, deadletter.ErrNotFound) || errors.Is(err, errNoPipeline) {
 				status = http.StatusNotFound
 			}
+			if errors.Is(err, errBadCursor) {
+				status = http.StatusBadRequest
+			}
 			if errors.Is(err, errEnding) {
 				status = http.StatusConflict
 			}
@@ -182,15 +185,25 @@ func statusOf(ctx context.Context, pipelines []*Pipeline) []Status {
 	return all
 }
 
-var errNoPipeline = errors.New("no such pipeline")
+var (
+	errNoPipeline = errors.New("no such pipeline")
+	errBadCursor  = errors.New("bad request")
+)
 
 func (a *api) pipeline(name string) (*Pipeline, error) {
+	var found []*Pipeline
 	for _, p := range a.pipelines {
-		if p.Name == name {
-			return p, nil
+		if named(name, p.Namespace, p.Name) {
+			found = append(found, p)
 		}
 	}
-	return nil, fmt.Errorf("%w: %s", errNoPipeline, name)
+	switch len(found) {
+	case 0:
+		return nil, fmt.Errorf("%w: %s", errNoPipeline, name)
+	case 1:
+		return found[0], nil
+	}
+	return nil, fmt.Errorf("%w: %d are named %s; use NAMESPACE/NAME", errBadCursor, len(found), name)
 }
 
 // LetterView is a dead letter as people see it.
@@ -211,21 +224,6 @@ func viewOf(l *deadletter.Letter) LetterView {
 		v.Headers[name] = value
 	}
 	return v
-}
-
-func (a *api) list(w http.ResponseWriter, req *http.Request) error {
-	letters := []deadletter.Letter{}
-	for _, p := range a.pipelines {
-		if name := req.FormValue("pipeline"); name != "" && name != p.Name {
-			continue
-		}
-		more, err := p.letters.List(req.Context(), req.FormValue("vertex"))
-		if err != nil {
-			return err
-		}
-		letters = append(letters, more...)
-	}
-	return answer(w, letters)
 }
 
 func (a *api) get(w http.ResponseWriter, req *http.Request) error {

@@ -26,7 +26,8 @@ import (
 
 // DeadLetters are the dead letters of a data directory, through the run that uses it or, when there is none, from the directory itself.
 type DeadLetters interface {
-	List(ctx context.Context, pipeline, vertex string) ([]deadletter.Letter, error)
+	// Page lists letters. Get, Replay and Drop take a pipeline as NAME or NAMESPACE/NAME.
+	Page(ctx context.Context, q LetterQuery) (LetterPage, error)
 	Get(ctx context.Context, pipeline, name string) (*LetterView, error)
 	Replay(ctx context.Context, pipeline, name string) error
 	Drop(ctx context.Context, pipeline, name string) error
@@ -77,11 +78,6 @@ func (l *remoteLetters) call(ctx context.Context, method, path string, into any)
 		return nil
 	}
 	return json.Unmarshal(body, into)
-}
-
-func (l *remoteLetters) List(ctx context.Context, pipeline, vertex string) (letters []deadletter.Letter, err error) {
-	q := url.Values{"pipeline": {pipeline}, "vertex": {vertex}}
-	return letters, l.call(ctx, http.MethodGet, "deadletters?"+q.Encode(), &letters)
 }
 
 func letterPath(pipeline, name string) string {
@@ -165,34 +161,15 @@ func (l *localLetters) stores(ctx context.Context, pipeline string) ([]letterSto
 		prefix, old := strings.CutSuffix(name, naming.OldDeadLettersSuffix)
 		switch {
 		case tagged && tag.Role == naming.RoleDeadLetters:
-			if pipeline != "" && pipeline != tag.Owner.Name {
+			if pipeline != "" && !named(pipeline, tag.Owner.Namespace, tag.Owner.Name) {
 				continue
 			}
 			stores = append(stores, letterStore{deadletter.Attach(l.js, deadletter.Config{Stream: name, Pipeline: tag.Owner.Name, Tag: tag}), &tag.Owner, prefix})
-		case !tagged && old && (pipeline == "" || strings.HasSuffix(prefix, "-"+pipeline)):
+		case !tagged && old && (pipeline == "" || strings.HasSuffix(prefix, "-"+pipeline[strings.LastIndexByte(pipeline, '/')+1:])):
 			stores = append(stores, letterStore{deadletter.Attach(l.js, deadletter.Config{Stream: name, Pipeline: pipeline}), nil, prefix})
 		}
 	}
 	return stores, streams.Err()
-}
-
-func (l *localLetters) List(ctx context.Context, pipeline, vertex string) (letters []deadletter.Letter, err error) {
-	stores, err := l.stores(ctx, pipeline)
-	if err != nil {
-		return nil, err
-	}
-	for _, s := range stores {
-		more, err := s.List(ctx, vertex)
-		if err != nil {
-			return nil, err
-		}
-		for _, m := range more {
-			if pipeline == "" || m.Pipeline == pipeline {
-				letters = append(letters, m)
-			}
-		}
-	}
-	return letters, nil
 }
 
 // find returns a letter with its store.
@@ -203,7 +180,7 @@ func (l *localLetters) find(ctx context.Context, pipeline, name string) (*deadle
 	}
 	for _, s := range stores {
 		letter, err := s.Get(ctx, name)
-		if err == nil && letter.Pipeline == pipeline {
+		if err == nil && (letter.Pipeline == pipeline || strings.HasSuffix(pipeline, "/"+letter.Pipeline)) {
 			return letter, s, nil
 		}
 		if err != nil && !errors.Is(err, deadletter.ErrNotFound) {

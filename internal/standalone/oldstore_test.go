@@ -186,12 +186,14 @@ func TestDeadLettersOfOldStoresAreFound(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, pipeline := range []string{"", "p"} {
-			letters, err := d.List(t.Context(), pipeline, "")
+			page, err := d.Page(t.Context(), standalone.LetterQuery{Pipeline: pipeline, Limit: 10})
+			letters := page.Letters
 			if err != nil || len(letters) != 1 {
 				t.Fatalf("adopted %v, pipeline %q: %v, %v", adopted, pipeline, letters, err)
 			}
 		}
-		letters, _ := d.List(t.Context(), "p", "out")
+		page, _ := d.Page(t.Context(), standalone.LetterQuery{Pipeline: "p", Vertex: "out", Limit: 10})
+		letters := page.Letters
 		if err := d.Replay(t.Context(), "p", letters[0].Name); err != nil {
 			t.Fatalf("adopted %v: %v", adopted, err)
 		}

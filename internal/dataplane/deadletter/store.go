@@ -148,42 +148,6 @@ func (s *Store) putObject(ctx context.Context, name string, data []byte) error {
 // ErrNotFound means there is no such letter.
 var ErrNotFound = errors.New("no such dead letter")
 
-// List returns the letters of a vertex, or of all for "", oldest first, without their payloads.
-func (s *Store) List(ctx context.Context, vertex string) ([]Letter, error) {
-	stream, err := s.js.Stream(ctx, s.cfg.Stream)
-	if err != nil {
-		return nil, err
-	}
-	if stream.CachedInfo().State.Msgs == 0 {
-		return nil, nil
-	}
-	filter := s.cfg.Stream + ".>"
-	if vertex != "" {
-		filter = s.cfg.Stream + "." + vertex + ".*"
-	}
-	c, err := s.js.OrderedConsumer(ctx, s.cfg.Stream, jetstream.OrderedConsumerConfig{FilterSubjects: []string{filter}, HeadersOnly: true})
-	if err != nil {
-		return nil, err
-	}
-	info, err := c.Info(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var letters []Letter
-	for left := info.NumPending; left > 0; left-- {
-		msg, err := c.Next(jetstream.FetchMaxWait(5 * time.Second))
-		if err != nil {
-			return letters, err
-		}
-		var l Letter
-		if err := json.Unmarshal([]byte(msg.Headers().Get(headerLetter)), &l); err != nil {
-			return letters, fmt.Errorf("dead letter %s: %w", msg.Subject(), err)
-		}
-		letters = append(letters, l)
-	}
-	return letters, nil
-}
-
 // Get returns a letter whole. The error is ErrNotFound if there is none of that name.
 func (s *Store) Get(ctx context.Context, name string) (*Letter, error) {
 	stream, err := s.js.Stream(ctx, s.cfg.Stream)

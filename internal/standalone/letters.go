@@ -1,0 +1,125 @@
+package standalone
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/levada-io/levada/internal/dataplane/deadletter"
+)
+
+// LetterQuery selects dead letters.
+type LetterQuery struct {
+	// Pipeline is NAME or NAMESPACE/NAME, Vertex a vertex of it; empty for all.
+	Pipeline, Vertex string
+	// After is LetterPage.Next of the page before; empty for the first.
+	After string
+	// Limit is how many letters make a page, from 1 to 1000.
+	Limit int
+}
+
+// LetterPage is a part of a list, oldest letters of each pipeline first.
+type LetterPage struct {
+	Letters []deadletter.Letter `json:"letters"`
+	// Next asks for the following page; empty if this is the last one.
+	Next string `json:"next,omitempty"`
+}
+
+// maxPage bounds a page of the API.
+const maxPage = 1000
+
+// pageStore is the store of one pipeline among those that a list goes through.
+type pageStore struct {
+	key   string // unique among them, and the same for every page
+	store *deadletter.Store
+}
+
+// pageOf reads a page over several stores: the cursor is the key of the store where the last page ended, and the cursor there.
+func pageOf(ctx context.Context, stores []pageStore, q LetterQuery) (LetterPage, error) {
+	page := LetterPage{Letters: []deadletter.Letter{}}
+	limit := min(max(q.Limit, 1), maxPage)
+	slices.SortFunc(stores, func(a, b pageStore) int { return strings.Compare(a.key, b.key) })
+	from, after := "", uint64(0)
+	if q.After != "" {
+		key, seq, ok := strings.Cut(q.After, ":")
+		n, err := strconv.ParseUint(seq, 10, 64)
+		if !ok || err != nil {
+			return page, fmt.Errorf("%w: %q is not a cursor that a list printed", errBadCursor, q.After)
+		}
+		from, after = key, n
+	}
+	for i, s := range stores {
+		if s.key < from {
+			continue
+		}
+		start := uint64(0)
+		if s.key == from {
+			start = after
+		}
+		letters, next, err := s.store.Page(ctx, q.Vertex, start, limit-len(page.Letters))
+		if err != nil {
+			return page, err
+		}
+		page.Letters = append(page.Letters, letters...)
+		switch {
+		case next != 0:
+			page.Next = s.key + ":" + strconv.FormatUint(next, 10)
+			return page, nil
+		case len(page.Letters) == limit && i+1 < len(stores):
+			page.Next = stores[i+1].key + ":0"
+			return page, nil
+		}
+	}
+	return page, nil
+}
+
+// named reports whether a pipeline is meant by NAME or NAMESPACE/NAME.
+func named(query, namespace, name string) bool {
+	return query == name || query == namespace+"/"+name
+}
+
+func (a *api) list(w http.ResponseWriter, req *http.Request) error {
+	q := LetterQuery{Pipeline: req.FormValue("pipeline"), Vertex: req.FormValue("vertex"), After: req.FormValue("after"), Limit: maxPage}
+	if text := req.FormValue("limit"); text != "" {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 1 || n > maxPage {
+			return fmt.Errorf("%w: limit must be from 1 to %d, not %q", errBadCursor, maxPage, text)
+		}
+		q.Limit = n
+	}
+	var stores []pageStore
+	for _, p := range a.pipelines {
+		if q.Pipeline == "" || named(q.Pipeline, p.Namespace, p.Name) {
+			stores = append(stores, pageStore{p.Namespace + "/" + p.Kind + "/" + p.Name, p.letters})
+		}
+	}
+	page, err := pageOf(req.Context(), stores, q)
+	if err != nil {
+		return err
+	}
+	return answer(w, page)
+}
+
+func (l *remoteLetters) Page(ctx context.Context, q LetterQuery) (page LetterPage, err error) {
+	values := url.Values{"pipeline": {q.Pipeline}, "vertex": {q.Vertex}, "after": {q.After}, "limit": {strconv.Itoa(min(max(q.Limit, 1), maxPage))}}
+	return page, l.call(ctx, http.MethodGet, "deadletters?"+values.Encode(), &page)
+}
+
+func (l *localLetters) Page(ctx context.Context, q LetterQuery) (LetterPage, error) {
+	found, err := l.stores(ctx, q.Pipeline)
+	if err != nil {
+		return LetterPage{}, err
+	}
+	stores := make([]pageStore, len(found))
+	for i, s := range found {
+		stores[i] = pageStore{s.prefix, s.Store}
+		if s.owner != nil {
+			stores[i].key = s.owner.Namespace + "/" + string(s.owner.Kind) + "/" + s.owner.Name
+		}
+	}
+	return pageOf(ctx, stores, q)
+}
