@@ -1,12 +1,14 @@
 package standalone_test
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 )
@@ -117,4 +119,98 @@ func TestTwoSinksOfOneFileAreRefused(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+func jetstreamSource(namespace, url, out string) string {
+	return fmt.Sprintf(`
+apiVersion: numaflow.numaproj.io/v1alpha1
+kind: Pipeline
+metadata: {namespace: %s, name: p}
+spec:
+  vertices:
+    - {name: in, source: {jetstream: {url: %q, stream: IN}}}
+    - {name: out, sink: {file: {path: %s}}}
+  edges: [{from: in, to: out}]
+---`, namespace, url, out)
+}
+
+// until runs manifests until the files have so many lines, and a little longer, to see whether there will be more.
+func (s *site) until(t *testing.T, manifests string, lines map[string]int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- s.runUntil(ctx, t, manifests) }()
+	count := func(name string) int {
+		b, _ := os.ReadFile(filepath.Join(s.dir, name))
+		return strings.Count(string(b), "\n")
+	}
+	for tick := time.NewTicker(20 * time.Millisecond); ; <-tick.C {
+		missing := 0
+		for name, n := range lines {
+			missing += max(0, n-count(name))
+		}
+		if missing == 0 {
+			break
+		}
+		select {
+		case err := <-ended:
+			t.Fatalf("%d lines are missing: %v\n%s", missing, err, s.logs)
+		default:
+		}
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Fatalf("%v\n%s", err, s.logs)
+	}
+	for name, n := range lines {
+		if got := count(name); got != n {
+			t.Fatalf("%s has %d lines, want %d", name, got, n)
+		}
+	}
+}
+
+func publish(t *testing.T, js jetstream.JetStream, subject string, values []string) {
+	t.Helper()
+	for _, v := range values {
+		if _, err := js.Publish(t.Context(), subject, []byte(v)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A stream that is deleted and created again gives its sequences to other messages, and none of them is taken for an old one.
+func TestRecreatedSourceStreamLosesNothing(t *testing.T) {
+	s := newSite(t)
+	url, js := startBroker(t)
+	total := 0
+	for _, word := range []string{"first", "other", "third"} {
+		if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "IN", Subjects: []string{"in"}}); err != nil {
+			t.Fatal(err)
+		}
+		publish(t, js, "in", numbered(word, 30))
+		total += 30
+		s.until(t, jetstreamSource("default", url, "out.txt"), map[string]int{"out.txt": total})
+		if err := js.DeleteStream(t.Context(), "IN"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, word := range []string{"first", "other", "third"} {
+		for _, l := range numbered(word, 30) {
+			if !slices.Contains(s.lines(t, "out.txt"), l) {
+				t.Errorf("%q is missing", l)
+			}
+		}
+	}
+}
+
+// Pipelines of one name in two namespaces each get every message of a stream: they do not share a consumer.
+func TestConsumersOfTwoNamespacesAreTwo(t *testing.T) {
+	s := newSite(t)
+	url, js := startBroker(t)
+	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "IN", Subjects: []string{"in"}}); err != nil {
+		t.Fatal(err)
+	}
+	publish(t, js, "in", numbered("line", 50))
+	s.until(t, jetstreamSource("one", url, "one.txt")+jetstreamSource("two", url, "two.txt"), map[string]int{"one.txt": 50, "two.txt": 50})
 }

@@ -165,13 +165,14 @@ const (
 	RoleBuffer      Role = "buffer"
 	RoleDeadLetters Role = "dead-letters"
 	RolePayloads    Role = "dead-letter-payloads"
+	RoleConsumer    Role = "source-consumer" // of a stream of somebody else
 )
 
 // Tag says what a stream is for, and whose it is. It is written into the stream's metadata.
 type Tag struct {
 	Owner     Owner
 	Role      Role
-	Vertex    string // of a buffer
+	Vertex    string // of a buffer, or a consumer
 	Partition int    // of a buffer
 }
 
@@ -189,6 +190,9 @@ const (
 // String is how errors name it.
 func (t Tag) String() string {
 	s := t.Owner.String()
+	if t.Role == RoleConsumer {
+		s += ", vertex " + t.Vertex
+	}
 	if t.Role == RoleBuffer {
 		s += ", vertex " + t.Vertex + ", partition " + strconv.Itoa(t.Partition)
 	}
@@ -208,8 +212,11 @@ func (t Tag) In(metadata map[string]string) map[string]string {
 	if t.Owner.Incarnation != "" {
 		m[keyIncarnation] = t.Owner.Incarnation
 	}
+	if t.Vertex != "" {
+		m[keyVertex] = t.Vertex
+	}
 	if t.Role == RoleBuffer {
-		m[keyVertex], m[keyPartition] = t.Vertex, strconv.Itoa(t.Partition)
+		m[keyPartition] = strconv.Itoa(t.Partition)
 	}
 	return m
 }

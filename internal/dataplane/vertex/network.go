@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"github.com/levada-io/levada/api/v1alpha1"
+	"github.com/levada-io/levada/internal/dataplane/naming"
 	"github.com/levada-io/levada/internal/dataplane/source"
 	"github.com/levada-io/levada/internal/dataplane/source/httpsource"
 	"github.com/levada-io/levada/internal/dataplane/source/jetstreamsource"
@@ -16,7 +17,7 @@ import (
 )
 
 // network builds the sources that are reached over a network.
-func (b *builder) network(ctx context.Context, s *v1alpha1.Source, _ source.Positions) (source.Reader, error) {
+func (b *builder) network(ctx context.Context, s *v1alpha1.Source, at source.Positions) (source.Reader, error) {
 	switch {
 	case s.HTTP != nil:
 		return b.http(ctx, s.HTTP)
@@ -32,14 +33,23 @@ func (b *builder) network(ctx context.Context, s *v1alpha1.Source, _ source.Posi
 		if err != nil {
 			return nil, fmt.Errorf("source.jetstream: %w", err)
 		}
-		consumer := s.JetStream.Consumer
-		if consumer == "" {
-			consumer = fmt.Sprintf("numaflow-%s-%s-%s", b.env.Pipeline, b.name, s.JetStream.Stream)
-		}
 		b.says("jetstream " + s.JetStream.Stream)
-		return jetstreamsource.New(ctx, jetstreamsource.Config{
-			Conn: conn, Stream: s.JetStream.Stream, Consumer: consumer, DeliverPolicy: s.JetStream.DeliverPolicy, FilterSubjects: s.JetStream.FilterSubjects, ReadAhead: 2 * b.lim.batch,
-		})
+		cfg := jetstreamsource.Config{
+			Conn: conn, Stream: s.JetStream.Stream, Consumer: s.JetStream.Consumer, DeliverPolicy: s.JetStream.DeliverPolicy, FilterSubjects: s.JetStream.FilterSubjects,
+			ReadAhead: 2 * b.lim.batch, Logger: b.v.logger,
+		}
+		old := b.env.Owner.Incarnation == ""
+		if old {
+			cfg.OldNames = at
+		}
+		if cfg.Consumer == "" {
+			cfg.Consumer = b.env.Owner.Consumer(b.name)
+			cfg.Tag = naming.Tag{Owner: b.env.Owner, Role: naming.RoleConsumer, Vertex: b.name}
+			if old { // a store that is new has nothing to do with what that consumer has acknowledged
+				cfg.OldConsumer = fmt.Sprintf("numaflow-%s-%s-%s", b.env.Pipeline, b.name, s.JetStream.Stream)
+			}
+		}
+		return jetstreamsource.New(ctx, cfg)
 	}
 	return nil, errors.New("its source cannot be run by this version")
 }

@@ -61,8 +61,8 @@ func (a *acks) confirmed(m *nats.Msg) {
 	}
 }
 
-// confirm acknowledges to the subjects and waits until the server has confirmed all.
-func (a *acks) confirm(ctx context.Context, subjects []string) error {
+// confirm acknowledges to the subjects and waits until the server has confirmed all, or gone says that nobody is left to do so.
+func (a *acks) confirm(ctx context.Context, subjects []string, gone func(context.Context) bool) error {
 	if len(subjects) == 0 {
 		return nil
 	}
@@ -87,6 +87,9 @@ func (a *acks) confirm(ctx context.Context, subjects []string) error {
 		case <-c.done:
 			return nil
 		case <-tick.C:
+			if gone(ctx) {
+				return nil
+			}
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}

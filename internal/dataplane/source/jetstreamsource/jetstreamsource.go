@@ -1,7 +1,7 @@
 // Package jetstreamsource reads a stream, which must exist, with a durable consumer that pods share.
 //
-// Delivery is at least once, and a message has the same id each time: its stream and sequence, by which a reader drops what it has seen. It
-// has no position in the pipeline's sense. Sequences ascend, but a message that was nacked or not acknowledged in time comes behind later ones, and
+// Delivery is at least once, and a message has the same id each time: its stream, when that was created, and its sequence, by which a reader drops what
+// it has seen. It has no position in the pipeline's sense. Sequences ascend, but a message that was nacked or not acknowledged in time comes behind later ones, and
 // several pods each get some of them: no pod could promise that it has all up to a point.
 package jetstreamsource
 
@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,6 +20,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/levada-io/levada/internal/dataplane/naming"
 	"github.com/levada-io/levada/internal/dataplane/source"
 	"github.com/levada-io/levada/internal/flow"
 )
@@ -31,6 +33,12 @@ type Config struct {
 	Stream string
 	// Consumer is the durable consumer's name. Required. It is made if it is not there, and never removed: it holds what was acknowledged.
 	Consumer string
+	// OldConsumer is what an earlier version called the consumer. It is used if it exists, Consumer does not, and it is not tagged as somebody else's.
+	OldConsumer string
+	// Tag says whose the consumer is; the zero tag leaves that open, for a consumer that a person named.
+	Tag naming.Tag
+	// OldNames is where a store from before creation times were part of ids remembers which life of the stream has the old ids. Default: none has.
+	OldNames source.Positions
 	// DeliverPolicy is where a new consumer begins: all (the default), new, last, last_per_subject, "by_start_sequence N" or
 	// "by_start_time MILLISECONDS". One that is there goes on where it was.
 	DeliverPolicy string
@@ -43,6 +51,8 @@ type Config struct {
 	MaxAckPending int
 	// ReadAhead is how many messages wait here for Read. Default 1000: two blocks.
 	ReadAhead int
+	// Logger hears of a stream that was deleted and created again.
+	Logger *slog.Logger
 }
 
 func (c Config) withDefaults() Config {
@@ -50,6 +60,9 @@ func (c Config) withDefaults() Config {
 	c.AckWait = cmp.Or(c.AckWait, 30*time.Second)
 	c.MaxAckPending = cmp.Or(c.MaxAckPending, 25_000)
 	c.ReadAhead = cmp.Or(c.ReadAhead, 1000)
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
 	return c
 }
 
@@ -58,17 +71,20 @@ var ErrClosed = errors.New("jetstream source is closed")
 
 // Reader is the source.
 type Reader struct {
-	cfg      Config
-	consumer jetstream.Consumer
-	ackWait  time.Duration
-	acks     *acks
+	cfg  Config
+	js   jetstream.JetStream
+	acks *acks
 
 	ready   chan *item    // has room for ReadAhead
 	taken   chan struct{} // Read took some
 	trouble chan error    // the last fault of the pump, until somebody reads it
 
-	mu     sync.Mutex
-	inHand map[uint64]*item // by stream sequence: from its arrival to its ack or nack
+	spare *item // only Read uses it: the first message of another life than those before it
+
+	mu      sync.Mutex
+	life    *opened
+	ackWait time.Duration
+	inHand  map[uint64]*item // by stream sequence, of this life: from its arrival to its ack or nack
 
 	stop    context.CancelFunc
 	ctx     context.Context //nolint:containedctx // the life of the goroutines
@@ -79,6 +95,7 @@ type Reader struct {
 // item is a message in hand.
 type item struct {
 	seq     uint64
+	life    *opened
 	message flow.Message
 	in      jetstream.Msg // the last delivery of it
 	done    bool
@@ -97,7 +114,11 @@ func New(ctx context.Context, cfg Config) (*Reader, error) {
 	case cfg.AckWait < 0 || cfg.MaxAckPending < 0 || cfg.ReadAhead < 0:
 		return nil, fmt.Errorf("ackWait %v, maxAckPending %d and readAhead %d must not be negative", cfg.AckWait, cfg.MaxAckPending, cfg.ReadAhead)
 	}
-	consumer, err := openConsumer(ctx, cfg)
+	js, err := jetstream.New(cfg.Conn)
+	if err != nil {
+		return nil, fmt.Errorf("conn: %w", err)
+	}
+	life, err := cfg.open(ctx, js)
 	if err != nil {
 		return nil, err
 	}
@@ -106,47 +127,13 @@ func New(ctx context.Context, cfg Config) (*Reader, error) {
 		return nil, fmt.Errorf("subscribe to acknowledgements: %w", err)
 	}
 	r := &Reader{
-		cfg: cfg, consumer: consumer, ackWait: consumer.CachedInfo().Config.AckWait, acks: acks,
+		cfg: cfg, js: js, life: life, ackWait: life.consumer.CachedInfo().Config.AckWait, acks: acks,
 		ready: make(chan *item, cfg.ReadAhead), taken: make(chan struct{}, 1), trouble: make(chan error, 1), inHand: map[uint64]*item{},
 	}
 	r.ctx, r.stop = context.WithCancel(context.Background())
 	r.running.Go(r.pump)
 	r.running.Go(r.keepAlive)
 	return r, nil
-}
-
-func openConsumer(ctx context.Context, cfg Config) (jetstream.Consumer, error) {
-	policy, err := deliverPolicy(cfg.DeliverPolicy)
-	if err != nil {
-		return nil, err
-	}
-	js, err := jetstream.New(cfg.Conn)
-	if err != nil {
-		return nil, fmt.Errorf("conn: %w", err)
-	}
-	stream, err := js.Stream(ctx, cfg.Stream)
-	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		return nil, fmt.Errorf("stream: there is no stream %q; make it first, for instance: nats stream add %s", cfg.Stream, cfg.Stream)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("stream %s: %w", cfg.Stream, err)
-	}
-	consumer, err := stream.Consumer(ctx, cfg.Consumer)
-	if errors.Is(err, jetstream.ErrConsumerNotFound) {
-		policy.Durable, policy.AckPolicy, policy.FilterSubjects = cfg.Consumer, jetstream.AckExplicitPolicy, cfg.FilterSubjects
-		policy.AckWait, policy.MaxAckPending, policy.MaxDeliver = cfg.AckWait, cfg.MaxAckPending, -1
-		if policy.DeliverPolicy == jetstream.DeliverLastPerSubjectPolicy && len(cfg.FilterSubjects) == 0 {
-			policy.FilterSubjects = []string{everything} // the server wants one with this policy
-		}
-		consumer, err = stream.CreateConsumer(ctx, policy)
-		if errors.Is(err, jetstream.ErrConsumerExists) { // another pod was faster
-			consumer, err = stream.Consumer(ctx, cfg.Consumer)
-		}
-	}
-	if err != nil {
-		return nil, fmt.Errorf("consumer %s of stream %s: %w", cfg.Consumer, cfg.Stream, err)
-	}
-	return consumer, fits(consumer.CachedInfo().Config, cfg)
 }
 
 // everything is the filter that is none.
@@ -202,30 +189,38 @@ func (r *Reader) Read(ctx context.Context, limit int) (*source.Batch, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	var first *item
-	select {
-	case first = <-r.ready: // before any trouble: what is there shall go its way
-	default:
+	first := r.spare
+	r.spare = nil
+	if first == nil {
 		select {
-		case first = <-r.ready:
-		case err := <-r.trouble:
-			return nil, err
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-r.ctx.Done():
-			return nil, ErrClosed
+		case first = <-r.ready: // before any trouble: what is there shall go its way
+		default:
+			select {
+			case first = <-r.ready:
+			case err := <-r.trouble:
+				return nil, err
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			case <-r.ctx.Done():
+				return nil, ErrClosed
+			}
 		}
 	}
 	n := min(limit, 1+len(r.ready))
 	items := append(make([]*item, 0, n), first)
 	for len(items) < n {
-		items = append(items, <-r.ready) // nobody else takes from it
+		it := <-r.ready // nobody else takes from it
+		if it.life != first.life {
+			r.spare = it
+			break
+		}
+		items = append(items, it)
 	}
 	select {
 	case r.taken <- struct{}{}:
 	default:
 	}
-	b := &source.Batch{Partition: r.cfg.Stream, ByID: true, Messages: make([]flow.Message, n), Token: items}
+	b := &source.Batch{Partition: first.life.partition, ByID: true, Messages: make([]flow.Message, len(items)), Token: items}
 	for i, it := range items {
 		b.Messages[i] = it.message
 	}
@@ -238,12 +233,17 @@ func (r *Reader) Ack(ctx context.Context, b *source.Batch) error {
 	items := b.Token.([]*item)
 	r.mu.Lock()
 	for _, it := range items {
-		if !it.done {
+		if !it.done && it.life == r.life { // the sequences of another life would acknowledge other messages
 			replies = append(replies, it.in.Reply())
 		}
 	}
 	r.mu.Unlock()
-	if err := r.acks.confirm(ctx, replies); err != nil {
+	// Of a stream that was deleted there is nobody to tell.
+	gone := func(ctx context.Context) bool {
+		other, _ := r.otherLife(ctx, items[0].life)
+		return other
+	}
+	if err := r.acks.confirm(ctx, replies, gone); err != nil {
 		return fmt.Errorf("acknowledge to consumer %s of stream %s: %w", r.cfg.Consumer, r.cfg.Stream, err)
 	}
 	r.mu.Lock()
@@ -267,7 +267,7 @@ func (r *Reader) Nack(_ context.Context, b *source.Batch, index int, delay time.
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	it := b.Token.([]*item)[index]
-	if it.done || it.in.NakWithDelay(delay) != nil {
+	if it.done || it.life != r.life || it.in.NakWithDelay(delay) != nil {
 		return false
 	}
 	r.letGo(it)
@@ -276,7 +276,7 @@ func (r *Reader) Nack(_ context.Context, b *source.Batch, index int, delay time.
 
 // Pending implements source.Reader: what the consumer has not delivered to any pod.
 func (r *Reader) Pending(ctx context.Context) (int64, error) {
-	info, err := r.consumer.Info(ctx)
+	info, err := r.current().consumer.Info(ctx)
 	if err != nil {
 		return -1, fmt.Errorf("consumer %s of stream %s: %w", r.cfg.Consumer, r.cfg.Stream, err)
 	}

@@ -36,6 +36,11 @@ func (r *Reader) pump() {
 			pause = 50 * time.Millisecond
 			continue
 		}
+		if again, why := r.reopen(); again {
+			continue
+		} else if why != nil {
+			err = why
+		}
 		select { // only the last one counts
 		case <-r.trouble:
 		default:
@@ -52,12 +57,13 @@ func (r *Reader) pump() {
 func (r *Reader) fetch(n int) error {
 	ctx, cancel := context.WithTimeout(r.ctx, fetchWait)
 	defer cancel()
-	batch, err := r.consumer.Fetch(n, jetstream.FetchContext(ctx), jetstream.FetchHeartbeat(heartbeat))
+	life := r.current()
+	batch, err := life.consumer.Fetch(n, jetstream.FetchContext(ctx), jetstream.FetchHeartbeat(heartbeat))
 	if err != nil {
 		return err
 	}
 	for in := range batch.Messages() {
-		if err := r.arrived(in); err != nil {
+		if err := r.arrived(life, in); err != nil {
 			return err
 		}
 	}
@@ -68,7 +74,7 @@ func (r *Reader) fetch(n int) error {
 }
 
 // arrived puts a message into ready, which has room for it, unless it is in hand already.
-func (r *Reader) arrived(in jetstream.Msg) error {
+func (r *Reader) arrived(life *opened, in jetstream.Msg) error {
 	about, err := in.Metadata()
 	if err != nil {
 		return err
@@ -80,7 +86,7 @@ func (r *Reader) arrived(in jetstream.Msg) error {
 		r.mu.Unlock()
 		return nil
 	}
-	it := &item{seq: seq, in: in, message: flow.Message{
+	it := &item{seq: seq, life: life, in: in, message: flow.Message{
 		ID: r.cfg.Stream + ":" + strconv.FormatUint(seq, 10), Value: in.Data(),
 		EventTime: about.Timestamp.UnixNano(), Ingested: time.Now().UnixNano(),
 	}}
@@ -97,7 +103,10 @@ func (r *Reader) arrived(in jetstream.Msg) error {
 
 // keepAlive tells the server what is in hand, three times in the time after which it would give it to another.
 func (r *Reader) keepAlive() {
-	tick := time.NewTicker(max(r.ackWait/3, time.Millisecond))
+	r.mu.Lock()
+	every := r.ackWait / 3
+	r.mu.Unlock()
+	tick := time.NewTicker(max(every, time.Millisecond))
 	defer tick.Stop()
 	for {
 		select {
