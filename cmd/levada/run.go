@@ -20,6 +20,7 @@ import (
 
 type runFlags struct {
 	dataDir, listen, secretDir     string
+	listenHTTP                     hostFlag
 	broker                         brokerFlags
 	pprof                          string
 	functions                      []string
@@ -54,6 +55,7 @@ The command ends with 0 when all sources are finite and everything is delivered,
 	flags.DurationVar(&f.drain, "drain-timeout", 30*time.Second, "time to finish what is in hand after SIGTERM")
 	flags.DurationVar(&f.timeout, "processing-timeout", 2*time.Minute, "how long a function may take for one message before it counts as hanging")
 	flags.StringVar(&f.secretDir, "secret-dir", "", "directory of secrets, a file NAME/KEY each, beside the Secrets of the manifests")
+	registerListenHTTP(flags, &f.listenHTTP)
 	flags.StringVar(&f.listen, "listen", "127.0.0.1:0", "address of metrics, probes and the API")
 	flags.StringVar(&f.pprof, "pprof", "", "loopback address of Go's profiles; empty: none")
 	flags.BoolVar(&f.skipCorrupt, "skip-corrupt", false, "go on without stored blocks that are damaged, and keep what is left of them in the data directory")
@@ -110,7 +112,7 @@ func run(cmd *cobra.Command, args []string, f *runFlags) error {
 	shown := make(chan struct{})
 	cfg := standalone.Config{
 		Objects: objects, DataDir: f.dataDir, NATS: f.broker.url, NATSOptions: options, Replicas: f.replicas, SyncInterval: f.sync, Commands: commands, Dir: dir,
-		FunctionTimeout: f.timeout, DrainTimeout: f.drain, SecretDir: f.secretDir, SkipCorrupt: f.skipCorrupt, Listen: f.listen,
+		FunctionTimeout: f.timeout, DrainTimeout: f.drain, SecretDir: f.secretDir, SkipCorrupt: f.skipCorrupt, Listen: f.listen, ListenHTTP: string(f.listenHTTP),
 		Stdin: cmd.InOrStdin(), Stdout: stdout, Logger: log, Version: version, Output: printLine(stderr, log, f.log.JSON(stderr)),
 		Started: func(r *standalone.Running) {
 			view.start(r, f.dataDir, time.Since(begun))

@@ -53,13 +53,13 @@ func SourceLane(vertex, partition, incarnation string) string {
 	return vertex + "/" + partition + "@" + incarnation
 }
 
-// RootID is the id of a message at its source: its lane, and the offset there. Offsets may hold any character; '/' and '%' are escaped, so that two
-// different pairs never give the same id.
+// RootID is the id of a message at its source: its lane, and the offset there. Offsets may hold any character; '/', '%' and bytes that are
+// not UTF-8 are escaped, so that two different pairs never give the same id.
 func RootID(lane, offset string) string {
 	if strings.ContainsAny(offset, "/%") {
 		offset = strings.NewReplacer("%", "%25", "/", "%2F").Replace(offset)
 	}
-	return bounded(lane + "/" + offset)
+	return bounded(EscapeText(lane) + "/" + EscapeText(offset))
 }
 
 // ChildID is the id of the index-th result that vertex made from the message called parent.

@@ -247,6 +247,11 @@ func (v *Vertex) SinkDuplicates(role function.Role, messages int) {
 	v.set.c("levada_sink_duplicates_total", v.l.Pipeline, v.l.Vertex, string(role)).Add(float64(messages))
 }
 
+// HeaderDropped is called for a header that the source dropped because it is not UTF-8.
+func (v *Vertex) HeaderDropped() {
+	v.set.c("levada_source_headers_dropped_total", v.l.Pipeline, v.l.Vertex).Inc()
+}
+
 func (v *Vertex) role(role function.Role) *sinkMetrics {
 	switch role {
 	case function.FallbackSink:

@@ -65,6 +65,8 @@ type Config struct {
 	Output func(pipeline, vertex string, role function.Role, line string)
 	// Listen is the address of metrics, probes and the API. Default: any free port of the loopback interface.
 	Listen string
+	// ListenHTTP is the host or address on which HTTP sources listen, at the ports of their manifests. Default: the loopback interface.
+	ListenHTTP string
 	// Started is called once everything runs, with what there is to see.
 	Started func(*Running)
 	Stdin   io.Reader
@@ -280,7 +282,7 @@ func (r *runner) env(p *Pipeline, meta metav1.Object) *vertex.Env {
 		Namespace: p.Namespace, Pipeline: p.Name, Owner: p.store.owner, Meta: meta, State: p.store.state, DeadLetters: p.letters, Metrics: r.metrics,
 		Partitions: func(v string) []*buffer.Partition { return p.partitions[v] },
 		Logger:     r.log.With("pipeline", p.Name), SocketRoot: r.sockets, Dir: r.cfg.Dir, Data: r.cfg.DataDir, Files: &r.files, Commands: commands, Timeout: r.cfg.FunctionTimeout,
-		Secret: r.secrets.get, Stdin: r.cfg.Stdin, Stdout: r.cfg.Stdout,
+		Secret: r.secrets.get, ListenHTTP: r.cfg.ListenHTTP, Stdin: r.cfg.Stdin, Stdout: r.cfg.Stdout,
 		Output: func(v string, role function.Role) func(string) {
 			return func(line string) { r.cfg.Output(p.Name, v, role, line) }
 		},

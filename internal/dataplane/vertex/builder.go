@@ -131,6 +131,7 @@ func (b *builder) source(ctx context.Context, s *v1alpha1.Source) (*forward.Sour
 	if err != nil {
 		return nil, nil, err
 	}
+	r = source.ValidText(r, b.headerDropped())
 	b.v.source = r
 	b.v.closers.add(r.Close)
 	var stages []forward.Stage

@@ -58,8 +58,10 @@ type Env struct {
 	Output func(vertex string, role function.Role) func(line string)
 	// Announce is told of an address where a vertex listens.
 	Announce func(vertex, what, address string)
-	Stdin    io.Reader
-	Stdout   io.Writer
+	// ListenHTTP is the host or address on which HTTP sources listen. Default: the loopback interface.
+	ListenHTTP string
+	Stdin      io.Reader
+	Stdout     io.Writer
 }
 
 // path resolves a path of the manifest.

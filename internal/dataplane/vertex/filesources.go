@@ -39,3 +39,15 @@ func (b *builder) stdin(ctx context.Context, f *v1alpha1.StdinSource, at source.
 func (b *builder) skipped(messages, bytes int) {
 	b.metrics.Loop().Dropped(messages, bytes, "malformed")
 }
+
+// headerDropped counts headers that are not UTF-8, and logs the first of each name.
+func (b *builder) headerDropped() func(name string) {
+	logged := map[string]bool{}
+	return func(name string) {
+		b.metrics.HeaderDropped()
+		if !logged[name] && len(logged) < 100 {
+			logged[name] = true
+			b.v.logger.Warn("header is not UTF-8, dropped", "header", name)
+		}
+	}
+}

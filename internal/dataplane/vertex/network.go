@@ -1,6 +1,7 @@
 package vertex
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -55,11 +56,15 @@ func (b *builder) network(ctx context.Context, s *v1alpha1.Source, at source.Pos
 }
 
 // Where an HTTP source listens if its manifest does not say.
-const defaultHTTPS = 8443
+const (
+	defaultHTTPS = 8443
+	loopback     = "127.0.0.1"
+)
 
 func (b *builder) http(ctx context.Context, s *v1alpha1.HTTPSource) (source.Reader, error) {
 	cfg := httpsource.Config{Vertex: b.name}
-	address := func(port int32) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(int(port))) }
+	host := cmp.Or(b.env.ListenHTTP, loopback)
+	address := func(port int32) string { return net.JoinHostPort(host, strconv.Itoa(int(port))) }
 	cfg.HTTPS = address(defaultHTTPS)
 	chosen := false
 	if s.Ports != nil {
@@ -83,8 +88,14 @@ func (b *builder) http(ctx context.Context, s *v1alpha1.HTTPSource) (source.Read
 		cfg.HTTPS = address(0)
 		r, err = httpsource.New(ctx, cfg)
 	}
+	if errors.Is(err, syscall.EADDRNOTAVAIL) {
+		return nil, fmt.Errorf("source.http: no interface of this machine has the address %s of --listen-http: %w", host, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("source.http (set ports.https and ports.http in the manifest to others): %w", err)
+	}
+	if ip := net.ParseIP(host); cfg.Token == "" && (ip == nil || !ip.IsLoopback()) {
+		b.v.logger.Warn("http source takes messages from other machines without a token; set source.http.auth.token", "address", host)
 	}
 	what := "https"
 	for _, a := range r.Addresses() {

@@ -5,13 +5,12 @@ import (
 	"crypto/subtle"
 	"encoding/binary"
 	"encoding/hex"
-	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/levada-io/levada/internal/flow"
 )
@@ -34,7 +33,11 @@ func (r *Reader) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
 	mux.HandleFunc("POST /vertices/"+r.cfg.Vertex, r.post)
-	return mux
+	return http.HandlerFunc(func(w http.ResponseWriter, in *http.Request) {
+		// Also for what is answered without reading the payload: the server reads the rest of it, to use the connection again.
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(r.cfg.RateWindow))
+		mux.ServeHTTP(w, in)
+	})
 }
 
 // refusal is an answer other than 200.
@@ -49,7 +52,7 @@ func (r *Reader) post(w http.ResponseWriter, in *http.Request) {
 		refuse(w, no)
 		return
 	}
-	// The limit on reading has done its work. Left in place it would end the wait for the answer as if the sender had gone.
+	// The deadline for the payload has done its work. Left in place it would end the wait for the answer as if the sender had gone.
 	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 	select {
 	case status := <-q.answer:
@@ -89,22 +92,20 @@ func (r *Reader) accept(w http.ResponseWriter, in *http.Request) (*request, *ref
 		}
 		eventTime = ms * int64(time.Millisecond)
 	}
-	q := &request{size: in.ContentLength, answer: make(chan int, 1)}
-	if q.size > r.cfg.MaxBody {
+	if no := checkText(in.Header); no != nil {
+		return nil, no
+	}
+	if in.ContentLength > r.cfg.MaxBody {
 		return nil, r.tooLarge()
 	}
-	if q.size < 0 { // it does not say
-		q.size = r.cfg.MaxBody
-	}
-	// Room is taken before the payload is read: many senders at once shall not fill the memory.
-	if no := r.reserve(q.size); no != nil {
+	if no := r.room(max(0, in.ContentLength)); no != nil {
 		return nil, no
 	}
 	value, no := r.body(w, in)
 	if no != nil {
-		r.free(q.size)
 		return nil, no
 	}
+	q := &request{size: int64(cap(value)), answer: make(chan int, 1)}
 	q.message = flow.Message{
 		ID: in.Header.Get(idHeader), Keys: keys(in.Header.Get(keysHeader)), Value: value,
 		EventTime: eventTime, Ingested: now.UnixNano(), Headers: headers(in.Header),
@@ -113,10 +114,24 @@ func (r *Reader) accept(w http.ResponseWriter, in *http.Request) (*request, *ref
 		q.message.ID = uuid7(now)
 	}
 	if no := r.enqueue(q); no != nil {
-		r.free(q.size)
 		return nil, no
 	}
 	return q, nil
+}
+
+// checkText refuses what would become text of a message and is none. Functions get headers, keys and ids as strings of protobuf, which are UTF-8.
+func checkText(in http.Header) *refusal {
+	for name, values := range in {
+		if notForwarded[name] && name != idHeader && name != keysHeader {
+			continue
+		}
+		for _, value := range values {
+			if !utf8.ValidString(value) {
+				return &refusal{http.StatusBadRequest, fmt.Sprintf("header %s: %q is not UTF-8; encode the value, for instance with percent signs or base64", name, value)}
+			}
+		}
+	}
+	return nil
 }
 
 // maxMilliseconds keeps event times within what nanoseconds can say: the years 1678 to 2262.
@@ -134,57 +149,35 @@ func (r *Reader) tooLarge() *refusal {
 	return &refusal{http.StatusRequestEntityTooLarge, fmt.Sprintf("the payload has more than %d bytes", r.cfg.MaxBody)}
 }
 
-func (r *Reader) reserve(size int64) *refusal {
+// room refuses a message for which there is no room now, before its payload is read.
+func (r *Reader) room(size int64) *refusal {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	return r.roomLocked(size)
+}
+
+func (r *Reader) roomLocked(size int64) *refusal {
 	switch {
 	case r.over:
 		return &refusal{http.StatusServiceUnavailable, "the source is closing; send the message again"}
-	case r.count >= r.cfg.MaxInFlight || r.bytes+size > r.cfg.MaxBytes:
+	case len(r.inFlight) >= r.cfg.MaxInFlight || r.bytes+size > r.cfg.MaxBytes:
 		return &refusal{http.StatusTooManyRequests, "too many messages are in flight; send the message again"}
 	}
-	r.count++
-	r.bytes += size
 	return nil
 }
 
-func (r *Reader) free(size int64) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.count--
-	r.bytes -= size
-}
-
-func (r *Reader) body(w http.ResponseWriter, in *http.Request) ([]byte, *refusal) {
-	limited := http.MaxBytesReader(w, in.Body, r.cfg.MaxBody)
-	var value []byte
-	var err error
-	if in.ContentLength >= 0 {
-		value = make([]byte, in.ContentLength)
-		_, err = io.ReadFull(limited, value)
-	} else {
-		value, err = io.ReadAll(limited)
-	}
-	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		return nil, r.tooLarge()
-	}
-	if err != nil {
-		return nil, &refusal{http.StatusBadRequest, "the payload ended early"}
-	}
-	return value, nil
-}
-
-// enqueue cannot wait: the queue has room for all that reserve lets in.
+// enqueue cannot wait: the queue has room for all that may be in flight.
 func (r *Reader) enqueue(q *request) *refusal {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.over {
-		return &refusal{http.StatusServiceUnavailable, "the source is closing; send the message again"}
-	}
-	if r.inFlight[q.message.ID] != nil {
+	if r.inFlight[q.message.ID] != nil && !r.over {
 		return &refusal{http.StatusConflict, fmt.Sprintf("a message with the id %q is in flight", q.message.ID)}
 	}
+	if no := r.roomLocked(q.size); no != nil {
+		return no
+	}
 	r.inFlight[q.message.ID] = q
+	r.bytes += q.size
 	r.queue <- q
 	return nil
 }

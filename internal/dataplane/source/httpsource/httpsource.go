@@ -3,8 +3,11 @@
 // The sender keeps the message until then: any other answer, or none, asks it to send the message again under the same X-Numaflow-Id, by which
 // a repetition is recognised and counted once. Without that header each request is a message of its own.
 //
-//	200 safe   400 malformed   401 wrong token   409 this id is in flight   413 too large   429 too many in flight
+//	200 safe   400 malformed   401 wrong token   408 sent too slowly   409 this id is in flight   413 too large   429 too many in flight
 //	500 the pipeline could not take it   503 the source is closing
+//
+// A sender costs what it has sent, not what it announces: memory is taken as the payload arrives, a payload must arrive at MinRate, and one client has
+// at most a part of the connections and of the memory for payloads that are not complete.
 package httpsource
 
 import (
@@ -35,19 +38,31 @@ type Config struct {
 	Token string
 	// MaxBody is the largest payload in bytes. Default 4 MiB.
 	MaxBody int64
-	// MaxInFlight is how many requests may wait for their answer. Default 5000. Above it the answer is 429.
+	// MaxInFlight is how many messages may wait for their answer. Default 5000. Above it the answer is 429.
 	MaxInFlight int
-	// MaxBytes is how much their payloads may have together. Default 256 MiB, or MaxBody if that is more.
+	// MaxBytes is how much their payloads may have together. Default 256 MiB, or MaxBody if that is more. Payloads that are not complete have half of
+	// that besides, of which a client has at most half.
 	MaxBytes int64
-	// SendTimeout is how long a sender may take to send a message. Default 1 minute. The answer may take any time.
-	SendTimeout time.Duration
+	// MinRate is how many bytes a second of a payload must arrive, measured over RateWindow, which is also how long a sender may be silent. Below that the
+	// answer is 408. Default 512 bytes and 10 seconds. The answer to a message may take any time.
+	MinRate    int64
+	RateWindow time.Duration
+	// MaxConnections is how many connections there may be, MaxClientConnections how many of one client address. Default 8192 and 2048. Above that the
+	// one that is idle for longest is closed, or the new one if none is.
+	MaxConnections, MaxClientConnections int
 }
+
+// headerTimeout is how long a sender may take for the TLS handshake, and for the head of a request.
+const headerTimeout = 10 * time.Second
 
 func (c Config) withDefaults() Config {
 	c.MaxBody = cmp.Or(c.MaxBody, 4<<20)
 	c.MaxInFlight = cmp.Or(c.MaxInFlight, 5000)
-	c.SendTimeout = cmp.Or(c.SendTimeout, time.Minute)
+	c.MinRate = cmp.Or(c.MinRate, 512)
+	c.RateWindow = cmp.Or(c.RateWindow, 10*time.Second)
 	c.MaxBytes = max(cmp.Or(c.MaxBytes, 256<<20), c.MaxBody)
+	c.MaxConnections = cmp.Or(c.MaxConnections, 8192)
+	c.MaxClientConnections = cmp.Or(c.MaxClientConnections, max(1, c.MaxConnections/4))
 	return c
 }
 
@@ -57,8 +72,9 @@ func (c Config) validate() error {
 		return fmt.Errorf("vertex: %q cannot be an element of a path; give the vertex's name", c.Vertex)
 	case c.HTTPS == "" && c.HTTP == "":
 		return errors.New("https and http: one address at least is required, for instance :8443")
-	case c.MaxBody < 0 || c.MaxInFlight < 0:
-		return fmt.Errorf("maxBody %d and maxInFlight %d must not be negative", c.MaxBody, c.MaxInFlight)
+	case c.MaxBody < 0 || c.MaxInFlight < 0 || c.MinRate < 0 || c.RateWindow < 0 || c.MaxConnections < 0 || c.MaxClientConnections < 0:
+		return fmt.Errorf("maxBody %d, maxInFlight %d, minRate %d, rateWindow %v, maxConnections %d and maxClientConnections %d must not be negative",
+			c.MaxBody, c.MaxInFlight, c.MinRate, c.RateWindow, c.MaxConnections, c.MaxClientConnections)
 	}
 	return nil
 }
@@ -80,10 +96,13 @@ type Reader struct {
 	closeErr error
 	broken   chan error // a listener that failed
 
+	connections *connections
+
 	mu       sync.Mutex
-	inFlight map[string]*request // by id
-	count    int                 // of requests from their admission to their answer, which have bytes together
+	inFlight map[string]*request // by id: from the end of their payload to their answer; they have bytes together
 	bytes    int64
+	partial  int64            // memory of payloads that are not complete
+	clients  map[string]int64 // the same by client
 	over     bool
 }
 
@@ -109,7 +128,8 @@ func New(ctx context.Context, cfg Config) (*Reader, error) {
 	}
 	r := &Reader{
 		cfg: cfg, queue: make(chan *request, cfg.MaxInFlight), closed: make(chan struct{}),
-		broken: make(chan error, 2), inFlight: map[string]*request{},
+		broken: make(chan error, 2), inFlight: map[string]*request{}, clients: map[string]int64{},
+		connections: newConnections(cfg.MaxConnections, cfg.MaxClientConnections),
 	}
 	handler := r.handler()
 	for _, address := range []struct {
@@ -131,8 +151,9 @@ func New(ctx context.Context, cfg Config) (*Reader, error) {
 func (r *Reader) listen(ctx context.Context, handler http.Handler, address string, secure bool) (*server, error) {
 	s := &server{tls: secure, http: &http.Server{
 		Handler: handler,
-		// A sender may wait for its answer as long as it likes, but not keep us waiting: no limit on writing, tight ones on reading.
-		ReadHeaderTimeout: min(10*time.Second, r.cfg.SendTimeout), ReadTimeout: r.cfg.SendTimeout, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		// A sender may wait for its answer as long as it likes, but not keep us waiting. The handler limits the time for the payload.
+		ReadHeaderTimeout: min(headerTimeout, r.cfg.RateWindow), IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		ConnState: r.connections.changed,
 	}}
 	if secure {
 		s.http.TLSConfig = r.cfg.TLS
@@ -146,7 +167,11 @@ func (r *Reader) listen(ctx context.Context, handler http.Handler, address strin
 	}
 	var err error
 	s.listener, err = (&net.ListenConfig{}).Listen(ctx, "tcp", address)
-	return s, err
+	if err != nil {
+		return nil, err
+	}
+	s.listener = r.connections.limit(s.listener)
+	return s, nil
 }
 
 func (r *Reader) serve(s *server) {
@@ -234,7 +259,6 @@ func (r *Reader) finishLocked(q *request, status int) {
 	}
 	q.done = true
 	delete(r.inFlight, q.message.ID)
-	r.count--
 	r.bytes -= q.size
 	q.answer <- status
 }

@@ -270,14 +270,14 @@ func TestSenderWhoIsGone(t *testing.T) {
 
 func TestTheAnswerMayTakeLongerThanSendingMay(t *testing.T) {
 	const limit = 100 * time.Millisecond
-	r := open(t, httpsource.Config{SendTimeout: limit})
+	r := open(t, httpsource.Config{RateWindow: limit})
 	patient := post(t, r, strings.NewReader("x"))
 	b := read(t, r)
 	slow, body := io.Pipe()
 	defer body.Close()
 	late := post(t, r, slow)
 	_, _ = body.Write([]byte("never finished"))
-	wantStatus(t, late, 400) // which comes after the limit
+	wantStatus(t, late, 408) // which comes after the limit
 	select {
 	case s := <-patient:
 		t.Fatalf("answered %d before the message was safe", s)
