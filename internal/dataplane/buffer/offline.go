@@ -1,0 +1,129 @@
+package buffer
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"time"
+
+	"github.com/levada-io/levada/internal/dataplane/identity"
+	"github.com/levada-io/levada/internal/flow"
+)
+
+// Contents are what a partition holds that is not known to be done.
+type Contents struct {
+	// Messages may count one twice that was written again after a crash: the reader drops it.
+	Messages, Blocks int
+	Bytes            int64
+	// Oldest is when the first of them was stored; zero if there is none.
+	Oldest time.Time
+	// Written reports whether anything was ever stored.
+	Written bool
+	// Reached is the highest position that was stored of each lane.
+	Reached map[string]uint64
+	// ByID reports whether lanes without positions are among them.
+	ByID bool
+}
+
+// Inspect says what a partition holds. It touches no reader: it may be used while a process runs, and then is as of what that saved last.
+func Inspect(ctx context.Context, driver Driver) (Contents, error) {
+	s, err := takeStock(ctx, driver)
+	if err != nil {
+		return Contents{}, err
+	}
+	s.contents.Reached = s.seen.Reached()
+	return s.contents, nil
+}
+
+// Discard drops all messages of a partition that are not known to be done, and returns their number. Messages that are written again are known and stay dropped.
+// Nothing may read or write the partition at the same time. If it is cut short, all messages are still there.
+func Discard(ctx context.Context, driver Driver) (messages int, err error) {
+	s, err := takeStock(ctx, driver)
+	if err != nil || s.contents.Blocks == 0 && s.last <= s.floor {
+		return 0, err
+	}
+	// This is the moment at which they are dropped.
+	state := binary.LittleEndian.AppendUint64(nil, s.last)
+	state = binary.LittleEndian.AppendUint64(state, s.last)
+	if err := driver.SaveState(ctx, append(state, s.seen.Marshal()...)); err != nil {
+		return 0, fmt.Errorf("save state: %w", err)
+	}
+	if s.contents.ByID {
+		return s.contents.Messages, nil // their ids are read back from the blocks, which the next reader trims
+	}
+	return s.contents.Messages, driver.Trim(ctx, s.last+1)
+}
+
+type stock struct {
+	floor, last uint64
+	seen        *identity.Seen
+	contents    Contents
+}
+
+// takeStock reads the saved state and what was stored after it.
+func takeStock(ctx context.Context, driver Driver) (*stock, error) {
+	s := &stock{seen: identity.New(time.Minute, 1)}
+	state, err := driver.LoadState(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("load state: %w", err)
+	}
+	if len(state) > 0 {
+		if len(state) < stateHead {
+			return nil, identity.ErrState
+		}
+		s.floor = binary.LittleEndian.Uint64(state)
+		if err := s.seen.Unmarshal(state[stateHead:]); err != nil {
+			return nil, err
+		}
+	}
+	bounds, err := driver.Bounds(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s.last = max(bounds.Last, s.floor)
+	s.contents.Written = s.last > 0
+	if bounds.Last <= s.floor {
+		return s, nil
+	}
+	parts := pieces{}
+	err = driver.Scan(ctx, s.floor+1, func(e Entry) error {
+		if e.Seq <= s.floor {
+			return nil
+		}
+		b, n, err := headOf(e.Data)
+		s.contents.Blocks++
+		s.contents.Bytes += int64(len(e.Data))
+		if s.contents.Oldest.IsZero() {
+			s.contents.Oldest = e.Stored
+		}
+		if err != nil {
+			return nil // damaged: its messages cannot be counted
+		}
+		s.contents.Messages += n
+		if isChunk(e.Data) {
+			if b, _ = parts.whole(e.Data); b == nil {
+				return nil // there is more of it
+			}
+		}
+		if b.ByID {
+			s.contents.ByID = true
+			return nil
+		}
+		s.seen.Admit(b, time.Time{})
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("scan: %w", err)
+	}
+	return s, nil
+}
+
+// Append writes one block into a partition that another process may be reading. It waits until the block is durable, and for no room.
+func Append(ctx context.Context, driver Driver, name string, h *flow.Block, e *flow.Encoder) error {
+	p := &Partition{opt: Options{Name: name}.withDefaults(), driver: driver, room: make(chan struct{}), prev: map[string]uint64{}}
+	w, err := p.Write(ctx, h, e)
+	if err != nil {
+		return err
+	}
+	return w.Wait(ctx)
+}
