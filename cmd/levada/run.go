@@ -29,6 +29,7 @@ type runFlags struct {
 	skipCorrupt, quiet             bool
 	log                            commandline.LogFlags
 	output                         string
+	change                         changeFlags
 }
 
 func newRunCommand() *cobra.Command {
@@ -65,6 +66,7 @@ The command ends with 0 when all sources are finite and everything is delivered,
 	commandline.OneOf(flags, "output", "auto", "table", "text", "json")
 	commandline.Between(flags, "replicas", 1, 5) // what JetStream allows
 	commandline.AtLeast(flags, "interval", 100*time.Millisecond)
+	f.change.register(flags)
 	f.log.Register(flags)
 	return cmd
 }
@@ -122,6 +124,7 @@ func run(cmd *cobra.Command, args []string, f *runFlags) error {
 			}()
 		},
 	}
+	f.change.apply(&cfg, args)
 	started := false
 	inner := cfg.Started
 	cfg.Started = func(r *standalone.Running) { started = true; inner(r) }

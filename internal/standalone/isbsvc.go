@@ -14,19 +14,11 @@ import (
 // retention and discard are always those under which nothing is lost, and blocks have no age.
 func (r *runner) bufferConfig(p *v1alpha1.Pipeline) (jetstreambuffer.Config, error) {
 	cfg := jetstreambuffer.Config{Replicas: max(1, r.cfg.Replicas)}
-	name := p.Spec.InterStepBufferServiceName
-	if name == "" {
-		name = "default"
-	}
-	var service *v1alpha1.InterStepBufferService
-	for _, o := range r.cfg.Objects {
-		if s, ok := o.Manifest.(*v1alpha1.InterStepBufferService); ok && s.Name == name && (s.Namespace == p.Namespace || s.Namespace == "" || p.Namespace == "") {
-			service = s
-		}
-	}
+	service := r.bufferService(p)
 	if service == nil || service.Spec.JetStream == nil {
 		return cfg, nil
 	}
+	name := service.Name
 	b, err := v1alpha1.ParseBufferConfig(service.Spec.JetStream.BufferConfig)
 	if err != nil {
 		return cfg, fmt.Errorf("InterStepBufferService %s: bufferConfig: %w", name, err)
@@ -48,6 +40,20 @@ func (r *runner) bufferConfig(p *v1alpha1.Pipeline) (jetstreambuffer.Config, err
 		cfg.MaxAckPending = int(min(*b.Consumer.MaxAckPending, 1<<16))
 	}
 	return cfg, nil
+}
+
+// bufferService finds the InterStepBufferService that a pipeline names; nil if it is not among the manifests.
+func (r *runner) bufferService(p *v1alpha1.Pipeline) (service *v1alpha1.InterStepBufferService) {
+	name := p.Spec.InterStepBufferServiceName
+	if name == "" {
+		name = "default"
+	}
+	for _, o := range r.cfg.Objects {
+		if s, ok := o.Manifest.(*v1alpha1.InterStepBufferService); ok && s.Name == name && (s.Namespace == p.Namespace || s.Namespace == "" || p.Namespace == "") {
+			service = s
+		}
+	}
+	return service
 }
 
 // maxPayloadOf reads max_payload from a fragment of a nats-server's configuration; 0 if it does not say.

@@ -59,6 +59,12 @@ type Config struct {
 	DrainTimeout time.Duration
 	// SecretDir holds secrets as files, {name}/{key}, beside those of the manifests.
 	SecretDir string
+	// DrainOld first finishes what is in flight with the stored topology, where the manifest cannot be applied before. Discard names vertices of which the messages
+	// that stand in the way are dropped instead; "all" for all of them.
+	DrainOld bool
+	Discard  []string
+	// Command is what a second run is told about this one.
+	Command string
 	// SkipCorrupt goes on when stored blocks are damaged or missing, having kept what is left of them in DataDir/corrupt.
 	SkipCorrupt bool
 	// Output gets the lines that functions print.
@@ -130,6 +136,11 @@ type runner struct {
 	files   vertex.Files
 	secrets secrets
 	close   []func()
+
+	held     []*held         // what was taken over
+	owned    context.Context //nolint:containedctx // ends with its cause when another process took a pipeline over
+	draining *draining       // of a run that only drains
+	cutShort atomic.Bool     // the drain at the end was not finished
 }
 
 // Run runs everything until ctx ends, all finite sources are drained, or something fails that cannot go away by itself; only then it returns an error.
@@ -158,30 +169,18 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err := r.open(ctx); err != nil {
 		return err
 	}
-	var pipelines []*Pipeline
-	// What a pipeline has opened is closed whether or not the rest comes up. The broker must live until then.
-	closing := func() error {
-		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-		defer cancel()
-		var err error
-		for _, p := range pipelines {
-			err = errors.Join(err, p.close(end))
-		}
+	if ok, err := r.takeOver(ctx); err != nil || !ok {
 		return err
 	}
-	for _, o := range cfg.Objects {
-		p, err := r.build(ctx, o)
-		if p != nil {
-			pipelines = append(pipelines, p)
-		}
-		if err != nil {
-			return errors.Join(err, closing())
-		}
-	}
-	if len(pipelines) == 0 {
+	// What a pipeline has opened is closed whether or not the rest comes up. The broker must live until then.
+	pipelines, err := r.buildAll(ctx)
+	if err == nil && len(pipelines) == 0 {
 		return errors.New("there is no Pipeline and no MonoVertex to run in these files")
 	}
-	return errors.Join(r.run(ctx, pipelines), closing())
+	if err == nil {
+		err = r.run(ctx, pipelines)
+	}
+	return r.settle(ctx, pipelines, errors.Join(err, closeAll(ctx, pipelines)))
 }
 
 // open takes the data directory and connects to the broker.
@@ -203,7 +202,10 @@ func (r *runner) open(ctx context.Context) error {
 				r.log.Warn("broker is away, and looked for again", "error", err)
 			}
 		}),
-		nats.ReconnectHandler(func(c *nats.Conn) { r.log.Info("broker is back", "url", c.ConnectedUrlRedacted()) }),
+		nats.ReconnectHandler(func(c *nats.Conn) {
+			r.log.Info("broker is back", "url", c.ConnectedUrlRedacted())
+			r.recheck()
+		}),
 		// Pull requests that end are no news; what matters is told by the calls that fail.
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { r.log.Debug("broker", "error", err) }),
 	}
@@ -278,7 +280,7 @@ func (r *runner) env(p *Pipeline, meta metav1.Object) *vertex.Env {
 			commands[rest] = command
 		}
 	}
-	return &vertex.Env{
+	env := &vertex.Env{
 		Namespace: p.Namespace, Pipeline: p.Name, Owner: p.store.owner, Meta: meta, State: p.store.state, DeadLetters: p.letters, Metrics: r.metrics,
 		Partitions: func(v string) []*buffer.Partition { return p.partitions[v] },
 		Logger:     r.log.With("pipeline", p.Name), SocketRoot: r.sockets, Dir: r.cfg.Dir, Data: r.cfg.DataDir, Files: &r.files, Commands: commands, Timeout: r.cfg.FunctionTimeout,
@@ -290,6 +292,10 @@ func (r *runner) env(p *Pipeline, meta metav1.Object) *vertex.Env {
 			r.log.Info("listening", "pipeline", p.Name, "vertex", v, "for", what, "address", address)
 		},
 	}
+	if r.draining != nil {
+		env.Source = r.draining.source
+	}
+	return env
 }
 
 func (r *runner) prepare(ctx context.Context, meta *metav1.ObjectMeta, kind naming.Kind, vertices []string) (*Pipeline, error) {
@@ -406,6 +412,9 @@ func (r *runner) partition(ctx context.Context, vertex string, n int, store jets
 	defer cancel()
 	name := p.store.owner.OldBuffer(vertex, n) // of metrics and logs, whatever the stream is called
 	store.State, store.Changed = p.store.state, p.store.changed
+	if lease := r.leaseOf(p.store.owner); lease != nil {
+		store.Fence = lease.Check
+	}
 	m := r.metrics.Buffer(name)
 	opt.Name, opt.Metrics, opt.Logger = name, m, r.log
 	opt.OnCorrupt = func(seq uint64, data []byte, err error) error { return r.corrupt(name, seq, data, err) }
@@ -456,6 +465,11 @@ func (r *runner) run(ctx context.Context, pipelines []*Pipeline) error {
 	defer stopSourcing()
 	reading, stopReading := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopReading()
+	// Once another process owns a pipeline, everything here is cut short: what this process still did would be done twice.
+	defer context.AfterFunc(r.owned, func() {
+		stopWorking(context.Cause(r.owned))
+		stopSourcing()
+	})()
 
 	// Functions and the care of buffers go on until everything else has ended.
 	var services errgroup.Group
@@ -539,6 +553,7 @@ func (r *runner) run(ctx context.Context, pipelines []*Pipeline) error {
 		case <-ctx.Done():
 			r.log.Info("stopping", "at most", r.cfg.DrainTimeout)
 		case err = <-failed:
+		case <-r.owned.Done():
 		}
 	} else if ctx.Err() != nil {
 		err = nil
@@ -552,6 +567,7 @@ func (r *runner) run(ctx context.Context, pipelines []*Pipeline) error {
 
 	deadline := time.AfterFunc(r.cfg.DrainTimeout, func() {
 		r.log.Warn("draining takes too long and is cut short; what is not acknowledged comes again at the next start")
+		r.cutShort.Store(true)
 		stopWorking(errors.New("the time to drain is over"))
 	})
 	defer deadline.Stop()
@@ -564,6 +580,9 @@ func (r *runner) run(ctx context.Context, pipelines []*Pipeline) error {
 	stopServing()
 	if e := services.Wait(); e != nil && err == nil {
 		err = e
+	}
+	if r.owned.Err() != nil {
+		return context.Cause(r.owned)
 	}
 	return err
 }

@@ -82,6 +82,7 @@ func Compare(stored, wanted *Topology, state State) []Change {
 	}
 	if !stored.Partial {
 		c.rereads()
+		c.leftBehind()
 		c.edges()
 	}
 	return c.changes
@@ -353,6 +354,29 @@ func (c *comparison) rereads() {
 				ch.Way = fmt.Sprintf("set the consumer to %s again", was.Source.Cursor)
 			}
 			c.add(ch)
+		}
+	}
+}
+
+// leftBehind finds outputs whose records are kept under the name of a vertex that is called otherwise now: who reads them would not find the rest.
+func (c *comparison) leftBehind() {
+	for i := range c.wanted.Vertices {
+		now := &c.wanted.Vertices[i]
+		for _, role := range slices.Sorted(maps.Keys(now.Sinks)) {
+			b := now.Sinks[role]
+			for k := range c.stored.Vertices {
+				was := &c.stored.Vertices[k]
+				a, had := was.Sinks[role]
+				if !had || a.Cursor == "" || was.Name == now.Name || !a.same(b) || c.wanted.Vertex(was.Name) != nil {
+					continue
+				}
+				c.add(Change{
+					Class: Refused, Hazard: Lost, Vertex: was.Name, Partition: -1,
+					What:   fmt.Sprintf("%s of %s, %s, is that of %s now", roleText(role), was.Name, a, now.Name),
+					Reason: "Its records are kept under the old name. Readers that have not read all of them would not find the rest",
+					Way:    fmt.Sprintf("call the vertex %s again", was.Name),
+				})
+			}
 		}
 	}
 }

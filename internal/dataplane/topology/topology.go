@@ -54,7 +54,8 @@ type Endpoint struct {
 	Type string `json:"type"`
 	// Of identifies the input or output: the absolute path of a file, the name of a stream. Empty where nothing does.
 	Of string `json:"of,omitempty"`
-	// Cursor names what remembers how far the input was read. The same input with another cursor is read again from its start. Empty where nothing is read again.
+	// Cursor names what remembers how far an input was read, or what keeps the records of an output. The same input with another cursor is read again from its
+	// start. Empty where nothing of ours is remembered.
 	Cursor string `json:"cursor,omitempty"`
 	// How says how the input is divided into messages. Positions of messages depend on it.
 	How string `json:"how,omitempty"`
@@ -138,4 +139,24 @@ func FromStreams(kind, namespace, name string, streams map[string][]string) *Top
 	}
 	slices.SortFunc(t.Vertices, func(a, b Vertex) int { return strings.Compare(a.Name, b.Name) })
 	return t
+}
+
+// Shared returns an input that both read and remember, and an output that both write; empty where there is none.
+func Shared(a, b *Topology) (in, out string) {
+	for i := range a.Vertices {
+		for k := range b.Vertices {
+			v, w := &a.Vertices[i], &b.Vertices[k]
+			if v.Source != nil && w.Source != nil && v.Source.Of != "" && v.Source.Cursor != "" && v.Source.same(*w.Source) {
+				in = v.Source.String()
+			}
+			for _, x := range v.Sinks {
+				for _, y := range w.Sinks {
+					if x.Of != "" && x.same(y) {
+						out = x.String()
+					}
+				}
+			}
+		}
+	}
+	return in, out
 }

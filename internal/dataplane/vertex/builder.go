@@ -127,7 +127,12 @@ func (b *builder) mapper(_ context.Context, u *v1alpha1.UDF) (forward.Stage, err
 
 // source builds the input of a source vertex, and the transformer's stage if there is one.
 func (b *builder) source(ctx context.Context, s *v1alpha1.Source) (*forward.SourceInput, []forward.Stage, error) {
-	r, err := b.reader(ctx, s)
+	open := func() (source.Reader, error) { return b.reader(ctx, s) }
+	if outer := b.env.Source; outer != nil {
+		inner := open
+		open = func() (source.Reader, error) { return outer(b.name, inner) }
+	}
+	r, err := open()
 	if err != nil {
 		return nil, nil, err
 	}

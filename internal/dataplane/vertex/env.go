@@ -56,6 +56,8 @@ type Env struct {
 	Secret func(name, key string) (string, error)
 	// Output returns what gets the lines that a function prints.
 	Output func(vertex string, role function.Role) func(line string)
+	// Source, if not nil, stands between a vertex and its source: it opens the source, or gives another reader.
+	Source func(vertex string, open func() (source.Reader, error)) (source.Reader, error)
 	// Announce is told of an address where a vertex listens.
 	Announce func(vertex, what, address string)
 	// ListenHTTP is the host or address on which HTTP sources listen. Default: the loopback interface.

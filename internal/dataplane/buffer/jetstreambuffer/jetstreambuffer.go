@@ -30,6 +30,8 @@ type Config struct {
 	Changed Changed
 	// State is the bucket that keeps what was seen. It also remembers that the stream was made, so that a stream that vanished is not made anew.
 	State jetstream.KeyValue
+	// Fence, if not nil, is asked before state is saved or blocks are removed: an error means that another process may read the partition by now.
+	Fence func(context.Context) error
 	// Replicas of the stream and its consumer. Default 1.
 	Replicas int
 	// Memory stores blocks in the broker's memory: a restart of the broker loses them.
@@ -423,7 +425,17 @@ func (d *driver) Scan(ctx context.Context, seq uint64, visit func(buffer.Entry) 
 	}
 }
 
+func (d *driver) fence(ctx context.Context) error {
+	if d.cfg.Fence == nil {
+		return nil
+	}
+	return d.cfg.Fence(ctx)
+}
+
 func (d *driver) Trim(ctx context.Context, seq uint64) error {
+	if err := d.fence(ctx); err != nil {
+		return err
+	}
 	stream, err := d.js.Stream(ctx, d.cfg.Stream)
 	if err != nil {
 		return d.classify(ctx, err)
@@ -432,6 +444,9 @@ func (d *driver) Trim(ctx context.Context, seq uint64) error {
 }
 
 func (d *driver) SaveState(ctx context.Context, state []byte) error {
+	if err := d.fence(ctx); err != nil {
+		return err
+	}
 	_, err := d.cfg.State.Put(ctx, d.key("seen"), state)
 	return err
 }
