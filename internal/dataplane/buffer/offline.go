@@ -2,7 +2,6 @@ package buffer
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
 	"time"
 
@@ -43,9 +42,8 @@ func Discard(ctx context.Context, driver Driver) (messages int, err error) {
 		return 0, err
 	}
 	// This is the moment at which they are dropped.
-	state := binary.LittleEndian.AppendUint64(nil, s.last)
-	state = binary.LittleEndian.AppendUint64(state, s.last)
-	if err := driver.SaveState(ctx, append(state, s.seen.Marshal()...)); err != nil {
+	state := savedState{floor: s.last, last: s.last, seen: s.seen.Marshal()}
+	if err := driver.SaveState(ctx, state.marshal()); err != nil {
 		return 0, fmt.Errorf("save state: %w", err)
 	}
 	if s.contents.ByID {
@@ -63,16 +61,17 @@ type stock struct {
 // takeStock reads the saved state and what was stored after it.
 func takeStock(ctx context.Context, driver Driver) (*stock, error) {
 	s := &stock{seen: identity.New(time.Minute, 1)}
-	state, err := driver.LoadState(ctx)
+	data, err := driver.LoadState(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("load state: %w", err)
 	}
-	if len(state) > 0 {
-		if len(state) < stateHead {
-			return nil, identity.ErrState
+	state := &savedState{}
+	if len(data) > 0 {
+		if state, err = unmarshalState(data); err != nil {
+			return nil, err
 		}
-		s.floor = binary.LittleEndian.Uint64(state)
-		if err := s.seen.Unmarshal(state[stateHead:]); err != nil {
+		s.floor = state.floor
+		if err := s.seen.Unmarshal(state.seen); err != nil {
 			return nil, err
 		}
 	}
@@ -98,6 +97,9 @@ func takeStock(ctx context.Context, driver Driver) (*stock, error) {
 		}
 		if err != nil {
 			return nil // damaged: its messages cannot be counted
+		}
+		if done, ok := state.progress[e.Seq]; ok && done.stored == e.Stored.UnixNano() {
+			n -= done.count(n)
 		}
 		s.contents.Messages += n
 		if isChunk(e.Data) {
