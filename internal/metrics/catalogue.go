@@ -38,6 +38,7 @@ var catalogue = []metric{
 	{"forwarder_processing_time", "Time from read to acknowledged, of a batch.", histogram, withPartition, nil},
 	{"forwarder_read_batch_size", "Messages in a batch at the most.", gauge, pipelineLabels, nil},
 	{"vertex_pending_messages_raw", "Messages that wait to be processed.", gauge, withPartition, nil},
+	{"vertex_pending_messages", "Messages that wait to be processed, averaged over a period: 1m, 5m, 15m, or default, 2 minutes.", gauge, []string{"pipeline", "vertex", "vertex_type", "partition_name", "period"}, nil},
 
 	{"source_forwarder_transformer_read_total", "Messages given to the transformer.", counter, withPartition, nil},
 	{"source_forwarder_transformer_write_total", "Messages that the transformer answered with.", counter, withPartition, nil},
@@ -67,6 +68,7 @@ var catalogue = []metric{
 	{"monovtx_dropped_total", "Messages that went nowhere.", counter, monoLabels, nil},
 	{"monovtx_critical_error_total", "Ends of user code that should not have been.", counter, append(monoLabels[:2:2], "reason"), nil},
 	{"monovtx_pending_raw", "Messages that wait at the source.", gauge, monoLabels, nil},
+	{"monovtx_pending", "Messages that wait at the source, averaged over a period.", gauge, []string{"mvtx_name", "period"}, nil},
 	{"monovtx_read_batch_size", "Messages in a batch at the most.", gauge, monoLabels, nil},
 	{"monovtx_processing_time", "Time from read to acknowledged, of a batch.", histogram, monoLabels, nil},
 	{"monovtx_read_time", "Time to read a batch.", histogram, monoLabels, nil},
@@ -78,6 +80,7 @@ var catalogue = []metric{
 	{"monovtx_udf_drop_total", "Messages that the function dropped.", counter, monoLabels, nil},
 	{"monovtx_sink_write_total", "Messages written to the sink.", counter, monoLabels, nil},
 	{"monovtx_sink_write_errors_total", "Messages that the sink did not take at an attempt.", counter, monoLabels, nil},
+	{"monovtx_sink_dropped_total", "Messages that the sink dropped after its retries.", counter, monoLabels, nil},
 	{"monovtx_sink_time", "Time of the sink for a batch.", histogram, monoLabels, nil},
 	{"monovtx_fallback_sink_write_total", "Messages written to the fallback sink.", counter, monoLabels, nil},
 	{"monovtx_fallback_sink_time", "Time of the fallback sink for a batch.", histogram, monoLabels, nil},
@@ -89,6 +92,7 @@ var catalogue = []metric{
 	{"isb_jetstream_write_time_total", "Time to write a block durably.", histogram, bufferLabels, nil},
 	{"isb_jetstream_ack_time_total", "Time to acknowledge a block.", histogram, bufferLabels, nil},
 	{"isb_jetstream_buffer_pending", "Messages in the buffer that are not acknowledged.", gauge, bufferLabels, nil},
+	{"isb_jetstream_buffer_ack_pending", "Messages of the buffer that are being processed.", gauge, bufferLabels, nil},
 	{"isb_jetstream_buffer_soft_usage", "Messages that are not acknowledged, as a share of bufferMaxLength.", gauge, bufferLabels, nil},
 	{"isb_jetstream_buffer_solid_usage", "The same: what is acknowledged takes no room here.", gauge, bufferLabels, nil},
 
@@ -100,5 +104,4 @@ var catalogue = []metric{
 	{"levada_buffer_corrupt_total", "Stored blocks that were not what was written.", counter, bufferLabels, nil},
 	{"levada_buffer_gap_total", "Stored blocks that are missing.", counter, bufferLabels, nil},
 	{"levada_buffer_duplicates_total", "Messages that were stored twice and counted once.", counter, bufferLabels, nil},
-	{"build_info", "Always 1.", gauge, []string{"component", "component_name", "version", "platform"}, nil},
 }

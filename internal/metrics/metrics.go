@@ -4,6 +4,7 @@ package metrics
 
 import (
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -22,6 +23,10 @@ type Set struct {
 	counters   map[string]*prometheus.CounterVec
 	histograms map[string]*prometheus.HistogramVec
 	gauges     map[string]*prometheus.GaugeVec
+
+	mu         sync.Mutex
+	namespaces map[string]*Set
+	pending    map[pendingKey]*average
 }
 
 // Labels of Numaflow's series.
@@ -38,33 +43,53 @@ var micros = prometheus.ExponentialBucketsRange(100, 60e6*15, 10)
 
 // New returns a set with all metrics registered.
 func New(version string) *Set {
-	s := &Set{
-		Registry: prometheus.NewRegistry(), counters: map[string]*prometheus.CounterVec{},
-		histograms: map[string]*prometheus.HistogramVec{}, gauges: map[string]*prometheus.GaugeVec{},
-	}
+	s := &Set{Registry: prometheus.NewRegistry()}
 	s.Registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "build_info", Help: "Always 1."}, []string{"component", "component_name", "version", "platform"})
+	s.Registry.MustRegister(build)
+	build.WithLabelValues("levada", "levada", version, runtime.GOOS+"/"+runtime.GOARCH).Set(1)
+	return s
+}
+
+// Namespace returns the metrics of the pipelines of a namespace, which is a label of all of them. Numaflow's series get it when Prometheus scrapes their pods.
+func (s *Set) Namespace(namespace string) *Set {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.namespaces == nil {
+		s.namespaces = map[string]*Set{}
+	}
+	if s.namespaces[namespace] == nil {
+		s.namespaces[namespace] = s.under(namespace)
+	}
+	return s.namespaces[namespace]
+}
+
+func (s *Set) under(namespace string) *Set {
+	n := &Set{
+		Registry: s.Registry, counters: map[string]*prometheus.CounterVec{}, histograms: map[string]*prometheus.HistogramVec{}, gauges: map[string]*prometheus.GaugeVec{},
+	}
+	registerer := prometheus.WrapRegistererWith(prometheus.Labels{"namespace": namespace}, s.Registry)
 	for _, m := range catalogue {
 		switch m.kind {
 		case counter:
 			v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: m.name, Help: m.help}, m.labels)
-			s.counters[m.name] = v
-			s.Registry.MustRegister(v)
+			n.counters[m.name] = v
+			registerer.MustRegister(v)
 		case gauge:
 			v := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: m.name, Help: m.help}, m.labels)
-			s.gauges[m.name] = v
-			s.Registry.MustRegister(v)
+			n.gauges[m.name] = v
+			registerer.MustRegister(v)
 		case histogram:
 			buckets := m.buckets
 			if buckets == nil {
 				buckets = micros
 			}
 			v := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: m.name, Help: m.help, Buckets: buckets}, m.labels)
-			s.histograms[m.name] = v
-			s.Registry.MustRegister(v)
+			n.histograms[m.name] = v
+			registerer.MustRegister(v)
 		}
 	}
-	s.gauges["build_info"].WithLabelValues("levada", "levada", version, runtime.GOOS+"/"+runtime.GOARCH).Set(1)
-	return s
+	return n
 }
 
 // VertexLabels name a vertex, or a MonoVertex when Mono is set.
@@ -79,10 +104,10 @@ type Vertex struct {
 	l    VertexLabels
 	base []string
 
-	read, readBytes, ack, nack     prometheus.Counter
-	dataRead, dataReadBytes        prometheus.Counter
-	readTime, ackTime, processTime prometheus.Observer
-	latency                        prometheus.Observer
+	read, readBytes, ack, nack     *lazyCounter
+	dataRead, dataReadBytes        *lazyCounter
+	readTime, ackTime, processTime *lazyObserver
+	latency                        *lazyObserver
 	stages                         map[string]stageMetrics
 	sinkWrite, fallback, onSuccess sinkMetrics
 
@@ -92,13 +117,13 @@ type Vertex struct {
 }
 
 type stageMetrics struct {
-	read, write, failed, dropped prometheus.Counter
-	took                         prometheus.Observer
+	read, write, failed, dropped *lazyCounter
+	took                         *lazyObserver
 }
 
 type sinkMetrics struct {
-	write, bytes, failed prometheus.Counter
-	took                 prometheus.Observer
+	write, bytes, failed *lazyCounter
+	took                 *lazyObserver
 }
 
 // Vertex returns the metrics of a vertex whose input is called input: a partition, or the vertex itself for a source. transformer names the stage that is one.
@@ -133,25 +158,6 @@ func (s *Set) Vertex(l VertexLabels, input, transformer string) *Vertex {
 	}
 	v.latency = s.h("levada_end_to_end_latency_seconds", l.Pipeline, l.Vertex)
 	return v
-}
-
-func (s *Set) c(name string, labels ...string) prometheus.Counter {
-	return s.counters[name].WithLabelValues(labels...)
-}
-func (s *Set) h(name string, labels ...string) prometheus.Observer {
-	return s.histograms[name].WithLabelValues(labels...)
-}
-
-func add(c prometheus.Counter, n int) {
-	if c != nil && n != 0 {
-		c.Add(float64(n))
-	}
-}
-
-func observe(o prometheus.Observer, d time.Duration) {
-	if o != nil {
-		o.Observe(float64(d.Microseconds()))
-	}
 }
 
 // Read implements forward.Events.
@@ -193,15 +199,15 @@ func (v *Vertex) Processed(took time.Duration) { observe(v.processTime, took) }
 
 // Dead implements forward.Events.
 func (v *Vertex) Dead(messages int, reason deadletter.Reason) {
-	v.set.c("levada_dead_letters_total", v.l.Pipeline, v.l.Vertex, string(reason)).Add(float64(messages))
+	v.set.c("levada_dead_letters_total", v.l.Pipeline, v.l.Vertex, string(reason)).get().Add(float64(messages))
 	v.DeadLetters.Add(int64(messages))
 }
 
 // Wrote implements forward.RouterEvents.
 func (v *Vertex) Wrote(partition string, messages, bytes int) {
 	p := append(v.base[:4:4], partition)
-	v.set.c("forwarder_write_total", p...).Add(float64(messages))
-	v.set.c("forwarder_write_bytes_total", p...).Add(float64(bytes))
+	v.set.c("forwarder_write_total", p...).get().Add(float64(messages))
+	v.set.c("forwarder_write_bytes_total", p...).get().Add(float64(bytes))
 	v.Out.Add(int64(messages))
 }
 
@@ -209,12 +215,12 @@ func (v *Vertex) Wrote(partition string, messages, bytes int) {
 func (v *Vertex) DroppedAt(partition string, messages, bytes int, reason string) {
 	v.Dropped.Add(int64(messages))
 	if v.l.Mono {
-		v.set.c("monovtx_dropped_total", v.l.Vertex, "0").Add(float64(messages))
+		v.set.c("monovtx_dropped_total", v.l.Vertex, "0").get().Add(float64(messages))
 		return
 	}
 	p := append(v.base[:4:4], partition, reason)
-	v.set.c("forwarder_drop_total", p...).Add(float64(messages))
-	v.set.c("forwarder_drop_bytes_total", p...).Add(float64(bytes))
+	v.set.c("forwarder_drop_total", p...).get().Add(float64(messages))
+	v.set.c("forwarder_drop_bytes_total", p...).get().Add(float64(bytes))
 }
 
 // Delivered implements forward.DeliveryEvents.
@@ -226,7 +232,7 @@ func (v *Vertex) Delivered(role function.Role, messages []flow.Message, took tim
 		bytes += len(messages[i].Value)
 		late := now - messages[i].Ingested
 		sum += late
-		v.latency.Observe(float64(late) / 1e9)
+		v.latency.get().Observe(float64(late) / 1e9)
 	}
 	add(m.write, len(messages))
 	add(m.bytes, bytes)
@@ -244,7 +250,7 @@ func (v *Vertex) Failed(role function.Role, messages int) {
 
 // SinkDuplicates is called for messages that a sink's store had already when this process wrote them for the first time.
 func (v *Vertex) SinkDuplicates(role function.Role, messages int) {
-	v.set.c("levada_sink_duplicates_total", v.l.Pipeline, v.l.Vertex, string(role)).Add(float64(messages))
+	v.set.c("levada_sink_duplicates_total", v.l.Pipeline, v.l.Vertex, string(role)).get().Add(float64(messages))
 }
 
 // HeaderDropped is called for a header that the source dropped because it is not UTF-8.
@@ -265,22 +271,22 @@ func (v *Vertex) role(role function.Role) *sinkMetrics {
 // ReadError is called when the source could not be read.
 func (v *Vertex) ReadError(error) {
 	if !v.l.Mono {
-		v.set.c("forwarder_read_error_total", append(v.base[:4:4], v.l.Vertex)...).Inc()
+		v.set.c("forwarder_read_error_total", append(v.base[:4:4], v.l.Vertex)...).get().Inc()
 	}
 	v.Errors.Add(1)
 }
 
 // Died is called when a process of user code ended that should not have.
 func (v *Vertex) Died(role function.Role, reason string) {
-	v.set.c("levada_function_deaths_total", v.l.Pipeline, v.l.Vertex, string(role), reason).Inc()
+	v.set.c("levada_function_deaths_total", v.l.Pipeline, v.l.Vertex, string(role), reason).get().Inc()
 	critical := map[function.Role]string{function.UDSource: "source_runtime_error", function.Transformer: "source_transformer_runtime_error", function.UDF: "map_runtime_error"}[role]
 	if critical == "" {
 		critical = "sink_runtime_error"
 	}
 	if v.l.Mono {
-		v.set.c("monovtx_critical_error_total", v.l.Vertex, "0", critical).Inc()
+		v.set.c("monovtx_critical_error_total", v.l.Vertex, "0", critical).get().Inc()
 	} else {
-		v.set.c("forwarder_critical_error_total", append(v.base[:4:4], critical)...).Inc()
+		v.set.c("forwarder_critical_error_total", append(v.base[:4:4], critical)...).get().Inc()
 	}
 	v.Errors.Add(1)
 }
@@ -292,15 +298,6 @@ func (v *Vertex) BatchSize(n int) {
 		return
 	}
 	v.set.gauges["forwarder_read_batch_size"].WithLabelValues(v.base...).Set(float64(n))
-}
-
-// Pending says how many messages wait at a partition, or outside a source.
-func (v *Vertex) Pending(partition string, n int64) {
-	if v.l.Mono {
-		v.set.gauges["monovtx_pending_raw"].WithLabelValues(v.l.Vertex, "0").Set(float64(n))
-		return
-	}
-	v.set.gauges["vertex_pending_messages_raw"].WithLabelValues(append(v.base[:4:4], partition)...).Set(float64(n))
 }
 
 // Router is the vertex as forward.RouterEvents.
@@ -317,20 +314,26 @@ func (r RouterView) Dropped(partition string, messages, bytes int, reason string
 // Loop is the vertex as forward.Events and forward.DeliveryEvents.
 func (v *Vertex) Loop() LoopView { return LoopView{v} }
 
+// sinkRetries is Numaflow's reason for messages that a sink's retry strategy gives up.
+const sinkRetries = "Retries exhausted in the Sink"
+
 // LoopView is a Vertex whose Dropped is a method.
 type LoopView struct{ *Vertex }
 
 // Dropped implements forward.Events and forward.DeliveryEvents.
 func (l LoopView) Dropped(messages, bytes int, reason string) {
 	l.DroppedAt("", messages, bytes, reason)
+	if l.l.Mono && reason == sinkRetries {
+		l.set.c("monovtx_sink_dropped_total", l.l.Vertex, "0").get().Add(float64(messages))
+	}
 }
 
 // Buffer are the metrics of one partition. It implements buffer.Metrics.
 type Buffer struct {
 	set                            *Set
 	name                           string
-	writeTime, ackTime             prometheus.Observer
-	full, corrupt, gap, duplicates prometheus.Counter
+	writeTime, ackTime             *lazyObserver
+	full, corrupt, gap, duplicates *lazyCounter
 }
 
 // Buffer returns the metrics of a partition.
@@ -347,26 +350,27 @@ func (b *Buffer) Wrote(_ int, took time.Duration) { observe(b.writeTime, took) }
 
 // WriteFailed implements buffer.Metrics.
 func (b *Buffer) WriteFailed(error) {
-	b.set.c("isb_jetstream_write_error_total", b.name, "retried").Inc()
+	b.set.c("isb_jetstream_write_error_total", b.name, "retried").get().Inc()
 }
 
 // Full implements buffer.Metrics.
-func (b *Buffer) Full() { b.full.Inc() }
+func (b *Buffer) Full() { b.full.get().Inc() }
 
 // Acked implements buffer.Metrics.
 func (b *Buffer) Acked(took time.Duration) { observe(b.ackTime, took) }
 
 // Corrupt implements buffer.Metrics.
-func (b *Buffer) Corrupt() { b.corrupt.Inc() }
+func (b *Buffer) Corrupt() { b.corrupt.get().Inc() }
 
 // Gap implements buffer.Metrics.
-func (b *Buffer) Gap(blocks int) { b.gap.Add(float64(blocks)) }
+func (b *Buffer) Gap(blocks int) { b.gap.get().Add(float64(blocks)) }
 
 // Duplicates implements buffer.Metrics.
-func (b *Buffer) Duplicates(messages int) { b.duplicates.Add(float64(messages)) }
+func (b *Buffer) Duplicates(messages int) { b.duplicates.get().Add(float64(messages)) }
 
-// Usage says how full the partition is.
-func (b *Buffer) Usage(pending, length int) {
+// Usage says how full the partition is: messages that are not acknowledged, those of them that are being processed, and the nominal length.
+func (b *Buffer) Usage(pending, inFlight, length int) {
+	b.set.gauges["isb_jetstream_buffer_ack_pending"].WithLabelValues(b.name).Set(float64(inFlight))
 	b.set.gauges["isb_jetstream_buffer_pending"].WithLabelValues(b.name).Set(float64(pending))
 	b.set.gauges["isb_jetstream_buffer_soft_usage"].WithLabelValues(b.name).Set(float64(pending) / float64(length))
 	b.set.gauges["isb_jetstream_buffer_solid_usage"].WithLabelValues(b.name).Set(float64(pending) / float64(length))

@@ -21,6 +21,7 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/buffer"
 	"github.com/levada-io/levada/internal/dataplane/deadletter"
 	"github.com/levada-io/levada/internal/flow"
+	"github.com/levada-io/levada/internal/metrics"
 )
 
 // api is the HTTP side of a run: metrics and probes for everybody on this machine, the rest for who can read the data directory.
@@ -63,6 +64,7 @@ func (r *runner) serve(ctx context.Context, services *errgroup.Group, pipelines 
 		}
 		return nil
 	})
+	services.Go(func() error { sample(ctx, pipelines); return nil })
 	services.Go(func() error {
 		<-ctx.Done()
 		_ = os.Remove(path)
@@ -76,14 +78,30 @@ func (r *runner) serve(ctx context.Context, services *errgroup.Group, pipelines 
 	return a, nil
 }
 
+// sample takes what is pending into the averages, until ctx ends.
+func sample(ctx context.Context, pipelines []*Pipeline) {
+	tick := time.NewTicker(metrics.SampleEvery)
+	defer tick.Stop()
+	for {
+		for _, p := range pipelines {
+			p.Stats(ctx)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
 func (a *api) routes() http.Handler {
 	mux := http.NewServeMux()
-	metrics := promhttp.HandlerFor(a.r.metrics.Registry, promhttp.HandlerOpts{})
+	scrape := promhttp.HandlerFor(a.r.metrics.Registry, promhttp.HandlerOpts{})
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, req *http.Request) {
 		for _, p := range a.pipelines {
 			p.Stats(req.Context()) // gauges are as of now
 		}
-		metrics.ServeHTTP(w, req)
+		scrape.ServeHTTP(w, req)
 	})
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
 	mux.HandleFunc("GET /readyz", a.readyz)

@@ -117,7 +117,7 @@ func (p *Pipeline) Stats(ctx context.Context) []vertex.Stats {
 		stats[i] = v.Stats(ctx)
 	}
 	for _, b := range p.metrics {
-		b.m.Usage(b.p.Pending(), b.p.MaxLength())
+		b.m.Usage(b.p.Pending(), b.p.InFlight(), b.p.MaxLength())
 	}
 	return stats
 }
@@ -281,7 +281,7 @@ func (r *runner) env(p *Pipeline, meta metav1.Object) *vertex.Env {
 		}
 	}
 	env := &vertex.Env{
-		Namespace: p.Namespace, Pipeline: p.Name, Owner: p.store.owner, Meta: meta, State: p.store.state, DeadLetters: p.letters, Metrics: r.metrics,
+		Namespace: p.Namespace, Pipeline: p.Name, Owner: p.store.owner, Meta: meta, State: p.store.state, DeadLetters: p.letters, Metrics: r.metrics.Namespace(p.Namespace),
 		Partitions: func(v string) []*buffer.Partition { return p.partitions[v] },
 		Logger:     r.log.With("pipeline", p.Name), SocketRoot: r.sockets, Dir: r.cfg.Dir, Data: r.cfg.DataDir, Files: &r.files, Commands: commands, Timeout: r.cfg.FunctionTimeout,
 		Secret: r.secrets.get, ListenHTTP: r.cfg.ListenHTTP, Stdin: r.cfg.Stdin, Stdout: r.cfg.Stdout,
@@ -415,7 +415,7 @@ func (r *runner) partition(ctx context.Context, vertex string, n int, store jets
 	if lease := r.leaseOf(p.store.owner); lease != nil {
 		store.Fence = lease.Check
 	}
-	m := r.metrics.Buffer(name)
+	m := r.metrics.Namespace(p.Namespace).Buffer(name)
 	opt.Name, opt.Metrics, opt.Logger = name, m, r.log
 	opt.OnCorrupt = func(seq uint64, data []byte, err error) error { return r.corrupt(name, seq, data, err) }
 	part, err := patiently(open, func() (_ *buffer.Partition, err error) {

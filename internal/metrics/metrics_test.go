@@ -1,0 +1,109 @@
+package metrics
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	dto "github.com/prometheus/client_model/go"
+
+	"github.com/levada-io/levada/internal/dataplane/function"
+	"github.com/levada-io/levada/internal/flow"
+)
+
+// gathered returns the series that are exported, as name{label="value",...}, with their values.
+func gathered(t *testing.T, s *Set) map[string]float64 {
+	t.Helper()
+	families, err := s.Registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	series := map[string]float64{}
+	for _, f := range families {
+		for _, m := range f.Metric {
+			var labels []string
+			for _, l := range m.Label {
+				labels = append(labels, l.GetName()+`="`+l.GetValue()+`"`)
+			}
+			slices.Sort(labels)
+			value := m.GetCounter().GetValue() + m.GetGauge().GetValue()
+			if f.GetType() == dto.MetricType_HISTOGRAM {
+				value = float64(m.Histogram.GetSampleCount())
+			}
+			series[f.GetName()+"{"+strings.Join(labels, ",")+"}"] = value
+		}
+	}
+	return series
+}
+
+func ours(name string) bool {
+	return !strings.HasPrefix(name, "go_") && !strings.HasPrefix(name, "process_") && !strings.HasPrefix(name, "build_info")
+}
+
+func TestEverySeriesOfAPipelineHasItsNamespaceAndNoneIsEmpty(t *testing.T) {
+	s := New("v1")
+	for _, namespace := range []string{"default", "team-a", "default"} {
+		n := s.Namespace(namespace)
+		v := n.Vertex(VertexLabels{Pipeline: "p", Vertex: "out", Type: "Sink"}, namespace+"-p-out-0", "")
+		v.Loop().Read(5, 50, time.Millisecond)
+		v.Loop().Delivered(function.UDSink, []flow.Message{{Value: []byte("x")}}, time.Millisecond)
+		m := n.Vertex(VertexLabels{Pipeline: "m", Vertex: "m", Type: "MonoVertex", Mono: true}, "m", "transformer")
+		m.Loop().Dropped(2, 10, sinkRetries)
+		b := n.Buffer(namespace + "-p-out-0")
+		b.Full()
+		b.Usage(7, 3, 100)
+	}
+	found := gathered(t, s)
+	for name, value := range found {
+		if !ours(name) {
+			continue
+		}
+		if !strings.Contains(name, `namespace="default"`) && !strings.Contains(name, `namespace="team-a"`) {
+			t.Errorf("%s has no namespace", name)
+		}
+		if value == 0 {
+			t.Errorf("%s is empty", name)
+		}
+	}
+	for _, want := range []string{
+		`forwarder_read_total{namespace="team-a",partition_name="team-a-p-out-0",pipeline="p",replica="0",vertex="out",vertex_type="Sink"}`,
+		`isb_jetstream_buffer_ack_pending{buffer="default-p-out-0",namespace="default"}`,
+		`monovtx_sink_dropped_total{mvtx_name="m",mvtx_replica="0",namespace="default"}`,
+	} {
+		if found[want] == 0 {
+			t.Errorf("%s is missing", want)
+		}
+	}
+	for name := range found {
+		if strings.Contains(name, "fbsink") || strings.Contains(name, "transformer") {
+			t.Errorf("%s: the vertex has no such thing", name)
+		}
+	}
+}
+
+func TestPendingIsAveragedOverPeriods(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := New("v1")
+		v := s.Namespace("default").Vertex(VertexLabels{Pipeline: "p", Vertex: "out", Type: "Sink"}, "part", "")
+		for range 24 { // 2 minutes of 100
+			v.Pending("part", 100)
+			time.Sleep(SampleEvery)
+		}
+		for range 12 { // then a minute of 40, looked at more often than a sample counts
+			v.Pending("part", 40)
+			time.Sleep(time.Second)
+			v.Pending("part", 40)
+			time.Sleep(SampleEvery - time.Second)
+		}
+		v.Pending("part", -1) // nobody knows: nothing changes
+		found := gathered(t, s)
+		at := func(period string) float64 {
+			return found[`vertex_pending_messages{namespace="default",partition_name="part",period="`+period+`",pipeline="p",vertex="out",vertex_type="Sink"}`]
+		}
+		if at("1m") != 40 || at("default") != 70 || at("5m") != 80 || at("15m") != 80 {
+			t.Errorf("1m %v, default %v, 5m %v, 15m %v", at("1m"), at("default"), at("5m"), at("15m"))
+		}
+	})
+}
