@@ -23,6 +23,12 @@ func (c *lazyCounter) get() prometheus.Counter {
 	return made
 }
 
+// Add counts n.
+func (c *lazyCounter) Add(n float64) { c.get().Add(n) }
+
+// Inc counts one.
+func (c *lazyCounter) Inc() { c.get().Inc() }
+
 // lazyObserver is the same for histograms.
 type lazyObserver struct {
 	vec    *prometheus.HistogramVec

@@ -199,15 +199,15 @@ func (v *Vertex) Processed(took time.Duration) { observe(v.processTime, took) }
 
 // Dead implements forward.Events.
 func (v *Vertex) Dead(messages int, reason deadletter.Reason) {
-	v.set.c("levada_dead_letters_total", v.l.Pipeline, v.l.Vertex, string(reason)).get().Add(float64(messages))
+	v.set.c("levada_dead_letters_total", v.l.Pipeline, v.l.Vertex, string(reason)).Add(float64(messages))
 	v.DeadLetters.Add(int64(messages))
 }
 
 // Wrote implements forward.RouterEvents.
 func (v *Vertex) Wrote(partition string, messages, bytes int) {
 	p := append(v.base[:4:4], partition)
-	v.set.c("forwarder_write_total", p...).get().Add(float64(messages))
-	v.set.c("forwarder_write_bytes_total", p...).get().Add(float64(bytes))
+	v.set.c("forwarder_write_total", p...).Add(float64(messages))
+	v.set.c("forwarder_write_bytes_total", p...).Add(float64(bytes))
 	v.Out.Add(int64(messages))
 }
 
@@ -215,12 +215,12 @@ func (v *Vertex) Wrote(partition string, messages, bytes int) {
 func (v *Vertex) DroppedAt(partition string, messages, bytes int, reason string) {
 	v.Dropped.Add(int64(messages))
 	if v.l.Mono {
-		v.set.c("monovtx_dropped_total", v.l.Vertex, "0").get().Add(float64(messages))
+		v.set.c("monovtx_dropped_total", v.l.Vertex, "0").Add(float64(messages))
 		return
 	}
 	p := append(v.base[:4:4], partition, reason)
-	v.set.c("forwarder_drop_total", p...).get().Add(float64(messages))
-	v.set.c("forwarder_drop_bytes_total", p...).get().Add(float64(bytes))
+	v.set.c("forwarder_drop_total", p...).Add(float64(messages))
+	v.set.c("forwarder_drop_bytes_total", p...).Add(float64(bytes))
 }
 
 // Delivered implements forward.DeliveryEvents.
@@ -250,7 +250,7 @@ func (v *Vertex) Failed(role function.Role, messages int) {
 
 // SinkDuplicates is called for messages that a sink's store had already when this process wrote them for the first time.
 func (v *Vertex) SinkDuplicates(role function.Role, messages int) {
-	v.set.c("levada_sink_duplicates_total", v.l.Pipeline, v.l.Vertex, string(role)).get().Add(float64(messages))
+	v.set.c("levada_sink_duplicates_total", v.l.Pipeline, v.l.Vertex, string(role)).Add(float64(messages))
 }
 
 // HeaderDropped is called for a header that the source dropped because it is not UTF-8.
@@ -271,22 +271,22 @@ func (v *Vertex) role(role function.Role) *sinkMetrics {
 // ReadError is called when the source could not be read.
 func (v *Vertex) ReadError(error) {
 	if !v.l.Mono {
-		v.set.c("forwarder_read_error_total", append(v.base[:4:4], v.l.Vertex)...).get().Inc()
+		v.set.c("forwarder_read_error_total", append(v.base[:4:4], v.l.Vertex)...).Inc()
 	}
 	v.Errors.Add(1)
 }
 
 // Died is called when a process of user code ended that should not have.
 func (v *Vertex) Died(role function.Role, reason string) {
-	v.set.c("levada_function_deaths_total", v.l.Pipeline, v.l.Vertex, string(role), reason).get().Inc()
+	v.set.c("levada_function_deaths_total", v.l.Pipeline, v.l.Vertex, string(role), reason).Inc()
 	critical := map[function.Role]string{function.UDSource: "source_runtime_error", function.Transformer: "source_transformer_runtime_error", function.UDF: "map_runtime_error"}[role]
 	if critical == "" {
 		critical = "sink_runtime_error"
 	}
 	if v.l.Mono {
-		v.set.c("monovtx_critical_error_total", v.l.Vertex, "0", critical).get().Inc()
+		v.set.c("monovtx_critical_error_total", v.l.Vertex, "0", critical).Inc()
 	} else {
-		v.set.c("forwarder_critical_error_total", append(v.base[:4:4], critical)...).get().Inc()
+		v.set.c("forwarder_critical_error_total", append(v.base[:4:4], critical)...).Inc()
 	}
 	v.Errors.Add(1)
 }
@@ -324,7 +324,7 @@ type LoopView struct{ *Vertex }
 func (l LoopView) Dropped(messages, bytes int, reason string) {
 	l.DroppedAt("", messages, bytes, reason)
 	if l.l.Mono && reason == sinkRetries {
-		l.set.c("monovtx_sink_dropped_total", l.l.Vertex, "0").get().Add(float64(messages))
+		l.set.c("monovtx_sink_dropped_total", l.l.Vertex, "0").Add(float64(messages))
 	}
 }
 
@@ -350,23 +350,23 @@ func (b *Buffer) Wrote(_ int, took time.Duration) { observe(b.writeTime, took) }
 
 // WriteFailed implements buffer.Metrics.
 func (b *Buffer) WriteFailed(error) {
-	b.set.c("isb_jetstream_write_error_total", b.name, "retried").get().Inc()
+	b.set.c("isb_jetstream_write_error_total", b.name, "retried").Inc()
 }
 
 // Full implements buffer.Metrics.
-func (b *Buffer) Full() { b.full.get().Inc() }
+func (b *Buffer) Full() { b.full.Inc() }
 
 // Acked implements buffer.Metrics.
 func (b *Buffer) Acked(took time.Duration) { observe(b.ackTime, took) }
 
 // Corrupt implements buffer.Metrics.
-func (b *Buffer) Corrupt() { b.corrupt.get().Inc() }
+func (b *Buffer) Corrupt() { b.corrupt.Inc() }
 
 // Gap implements buffer.Metrics.
-func (b *Buffer) Gap(blocks int) { b.gap.get().Add(float64(blocks)) }
+func (b *Buffer) Gap(blocks int) { b.gap.Add(float64(blocks)) }
 
 // Duplicates implements buffer.Metrics.
-func (b *Buffer) Duplicates(messages int) { b.duplicates.get().Add(float64(messages)) }
+func (b *Buffer) Duplicates(messages int) { b.duplicates.Add(float64(messages)) }
 
 // Usage says how full the partition is: messages that are not acknowledged, those of them that are being processed, and the nominal length.
 func (b *Buffer) Usage(pending, inFlight, length int) {
