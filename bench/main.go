@@ -207,7 +207,7 @@ func (b *bench) run(name, profile string) (r result, err error) {
 		_ = broker.Wait()
 		r.broker = cpu(broker.ProcessState)
 	}
-	if err != nil {
+	if err != nil && levada.ProcessState.ExitCode() != 143 { // ended by our SIGTERM, with messages under way
 		return r, fmt.Errorf("levada: %w: %s", err, output)
 	}
 	r.levada, r.maxRSS = cpu(levada.ProcessState), rss(levada.ProcessState)

@@ -27,6 +27,7 @@ type runFlags struct {
 	replicas                       int
 	sync, drain, timeout, interval time.Duration
 	skipCorrupt, quiet             bool
+	allowDeadLetters               bool
 	log                            commandline.LogFlags
 	output                         string
 	change                         changeFlags
@@ -40,7 +41,16 @@ func newRunCommand() *cobra.Command {
 		Long: `Run the Pipelines and MonoVertices of the files, with broker, buffers and all vertices in this process and functions as child processes.
 
 What must survive is in the data directory (--data): after any stop, also a kill or a power loss, the same command goes on where it was.
-The command ends with 0 when all sources are finite and everything is delivered, or after SIGTERM or Ctrl-C, which drain what is in hand.`,
+The command ends by itself when all sources have an end and everything is delivered. SIGTERM and Ctrl-C make it stop reading and finish the messages in
+flight, for at most --drain-timeout in all; a second one ends it at once. Nothing is lost either way. The last line says what is where.
+
+Exit codes:
+  0    everything that was read is delivered
+  1    it failed, or a manifest has errors
+  2    the command line is wrong
+  3    everything is delivered but for messages that were dead-lettered in this run (see --allow-dead-letters)
+  130  it was ended by Ctrl-C (SIGINT), and undelivered messages are kept for the next start
+  143  the same, by SIGTERM`,
 		Example: `  levada run pipeline.yaml
   levada run pipeline.yaml --function cat=./my-function --function "out/fb-udsink=./sink --flag"
   levada run manifests/ --nats nats://127.0.0.1:4222 --nats-creds ~/levada.creds --log-format json`,
@@ -53,7 +63,7 @@ The command ends with 0 when all sources are finite and everything is delivered,
 	f.broker.register(flags, "URL of a NATS JetStream broker, instead of the one in this process")
 	flags.IntVar(&f.replicas, "replicas", 1, "replicas of streams, with --nats")
 	flags.DurationVar(&f.sync, "sync-interval", 0, "write through to the disk this often, instead of before each acknowledgement: faster, and a power loss costs that much time")
-	flags.DurationVar(&f.drain, "drain-timeout", 30*time.Second, "time to finish what is in hand after SIGTERM")
+	flags.DurationVar(&f.drain, "drain-timeout", standalone.DefaultDrainTimeout, "the whole time from SIGTERM or Ctrl-C to the end of the process; a second one ends it at once")
 	flags.DurationVar(&f.timeout, "processing-timeout", 2*time.Minute, "how long a function may take for one message before it counts as hanging")
 	flags.StringVar(&f.secretDir, "secret-dir", "", "directory of secrets, a file NAME/KEY each, beside the Secrets of the manifests")
 	registerListenHTTP(flags, &f.listenHTTP)
@@ -61,8 +71,9 @@ The command ends with 0 when all sources are finite and everything is delivered,
 	flags.StringVar(&f.pprof, "pprof", "", "loopback address of Go's profiles; empty: none")
 	flags.BoolVar(&f.skipCorrupt, "skip-corrupt", false, "go on without stored blocks that are damaged, and keep what is left of them in the data directory")
 	flags.DurationVar(&f.interval, "interval", 2*time.Second, "time between two lines of progress")
-	flags.BoolVarP(&f.quiet, "quiet", "q", false, "no progress")
-	flags.StringVarP(&f.output, "output", "o", "auto", "progress as table, text, json; auto is a table on a terminal")
+	flags.BoolVar(&f.allowDeadLetters, "allow-dead-letters", false, "exit with 0 also when messages were dead-lettered")
+	flags.BoolVarP(&f.quiet, "quiet", "q", false, "no progress, and no last line if all is well")
+	flags.StringVarP(&f.output, "output", "o", "auto", "progress as table, text or json; auto is a table on a terminal, and json with --log-format json")
 	commandline.OneOf(flags, "output", "auto", "table", "text", "json")
 	commandline.Between(flags, "replicas", 1, 5) // what JetStream allows
 	commandline.AtLeast(flags, "interval", 100*time.Millisecond)
@@ -73,17 +84,21 @@ The command ends with 0 when all sources are finite and everything is delivered,
 
 func run(cmd *cobra.Command, args []string, f *runFlags) error {
 	stdout, stderr := cmd.OutOrStdout(), cmd.ErrOrStderr()
-	log, err := f.log.Logger(stderr)
+	if err := f.oneFormat(); err != nil {
+		return commandline.UsageError(err)
+	}
+	screen := &screen{out: stderr}
+	log, err := f.log.Logger(screen)
 	if err != nil {
 		return err
 	}
-	objects, err := loadRunnable(cmd, args, stderr)
+	objects, err := loadRunnable(cmd, args, stderr, f.jsonLog(log))
 	if err != nil {
 		return err
 	}
 	commands, err := parseFunctions(f.functions, objects)
 	if err != nil {
-		return commandline.ExitError{Code: commandline.ExitUsage, Err: err}
+		return commandline.UsageError(err)
 	}
 	if f.dataDir == "" {
 		f.dataDir = defaultDataDir(args[0])
@@ -94,9 +109,9 @@ func run(cmd *cobra.Command, args []string, f *runFlags) error {
 			dir = filepath.Dir(dir)
 		}
 	}
-	view, err := newView(f.output, stderr, f.quiet, f.interval, f.log.JSON(stderr), writesToTerminal(objects, stdout))
+	view, err := newView(f.output, screen, f.quiet, f.interval, f.jsonLog(log), writesToTerminal(objects, stdout))
 	if err != nil {
-		return commandline.ExitError{Code: commandline.ExitUsage, Err: err}
+		return commandline.UsageError(err)
 	}
 	options, err := f.broker.options(cmd.Flags())
 	if err != nil {
@@ -111,37 +126,83 @@ func run(cmd *cobra.Command, args []string, f *runFlags) error {
 	begun := time.Now()
 	ctx, cancel := context.WithCancel(cmd.Context())
 	defer cancel()
+	out := &runEnd{data: f.dataDir, nats: f.broker.url, allowDeadLetters: f.allowDeadLetters}
 	shown := make(chan struct{})
+	started := false
+	limited, flush := commandline.Limited(log)
 	cfg := standalone.Config{
 		Objects: objects, DataDir: f.dataDir, NATS: f.broker.url, NATSOptions: options, Replicas: f.replicas, SyncInterval: f.sync, Commands: commands, Dir: dir,
 		FunctionTimeout: f.timeout, DrainTimeout: f.drain, SecretDir: f.secretDir, SkipCorrupt: f.skipCorrupt, Listen: f.listen, ListenHTTP: string(f.listenHTTP),
-		Stdin: cmd.InOrStdin(), Stdout: stdout, Logger: log, Version: version, Output: printLine(stderr, log, f.log.JSON(stderr)),
+		Stdin: cmd.InOrStdin(), Stdout: stdout, Logger: limited, Version: version, Output: printLine(screen, f.jsonLog(log)),
+		Abort: commandline.SecondSignal(cmd.Context()),
 		Started: func(r *standalone.Running) {
+			started = true
 			view.start(r, f.dataDir, time.Since(begun))
 			go func() { // ends with ctx; run waits for shown
 				defer close(shown)
 				view.follow(ctx, r)
 			}()
 		},
+		Ended: func(r *standalone.Result) { out.result = r },
 	}
 	f.change.apply(&cfg, args)
-	started := false
-	inner := cfg.Started
-	cfg.Started = func(r *standalone.Running) { started = true; inner(r) }
-	err = standalone.Run(ctx, cfg)
-	cancel()
-	if started {
-		<-shown
-		view.end(time.Since(begun), err)
+	out.err = standalone.Run(ctx, cfg)
+	if cmd.Context().Err() != nil {
+		out.cause = context.Cause(cmd.Context())
 	}
-	return err
+	cancel()
+	if started && (out.result == nil || out.result.Cut == "") {
+		<-shown
+	}
+	flush()
+	out.took = time.Since(begun)
+	if out.result == nil && out.cause != nil {
+		out.err = nil // the start was given up: what failed of it is that
+	}
+	code := out.exitCode()
+	view.end(out, code)
+	if out.err != nil {
+		return out.err
+	}
+	if code != 0 {
+		return commandline.ExitError{Code: code}
+	}
+	return nil
 }
 
-// loadRunnable reads manifests, tells what is wrong with them or will be ignored, and fills in defaults.
-func loadRunnable(cmd *cobra.Command, args []string, stderr io.Writer) ([]v1alpha1.Object, error) {
+// oneFormat makes logs and progress of one kind: either all that is written to standard error is JSON, or nothing is.
+func (f *runFlags) oneFormat() error {
+	switch f.output {
+	case "auto", "json", "text", "table":
+	default:
+		return fmt.Errorf("--output is auto, table, text or json, not %q", f.output)
+	}
+	switch {
+	case f.output == "json" && f.log.Format == "auto":
+		f.log.Format = "json"
+	case f.output == "json" && f.log.Format == "text", f.log.Format == "json" && (f.output == "text" || f.output == "table"):
+		return fmt.Errorf("--log-format %s and --output %s: logs and progress go to standard error in one format; leave one of the flags out", f.log.Format, f.output)
+	case f.output != "auto" && f.log.Format == "auto":
+		f.log.Format = "text"
+	}
+	return nil
+}
+
+// jsonLog is the logger if everything is to be JSON, and nil otherwise.
+func (f *runFlags) jsonLog(log *slog.Logger) *slog.Logger {
+	if f.log.JSON() {
+		return log
+	}
+	return nil
+}
+
+// loadRunnable reads manifests, tells what is wrong with them or will be ignored, and fills in defaults. jsonLog gets the problems, if it is not nil.
+func loadRunnable(cmd *cobra.Command, args []string, stderr io.Writer, jsonLog *slog.Logger) ([]v1alpha1.Object, error) {
 	m := loadManifests(args, cmd.InOrStdin())
 	problems := checkManifests(m, true)
-	if len(problems) > 0 {
+	if len(problems) > 0 && jsonLog != nil {
+		logProblems(jsonLog, problems)
+	} else if len(problems) > 0 {
 		page := problemPage{problems: problems, manifests: len(m.objects)}
 		if commandline.IsTerminal(stderr) {
 			page.lines = m.lines
@@ -157,6 +218,23 @@ func loadRunnable(cmd *cobra.Command, args []string, stderr io.Writer) ([]v1alph
 		v1alpha1.SetDefaults(o.Manifest)
 	}
 	return m.objects, nil
+}
+
+// logProblems writes a record for each problem.
+func logProblems(log *slog.Logger, problems v1alpha1.Problems) {
+	levels := map[v1alpha1.Severity]slog.Level{v1alpha1.SeverityError: slog.LevelError, v1alpha1.SeverityWarning: slog.LevelWarn}
+	for _, p := range problems {
+		args := []any{"event.action", "manifest-problem", "event.code", string(p.Code)}
+		for _, a := range [][2]string{{"file.path", p.File}, {"field", p.Path}, {"expected", p.Expected}, {"didYouMean", p.DidYouMean}, {"hint", p.Hint}} {
+			if a[1] != "" {
+				args = append(args, a[0], a[1])
+			}
+		}
+		if p.Line > 0 {
+			args = append(args, "line", p.Line, "column", p.Column)
+		}
+		log.Log(context.Background(), levels[p.Severity], p.Message, args...) // a note is at the level of information, which is 0
+	}
 }
 
 // parseFunctions reads --function flags and refuses names that no manifest has.
@@ -252,10 +330,10 @@ func writesToTerminal(objects []v1alpha1.Object, stdout io.Writer) bool {
 }
 
 // printLine passes on what functions print.
-func printLine(stderr io.Writer, log *slog.Logger, json bool) func(pipeline, vertex string, role function.Role, line string) {
+func printLine(stderr io.Writer, jsonLog *slog.Logger) func(pipeline, vertex string, role function.Role, line string) {
 	return func(pipeline, vertex string, role function.Role, line string) {
-		if json {
-			log.Info(line, "pipeline", pipeline, "vertex", vertex, "container", string(role))
+		if jsonLog != nil {
+			jsonLog.Info(line, "event.action", "function-output", "pipeline", pipeline, "vertex", vertex, "container", string(role))
 			return
 		}
 		fmt.Fprintf(stderr, "%s | %s\n", vertex, strings.TrimSuffix(commandline.PrintableLines(strings.ReplaceAll(line, "\r", "")), "\n"))

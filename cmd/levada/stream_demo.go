@@ -117,7 +117,7 @@ func streamDemo(cmd *cobra.Command, args []string, f *streamDemoFlags) error {
 	defer cancel()
 	d := &demo{
 		streamDemoFlags: f, ctx: ctx, chance: rand.New(rand.NewPCG(f.seed, 0)), begun: time.Now(),
-		out: &screen{out: cmd.OutOrStdout()}, live: commandline.IsTerminal(cmd.OutOrStdout()) && !f.out.json() && os.Getenv("NO_COLOR") == "",
+		out: &screen{out: cmd.OutOrStdout()}, live: commandline.IsTerminal(cmd.OutOrStdout()) && !f.out.json(),
 		happened: make(chan func(), 1000), stopping: make(chan struct{}),
 	}
 	err := d.run(chosen)

@@ -146,7 +146,7 @@ func parseTime(text string, now time.Time) (time.Time, error) {
 
 // waitForJob shows a job's progress until it is final or paused.
 func waitForJob(ctx context.Context, d *database, id string, out io.Writer) (stream.Status, error) {
-	s, live := &screen{out: out}, commandline.IsTerminal(out) && os.Getenv("NO_COLOR") == ""
+	s, live := &screen{out: out}, commandline.IsTerminal(out)
 	var m meter
 	said, saidAt := "", time.Time{}
 	tick := time.NewTicker(200 * time.Millisecond)

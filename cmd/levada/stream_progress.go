@@ -1,12 +1,9 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"fmt"
-	"io"
 	"log/slog"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -14,79 +11,10 @@ import (
 	"time"
 
 	"github.com/dustin/go-humanize"
-	"golang.org/x/term"
 
 	"github.com/levada-io/levada/internal/commandline"
 	"github.com/levada-io/levada/stream"
 )
-
-// screen is a terminal with a block of lines at its end that is drawn over. What is written to it goes above the block.
-type screen struct {
-	out io.Writer
-
-	mu    sync.Mutex
-	block string
-}
-
-func (s *screen) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.block == "" {
-		return s.out.Write(p)
-	}
-	var b bytes.Buffer
-	s.erase(&b)
-	b.Write(p)
-	b.WriteString(s.block)
-	if _, err := s.out.Write(b.Bytes()); err != nil {
-		return 0, err
-	}
-	return len(p), nil
-}
-
-// draw replaces the block. Each line of it ends with a newline.
-func (s *screen) draw(block string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	block = s.fit(block)
-	var b bytes.Buffer
-	s.erase(&b)
-	b.WriteString(block)
-	_, _ = s.out.Write(b.Bytes())
-	s.block = block
-}
-
-// fit cuts lines that would take two rows, which could not be erased.
-func (s *screen) fit(block string) string {
-	f, ok := s.out.(*os.File)
-	if !ok {
-		return block
-	}
-	width, _, err := term.GetSize(int(f.Fd()))
-	if err != nil || width < 10 {
-		return block
-	}
-	var b strings.Builder
-	for line := range strings.Lines(block) {
-		text := []rune(strings.TrimSuffix(line, "\n"))
-		b.WriteString(string(text[:min(len(text), width-1)]))
-		b.WriteByte('\n')
-	}
-	return b.String()
-}
-
-func (s *screen) erase(b *bytes.Buffer) {
-	if s.block != "" {
-		fmt.Fprintf(b, "\x1b[%dA\x1b[J", strings.Count(s.block, "\n")) // up, and clear what is below
-	}
-}
-
-// keep leaves the block on the screen, and begins a new one below.
-func (s *screen) keep() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.block = ""
-}
 
 // meter measures a rate over the last few seconds.
 type meter struct {
@@ -156,7 +84,7 @@ func newWorkView(kind string, out *screen, quiet bool, interval time.Duration, j
 		kind = "none"
 	case kind == "auto" && jsonLogs && !terminal:
 		kind = "log" // one kind of line in a log that machines read
-	case kind == "auto" && terminal && !stdoutTaken && os.Getenv("NO_COLOR") == "":
+	case kind == "auto" && terminal && !stdoutTaken:
 		kind = "table"
 	case kind == "auto":
 		kind = "text"

@@ -107,7 +107,7 @@ func streamWork(cmd *cobra.Command, f *streamWorkFlags) (err error) {
 	}
 	// Logs go above the table, so through the screen, which is no terminal itself.
 	stderr, logs := &screen{out: cmd.ErrOrStderr()}, f.log
-	jsonLogs := logs.JSON(stderr.out)
+	jsonLogs := logs.JSON()
 	if logs.Format == "auto" && !jsonLogs {
 		logs.Format = "text"
 	}

@@ -39,7 +39,7 @@ type Broker struct {
 
 // Start starts a broker and returns when it is ready. An error says what is wrong with the directory or the address.
 func Start(cfg Config) (*Broker, error) {
-	if err := os.MkdirAll(cfg.Dir, 0o755); err != nil {
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}
 	if err := removeUnfinished(cfg.Dir); err != nil {
@@ -119,11 +119,11 @@ func (b *Broker) Stop() {
 
 // LockDir makes sure that one process uses the directory at a time. Release it after Stop.
 func LockDir(dir string) (release func(), err error) {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}
 	path := filepath.Join(dir, "lock")
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}

@@ -6,10 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
-	"os/signal"
 	"strings"
-	"syscall"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -101,11 +100,9 @@ func flagsFromEnvironment(flags *pflag.FlagSet) (err error) {
 	return err
 }
 
-// Main executes the program, and ends the process. The command's context ends with SIGINT and SIGTERM.
+// Main executes the program, and ends the process. The command's context ends with SIGINT and SIGTERM, with a SignalError as its cause.
 func Main(root *cobra.Command) {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second signal ends the process at once
-	os.Exit(Execute(ctx, root))
+	os.Exit(Execute(withSignals(context.Background()), root))
 }
 
 // Execute returns the exit code, and says what the error is. One that is no ExitError is a problem, unless it is of the arguments.
@@ -125,9 +122,35 @@ func Execute(ctx context.Context, root *cobra.Command) int {
 		code = ExitUsage
 	}
 	if err != nil {
-		fmt.Fprintf(root.ErrOrStderr(), "%s: %s\n", root.Name(), PrintableLines(redact.Text(err.Error())))
+		if wantsJSON(cmd) {
+			jsonLogger(root.ErrOrStderr(), slog.LevelInfo).Error("command failed", "error", err, "process.exit_code", code)
+		} else {
+			fmt.Fprintf(root.ErrOrStderr(), "%s: %s\n", root.Name(), PrintableLines(redact.Text(err.Error())))
+		}
 	}
 	return code
+}
+
+// wantsJSON reports whether a command writes its errors as JSON, like its logs; also one whose flags could not be read to the end.
+func wantsJSON(cmd *cobra.Command) bool {
+	f := cmd.Flags().Lookup(logFormat)
+	if f == nil {
+		return false
+	}
+	format := f.Value.String()
+	if !f.Changed {
+		if value, ok := os.LookupEnv(Variable(logFormat)); ok {
+			format = value
+		}
+		for i, arg := range os.Args {
+			if value, ok := strings.CutPrefix(arg, "--"+logFormat+"="); ok {
+				format = value
+			} else if arg == "--"+logFormat && i+1 < len(os.Args) {
+				format = os.Args[i+1]
+			}
+		}
+	}
+	return isJSON(format)
 }
 
 // IsTerminal reports whether somebody looks at what is written.

@@ -4,25 +4,30 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"strings"
 
 	"github.com/spf13/pflag"
 )
+
+const logFormat = "log-format"
 
 // LogFlags are the flags about logs, of every command that has any.
 type LogFlags struct{ Format, Level string }
 
 // Register adds the flags to a command's.
 func (f *LogFlags) Register(flags *pflag.FlagSet) {
-	flags.StringVar(&f.Format, "log-format", "auto", "auto, text or json; auto is text on a terminal")
-	OneOf(flags, "log-format", "auto", "text", "json")
+	flags.StringVar(&f.Format, logFormat, "auto", "auto, text or json, for everything that is written to standard error; auto is json in Kubernetes and text elsewhere")
+	OneOf(flags, logFormat, "auto", "text", "json")
 	flags.StringVar(&f.Level, "log-level", "info", "debug, info, warn or error")
 	OneOf(flags, "log-level", "debug", "info", "warn", "error")
 }
 
-// JSON reports whether logs that are written to w are JSON.
-func (f *LogFlags) JSON(w io.Writer) bool {
-	return f.Format == "json" || f.Format == "auto" && !IsTerminal(w)
+// JSON reports whether logs are JSON.
+func (f *LogFlags) JSON() bool { return isJSON(f.Format) }
+
+func isJSON(format string) bool {
+	return format == "json" || format == "auto" && os.Getenv("KUBERNETES_SERVICE_HOST") != ""
 }
 
 // Logger writes JSON with the names of the Elastic Common Schema, or text for people. Durations are written as 1m30s in both.
@@ -36,8 +41,8 @@ func (f *LogFlags) Logger(w io.Writer) (*slog.Logger, error) {
 	default:
 		return nil, UsageError(fmt.Errorf("--log-format is auto, text or json, not %q", f.Format))
 	}
-	if f.JSON(w) {
-		return slog.New(redactHandler{slog.NewJSONHandler(w, &slog.HandlerOptions{Level: least, ReplaceAttr: ecs})}).With("service.name", "levada"), nil
+	if f.JSON() {
+		return jsonLogger(w, least), nil
 	}
 	return slog.New(redactHandler{slog.NewTextHandler(w, &slog.HandlerOptions{Level: least, ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
 		if len(groups) == 0 && a.Key == slog.TimeKey {
@@ -46,6 +51,13 @@ func (f *LogFlags) Logger(w io.Writer) (*slog.Logger, error) {
 		return a
 	}})}), nil
 }
+
+// jsonLogger writes JSON with the names of the Elastic Common Schema.
+func jsonLogger(w io.Writer, least slog.Level) *slog.Logger {
+	return slog.New(redactHandler{slog.NewJSONHandler(w, &slog.HandlerOptions{Level: least, ReplaceAttr: ecs})}).With("ecs.version", ecsVersion, "service.name", "levada")
+}
+
+const ecsVersion = "8.11.0"
 
 // ecs renames slog's own fields. A duration would be a number of nanoseconds.
 func ecs(groups []string, a slog.Attr) slog.Attr {
@@ -62,8 +74,17 @@ func ecs(groups []string, a slog.Attr) slog.Attr {
 		return slog.String("log.level", strings.ToLower(a.Value.String()))
 	case slog.MessageKey:
 		a.Key = "message"
-	case "error":
-		a.Key = "error.message"
+	case "error", "reason":
+		if a.Key == "error" {
+			a.Key = "error.message"
+		}
+		if err, ok := a.Value.Any().(error); ok {
+			a.Value = slog.StringValue(err.Error()) // also of an error that has fields of its own
+		}
+	case "container": // an object there
+		a.Key = "container.name"
+	case "url":
+		a.Key = "url.full"
 	}
 	return a
 }

@@ -114,6 +114,7 @@ type Vertex struct {
 	// What the live view shows.
 	In, Out, Errors, Dropped, DeadLetters atomic.Int64
 	LatencyNanos, Delivereds              atomic.Int64
+	Duplicates, AckedMessages             atomic.Int64
 }
 
 type stageMetrics struct {
@@ -188,6 +189,7 @@ func (v *Vertex) Applied(stage string, in, out, dropped, failed int, took time.D
 // Acked implements forward.Events.
 func (v *Vertex) Acked(messages int, took time.Duration) {
 	add(v.ack, messages)
+	v.AckedMessages.Add(int64(messages))
 	observe(v.ackTime, took)
 }
 
@@ -238,8 +240,10 @@ func (v *Vertex) Delivered(role function.Role, messages []flow.Message, took tim
 	add(m.bytes, bytes)
 	observe(m.took, took)
 	v.Out.Add(int64(len(messages)))
-	v.LatencyNanos.Add(sum)
-	v.Delivereds.Add(int64(len(messages)))
+	if role != function.OnSuccessSink { // that is one more copy of a message that is delivered
+		v.LatencyNanos.Add(sum)
+		v.Delivereds.Add(int64(len(messages)))
+	}
 }
 
 // Failed implements forward.DeliveryEvents.

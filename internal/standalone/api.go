@@ -57,6 +57,9 @@ func (r *runner) serve(ctx context.Context, services *errgroup.Group, pipelines 
 	if err := os.WriteFile(path, control, 0o600); err != nil {
 		return nil, errors.Join(err, listener.Close())
 	}
+	r.mu.Lock()
+	r.serving = true
+	r.mu.Unlock()
 	server := &http.Server{Handler: a.routes(), ReadHeaderTimeout: 10 * time.Second}
 	services.Go(func() error {
 		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
@@ -68,7 +71,7 @@ func (r *runner) serve(ctx context.Context, services *errgroup.Group, pipelines 
 	services.Go(func() error {
 		<-ctx.Done()
 		_ = os.Remove(path)
-		stop, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		stop, cancel := context.WithTimeout(context.Background(), min(2*time.Second, r.budget.close()/2))
 		defer cancel()
 		if err := server.Shutdown(stop); err != nil {
 			return server.Close()

@@ -166,9 +166,6 @@ func (p *Pipeline) wait(ctx context.Context, group []string, floors map[*buffer.
 	return nil
 }
 
-// waitingAfter is how long something may take before one line says that it is waited for.
-const waitingAfter = 2 * time.Second
-
 // readEnd asks until the store answers.
 func readEnd(ctx context.Context, part *buffer.Partition, log *slog.Logger) (uint64, error) {
 	var lost time.Time

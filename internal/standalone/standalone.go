@@ -55,8 +55,13 @@ type Config struct {
 	Dir string
 	// FunctionTimeout is how long a function may take for one message, where the manifest does not say. Default 2 minutes.
 	FunctionTimeout time.Duration
-	// DrainTimeout bounds the time from the end of ctx until Run returns. Default 30 s.
+	// DrainTimeout is the whole time from the end of ctx until Run returns, the end of functions included. Default 25 s, which leaves some of the 30 s that
+	// Kubernetes gives a pod.
 	DrainTimeout time.Duration
+	// Abort makes Run return at once when it is closed. Then, and when DrainTimeout is over, something may still run: the process must end.
+	Abort <-chan struct{}
+	// Ended is called before Run returns, with what is where. It is not called if Run could not take the data directory or reach the broker.
+	Ended func(*Result)
 	// SecretDir holds secrets as files, {name}/{key}, beside those of the manifests.
 	SecretDir string
 	// DrainOld first finishes what is in flight with the stored topology, where the manifest cannot be applied before. Discard names vertices of which the messages
@@ -122,6 +127,15 @@ func (p *Pipeline) Stats(ctx context.Context) []vertex.Stats {
 	return stats
 }
 
+// Counts are the counters of the vertices, without asking anybody outside.
+func (p *Pipeline) Counts() []vertex.Stats {
+	stats := make([]vertex.Stats, len(p.vertices))
+	for i, v := range p.vertices {
+		stats[i] = v.Counts()
+	}
+	return stats
+}
+
 // Finished reports whether all its sources have ended and all that they gave is delivered, dropped or dead-lettered: nothing is left in its buffers.
 func (p *Pipeline) Finished() bool { return p.finished.Load() }
 
@@ -135,18 +149,24 @@ type runner struct {
 	sockets string
 	files   vertex.Files
 	secrets secrets
+	budget  *budget
 	close   []func()
 
 	held     []*held         // what was taken over
 	owned    context.Context //nolint:containedctx // ends with its cause when another process took a pipeline over
 	draining *draining       // of a run that only drains
 	cutShort atomic.Bool     // the drain at the end was not finished
+
+	mu        sync.Mutex
+	pipelines []*Pipeline // once all are built
+	serving   bool        // the control file is this run's
+	started   bool        // all vertices run
 }
 
 // Run runs everything until ctx ends, all finite sources are drained, or something fails that cannot go away by itself; only then it returns an error.
 func Run(ctx context.Context, cfg Config) (err error) {
 	if cfg.DrainTimeout <= 0 {
-		cfg.DrainTimeout = 30 * time.Second
+		cfg.DrainTimeout = DefaultDrainTimeout
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -160,7 +180,33 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if cfg.Listen == "" {
 		cfg.Listen = "127.0.0.1:0"
 	}
-	r := &runner{cfg: cfg, log: cfg.Logger, metrics: metrics.New(cfg.Version), secrets: newSecrets(cfg)}
+	r := &runner{cfg: cfg, log: cfg.Logger, metrics: metrics.New(cfg.Version), secrets: newSecrets(cfg), budget: newBudget(cfg.DrainTimeout)}
+	defer r.budget.stop()
+	defer context.AfterFunc(ctx, r.budget.begin)()
+	ended := make(chan error, 1)
+	go func() { ended <- r.main(ctx) }() // ends before Run does, unless Run gives up waiting
+	cut := ""
+	select {
+	case err = <-ended:
+	case <-cfg.Abort:
+		cut = "a second signal came"
+	case <-r.budget.over:
+		cut = fmt.Sprintf("the time to drain (%v) was over", cfg.DrainTimeout)
+	}
+	res := r.result(cut)
+	if cut != "" {
+		r.abandon()
+	}
+	if cfg.Ended != nil && len(res.Pipelines) > 0 {
+		cfg.Ended(res)
+	}
+	return err
+}
+
+// DefaultDrainTimeout is the default of Config.DrainTimeout.
+const DefaultDrainTimeout = 25 * time.Second
+
+func (r *runner) main(ctx context.Context) error {
 	defer func() {
 		for i := len(r.close) - 1; i >= 0; i-- {
 			r.close[i]()
@@ -178,9 +224,12 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return errors.New("there is no Pipeline and no MonoVertex to run in these files")
 	}
 	if err == nil {
+		r.mu.Lock()
+		r.pipelines = pipelines
+		r.mu.Unlock()
 		err = r.run(ctx, pipelines)
 	}
-	return r.settle(ctx, pipelines, errors.Join(err, closeAll(ctx, pipelines)))
+	return r.settle(ctx, pipelines, errors.Join(err, r.closeAll(ctx, pipelines)))
 }
 
 // open takes the data directory and connects to the broker.
@@ -449,7 +498,7 @@ func (r *runner) corrupt(name string, seq uint64, data []byte, err error) error 
 		return nil
 	}
 	dir := filepath.Join(r.cfg.DataDir, "corrupt")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
 	return os.WriteFile(filepath.Join(dir, fmt.Sprintf("%s-%d.block", name, seq)), data, 0o600)
@@ -493,6 +542,7 @@ func (r *runner) run(ctx context.Context, pipelines []*Pipeline) error {
 		}
 	}
 	services.Go(func() error { limitMemory(serving); return nil })
+	services.Go(func() error { r.warnOfDuplicates(serving, pipelines); return nil })
 	api, err := r.serve(serving, &services, pipelines)
 	if err != nil {
 		stopServing()
@@ -503,14 +553,14 @@ func (r *runner) run(ctx context.Context, pipelines []*Pipeline) error {
 	start := func() error {
 		for _, p := range pipelines {
 			for _, v := range p.vertices {
-				if err := v.Ready(sourcing); err != nil {
-					return err
+				if err := r.ready(sourcing, p, v); err != nil {
+					return fmt.Errorf("vertex %s: %w", v.Name, err)
 				}
 			}
 		}
 		for _, p := range pipelines {
 			for _, v := range p.vertices {
-				if v.Kind == v1alpha1.VertexTypeSource || v.Kind == "MonoVertex" {
+				if isSource(v) {
 					sources.Go(func() {
 						fail(v.Run(working, sourcing))
 						p.tellEnded(v)
@@ -538,6 +588,9 @@ func (r *runner) run(ctx context.Context, pipelines []*Pipeline) error {
 	done := make(chan struct{})
 	if err == nil {
 		api.ready.Store(true)
+		r.mu.Lock()
+		r.started = true
+		r.mu.Unlock()
 		if r.cfg.Started != nil {
 			r.cfg.Started(&Running{Address: api.address, Pipelines: pipelines, Durability: r.durability()})
 		}
@@ -549,9 +602,8 @@ func (r *runner) run(ctx context.Context, pipelines []*Pipeline) error {
 		}()
 		select {
 		case <-done:
-			r.log.Info("all sources have ended and everything is delivered")
 		case <-ctx.Done():
-			r.log.Info("stopping", "at most", r.cfg.DrainTimeout)
+			r.log.Info("run is stopping, finishing messages in flight", "reason", context.Cause(ctx), "at_most", r.cfg.DrainTimeout)
 		case err = <-failed:
 		case <-r.owned.Done():
 		}
@@ -565,8 +617,8 @@ func (r *runner) run(ctx context.Context, pipelines []*Pipeline) error {
 	}
 	api.ready.Store(false)
 
-	deadline := time.AfterFunc(r.cfg.DrainTimeout, func() {
-		r.log.Warn("draining takes too long and is cut short; what is not acknowledged comes again at the next start")
+	deadline := time.AfterFunc(r.budget.work(), func() {
+		r.log.Warn("messages in flight are not finished in time and are left for the next start")
 		r.cutShort.Store(true)
 		stopWorking(errors.New("the time to drain is over"))
 	})
@@ -577,6 +629,13 @@ func (r *runner) run(ctx context.Context, pipelines []*Pipeline) error {
 	stopReading()
 	others.Wait()
 	stopWorking(nil)
+	r.recount(ctx, pipelines)
+	patience := r.budget.functions()
+	for _, p := range pipelines {
+		for _, v := range p.vertices {
+			v.StopWithin(patience)
+		}
+	}
 	stopServing()
 	if e := services.Wait(); e != nil && err == nil {
 		err = e

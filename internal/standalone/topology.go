@@ -623,7 +623,7 @@ func (r *runner) note(ctx context.Context, h *held, s settled) error {
 
 // settle notes which pipelines stopped in an orderly way: everything that was begun is finished, and every position is saved. err is what the run ended with.
 func (r *runner) settle(ctx context.Context, pipelines []*Pipeline, err error) error {
-	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(5*time.Second, r.budget.close()))
 	defer cancel()
 	for _, h := range r.held {
 		s := settled{Settled: err == nil && !r.cutShort.Load()}
@@ -722,7 +722,10 @@ func (r *runner) drainOne(ctx context.Context, h *held) (err error) {
 	old := &runner{
 		cfg: r.cfg, log: r.log.With("draining", true), metrics: metrics.New(r.cfg.Version), broker: r.broker, conn: r.conn, js: r.js, sockets: r.sockets, secrets: r.secrets,
 		owned: r.owned, held: []*held{h}, draining: &draining{h: h, settled: map[string]bool{}},
+		budget: newBudget(r.cfg.DrainTimeout), // which begins again for the run after this one
 	}
+	defer old.budget.stop()
+	defer context.AfterFunc(ctx, old.budget.begin)()
 	old.cfg.Objects, old.cfg.Dir, old.cfg.Started, old.cfg.Listen = append(objects, secretsOf(r.cfg.Objects)...), h.stored.Dir, nil, "127.0.0.1:0"
 	old.cfg.Commands = maps.Clone(h.stored.Functions)
 	if old.cfg.Commands == nil {
@@ -755,7 +758,7 @@ func (r *runner) drainOne(ctx context.Context, h *held) (err error) {
 		stop()
 		watch.Wait()
 	}
-	err = errors.Join(err, closeAll(ctx, pipelines))
+	err = errors.Join(err, old.closeAll(ctx, pipelines))
 	switch {
 	case err != nil:
 		return fmt.Errorf("%s: --drain-old: what is in flight cannot be finished with the stored topology: %w", h.of(), err)
@@ -819,8 +822,8 @@ func (r *runner) buildAll(ctx context.Context) (pipelines []*Pipeline, err error
 	return pipelines, nil
 }
 
-func closeAll(ctx context.Context, pipelines []*Pipeline) (err error) {
-	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+func (r *runner) closeAll(ctx context.Context, pipelines []*Pipeline) (err error) {
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.budget.close())
 	defer cancel()
 	for _, p := range pipelines {
 		err = errors.Join(err, p.close(end))

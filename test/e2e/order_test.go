@@ -78,6 +78,6 @@ func TestOrderSurvives(t *testing.T) {
 		<-r.ended
 		r.over = true
 	}
-	e.run(t, "--quiet")
+	e.run(t, "--quiet", "--allow-dead-letters")
 	e.holds(t, "out.txt", want...)
 }

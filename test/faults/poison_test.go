@@ -46,7 +46,7 @@ func TestPoison(t *testing.T) {
 			defer cancel()
 			data := filepath.Join(dir, "data")
 			begun := time.Now()
-			if out, err := exec.CommandContext(ctx, program(t, "levada"), "run", file, "--data", data, "--quiet", "--log-format", "text").CombinedOutput(); err != nil {
+			if out, err := exec.CommandContext(ctx, program(t, "levada"), "run", file, "--data", data, "--quiet", "--log-format", "text", "--allow-dead-letters").CombinedOutput(); err != nil {
 				t.Fatalf("levada ended with %v:\n%s", err, last(out, 4000))
 			}
 			l.check(t, poisonText, isPoison)

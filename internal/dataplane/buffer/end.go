@@ -77,3 +77,9 @@ func (p *Partition) tellMoved(was uint64) {
 		p.moved = nil
 	}
 }
+
+// Recount corrects the count of pending messages if it must be 0: see recount.
+func (p *Partition) Recount(ctx context.Context) { p.recount(ctx) }
+
+// Duplicates is the number of messages so far that were known already, and dropped.
+func (p *Partition) Duplicates() int64 { return p.duplicates.Load() }

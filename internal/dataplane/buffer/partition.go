@@ -92,9 +92,10 @@ type Partition struct {
 	opt    Options
 	driver Driver
 
-	pending  atomic.Int64 // messages stored or being stored, and not done
-	writing  atomic.Int64 // writes that are not settled
-	reserved atomic.Int64 // messages that are about to be written by those who do not wait for room
+	pending    atomic.Int64 // messages stored or being stored, and not done
+	writing    atomic.Int64 // writes that are not settled
+	duplicates atomic.Int64 // messages dropped because they were known
+	reserved   atomic.Int64 // messages that are about to be written by those who do not wait for room
 	// opened is the last sequence that was stored when the partition was opened, stored the number of entries that this process has seen being stored since.
 	// Invariant: opened + stored is at most the last sequence stored. It is less while an entry is stored whose acknowledgement was lost.
 	opened, stored atomic.Uint64
@@ -603,6 +604,7 @@ func (p *Partition) admit(ctx context.Context, b *flow.Block, seqs []uint64) (*D
 		p.finish(ctx, s)
 	}
 	if b.Duplicated > 0 {
+		p.duplicates.Add(int64(b.Duplicated))
 		p.opt.Metrics.Duplicates(b.Duplicated)
 	}
 	if len(lost) > 0 {

@@ -78,6 +78,8 @@ func (c Config) withDefaults() Config {
 type Function struct {
 	cfg    Config
 	strays atomic.Uint64
+	// patience is how long the process may take to end, see StopWithin.
+	patience atomic.Int64
 
 	mu      sync.Mutex
 	current *worker
@@ -99,9 +101,17 @@ type worker struct {
 	hung atomic.Bool
 }
 
+// Name is {vertex}/{role}.
+func (f *Function) Name() string { return f.cfg.Name }
+
+// StopWithin sets how long the process may take to end after Run's ctx has, before it is killed.
+func (f *Function) StopWithin(d time.Duration) { f.patience.Store(int64(d)) }
+
 // New returns a function that Run starts.
 func New(cfg Config) *Function {
-	return &Function{cfg: cfg.withDefaults(), changed: make(chan struct{})}
+	f := &Function{cfg: cfg.withDefaults(), changed: make(chan struct{})}
+	f.StopWithin(stopPatience)
+	return f
 }
 
 // Strays is the number of answers so far that nobody asked for: unknown ids and second answers.
@@ -150,7 +160,7 @@ func (f *Function) Run(ctx context.Context) error {
 		w, err := f.start(ctx, &f.cfg)
 		if ctx.Err() != nil {
 			if w != nil {
-				w.stop(stopPatience)
+				w.stop(time.Duration(f.patience.Load()))
 			}
 			f.set(nil, context.Cause(ctx))
 			return nil
@@ -174,7 +184,7 @@ func (f *Function) Run(ctx context.Context) error {
 			case <-ctx.Done():
 				f.set(nil, context.Cause(ctx))
 				w.Close()
-				w.stop(stopPatience)
+				w.stop(time.Duration(f.patience.Load()))
 				return nil
 			case <-w.over:
 			case <-w.exited:

@@ -138,6 +138,7 @@ func (b *builder) source(ctx context.Context, s *v1alpha1.Source) (*forward.Sour
 	}
 	r = source.ValidText(r, b.headerDropped())
 	b.v.source = r
+	b.v.Finite = s.File != nil && !s.File.Follow || s.Stdin != nil
 	b.v.closers.add(r.Close)
 	var stages []forward.Stage
 	if t := s.Transformer; t != nil {
@@ -268,6 +269,7 @@ func (b *builder) writer(ctx context.Context, role function.Role, s *v1alpha1.Ab
 	w, err := b.openWriter(ctx, role, s)
 	if err == nil {
 		b.v.closers.add(w.Close)
+		b.v.sinks = append(b.v.sinks, w)
 	}
 	return w, err
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/buffer"
 	"github.com/levada-io/levada/internal/dataplane/forward"
 	"github.com/levada-io/levada/internal/dataplane/function"
+	"github.com/levada-io/levada/internal/dataplane/sink"
 	"github.com/levada-io/levada/internal/dataplane/source"
 	"github.com/levada-io/levada/internal/metrics"
 )
@@ -26,6 +27,8 @@ type Vertex struct {
 	Kind v1alpha1.VertexType
 	// Runs says in a few words what it does, for people: "file access.log", "./my-function (pid 123)".
 	Runs string
+	// Finite says that its source has an end.
+	Finite bool
 
 	env        *Env
 	lanes      []*metrics.Vertex // of each loop
@@ -33,6 +36,7 @@ type Vertex struct {
 	readers    []*forward.BufferInput
 	partitions []*buffer.Partition
 	source     source.Reader
+	sinks      []sink.Writer
 	functions  []*function.Function
 	closers    closers
 	ended      atomic.Bool
@@ -170,6 +174,13 @@ func (v *Vertex) add(l *forward.Loop, m *metrics.Vertex) {
 	v.lanes = append(v.lanes, m)
 }
 
+// StopWithin sets how long functions may take to end.
+func (v *Vertex) StopWithin(d time.Duration) {
+	for _, f := range v.functions {
+		f.StopWithin(d)
+	}
+}
+
 // Functions are the processes of user code, for the status.
 func (v *Vertex) Functions() []*function.Function { return v.functions }
 
@@ -250,12 +261,33 @@ func (v *Vertex) Close(ctx context.Context) error { return v.closers.close(ctx) 
 type Stats struct {
 	Name, Kind, Runs                      string
 	In, Out, Errors, Dropped, DeadLetters int64
-	Pending                               int64 // -1: unknown
-	LatencyNanos, Delivered               int64
+	// Duplicates are messages that were known already, and dropped. Acked are those that were acknowledged to where they were read.
+	// SinkDuplicates are those of the duplicates that the sink found.
+	Duplicates, SinkDuplicates, Acked int64
+	Pending                           int64 // -1: unknown
+	LatencyNanos, Delivered           int64
 }
 
 // Stats are the counters since the start, and what is pending.
 func (v *Vertex) Stats(ctx context.Context) Stats {
+	s := v.Counts()
+	if v.source != nil {
+		n, err := v.source.Pending(ctx)
+		if err != nil {
+			n = -1
+		}
+		s.Pending = n
+		v.lanes[0].Pending(v.Name, n)
+		return s
+	}
+	for i, p := range v.partitions {
+		v.lanes[i].Pending(p.Name(), int64(p.Pending()))
+	}
+	return s
+}
+
+// Counts are the counters since the start, and what is pending in buffers. Nobody outside is asked.
+func (v *Vertex) Counts() Stats {
 	s := Stats{Name: v.Name, Kind: string(v.Kind), Runs: v.Runs}
 	seen := map[*metrics.Vertex]bool{}
 	for _, m := range v.lanes {
@@ -268,23 +300,22 @@ func (v *Vertex) Stats(ctx context.Context) Stats {
 		s.Errors += m.Errors.Load()
 		s.Dropped += m.Dropped.Load()
 		s.DeadLetters += m.DeadLetters.Load()
+		s.SinkDuplicates += m.Duplicates.Load()
+		s.Acked += m.AckedMessages.Load()
 		s.LatencyNanos += m.LatencyNanos.Load()
 		s.Delivered += m.Delivereds.Load()
 	}
-	if v.source != nil {
-		n, err := v.source.Pending(ctx)
-		if err != nil {
-			n = -1
+	for _, p := range v.partitions {
+		s.Pending += int64(p.Pending())
+		s.Duplicates += p.Duplicates()
+	}
+	for _, w := range v.sinks {
+		if d, ok := w.(interface{ Duplicates() int64 }); ok {
+			s.SinkDuplicates += d.Duplicates()
 		}
-		s.Pending = n
-		v.lanes[0].Pending(v.Name, n)
-		return s
 	}
-	for i, p := range v.partitions {
-		n := int64(p.Pending())
-		s.Pending += n
-		v.lanes[i].Pending(p.Name(), n)
-	}
+	s.Duplicates += s.SinkDuplicates
+	s.Delivered -= min(s.SinkDuplicates, s.Delivered) // the sink took them, and stored nothing
 	return s
 }
 

@@ -397,7 +397,7 @@ func TestCommand(t *testing.T) {
 	if !strings.Contains(p.stderr.String(), "another signal ends the process at once") {
 		t.Errorf("no word of a second signal:\n%s", p.stderr.String())
 	}
-	if !strings.Contains(p.stderr.String(), `"message":"draining","service.name":"levada","period":"100ms"`) {
+	if !strings.Contains(p.stderr.String(), `"message":"draining","ecs.version":"8.11.0","service.name":"levada","period":"100ms"`) {
 		t.Errorf("no period in the log:\n%s", p.stderr.String())
 	}
 	if len(reasons) != 21 || reasons[0] != "BACKEND" || reasons[20] != "DRAINING" {

@@ -187,6 +187,7 @@ func (w *Writer) admit(group []*flow.Block, now time.Time) admitted {
 		w.scratch = append(w.scratch[:0], b.Messages...)
 		b.Messages, b.Prev = w.scratch, 0
 		w.state.seen.Admit(&b, now)
+		w.duplicates.Add(int64(len(given.Messages) - len(b.Messages)))
 		if len(b.Messages) == 0 && len(given.Messages) > 0 {
 			continue
 		}

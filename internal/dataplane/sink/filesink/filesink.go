@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/levada-io/levada/internal/dataplane/sink"
@@ -72,7 +73,8 @@ type Writer struct {
 	cfg Config
 	fs  fileSystem
 
-	queue *groupcommit.Queue
+	queue      *groupcommit.Queue
+	duplicates atomic.Int64
 
 	// Whoever commits uses these.
 	data, journal file
@@ -86,6 +88,9 @@ type Writer struct {
 	out, record   []byte
 	scratch       []flow.Message
 }
+
+// Duplicates is the number of messages so far that the file held already, and that were not written.
+func (w *Writer) Duplicates() int64 { return w.duplicates.Load() }
 
 // New opens the file, after a crash too. Errors name the field and what to do.
 func New(cfg Config) (*Writer, error) { return open(cfg, osFiles) }

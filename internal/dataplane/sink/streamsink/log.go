@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	_ "modernc.org/sqlite" // the driver
@@ -27,6 +28,7 @@ type log struct {
 	cfg         Config
 	write, read *sql.DB
 	name        string // the generation
+	duplicates  atomic.Int64
 
 	// turn is held by who writes. It guards what follows.
 	turn    chan struct{}
@@ -97,7 +99,7 @@ func makeDir(dir string) error {
 			return err
 		}
 	}
-	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
 	d, err := os.Open(above)
@@ -277,6 +279,7 @@ func (l *log) insert(ctx context.Context, tx *sql.Tx, blocks []*flow.Block, from
 		l.scratch = append(l.scratch[:0], b.Messages...)
 		b.Messages, b.Prev = l.scratch, 0
 		l.seen.Admit(&b, now)
+		l.duplicates.Add(int64(len(block.Messages) - len(b.Messages)))
 		if len(b.Messages) == 0 && len(block.Messages) > 0 {
 			continue
 		}

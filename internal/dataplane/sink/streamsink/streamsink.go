@@ -106,6 +106,9 @@ type Writer struct {
 	closed  error
 }
 
+// Duplicates is the number of messages so far that the stream held already, and that were not stored.
+func (w *Writer) Duplicates() int64 { return w.log.duplicates.Load() }
+
 // New opens the log, after a crash too, and serves it. Errors name the field and what to do.
 func New(ctx context.Context, cfg Config) (*Writer, error) {
 	cfg = cfg.withDefaults()

@@ -1,0 +1,156 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/dustin/go-humanize"
+
+	"github.com/levada-io/levada/internal/commandline"
+	"github.com/levada-io/levada/internal/standalone"
+)
+
+// exitDeadLetters is the exit code of a run that delivered everything but for what it dead-lettered.
+const exitDeadLetters = 3
+
+// runEnd is how a run ended.
+type runEnd struct {
+	result *standalone.Result // nil if nothing had been opened
+	err    error              // what failed
+	cause  error              // why its context ended; nil if it did not
+	took   time.Duration
+	data   string // the data directory
+	nats   string // the broker, if it is not in the data directory
+	// allowDeadLetters makes dead letters no reason for an exit code.
+	allowDeadLetters bool
+}
+
+// exitCode is 0 when everything that was read is delivered, and no input with an end is left unread; also after a signal.
+func (o *runEnd) exitCode() int {
+	signal, signaled := errors.AsType[commandline.SignalError](o.cause)
+	kept, dead := o.result == nil && o.cause != nil, false // without a cause there was nothing to run
+	if o.result != nil {
+		kept = o.result.Cut != "" || !o.result.Started
+		for i := range o.result.Pipelines {
+			p := &o.result.Pipelines[i]
+			kept = kept || p.Kept()
+			dead = dead || p.DeadLettered > 0
+		}
+	}
+	switch {
+	case o.err != nil:
+		return commandline.ExitProblems
+	case kept && signaled:
+		return signal.ExitCode()
+	case kept:
+		return commandline.ExitProblems
+	case dead && !o.allowDeadLetters:
+		return exitDeadLetters
+	}
+	return 0
+}
+
+// lines say what is where, a line for each pipeline. The last words of a run must be true: "everything" is delivered only where that is proven.
+func (o *runEnd) lines() []string {
+	after := func(what string) string { return fmt.Sprintf("%s after %v", what, o.took.Round(time.Millisecond)) }
+	if o.result == nil || !o.result.Started {
+		if o.cause == nil {
+			return nil
+		}
+		return []string{after("stopped before the start was complete") + fmt.Sprintf(": %v; nothing was read, and nothing is lost", o.cause)}
+	}
+	var lines []string
+	if cut := o.result.Cut; cut != "" {
+		lines = append(lines, after("cut short")+": "+cut+"; what is not acknowledged comes again at the next start")
+	}
+	for i := range o.result.Pipelines {
+		p := &o.result.Pipelines[i]
+		what := "stopped"
+		switch {
+		case p.Paused:
+			lines = append(lines, fmt.Sprintf("%s %s/%s: paused by its manifest, did not run", p.Kind, p.Namespace, p.Name))
+			continue
+		case p.Finished:
+			what = "finished"
+		case o.err != nil:
+			what = "failed"
+		}
+		parts := []string{fmt.Sprintf("read %s, delivered %s", humanize.Comma(p.Read), humanize.Comma(p.Delivered))}
+		if p.DeadLettered > 0 {
+			parts = append(parts, fmt.Sprintf("dead-lettered %s (%s)", humanize.Comma(p.DeadLettered), o.deadLettersCommand()))
+		}
+		if p.Duplicates > 0 {
+			parts = append(parts, fmt.Sprintf("dropped %s duplicates", humanize.Comma(p.Duplicates)))
+		}
+		if p.Dropped > 0 {
+			parts = append(parts, fmt.Sprintf("dropped %s as the manifest or a function asks", humanize.Comma(p.Dropped)))
+		}
+		line := fmt.Sprintf("%s %s/%s: %s: %s", p.Kind, p.Namespace, p.Name, after(what), strings.Join(parts, ", "))
+		switch {
+		case p.Finished:
+			line += "; nothing is left in buffers"
+		case p.Kept():
+			line += "; " + o.kept(p)
+		default:
+			line += "; nothing is left in buffers or in flight"
+		}
+		lines = append(lines, line)
+	}
+	return lines
+}
+
+// kept says where undelivered messages are.
+func (o *runEnd) kept(p *standalone.PipelineResult) string {
+	var where []string
+	if p.Buffered > 0 {
+		where = append(where, humanize.Comma(p.Buffered)+" in buffers")
+	}
+	if p.InFlight > 0 {
+		where = append(where, humanize.Comma(p.InFlight)+" not acknowledged to the source")
+	}
+	var parts []string
+	if len(where) > 0 {
+		parts = append(parts, "kept: "+strings.Join(where, ", "))
+	}
+	if len(p.Unread) > 0 {
+		parts = append(parts, "not read to the end: "+strings.Join(p.Unread, ", "))
+	}
+	at := o.data
+	if o.nats != "" {
+		at += " and at the broker"
+	}
+	return strings.Join(parts, "; ") + "; state is in " + at + ", the same command goes on"
+}
+
+func (o *runEnd) deadLettersCommand() string { return "levada deadletters list --data " + o.data }
+
+// log writes the same as lines, for machines.
+func (o *runEnd) log(log *slog.Logger, code int) {
+	level, result := slog.LevelInfo, "success"
+	if code != 0 {
+		level, result = slog.LevelWarn, "failure"
+	}
+	common := []any{"event.action", "run-ended", "event.outcome", result, "event.duration", o.took.Nanoseconds(), "process.exit_code", code}
+	ctx := context.Background()
+	if o.result == nil || !o.result.Started {
+		for _, line := range o.lines() {
+			log.Log(ctx, level, line, common...)
+		}
+		return
+	}
+	lines := o.lines()
+	if o.result.Cut != "" {
+		log.Log(ctx, slog.LevelWarn, lines[0], common...)
+		lines = lines[1:]
+	}
+	for i, line := range lines {
+		p := &o.result.Pipelines[i]
+		log.Log(ctx, level, line, append(common[:len(common):len(common)], "namespace", p.Namespace, "pipeline", p.Name, "finished", p.Finished,
+			"read", p.Read, "delivered", p.Delivered, "deadLetters", p.DeadLettered, "duplicates", p.Duplicates, "dropped", p.Dropped,
+			"inBuffers", p.Buffered, "inFlight", p.InFlight)...)
+	}
+}
