@@ -11,17 +11,17 @@ import (
 )
 
 // bufferConfig translates the InterStepBufferService that a pipeline names. Validation has told the user what of it is unsafe, and what becomes of that:
-// retention and discard are always those under which nothing is lost, and blocks have no age.
-func (r *runner) bufferConfig(p *v1alpha1.Pipeline) (jetstreambuffer.Config, error) {
-	cfg := jetstreambuffer.Config{Replicas: max(1, r.cfg.Replicas)}
+// retention and discard are always those under which nothing is lost, and blocks have no age. maxInFlight is buffer.Options.MaxInFlight.
+func (r *runner) bufferConfig(p *v1alpha1.Pipeline) (cfg jetstreambuffer.Config, maxInFlight int, err error) {
+	cfg = jetstreambuffer.Config{Replicas: max(1, r.cfg.Replicas), Logger: r.log}
 	service := r.bufferService(p)
 	if service == nil || service.Spec.JetStream == nil {
-		return cfg, nil
+		return cfg, 0, nil
 	}
 	name := service.Name
 	b, err := v1alpha1.ParseBufferConfig(service.Spec.JetStream.BufferConfig)
 	if err != nil {
-		return cfg, fmt.Errorf("InterStepBufferService %s: bufferConfig: %w", name, err)
+		return cfg, 0, fmt.Errorf("InterStepBufferService %s: bufferConfig: %w", name, err)
 	}
 	if b.Stream.MaxMsgs != nil && *b.Stream.MaxMsgs > 0 {
 		cfg.MaxBlocks = *b.Stream.MaxMsgs // a block holds at least one message
@@ -33,13 +33,10 @@ func (r *runner) bufferConfig(p *v1alpha1.Pipeline) (jetstreambuffer.Config, err
 		cfg.Duplicates = b.Stream.Duplicates.Duration
 	}
 	cfg.Memory = b.Stream.Storage != nil && *b.Stream.Storage == 1
-	if b.Consumer.AckWait != nil {
-		cfg.AckWait = b.Consumer.AckWait.Duration
-	}
 	if b.Consumer.MaxAckPending != nil {
-		cfg.MaxAckPending = int(min(*b.Consumer.MaxAckPending, 1<<16))
+		maxInFlight = int(min(*b.Consumer.MaxAckPending, 1<<16)) // a block holds at least one message
 	}
-	return cfg, nil
+	return cfg, maxInFlight, nil
 }
 
 // bufferService finds the InterStepBufferService that a pipeline names; nil if it is not among the manifests.

@@ -360,29 +360,14 @@ func (r *runner) prepare(ctx context.Context, meta *metav1.ObjectMeta, kind nami
 	}
 	open, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	p.store, err = patiently(open, func() (*store, error) { return openStore(open, r.js, owner, vertices, r.cfg.Replicas, r.log) })
+	p.store, err = patiently(open, r.log, "the store of "+owner.String(), func(ctx context.Context) (*store, error) {
+		return openStore(ctx, r.js, owner, vertices, r.cfg.Replicas, r.log)
+	})
 	if err != nil {
 		return nil, err
 	}
-	p.letters, err = patiently(open, func() (*deadletter.Store, error) { return p.store.deadLetters(open) })
+	p.letters, err = patiently(open, r.log, "the dead letters of "+owner.String(), p.store.deadLetters)
 	return p, err
-}
-
-// patiently tries again what failed because the broker went away: it comes back. All that is opened so can be opened twice.
-func patiently[T any](ctx context.Context, open func() (T, error)) (T, error) {
-	return backoff.Retry(ctx, func() (T, error) {
-		opened, err := open()
-		if err != nil && !brokerAway(err) {
-			err = backoff.Permanent(err)
-		}
-		return opened, err
-	}, backoff.WithMaxElapsedTime(0), backoff.WithBackOff(&backoff.ExponentialBackOff{InitialInterval: 50 * time.Millisecond, Multiplier: 1.5, MaxInterval: time.Second}))
-}
-
-// brokerAway reports whether the error says only that the broker could not be asked.
-func brokerAway(err error) bool {
-	return slices.ContainsFunc([]error{nats.ErrReconnectBufExceeded, nats.ErrConnectionReconnecting, nats.ErrDisconnected, nats.ErrTimeout, nats.ErrNoResponders,
-		jetstream.ErrNoStreamResponse, context.DeadlineExceeded}, func(away error) bool { return errors.Is(err, away) })
 }
 
 func (r *runner) mono(ctx context.Context, m *v1alpha1.MonoVertex) (*Pipeline, error) {
@@ -415,7 +400,7 @@ func (r *runner) pipeline(ctx context.Context, m *v1alpha1.Pipeline) (*Pipeline,
 		p.ending, err = newEnding(nil, nil, nil)
 		return p, err
 	}
-	store, err := r.bufferConfig(m)
+	store, inFlight, err := r.bufferConfig(m)
 	if err != nil {
 		return p, err
 	}
@@ -433,7 +418,7 @@ func (r *runner) pipeline(ctx context.Context, m *v1alpha1.Pipeline) (*Pipeline,
 		limits := v1alpha1.EffectiveLimits(&m.Spec, spec)
 		for n := range spec.PartitionCount() {
 			part, err := r.partition(ctx, spec.Name, n, store, buffer.Options{
-				MaxLength: int(limits.BufferMaxLength), UsageLimit: int(limits.BufferUsageLimit), Compression: compression, AckWait: store.AckWait,
+				MaxLength: int(limits.BufferMaxLength), UsageLimit: int(limits.BufferUsageLimit), Compression: compression, MaxInFlight: inFlight,
 			}, p)
 			if err != nil {
 				return p, fmt.Errorf("pipeline %s, vertex %s: %w", m.Name, spec.Name, err)
@@ -467,8 +452,8 @@ func (r *runner) partition(ctx context.Context, vertex string, n int, store jets
 	m := r.metrics.Namespace(p.Namespace).Buffer(name)
 	opt.Name, opt.Metrics, opt.Logger = name, m, r.log
 	opt.OnCorrupt = func(seq uint64, data []byte, err error) error { return r.corrupt(name, seq, data, err) }
-	part, err := patiently(open, func() (_ *buffer.Partition, err error) {
-		if store.Stream, store.Tag, err = p.store.buffer(open, vertex, n); err != nil {
+	part, err := patiently(open, r.log, "buffer "+name, func(attempt context.Context) (_ *buffer.Partition, err error) {
+		if store.Stream, store.Tag, err = p.store.buffer(attempt, vertex, n); err != nil {
 			return nil, err
 		}
 		driver, err := jetstreambuffer.Open(open, r.js, store)
@@ -488,10 +473,12 @@ func (r *runner) partition(ctx context.Context, vertex string, n int, store jets
 	return part, nil
 }
 
-// corrupt decides what to do about a stored block that is damaged or missing.
+// corrupt decides what to do about stored blocks that neither the stream nor any replica of it has as they were written.
 func (r *runner) corrupt(name string, seq uint64, data []byte, err error) error {
 	if !r.cfg.SkipCorrupt {
-		return fmt.Errorf("%w. What is stored is not what was written: check the disk. To go on without it, and keep what is left of it in %s, run with --skip-corrupt", err, filepath.Join(r.cfg.DataDir, "corrupt"))
+		return fmt.Errorf("%w. Nothing was removed. Restore the broker's store from a copy that has these blocks, or start the servers that have them. "+
+			"If there is no such copy, --skip-corrupt goes on without them: it skips only what cannot be read anywhere, and keeps damaged bytes in %s",
+			err, filepath.Join(r.cfg.DataDir, "corrupt"))
 	}
 	r.log.Error("stored data is damaged and skipped", "buffer", name, "seq", seq, "error", err)
 	if len(data) == 0 {

@@ -2,9 +2,7 @@ package buffer
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"hash/crc32"
 	"slices"
@@ -187,57 +185,6 @@ func (p *Partition) tie(seqs []uint64) {
 	for _, s := range seqs {
 		p.held[s].last = last
 	}
-}
-
-// wholeFloor lowers a floor that the broker knows, which counts entries, so that no block has some of its pieces before it and some after.
-func (p *Partition) wholeFloor(ctx context.Context, floor uint64) (uint64, error) {
-	if floor == p.saved {
-		return floor, nil // a saved floor is whole
-	}
-	type group struct {
-		first, last uint64
-		have        map[int]bool
-	}
-	open := map[string]*group{} // begun before the floor, as assemble sees them
-	var whole []*group
-	enough := errors.New("enough")
-	err := p.driver.Scan(ctx, p.saved+1, func(e Entry) error {
-		if isChunk(e.Data) {
-			if c, err := decodeChunk(e.Data); err == nil {
-				g := open[c.id]
-				if g == nil && e.Seq <= floor {
-					g = &group{first: e.Seq, have: map[int]bool{}}
-					open[c.id] = g
-				}
-				if g != nil {
-					g.last, g.have[c.index] = e.Seq, true
-					if len(g.have) == c.count {
-						whole = append(whole, g)
-						delete(open, c.id)
-					}
-				}
-			}
-		}
-		if e.Seq >= floor && len(open) == 0 {
-			return enough
-		}
-		return nil
-	})
-	if err != nil && !errors.Is(err, enough) {
-		return 0, err
-	}
-	for _, g := range open {
-		whole = append(whole, g) // given up, and then all of it
-	}
-	for again := true; again; {
-		again = false
-		for _, g := range whole {
-			if g.first <= floor && floor < g.last {
-				floor, again = g.first-1, true
-			}
-		}
-	}
-	return max(floor, p.saved), nil
 }
 
 // pieces puts blocks together for their header, where a whole Partition is not at hand.

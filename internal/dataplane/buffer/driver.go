@@ -8,6 +8,7 @@ package buffer
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 )
 
@@ -18,18 +19,18 @@ type Driver interface {
 	// The result says what became of it. data is the caller's again then. Submit does not retry.
 	Submit(ctx context.Context, id string, data []byte) Receipt
 
-	// Resume makes the caller the only reader, which gets everything after seq from now on, also what an earlier reader held.
+	// Resume puts the driver's cursor behind seq: Next gives what is stored after it.
 	Resume(ctx context.Context, after uint64) error
-	// Next waits for the next stored entry. What is not acknowledged for a while comes again.
+	// Next waits for the next stored entry. Sequences ascend. A jump says that the cursor did not meet what lies between, and not that the log has
+	// lost it: Find knows. The error is ErrLostEnd when the log ends before what Next gave earlier.
 	Next(ctx context.Context) (Entry, error)
-	// Ack says that seq need not come again. It is a hint: after a crash of the broker some come again.
-	Ack(ctx context.Context, seq uint64) error
-	// Working says that seq is still in hand.
-	Working(ctx context.Context, seq uint64) error
+	// Find reads entries from lo to hi, both included, from the log itself and from every replica of it, and returns those that good accepts, ascending.
+	// What is missing from the result is nowhere. The error says that not everybody could be asked, and that it is worth trying again.
+	Find(ctx context.Context, lo, hi uint64, good func(Entry) bool) ([]Entry, error)
 
-	// Bounds returns the first and last sequence stored (first = last+1 when empty) and the last one up to which all are acknowledged.
+	// Bounds returns the first and last sequence stored (first = last+1 when empty).
 	Bounds(ctx context.Context) (Bounds, error)
-	// Scan visits all entries from seq up to the last one stored when it began, in order. Data is only valid during the visit.
+	// Scan visits the entries from seq up to the last one stored when it began, in order, as the cursor meets them. Data is only valid during the visit.
 	Scan(ctx context.Context, seq uint64, visit func(Entry) error) error
 	// Trim removes all before seq.
 	Trim(ctx context.Context, seq uint64) error
@@ -37,6 +38,9 @@ type Driver interface {
 	// SaveState keeps a small value beside the log, durably; LoadState returns the last one, or nil.
 	SaveState(ctx context.Context, state []byte) error
 	LoadState(ctx context.Context) ([]byte, error)
+	// SaveDamage keeps what is known to be damaged, or nothing for nil, durably; LoadDamage returns it.
+	SaveDamage(ctx context.Context, damage []byte) error
+	LoadDamage(ctx context.Context) ([]byte, error)
 
 	// Incarnation tells one log from another that was made later under the same name.
 	Incarnation() string
@@ -61,7 +65,7 @@ type Entry struct {
 }
 
 // Bounds are sequences; see Driver.
-type Bounds struct{ First, Last, Acked uint64 }
+type Bounds struct{ First, Last uint64 }
 
 // Errors that callers match with errors.Is.
 var (
@@ -73,6 +77,8 @@ var (
 	ErrMissing = errors.New("stream is missing")
 	// ErrGap means that entries which were stored are not there any more.
 	ErrGap = errors.New("stored blocks are missing")
+	// ErrLostEnd means that the log ends before entries that were read from it.
+	ErrLostEnd = fmt.Errorf("%w: the store lost its end, or was restored from an older copy", ErrGap)
 	// ErrClosed means that the partition was closed.
 	ErrClosed = errors.New("buffer is closed")
 )

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"testing"
-	"time"
 
 	"github.com/levada-io/levada/internal/dataplane/buffer"
 	"github.com/levada-io/levada/internal/dataplane/buffer/membuffer"
@@ -83,7 +82,7 @@ func TestPiecesOfABlockThatNeverBecomesWholeDoNotKeepARunFromEnding(t *testing.T
 // TestStoreThatLostItsEndIsNoEnd: a store that ends before what it had acknowledged is not taken for one that is empty.
 func TestStoreThatLostItsEndIsNoEnd(t *testing.T) {
 	d := &forgetful{Driver: membuffer.NewStore(small).Open()}
-	p, err := buffer.Open(context.Background(), d, buffer.Options{Name: "test", AckWait: time.Hour})
+	p, err := buffer.Open(context.Background(), d, buffer.Options{Name: "test"})
 	if err != nil {
 		t.Fatal(err)
 	}

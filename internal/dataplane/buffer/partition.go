@@ -34,8 +34,10 @@ type Options struct {
 	MaxIDs   int
 	// TrimEvery is how often what nobody needs is removed. Default 2 s.
 	TrimEvery time.Duration
-	// AckWait is after what time the driver gives an entry again. The partition says that it is working three times as often. Default 30 s.
-	AckWait time.Duration
+	// SaveEvery is how often the state is saved while blocks are being done. What was done since comes again after a crash. Default 200 ms.
+	SaveEvery time.Duration
+	// MaxInFlight bounds the blocks between Read and Done. Default 1024.
+	MaxInFlight int
 	// OnCorrupt is asked what to do when stored data is not what was written, or missing (seq is the first one concerned, data what is there).
 	// nil result: go on without it. Otherwise Read returns the error, again and again.
 	OnCorrupt func(seq uint64, data []byte, err error) error
@@ -71,8 +73,11 @@ func (o Options) withDefaults() Options {
 	if o.TrimEvery <= 0 {
 		o.TrimEvery = 2 * time.Second
 	}
-	if o.AckWait <= 0 {
-		o.AckWait = 30 * time.Second
+	if o.SaveEvery <= 0 {
+		o.SaveEvery = 200 * time.Millisecond
+	}
+	if o.MaxInFlight <= 0 {
+		o.MaxInFlight = 1024
 	}
 	if o.OnCorrupt == nil {
 		o.OnCorrupt = func(_ uint64, _ []byte, err error) error { return err }
@@ -105,7 +110,6 @@ type Partition struct {
 	prev   map[string]uint64
 	held   map[uint64]*held // entries between Next and done
 	read   uint64           // the last sequence that Next gave
-	readAt time.Time        // when it was stored
 	floor  uint64           // all up to here are done
 	failed error            // what stops the reading side for good
 	// lostEnd is what was missing at the end of the store when it was opened, and given up
@@ -124,8 +128,17 @@ type Partition struct {
 	doneBytes int           // of entries done since the last trim began
 	trimNow   chan struct{} // asks Run to trim
 
-	saved     uint64 // the floor of the last saved state
-	savedLast uint64 // the last sequence stored, of the last saved state
+	// Of the reading side alone: entries that came before those that must come first. Ascending.
+	ahead []Entry
+	// The reader waits for the cursor since waitingSince, and waiting ends that.
+	waiting      context.CancelCauseFunc
+	waitingSince time.Time
+	inFlight     int           // deliveries between Read and Done
+	landed       chan struct{} // has room for 1: inFlight fell
+
+	saving    sync.Mutex // held while a state is saved or the log trimmed
+	saved     uint64     // the floor of the last saved state
+	savedLast uint64     // the last sequence stored, of the last saved state
 	trimmed   uint64
 	trimMark  []trimMark
 }
@@ -152,7 +165,7 @@ func Open(ctx context.Context, driver Driver, opt Options) (*Partition, error) {
 	opt = opt.withDefaults()
 	p := &Partition{
 		opt: opt, driver: driver, room: make(chan struct{}), prev: map[string]uint64{},
-		held: map[uint64]*held{}, trimNow: make(chan struct{}, 1), chunks: map[string]*chunked{},
+		held: map[uint64]*held{}, trimNow: make(chan struct{}, 1), landed: make(chan struct{}, 1), chunks: map[string]*chunked{},
 		seen:      identity.New(opt.IDWindow, opt.MaxIDs),
 		forgotten: identity.New(opt.IDWindow, opt.MaxIDs),
 	}
@@ -162,7 +175,8 @@ func Open(ctx context.Context, driver Driver, opt Options) (*Partition, error) {
 	return p, nil
 }
 
-// recover rebuilds what was seen: from the saved state up to its floor, from the headers of the blocks after it, up to the broker's acknowledged floor.
+// recover takes up the saved state, and nothing else: a broker's acknowledgements can step over what its replica could not read. All after the saved floor comes
+// again, and what was made of it is dropped downstream by its position.
 func (p *Partition) recover(ctx context.Context) error {
 	state, err := p.driver.LoadState(ctx)
 	if err != nil {
@@ -184,45 +198,46 @@ func (p *Partition) recover(ctx context.Context) error {
 	}
 	given := false // something was given up: that is saved, or it would be told again
 	if bounds.Last < p.savedLast {
-		err := fmt.Errorf("%w: blocks up to %d were stored, but the last one there is %d: the store was restored from an older copy or lost its end", ErrGap, p.savedLast, bounds.Last)
+		err := fmt.Errorf("%w: blocks up to %d were stored, but the last one there is %d", ErrLostEnd, p.savedLast, bounds.Last)
+		p.opt.Metrics.Gap(int(p.savedLast - bounds.Last))
 		if err := p.opt.OnCorrupt(bounds.Last+1, nil, err); err != nil {
 			return err
 		}
 		p.saved, p.savedLast, given = min(p.saved, bounds.Last), bounds.Last, true
 	}
 	if bounds.First > p.saved+1 {
-		err := fmt.Errorf("%w: %d to %d", ErrGap, p.saved+1, bounds.First-1)
-		p.opt.Metrics.Gap(int(bounds.First - p.saved - 1))
-		if err := p.opt.OnCorrupt(p.saved+1, nil, err); err != nil {
+		lo, hi := p.saved+1, bounds.First-1
+		found, err := p.find(ctx, lo, min(hi, lo+findAtOnce-1))
+		if err != nil {
 			return err
 		}
-		p.saved, given = bounds.First-1, true
+		if len(found) == 0 || found[0].Seq != lo {
+			if err := p.damaged(ctx, lo, hi, nil, missing(lo, hi)); err != nil {
+				return err
+			}
+			p.saved, given = hi, true
+		}
 	}
-	if p.floor, err = p.wholeFloor(ctx, min(max(p.saved, bounds.Acked), bounds.Last)); err != nil {
-		return fmt.Errorf("scan: %w", err)
+	if err := p.recall(ctx); err != nil {
+		return err
 	}
+	p.floor = p.saved
 	p.trimmed = bounds.First
 	p.opened.Store(bounds.Last)
 	// What is retained before the saved floor matters only for its ids; the positions are in the state.
-	now := time.Now()
-	next, lost, pieces := p.saved+1, []flow.Span(nil), pieces{}
-	err = p.driver.Scan(ctx, bounds.First, func(e Entry) error {
-		if e.Seq > next {
-			lost = append(lost, flow.Span{Lo: next, Hi: e.Seq - 1})
-		}
-		next = max(next, e.Seq+1)
+	now, pieces := time.Now(), pieces{}
+	next, err := p.scan(ctx, bounds, func(e Entry) {
 		b, n, err := headOf(e.Data)
 		data := e.Data
-		if err != nil {
-			return nil // Read meets it again and says so
-		}
-		if e.Seq > p.floor {
+		switch {
+		case err != nil: // Read meets it again and says so
+			return
+		case e.Seq > p.floor:
 			p.pending.Add(int64(n - p.doneEarlier(e, n)))
-			return nil
-		}
-		if isChunk(e.Data) {
+			return
+		case isChunk(e.Data):
 			if b, data = pieces.whole(e.Data); b == nil {
-				return nil // there is more of it
+				return // there is more of it
 			}
 		}
 		if b.ByID {
@@ -230,32 +245,18 @@ func (p *Partition) recover(ctx context.Context) error {
 			if full, err := flow.Decode(data); err == nil {
 				p.seen.Admit(full, now)
 			}
-			return nil
 		}
-		if e.Seq > p.saved {
-			p.seen.Admit(b, now)
-			p.forgotten.Admit(b, now)
-		}
-		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("scan: %w", err)
 	}
+	// Nothing comes after the end that would show that something is missing there.
+	next = max(next, p.floor+1)
 	if next <= bounds.Last {
-		lost = append(lost, flow.Span{Lo: next, Hi: bounds.Last})
-	}
-	for _, l := range lost {
-		if l.Lo > p.floor && l.Hi < bounds.Last {
-			continue // Read meets it, and says so
-		}
-		// Nobody would: a broker's acknowledged floor steps over what it has lost, and after the end nothing comes.
-		p.opt.Metrics.Gap(int(l.Hi - l.Lo + 1))
-		if err := p.opt.OnCorrupt(l.Lo, nil, fmt.Errorf("%w: %d to %d", ErrGap, l.Lo, l.Hi)); err != nil {
+		if err := p.damaged(ctx, next, bounds.Last, nil, missing(next, bounds.Last)); err != nil {
 			return err
 		}
-		if l.Hi == bounds.Last {
-			p.lostEnd = l
-		}
+		p.lostEnd = flow.Span{Lo: next, Hi: bounds.Last}
 	}
 	p.read = p.floor
 	p.passLostEnd()
@@ -491,6 +492,7 @@ func (d *Delivery) Place(i int) int {
 // that does not go away when blocks are missing or corrupt and Options.OnCorrupt said to stop.
 func (p *Partition) Read(ctx context.Context) (*Delivery, error) {
 	var wait *backoff.ExponentialBackOff
+	var tell time.Time
 	for {
 		p.mu.Lock()
 		failed := p.failed
@@ -498,7 +500,10 @@ func (p *Partition) Read(ctx context.Context) (*Delivery, error) {
 		if failed != nil {
 			return nil, failed
 		}
-		e, err := p.driver.Next(ctx)
+		if err := p.awaitTurn(ctx); err != nil {
+			return nil, err
+		}
+		e, err := p.next(ctx)
 		switch {
 		case err == nil:
 			wait = nil
@@ -506,10 +511,16 @@ func (p *Partition) Read(ctx context.Context) (*Delivery, error) {
 			return nil, context.Cause(ctx)
 		case errors.Is(err, ErrMissing), errors.Is(err, ErrClosed):
 			return nil, fmt.Errorf("buffer %s: %w", p.opt.Name, err)
+		case errors.Is(err, ErrGap):
+			p.fail(err)
+			continue
 		default:
-			p.opt.Logger.Debug("read is tried again", "buffer", p.opt.Name, "error", err)
 			if wait == nil {
-				wait = retryDelay()
+				wait, tell = retryDelay(), time.Now().Add(3*time.Second)
+			}
+			if time.Now().After(tell) {
+				tell = time.Now().Add(insistEvery)
+				p.opt.Logger.Warn("broker does not answer, retrying", "buffer", p.opt.Name, "operation", "read", "error", err)
 			}
 			if !sleep(ctx, wait.NextBackOff()) {
 				return nil, context.Cause(ctx)
@@ -518,9 +529,12 @@ func (p *Partition) Read(ctx context.Context) (*Delivery, error) {
 		}
 		d, err := p.accept(ctx, e)
 		if err != nil {
-			p.mu.Lock()
-			p.failed = fmt.Errorf("buffer %s: %w", p.opt.Name, err)
-			p.mu.Unlock()
+			if cause := context.Cause(ctx); cause != nil && errors.Is(err, cause) {
+				// It was not decided: the entry comes again.
+				p.ahead = append([]Entry{e}, p.ahead...)
+				return nil, context.Cause(ctx)
+			}
+			p.fail(err)
 			continue
 		}
 		if d != nil {
@@ -529,47 +543,58 @@ func (p *Partition) Read(ctx context.Context) (*Delivery, error) {
 	}
 }
 
-// accept decides what to do with an entry: nothing more (nil), or hand it over.
-func (p *Partition) accept(ctx context.Context, e Entry) (*Delivery, error) {
-	p.mu.Lock()
-	switch {
-	case p.held[e.Seq] != nil && !p.held[e.Seq].done:
+// awaitTurn waits while as many blocks are in flight as may be.
+func (p *Partition) awaitTurn(ctx context.Context) error {
+	for {
+		p.mu.Lock()
+		full := p.inFlight >= p.opt.MaxInFlight
 		p.mu.Unlock()
-		return nil, p.driver.Working(ctx, e.Seq) // it came again while it is in hand
-	case e.Seq <= p.read && e.Stored.After(p.readAt):
-		p.mu.Unlock()
-		p.opt.Metrics.Gap(1)
-		err := fmt.Errorf("%w: the store gives %d, which was read before, to another block: it lost its end", ErrGap, e.Seq)
-		return nil, p.opt.OnCorrupt(e.Seq, e.Data, err)
-	case e.Seq <= p.read:
-		p.mu.Unlock()
-		_ = p.driver.Ack(ctx, e.Seq) // it is done, and the acknowledgement was lost
-		return nil, nil
-	}
-	expected := p.read + 1
-	if expected == p.lostEnd.Lo {
-		expected = p.lostEnd.Hi + 1
-	}
-	p.read, p.readAt = e.Seq, e.Stored
-	p.mu.Unlock()
-	if e.Seq != expected {
-		missing := int(e.Seq - expected)
-		p.opt.Metrics.Gap(missing)
-		if err := p.opt.OnCorrupt(expected, nil, fmt.Errorf("%w: %d to %d", ErrGap, expected, e.Seq-1)); err != nil {
-			return nil, err
+		if !full {
+			return nil
 		}
-		p.skip(ctx, expected, e.Seq)
+		select {
+		case <-p.landed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
+}
+
+// fail stops the reading side for good.
+func (p *Partition) fail(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.failed = fmt.Errorf("buffer %s: %w", p.opt.Name, err)
+}
+
+// accept takes the next entry: it returns a block to hand over, or nil.
+func (p *Partition) accept(ctx context.Context, e Entry) (*Delivery, error) {
 	block, seqs, err := p.assemble(e)
 	if err != nil {
+		// Another replica may have it as it was written.
+		found, failed := p.find(ctx, e.Seq, e.Seq)
+		if failed != nil {
+			return nil, failed
+		}
+		if len(found) > 0 {
+			e = found[0]
+			block, seqs, err = p.assemble(e)
+		}
+	}
+	if err != nil {
 		p.opt.Metrics.Corrupt()
-		if err := p.opt.OnCorrupt(e.Seq, e.Data, fmt.Errorf("block %d: %w", e.Seq, err)); err != nil {
+		if err := p.damaged(ctx, e.Seq, e.Seq, e.Data, fmt.Errorf("block %d: %w", e.Seq, err)); err != nil {
 			return nil, err
 		}
+	}
+	p.mu.Lock()
+	p.read = e.Seq
+	p.mu.Unlock()
+	switch {
+	case err != nil:
 		p.skip(ctx, e.Seq, e.Seq+1)
 		return nil, nil
-	}
-	if block == nil {
+	case block == nil:
 		return nil, nil
 	}
 	return p.admit(ctx, block, seqs)
@@ -598,6 +623,7 @@ func (p *Partition) admit(ctx context.Context, b *flow.Block, seqs []uint64) (*D
 	lost := p.seen.Admit(b, time.Now())
 	stale := p.staleChunks(b)
 	freed := p.takeUp(b, seqs)
+	p.inFlight++
 	p.mu.Unlock()
 	p.free(freed)
 	for _, s := range stale {
@@ -622,11 +648,18 @@ func (p *Partition) admit(ctx context.Context, b *flow.Block, seqs []uint64) (*D
 	return d, nil
 }
 
-// Done says that everything made of the block is durable elsewhere. The block will not come again but after a crash of the broker.
+// Done says that everything made of the block is durable elsewhere. Call it once. The block comes again only after a crash, if its floor was not saved yet.
 func (p *Partition) Done(ctx context.Context, d *Delivery) {
 	begun := time.Now()
 	for _, s := range d.seqs {
 		p.finish(ctx, s)
+	}
+	p.mu.Lock()
+	p.inFlight--
+	p.mu.Unlock()
+	select {
+	case p.landed <- struct{}{}:
+	default:
 	}
 	p.opt.Metrics.Acked(time.Since(begun))
 }
@@ -651,9 +684,6 @@ func (p *Partition) finish(ctx context.Context, seq uint64) {
 	p.tellMoved(was)
 	p.mu.Unlock()
 	p.free(h.messages)
-	if err := p.driver.Ack(ctx, seq); err != nil {
-		p.opt.Logger.Debug("acknowledge", "buffer", p.opt.Name, "seq", seq, "error", err)
-	}
 }
 
 // advance moves the floor over what is done. A block in pieces is passed as a whole: the floor is where a reader resumes, and with some of its pieces
@@ -699,17 +729,23 @@ func (p *Partition) Floor() uint64 {
 	return p.floor
 }
 
-// Run keeps the partition in order until ctx ends: it tells the broker what is in hand, and removes what nobody needs any more.
+// Run keeps the partition in order until ctx ends: it saves how far the reader is, removes what nobody needs any more, and watches the cursor.
 func (p *Partition) Run(ctx context.Context) error {
-	working := time.NewTicker(p.opt.AckWait / 3)
-	defer working.Stop()
+	save := time.NewTicker(p.opt.SaveEvery)
+	defer save.Stop()
 	trim := time.NewTicker(p.opt.TrimEvery)
 	defer trim.Stop()
+	var tell time.Time
+	said := func(what string, err error) {
+		if err != nil && ctx.Err() == nil && time.Now().After(tell) {
+			tell = time.Now().Add(insistEvery)
+			p.opt.Logger.Warn(what+" failed, retrying", "buffer", p.opt.Name, "error", err)
+		}
+	}
 	tidy := func() {
 		p.recount(ctx)
-		if err := p.Trim(ctx); err != nil && ctx.Err() == nil {
-			p.opt.Logger.Warn("trim is tried again later", "buffer", p.opt.Name, "error", err)
-		}
+		said("trim", p.Trim(ctx))
+		p.checkLate(ctx)
 	}
 	for {
 		select {
@@ -717,26 +753,12 @@ func (p *Partition) Run(ctx context.Context) error {
 			return nil
 		case <-p.trimNow:
 			tidy()
-		case <-working.C:
-			for _, seq := range p.inHand() {
-				_ = p.driver.Working(ctx, seq)
-			}
+		case <-save.C:
+			said("save of the state", p.saveFloor(ctx))
 		case <-trim.C:
 			tidy()
 		}
 	}
-}
-
-func (p *Partition) inHand() []uint64 {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	var seqs []uint64
-	for seq, h := range p.held {
-		if !h.done {
-			seqs = append(seqs, seq)
-		}
-	}
-	return seqs
 }
 
 // recount mends the pending count when it must be 0. It can be too high: when a write is tried again, a duplicate may be our own or an
@@ -758,11 +780,12 @@ func (p *Partition) recount(ctx context.Context) {
 	}
 }
 
-// Trim saves what was seen, and then removes the blocks that are done. The order matters: see recover.
+// Trim saves what was seen, and then removes the blocks that are done. The order matters: see recover. If the state cannot be saved, for want of room perhaps,
+// what the last saved one covers is removed all the same.
 func (p *Partition) Trim(ctx context.Context) error {
-	if err := p.save(ctx, false); err != nil {
-		return err
-	}
+	saving := p.save(ctx, false)
+	p.saving.Lock()
+	defer p.saving.Unlock()
 	keep := p.saved + 1
 	p.mu.Lock()
 	byID := p.byID
@@ -778,18 +801,18 @@ func (p *Partition) Trim(ctx context.Context) error {
 		}
 		p.trimMark = p.trimMark[i:]
 		if now.Sub(p.trimMark[0].at) <= p.opt.IDWindow {
-			return nil
+			return saving
 		}
 		keep = p.trimMark[0].floor + 1
 	}
 	if keep <= p.trimmed {
-		return nil
+		return saving
 	}
 	if err := p.driver.Trim(ctx, keep); err != nil {
-		return err
+		return errors.Join(saving, err)
 	}
 	p.trimmed = keep
-	return nil
+	return saving
 }
 
 // stateHead is what a saved state has before what was seen: the floor, and the last sequence stored.
@@ -798,12 +821,28 @@ const stateHead = 16
 // save stores what was seen as of the floor, and how far the store reached: an end that is lost would not be missed otherwise.
 func (p *Partition) save(ctx context.Context, always bool) error {
 	bounds, err := p.driver.Bounds(ctx)
-	p.mu.Lock()
-	if err != nil && p.floor != p.saved {
-		p.mu.Unlock()
+	if err != nil {
 		return fmt.Errorf("save state: %w", err)
 	}
-	floor, last := p.floor, max(bounds.Last, p.savedLast)
+	return p.saveUpTo(ctx, bounds.Last, always)
+}
+
+// saveFloor saves what was done since it was saved last. It does not ask how far the store reaches: at least as far as was read.
+func (p *Partition) saveFloor(ctx context.Context) error {
+	p.mu.Lock()
+	read, moved := p.read, p.floor != p.saved || p.progressed
+	p.mu.Unlock()
+	if !moved {
+		return nil
+	}
+	return p.saveUpTo(ctx, read, false)
+}
+
+func (p *Partition) saveUpTo(ctx context.Context, stored uint64, always bool) error {
+	p.saving.Lock()
+	defer p.saving.Unlock()
+	p.mu.Lock()
+	floor, last := p.floor, max(stored, p.savedLast)
 	if floor == p.saved && last == p.savedLast && !p.progressed && !always {
 		p.mu.Unlock()
 		return nil
@@ -819,7 +858,9 @@ func (p *Partition) save(ctx context.Context, always bool) error {
 		p.mu.Unlock()
 		return fmt.Errorf("save state: %w", err)
 	}
+	p.mu.Lock()
 	p.saved, p.savedLast = floor, last
+	p.mu.Unlock()
 	return nil
 }
 

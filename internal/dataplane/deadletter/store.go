@@ -49,8 +49,13 @@ type Config struct {
 	Replicas int
 }
 
+// requestTimeout bounds what Open asks of the broker. The caller retries.
+const requestTimeout = 5 * time.Second
+
 // Open opens the store of a pipeline, and creates it if it does not exist.
 func Open(ctx context.Context, js jetstream.JetStream, cfg Config) (*Store, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
 	_, err := js.Stream(ctx, cfg.Stream)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		_, err = js.CreateStream(ctx, jetstream.StreamConfig{

@@ -72,11 +72,6 @@ func (d driver) Submit(ctx context.Context, id string, data []byte) (r buffer.Re
 	return r
 }
 
-func (d driver) Ack(ctx context.Context, seq uint64) (err error) {
-	d.fuse.touch(func() { err = d.Driver.Ack(ctx, seq) })
-	return err
-}
-
 func (d driver) Trim(ctx context.Context, seq uint64) (err error) {
 	if !d.fuse.touch(func() { err = d.Driver.Trim(ctx, seq) }) {
 		return errDead
@@ -319,9 +314,6 @@ func TestCrashes(t *testing.T) {
 					if rapid.Bool().Draw(t, "forget ids") {
 						s.ForgetIDs()
 					}
-					if rapid.IntRange(0, 3).Draw(t, "forget acks") == 0 {
-						s.ForgetAcks(rapid.Uint64Range(0, 20).Draw(t, "acks up to"))
-					}
 				}
 			}
 		}
@@ -443,7 +435,7 @@ func (n *network) live(t *rapid.T, w *world, steps int) {
 	var services, loops sync.WaitGroup
 	for name, stores := range n.stores {
 		for i, s := range stores {
-			p, err := buffer.Open(ctx, driver{s.Open(), f}, buffer.Options{Name: fmt.Sprintf("%s-%d", name, i), TrimEvery: n.trim, AckWait: time.Minute})
+			p, err := buffer.Open(ctx, driver{s.Open(), f}, buffer.Options{Name: fmt.Sprintf("%s-%d", name, i), TrimEvery: n.trim})
 			if err != nil {
 				if f.dead {
 					return // it died while it started

@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strconv"
 	"sync"
 	"time"
@@ -22,7 +23,7 @@ import (
 
 // Config says where and how a partition is stored.
 type Config struct {
-	// Stream is the name of the stream, of its only subject and of its durable consumer: see package naming.
+	// Stream is the name of the stream and of its only subject: see package naming.
 	Stream string
 	// Tag says whose the stream is. One of somebody else is refused, one without a tag gets this one.
 	Tag naming.Tag
@@ -32,7 +33,7 @@ type Config struct {
 	State jetstream.KeyValue
 	// Fence, if not nil, is asked before state is saved or blocks are removed: an error means that another process may read the partition by now.
 	Fence func(context.Context) error
-	// Replicas of the stream and its consumer. Default 1.
+	// Replicas of the stream. Default 1.
 	Replicas int
 	// Memory stores blocks in the broker's memory: a restart of the broker loses them.
 	Memory bool
@@ -41,13 +42,14 @@ type Config struct {
 	MaxBlocks int64
 	// Duplicates is the broker's own deduplication window, a first line only, which costs it some 240 bytes for each block. Default 20 seconds.
 	Duplicates time.Duration
-	// AckWait is after what time without a sign a block comes again; MaxAckPending bounds the blocks in hand. Defaults 30 s and 1024.
-	AckWait       time.Duration
-	MaxAckPending int
+	// Logger hears of replicas that lack blocks which others have. Default: nobody does.
+	Logger *slog.Logger
 }
 
 // Bucket opens the bucket for Config.State, and makes it if it is not there.
 func Bucket(ctx context.Context, js jetstream.JetStream, name string, replicas int) (jetstream.KeyValue, error) {
+	ctx, cancel := bounded(ctx)
+	defer cancel()
 	kv, err := js.KeyValue(ctx, name)
 	if errors.Is(err, jetstream.ErrBucketNotFound) {
 		kv, err = js.CreateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: name, History: 1, Replicas: max(1, replicas), Storage: jetstream.FileStorage})
@@ -64,9 +66,9 @@ type driver struct {
 	created time.Time
 
 	mu     sync.Mutex
-	after  uint64 // Resume's argument
+	next   uint64 // the sequence that the cursor gives next
 	reader jetstream.MessagesContext
-	reply  map[uint64]string // where to answer, of what is in hand
+	fresh  bool // the cursor has given nothing since it was made
 	closed bool
 }
 
@@ -77,18 +79,17 @@ func (cfg Config) withDefaults() Config {
 	if cfg.Duplicates == 0 {
 		cfg.Duplicates = 20 * time.Second
 	}
-	if cfg.AckWait == 0 {
-		cfg.AckWait = 30 * time.Second
-	}
-	if cfg.MaxAckPending == 0 {
-		cfg.MaxAckPending = 1024
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	return cfg
 }
 
 // Open opens the stream of a partition, and makes it if it never was.
 func Open(ctx context.Context, js jetstream.JetStream, cfg Config) (buffer.Driver, error) {
-	d := &driver{js: js, cfg: cfg.withDefaults(), reply: map[uint64]string{}}
+	d := &driver{js: js, cfg: cfg.withDefaults()}
+	ctx, cancel := bounded(ctx)
+	defer cancel()
 	if err := d.open(ctx); err != nil {
 		return nil, fmt.Errorf("stream %s: %w", cfg.Stream, err)
 	}
@@ -97,11 +98,13 @@ func Open(ctx context.Context, js jetstream.JetStream, cfg Config) (buffer.Drive
 
 // Attach opens the stream of a partition as it is, whatever its configuration says.
 func Attach(ctx context.Context, js jetstream.JetStream, cfg Config) (buffer.Driver, error) {
+	ctx, cancel := bounded(ctx)
+	defer cancel()
 	stream, err := js.Stream(ctx, cfg.Stream)
 	if err != nil {
 		return nil, fmt.Errorf("stream %s: %w", cfg.Stream, err)
 	}
-	d := &driver{js: js, cfg: cfg.withDefaults(), reply: map[uint64]string{}, created: stream.CachedInfo().Created}
+	d := &driver{js: js, cfg: cfg.withDefaults(), created: stream.CachedInfo().Created}
 	d.cfg.Replicas = stream.CachedInfo().Config.Replicas
 	return d, nil
 }
@@ -249,180 +252,13 @@ func (d *driver) classify(ctx context.Context, err error) error {
 		return fmt.Errorf("%w: %w", buffer.ErrClosed, err)
 	case errors.Is(err, jetstream.ErrNoStreamResponse), errors.Is(err, jetstream.ErrStreamNotFound), errors.Is(err, jetstream.ErrConsumerNotFound), errors.Is(err, jetstream.ErrConsumerDeleted):
 		// Nobody answers for the stream: the server may be starting, or the stream is gone. Only the server can tell.
+		ctx, cancel := bounded(ctx)
+		defer cancel()
 		if _, err := d.js.Stream(ctx, d.cfg.Stream); errors.Is(err, jetstream.ErrStreamNotFound) {
 			return fmt.Errorf("stream %s: %w", d.cfg.Stream, buffer.ErrMissing)
 		}
 	}
 	return err
-}
-
-func (d *driver) consumerConfig() jetstream.ConsumerConfig {
-	c := jetstream.ConsumerConfig{
-		Durable: d.cfg.Stream, AckPolicy: jetstream.AckExplicitPolicy, AckWait: d.cfg.AckWait,
-		MaxAckPending: d.cfg.MaxAckPending, MaxDeliver: -1, Replicas: d.cfg.Replicas,
-		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: d.after + 1,
-	}
-	return c
-}
-
-func (d *driver) Resume(ctx context.Context, after uint64) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.after = after
-	var at uint64
-	for range 2 {
-		// A consumer that is made anew gives at once what the last reader held; the old one would wait for AckWait.
-		if err := d.js.DeleteConsumer(ctx, d.cfg.Stream, d.cfg.Stream); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
-			return err
-		}
-		c, err := d.js.CreateOrUpdateConsumer(ctx, d.cfg.Stream, d.consumerConfig())
-		if err != nil {
-			return err
-		}
-		// After a power loss a server may not know a consumer any more whose state is still on its disk, and the new one takes that up: delete it as well.
-		if at = c.CachedInfo().Delivered.Stream; at <= after {
-			return nil
-		}
-	}
-	return fmt.Errorf("stream %s: a new consumer begins after block %d instead of %d", d.cfg.Stream, at, after)
-}
-
-// Read-ahead: entries that the client asks for before they are needed.
-const (
-	aheadEntries = 256
-	aheadBytes   = 2 << 20
-)
-
-func (d *driver) messages(ctx context.Context) (jetstream.MessagesContext, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.closed {
-		return nil, buffer.ErrClosed
-	}
-	if d.reader != nil {
-		return d.reader, nil
-	}
-	consumer, err := d.js.Consumer(ctx, d.cfg.Stream, d.cfg.Stream)
-	if errors.Is(err, jetstream.ErrConsumerNotFound) {
-		// Lost with the broker's state. Entries that are done come again, and the partition knows them.
-		consumer, err = d.js.CreateOrUpdateConsumer(ctx, d.cfg.Stream, d.consumerConfig())
-	}
-	if err != nil {
-		return nil, err
-	}
-	d.reader, err = consumer.Messages(jetstream.PullMaxMessagesWithBytesLimit(aheadEntries, aheadBytes), jetstream.PullExpiry(30*time.Second), jetstream.PullHeartbeat(5*time.Second))
-	return d.reader, err
-}
-
-func (d *driver) Next(ctx context.Context) (buffer.Entry, error) {
-	reader, err := d.messages(ctx)
-	if err != nil {
-		return buffer.Entry{}, d.classify(ctx, err)
-	}
-	msg, err := reader.Next(jetstream.NextContext(ctx))
-	if err != nil {
-		if ctx.Err() != nil {
-			return buffer.Entry{}, ctx.Err()
-		}
-		d.mu.Lock()
-		reader.Stop()
-		d.reader = nil
-		d.mu.Unlock()
-		return buffer.Entry{}, d.classify(ctx, err)
-	}
-	meta, err := msg.Metadata()
-	if err != nil {
-		return buffer.Entry{}, err
-	}
-	d.mu.Lock()
-	d.reply[meta.Sequence.Stream] = msg.Reply()
-	d.mu.Unlock()
-	return buffer.Entry{Seq: meta.Sequence.Stream, Data: msg.Data(), Stored: meta.Timestamp}, nil
-}
-
-// What a consumer's client answers to a delivery; see the JetStream wire API.
-var (
-	ackDone    = []byte("+ACK")
-	ackWorking = []byte("+WPI")
-)
-
-func (d *driver) Ack(_ context.Context, seq uint64) error {
-	d.mu.Lock()
-	reply := d.reply[seq]
-	delete(d.reply, seq)
-	d.mu.Unlock()
-	if reply == "" {
-		return nil
-	}
-	return d.js.Conn().Publish(reply, ackDone)
-}
-
-func (d *driver) Working(_ context.Context, seq uint64) error {
-	d.mu.Lock()
-	reply := d.reply[seq]
-	d.mu.Unlock()
-	if reply == "" {
-		return nil
-	}
-	return d.js.Conn().Publish(reply, ackWorking)
-}
-
-func (d *driver) Bounds(ctx context.Context) (buffer.Bounds, error) {
-	stream, err := d.js.Stream(ctx, d.cfg.Stream)
-	if err != nil {
-		return buffer.Bounds{}, d.classify(ctx, err)
-	}
-	state := stream.CachedInfo().State
-	b := buffer.Bounds{First: state.FirstSeq, Last: state.LastSeq}
-	if state.Msgs == 0 {
-		b.First = state.LastSeq + 1
-	}
-	consumer, err := d.js.Consumer(ctx, d.cfg.Stream, d.cfg.Stream)
-	switch {
-	case err == nil:
-		b.Acked = consumer.CachedInfo().AckFloor.Stream
-	case !errors.Is(err, jetstream.ErrConsumerNotFound):
-		return buffer.Bounds{}, err
-	}
-	return b, nil
-}
-
-func (d *driver) Scan(ctx context.Context, seq uint64, visit func(buffer.Entry) error) error {
-	bounds, err := d.Bounds(ctx)
-	if err != nil || bounds.Last < seq || bounds.First > bounds.Last {
-		return err
-	}
-	consumer, err := d.js.OrderedConsumer(ctx, d.cfg.Stream, jetstream.OrderedConsumerConfig{
-		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(seq, bounds.First), InactiveThreshold: 30 * time.Second,
-	})
-	if err != nil {
-		return err
-	}
-	entries, err := consumer.Messages(jetstream.PullMaxMessagesWithBytesLimit(aheadEntries, aheadBytes))
-	if err != nil {
-		return err
-	}
-	defer entries.Stop()
-	for {
-		msg, err := entries.Next(jetstream.NextContext(ctx))
-		if err != nil {
-			return err
-		}
-		meta, err := msg.Metadata()
-		if err != nil {
-			return err
-		}
-		if meta.Sequence.Stream > bounds.Last {
-			return nil
-		}
-		if err := visit(buffer.Entry{Seq: meta.Sequence.Stream, Data: msg.Data(), Stored: meta.Timestamp}); err != nil {
-			return err
-		}
-		// The last ones may be damaged and never come, so what is left counts as well as the sequence.
-		if meta.Sequence.Stream == bounds.Last || meta.NumPending == 0 {
-			return nil
-		}
-	}
 }
 
 func (d *driver) fence(ctx context.Context) error {
@@ -433,6 +269,8 @@ func (d *driver) fence(ctx context.Context) error {
 }
 
 func (d *driver) Trim(ctx context.Context, seq uint64) error {
+	ctx, cancel := bounded(ctx)
+	defer cancel()
 	if err := d.fence(ctx); err != nil {
 		return err
 	}
@@ -444,6 +282,8 @@ func (d *driver) Trim(ctx context.Context, seq uint64) error {
 }
 
 func (d *driver) SaveState(ctx context.Context, state []byte) error {
+	ctx, cancel := bounded(ctx)
+	defer cancel()
 	if err := d.fence(ctx); err != nil {
 		return err
 	}
@@ -452,7 +292,36 @@ func (d *driver) SaveState(ctx context.Context, state []byte) error {
 }
 
 func (d *driver) LoadState(ctx context.Context) ([]byte, error) {
+	ctx, cancel := bounded(ctx)
+	defer cancel()
 	entry, err := d.cfg.State.Get(ctx, d.key("seen"))
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return entry.Value(), nil
+}
+
+func (d *driver) SaveDamage(ctx context.Context, damage []byte) error {
+	ctx, cancel := bounded(ctx)
+	defer cancel()
+	if len(damage) == 0 {
+		_, err := d.cfg.State.Get(ctx, d.key("damage"))
+		if errors.Is(err, jetstream.ErrKeyNotFound) {
+			return nil
+		}
+		return d.cfg.State.Purge(ctx, d.key("damage"))
+	}
+	_, err := d.cfg.State.Put(ctx, d.key("damage"), damage)
+	return err
+}
+
+func (d *driver) LoadDamage(ctx context.Context) ([]byte, error) {
+	ctx, cancel := bounded(ctx)
+	defer cancel()
+	entry, err := d.cfg.State.Get(ctx, d.key("damage"))
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
 		return nil, nil
 	}

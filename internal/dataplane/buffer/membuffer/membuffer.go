@@ -16,16 +16,16 @@ type Store struct {
 	entries []buffer.Entry // ascending
 	last    uint64
 	ids     map[string]bool
-	acked   map[uint64]bool
-	floor   uint64
+	hidden  map[uint64]bool
 	state   []byte
+	damage  []byte
 	changed chan struct{}
 	max     int
 }
 
 // NewStore returns an empty log whose entries hold up to maxEntry bytes.
 func NewStore(maxEntry int) *Store {
-	return &Store{ids: map[string]bool{}, acked: map[uint64]bool{}, changed: make(chan struct{}), max: maxEntry}
+	return &Store{ids: map[string]bool{}, hidden: map[uint64]bool{}, changed: make(chan struct{}), max: maxEntry}
 }
 
 // ForgetIDs makes the store forget which ids it stored, as a broker does after its deduplication window.
@@ -35,12 +35,20 @@ func (s *Store) ForgetIDs() {
 	clear(s.ids)
 }
 
-// ForgetAcks makes the store forget acknowledgements above seq, as a broker does that crashes before it wrote them.
-func (s *Store) ForgetAcks(seq uint64) {
+// Hide keeps entries from cursors, as a damaged replica does; Find still has them.
+func (s *Store) Hide(seqs ...uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.floor = min(s.floor, seq)
-	clear(s.acked)
+	for _, seq := range seqs {
+		s.hidden[seq] = true
+	}
+}
+
+// Reveal ends Hide.
+func (s *Store) Reveal() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.hidden)
 }
 
 // Edit lets a test damage what is stored.
@@ -95,8 +103,7 @@ func (d *driver) Submit(_ context.Context, id string, data []byte) buffer.Receip
 func (d *driver) Resume(_ context.Context, after uint64) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.next, d.floor = after+1, after
-	clear(d.acked)
+	d.next = after + 1
 	return nil
 }
 
@@ -108,7 +115,7 @@ func (d *driver) Next(ctx context.Context) (buffer.Entry, error) {
 			return buffer.Entry{}, buffer.ErrClosed
 		}
 		for _, e := range d.entries {
-			if e.Seq >= d.next {
+			if e.Seq >= d.next && !d.hidden[e.Seq] {
 				d.next = e.Seq + 1
 				d.mu.Unlock()
 				return e, nil
@@ -124,23 +131,21 @@ func (d *driver) Next(ctx context.Context) (buffer.Entry, error) {
 	}
 }
 
-func (d *driver) Ack(_ context.Context, seq uint64) error {
+func (d *driver) Find(_ context.Context, lo, hi uint64, good func(buffer.Entry) bool) (found []buffer.Entry, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.acked[seq] = true
-	for d.acked[d.floor+1] {
-		d.floor++
-		delete(d.acked, d.floor)
+	for _, e := range d.entries {
+		if lo <= e.Seq && e.Seq <= hi && good(e) {
+			found = append(found, e)
+		}
 	}
-	return nil
+	return found, nil
 }
-
-func (d *driver) Working(context.Context, uint64) error { return nil }
 
 func (d *driver) Bounds(context.Context) (buffer.Bounds, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	b := buffer.Bounds{First: d.last + 1, Last: d.last, Acked: d.floor}
+	b := buffer.Bounds{First: d.last + 1, Last: d.last}
 	if len(d.entries) > 0 {
 		b.First = d.entries[0].Seq
 	}
@@ -152,7 +157,7 @@ func (d *driver) Scan(_ context.Context, seq uint64, visit func(buffer.Entry) er
 	entries := append([]buffer.Entry(nil), d.entries...)
 	d.mu.Unlock()
 	for _, e := range entries {
-		if e.Seq >= seq {
+		if e.Seq >= seq && !d.hidden[e.Seq] {
 			if err := visit(e); err != nil {
 				return err
 			}
@@ -183,6 +188,19 @@ func (d *driver) LoadState(context.Context) ([]byte, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return append([]byte(nil), d.state...), nil
+}
+
+func (d *driver) SaveDamage(_ context.Context, damage []byte) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.damage = bytes.Clone(damage)
+	return nil
+}
+
+func (d *driver) LoadDamage(context.Context) ([]byte, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return bytes.Clone(d.damage), nil
 }
 
 func (d *driver) Incarnation() string { return "m" }

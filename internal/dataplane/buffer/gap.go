@@ -1,0 +1,266 @@
+package buffer
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/levada-io/levada/internal/flow"
+)
+
+// findAtOnce bounds how many entries are looked for in one call of Driver.Find: they are in memory together.
+const findAtOnce = 64
+
+// Damage is what a partition keeps about entries that its store has lost: a later start says it again before it reads anything.
+type Damage struct {
+	First uint64    `json:"first"`
+	Last  uint64    `json:"last"`
+	Found time.Time `json:"found"`
+	Why   string    `json:"why"`
+}
+
+// next gives the entry behind the last one, from the cursor or, where the cursor met nothing, from the store itself. When the store does not have it
+// anywhere, that is damage; the entry after it comes if Options.OnCorrupt says so.
+func (p *Partition) next(ctx context.Context) (Entry, error) {
+	for {
+		expected := p.expected()
+		for len(p.ahead) > 0 && p.ahead[0].Seq < expected {
+			p.ahead = p.ahead[1:]
+		}
+		if len(p.ahead) > 0 && p.ahead[0].Seq == expected {
+			e := p.ahead[0]
+			p.ahead = p.ahead[1:]
+			return e, nil
+		}
+		var last uint64 // the entries up to here are stored, and the cursor gave none of them
+		if len(p.ahead) > 0 {
+			last = p.ahead[0].Seq - 1
+		} else {
+			e, err := p.await(ctx)
+			var late *lateError
+			switch {
+			case errors.As(err, &late):
+				last = late.last
+			case err != nil:
+				return Entry{}, err
+			case e.Seq <= expected:
+				p.ahead = append(p.ahead, e)
+				continue
+			default:
+				p.ahead = append(p.ahead, e)
+				last = e.Seq - 1
+			}
+		}
+		if last < expected {
+			continue
+		}
+		last = min(last, expected+findAtOnce-1)
+		found, err := p.find(ctx, expected, last)
+		if err != nil {
+			return Entry{}, err
+		}
+		if len(found) > 0 && found[0].Seq == expected {
+			p.ahead = append(found, p.ahead...)
+			continue
+		}
+		if len(found) > 0 {
+			last = found[0].Seq - 1
+			p.ahead = append(found, p.ahead...)
+		}
+		if err := p.damaged(ctx, expected, last, nil, missing(expected, last)); err != nil {
+			return Entry{}, err
+		}
+		p.mu.Lock()
+		p.read = last
+		p.mu.Unlock()
+		p.skip(ctx, expected, last+1)
+	}
+}
+
+func missing(first, last uint64) error {
+	return fmt.Errorf("%w: %d to %d; the stream and every replica of it were asked", ErrGap, first, last)
+}
+
+// expected is the sequence that must come next.
+func (p *Partition) expected() uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if next := p.read + 1; next != p.lostEnd.Lo {
+		return next
+	}
+	return p.lostEnd.Hi + 1
+}
+
+// lateError ends a wait for the cursor that gives nothing, although entries up to last are stored.
+type lateError struct{ last uint64 }
+
+func (*lateError) Error() string { return "the cursor gives nothing" }
+
+// await waits for the cursor. Run ends the wait with a lateError.
+func (p *Partition) await(ctx context.Context) (Entry, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	p.mu.Lock()
+	p.waiting, p.waitingSince = cancel, time.Now()
+	p.mu.Unlock()
+	e, err := p.driver.Next(ctx)
+	p.mu.Lock()
+	p.waiting = nil
+	p.mu.Unlock()
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return e, err
+}
+
+// lateAfter is how long a cursor may give nothing although there is something, before the store itself is asked.
+const lateAfter = 2 * time.Second
+
+// checkLate ends the wait for a cursor that does not give what is stored: its server may have lost it, or the request.
+func (p *Partition) checkLate(ctx context.Context) {
+	p.mu.Lock()
+	waiting, since := p.waiting, p.waitingSince
+	p.mu.Unlock()
+	if waiting == nil || time.Since(since) < lateAfter {
+		return
+	}
+	bounds, err := p.driver.Bounds(ctx)
+	if err != nil || bounds.Last < p.expected() {
+		return
+	}
+	waiting(&lateError{bounds.Last})
+}
+
+// find asks the store and its replicas, for as long as it takes to ask all.
+func (p *Partition) find(ctx context.Context, lo, hi uint64) ([]Entry, error) {
+	var found []Entry
+	err := p.insist(ctx, fmt.Sprintf("reading stored blocks %d to %d", lo, hi), func(ctx context.Context) (err error) {
+		found, err = p.driver.Find(ctx, lo, hi, func(e Entry) bool { return intact(e.Data) })
+		return err
+	})
+	return found, err
+}
+
+// scan visits all that is stored, also what only some replica has. It returns the sequence after the last entry that is there.
+func (p *Partition) scan(ctx context.Context, bounds Bounds, visit func(Entry)) (next uint64, err error) {
+	next = bounds.First
+	fill := func(hi uint64) error {
+		for lo := next; lo <= hi; lo += findAtOnce {
+			found, err := p.find(ctx, lo, min(hi, lo+findAtOnce-1))
+			if err != nil {
+				return err
+			}
+			for _, e := range found {
+				next = e.Seq + 1
+				visit(e)
+			}
+		}
+		return nil
+	}
+	err = p.driver.Scan(ctx, bounds.First, func(e Entry) error {
+		if e.Seq > next {
+			if err := fill(e.Seq - 1); err != nil {
+				return err
+			}
+		}
+		next = e.Seq + 1
+		visit(e)
+		return nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	err = fill(bounds.Last)
+	return next, err
+}
+
+// intact reports whether data is what was written.
+func intact(data []byte) bool {
+	if isChunk(data) {
+		_, err := decodeChunk(data)
+		return err == nil
+	}
+	_, err := flow.Decode(data)
+	return err == nil
+}
+
+// insistEvery is how often a wait for the broker is told, after the first time.
+const insistEvery = 30 * time.Second
+
+// insist calls do until it succeeds or ctx ends, and says once in a while what it waits for. Errors that do not go away by themselves end it.
+func (p *Partition) insist(ctx context.Context, what string, do func(context.Context) error) error {
+	wait, tell := retryDelay(), time.Now().Add(3*time.Second)
+	for {
+		err := do(ctx)
+		switch {
+		case err == nil, errors.Is(err, ErrMissing), errors.Is(err, ErrClosed), errors.Is(err, ErrGap):
+			return err
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		}
+		if time.Now().After(tell) {
+			tell = time.Now().Add(insistEvery)
+			p.opt.Logger.Warn("broker does not answer, retrying", "buffer", p.opt.Name, "operation", what, "error", err)
+		}
+		if !sleep(ctx, wait.NextBackOff()) {
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// damaged notes durably that entries are lost, and asks what to do. nil: go on without them.
+func (p *Partition) damaged(ctx context.Context, first, last uint64, data []byte, why error) error {
+	p.opt.Metrics.Gap(int(last - first + 1))
+	note, err := json.Marshal(Damage{First: first, Last: last, Found: time.Now().UTC(), Why: why.Error()})
+	if err != nil {
+		return err
+	}
+	// Without the note the next start finds the damage again, only later.
+	short, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	if err := p.insist(short, "saving what is damaged", func(ctx context.Context) error { return p.driver.SaveDamage(ctx, note) }); err != nil {
+		p.opt.Logger.Warn("damage not recorded", "buffer", p.opt.Name, "error", err)
+	}
+	if err := p.opt.OnCorrupt(first, data, why); err != nil {
+		return err
+	}
+	if err := p.driver.SaveDamage(ctx, nil); err != nil {
+		p.opt.Logger.Warn("damage record not removed", "buffer", p.opt.Name, "error", err)
+	}
+	return nil
+}
+
+// recall looks whether damage that an earlier run found is still there.
+func (p *Partition) recall(ctx context.Context) error {
+	note, err := p.driver.LoadDamage(ctx)
+	if err != nil || len(note) == 0 {
+		return err
+	}
+	var d Damage
+	if err := json.Unmarshal(note, &d); err != nil {
+		return fmt.Errorf("record of damage: %w", err)
+	}
+	whole := d.First > p.saved
+	for lo := d.First; whole && lo <= d.Last; {
+		hi := min(d.Last, lo+findAtOnce-1)
+		found, err := p.find(ctx, lo, hi)
+		if err != nil {
+			return err
+		}
+		whole = len(found) == int(hi-lo+1)
+		lo = hi + 1
+	}
+	switch {
+	case d.Last <= p.saved: // it was accepted, and passed
+	case whole:
+		p.opt.Logger.Info("damaged blocks are there again", "buffer", p.opt.Name, "first", d.First, "last", d.Last, "found", d.Found)
+	default:
+		why := fmt.Errorf("%w: %d to %d, since %s: %s", ErrGap, d.First, d.Last, d.Found.Format(time.RFC3339), d.Why)
+		if err := p.opt.OnCorrupt(d.First, nil, why); err != nil {
+			return err
+		}
+	}
+	return p.driver.SaveDamage(ctx, nil)
+}
