@@ -180,6 +180,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if cfg.Listen == "" {
 		cfg.Listen = "127.0.0.1:0"
 	}
+	if cfg.NATS == "" && cfg.Replicas > 1 {
+		return fmt.Errorf("--replicas %d: the broker in this process is one server and keeps one copy; name a cluster of brokers with --nats, or leave --replicas out", cfg.Replicas)
+	}
 	r := &runner{cfg: cfg, log: cfg.Logger, metrics: metrics.New(cfg.Version), secrets: newSecrets(cfg), budget: newBudget(cfg.DrainTimeout)}
 	defer r.budget.stop()
 	defer context.AfterFunc(ctx, r.budget.begin)()

@@ -148,10 +148,7 @@ func (d *driver) open(ctx context.Context) error {
 		if _, err = d.js.UpdateStream(ctx, want); err != nil {
 			return explainReplicas(err, have.Replicas, want.Replicas)
 		}
-		if d.cfg.Changed != nil && have.Replicas != want.Replicas {
-			d.cfg.Changed(d.cfg.Stream, have.Replicas, want.Replicas)
-		}
-		return nil
+		return resized(ctx, d.js, d.cfg.Stream, have.Replicas, want.Replicas, d.cfg.Changed)
 	case !errors.Is(err, jetstream.ErrStreamNotFound):
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -23,7 +24,7 @@ func OpenBucket(ctx context.Context, js jetstream.JetStream, name string, tag na
 		})
 	}
 	if err != nil {
-		return nil, fmt.Errorf("bucket %s: %w", name, err)
+		return nil, fmt.Errorf("bucket %s: %w", name, explainReplicas(err, 0, replicas))
 	}
 	return kv, Own(ctx, js, naming.KVStream(name), tag, replicas, changed)
 }
@@ -52,10 +53,41 @@ func Own(ctx context.Context, js jetstream.JetStream, name string, tag naming.Ta
 	if _, err := js.UpdateStream(ctx, cfg); err != nil {
 		return fmt.Errorf("stream %s: %w", name, explainReplicas(err, had, cfg.Replicas))
 	}
-	if changed != nil && had != cfg.Replicas {
-		changed(name, had, cfg.Replicas)
+	return resized(ctx, js, name, had, cfg.Replicas, changed)
+}
+
+// resized waits until the servers of another number of replicas are chosen, and tells of it. Before that the broker takes no consumer with as many.
+func resized(ctx context.Context, js jetstream.JetStream, name string, from, to int, changed Changed) error {
+	if from == to {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		stream, err := js.Stream(ctx, name)
+		if err == nil && has(stream.CachedInfo().Cluster, to) {
+			break
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("stream %s: wait for %d replicas instead of %d: %w", name, to, from, errors.Join(context.Cause(ctx), err))
+		}
+	}
+	if changed != nil {
+		changed(name, from, to)
 	}
 	return nil
+}
+
+// has reports whether a stream has a leader, and so many replicas. They may still be catching up, which takes as long as there is data.
+func has(cluster *jetstream.ClusterInfo, replicas int) bool {
+	if cluster == nil {
+		return replicas == 1
+	}
+	return cluster.Leader != "" && len(cluster.Replicas) == replicas-1
 }
 
 // ErrReplicas means that the broker cannot keep as many replicas as were asked for.
@@ -75,7 +107,7 @@ func explainReplicas(err error, from, to int) error {
 	}
 	switch api.ErrorCode {
 	case codeNotClustered, codeNoPeers, codeNoResources, codeTooManyReplica:
-		return fmt.Errorf("%d replicas (it has %d): %w: %w. Give --replicas a number of at most the servers with JetStream in the cluster, or add servers", to, from, ErrReplicas, err)
+		return fmt.Errorf("%d replicas instead of %d: %w: %w. Give --replicas at most the number of servers with JetStream in the cluster, or add servers", to, from, ErrReplicas, err)
 	}
 	return err
 }
