@@ -33,4 +33,5 @@ const (
 	Source   Reason = "source"   // the source has no content for it
 
 	Malformed Reason = "malformed" // a record of the source that cannot be read; the message has its raw bytes
+	Refused   Reason = "refused"   // a sink never takes it
 )

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/levada-io/levada/internal/dataplane/deadletter"
 	"github.com/levada-io/levada/internal/dataplane/function"
 	"github.com/levada-io/levada/internal/dataplane/sink"
 	"github.com/levada-io/levada/internal/flow"
@@ -21,6 +22,16 @@ type Delivery struct {
 	BypassPrimary, BypassFallback, BypassOnSuccess *Condition
 	Events                                         DeliveryEvents
 	Logger                                         *slog.Logger
+
+	sites sites
+}
+
+// With returns another output to the same sinks, with events of its own.
+func (d *Delivery) With(events DeliveryEvents) *Delivery {
+	return &Delivery{
+		Primary: d.Primary, Fallback: d.Fallback, OnSuccess: d.OnSuccess, Retry: d.Retry,
+		BypassPrimary: d.BypassPrimary, BypassFallback: d.BypassFallback, BypassOnSuccess: d.BypassOnSuccess, Events: events, Logger: d.Logger,
+	}
 }
 
 // DeliveryEvents are told what a sink does.
@@ -43,7 +54,13 @@ func (d *Delivery) Wait(context.Context, *Emission) error { return nil }
 func (d *Delivery) Submit(ctx context.Context, e *Emission) error {
 	messages := e.results()
 	var primary, fallback, success []flow.Message
-	if d.BypassPrimary == nil && d.BypassFallback == nil && d.BypassOnSuccess == nil {
+	switch {
+	case e.To == function.FallbackSink:
+		return d.secondary(ctx, e, function.FallbackSink, d.Fallback, messages)
+	case e.To == function.OnSuccessSink:
+		return d.secondary(ctx, e, function.OnSuccessSink, d.OnSuccess, messages)
+	}
+	if e.Again != nil || d.BypassPrimary == nil && d.BypassFallback == nil && d.BypassOnSuccess == nil {
 		primary = messages
 	} else {
 		for _, m := range messages {
@@ -110,12 +127,72 @@ func (e *Emission) block(messages []flow.Message, whole bool) *flow.Block {
 	return &b
 }
 
+// patience is how long messages that a sink failed are tried again in place. After that they wait beside what goes on, unless the loop is ordered.
+const patience = time.Second
+
+// attempts of one Submit.
+type attempts struct {
+	e    *Emission
+	role function.Role
+	// n is the number of the attempt, of this Submit; waited is how long this Submit waited between attempts.
+	n      int
+	waited time.Duration
+}
+
+// of is how often a message was tried, over all of its Submits.
+func (a *attempts) of(m *flow.Message) int { return a.n + a.e.Again[m.ID] }
+
+// later leaves a message to be tried again, or to be dead-lettered. The count is that of this Submit: the loop adds those before.
+func (a *attempts) later(m *flow.Message, o function.Outcome, due time.Time) {
+	a.e.Later = append(a.e.Later, Later{Message: *m, Made: true, To: a.role, Attempts: a.n, Outcome: o, Due: due})
+}
+
+// refuse dead-letters a message.
+func (a *attempts) refuse(m *flow.Message, reason deadletter.Reason, text string) {
+	a.later(m, function.Outcome{Verdict: function.Broken, Failure: &deadletter.Failure{Reason: reason, Error: text, Attempts: a.of(m)}}, time.Time{})
+}
+
+// common handles the results that mean the same for each sink. It reports whether the result was one of them.
+func (d *Delivery) common(a *attempts, m *flow.Message, r *sink.Result) bool {
+	switch r.Status {
+	case sink.Nacked:
+		d.Events.Failed(a.role, 1)
+		a.later(m, function.Outcome{Verdict: function.Nacked, Delay: r.Delay, MaxDeliveries: r.MaxDeliveries, Reason: r.Error}, time.Time{})
+	case sink.Broken:
+		d.Events.Failed(a.role, 1)
+		a.later(m, function.Outcome{Verdict: function.Broken, Failure: r.Failure}, time.Time{})
+	default:
+		return false
+	}
+	return true
+}
+
+// again waits before the next attempt at messages that failed. It returns false if they are left for later instead: because the process is stopping, or because they
+// would hold up the others for too long.
+func (d *Delivery) again(ctx context.Context, a *attempts, left []flow.Message, s RetryStrategy, text string) (bool, error) {
+	d.sites.report(d.Logger, string(a.role)+" failed, retrying", len(left), "error", text, "attempt", a.of(&left[0]))
+	wait := s.Delay(a.of(&left[0]))
+	if a.e.Until == nil || a.e.Until.Err() == nil {
+		if a.e.InPlace || a.e.Until == nil || a.waited+wait <= patience {
+			a.waited += wait
+			ok, err := pause(ctx, a.e.Until, wait)
+			if ok || err != nil {
+				return ok, err
+			}
+		}
+	}
+	for i := range left {
+		a.later(&left[i], function.Outcome{Verdict: function.Retry, Reason: text}, time.Now().Add(wait))
+	}
+	return false, nil
+}
+
 // primary delivers to the primary sink. It returns what the other sinks are to get; what must come again is added to e.Later.
 func (d *Delivery) primary(ctx context.Context, e *Emission, left []flow.Message) (fallback, success []flow.Message, err error) {
-	whole := true
-	for attempt := 1; len(left) > 0; attempt++ {
+	whole := e.Again == nil
+	for a := (&attempts{e: e, role: function.UDSink, n: 1}); len(left) > 0; a.n++ {
 		begun := time.Now()
-		results, err := d.write(ctx, function.UDSink, d.Primary, e.block(left, whole))
+		results, err := d.write(ctx, a, d.Primary, e.block(left, whole))
 		if err != nil {
 			return nil, nil, err
 		}
@@ -124,15 +201,20 @@ func (d *Delivery) primary(ctx context.Context, e *Emission, left []flow.Message
 			return fallback, success, nil
 		}
 		whole = false
-		var failed, delivered []flow.Message
+		var failed, delivered, dropped []flow.Message
 		for i := range results {
 			m, r := &left[i], &results[i]
+			if d.common(a, m, r) {
+				continue
+			}
 			switch r.Status {
 			case sink.Delivered, sink.Serve:
 				delivered = append(delivered, *m)
 			case sink.Fallback:
 				if d.Fallback == nil {
-					return nil, nil, errors.New("the sink sends a message to the fallback sink, and the manifest has none: add sink.fallback")
+					d.Events.Failed(a.role, 1)
+					a.refuse(m, deadletter.Refused, "the sink sent it to the fallback sink, and the manifest has none: add sink.fallback")
+					continue
 				}
 				fallback = append(fallback, *m)
 			case sink.OnSuccess:
@@ -143,33 +225,36 @@ func (d *Delivery) primary(ctx context.Context, e *Emission, left []flow.Message
 				} else {
 					success = append(success, *m)
 				}
-			case sink.Nacked:
-				e.Later = append(e.Later, Later{Message: *m, Made: true, Attempts: 1, Due: time.Now().Add(max(r.Delay, 10*time.Millisecond)), Outcome: function.Outcome{Verdict: function.Nacked, Delay: r.Delay, Reason: r.Error}})
-			case sink.Broken:
-				e.Later = append(e.Later, Later{Message: *m, Made: true, Attempts: 1, Outcome: function.Outcome{Verdict: function.Broken, Failure: r.Failure}})
 			default:
-				failed = append(failed, *m)
+				d.Events.Failed(a.role, 1)
+				if !r.Permanent && !d.Retry.Exhausted(a.of(m)) {
+					failed = append(failed, *m)
+					continue
+				}
+				switch {
+				case d.Retry.OnFailure == OnFailureFallback && d.Fallback != nil:
+					fallback = append(fallback, *m)
+				case d.Retry.OnFailure == OnFailureDrop || !r.Permanent && d.Retry.OnFailure != OnFailureFallback:
+					dropped = append(dropped, *m)
+				case r.Permanent:
+					a.refuse(m, deadletter.Refused, "the sink never takes it: "+strings.ToValidUTF8(r.Error, "?"))
+				default:
+					a.refuse(m, deadletter.Retries, "the sink failed it in every attempt that its retry strategy allows, and the manifest has no fallback sink: "+strings.ToValidUTF8(r.Error, "?"))
+				}
 			}
 		}
 		if len(delivered) > 0 {
 			d.Events.Delivered(function.UDSink, delivered, time.Since(begun))
 		}
-		left = failed
-		if len(left) == 0 {
+		if len(dropped) > 0 {
+			d.sites.report(d.Logger, "Retries exhausted, dropping messages.", len(dropped), "error", firstError(results))
+			d.Events.Dropped(len(dropped), payload(dropped), "Retries exhausted in the Sink")
+		}
+		if left = failed; len(left) == 0 {
 			break
 		}
-		d.Events.Failed(function.UDSink, len(left))
-		if d.Retry.Exhausted(attempt) {
-			if d.Retry.OnFailure == OnFailureFallback && d.Fallback != nil {
-				return append(fallback, left...), success, nil
-			}
-			d.Logger.Warn("Retries exhausted, dropping messages.", "messages", len(left), "error", firstError(results))
-			d.Events.Dropped(len(left), payload(left), "Retries exhausted in the Sink")
-			break
-		}
-		d.Logger.Warn("sink is tried again", "messages", len(left), "retry_attempt", attempt, "error", firstError(results))
-		if err := pause(ctx, d.Retry.Delay(attempt)); err != nil {
-			return nil, nil, err
+		if ok, err := d.again(ctx, a, left, d.Retry, firstError(results)); !ok {
+			return fallback, success, err
 		}
 	}
 	return fallback, success, nil
@@ -191,48 +276,61 @@ func payload(messages []flow.Message) (n int) {
 	return n
 }
 
-// secondary delivers to one of the other sinks, which may not turn anything down for good.
+// secondary delivers to one of the other sinks, from which there is nowhere further to go.
 func (d *Delivery) secondary(ctx context.Context, e *Emission, role function.Role, w sink.Writer, left []flow.Message) error {
 	if w == nil {
 		return nil
 	}
-	for attempt := 1; len(left) > 0; attempt++ {
+	for a := (&attempts{e: e, role: role, n: 1}); len(left) > 0; a.n++ {
 		begun := time.Now()
-		results, err := d.write(ctx, role, w, e.block(left, false))
+		results, err := d.write(ctx, a, w, e.block(left, false))
 		if err != nil {
 			return err
 		}
 		var failed, delivered []flow.Message
 		for i := range left {
+			m := &left[i]
+			if results == nil {
+				delivered = append(delivered, *m)
+				continue
+			}
+			r := &results[i]
+			if d.common(a, m, r) {
+				continue
+			}
 			switch {
-			case results == nil || results[i].Status == sink.Delivered || results[i].Status == sink.Serve || results[i].Status == sink.OnSuccess:
-				delivered = append(delivered, left[i])
-			case results[i].Status == sink.Fallback:
+			case r.Status == sink.Delivered, r.Status == sink.Serve, r.Status == sink.OnSuccess:
+				delivered = append(delivered, *m)
+			case r.Status == sink.Fallback:
 				// It has it, and there is nowhere further to go. Numaflow's own sample answers so in either place.
-				delivered = append(delivered, left[i])
-			case results[i].Status == sink.Broken:
-				e.Later = append(e.Later, Later{Message: left[i], Made: true, Attempts: 1, Outcome: function.Outcome{Verdict: function.Broken, Failure: results[i].Failure}})
+				delivered = append(delivered, *m)
+			case r.Permanent:
+				d.Events.Failed(role, 1)
+				a.refuse(m, deadletter.Refused, "the "+string(role)+" sink never takes it: "+strings.ToValidUTF8(r.Error, "?"))
 			default:
-				failed = append(failed, left[i])
+				d.Events.Failed(role, 1)
+				failed = append(failed, *m)
 			}
 		}
 		if len(delivered) > 0 {
 			d.Events.Delivered(role, delivered, time.Since(begun))
 		}
-		left = failed
-		if len(left) > 0 {
-			d.Events.Failed(role, len(left))
-			if err := pause(ctx, RetryStrategy{}.Delay(attempt)); err != nil {
-				return err
-			}
+		if left = failed; len(left) == 0 {
+			return nil
+		}
+		if ok, err := d.again(ctx, a, left, RetryStrategy{}, firstError(results)); !ok {
+			return err
 		}
 	}
 	return nil
 }
 
-// write asks a sink until it answers.
-func (d *Delivery) write(ctx context.Context, role function.Role, w sink.Writer, b *flow.Block) ([]sink.Result, error) {
+// write asks a sink until it answers, or until the process stops: then nobody knows what the sink has, and all comes again at the next start.
+func (d *Delivery) write(ctx context.Context, a *attempts, w sink.Writer, b *flow.Block) ([]sink.Result, error) {
 	for attempt := 1; ; attempt++ {
+		if a.e.Until != nil && a.e.Until.Err() != nil && (attempt > 1 || len(a.e.Out) == 0 && a.e.Again == nil) {
+			return nil, errDraining
+		}
 		results, err := w.Write(ctx, b)
 		if err == nil {
 			return results, nil
@@ -244,21 +342,28 @@ func (d *Delivery) write(ctx context.Context, role function.Role, w sink.Writer,
 		if errors.As(err, &p) {
 			return nil, err
 		}
-		d.Events.Failed(role, len(b.Messages))
-		d.Logger.Warn("sink is written again", "error", err, "attempt", attempt)
-		if err := pause(ctx, RetryStrategy{}.Delay(attempt)); err != nil {
+		d.Events.Failed(a.role, len(b.Messages))
+		d.sites.report(d.Logger, string(a.role)+" write failed, retrying", len(b.Messages), "error", err, "attempt", attempt)
+		if _, err := pause(ctx, a.e.Until, RetryStrategy{}.Delay(attempt)); err != nil {
 			return nil, err
 		}
 	}
 }
 
-func pause(ctx context.Context, d time.Duration) error {
+// pause waits. It returns false if until ended first, which may be nil.
+func pause(ctx, until context.Context, d time.Duration) (bool, error) {
 	t := time.NewTimer(d)
 	defer t.Stop()
+	var stop <-chan struct{}
+	if until != nil {
+		stop = until.Done()
+	}
 	select {
 	case <-t.C:
-		return nil
+		return true, nil
+	case <-stop:
+		return false, nil
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return false, context.Cause(ctx)
 	}
 }

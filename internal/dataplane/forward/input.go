@@ -22,10 +22,16 @@ import (
 type Input interface {
 	// Read waits for the next work. It returns io.EOF when there will be none, and otherwise only errors that do not go away, or context.Cause(ctx).
 	Read(ctx context.Context) (*Work, error)
-	// Done says that a work, and all works of its lane before it, are durable in every output. Works of a lane come in order.
-	Done(ctx context.Context, works []*Work)
-	// Finished is called for each work as soon as it is done itself.
-	Finished(ctx context.Context, w *Work)
+	// Finished says that everything made of the messages from..to-1 of a work is durable in every output. Each message is finished once, in any order, and
+	// a work without messages with from and to 0. It waits for nothing outside.
+	Finished(ctx context.Context, w *Work, from, to int)
+}
+
+// Acknowledger is an Input that tells somebody outside what is done.
+type Acknowledger interface {
+	// Acknowledge is called by one goroutine for each lane. The acks of a lane come in order; where messages have no order (Work.ByID), parts of works
+	// come as they are done. It tries again until ctx ends.
+	Acknowledge(ctx context.Context, acks []Ack)
 }
 
 // SourceInput reads a source.
@@ -96,7 +102,7 @@ func (s *SourceInput) work(b *source.Batch) *Work {
 	if l == nil {
 		name := flow.SourceLane(s.Vertex, b.Partition, s.Incarnation)
 		l = &sourceLane{
-			name: name, prefix: flow.RootID(name, ""), track: &lane{},
+			name: name, prefix: flow.RootID(name, ""), track: newLane(b.ByID),
 			next: uint64(time.Now().UnixNano()), // only to be above what an earlier process used; such lanes are told apart by id
 		}
 		s.lanes[b.Partition] = l
@@ -124,42 +130,67 @@ func (s *SourceInput) work(b *source.Batch) *Work {
 	return w
 }
 
-// Done implements Input.
-func (s *SourceInput) Done(ctx context.Context, works []*Work) {
-	for _, w := range works {
+// Finished implements Input. A source is told by Acknowledge.
+func (s *SourceInput) Finished(context.Context, *Work, int, int) {}
+
+// ackPatience is after how long an acknowledgement that fails is logged.
+const ackPatience = 3 * time.Second
+
+// Acknowledge implements Acknowledger.
+func (s *SourceInput) Acknowledge(ctx context.Context, acks []Ack) {
+	parts, inParts := s.Reader.(source.PartAcker)
+	for _, a := range acks {
+		if !a.All && !inParts {
+			continue
+		}
+		begun, told := time.Now(), false
 		for wait := 50 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
-			err := s.Reader.Ack(ctx, w.token.(*source.Batch))
+			b := a.Work.token.(*source.Batch)
+			var err error
+			if a.All {
+				err = s.Reader.Ack(ctx, b)
+			} else {
+				err = parts.AckPart(ctx, b, a.From, a.To)
+			}
 			if err == nil {
 				break
 			}
+			if ctx.Err() != nil {
+				return
+			}
 			s.OnError(fmt.Errorf("acknowledge: %w", err))
+			if !told && time.Since(begun) > ackPatience {
+				told = true
+				s.Logger.Warn("source does not take acknowledgements, retrying", "error", err, "since", begun)
+			}
 			select {
 			case <-time.After(wait):
 			case <-ctx.Done():
 				return
 			}
 		}
+		if told {
+			s.Logger.Info("source takes acknowledgements again", "after", time.Since(begun).Round(time.Millisecond))
+		}
 	}
 }
-
-// Finished implements Input.
-func (s *SourceInput) Finished(context.Context, *Work) {}
 
 // Ended reports whether the source has come to its end, and Read has said so.
 func (s *SourceInput) Ended() bool { return s.ended.Load() }
 
-// BufferInput reads one partition of the vertex's buffer. Small blocks that lie ready are taken together.
+// BufferInput reads one partition of the vertex's buffer, in pieces: a block is divided into pieces of Limit messages, and small blocks that lie ready
+// are taken together.
 type BufferInput struct {
 	Vertex    string
 	Index     int
 	Partition *buffer.Partition
-	// Limit is how many messages are taken together at the most, though a block is never divided.
+	// Limit is how many messages a piece has at the most.
 	Limit int
 	Rate  *rate.Limiter
 
 	once  sync.Once
 	ahead chan readAhead
-	spare *buffer.Delivery
+	rest  cut // what was read and is not taken yet
 	track *lane
 	name  string
 	ended error
@@ -172,6 +203,28 @@ type readAhead struct {
 	d   *buffer.Delivery
 	err error
 }
+
+// cut is some of the messages of a block: those from..to-1.
+type cut struct {
+	d        *buffer.Delivery
+	from, to int
+}
+
+func (c *cut) len() int { return c.to - c.from }
+
+// takeUpTo divides a cut: it returns the first n messages, and keeps the rest.
+func (c *cut) takeUpTo(n int) cut {
+	if c.len() <= n {
+		taken := *c
+		*c = cut{}
+		return taken
+	}
+	taken := cut{c.d, c.from, c.from + n}
+	c.from += n
+	return taken
+}
+
+func whole(d *buffer.Delivery) cut { return cut{d, 0, len(d.Block.Messages)} }
 
 // positionBits are what a position within a block takes of a position in the lane of its reader: a lane counts blocks.
 const positionBits = 20
@@ -214,7 +267,7 @@ func (b *BufferInput) init() {
 	b.once.Do(func() {
 		b.ahead = make(chan readAhead, 16)
 		b.eof = make(chan struct{})
-		b.track = &lane{}
+		b.track = newLane(false)
 		b.name = b.Vertex + "/" + strconv.Itoa(b.Index) + "@" + b.Partition.Incarnation()
 	})
 }
@@ -222,9 +275,7 @@ func (b *BufferInput) init() {
 // Read implements Input.
 func (b *BufferInput) Read(ctx context.Context) (*Work, error) {
 	b.init()
-	first := b.spare
-	b.spare = nil
-	if first == nil {
+	if b.rest.d == nil {
 		if b.ended != nil {
 			return nil, b.ended
 		}
@@ -237,29 +288,31 @@ func (b *BufferInput) Read(ctx context.Context) (*Work, error) {
 			if r.err != nil {
 				return nil, r.err
 			}
-			first = r.d
+			b.rest = whole(r.d)
 		case <-b.eof:
 			return nil, io.EOF
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}
 	}
-	taken := []*buffer.Delivery{first}
-	count := len(first.Block.Messages)
-	short := true
+	limit := max(1, b.Limit)
+	first := b.rest.takeUpTo(limit)
+	taken := []cut{first}
+	count := first.len()
+	short := b.rest.d == nil
 gather:
-	for {
+	for short && count < limit {
 		select {
 		case r, ok := <-b.ahead:
 			if !ok || r.err != nil {
 				b.ended = r.err
 				break gather
 			}
-			if count+len(r.d.Block.Messages) > b.Limit {
-				b.spare, short = r.d, false
+			if count+len(r.d.Block.Messages) > limit {
+				b.rest, short = whole(r.d), false
 				break gather
 			}
-			taken = append(taken, r.d)
+			taken = append(taken, whole(r.d))
 			count += len(r.d.Block.Messages)
 		default:
 			break gather
@@ -277,35 +330,42 @@ gather:
 	return b.work(taken, count, short), nil
 }
 
-// work puts the blocks together. Positions are those of the reader's lane: the block's sequence, and the message's place in the block as it was stored.
-func (b *BufferInput) work(taken []*buffer.Delivery, count int, short bool) *Work {
+// work puts the cuts together. Positions are those of the reader's lane: the block's sequence, and the message's place in the block as it was stored.
+func (b *BufferInput) work(taken []cut, count int, short bool) *Work {
 	first, last := taken[0], taken[len(taken)-1]
 	w := &Work{
-		Lane: b.name, Lo: first.Seq << positionBits, Hi: (last.Seq+1)<<positionBits - 1,
+		Lane: b.name, Lo: first.d.Seq << positionBits, Hi: (last.d.Seq+1)<<positionBits - 1,
 		Stride: 1 << positionBits, token: taken, track: b.track, Short: short,
 	}
+	if first.from > 0 {
+		w.Lo = first.d.Seq<<positionBits | uint64(first.d.Place(first.from))
+	}
+	if last.to < len(last.d.Block.Messages) {
+		w.Hi = last.d.Seq<<positionBits | uint64(last.d.Place(last.to)) - 1
+	}
 	if len(taken) == 1 {
-		w.Messages = first.Block.Messages
+		w.Messages = first.d.Block.Messages[first.from:first.to:first.to]
 	} else {
 		w.Messages = make([]flow.Message, 0, count)
 	}
-	for _, d := range taken {
-		for i := range d.Block.Messages {
-			d.Block.Messages[i].Pos = d.Seq<<positionBits | uint64(d.Place(i))
+	for _, c := range taken {
+		messages := c.d.Block.Messages
+		for i := c.from; i < c.to; i++ {
+			messages[i].Pos = c.d.Seq<<positionBits | uint64(c.d.Place(i))
 		}
 		if len(taken) > 1 {
-			w.Messages = append(w.Messages, d.Block.Messages...)
+			w.Messages = append(w.Messages, messages[c.from:c.to]...)
 		}
 	}
 	return w
 }
 
-// Done implements Input.
-func (b *BufferInput) Done(context.Context, []*Work) {}
-
 // Finished implements Input.
-func (b *BufferInput) Finished(ctx context.Context, w *Work) {
-	for _, d := range w.token.([]*buffer.Delivery) {
-		b.Partition.Done(ctx, d)
+func (b *BufferInput) Finished(ctx context.Context, w *Work, from, to int) {
+	for _, c := range w.token.([]cut) {
+		if from < c.len() && to > 0 {
+			b.Partition.DonePart(ctx, c.d, c.from+max(0, from), c.from+min(c.len(), to))
+		}
+		from, to = from-c.len(), to-c.len()
 	}
 }

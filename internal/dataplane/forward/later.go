@@ -6,6 +6,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/levada-io/levada/internal/dataplane/deadletter"
@@ -62,24 +63,29 @@ func (s RetryStrategy) Exhausted(attempts int) bool {
 	return s.Steps > 0 && attempts > s.Steps && s.OnFailure != OnFailureRetry && s.OnFailure != ""
 }
 
-// nackDelay is the delay of a nack that names none.
-const nackDelay = time.Second
+// A nack that names no delay backs off from nackDelay to maxNackDelay; one that names a shorter one than minNackDelay gets that.
+const (
+	nackDelay    = 100 * time.Millisecond
+	maxNackDelay = 10 * time.Second
+	minNackDelay = 10 * time.Millisecond
+)
 
-func (r *run) delay(o *function.Outcome, attempts int) time.Duration {
+// delay is how long to wait before the next attempt, after so many.
+func delay(o *function.Outcome, s RetryStrategy, attempts int) time.Duration {
 	switch o.Verdict {
 	case function.Nacked:
 		if o.Delay > 0 {
-			return o.Delay
+			return max(o.Delay, minNackDelay)
 		}
-		return nackDelay
+		return min(nackDelay<<min(attempts-1, 10), maxNackDelay)
 	case function.Retry:
-		return r.retry().Delay(attempts)
+		return s.Delay(attempts)
 	}
 	return 0
 }
 
-// retry is the strategy of the stage that has one.
-func (r *run) retry() (s RetryStrategy) {
+// strategy is that of the stage that has one.
+func (r *run) strategy() (s RetryStrategy) {
 	for i := range r.Stages {
 		if r.Stages[i].Retry != (RetryStrategy{}) {
 			s = r.Stages[i].Retry
@@ -88,91 +94,175 @@ func (r *run) retry() (s RetryStrategy) {
 	return s
 }
 
-// tryLater tries messages of a work again until each is done or put aside.
-func (r *run) tryLater(ctx context.Context, w *Work, later []Later) error {
+// retry tries messages again until each is done or a dead letter, and writes what becomes of them.
+func (f *flight) retry(ctx context.Context, later []Later) error {
 	for len(later) > 0 {
-		due, rest, err := r.resolve(ctx, w, later)
+		f.nameAll(later)
+		if broken := take(&later, func(l *Later) bool { return l.Outcome.Verdict == function.Broken }); len(broken) > 0 {
+			if err := f.bury(ctx, broken); err != nil {
+				return err
+			}
+			for i := range broken {
+				if l := &broken[i]; !l.Made || f.paid(l.index, 1) {
+					f.finish(ctx, l.index, l.index+1)
+				}
+			}
+			continue
+		}
+		if f.reading.Err() != nil {
+			return errDraining
+		}
+		var more []Later
+		if suspects := take(&later, func(l *Later) bool { return l.Outcome.Verdict == function.Suspect }); len(suspects) > 0 {
+			index, in, attempts := ascending(suspects)
+			out, err := f.isolate(ctx, in)
+			if err == nil {
+				more, err = f.settle(ctx, index, in, out, attempts)
+			}
+			if err != nil {
+				return err
+			}
+			later = append(later, more...)
+			continue
+		}
+		due, err := f.awaitDue(ctx, &later)
 		if err != nil {
 			return err
 		}
-		later = rest
-		if due == nil {
+		for made := take(&due, func(l *Later) bool { return l.Made }); len(made) > 0; {
+			to := made[0].To
+			more, err := f.deliverAgain(ctx, take(&made, func(l *Later) bool { return l.To == to }))
+			if err != nil {
+				return err
+			}
+			later = append(later, more...)
+		}
+		if len(due) == 0 {
 			continue
 		}
-		r.Output.Begin(due)
-		if err := r.Output.Submit(ctx, due); err != nil {
+		index, in, attempts := ascending(due)
+		err = f.stream(ctx, 0, in, func(which []int, out []function.Outcome) error {
+			if which == nil {
+				which = allOf(len(in))
+			}
+			at, messages, tries := make([]int, len(which)), make([]flow.Message, len(which)), make([]int, len(which))
+			for k, i := range which {
+				at[k], messages[k], tries[k] = index[i], in[i], attempts[i]
+			}
+			more, err := f.settle(ctx, at, messages, out, tries)
+			later = append(later, more...)
+			return err
+		})
+		if err != nil {
 			return err
 		}
-		if err := r.Output.Wait(ctx, due); err != nil {
-			return err
-		}
-		later = append(later, due.Later...)
 	}
 	return nil
 }
 
-// settleInPlace does the same for an ordered loop: the outcomes go into the work's own emission.
-func (r *run) settleInPlace(ctx context.Context, w *Work, e *Emission, later []Later) error {
-	place := map[uint64]int{}
-	for i := range e.In {
-		place[e.In[i].Pos] = i
+// deliverAgain gives results to the output again, all for the same sink.
+func (f *flight) deliverAgain(ctx context.Context, made []Later) ([]Later, error) {
+	index, in, attempts := ascending(made)
+	e := &Emission{Work: f.w, In: in, Floor: f.w.track.Floor, Until: f.reading, InPlace: f.Ordered, Again: map[string]int{}, To: made[0].To}
+	open := map[int]int{}
+	for k, i := range index {
+		e.Again[in[k].ID] = attempts[k]
+		open[i]++
 	}
+	e.index = slices.Compact(index)
+	e.cover(e.index)
+	if err := f.write(ctx, e); err != nil {
+		return nil, err
+	}
+	for i := range e.Later {
+		open[e.Later[i].index]--
+	}
+	for _, i := range e.index {
+		if open[i] > 0 && f.paid(i, open[i]) {
+			f.finish(ctx, i, i+1)
+		}
+	}
+	return e.Later, nil
+}
+
+// resolve tries messages of an ordered loop again, in place, and puts into out what becomes of them, and into dead which are dead letters.
+func (f *flight) resolve(ctx context.Context, later []Later, out []function.Outcome, dead map[int]bool) error {
 	for len(later) > 0 {
-		due, rest, err := r.resolve(ctx, w, later)
+		f.nameAll(later)
+		if broken := take(&later, func(l *Later) bool { return l.Outcome.Verdict == function.Broken }); len(broken) > 0 {
+			if err := f.bury(ctx, broken); err != nil {
+				return err
+			}
+			for i := range broken {
+				out[broken[i].index], dead[broken[i].index] = function.Outcome{}, true
+			}
+			continue
+		}
+		if f.reading.Err() != nil {
+			return errDraining
+		}
+		try := f.applyStages
+		tried := take(&later, func(l *Later) bool { return l.Outcome.Verdict == function.Suspect })
+		if len(tried) > 0 {
+			try = f.isolate
+		} else {
+			var err error
+			if tried, err = f.awaitDue(ctx, &later); err != nil {
+				return err
+			}
+		}
+		index, in, attempts := ascending(tried)
+		outcomes, err := try(ctx, in)
 		if err != nil {
 			return err
 		}
-		later = rest
-		if due == nil {
-			continue
-		}
-		for i := range due.In {
-			e.Out[place[due.In[i].Pos]] = due.Out[i]
+		refuseOversize(outcomes)
+		for k := range outcomes {
+			l := Later{Message: in[k], Outcome: outcomes[k], Attempts: attempts[k] + 1, index: index[k]}
+			if l.Outcome.Verdict != function.Done {
+				l.Outcome.Results = nil
+				f.again(&l, f.strategy())
+			}
+			if l.Outcome.Verdict != function.Done {
+				later = append(later, l)
+				continue
+			}
+			out[index[k]] = l.Outcome
 		}
 	}
-	e.Spans = nil
 	return nil
 }
 
-// resolve waits until something can be done about some of the messages, and does it. It returns what is to be written, if anything, and what remains.
-func (r *run) resolve(ctx context.Context, w *Work, later []Later) (*Emission, []Later, error) {
-	w.names()
+func (f *flight) nameAll(later []Later) {
+	f.w.names()
 	for i := range later {
 		if m := &later[i].Message; m.ID == "" {
-			m.ID = w.name(m.Pos)
+			m.ID = f.w.name(m.Pos)
 		}
 	}
-	if broken := take(&later, func(l *Later) bool { return l.Outcome.Verdict == function.Broken }); len(broken) > 0 {
-		return nil, later, r.bury(ctx, broken)
-	}
-	if suspects := take(&later, func(l *Later) bool { return l.Outcome.Verdict == function.Suspect }); len(suspects) > 0 {
-		return r.again(ctx, w, suspects, later, r.isolate)
-	}
-	slices.SortStableFunc(later, func(a, b Later) int { return a.Due.Compare(b.Due) })
-	nacked := 0
-	for i := range later {
-		if later[i].Outcome.Verdict == function.Nacked {
-			nacked++
-		}
-	}
-	r.Events.Nacked(nacked)
-	if err := r.sleepUntil(ctx, later[0].Due); err != nil {
-		return nil, nil, err
-	}
-	now := time.Now()
-	due := take(&later, func(l *Later) bool { return !l.Due.After(now) })
-	if made := take(&due, func(l *Later) bool { return l.Made }); len(made) > 0 {
-		return r.again(ctx, w, made, append(later, due...), func(context.Context, []flow.Message) ([]function.Outcome, error) { return nil, nil })
-	}
-	return r.again(ctx, w, due, later, func(ctx context.Context, in []flow.Message) ([]function.Outcome, error) {
-		if len(r.Stages) == 0 {
-			return nil, nil
-		}
-		return r.applyStages(ctx, in)
-	})
 }
 
-// errDraining ends the wait for a retry when the process is about to stop: the message is not acknowledged and comes again at the next start.
+// ascending takes messages apart, in the order of their indices.
+func ascending(later []Later) (index []int, in []flow.Message, attempts []int) {
+	slices.SortStableFunc(later, func(a, b Later) int { return a.index - b.index })
+	for i := range later {
+		index, in, attempts = append(index, later[i].index), append(in, later[i].Message), append(attempts, later[i].Attempts)
+	}
+	return index, in, attempts
+}
+
+// awaitDue waits until some of the messages are due, and returns them.
+func (f *flight) awaitDue(ctx context.Context, later *[]Later) ([]Later, error) {
+	first := slices.MinFunc(*later, func(a, b Later) int { return a.Due.Compare(b.Due) })
+	if err := f.sleepUntil(ctx, first.Due); err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	return take(later, func(l *Later) bool { return !l.Due.After(now) }), nil
+}
+
+// errDraining ends work that was not begun, and the wait for a retry, when the process is about to stop: the message is not acknowledged, and comes again at
+// the next start.
 var errDraining = errors.New("stopping")
 
 func (r *run) sleepUntil(ctx context.Context, due time.Time) error {
@@ -201,65 +291,16 @@ func take(from *[]Later, match func(*Later) bool) (taken []Later) {
 	return taken
 }
 
-// again tries messages once more. What is done is returned as an emission that covers exactly those.
-func (r *run) again(ctx context.Context, w *Work, tried, rest []Later, try func(context.Context, []flow.Message) ([]function.Outcome, error)) (*Emission, []Later, error) {
-	slices.SortFunc(tried, func(a, b Later) int {
-		if a.Message.Pos < b.Message.Pos {
-			return -1
-		}
-		return 1
-	})
-	in := make([]flow.Message, len(tried))
-	for i := range tried {
-		in[i] = tried[i].Message
-	}
-	out, err := try(ctx, in)
-	if err != nil {
-		return nil, nil, err
-	}
-	refuseOversize(out)
-	e := &Emission{Work: w, Lo: in[0].Pos, Hi: in[len(in)-1].Pos, Floor: w.track.Floor}
-	if len(r.Stages) > 0 {
-		e.Stage = r.Stages[len(r.Stages)-1].Name
-	}
-	for i := range in {
-		l := &tried[i]
-		if out != nil && out[i].Verdict != function.Done {
-			l.Attempts++
-			if !r.giveUp(l, &out[i]) {
-				l.Due = time.Now().Add(r.delay(&out[i], l.Attempts))
-			}
-			l.Outcome = out[i]
-			l.Outcome.Results = nil
-			if l.Outcome.Verdict != function.Done {
-				rest = append(rest, *l)
-				continue
-			}
-			out[i] = l.Outcome
-		}
-		e.In = append(e.In, in[i])
-		if out != nil {
-			e.Out = append(e.Out, out[i])
-		}
-		e.Spans = append(e.Spans, flow.Span{Lo: in[i].Pos, Hi: in[i].Pos})
-	}
-	if len(e.In) == 0 {
-		return nil, rest, nil
-	}
-	e.Lo, e.Hi = e.In[0].Pos, e.In[len(e.In)-1].Pos
-	return e, rest, nil
-}
-
 // giveUp decides whether a message was tried often enough, and changes the outcome to what becomes of it.
 func (r *run) giveUp(l *Later, o *function.Outcome) bool {
 	switch o.Verdict {
 	case function.Nacked:
 		if o.MaxDeliveries > 0 && l.Attempts >= o.MaxDeliveries {
-			*o = function.Outcome{Verdict: function.Broken, Failure: &deadletter.Failure{Reason: deadletter.Nack, Error: "nacked more often than the function allows: " + o.Reason, Attempts: l.Attempts}}
+			*o = function.Outcome{Verdict: function.Broken, Failure: &deadletter.Failure{Reason: deadletter.Nack, Error: "nacked " + strconv.Itoa(l.Attempts) + " times, which is as often as its max_deliveries allows: " + o.Reason, Attempts: l.Attempts}}
 			return true
 		}
 	case function.Retry:
-		s := r.retry()
+		s := r.strategy()
 		if !s.Exhausted(l.Attempts) {
 			return false
 		}
@@ -282,6 +323,7 @@ func (r *run) isolate(ctx context.Context, in []flow.Message) ([]function.Outcom
 	loop := *r.Loop
 	loop.Stages = slices.Clone(r.Stages)
 	for i := range loop.Stages {
+		loop.Stages[i].ApplyPart = nil
 		if s := &loop.Stages[i]; s.Isolate != nil {
 			s.Apply = s.Isolate
 		}
@@ -302,7 +344,7 @@ func (r *run) bury(ctx context.Context, broken []Later) error {
 			return err
 		}
 		r.Events.Dead(1, failure.Reason)
-		r.Logger.Warn("message is put aside", "id", l.Message.ID, "reason", failure.Reason, "error", failure.Error)
+		r.sites.report(r.Logger, "message dead-lettered", 1, "id", l.Message.ID, "reason", failure.Reason, "error", failure.Error)
 	}
 	return nil
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"slices"
 	"sync"
 	"time"
 
@@ -23,6 +22,8 @@ type Stage struct {
 	Name string
 	// Apply returns an outcome for each message, or that ctx ended.
 	Apply func(ctx context.Context, in []flow.Message) ([]function.Outcome, error)
+	// ApplyPart is Apply with a Part, for user code that may be slow; nil if there is none.
+	ApplyPart func(ctx context.Context, in []flow.Message, part *function.Part) ([]function.Outcome, error)
 	// Isolate finds out about suspects; nil where there cannot be any.
 	Isolate func(ctx context.Context, in []flow.Message) ([]function.Outcome, error)
 	// Retry is what to do with messages for which user code asks to be tried again.
@@ -33,20 +34,22 @@ type Stage struct {
 
 // Output is where a loop writes.
 type Output interface {
-	// Begin prepares to write what became of a work, or of a few messages of it. It does not wait.
+	// Begin prepares to write what became of messages of a work. It does not wait.
 	Begin(e *Emission)
-	// Submit starts the writing. Works of a lane are submitted in order.
+	// Submit starts the writing. The emissions of a lane are submitted one after the other, and as long as the stages are quick in the order of their works.
 	Submit(ctx context.Context, e *Emission) error
-	// Wait returns once all is durable. Messages that are to be tried again are left in e.Later.
+	// Wait returns once all is durable, but for what is left in e.Later: messages that are to be tried again, or that are never taken.
 	Wait(ctx context.Context, e *Emission) error
 }
 
 // Emission is a part of a work on its way out.
 type Emission struct {
 	Work *Work
-	// In are the messages, Out what became of them: for each its results. Left out are those that are not Done.
+	// In are the messages, Out what became of them: for each its results. All are Done.
 	In  []flow.Message
 	Out []function.Outcome
+	// index are the places of In in Work.Messages, ascending.
+	index []int
 	// Stage made the results: their ids say so. Empty if there is none, and the messages themselves go on; Out is nil then.
 	Stage string
 	// Spans are the positions covered, where it is not all from Lo to Hi.
@@ -54,6 +57,13 @@ type Emission struct {
 	Spans  []flow.Span
 	// Floor is what may be promised about the lane; asked for when it is needed.
 	Floor func() uint64
+	// Until ends when nothing new shall be begun: an output that waits to try something again leaves it in Later.
+	Until context.Context
+	// InPlace: what can be tried again is tried until it is done, and nothing overtakes it.
+	InPlace bool
+	// Again: In are results that the output left in Later, for the sink To if that is not empty, and Again is how often each was tried, by id.
+	Again map[string]int
+	To    function.Role
 	// Later are messages that the output could not deliver.
 	Later []Later
 	state any
@@ -62,9 +72,11 @@ type Emission struct {
 // Later is a message to be tried again, or to be put aside.
 type Later struct {
 	Message flow.Message
-	// Made says that the message is a result of the stages: it goes to the output again, and through no stage.
+	// Made says that the message is a result of the stages: it goes to the output again, and through no stage. To is the sink that it is for.
 	Made    bool
+	To      function.Role
 	Outcome function.Outcome
+	index   int
 	// Attempts is how often it was tried, Due when it is tried next.
 	Attempts int
 	Due      time.Time
@@ -92,7 +104,7 @@ type Loop struct {
 	Input  Input
 	Stages []Stage
 	Output Output
-	// InFlight is how many works are in hand at a time, without those that only wait for a retry. Default 8.
+	// InFlight is how many works are in flight at a time, without those that only wait for a retry. Default 8.
 	InFlight int
 	// Ordered keeps the order of messages whatever happens: one work at a time, retries in place.
 	Ordered bool
@@ -118,6 +130,16 @@ func (l *Loop) Run(ctx, reading context.Context) error {
 	reading, stop := context.WithCancel(reading)
 	defer stop()
 	r := &run{Loop: l, reading: reading, room: make(chan struct{}, l.InFlight), later: make(chan struct{}, 1)}
+	var acks sync.WaitGroup
+	lanes := map[*lane]bool{}
+	enter := func(w *Work) (<-chan struct{}, chan struct{}) {
+		if a, ok := l.Input.(Acknowledger); ok && !lanes[w.track] {
+			lanes[w.track] = true
+			w.track.wake = make(chan struct{}, 1)
+			acks.Go(func() { w.track.acknowledge(ctx, a.Acknowledge) })
+		}
+		return w.track.enter(w)
+	}
 	works, working := errgroup.WithContext(ctx)
 	// A work that fails ends the reading too: the input may have nothing more, and then nobody would learn of the failure.
 	defer context.AfterFunc(working, stop)()
@@ -136,11 +158,11 @@ func (l *Loop) Run(ctx, reading context.Context) error {
 				bytes += len(w.Messages[i].Value)
 			}
 			l.Events.Read(len(w.Messages), bytes, time.Since(begun))
-			before, mine := w.track.enter(w)
+			before, mine := enter(w)
 			works.Go(func() error {
 				err := r.process(working, w, before, mine)
 				if errors.Is(err, errDraining) {
-					return nil // what waits for a retry is not acknowledged, and comes again at the next start
+					return nil // what was not begun, or waits for a retry, is not acknowledged, and comes again at the next start
 				}
 				return err
 			})
@@ -150,7 +172,12 @@ func (l *Loop) Run(ctx, reading context.Context) error {
 		}
 	}
 	err := read()
-	return errors.Join(err, ignoreEnd(ctx, works.Wait()))
+	err = errors.Join(err, ignoreEnd(ctx, works.Wait()))
+	for lane := range lanes {
+		close(lane.closing)
+	}
+	acks.Wait()
+	return err
 }
 
 func ignoreEnd(ctx context.Context, err error) error {
@@ -169,6 +196,8 @@ type run struct {
 
 	mu      sync.Mutex
 	waiting int // messages to be tried again
+
+	sites sites
 }
 
 // smallInFlight is how many works may be in hand before the next is read when the input had no more than it gave: meanwhile more arrives, and the next
@@ -206,73 +235,6 @@ func (r *run) leaveRoom(ctx context.Context) {
 	}
 }
 
-// process takes one work through the stages and out. before is closed when the work before it in its lane has been submitted.
-func (r *run) process(ctx context.Context, w *Work, before <-chan struct{}, mine chan struct{}) error {
-	begun := time.Now()
-	inRoom, passed := true, false
-	leave := func() {
-		if inRoom {
-			inRoom = false
-			r.leaveRoom(ctx)
-		}
-	}
-	pass := func() {
-		if !passed {
-			passed = true
-			close(mine)
-		}
-	}
-	defer leave()
-	defer pass()
-
-	e, later, err := r.apply(ctx, w)
-	if err != nil {
-		return err
-	}
-	if r.Ordered && len(later) > 0 {
-		// In place: nothing overtakes it. The outcomes are put where they belong before anything is written.
-		if err := r.settleInPlace(ctx, w, e, later); err != nil {
-			return err
-		}
-		later = nil
-	}
-	r.Output.Begin(e)
-	select {
-	case <-before:
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-	if err := r.Output.Submit(ctx, e); err != nil {
-		return err
-	}
-	if !r.Ordered {
-		pass()
-	}
-	if err := r.Output.Wait(ctx, e); err != nil {
-		return err
-	}
-	later = append(later, e.Later...)
-	if len(later) > 0 {
-		if !r.Ordered && r.park(len(later)) {
-			leave()
-			defer r.unpark(len(later))
-		}
-		if err := r.tryLater(ctx, w, later); err != nil {
-			return err
-		}
-	}
-	r.finish(ctx, w, begun)
-	return nil
-}
-
-func (r *run) finish(ctx context.Context, w *Work, begun time.Time) {
-	acking := time.Now()
-	r.Input.Finished(ctx, w)
-	w.track.leave(w, func(done []*Work) { r.Input.Done(ctx, done) })
-	r.Events.Acked(len(w.Messages), time.Since(acking))
-	r.Events.Processed(time.Since(begun))
-}
-
 // park takes messages that wait out of the count of works in hand, unless too many wait already.
 func (r *run) park(n int) bool {
 	r.mu.Lock()
@@ -288,36 +250,6 @@ func (r *run) unpark(n int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.waiting -= n
-}
-
-// apply takes messages through the stages. Those that are not done are returned to be tried later, from the first stage on.
-func (r *run) apply(ctx context.Context, w *Work) (*Emission, []Later, error) {
-	in, broken := w.sortOut()
-	e := &Emission{Work: w, In: in, Lo: w.Lo, Hi: w.Hi, Floor: w.track.Floor}
-	if len(broken) > 0 {
-		e.Spans = spansWithout(e.Lo, e.Hi, broken)
-	}
-	for _, s := range r.Stages {
-		if s.NeedsIDs {
-			w.names()
-			break
-		}
-	}
-	if len(in) == 0 || len(r.Stages) == 0 {
-		return e, broken, nil
-	}
-	out, err := r.applyStages(ctx, in)
-	if err != nil {
-		return nil, nil, err
-	}
-	refuseOversize(out)
-	e.Out, e.Stage = out, r.Stages[len(r.Stages)-1].Name
-	later := r.sortOut(e)
-	if len(broken) > 0 {
-		later = append(later, broken...)
-		e.Spans = spansWithout(e.Lo, e.Hi, later)
-	}
-	return e, later, nil
 }
 
 // maxResults is how many messages may be made of one: the place of a message in its block has positionBits, and a block is not divided within the results of one.
@@ -340,42 +272,6 @@ func refuseOversize(out []function.Outcome) {
 			}}
 		}
 	}
-}
-
-// sortOut takes what is not done out of an emission.
-func (r *run) sortOut(e *Emission) (later []Later) {
-	for i := range e.Out {
-		if o := &e.Out[i]; o.Verdict != function.Done {
-			l := Later{Message: e.In[i], Outcome: *o, Attempts: 1, Due: time.Now().Add(r.delay(o, 1))}
-			r.giveUp(&l, &l.Outcome)
-			later = append(later, l)
-			o.Results, o.Dropped = nil, 0
-		}
-	}
-	if len(later) > 0 {
-		e.Spans = spansWithout(e.Lo, e.Hi, later)
-	}
-	return later
-}
-
-// spansWithout returns the positions from lo to hi but for those of the messages that come later.
-func spansWithout(lo, hi uint64, later []Later) []flow.Span {
-	out := make([]uint64, len(later))
-	for i := range later {
-		out[i] = later[i].Message.Pos
-	}
-	slices.Sort(out)
-	var spans []flow.Span
-	for _, p := range out {
-		if p > lo {
-			spans = append(spans, flow.Span{Lo: lo, Hi: p - 1})
-		}
-		lo = p + 1
-	}
-	if lo <= hi {
-		spans = append(spans, flow.Span{Lo: lo, Hi: hi})
-	}
-	return spans
 }
 
 // applyStages runs the stages one after the other. The outcome of a message is done when all results of all stages are.
@@ -425,16 +321,24 @@ func (r *run) applyStage(ctx context.Context, s *Stage, in []flow.Message) ([]fu
 	if err != nil {
 		return nil, err
 	}
+	r.applied(s, out, time.Since(begun))
+	return out, nil
+}
+
+// applied counts what a stage made of messages.
+func (r *run) applied(s *Stage, out []function.Outcome, took time.Duration) {
 	results, dropped, failed := 0, 0, 0
 	for i := range out {
 		results += len(out[i].Results)
 		dropped += out[i].Dropped
+		if out[i].Verdict == function.Unbegun {
+			continue
+		}
 		if out[i].Verdict != function.Done {
 			failed++
 		} else if len(out[i].Results) == 0 && out[i].Dropped == 0 {
 			dropped++
 		}
 	}
-	r.Events.Applied(s.Name, len(in), results, dropped, failed, time.Since(begun))
-	return out, nil
+	r.Events.Applied(s.Name, len(out), results, dropped, failed, took)
 }

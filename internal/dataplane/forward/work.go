@@ -2,16 +2,16 @@
 package forward
 
 import (
+	"cmp"
+	"slices"
 	"strconv"
-	"sync"
 	"unsafe"
 
 	"github.com/levada-io/levada/internal/dataplane/deadletter"
-	"github.com/levada-io/levada/internal/dataplane/function"
 	"github.com/levada-io/levada/internal/flow"
 )
 
-// Work is what the loop processes at a time: messages of one lane, covering its positions Lo to Hi. All of it is acknowledged when all of it is done.
+// Work is a piece of the input, of at most readBatchSize messages of one lane, covering its positions Lo to Hi. Its messages are done one by one.
 type Work struct {
 	Lane   string
 	Lo, Hi uint64
@@ -50,81 +50,47 @@ func (w *Work) names() {
 	}
 }
 
-// sortOut separates the messages that are to be processed from those that the input could not give whole.
-func (w *Work) sortOut() (in []flow.Message, broken []Later) {
-	if len(w.Broken) == 0 {
-		return w.Messages, nil
+// span is the positions that belong to the messages from..to-1: from the first one up to the one after the last. Between two messages there are none that
+// the input will ever have.
+func (w *Work) span(from, to int) flow.Span {
+	s := flow.Span{Lo: w.Lo, Hi: w.Hi}
+	if from > 0 {
+		s.Lo = w.Messages[from].Pos
 	}
-	w.names() // by the first message, which may be left out
-	for i := range w.Messages {
-		if failure := w.Broken[i]; failure != nil {
-			broken = append(broken, Later{Message: w.Messages[i], Attempts: failure.Attempts, Outcome: function.Outcome{Verdict: function.Broken, Failure: failure}})
-		} else {
-			in = append(in, w.Messages[i])
+	if to < len(w.Messages) {
+		s.Hi = w.Messages[to].Pos - 1
+	}
+	return s
+}
+
+// spans are the positions of messages with these indices, which ascend; nil for all of them.
+func (w *Work) spans(index []int) (spans []flow.Span) {
+	if len(index) == len(w.Messages) {
+		return nil
+	}
+	eachRun(index, func(from, to int) { spans = append(spans, w.span(from, to)) })
+	return spans
+}
+
+// eachRun visits the runs of consecutive numbers, as from..to-1.
+func eachRun(index []int, visit func(from, to int)) {
+	for k := 0; k < len(index); {
+		end := k + 1
+		for end < len(index) && index[end] == index[end-1]+1 {
+			end++
 		}
+		visit(index[k], index[end-1]+1)
+		k = end
 	}
-	return in, broken
+}
+
+// indexOf is the index of the message at a position.
+func (w *Work) indexOf(pos uint64) int {
+	i, _ := slices.BinarySearchFunc(w.Messages, pos, func(m flow.Message, pos uint64) int { return cmp.Compare(m.Pos, pos) })
+	return i
 }
 
 // name is the id of the message at a position, of a lane with positions.
 func (w *Work) name(pos uint64) string { return w.IDPrefix + strconv.FormatUint(pos, 10) }
 
 func view(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
-
-// lane keeps the works of one lane in their order: how far all is done is what the blocks of the lane may promise as their floor.
-type lane struct {
-	mu    sync.Mutex
-	open  []*slot // in order of position
-	floor uint64
-	begun bool
-	last  chan struct{} // the turn of the work that came last; closed when it has written
-}
-
-type slot struct {
-	lo, hi uint64
-	work   *Work
-	done   bool
-}
-
-// enter adds the next work. It returns what to wait for before writing, and what to close afterwards.
-func (l *lane) enter(w *Work) (before <-chan struct{}, mine chan struct{}) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !l.begun {
-		// What came before was done by an earlier process, or this would not be where the input resumes.
-		l.begun, l.floor = true, w.Lo-1
-		l.last = make(chan struct{})
-		close(l.last)
-	}
-	w.slot = &slot{lo: w.Lo, hi: w.Hi, work: w}
-	l.open = append(l.open, w.slot)
-	before, mine = l.last, make(chan struct{})
-	l.last = mine
-	return before, mine
-}
-
-// Floor is the position up to which all is done.
-func (l *lane) Floor() uint64 {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.floor
-}
-
-// leave marks a work as done, and returns the works that are now done together with everything before them, in order. settle is called with
-// them while no other caller can be, so that it sees all works in order.
-func (l *lane) leave(w *Work, settle func([]*Work)) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	w.slot.done = true
-	n := 0
-	var done []*Work
-	for n < len(l.open) && l.open[n].done {
-		l.floor = l.open[n].hi
-		done = append(done, l.open[n].work)
-		n++
-	}
-	l.open = append(l.open[:0], l.open[n:]...)
-	if len(done) > 0 {
-		settle(done)
-	}
-}

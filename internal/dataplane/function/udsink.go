@@ -2,7 +2,7 @@ package function
 
 import (
 	"context"
-	"fmt"
+	"strconv"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
@@ -93,7 +93,11 @@ func (o *Outcome) sinkResult() (sink.Result, error) {
 	}
 	r := o.sink
 	if r == nil || r.status >= uint64(len(sinkStatus)) {
-		return sink.Result{Status: sink.Failed, Error: fmt.Sprintf("the sink answered with a status that the contract does not have: %+v", r)}, nil
+		status := "none"
+		if r != nil {
+			status = strconv.FormatUint(r.status, 10)
+		}
+		return sink.Result{Status: sink.Failed, Error: "the sink answered with a status that the contract does not have: " + status}, nil
 	}
 	result := sink.Result{Status: sinkStatus[r.status], Error: r.err}
 	if r.nack != nil {
@@ -101,7 +105,7 @@ func (o *Outcome) sinkResult() (sink.Result, error) {
 		if err := n.decodeNack(r.nack); err != nil {
 			return result, err
 		}
-		result.Delay = n.Delay
+		result.Delay, result.MaxDeliveries = n.Delay, n.MaxDeliveries
 		if result.Error == "" {
 			result.Error = n.Reason
 		}

@@ -265,7 +265,7 @@ func (s *Source) Read(ctx context.Context, limit int) (*source.Batch, error) {
 			return nil, fmt.Errorf("user-defined source: %s", failure.Error)
 		}
 		if len(messages) > 0 {
-			return &source.Batch{Partition: "0", ByID: true, Messages: messages, Token: offsets}, nil
+			return &source.Batch{Partition: "0", ByID: true, Messages: messages, Token: &handed{offsets: offsets, acked: make([]bool, len(offsets))}}, nil
 		}
 		select {
 		case <-time.After(pause):
@@ -281,6 +281,27 @@ const emptyPause = 20 * time.Millisecond
 
 // Ack implements source.Reader.
 func (s *Source) Ack(ctx context.Context, b *source.Batch) error {
+	return s.AckPart(ctx, b, 0, len(b.Messages))
+}
+
+// handed are the offsets of a batch, and which of them were acknowledged: a source is told of each once.
+type handed struct {
+	offsets []offset
+	acked   []bool
+}
+
+// AckPart implements source.PartAcker.
+func (s *Source) AckPart(ctx context.Context, b *source.Batch, from, to int) error {
+	h := b.Token.(*handed)
+	var offsets []offset
+	for i := from; i < to; i++ {
+		if !h.acked[i] {
+			offsets = append(offsets, h.offsets[i])
+		}
+	}
+	if len(offsets) == 0 {
+		return nil
+	}
 	w, err := s.Function.worker(ctx)
 	if err != nil {
 		return err
@@ -288,9 +309,12 @@ func (s *Source) Ack(ctx context.Context, b *source.Batch) error {
 	p := w.caller.(*sourcePipe)
 	stop := context.AfterFunc(ctx, p.acks.Close)
 	defer stop()
-	if err := p.ack(b.Token.([]offset)); err != nil {
+	if err := p.ack(offsets); err != nil {
 		w.finish() // a stream that broke takes no more acknowledgements, even where the process lives on
 		return fmt.Errorf("user-defined source: acknowledge: %w", err)
+	}
+	for i := from; i < to; i++ {
+		h.acked[i] = true
 	}
 	return nil
 }

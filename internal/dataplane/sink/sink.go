@@ -29,10 +29,14 @@ type Result struct {
 	Status Status
 	// Error says why, for people.
 	Error string
+	// Permanent says of a failed message that the sink will never take it, however often it is tried: retryStrategy.onFailure decides at once, and
+	// otherwise the message is dead-lettered.
+	Permanent bool
 	// OnSuccess is what the on-success sink gets instead of the message, if not nil.
 	OnSuccess *flow.Message
-	// Delay is how long to wait before a nacked message is given again.
-	Delay time.Duration
+	// Delay is how long to wait before a nacked message is given again, MaxDeliveries how often it is given at the most; 0: no limit.
+	Delay         time.Duration
+	MaxDeliveries int
 	// Failure is the evidence, of a broken message.
 	Failure *deadletter.Failure
 }

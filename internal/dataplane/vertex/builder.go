@@ -104,7 +104,7 @@ func (b *builder) stage(role function.Role, c *v1alpha1.Container, named *v1alph
 	} else {
 		var f *function.Function
 		if f, program, err = b.function(role, c); f != nil {
-			s.Apply, s.Isolate = f.Map, f.Isolate
+			s.Apply, s.ApplyPart, s.Isolate = f.Map, f.MapPart, f.Isolate
 			return s, nil
 		}
 	}

@@ -102,9 +102,7 @@ func Pipeline(ctx context.Context, env *Env, p *v1alpha1.PipelineSpec, spec *v1a
 			return v, v.failed(ctx, err)
 		}
 		deliver = func(m *metrics.Vertex) (forward.Output, error) {
-			d := *output
-			d.Events = m.Loop()
-			return &d, nil
+			return output.With(m.Loop()), nil
 		}
 	default:
 		return v, v.failed(ctx, errors.New("this kind of vertex cannot be run by this version"))

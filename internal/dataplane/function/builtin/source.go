@@ -138,6 +138,14 @@ func (c *counter) Ack(ctx context.Context, b *source.Batch) error {
 	return c.saver.Ack(ctx, b.Hi)
 }
 
+// AckPart implements source.PartAcker.
+func (c *counter) AckPart(ctx context.Context, b *source.Batch, _, to int) error {
+	if c.saver == nil {
+		return nil
+	}
+	return c.saver.Ack(ctx, b.EndOf(to))
+}
+
 // Nack implements source.Reader. The vertex keeps the message.
 func (c *counter) Nack(context.Context, *source.Batch, int, time.Duration) bool { return false }
 

@@ -229,8 +229,11 @@ func (r *Reader) Read(ctx context.Context, limit int) (*source.Batch, error) {
 
 // Ack implements source.Reader. It returns when the server has confirmed each acknowledgement.
 func (r *Reader) Ack(ctx context.Context, b *source.Batch) error {
+	return r.ack(ctx, b.Token.([]*item))
+}
+
+func (r *Reader) ack(ctx context.Context, items []*item) error {
 	var replies []string
-	items := b.Token.([]*item)
 	r.mu.Lock()
 	for _, it := range items {
 		if !it.done && it.life == r.life { // the sequences of another life would acknowledge other messages

@@ -303,6 +303,7 @@ func (r *Reader) batch(limit int) *source.Batch {
 	d := r.waiting
 	from, to := d.done, min(d.done+limit, len(d.messages))
 	d.done = to
+	token := &taken{before: r.given, records: d.records[from:to:to]}
 	b := &source.Batch{Partition: r.cfg.Partition, Lo: r.given.Seq + 1, Messages: d.messages[from:to:to]}
 	for i := from; i < to && d.broken != nil; i++ {
 		if failure := d.broken[i]; failure != nil {
@@ -317,23 +318,50 @@ func (r *Reader) batch(limit int) *source.Batch {
 	} else {
 		// In the middle of a delivery: the token is an earlier one, and the number says how many records follow it that we have.
 		for i := from; i < to; i++ {
-			record := &d.records[i]
-			r.given.Seq = record.Seq
-			r.given.Bytes += uint64(len(record.Key) + len(record.Value))
-			r.given.Digest.Add(*record)
-			if record.Bad != "" {
-				r.given.Bad++
-			}
+			advance(&r.given, &d.records[i])
 		}
 	}
-	b.Hi, b.Token = r.given.Seq, r.given
+	token.after = r.given
+	b.Hi, b.Token = r.given.Seq, token
 	return b
+}
+
+// taken is what a batch was made of: the position before its first record, and after its last one.
+type taken struct {
+	before, after stream.Checkpoint
+	records       []stream.Record
+	passed        int // records that before has passed since; see AckPart
+}
+
+// advance takes a position over a record.
+func advance(c *stream.Checkpoint, record *stream.Record) {
+	c.Seq = record.Seq
+	c.Bytes += uint64(len(record.Key) + len(record.Value))
+	c.Digest.Add(*record)
+	if record.Bad != "" {
+		c.Bad++
+	}
 }
 
 // Ack implements source.Reader.
 func (r *Reader) Ack(ctx context.Context, b *source.Batch) error {
+	return r.ackUpTo(ctx, b.Token.(*taken).after)
+}
+
+// AckPart implements source.PartAcker. The token of the position is that before the batch, and its number says how many records follow it that we have.
+func (r *Reader) AckPart(ctx context.Context, b *source.Batch, _, to int) error {
+	t := b.Token.(*taken)
+	for ; t.passed < to; t.passed++ {
+		advance(&t.before, &t.records[t.passed])
+	}
+	return r.ackUpTo(ctx, t.before)
+}
+
+var _ source.PartAcker = (*Reader)(nil)
+
+func (r *Reader) ackUpTo(ctx context.Context, position stream.Checkpoint) error {
 	r.mu.Lock()
-	r.acked = b.Token.(stream.Checkpoint)
+	r.acked = position
 	r.turns++
 	turn := r.turns
 	if later, moved := r.settle(); moved {
