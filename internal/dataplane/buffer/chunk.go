@@ -37,10 +37,17 @@ type chunked struct {
 	left   int
 }
 
+// minChunk is the least that a chunk holds of its block. With less the names would take more room than the block.
+const minChunk = 64
+
+// split returns nil if not even a piece of the block would fit.
 func split(id string, h *flow.Block, messages int, data []byte, max int) []part {
 	// A writer that begins again promises another floor: its pieces do not fit those that are stored already, and must not be taken for them.
 	id = fmt.Sprintf("%s.%08x", id, crc32.ChecksumIEEE(data))
 	size := max - chunkHead - len(h.Lane) - len(id) - 64 - 20*len(h.Cover)
+	if size < minChunk {
+		return nil
+	}
 	count := (len(data) + size - 1) / size
 	parts := make([]part, count)
 	for i := range parts {

@@ -338,6 +338,9 @@ func (p *Partition) Write(ctx context.Context, h *flow.Block, e *flow.Encoder) (
 		w.parts = w.single[:]
 	} else {
 		w.parts = split(id, h, e.Count(), data, p.driver.MaxEntry())
+		if w.parts == nil {
+			return nil, fmt.Errorf("buffer %s: a block of %d bytes: %w, which is %d", p.opt.Name, len(data), ErrTooLarge, p.driver.MaxEntry())
+		}
 	}
 	p.writing.Add(1)
 	p.pending.Add(int64(w.messages))
@@ -396,6 +399,9 @@ func (w *Write) Wait(ctx context.Context) error {
 	for i := range w.parts {
 		dup, err := w.p.settle(ctx, &w.parts[i])
 		if err != nil {
+			if errors.Is(err, ErrTooLarge) {
+				w.p.free(w.messages) // it will never be there
+			}
 			return fmt.Errorf("buffer %s: %w", w.p.opt.Name, err)
 		}
 		duplicate = duplicate && dup

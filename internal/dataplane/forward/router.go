@@ -2,12 +2,15 @@ package forward
 
 import (
 	"context"
+	"errors"
 	"hash/fnv"
 	"slices"
 	"strconv"
 	"sync"
 
 	"github.com/levada-io/levada/internal/dataplane/buffer"
+	"github.com/levada-io/levada/internal/dataplane/deadletter"
+	"github.com/levada-io/levada/internal/dataplane/function"
 	"github.com/levada-io/levada/internal/flow"
 )
 
@@ -83,6 +86,7 @@ type RouterEvents interface {
 type draft struct {
 	targets []target
 	writes  []written
+	refused error // a block of it can never be stored
 }
 
 type target struct {
@@ -112,7 +116,7 @@ type written struct {
 
 func (r *Router) draft() *draft {
 	if d, ok := r.pool.Get().(*draft); ok {
-		d.writes = d.writes[:0]
+		d.writes, d.refused = d.writes[:0], nil
 		for i := range d.targets {
 			d.targets[i].used, d.targets[i].full = false, nil
 			d.targets[i].lostMessages, d.targets[i].lostBytes = 0, 0
@@ -293,6 +297,13 @@ func (r *Router) write(ctx context.Context, d *draft, t *target, head *flow.Bloc
 	}
 	head.Floor = floor
 	w, err := t.part.Write(ctx, head, enc)
+	if errors.Is(err, buffer.ErrTooLarge) {
+		d.refused = err
+		if t.edge.Discard {
+			t.part.Unreserve(enc.Count())
+		}
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -307,12 +318,48 @@ func (r *Router) write(ctx context.Context, d *draft, t *target, head *flow.Bloc
 func (r *Router) Wait(ctx context.Context, e *Emission) error {
 	d := e.state.(*draft)
 	for _, w := range d.writes {
-		if err := w.write.Wait(ctx); err != nil {
+		err := w.write.Wait(ctx)
+		if errors.Is(err, buffer.ErrTooLarge) {
+			d.refused = err
+			continue
+		}
+		if err != nil {
 			return err
 		}
 		r.Events.Wrote(w.part.Name(), w.messages, w.bytes)
 	}
+	refused := d.refused
 	r.pool.Put(d)
 	e.state = nil
+	if refused != nil {
+		return r.oneByOne(ctx, e, refused)
+	}
+	return nil
+}
+
+// oneByOne writes an emission of which a block can never be stored message by message. What was stored already is dropped by its positions downstream; a message that
+// cannot even be stored alone is left in e.Later, to be dead-lettered.
+func (r *Router) oneByOne(ctx context.Context, e *Emission, refused error) error {
+	if len(e.In) == 1 {
+		l := Later{Message: e.In[0], Attempts: 1}
+		l.Outcome = function.Outcome{Verdict: function.Broken, Failure: &deadletter.Failure{Reason: deadletter.Oversize, Attempts: 1, Error: "what was made of it can never be stored: " + refused.Error()}}
+		e.Later = append(e.Later, l)
+		return nil
+	}
+	for k := range e.In {
+		one := &Emission{Work: e.Work, In: e.In[k : k+1], Stage: e.Stage, Floor: e.Floor, index: e.index[k : k+1]}
+		if e.Out != nil {
+			one.Out = e.Out[k : k+1]
+		}
+		one.cover(one.index)
+		r.Begin(one)
+		if err := r.Submit(ctx, one); err != nil {
+			return err
+		}
+		if err := r.Wait(ctx, one); err != nil {
+			return err
+		}
+		e.Later = append(e.Later, one.Later...)
+	}
 	return nil
 }

@@ -100,7 +100,7 @@ func (w *Writer) Write(ctx context.Context, b *flow.Block) ([]sink.Result, error
 		if results == nil {
 			results = make([]sink.Result, len(b.Messages))
 		}
-		results[i] = sink.Result{Status: sink.Failed, Error: fmt.Sprintf("publish %d bytes to %s: %v", b.Messages[i].Size(), w.cfg.Subject, err)}
+		results[i] = sink.Result{Status: sink.Failed, Permanent: true, Error: fmt.Sprintf("publish %d bytes to %s: %v", b.Messages[i].Size(), w.cfg.Subject, err)}
 	}
 	var trouble error
 	var duplicates []int
@@ -145,8 +145,11 @@ func (w *Writer) Write(ctx context.Context, b *flow.Block) ([]sink.Result, error
 	return results, nil
 }
 
-// errTooLarge is the server's code for a message above the stream's max_msg_size.
-const errTooLarge jetstream.ErrorCode = 10054
+// The server's codes for a message above the stream's max_msg_size, and for headers above what a stream stores.
+const (
+	errTooLarge       jetstream.ErrorCode = 10054
+	errHeaderTooLarge jetstream.ErrorCode = 10097
+)
 
 // permanent says that the message itself is refused, today and tomorrow.
 func permanent(err error) bool {
@@ -154,7 +157,7 @@ func permanent(err error) bool {
 		return true
 	}
 	api, ok := errors.AsType[*jetstream.APIError](err)
-	return ok && api.ErrorCode == errTooLarge
+	return ok && (api.ErrorCode == errTooLarge || api.ErrorCode == errHeaderTooLarge)
 }
 
 func (w *Writer) message(m *flow.Message) *nats.Msg {

@@ -73,7 +73,7 @@ func (w *Writer) Write(ctx context.Context, b *flow.Block) ([]sink.Result, error
 			if results == nil {
 				results = make([]sink.Result, len(b.Messages))
 			}
-			results[i] = sink.Result{Status: sink.Failed, Error: fmt.Sprintf("publish %d bytes to %s: %v", b.Messages[i].Size(), w.cfg.Subject, err)}
+			results[i] = sink.Result{Status: sink.Failed, Permanent: true, Error: fmt.Sprintf("publish %d bytes to %s: %v", b.Messages[i].Size(), w.cfg.Subject, err)}
 		case err != nil:
 			return nil, fmt.Errorf("publish to %s: %w", w.cfg.Subject, err)
 		}
