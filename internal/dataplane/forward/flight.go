@@ -24,6 +24,7 @@ type flight struct {
 	cancel context.CancelCauseFunc
 	before <-chan struct{} // closed when the work before has submitted what it had
 	late   bool            // before was waited for once, and is waited for no more
+	queued func()          // the messages have their place in the first stage
 
 	retries errgroup.Group // they end with the context of the flight
 
@@ -41,6 +42,9 @@ func (r *run) process(ctx context.Context, w *Work, before <-chan struct{}, mine
 	f := &flight{run: r, w: w, cancel: cancel, before: before}
 	begun := time.Now()
 	pass := sync.OnceFunc(func() { close(mine) })
+	queued := sync.OnceFunc(func() { close(w.begun) })
+	f.queued = queued
+	defer queued()
 	defer func() {
 		if err != nil && !errors.Is(err, errDraining) {
 			cancel(err)
@@ -61,6 +65,11 @@ func (r *run) process(ctx context.Context, w *Work, before <-chan struct{}, mine
 		}
 	}
 	index, broken := w.sortOut()
+	select {
+	case <-w.begin:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	switch {
 	case r.Ordered:
 		err = f.inOrder(ctx, index, broken)
@@ -96,7 +105,7 @@ func (f *flight) inAnyOrder(ctx context.Context, index []int, broken []Later) er
 	if len(index) == 0 {
 		return nil
 	}
-	return f.stream(ctx, 0, f.pick(index), func(which []int, out []function.Outcome) error {
+	return f.stream(ctx, 0, f.pick(index), f.queued, func(which []int, out []function.Outcome) error {
 		at := index
 		if which != nil {
 			at = make([]int, len(which))
@@ -386,18 +395,22 @@ func allOf(n int) []int {
 }
 
 // stream runs the stages from the k-th on, and gives out what is done: which of the messages, nil for all of them, and what became of them. done is called
-// by one goroutine at a time, whatever it takes, and its error ends the stream.
-func (r *run) stream(ctx context.Context, k int, in []flow.Message, done func(which []int, out []function.Outcome) error) error {
+// by one goroutine at a time, whatever it takes, and its error ends the stream. queued is called once the messages have their place in the k-th stage; nil if
+// nobody asks.
+func (r *run) stream(ctx context.Context, k int, in []flow.Message, queued func(), done func(which []int, out []function.Outcome) error) error {
 	if k == len(r.Stages) {
+		if queued != nil {
+			queued()
+		}
 		return done(nil, nil)
 	}
 	if k == len(r.Stages)-1 {
-		return r.streamStage(ctx, &r.Stages[k], in, done)
+		return r.streamStage(ctx, &r.Stages[k], in, queued, done)
 	}
 	// What one stage has done goes through the next while others are still in the first.
 	var one sync.Mutex
 	rest, restCtx := errgroup.WithContext(ctx)
-	err := r.streamStage(restCtx, &r.Stages[k], in, func(which []int, out []function.Outcome) error {
+	err := r.streamStage(restCtx, &r.Stages[k], in, queued, func(which []int, out []function.Outcome) error {
 		if which == nil {
 			which = allOf(len(in))
 		}
@@ -457,7 +470,7 @@ func (r *run) streamRest(ctx context.Context, k int, in []flow.Message, which []
 	for j := len(parent) - 1; j >= 0; j-- {
 		begin[parent[j]] = j
 	}
-	return r.stream(ctx, k+1, flat, func(sub []int, next []function.Outcome) error {
+	return r.stream(ctx, k+1, flat, nil, func(sub []int, next []function.Outcome) error {
 		if sub == nil {
 			sub = allOf(len(flat))
 		}
@@ -488,9 +501,12 @@ func (r *run) streamRest(ctx context.Context, k int, in []flow.Message, which []
 }
 
 // streamStage runs one stage, and gives out what is done when all of it is, or every flushAfter.
-func (r *run) streamStage(ctx context.Context, s *Stage, in []flow.Message, done func(which []int, out []function.Outcome) error) error {
+func (r *run) streamStage(ctx context.Context, s *Stage, in []flow.Message, queued func(), done func(which []int, out []function.Outcome) error) error {
 	begun := time.Now()
 	if s.ApplyPart == nil {
+		if queued != nil {
+			queued()
+		}
 		out, err := s.Apply(ctx, in)
 		if err != nil {
 			return err
@@ -500,7 +516,7 @@ func (r *run) streamStage(ctx context.Context, s *Stage, in []flow.Message, done
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	part := &function.Part{Until: r.reading}
+	part := &function.Part{Until: r.reading, Queued: queued}
 	type answer struct {
 		out []function.Outcome
 		err error
@@ -634,7 +650,7 @@ func (f *flight) inOrder(ctx context.Context, index []int, broken []Later) error
 	if len(index) == 0 {
 		return advance()
 	}
-	return f.stream(ctx, 0, f.pick(index), func(which []int, o []function.Outcome) error {
+	return f.stream(ctx, 0, f.pick(index), f.queued, func(which []int, o []function.Outcome) error {
 		refuseOversize(o)
 		if which == nil {
 			which = allOf(len(index))

@@ -27,6 +27,7 @@ type lane struct {
 	floor uint64  // all up to here is done
 	begun bool
 	last  chan struct{} // the turn of the work that came last; closed when it has written
+	start chan struct{} // closed when the work that came last is queued for the first stage
 	due   []Ack         // not yet given to the acknowledging goroutine
 	loose bool          // messages may be acknowledged in any order
 }
@@ -52,13 +53,16 @@ func (l *lane) enter(w *Work) (before <-chan struct{}, mine chan struct{}) {
 	if !l.begun {
 		// What came before was done by an earlier process, or this would not be where the input resumes.
 		l.begun, l.floor = true, w.Lo-1
-		l.last = make(chan struct{})
+		l.last, l.start = make(chan struct{}), make(chan struct{})
 		close(l.last)
+		close(l.start)
 	}
 	w.slot = &slot{lo: w.Lo, hi: w.Hi, work: w, left: len(w.Messages)}
 	l.open = append(l.open, w.slot)
 	before, mine = l.last, make(chan struct{})
 	l.last = mine
+	w.begin, w.begun = l.start, make(chan struct{})
+	l.start = w.begun
 	if len(w.Messages) == 0 {
 		l.advance()
 	}

@@ -141,7 +141,7 @@ func (f *flight) retry(ctx context.Context, later []Later) error {
 			continue
 		}
 		index, in, attempts := ascending(due)
-		err = f.stream(ctx, 0, in, func(which []int, out []function.Outcome) error {
+		err = f.stream(ctx, 0, in, nil, func(which []int, out []function.Outcome) error {
 			if which == nil {
 				which = allOf(len(in))
 			}

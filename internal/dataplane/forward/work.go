@@ -29,6 +29,8 @@ type Work struct {
 	// track is the lane's, which knows what may be promised; see lane.
 	track *lane
 	slot  *slot
+	// begin is closed when the work before is queued for the first stage, and begun when this one is: a slow stage works through them in order.
+	begin, begun chan struct{}
 }
 
 // names gives every message its id, for those who need it: functions in block mode, sinks, dead letters.

@@ -114,6 +114,7 @@ func (b *batchPipe) Call(ctx context.Context, in []flow.Message, part *Part) ([]
 
 // run sends c in groups of at most limit messages and gathers the answers.
 func (b *batchPipe) run(ctx context.Context, c *call, part *Part, name func(int) string, find func([]byte) (int, bool), results []sinkResult) error {
+	part.queued() // those who wait for the turn get it in their order
 	select {
 	case <-b.turn:
 	case <-part.done():

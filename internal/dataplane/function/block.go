@@ -28,7 +28,8 @@ type blockPipe struct {
 
 	mu       sync.Mutex
 	room     sync.Cond // broadcast when the window may have room, and at the end
-	last     uint64    // the id given last
+	line     line
+	last     uint64 // the id given last
 	calls    map[uint64]*blockCall
 	inHand   int           // messages that are not answered
 	pace     time.Duration // what a message takes, about, of all that are under way together; 0: not known
@@ -112,6 +113,17 @@ func (b *blockPipe) Call(ctx context.Context, in []flow.Message, part *Part) ([]
 }
 
 func (b *blockPipe) sendAll(ctx context.Context, c *call, part *Part) error {
+	b.mu.Lock()
+	b.line.join(c)
+	b.mu.Unlock()
+	part.queued()
+	defer func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if b.line.leave(c) {
+			b.room.Broadcast()
+		}
+	}()
 	for next := 0; next < len(c.in); {
 		k, err := b.next(ctx, c, next, part)
 		if err != nil || k == nil {
@@ -148,7 +160,7 @@ func (b *blockPipe) next(ctx context.Context, c *call, first int, part *Part) (*
 	defer b.mu.Unlock()
 	room := func() bool {
 		free := b.window() - b.inHand
-		return free > 0 && free >= min(len(c.in)-first, b.window()/4)
+		return b.line.first(c) && free > 0 && free >= min(len(c.in)-first, b.window()/4)
 	}
 	if !room() {
 		wake := func() {

@@ -327,6 +327,7 @@ func (f *Function) Map(ctx context.Context, in []flow.Message) ([]Outcome, error
 func (f *Function) MapPart(ctx context.Context, in []flow.Message, part *Part) ([]Outcome, error) {
 	begun := time.Now()
 	part.use(nil)
+	defer part.queued()
 	out, unsent, err := f.mapOnce(ctx, in, part)
 	if len(unsent) == 0 {
 		if err == nil && len(in) > 0 {

@@ -9,6 +9,8 @@ import (
 type Part struct {
 	// Until: once it has ended, no further message is given to user code. Those that were not given have the verdict Unbegun.
 	Until context.Context
+	// Queued is called when the messages have their place before those of later calls; nil: nobody asks. It may be called more than once.
+	Queued func()
 
 	mu      sync.Mutex
 	collect func(visit func(i int, o *Outcome)) // of the call under way; nil if there is none
@@ -41,6 +43,12 @@ func (p *Part) open(collect func(visit func(i int, o *Outcome))) {
 }
 
 func (p *Part) close() { p.open(nil) }
+
+func (p *Part) queued() {
+	if p != nil && p.Queued != nil {
+		p.Queued()
+	}
+}
 
 func (p *Part) use(index []int) {
 	if p == nil {

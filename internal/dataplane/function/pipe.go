@@ -66,6 +66,7 @@ type pipe struct {
 
 	mu       sync.Mutex
 	room     sync.Cond
+	line     line
 	slots    []slot
 	free     []int32
 	err      error
@@ -227,11 +228,22 @@ func (p *pipe) abandon(c *call, inCode map[uint64]bool) {
 // send sends the requests of c, as many at a time as there are slots.
 func (p *pipe) send(ctx context.Context, c *call, part *Part) error {
 	var ids []uint64
+	p.mu.Lock()
+	p.line.join(c)
+	p.mu.Unlock()
+	part.queued()
+	defer func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.line.leave(c) {
+			p.room.Broadcast()
+		}
+	}()
 	for next := 0; next < len(c.in); {
 		p.mu.Lock()
 		// Waking for each free slot would cost a switch for each message: wait for some.
 		want := min(len(c.in)-next, max(1, len(p.slots)/4))
-		for p.err == nil && ctx.Err() == nil && !part.over() && len(p.free) < want {
+		for p.err == nil && ctx.Err() == nil && !part.over() && (len(p.free) < want || !p.line.first(c)) {
 			p.room.Wait()
 		}
 		if part.over() && p.err == nil && ctx.Err() == nil {
