@@ -266,9 +266,11 @@ func (r *runner) open(ctx context.Context) error {
 			return fmt.Errorf("connect to the broker at %s: %w", redact.Text(r.cfg.NATS), redact.Error(err))
 		}
 	} else {
+		over := waiting(r.log, "broker in this process to open its store", nil, "data", r.cfg.DataDir)
 		r.broker, err = broker.Start(broker.Config{
 			Dir: filepath.Join(r.cfg.DataDir, "broker"), MaxPayload: max(minPayload, r.maxPayload()), SyncInterval: r.cfg.SyncInterval, Logger: r.log,
 		})
+		over(err)
 		if err != nil {
 			return err
 		}
@@ -379,7 +381,9 @@ func (r *runner) mono(ctx context.Context, m *v1alpha1.MonoVertex) (*Pipeline, e
 		return nil, err
 	}
 	p.store.opened()
+	over := waiting(r.log, "source and sink of MonoVertex", nil, "pipeline", m.Name)
 	v, err := vertex.Mono(ctx, r.env(p, m), m.Name, &m.Spec)
+	over(err)
 	if err != nil {
 		return nil, fmt.Errorf("MonoVertex %s: %w", m.Name, err)
 	}
@@ -432,7 +436,9 @@ func (r *runner) pipeline(ctx context.Context, m *v1alpha1.Pipeline) (*Pipeline,
 	p.store.opened()
 	env := r.env(p, m)
 	for i := range m.Spec.Vertices {
+		over := waiting(r.log, "source or sink of vertex", nil, "pipeline", m.Name, "vertex", m.Spec.Vertices[i].Name)
 		v, err := vertex.Pipeline(ctx, env, &m.Spec, &m.Spec.Vertices[i])
+		over(err)
 		if err != nil {
 			return p, fmt.Errorf("pipeline %s: %w", m.Name, err)
 		}

@@ -12,9 +12,9 @@ import (
 // waitingAfter is how long something may take before one line says that it is waited for.
 const waitingAfter = 2 * time.Second
 
-// waiting logs one line if what it waits for is not there soon: who is waited for, and why if that is known. Call the function that is returned once it is
-// there.
-func waiting(log *slog.Logger, what string, reason func() string, args ...any) (over func()) {
+// waiting logs one line if what it waits for is not there soon: who is waited for, and why if that is known. Call the function that is returned at the end of
+// the wait, with its error.
+func waiting(log *slog.Logger, what string, reason func() string, args ...any) (over func(error)) {
 	begun := time.Now()
 	var mu sync.Mutex
 	told, done := false, false
@@ -32,12 +32,12 @@ func waiting(log *slog.Logger, what string, reason func() string, args ...any) (
 			log.Warn("waiting for "+what, append(args, "reason", why, "for", waitingAfter)...)
 		}
 	})
-	return func() {
+	return func(err error) {
 		timer.Stop()
 		mu.Lock()
 		defer mu.Unlock()
 		done = true
-		if told {
+		if told && err == nil {
 			log.Info("no longer waiting for "+what, append(args, "took", time.Since(begun).Round(100*time.Millisecond))...)
 		}
 	}
@@ -52,7 +52,7 @@ func (r *runner) ready(ctx context.Context, p *Pipeline, v *vertex.Vertex) error
 		}
 		over := waiting(r.log, "function", reason, "pipeline", p.Name, "vertex", v.Name, "function", f.Name())
 		err := f.Ready(ctx)
-		over()
+		over(err)
 		if err != nil {
 			return err
 		}
