@@ -791,6 +791,13 @@ retryStrategy: {onFailure: fallback}`,
   max_payload: 1048576`,
 	},
 	{
+		Code: CodeISBUnknown, Severity: SeverityWarning,
+		Title: "the buffer service is not in these files",
+		Text:  "The manifests define buffer services in this namespace, and none of them has the name that the pipeline uses. In a cluster the pipeline would wait for it; levada run uses its own broker whatever the name.",
+		Wrong: `interStepBufferServiceName: defualt`,
+		Right: `interStepBufferServiceName: default`,
+	},
+	{
 		Code: CodeRetention, Severity: SeverityWarning,
 		Title: "the retention costs something",
 		Text:  "0 keeps messages until the limits of the stream are reached. 1 deletes at once what arrives before its reader is set up. 2 deletes what was acknowledged, so that there is nothing to replay or to look at.",

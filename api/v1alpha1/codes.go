@@ -113,6 +113,7 @@ const (
 	CodeISBReplicas      Code = "LV1903"
 	CodeBufferConfig     Code = "LV1904"
 	CodeISBSettings      Code = "LV1905"
+	CodeISBUnknown       Code = "LV1906"
 	CodeRetention        Code = "LV1910"
 	CodeMaxAge           Code = "LV1911"
 	CodeMemoryStorage    Code = "LV1912"

@@ -184,18 +184,6 @@ func isMarker(line []byte, marker string) bool {
 
 var yamlLine = regexp.MustCompile(`^(?:yaml: )?(?:unmarshal errors:\s*)?(?:line (\d+): )?`)
 
-func (d *decoder) yamlSyntax(doc yamlDocument, err error) {
-	message := err.Error()
-	line := 1
-	if m := yamlLine.FindStringSubmatch(message); m[0] != "" {
-		message = message[len(m[0]):]
-		if n, err := strconv.Atoi(m[1]); err == nil {
-			line = n
-		}
-	}
-	d.problem(doc.line+line, 1, CodeSyntax, "not YAML: "+message)
-}
-
 func (d *decoder) yaml(doc yamlDocument) {
 	if len(doc.text) > maxDocumentBytes {
 		d.problem(doc.line+1, 1, CodeTooLarge, fmt.Sprintf(documentTooLarge, len(doc.text), maxDocumentBytes))
@@ -210,7 +198,7 @@ func (d *decoder) yaml(doc yamlDocument) {
 		return // comments only
 	}
 	l := &locator{file: d.file, root: root, firstLine: doc.line}
-	if !d.bounded(l) {
+	if hasTemplateKey(root) && d.notRendered(doc) || !d.bounded(l) {
 		return
 	}
 	text, err := yamlToJSON(doc.text)
@@ -258,7 +246,7 @@ func (d *decoder) document(text []byte, l *locator) {
 	r := &report{object: Object{locator: l}}
 	duplicates(r, l.root, "")
 	d.value(r, text, l, 0)
-	d.problems = append(d.problems, r.problems...)
+	d.problems = append(d.problems, d.missingMarker(r.problems)...)
 }
 
 // value decodes a document, or an item of a list.
@@ -388,6 +376,9 @@ func manifestFor(r *report, apiVersion, kind string) Manifest {
 	case apiVersion == "":
 		r.missing("apiVersion", Problem{Code: CodeAPIVersion, Message: "apiVersion is missing", Expected: APIVersion, DidYouMean: r.suggest(kind, names)})
 		return nil
+	}
+	if apiVersion == "v1" && (kind == "Secret" || kind == "ConfigMap") {
+		return &Other{} // their values are used where a manifest refers to them
 	}
 	r.add("kind", Problem{
 		Code: CodeOtherKind, Message: fmt.Sprintf("%s of %s is not one of our kinds; it is kept and not looked at", kind, apiVersion),

@@ -47,11 +47,39 @@ func (l *locator) find(p path) (key, value *yaml.Node) {
 		element, rest = cutElement(rest)
 		k, v := child(value, element)
 		if v == nil {
+			if inner := embedded(key, value); inner != nil {
+				if k, v = child(inner, element); v != nil {
+					key, value = k, v
+					continue
+				}
+			}
 			break
 		}
 		key, value = k, resolve(v)
 	}
 	return key, value
+}
+
+// embedded is the YAML that the text of a block scalar holds (bufferConfig: |), with the positions that it has in the file; nil for anything else.
+func embedded(key, value *yaml.Node) *yaml.Node {
+	if key == nil || value.Kind != yaml.ScalarNode || value.Style&yaml.LiteralStyle == 0 {
+		return nil
+	}
+	root, err := parseYAML([]byte(value.Value))
+	if err != nil || root == nil || root.Kind != yaml.MappingNode {
+		return nil
+	}
+	// The text begins a line below the bar, and is indented further than its key: by two spaces, as people write it. The node does not say.
+	shift(root, value.Line, key.Column+1)
+	return root
+}
+
+func shift(n *yaml.Node, lines, columns int) {
+	n.Line += lines
+	n.Column += columns
+	for _, c := range n.Content {
+		shift(c, lines, columns)
+	}
 }
 
 // cutElement takes the first element from a path: "a", "[3]" or "[some.key]".

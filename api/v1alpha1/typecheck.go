@@ -7,7 +7,9 @@ import (
 	"maps"
 	"math"
 	"reflect"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -90,7 +92,7 @@ func (c *typeCheck) object(v any, t reflect.Type, at path) bool {
 	for _, name := range sortedKeys(object) {
 		ft, known := fields[name]
 		if !known {
-			c.unknownField(name, at, slices.Collect(maps.Keys(fields)))
+			c.unknownField(name, at, object, fields)
 		}
 		if !known || !c.value(object[name], ft, at.at(name)) {
 			delete(object, name)
@@ -99,13 +101,21 @@ func (c *typeCheck) object(v any, t reflect.Type, at path) bool {
 	return true
 }
 
-func (c *typeCheck) unknownField(name string, at path, known []string) {
+func (c *typeCheck) unknownField(name string, at path, object map[string]any, fields map[string]reflect.Type) {
+	known := slices.Collect(maps.Keys(fields))
 	p := Problem{Code: CodeUnknownField, Message: fmt.Sprintf("%s has no field %s", at.last(), quote(name)), DidYouMean: c.report.suggest(name, known)}
 	if p.DidYouMean == "" && len(known) <= 12 {
 		p.Expected = oneOf(known)
 	}
 	if instead, ok := removedFields[name]; ok && p.DidYouMean == "" {
 		p.Hint = instead
+	}
+	if p.DidYouMean == "" && name == "redis" && slices.Contains(known, "udsink") {
+		p.Hint = "there is no sink for Redis; use udsink with a container"
+	}
+	if sibling := c.sibling(name, object, fields); sibling != "" {
+		p.Hint = fmt.Sprintf("%s is a field of %s; indent it by two more spaces than %s", name, sibling, sibling)
+		p.DidYouMean = ""
 	}
 	field := at.at(name)
 	if strings.ContainsAny(name, ".[]") {
@@ -118,6 +128,35 @@ func (c *typeCheck) unknownField(name string, at path, known []string) {
 		q.File, q.Line, q.Column = c.report.object.locator.keyPosition(field)
 	}
 	c.broken = append(c.broken, field)
+}
+
+// sibling is the field of the same object to which an unknown one belongs, judged by its type: one that is empty, or that is all there can be. A field that
+// is not indented enough ends up beside it.
+func (c *typeCheck) sibling(name string, object map[string]any, fields map[string]reflect.Type) string {
+	found := ""
+	for _, s := range sortedKeys(fields) {
+		t, present := fields[s], false
+		if v, ok := object[s]; ok {
+			present = true
+			if m, isObject := v.(map[string]any); v != nil && (!isObject || m[name] != nil) {
+				continue
+			}
+		}
+		for t.Kind() == reflect.Pointer {
+			t = t.Elem()
+		}
+		if !present || t.Kind() != reflect.Struct || reflect.PointerTo(t).Implements(jsonUnmarshaler) {
+			continue
+		}
+		if _, ok := fieldTypes(t)[name]; !ok {
+			continue
+		}
+		if object[s] == nil {
+			return s // an empty one, right above
+		}
+		found = s
+	}
+	return found
 }
 
 // removedFields says what became of fields of earlier versions.
@@ -148,13 +187,76 @@ func (c *typeCheck) wrongType(v any, t reflect.Type, at path) bool {
 	case isString && isNumeric(t.Kind()):
 		if json.Unmarshal([]byte(text), reflect.New(t).Interface()) == nil {
 			p.DidYouMean, p.Hint = text, "leave the quotes away"
+		} else if n := plainNumber(text); n != "" && json.Unmarshal([]byte(n), reflect.New(t).Interface()) == nil {
+			p.DidYouMean = n
+		}
+	case isString && t == reflect.TypeFor[metav1.Duration]():
+		if d := plainDuration(text); d != "" {
+			p.DidYouMean = fmt.Sprintf("%q", d)
 		}
 	case t.Kind() == reflect.Slice && !isCollectionValue(v):
-		p.Hint = "put '- ' in front of it"
+		if text, err := json.Marshal(v); err == nil {
+			p.DidYouMean = "[" + strings.Trim(string(text), `"`) + "]"
+			if strings.ContainsAny(p.DidYouMean[1:len(p.DidYouMean)-1], ",:#{}[]&*!|>'\"%@`\\ ") {
+				p.DidYouMean = "[" + string(text) + "]"
+			}
+		}
 	}
 	c.report.add(at, p)
 	c.broken = append(c.broken, at)
 	return false
+}
+
+var (
+	numberWithUnit   = regexp.MustCompile(`^\s*([0-9][0-9_,]*)\s*([kKmMgG]?)(i?)[bB]?\s*(%?)\s*$`)
+	durationWithUnit = regexp.MustCompile(`^\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*$`)
+	unitsOfTime      = map[string]string{
+		"": "s", "s": "s", "sec": "s", "secs": "s", "second": "s", "seconds": "s", "m": "m", "min": "m", "mins": "m", "minute": "m", "minutes": "m",
+		"h": "h", "hr": "h", "hrs": "h", "hour": "h", "hours": "h", "ms": "ms", "msec": "ms", "msecs": "ms", "milli": "ms", "millis": "ms",
+		"millisecond": "ms", "milliseconds": "ms", "us": "us", "usec": "us", "microsecond": "us", "microseconds": "us",
+	}
+)
+
+// plainNumber is what a number with a unit probably means: 64k, 5Mi, 80%, 1_000; empty if it is none.
+func plainNumber(text string) string {
+	m := numberWithUnit.FindStringSubmatch(text)
+	if m == nil || m[4] != "" && m[2] != "" {
+		return ""
+	}
+	n, err := strconv.ParseInt(strings.NewReplacer("_", "", ",", "").Replace(m[1]), 10, 64)
+	if err != nil {
+		return ""
+	}
+	base := int64(1000)
+	if m[3] != "" {
+		base = 1024
+	}
+	for range strings.Index("KMG", strings.ToUpper(m[2])) + 1 {
+		if m[2] == "" || n > math.MaxInt64/base {
+			break
+		}
+		n *= base
+	}
+	return strconv.FormatInt(n, 10)
+}
+
+// plainDuration is what a duration with another unit probably means: 1sec, 5 minutes, 2d; empty if it is none.
+func plainDuration(text string) string {
+	m := durationWithUnit.FindStringSubmatch(text)
+	if m == nil {
+		return ""
+	}
+	unit := strings.ToLower(m[2])
+	if unit == "d" || unit == "day" || unit == "days" {
+		if n, err := strconv.Atoi(m[1]); err == nil && n < 10000 {
+			return strconv.Itoa(24*n) + "h"
+		}
+		return ""
+	}
+	if unit = unitsOfTime[unit]; unit == "" {
+		return ""
+	}
+	return m[1] + unit
 }
 
 // fieldTypes are the fields of a struct by their JSON names, embedded ones included.

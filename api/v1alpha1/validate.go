@@ -1,6 +1,7 @@
 package v1alpha1
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"net/url"
@@ -21,6 +22,7 @@ func Validate(objects []Object) Problems {
 		all = append(all, r.problems...)
 	}
 	all = append(all, namesakes(objects)...)
+	all = append(all, bufferServices(objects)...)
 	all.Sort()
 	return all
 }
@@ -76,6 +78,37 @@ func namesakes(objects []Object) Problems {
 			continue
 		}
 		first[id] = o
+	}
+	return problems
+}
+
+// bufferServices warns of pipelines whose buffer service is not among those of the manifests. Where there are none, they are defined elsewhere.
+func bufferServices(objects []Object) (problems Problems) {
+	named := map[string][]string{} // by namespace
+	for _, o := range objects {
+		if s, ok := o.Manifest.(*InterStepBufferService); ok {
+			named[s.Namespace] = append(named[s.Namespace], s.Name)
+		}
+	}
+	check := func(o Object, spec *PipelineSpec, at path) {
+		known := named[o.Manifest.GetNamespace()]
+		name := cmp.Or(spec.InterStepBufferServiceName, defaultISBName)
+		if len(known) == 0 || contains(known, name) {
+			return
+		}
+		r := &report{object: o}
+		r.add(at.at("interStepBufferServiceName"), Problem{
+			Code: CodeISBUnknown, Message: fmt.Sprintf("no InterStepBufferService of these files is called %s", quote(name)), Expected: oneOf(known), DidYouMean: r.suggest(name, known),
+		})
+		problems = append(problems, r.problems...)
+	}
+	for _, o := range objects {
+		switch m := o.Manifest.(type) {
+		case *Pipeline:
+			check(o, &m.Spec, "spec")
+		case *ServingPipeline:
+			check(o, &m.Spec.Pipeline, "spec.pipeline")
+		}
 	}
 	return problems
 }

@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"strconv"
 	"strings"
 	"time"
 
+	yaml "go.yaml.in/yaml/v3"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kjson "sigs.k8s.io/json"
 	kyaml "sigs.k8s.io/yaml"
@@ -146,7 +148,15 @@ func checkBufferConfig(r *report, js *JetStreamBufferService, servers int32, at 
 	}
 	text, fields, err := bufferConfigJSON(*js.BufferConfig)
 	if err != nil {
-		r.add(at, Problem{Code: CodeBufferConfig, Message: "bufferConfig cannot be read: " + err.Error(), Expected: "YAML with stream, consumer, otBucket and procBucket"})
+		n := len(r.problems)
+		message := err.Error()
+		m := yamlLine.FindStringSubmatch(message)
+		r.add(at, Problem{Code: CodeBufferConfig, Message: "bufferConfig cannot be read: " + message[len(m[0]):], Expected: "YAML with stream, consumer, otBucket and procBucket"})
+		if line, err := strconv.Atoi(m[1]); err == nil && len(r.problems) > n && r.object.locator != nil {
+			if _, value := r.object.locator.find(at); value.Kind == yaml.ScalarNode && value.Style&yaml.LiteralStyle != 0 {
+				r.problems[n].Line = value.Line + r.object.locator.firstLine + line
+			}
+		}
 		return
 	}
 	types := typeCheck{report: r}
