@@ -40,7 +40,7 @@ records from services into databases (levada stream), and passes gRPC on (levada
 
 Every flag can also be given as an environment variable: --data is LEVADA_DATA.`,
 	}, commandline.ReadBuild(version).Version)
-	root.AddCommand(newRunCommand(), newValidateCommand(), newRenderCommand(), newExplainCommand(), newDeadLettersCommand(), newStreamCommand(), newProxyCommand(), newBrokerCommand(), newBuiltinsCommand(),
+	root.AddCommand(newRunCommand(), newValidateCommand(), newRenderCommand(), newExplainCommand(), newDeadLettersCommand(), newBuffersCommand(), newStreamCommand(), newProxyCommand(), newBrokerCommand(), newBuiltinsCommand(),
 		commandline.NewVersionCommand(version, contracts()))
 	return root
 }

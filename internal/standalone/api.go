@@ -109,6 +109,7 @@ func (a *api) routes() http.Handler {
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
 	mux.HandleFunc("GET /readyz", a.readyz)
 	mux.HandleFunc("GET /api/v1/status", a.private(a.status))
+	mux.HandleFunc("GET /api/v1/buffers", a.private(a.buffers))
 	mux.HandleFunc("GET /api/v1/deadletters", a.private(a.list))
 	mux.HandleFunc("GET /api/v1/deadletters/{pipeline}/{name}", a.private(a.get))
 	mux.HandleFunc("POST /api/v1/deadletters/{pipeline}/{name}/replay", a.private(a.replay))
@@ -182,6 +183,14 @@ type VertexStatus struct {
 	Errors      int64  `json:"errors"`
 	Dropped     int64  `json:"dropped"`
 	DeadLetters int64  `json:"deadLetters"`
+}
+
+func (a *api) buffers(w http.ResponseWriter, req *http.Request) error {
+	all, err := listBuffers(req.Context(), a.r.js)
+	if err != nil {
+		return err
+	}
+	return answer(w, all)
 }
 
 func (a *api) status(w http.ResponseWriter, req *http.Request) error {
@@ -276,13 +285,13 @@ func (a *api) replay(w http.ResponseWriter, req *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return p.ending.fromOutside(l.Vertex, func() error { return replay(req.Context(), p.letters, l, p.partitions[l.Vertex]) })
+	return p.ending.fromOutside(l.Vertex, func() error { return replay(req.Context(), p.letters, l, into(p.partitions[l.Vertex])) })
 }
 
 // replay gives a letter to its vertex once more, as a new message, and drops it once that is durable. The message is told by its id, so that a replay that
 // is cut short and done again adds nothing.
-func replay(ctx context.Context, store *deadletter.Store, l *deadletter.Letter, to []*buffer.Partition) error {
-	if len(to) == 0 {
+func replay(ctx context.Context, store *deadletter.Store, l *deadletter.Letter, write func(context.Context, *flow.Block, *flow.Encoder) error) error {
+	if write == nil {
 		return fmt.Errorf("%s is a source or a MonoVertex, which has no buffer that the message could be put into again: show it, send its value again at the source, and drop it", l.Vertex)
 	}
 	m := l.Message
@@ -291,12 +300,22 @@ func replay(ctx context.Context, store *deadletter.Store, l *deadletter.Letter, 
 	var e flow.Encoder
 	e.Reset(m.Pos)
 	e.Append(&m)
-	w, err := to[0].Write(ctx, &flow.Block{Lane: "deadletters", ByID: true, Lo: m.Pos, Hi: m.Pos, Watermark: flow.NoWatermark}, &e)
-	if err != nil {
-		return err
-	}
-	if err := w.Wait(ctx); err != nil {
+	if err := write(ctx, &flow.Block{Lane: "deadletters", ByID: true, Lo: m.Pos, Hi: m.Pos, Watermark: flow.NoWatermark}, &e); err != nil {
 		return err
 	}
 	return store.Drop(ctx, l.Name)
+}
+
+// into writes to the first of the partitions that this process reads; nil if there is none.
+func into(parts []*buffer.Partition) func(context.Context, *flow.Block, *flow.Encoder) error {
+	if len(parts) == 0 {
+		return nil
+	}
+	return func(ctx context.Context, h *flow.Block, e *flow.Encoder) error {
+		w, err := parts[0].Write(ctx, h, e)
+		if err != nil {
+			return err
+		}
+		return w.Wait(ctx)
+	}
 }

@@ -4,12 +4,21 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
+	"slices"
+	"strconv"
 	"strings"
+	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/levada-io/levada/internal/dataplane/buffer/jetstreambuffer"
 	"github.com/levada-io/levada/internal/dataplane/naming"
+	"github.com/levada-io/levada/internal/dataplane/ownership"
 	"github.com/levada-io/levada/internal/dataplane/topology"
+	"github.com/levada-io/levada/internal/metrics"
+	"github.com/levada-io/levada/internal/redact"
 )
 
 // stateBucket is what a broker keeps of one pipeline.
@@ -96,4 +105,212 @@ func openStateBucket(ctx context.Context, js jetstream.JetStream, name string) (
 		b.streams = append(b.streams, *s)
 	}
 	return b, nil
+}
+
+// BufferView is a partition of a vertex's input buffer, as people see it.
+type BufferView struct {
+	Namespace string `json:"namespace"`
+	Pipeline  string `json:"pipeline"`
+	Vertex    string `json:"vertex"`
+	Partition int    `json:"partition"`
+	// Pending are messages that are not known to be done, in Blocks of Bytes. While a process runs they are as of its last saved state.
+	Pending int        `json:"pending"`
+	Blocks  int        `json:"blocks"`
+	Bytes   int64      `json:"bytes"`
+	Oldest  *time.Time `json:"oldest,omitempty"`
+	// Recorded says that the stored topology has it; a buffer that it does not have is left from an earlier one, and nothing reads it.
+	Recorded bool `json:"recorded"`
+	// Owner is the process that runs the pipeline; empty if none does.
+	Owner  string `json:"owner,omitempty"`
+	Stream string `json:"stream"`
+	// Replicas and Storage are those of the stream.
+	Replicas int    `json:"replicas"`
+	Storage  string `json:"storage"`
+	Error    string `json:"error,omitempty"`
+}
+
+// Name is how commands name it.
+func (v *BufferView) Name() string {
+	return fmt.Sprintf("%s/%s/%s/%d", v.Namespace, v.Pipeline, v.Vertex, v.Partition)
+}
+
+// Matches reports whether a person means this buffer: by its whole name, or without partition or namespace.
+func (v *BufferView) Matches(name string) bool {
+	whole := v.Name()
+	part := strings.TrimSuffix(whole, "/"+strconv.Itoa(v.Partition))
+	return name == whole || name == part || v.Namespace+"/"+name == whole || v.Namespace+"/"+name == part
+}
+
+// Buffers are the buffers of all pipelines at a broker.
+type Buffers struct {
+	js     jetstream.JetStream
+	sole   bool
+	remote *remoteLetters // the run that has the data directory
+	close  []func()
+}
+
+// OpenBuffers opens the broker of a data directory, or the one at natsURL. Nothing is created there.
+func OpenBuffers(ctx context.Context, dataDir, natsURL string, options ...nats.Option) (*Buffers, error) {
+	if natsURL != "" {
+		conn, err := nats.Connect(natsURL, options...)
+		if err != nil {
+			return nil, fmt.Errorf("connect to the broker at %s: %w", redact.Text(natsURL), err)
+		}
+		js, err := jetstream.New(conn)
+		if err != nil {
+			conn.Close()
+			return nil, err
+		}
+		return &Buffers{js: js, close: []func(){conn.Close}}, nil
+	}
+	d, err := OpenDeadLetters(ctx, dataDir, "")
+	if err != nil {
+		return nil, err
+	}
+	switch l := d.(type) {
+	case *remoteLetters:
+		return &Buffers{remote: l}, nil
+	case *localLetters:
+		return &Buffers{js: l.js, sole: true, close: []func(){l.Close}}, nil
+	}
+	return nil, errors.New("unknown kind of data directory")
+}
+
+// Close disconnects.
+func (b *Buffers) Close() {
+	for _, c := range b.close {
+		c()
+	}
+}
+
+// List returns all buffers, with those that no manifest mentions any more.
+func (b *Buffers) List(ctx context.Context) (all []BufferView, err error) {
+	if b.remote != nil {
+		return all, b.remote.call(ctx, http.MethodGet, "buffers", &all)
+	}
+	return listBuffers(ctx, b.js)
+}
+
+func listBuffers(ctx context.Context, js jetstream.JetStream) (all []BufferView, err error) {
+	pipelines, err := stateBuckets(ctx, js)
+	if err != nil {
+		return nil, err
+	}
+	for i := range pipelines {
+		p := &pipelines[i]
+		owner := ""
+		if last, _, owned, err := ownership.Last(ctx, ownership.InBucket(p.kv)); err == nil && owned && !ownership.Gone(last) {
+			owner = last.String()
+		}
+		for _, s := range p.streams {
+			v := BufferView{Vertex: s.Vertex, Partition: s.Partition, Stream: s.Stream, Owner: owner}
+			if p.owner != nil {
+				v.Namespace, v.Pipeline = p.owner.Namespace, p.owner.Name
+			}
+			v.Recorded = p.recorded(s)
+			if found, err := js.Stream(ctx, s.Stream); err == nil {
+				v.Replicas, v.Storage = found.CachedInfo().Config.Replicas, strings.ToLower(found.CachedInfo().Config.Storage.String())
+			}
+			c, err := inspectStream(ctx, js, p.kv, s.Stream)
+			switch {
+			case ctx.Err() != nil:
+				return nil, context.Cause(ctx)
+			case err != nil:
+				v.Error = err.Error() // one that is damaged does not hide the others
+			default:
+				v.Pending, v.Blocks, v.Bytes = c.Messages, c.Blocks, c.Bytes
+				if !c.Oldest.IsZero() {
+					oldest := c.Oldest.UTC()
+					v.Oldest = &oldest
+				}
+			}
+			all = append(all, v)
+		}
+	}
+	slices.SortFunc(all, func(a, b BufferView) int { return strings.Compare(a.Name(), b.Name()) })
+	return all, nil
+}
+
+// recorded reports whether the stored topology has a partition.
+func (b *stateBucket) recorded(s stream) bool {
+	if b.record == nil {
+		return false
+	}
+	v := b.record.Vertex(s.Vertex)
+	return v != nil && s.Partition < v.Partitions
+}
+
+// Drop drops for good the messages of a buffer, and returns their number. A pipeline that runs is refused. A buffer that nothing reads any more is removed.
+func (b *Buffers) Drop(ctx context.Context, view BufferView) (int, error) {
+	if b.remote != nil {
+		return 0, fmt.Errorf("the data directory is used by process %d: stop that run first", b.remote.PID)
+	}
+	pipelines, err := stateBuckets(ctx, b.js)
+	if err != nil {
+		return 0, err
+	}
+	for i := range pipelines {
+		p := &pipelines[i]
+		at := slices.IndexFunc(p.streams, func(s stream) bool { return s.Stream == view.Stream })
+		if at < 0 {
+			continue
+		}
+		lease, err := ownership.Acquire(ctx, ownership.Config{Store: ownership.InBucket(p.kv), Self: ownership.Self("levada buffers drop", ""), Sole: b.sole})
+		if err != nil {
+			return 0, err
+		}
+		n, err := dropStream(ctx, b.js, p.kv, view.Stream)
+		if err == nil && p.record != nil && !p.recorded(p.streams[at]) {
+			err = jetstreambuffer.Remove(ctx, b.js, p.kv, view.Stream)
+		}
+		return n, errors.Join(err, lease.Release(context.WithoutCancel(ctx)))
+	}
+	return 0, fmt.Errorf("stream %s is not there any more", view.Stream)
+}
+
+// Drain runs pipelines as they were recorded until nothing is in flight, without new input. wanted selects them. It returns how many were drained.
+func Drain(ctx context.Context, cfg Config, wanted func(namespace, name string) bool) (drained int, err error) {
+	cfg = cfg.withDefaults()
+	cfg.Command = "levada buffers drain"
+	r := &runner{cfg: cfg, log: cfg.Logger, metrics: metrics.New(cfg.Version), secrets: newSecrets(cfg), budget: newBudget(cfg.DrainTimeout)}
+	defer r.budget.stop()
+	defer context.AfterFunc(ctx, r.budget.begin)()
+	defer func() {
+		for i := len(r.close) - 1; i >= 0; i-- {
+			r.close[i]()
+		}
+	}()
+	if err := r.open(ctx); err != nil {
+		return 0, err
+	}
+	owned, lost := context.WithCancelCause(context.WithoutCancel(ctx))
+	r.owned = owned
+	r.close = append(r.close, func() { lost(nil) })
+	pipelines, err := stateBuckets(ctx, r.js)
+	if err != nil {
+		return 0, err
+	}
+	for _, p := range pipelines {
+		if p.owner == nil || p.record == nil || p.owner.Kind != naming.Pipeline || !wanted(p.owner.Namespace, p.owner.Name) {
+			continue
+		}
+		h := &held{}
+		if h.store, err = openStore(ctx, r.js, *p.owner, nil, p.record.Replicas, r.log); err != nil {
+			return 0, err
+		}
+		r.held = append(r.held, h)
+	}
+	if err := r.acquire(ctx, lost); err != nil {
+		return 0, err
+	}
+	for _, h := range r.held {
+		if err := r.load(ctx, h); err != nil {
+			return drained, fmt.Errorf("%s: %w", h.of(), err)
+		}
+		if err := r.drainOne(ctx, h); err != nil {
+			return drained, err
+		}
+		drained++
+	}
+	return drained, nil
 }

@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -22,6 +21,7 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/buffer/jetstreambuffer"
 	"github.com/levada-io/levada/internal/dataplane/deadletter"
 	"github.com/levada-io/levada/internal/dataplane/naming"
+	"github.com/levada-io/levada/internal/flow"
 )
 
 // DeadLetters are the dead letters of a data directory, through the run that uses it or, when there is none, from the directory itself.
@@ -227,11 +227,11 @@ func (l *localLetters) Replay(ctx context.Context, pipeline, name string) error 
 	if err != nil {
 		return err
 	}
-	p, err := buffer.Open(ctx, driver, buffer.Options{Name: stream, TrimEvery: time.Hour})
-	if err != nil {
-		return err
+	// A process somewhere else may be reading the buffer: it is written to and nothing else.
+	write := func(ctx context.Context, h *flow.Block, e *flow.Encoder) error {
+		return buffer.Append(ctx, driver, stream, h, e)
 	}
-	return errors.Join(replay(ctx, s.Store, letter, []*buffer.Partition{p}), p.Close(ctx))
+	return errors.Join(replay(ctx, s.Store, letter, write), driver.Close())
 }
 
 // place finds the state bucket and the first partition of a vertex. stream is empty if the vertex has no buffer.

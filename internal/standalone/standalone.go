@@ -163,8 +163,7 @@ type runner struct {
 	started   bool        // all vertices run
 }
 
-// Run runs everything until ctx ends, all finite sources are drained, or something fails that cannot go away by itself; only then it returns an error.
-func Run(ctx context.Context, cfg Config) (err error) {
+func (cfg Config) withDefaults() Config {
 	if cfg.DrainTimeout <= 0 {
 		cfg.DrainTimeout = DefaultDrainTimeout
 	}
@@ -180,6 +179,12 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if cfg.Listen == "" {
 		cfg.Listen = "127.0.0.1:0"
 	}
+	return cfg
+}
+
+// Run runs everything until ctx ends, all finite sources are drained, or something fails that cannot go away by itself; only then it returns an error.
+func Run(ctx context.Context, cfg Config) (err error) {
+	cfg = cfg.withDefaults()
 	if cfg.NATS == "" && cfg.Replicas > 1 {
 		return fmt.Errorf("--replicas %d: the broker in this process is one server and keeps one copy; name a cluster of brokers with --nats, or leave --replicas out", cfg.Replicas)
 	}

@@ -724,6 +724,7 @@ func (r *runner) drainOne(ctx context.Context, h *held) (err error) {
 	defer old.budget.stop()
 	defer context.AfterFunc(ctx, old.budget.begin)()
 	old.cfg.Objects, old.cfg.Dir, old.cfg.Started, old.cfg.Listen = append(objects, secretsOf(r.cfg.Objects)...), h.stored.Dir, nil, "127.0.0.1:0"
+	old.cfg.Replicas = max(r.cfg.Replicas, h.stored.Replicas)
 	old.cfg.Commands = maps.Clone(h.stored.Functions)
 	if old.cfg.Commands == nil {
 		old.cfg.Commands = map[string]string{}
@@ -941,7 +942,7 @@ func (endedSource) Close(context.Context) error                                 
 // topologyOf describes a manifest.
 func (r *runner) topologyOf(o v1alpha1.Object, owner naming.Owner) (*topology.Topology, error) {
 	t := &topology.Topology{
-		Format: topology.Format, Levada: r.cfg.Version, Kind: string(owner.Kind), Namespace: owner.Namespace, Name: owner.Name, Incarnation: owner.Incarnation, Functions: r.cfg.Commands,
+		Format: topology.Format, Levada: r.cfg.Version, Kind: string(owner.Kind), Namespace: owner.Namespace, Name: owner.Name, Incarnation: owner.Incarnation, Functions: r.cfg.Commands, Replicas: max(1, r.cfg.Replicas),
 	}
 	dir, err := filepath.Abs(r.cfg.Dir)
 	if err != nil {

@@ -72,3 +72,8 @@ func StartOf(pid int) (string, error) {
 	start, _, err := processStart(pid)
 	return start, err
 }
+
+// Gone reports whether the process of a record is known to have ended: it ran on this host, or it released the pipeline.
+func Gone(o Owner) bool {
+	return o.Released || samePlace(o, Self("", "")) && alive(o) == Ended
+}

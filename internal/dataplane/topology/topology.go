@@ -35,6 +35,8 @@ type Topology struct {
 	Manifest  string            `json:"manifest,omitempty"`
 	Dir       string            `json:"dir,omitempty"`
 	Functions map[string]string `json:"functions,omitempty"`
+	// Replicas are those of its streams.
+	Replicas int `json:"replicas,omitempty"`
 }
 
 // Vertex is a vertex. Partitions and Streams are those of its input buffer; a source has none.
