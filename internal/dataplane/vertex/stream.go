@@ -24,6 +24,9 @@ func (b *builder) streamSource(ctx context.Context, s *v1alpha1.StreamSource, at
 	}
 	// The same after a restart, and another one for each life of the positions: sources that keep a snapshot make one for each.
 	cfg.Name = fmt.Sprintf("%s/%s/%s/%s", b.env.Namespace, b.env.Pipeline, b.name, cfg.Partition)
+	if inc := b.env.Owner.Incarnation; inc != "" {
+		cfg.Name = b.env.Owner.Writer(b.name, "") + "/" + cfg.Partition + "@" + inc
+	}
 	if s.TLS != nil {
 		var err error
 		if cfg.TLS, err = b.env.tlsConfig(s.TLS); err != nil {
