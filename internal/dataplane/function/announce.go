@@ -15,8 +15,8 @@ const (
 	announceFile      = "announce"
 )
 
-// announcements waits until the process is gone and returns what it had announced; nil if it announces nothing.
-type announcements func(ctx context.Context) map[uint64]bool
+// announcements waits until the process is gone, whose call ended with err, and returns what it had announced; nil if it announces nothing.
+type announcements func(ctx context.Context, err error) map[uint64]bool
 
 func createAnnounceFile(path string) error {
 	return os.WriteFile(path, make([]byte, announceSlots*8), 0o600)

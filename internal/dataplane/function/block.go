@@ -85,7 +85,10 @@ func (b *blockPipe) Call(ctx context.Context, in []flow.Message, part *Part) ([]
 	}
 	var inCode map[uint64]bool
 	if ctx.Err() == nil {
-		inCode = b.announced(ctx)
+		b.mu.Lock()
+		ended := b.err
+		b.mu.Unlock()
+		inCode = b.announced(ctx, ended)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()

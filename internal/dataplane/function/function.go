@@ -28,9 +28,13 @@ type Config struct {
 	Name    string
 	Role    Role
 	Command []string
-	// Env is added to ours; Dir is the working directory.
+	// Env is the whole environment, but for what names sockets; see Environment. Dir is the working directory.
 	Env []string
 	Dir string
+	// Mounts are its volumes. They need CanMount.
+	Mounts []Mount
+	// User is whom it runs as; nil for the user of this process.
+	User *User
 	// SocketRoot is where the processes get their socket directories. The path must be short: Unix sockets allow 107 bytes.
 	SocketRoot string
 	// Concurrency is how many messages may be in the function at a time (limits.concurrency), BatchSize how many make a batch (limits.readBatchSize). Default 500.
@@ -38,7 +42,7 @@ type Config struct {
 	BatchSize   int
 	// Timeout is how long one message may take before the function counts as hanging. Default 2 minutes.
 	Timeout time.Duration
-	// ReadyTimeout is how long the process may take to start. Default 1 minute.
+	// ReadyTimeout is how long the process may take to become ready. A function that has never been ready by then is an error. Default 1 minute.
 	ReadyTimeout time.Duration
 	// MaxMessage is the largest answer, in bytes (NUMAFLOW_GRPC_MAX_MESSAGE_SIZE). Default 64 MiB.
 	MaxMessage int
@@ -80,6 +84,8 @@ type Function struct {
 	strays atomic.Uint64
 	// patience is how long the process may take to end, see StopWithin.
 	patience atomic.Int64
+	// replaced counts the messages with strings that protobuf cannot carry.
+	replaced atomic.Uint64
 
 	mu      sync.Mutex
 	current *worker
@@ -170,7 +176,10 @@ func (f *Function) Run(ctx context.Context) error {
 			f.cfg.Died("start")
 			f.cfg.Logger.Error("function did not start", "error", err, "attempt", failures)
 			if !ready && (errors.Is(err, ErrStart) || failures >= firstTries) {
-				err = fmt.Errorf("function %s (%s): %w", f.cfg.Name, strings.Join(f.cfg.Command, " "), err)
+				if !errors.Is(err, ErrStart) {
+					err = fmt.Errorf("%w (%d attempts): %w", ErrStart, failures, err)
+				}
+				err = fmt.Errorf("%s, command %q: %w", f.cfg.Name, strings.Join(f.cfg.Command, " "), err)
 				f.set(nil, err)
 				return err
 			}
@@ -190,10 +199,10 @@ func (f *Function) Run(ctx context.Context) error {
 			case <-w.exited:
 			}
 			f.set(nil, nil)
-			w.end(200 * time.Millisecond)
+			w.end(200*time.Millisecond, killingFor(nil))
 			w.Close()
 			f.cfg.Died(f.diedOf(w))
-			f.cfg.Logger.Warn("function ended and is started again", "how", describeExit(w.state), "after", time.Since(begun).Round(time.Millisecond), "output", lastLine(w.tail.String()))
+			f.cfg.Logger.Warn("function ended, restarting", "how", w.ending(), "after", time.Since(begun).Round(time.Millisecond), "output", lastLine(w.tail.String()))
 			// Callers read what it announced; the files of the one before have been read.
 			retire(w)
 			if w.Progress() > 0 || time.Since(begun) > 5*time.Second {
@@ -220,7 +229,10 @@ func lastLine(s string) string {
 
 func (f *Function) diedOf(w *worker) string {
 	if w.hung.Load() {
-		return "hang"
+		return diedHang
+	}
+	if k := w.killed.Load(); k != nil {
+		return k.label
 	}
 	if s, ok := w.state.Sys().(syscall.WaitStatus); ok && s.Signaled() {
 		return "signal"
@@ -237,10 +249,11 @@ func (f *Function) start(ctx context.Context, cfg *Config) (*worker, error) {
 	open, cancel := context.WithTimeout(ctx, cfg.ReadyTimeout)
 	defer cancel()
 	c, err := i.open(open, &f.strays)
+	i.slow.Stop()
 	if err != nil {
 		words := i.lastWords()
-		i.kill()
-		return nil, fmt.Errorf("it says that it is ready, but cannot be called: %w%s", err, words)
+		i.kill(killing{diedStop, "its stream could not be opened"})
+		return nil, fmt.Errorf("it answers that it is ready, but its stream cannot be opened: %w%s", err, words)
 	}
 	w := &worker{instance: i, caller: c, over: make(chan struct{})}
 	go f.watch(w) // ends with the process
@@ -252,6 +265,7 @@ func (f *Function) watch(w *worker) {
 	tick := time.NewTicker(max(10*time.Millisecond, min(time.Second, f.cfg.Timeout/8)))
 	defer tick.Stop()
 	calls := w.inCode()
+	panicking := w.panicking
 	for {
 		select {
 		case <-w.exited:
@@ -264,10 +278,16 @@ func (f *Function) watch(w *worker) {
 			if since := earliest(w.Oldest(), calls.oldest(now)); !since.IsZero() && now.Sub(since) > f.cfg.Timeout {
 				f.cfg.Logger.Warn("function exceeded its processing timeout, process killed", "timeout", f.cfg.Timeout)
 				w.hung.Store(true)
-				w.dump()
+				w.dump(killing{diedHang, fmt.Sprintf("a call took longer than the processing timeout of %v", f.cfg.Timeout)})
 				w.finish()
 				return
 			}
+		case <-panicking:
+			if f.endPanicked(w) {
+				w.finish()
+				return
+			}
+			panicking = nil
 		}
 	}
 }
@@ -326,6 +346,7 @@ func (f *Function) Map(ctx context.Context, in []flow.Message) ([]Outcome, error
 // MapPart is Map for a caller who takes what is done before all of it is, and may end it early; see Part. What was taken is in the result as well.
 func (f *Function) MapPart(ctx context.Context, in []flow.Message, part *Part) ([]Outcome, error) {
 	begun := time.Now()
+	in = f.encodable(in)
 	part.use(nil)
 	defer part.queued()
 	out, unsent, err := f.mapOnce(ctx, in, part)
@@ -424,28 +445,35 @@ func (f *Function) observe(each time.Duration) {
 
 // autopsy waits for the end of a process whose stream broke, and says what is known of why.
 func (f *Function) autopsy(ctx context.Context, w *worker, err error) *deadletter.Failure {
-	w.end(200 * time.Millisecond)
-	failure := &deadletter.Failure{Reason: deadletter.Crash, Error: err.Error(), Attempts: 1, Output: w.tail.String(), ExitCode: w.state.ExitCode()}
-	if s, ok := w.state.Sys().(syscall.WaitStatus); ok && s.Signaled() {
-		failure.Signal = s.Signal().String()
+	w.end(200*time.Millisecond, killingFor(err))
+	failure := &deadletter.Failure{Reason: deadletter.Crash, Error: "the process ended: " + w.ending(), Attempts: 1, Output: w.tail.String()}
+	killed := w.killed.Load()
+	if killed == nil {
+		failure.ExitCode = w.state.ExitCode()
+		if s, ok := w.state.Sys().(syscall.WaitStatus); ok && s.Signaled() {
+			failure.Signal = s.Signal().String()
+		}
 	}
 	var status *wire.Status
 	var protocol *protocolError
 	switch {
 	case w.hung.Load():
-		failure.Reason, failure.Error = deadletter.Hang, fmt.Sprintf("no answer within %v", f.cfg.Timeout)
+		failure.Reason, failure.Error = deadletter.Hang, fmt.Sprintf("no answer within %v; the process was killed for it", f.cfg.Timeout)
 		failure.Stack, failure.Output = w.tail.stacks(), ""
 	case errors.As(err, &protocol):
-		failure.Reason = deadletter.Protocol
+		failure.Reason, failure.Error = deadletter.Protocol, protocol.Error()
 	case errors.As(err, &status) && status.Code == codes.ResourceExhausted:
-		failure.Reason = deadletter.Oversize
+		failure.Reason, failure.Error = deadletter.Oversize, status.Error()
 	case errors.As(err, &status) && strings.Contains(status.Message, "UDF_EXECUTION_ERROR"):
 		failure.Reason, failure.Error, failure.Stack = deadletter.Error, status.Message, debugInfo(status.Details)
 		if strings.Contains(failure.Stack, "panic") || strings.Contains(status.Message, "panic") {
 			failure.Reason = deadletter.Panic
 		}
-	default:
-		failure.Error = "the process ended: " + describeExit(w.state)
+	case killed != nil && killed.label == diedPanic:
+		failure.Reason, failure.Error, failure.Stack = deadletter.Panic, lastLine(*w.panicked.Load()), w.tail.String()
+	case killed != nil:
+		k := killingFor(err)
+		failure.Reason, failure.Error = k.reason(), k.why
 	}
 	return failure
 }
@@ -498,7 +526,7 @@ func (f *Function) Isolate(ctx context.Context, suspects []flow.Message) ([]Outc
 		f.stopIsolated()
 	})
 	out := make([]Outcome, len(suspects))
-	return out, f.isolate(ctx, suspects, out)
+	return out, f.isolate(ctx, f.encodable(suspects), out)
 }
 
 // isolatedIdle is how long the process for suspects is kept for the next one.
@@ -635,7 +663,7 @@ func (f *Function) stopIsolated() {
 	f.mu.Unlock()
 	if w != nil {
 		w.finish()
-		w.kill()
+		w.kill(killing{diedStop, "it is of no more use"})
 		w.Close()
 	}
 }

@@ -67,6 +67,9 @@ func run(t *testing.T, cfg function.Config) *function.Function {
 	cfg.Env = append(cfg.Env, "NUMAFLOW_POD=test-0", "NUMAFLOW_REPLICA=0")
 	cfg.Name = t.Name()
 	cfg.Output = func(line string) { t.Log(line) }
+	for name, value := range function.Inherited(nil, cfg.User) {
+		cfg.Env = append(cfg.Env, name+"="+value)
+	}
 	f := function.New(cfg)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
@@ -253,7 +256,7 @@ func TestCannotStart(t *testing.T) {
 		want    string
 	}{
 		"missing":    {[]string{"./no-such-program"}, "no such file"},
-		"exits":      {[]string{"/bin/sh", "-c", "echo sorry, no licence >&2; exit 3"}, "exit code 3). Its last words: sorry, no licence"},
+		"exits":      {[]string{"/bin/sh", "-c", "echo sorry, no licence >&2; exit 3"}, "exit code 3. Its standard error ends with:\nsorry, no licence"},
 		"never":      {[]string{"/bin/sleep", "60"}, "did not write mapper-server-info"},
 		"wrong kind": {[]string{"EXAMPLE:log-sink"}, "it is a sinker"},
 	} {

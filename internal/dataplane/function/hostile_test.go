@@ -179,7 +179,7 @@ func TestHostileFunctions(t *testing.T) {
 			}
 			var before, after runtime.MemStats
 			runtime.ReadMemStats(&before)
-			p, err := openPipe(ctx, address, &unaryMap, n, hostileLimit, &strays, func(context.Context) map[uint64]bool { return nil })
+			p, err := openPipe(ctx, address, &unaryMap, n, hostileLimit, &strays, func(context.Context, error) map[uint64]bool { return nil })
 			if (err == nil) != c.opens {
 				t.Fatalf("opening it: %v", err)
 			}
@@ -374,7 +374,7 @@ func TestHostileBlocks(t *testing.T) {
 			var strays atomic.Uint64
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 			defer cancel()
-			p, err := openBlocks(ctx, address, 500, hostileLimit, &strays, func(context.Context) map[uint64]bool { return nil })
+			p, err := openBlocks(ctx, address, 500, hostileLimit, &strays, func(context.Context, error) map[uint64]bool { return nil })
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -19,6 +19,8 @@ import (
 	"syscall"
 	"time"
 
+	"google.golang.org/protobuf/encoding/protowire"
+
 	"github.com/levada-io/levada/internal/dataplane/function/wire"
 )
 
@@ -32,6 +34,13 @@ type instance struct {
 	state  *os.ProcessState // once exited is closed
 	info   *serverInfo
 	socket string
+	killed atomic.Pointer[killing]
+	// panicked is the line by which it told of a panic, if it did; panicking is closed then.
+	panicked  atomic.Pointer[string]
+	panicking chan struct{}
+	survived  atomic.Bool            // it goes on all the same
+	waitsFor  atomic.Pointer[string] // what keeps it from being ready
+	slow      *time.Timer            // reports a slow start, until it is stopped
 }
 
 // ErrStart means that trying again will not help: the command cannot be run, or is not the kind of function it should be.
@@ -43,18 +52,40 @@ func startInstance(ctx context.Context, cfg *Config) (*instance, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrStart, err)
 	}
-	i := &instance{cfg: cfg, dir: dir, exited: make(chan struct{})}
+	i := &instance{cfg: cfg, dir: dir, exited: make(chan struct{}), panicking: make(chan struct{})}
 	if err := i.exec(); err != nil {
 		_ = os.RemoveAll(dir)
 		return nil, err
 	}
-	ready, cancel := context.WithTimeoutCause(ctx, cfg.ReadyTimeout, fmt.Errorf("it was not ready within %v", cfg.ReadyTimeout))
+	i.slow = time.AfterFunc(slowStart, i.sayWaiting)
+	ready, cancel := context.WithTimeoutCause(ctx, cfg.ReadyTimeout, errNotReady)
 	defer cancel()
 	if err := i.waitReady(ready); err != nil {
-		i.kill()
+		i.slow.Stop()
+		i.kill(killing{diedStop, "it was not ready"})
 		return nil, err
 	}
 	return i, nil
+}
+
+// slowStart is after how long a function that is not ready is reported, once for each start.
+const slowStart = 2 * time.Second
+
+var errNotReady = errors.New("the time to become ready is over")
+
+// sayWaiting reports what a start waits for.
+func (i *instance) sayWaiting() {
+	reason := "it has not started"
+	if r := i.waitsFor.Load(); r != nil {
+		reason = *r
+	}
+	i.cfg.Logger.Warn("function is not ready, waiting", "command", strings.Join(i.cfg.Command, " "), "reason", reason, "at most", i.cfg.ReadyTimeout, "stderr", lastLines(i.tail.String(), 5))
+}
+
+// lastLines are the last n lines of s.
+func lastLines(s string, n int) string {
+	lines := strings.Split(strings.TrimSpace(s), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }
 
 func (i *instance) exec() error {
@@ -71,11 +102,17 @@ func (i *instance) exec() error {
 	if err := createAnnounceFile(filepath.Join(i.dir, announceFile)); err != nil {
 		return fmt.Errorf("%w: %w", ErrStart, err)
 	}
-	i.cmd = command(i.dir, append([]string{path}, i.cfg.Command[1:]...), func(socketDir string) []string {
-		return append(append(os.Environ(), i.cfg.Env...),
+	if err := i.cfg.User.own(i.cfg.SocketRoot, i.dir); err != nil {
+		return fmt.Errorf("%w: give its directory to user %d: %w", ErrStart, i.cfg.User.UID, err)
+	}
+	i.cmd, err = command(i.cfg, i.dir, append([]string{path}, i.cfg.Command[1:]...), func(socketDir string) []string {
+		return append(append([]string(nil), i.cfg.Env...),
 			"LEVADA_SOCKET_DIR="+socketDir, "LEVADA_ANNOUNCE_FILE="+filepath.Join(socketDir, announceFile),
 			fmt.Sprintf("LEVADA_CONCURRENCY=%d", i.cfg.Concurrency), "NUMAFLOW_UD_CONTAINER_TYPE="+string(i.cfg.Role))
 	})
+	if err != nil {
+		return err
+	}
 	i.cmd.Dir = i.cfg.Dir
 	stdout, err1 := i.cmd.StdoutPipe()
 	stderr, err2 := i.cmd.StderrPipe()
@@ -122,6 +159,9 @@ func (i *instance) copyLines(r io.Reader, keep io.Writer) {
 		line, err := lines.ReadSlice('\n')
 		if len(line) > 0 {
 			_, _ = keep.Write(line)
+			if keep == io.Writer(&i.tail) {
+				i.sawLine(line)
+			}
 			if i.cfg.Output != nil {
 				i.cfg.Output(strings.TrimRight(string(line), "\r\n"))
 			}
@@ -137,8 +177,9 @@ func (i *instance) waitReady(ctx context.Context) error {
 	at := endpoints[i.cfg.Role]
 	poll := time.NewTicker(5 * time.Millisecond)
 	defer poll.Stop()
-	var last error
+	waits := ""
 	for {
+		reason := fmt.Sprintf("it did not write %s%s", at.info, whereToListen())
 		if i.info == nil {
 			info, err := i.findInfo(at)
 			if err != nil {
@@ -147,28 +188,71 @@ func (i *instance) waitReady(ctx context.Context) error {
 			i.info = info
 		}
 		if i.info != nil {
-			call, cancel := context.WithTimeout(ctx, time.Second)
-			_, last = wire.Call(call, i.socket, at.ready, nil, 1<<20)
-			cancel()
-			if last == nil {
+			ready, why := i.askReady(ctx, at)
+			if ctx.Err() == nil || waits == "" { // the end of the time is no reason
+				reason = why
+			} else {
+				reason = waits
+			}
+			if ready {
+				reason = "it is ready, but does not answer the handshake on " + filepath.Base(i.socket)
+				i.waitsFor.Store(&reason)
 				return nil
 			}
+		}
+		if reason != waits {
+			waits = reason
+			i.waitsFor.Store(&reason)
 		}
 		select {
 		case <-poll.C:
 		case <-i.exited:
-			return fmt.Errorf("it ended before it was ready (%s)%s", describeExit(i.state), i.lastWords())
+			return i.endedEarly()
 		case <-ctx.Done():
-			err := context.Cause(ctx)
-			switch {
-			case last != nil:
-				err = fmt.Errorf("%w: %w", err, last)
-			case i.info == nil:
-				err = fmt.Errorf("%w: it did not write %s%s", err, at.info, unprivilegedHint())
+			if !errors.Is(context.Cause(ctx), errNotReady) {
+				return context.Cause(ctx)
 			}
-			return fmt.Errorf("%w%s", err, i.lastWords())
+			return fmt.Errorf("%w: it was not ready within %v: %s. Start the command by itself to see what it does; it must serve a %s with an SDK of Levada or Numaflow%s", ErrStart, i.cfg.ReadyTimeout, waits, at.kind, i.lastWords())
 		}
 	}
+}
+
+// askReady asks the server once, and returns why it is not ready.
+func (i *instance) askReady(ctx context.Context, at endpoint) (ready bool, reason string) {
+	if _, err := os.Stat(i.socket); err != nil {
+		return false, "it wrote its server info, but there is no socket " + filepath.Base(i.socket)
+	}
+	call, cancel := context.WithTimeoutCause(ctx, time.Second, errors.New("no answer within 1s"))
+	defer cancel()
+	answer, err := wire.Call(call, i.socket, at.ready, nil, 1<<20)
+	if err != nil {
+		return false, fmt.Sprintf("%s on %s fails: %v", at.ready, filepath.Base(i.socket), err)
+	}
+	err = fields(answer, func(f protowire.Number, _ []byte, n uint64) error {
+		ready = ready || f == 1 && n != 0
+		return nil
+	})
+	if err != nil || !ready {
+		return false, at.ready + " answers that it is not ready"
+	}
+	return true, ""
+}
+
+// endedEarly is the error for a process that ended before it was ready. Where a second try cannot help, it says so.
+func (i *instance) endedEarly() error {
+	if b, err := os.ReadFile(filepath.Join(i.dir, enterErrorFile)); err == nil && len(b) > 0 {
+		return fmt.Errorf("%w: %s", ErrStart, b)
+	}
+	words := i.lastWords()
+	err := fmt.Errorf("it ended before it was ready: %s%s", i.ending(), words)
+	if strings.Contains(words, "ermission denied") || strings.Contains(words, "ead-only file system") {
+		err = fmt.Errorf("%w%s", err, privilegeHint())
+	}
+	// What shells and the dynamic linker say when a program is not found, not executable or lacks a library.
+	if code := i.state.ExitCode(); code == 126 || code == 127 {
+		err = fmt.Errorf("%w: the command could not be run: %w", ErrStart, err)
+	}
+	return err
 }
 
 func (i *instance) findInfo(at endpoint) (*serverInfo, error) {
@@ -223,7 +307,14 @@ func (i *instance) open(ctx context.Context, strays *atomic.Uint64) (caller, err
 	case modeBatch:
 		return openBatch(ctx, i.socket, &batchMap, i.cfg.BatchSize, size, i.cfg.Timeout, strays)
 	case modeStream:
-		return openPipe(ctx, i.socket, &streamMap, limit, size, strays, i.announced)
+		p, err := openPipe(ctx, i.socket, &streamMap, limit, size, strays, i.announced)
+		if err != nil {
+			return nil, err
+		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.panicked = func() bool { return i.panicked.Load() != nil && !i.survived.Load() }
+		return p, nil
 	}
 	if i.info.Metadata["LEVADA_BLOCKS"] == "1" && !i.cfg.NoBlocks {
 		return openBlocks(ctx, i.socket, limit, size, strays, i.announced)
@@ -232,8 +323,8 @@ func (i *instance) open(ctx context.Context, strays *atomic.Uint64) (caller, err
 }
 
 // announced makes sure that the process is gone, and returns what it had in user code.
-func (i *instance) announced(ctx context.Context) map[uint64]bool {
-	i.end(200 * time.Millisecond)
+func (i *instance) announced(ctx context.Context, err error) map[uint64]bool {
+	i.end(200*time.Millisecond, killingFor(err))
 	select {
 	case <-i.exited:
 	case <-ctx.Done():
@@ -242,35 +333,40 @@ func (i *instance) announced(ctx context.Context) map[uint64]bool {
 	return readAnnounceFile(filepath.Join(i.dir, announceFile))
 }
 
-// end ends a process that is of no more use: it gets patience to end by itself, and then it is killed.
-func (i *instance) end(patience time.Duration) {
+// end ends a process that is of no more use: it gets patience to end by itself, and then it is killed, for the given reason.
+func (i *instance) end(patience time.Duration, why killing) {
 	t := time.NewTimer(patience)
 	defer t.Stop()
 	select {
 	case <-i.exited:
 	case <-t.C:
+		i.note(why)
 		i.signal(syscall.SIGKILL)
 		<-i.exited
 	}
 }
 
 // kill ends it at once and removes its files.
-func (i *instance) kill() {
-	i.end(0)
+func (i *instance) kill(why killing) {
+	i.end(0, why)
 	_ = os.RemoveAll(i.dir)
 }
 
 // stop asks it to end, and kills it if it has not after patience.
 func (i *instance) stop(patience time.Duration) {
 	i.signal(syscall.SIGTERM)
-	i.end(patience)
+	i.end(patience, killing{diedStop, fmt.Sprintf("it did not end within %v of SIGTERM", patience)})
+	if k := i.killed.Load(); k != nil && k.label == diedStop {
+		i.cfg.Logger.Warn("function did not end after SIGTERM, process killed", "waited", patience)
+	}
 	_ = os.RemoveAll(i.dir)
 }
 
 // dump asks for a stack (Go programs write it to standard error and end), for the evidence, and then ends it.
-func (i *instance) dump() {
+func (i *instance) dump(why killing) {
+	i.note(why)
 	i.signal(syscall.SIGQUIT)
-	i.end(2 * time.Second)
+	i.end(2*time.Second, why)
 }
 
 // signal reaches what the process started as well, where it is a shell or a launcher, say: each function is the head of a process group.
@@ -285,7 +381,7 @@ func (i *instance) signal(s syscall.Signal) {
 // lastWords is the end of its standard error, for an error message.
 func (i *instance) lastWords() string {
 	if t := i.tail.String(); t != "" {
-		return ". Its last words: " + t
+		return ". Its standard error ends with:\n" + t
 	}
 	return ""
 }

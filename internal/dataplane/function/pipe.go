@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -74,6 +75,11 @@ type pipe struct {
 	seen     uint64    // the progress that Oldest saw last,
 	moved    time.Time // and when it saw it first
 	ended    chan struct{}
+	// settling are streamed answers that have ended and do not count yet, in the order of their ends.
+	settling    []settling
+	settleTimer *time.Timer
+	// panicked reports whether the function told of a panic.
+	panicked func() bool
 }
 
 type slot struct {
@@ -136,7 +142,7 @@ func openPipe(ctx context.Context, address string, c *codec, limit, maxMessage i
 	if err != nil {
 		return nil, err
 	}
-	p := &pipe{codec: c, stream: stream, strays: strays, announced: announced, slots: make([]slot, limit), free: make([]int32, limit), ended: make(chan struct{})}
+	p := &pipe{codec: c, stream: stream, strays: strays, announced: announced, panicked: func() bool { return false }, slots: make([]slot, limit), free: make([]int32, limit), ended: make(chan struct{})}
 	p.room.L = &p.mu
 	for i := range p.free {
 		p.free[i] = int32(limit - 1 - i)
@@ -195,7 +201,10 @@ func (p *pipe) Call(ctx context.Context, in []flow.Message, part *Part) ([]Outco
 	}
 	var inCode map[uint64]bool
 	if ctx.Err() == nil {
-		inCode = p.announced(ctx)
+		p.mu.Lock()
+		ended := p.err
+		p.mu.Unlock()
+		inCode = p.announced(ctx, ended)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -205,6 +214,11 @@ func (p *pipe) Call(ctx context.Context, in []flow.Message, part *Part) ([]Outco
 	}
 	if p.err != nil {
 		err = p.err
+	}
+	p.unsettle(c, inCode)
+	if c.left == 0 {
+		out, notSent := c.finish()
+		return out, notSent, nil
 	}
 	p.abandon(c, inCode)
 	out, notSent := c.finish()
@@ -301,6 +315,12 @@ func (p *pipe) receive() {
 		if err != nil {
 			p.stream.Close()
 			p.mu.Lock()
+			if errors.Is(err, io.EOF) { // it ended well, and with it all answers that have ended
+				for i := range p.settling {
+					p.settling[i].answered()
+				}
+				p.settling = nil
+			}
 			p.err = err
 			p.room.Broadcast()
 			p.mu.Unlock()
@@ -344,16 +364,18 @@ func (p *pipe) answer(r *response) error {
 	if p.codec.mustAnswer && len(out.Results) == 0 && out.Dropped == 0 && out.Verdict == Done {
 		*out = Outcome{Verdict: Broken, Failure: &deadletter.Failure{Reason: deadletter.Protocol, Attempts: 1, Error: "the transformer answered with no result; to drop a message it has to answer with the tag " + tagDrop}}
 	}
-	c.state[i] = answered
-	c.left--
 	p.progress++
 	s.call = nil
+	last := settling{c, i, id, time.Time{}}
+	if p.codec.streamed {
+		last.ended = time.Now()
+		p.settle(last)
+	} else {
+		last.answered()
+	}
 	p.free = append(p.free, int32(id%uint64(len(p.slots))))
 	if len(p.free) == cap(p.free) || len(p.free) >= max(1, len(p.slots)/4) {
 		p.room.Broadcast()
-	}
-	if c.left == 0 {
-		close(c.done)
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package function_test
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"strconv"
 	"sync"
@@ -40,6 +41,14 @@ func init() {
 				d, err := time.ParseDuration(string(m.Value))
 				time.Sleep(d)
 				return []sdk.Result{{Value: m.Value}}, err
+			}))
+		},
+		"go-stream":       func() error { return serveGoStream(os.Getenv("LEVADA_SOCKET_DIR")) },
+		"go-stream-fixed": func() error { return serveGoStream("/var/run/numaflow") },
+		"whoami": func() error {
+			return sdk.ServeMap(context.Background(), sdk.MapFunc(func(context.Context, sdk.Message) ([]sdk.Result, error) {
+				groups, err := os.Getgroups()
+				return []sdk.Result{{Value: fmt.Appendf(nil, "%d:%d %v", os.Getuid(), os.Getgid(), groups)}}, err
 			}))
 		},
 		"source": func() error { return sdk.ServeSource(context.Background(), &stuckSource{}) },

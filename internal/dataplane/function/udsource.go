@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io"
 	"strconv"
 	"sync"
 	"time"
@@ -164,7 +166,7 @@ func readStatus(b []byte) (end bool, err error) {
 		return nil
 	})
 	if err == nil && code != 0 {
-		err = fmt.Errorf("the source answered with a failure: %s", why)
+		err = fmt.Errorf("it answered a read with the failure %d: %s", code, why)
 	}
 	return end, err
 }
@@ -260,6 +262,10 @@ func (s *Source) Read(ctx context.Context, limit int) (*source.Batch, error) {
 			if ctx.Err() != nil {
 				return nil, ctx.Err()
 			}
+			var status *wire.Status
+			if !errors.As(err, &status) && !errors.Is(err, io.EOF) {
+				err = &protocolError{fmt.Sprintf("the function answered against the contract: %v", err)}
+			}
 			failure := s.Function.autopsy(ctx, w, err)
 			w.finish()
 			return nil, fmt.Errorf("user-defined source: %s", failure.Error)
@@ -310,8 +316,14 @@ func (s *Source) AckPart(ctx context.Context, b *source.Batch, from, to int) err
 	stop := context.AfterFunc(ctx, p.acks.Close)
 	defer stop()
 	if err := p.ack(offsets); err != nil {
-		w.finish() // a stream that broke takes no more acknowledgements, even where the process lives on
-		return fmt.Errorf("user-defined source: acknowledge: %w", err)
+		if ctx.Err() != nil {
+			w.finish()
+			return context.Cause(ctx)
+		}
+		// A stream that broke takes no more acknowledgements, even where the process lives on.
+		failure := s.Function.autopsy(ctx, w, err)
+		w.finish()
+		return fmt.Errorf("user-defined source: acknowledge: %s", failure.Error)
 	}
 	for i := from; i < to; i++ {
 		h.acked[i] = true

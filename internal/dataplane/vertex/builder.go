@@ -81,7 +81,7 @@ func (b *builder) function(role function.Role, c *v1alpha1.Container) (*function
 		timeout = d
 	}
 	f := function.New(function.Config{
-		Name: b.name + "/" + string(role), Role: role, Command: command, Env: vars, SocketRoot: b.env.SocketRoot,
+		Name: b.name + "/" + string(role), Role: role, Command: command, Env: vars, User: b.env.FunctionUser, SocketRoot: b.env.SocketRoot,
 		Concurrency: b.lim.concurrency, BatchSize: b.lim.batch, Timeout: timeout,
 		Output: b.env.Output(b.name, role), Logger: b.v.logger,
 		Died: func(reason string) { b.metrics.Died(role, reason) },

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -50,6 +51,10 @@ type Env struct {
 	Files *Files
 	// Commands are the programs that stand in for containers: by vertex, or by vertex/role.
 	Commands map[string]string
+	// FunctionEnv names variables of this process that functions get beside the few that all get; see function.Inherited.
+	FunctionEnv []string
+	// FunctionUser is whom functions run as; nil for the user of this process.
+	FunctionUser *function.User
 	// Timeout is how long a function may take for a message, where the manifest does not say; 0 for the default.
 	Timeout time.Duration
 	// Secret returns a value of a secret.
@@ -189,7 +194,9 @@ func (e *Env) environment(vertex string, mono bool, c *v1alpha1.Container) (vars
 			}
 		}
 	}
-	for k, v := range values {
+	all := function.Inherited(e.FunctionEnv, e.FunctionUser)
+	maps.Copy(all, values)
+	for k, v := range all {
 		vars = append(vars, k+"="+v)
 	}
 	return vars, values, nil
