@@ -32,12 +32,25 @@ func (r *runner) bufferConfig(p *v1alpha1.Pipeline) (cfg jetstreambuffer.Config,
 	if b.Stream.Duplicates != nil {
 		cfg.Duplicates = b.Stream.Duplicates.Duration
 	}
-	cfg.Memory = b.Stream.Storage != nil && *b.Stream.Storage == 1
+	cfg.Memory = b.Stream.Storage != nil && *b.Stream.Storage == memoryStorage
+	if cfg.Memory && r.cfg.NATS == "" {
+		// The broker ends with this process: what it kept in memory would be lost at every end of a run.
+		cfg.Memory = false
+		r.inFiles.Do(func() {
+			r.log.Warn("bufferConfig asks for storage in memory, using files: the broker in this process would lose the buffers with every stop", "service", name, "pipeline", p.Name)
+		})
+	}
+	if cfg.Memory {
+		r.inMemory.Store(true)
+	}
 	if b.Consumer.MaxAckPending != nil {
 		maxInFlight = int(min(*b.Consumer.MaxAckPending, 1<<16)) // a block holds at least one message
 	}
 	return cfg, maxInFlight, nil
 }
+
+// memoryStorage is how a bufferConfig asks for storage in memory.
+const memoryStorage = 1
 
 // bufferService finds the InterStepBufferService that a pipeline names; nil if it is not among the manifests.
 func (r *runner) bufferService(p *v1alpha1.Pipeline) (service *v1alpha1.InterStepBufferService) {

@@ -16,7 +16,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
@@ -29,6 +28,8 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/deadletter"
 	"github.com/levada-io/levada/internal/dataplane/function"
 	"github.com/levada-io/levada/internal/dataplane/naming"
+	"github.com/levada-io/levada/internal/dataplane/natslink"
+	"github.com/levada-io/levada/internal/dataplane/ownership"
 	"github.com/levada-io/levada/internal/dataplane/vertex"
 	"github.com/levada-io/levada/internal/flow"
 	"github.com/levada-io/levada/internal/metrics"
@@ -145,6 +146,7 @@ type runner struct {
 	metrics *metrics.Set
 	broker  *broker.Broker
 	conn    *nats.Conn
+	link    *natslink.Link // nil with the broker in this process
 	js      jetstream.JetStream
 	sockets string
 	files   vertex.Files
@@ -152,7 +154,12 @@ type runner struct {
 	budget  *budget
 	close   []func()
 
-	held     []*held         // what was taken over
+	held     []*held     // what was taken over
+	inFiles  sync.Once   // says that buffers are in files
+	inMemory atomic.Bool // some buffers are in an external broker's memory
+	// leases are those that recheck renews: a broker can come back while they are acquired.
+	leasesMu sync.Mutex
+	leases   []*ownership.Lease
 	owned    context.Context //nolint:containedctx // ends with its cause when another process took a pipeline over
 	draining *draining       // of a run that only drains
 	cutShort atomic.Bool     // the drain at the end was not finished
@@ -256,19 +263,23 @@ func (r *runner) open(ctx context.Context) error {
 		nats.ReconnectBufSize(-1), nats.PingInterval(10 * time.Second),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if err != nil {
-				r.log.Warn("broker is away, and looked for again", "error", err)
+				r.log.Warn("broker disconnected, reconnecting", "error", redact.Error(err))
 			}
 		}),
 		nats.ReconnectHandler(func(c *nats.Conn) {
-			r.log.Info("broker is back", "url", c.ConnectedUrlRedacted())
+			r.log.Info("broker reconnected", "url", c.ConnectedUrlRedacted())
 			r.recheck()
 		}),
-		// Pull requests that end are no news; what matters is told by the calls that fail.
-		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { r.log.Debug("broker", "error", err) }),
 	}
 	if r.cfg.NATS != "" {
-		if err := r.connect(ctx, append(options, nats.Name("levada"))); err != nil {
-			return fmt.Errorf("connect to the broker at %s: %w", redact.Text(r.cfg.NATS), redact.Error(err))
+		options = append(append(options, nats.Name("levada")), r.cfg.NATSOptions...)
+		if r.link, err = natslink.Dial(ctx, r.cfg.NATS, r.log, options...); err != nil {
+			return err
+		}
+		r.conn = r.link.Conn
+		r.close = append(r.close, r.conn.Close)
+		if err := r.link.CheckJetStream(ctx, r.log, jetstreambuffer.MinPayload); err != nil {
+			return err
 		}
 	} else {
 		over := waiting(r.log, "broker in this process to open its store", nil, "data", r.cfg.DataDir)
@@ -280,29 +291,14 @@ func (r *runner) open(ctx context.Context) error {
 			return err
 		}
 		r.close = append(r.close, r.broker.Stop)
+		// Pull requests that end are no news; what matters is told by the calls that fail.
+		options = append(options, nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { r.log.Debug("broker", "error", err) }))
 		if r.conn, err = r.broker.Connect(options...); err != nil {
 			return fmt.Errorf("connect to the broker: %w", err)
 		}
+		r.close = append(r.close, r.conn.Close)
 	}
-	r.close = append(r.close, r.conn.Close)
 	r.js, err = jetstream.New(r.conn, jetstream.WithDefaultTimeout(10*time.Second))
-	return err
-}
-
-// connectFor is how long a broker of its own may take to come up before that is an error.
-const connectFor = 30 * time.Second
-
-func (r *runner) connect(ctx context.Context, options []nats.Option) error {
-	told := false
-	_, err := backoff.Retry(ctx, func() (struct{}, error) {
-		conn, err := nats.Connect(r.cfg.NATS, append(options[:len(options):len(options)], r.cfg.NATSOptions...)...)
-		r.conn = conn
-		if err != nil && !told {
-			told = true
-			r.log.Warn("broker is not there, and waited for", "url", redact.Text(r.cfg.NATS), "error", err, "at most", connectFor)
-		}
-		return struct{}{}, err
-	}, backoff.WithMaxElapsedTime(connectFor), backoff.WithBackOff(&backoff.ExponentialBackOff{InitialInterval: 50 * time.Millisecond, Multiplier: 1.5, MaxInterval: time.Second}))
 	return err
 }
 
@@ -370,13 +366,13 @@ func (r *runner) prepare(ctx context.Context, meta *metav1.ObjectMeta, kind nami
 	}
 	open, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	p.store, err = patiently(open, r.log, "the store of "+owner.String(), func(ctx context.Context) (*store, error) {
+	p.store, err = natslink.Retry(open, r.link, r.log, "the store of "+owner.String(), func(ctx context.Context) (*store, error) {
 		return openStore(ctx, r.js, owner, vertices, r.cfg.Replicas, r.log)
 	})
 	if err != nil {
 		return nil, err
 	}
-	p.letters, err = patiently(open, r.log, "the dead letters of "+owner.String(), p.store.deadLetters)
+	p.letters, err = natslink.Retry(open, r.link, r.log, "the dead letters of "+owner.String(), p.store.deadLetters)
 	return p, err
 }
 
@@ -466,7 +462,7 @@ func (r *runner) partition(ctx context.Context, vertex string, n int, store jets
 	m := r.metrics.Namespace(p.Namespace).Buffer(name)
 	opt.Name, opt.Metrics, opt.Logger = name, m, r.log
 	opt.OnCorrupt = func(seq uint64, data []byte, err error) error { return r.corrupt(name, seq, data, err) }
-	part, err := patiently(open, r.log, "buffer "+name, func(attempt context.Context) (_ *buffer.Partition, err error) {
+	part, err := natslink.Retry(open, r.link, r.log, "buffer "+name, func(attempt context.Context) (_ *buffer.Partition, err error) {
 		if store.Stream, store.Tag, err = p.store.buffer(attempt, vertex, n); err != nil {
 			return nil, err
 		}
@@ -662,6 +658,10 @@ func (p *Pipeline) close(ctx context.Context) (err error) {
 
 func (r *runner) durability() string {
 	switch {
+	case r.cfg.NATS != "" && r.inMemory.Load():
+		return "buffers are in the memory of the broker at " + redact.Text(r.cfg.NATS) + " (bufferConfig storage: 1): its restart loses what is in flight"
+	case r.cfg.NATS != "" && r.cfg.Replicas <= 1:
+		return "survives any kill of levada; one copy at the broker at " + redact.Text(r.cfg.NATS) + " (a power loss there costs nothing only with sync_interval: always; --replicas 3 survives the loss of a server)"
 	case r.cfg.NATS != "":
 		return "as the broker at " + redact.Text(r.cfg.NATS) + " is set up (levada needs sync_interval: always to survive a power loss)"
 	case r.cfg.SyncInterval > 0:

@@ -185,7 +185,7 @@ func (s *store) buffer(ctx context.Context, vertex string, partition int) (strea
 
 // deadLetters opens the dead letters.
 func (s *store) deadLetters(ctx context.Context) (*deadletter.Store, error) {
-	cfg := deadletter.Config{Stream: s.owner.DeadLetters(), Pipeline: s.owner.Name, Tag: naming.Tag{Owner: s.owner, Role: naming.RoleDeadLetters}, Replicas: s.replicas}
+	cfg := deadletter.Config{Stream: s.owner.DeadLetters(), Pipeline: s.owner.Name, Tag: naming.Tag{Owner: s.owner, Role: naming.RoleDeadLetters}, Replicas: s.replicas, Logger: s.log}
 	if s.old {
 		cfg.Stream = s.owner.OldDeadLetters()
 	}

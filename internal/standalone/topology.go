@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"maps"
 	"path/filepath"
 	"slices"
@@ -22,6 +21,7 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/buffer"
 	"github.com/levada-io/levada/internal/dataplane/buffer/jetstreambuffer"
 	"github.com/levada-io/levada/internal/dataplane/naming"
+	"github.com/levada-io/levada/internal/dataplane/natslink"
 	"github.com/levada-io/levada/internal/dataplane/ownership"
 	"github.com/levada-io/levada/internal/dataplane/source"
 	"github.com/levada-io/levada/internal/dataplane/topology"
@@ -134,10 +134,10 @@ func ignoreEnd(ctx context.Context, err error) error {
 }
 
 // patient repeats a request of the broker while it is away, for at most a minute.
-func patient[T any](ctx context.Context, log *slog.Logger, what string, ask func(context.Context) (T, error)) (T, error) {
+func patient[T any](ctx context.Context, r *runner, what string, ask func(context.Context) (T, error)) (T, error) {
 	open, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	v, err := patiently(open, log, what, ask)
+	v, err := natslink.Retry(open, r.link, r.log, what, ask)
 	if err != nil && ctx.Err() == nil {
 		err = fmt.Errorf("%s: %w", what, err)
 	}
@@ -151,7 +151,7 @@ func (r *runner) wanted(ctx context.Context, o v1alpha1.Object) (*held, error) {
 	if err != nil || !ok {
 		return nil, err
 	}
-	h.store, err = patient(ctx, r.log, owner.String(), func(ctx context.Context) (*store, error) {
+	h.store, err = patient(ctx, r, owner.String(), func(ctx context.Context) (*store, error) {
 		return openStore(ctx, r.js, owner, vertices, r.cfg.Replicas, r.log)
 	})
 	if err != nil {
@@ -163,7 +163,7 @@ func (r *runner) wanted(ctx context.Context, o v1alpha1.Object) (*held, error) {
 	for i := range h.wanted.Vertices {
 		v := &h.wanted.Vertices[i]
 		for p := range v.Partitions {
-			name, err := patient(ctx, r.log, owner.String(), func(ctx context.Context) (string, error) {
+			name, err := patient(ctx, r, owner.String(), func(ctx context.Context) (string, error) {
 				name, _, err := h.store.buffer(ctx, v.Name, p)
 				return name, err
 			})
@@ -205,7 +205,7 @@ func (r *runner) acquire(ctx context.Context, lost context.CancelCauseFunc) erro
 	var claims errgroup.Group
 	for _, h := range r.held {
 		claims.Go(func() error {
-			lease, err := patient(ctx, r.log, h.of(), func(context.Context) (*ownership.Lease, error) {
+			lease, err := patient(ctx, r, h.of(), func(context.Context) (*ownership.Lease, error) {
 				return ownership.Acquire(ctx, ownership.Config{
 					Store: ownership.InBucket(h.store.state), Self: self, Sole: r.broker != nil, Logger: r.log,
 					Waiting: func(last ownership.Owner, atMost time.Duration) {
@@ -230,6 +230,9 @@ func (r *runner) acquire(ctx context.Context, lost context.CancelCauseFunc) erro
 		if h.lease == nil {
 			continue
 		}
+		r.leasesMu.Lock()
+		r.leases = append(r.leases, h.lease)
+		r.leasesMu.Unlock()
 		renewals.Go(func() {
 			if err := h.lease.Run(renewing); err != nil {
 				lost(fmt.Errorf("%s: %w", h.of(), err))
@@ -252,10 +255,10 @@ func (r *runner) acquire(ctx context.Context, lost context.CancelCauseFunc) erro
 
 // recheck renews the leases at once, as after a reconnect.
 func (r *runner) recheck() {
-	for _, h := range r.held {
-		if h.lease != nil {
-			h.lease.Recheck()
-		}
+	r.leasesMu.Lock()
+	defer r.leasesMu.Unlock()
+	for _, l := range r.leases {
+		l.Recheck()
 	}
 }
 
@@ -284,7 +287,7 @@ func (r *runner) compareAll(ctx context.Context) error {
 // load reads the record, the note, and which buffers and sources the state knows.
 func (r *runner) load(ctx context.Context, h *held) error {
 	h.stored, h.revision, h.settled, h.contents, h.read = nil, 0, settled{}, map[string]buffer.Contents{}, map[string]bool{}
-	record, revision, err := getKey(ctx, r.log, h.store.state, keyTopology)
+	record, revision, err := r.getKey(ctx, h.store.state, keyTopology)
 	if err != nil {
 		return err
 	}
@@ -294,7 +297,7 @@ func (r *runner) load(ctx context.Context, h *held) error {
 		}
 		h.revision = revision
 	}
-	note, _, err := getKey(ctx, r.log, h.store.state, keySettled)
+	note, _, err := r.getKey(ctx, h.store.state, keySettled)
 	if err != nil {
 		return err
 	}
@@ -320,12 +323,12 @@ func (r *runner) load(ctx context.Context, h *held) error {
 	return nil
 }
 
-func getKey(ctx context.Context, log *slog.Logger, kv jetstream.KeyValue, key string) ([]byte, uint64, error) {
+func (r *runner) getKey(ctx context.Context, kv jetstream.KeyValue, key string) ([]byte, uint64, error) {
 	type entry struct {
 		value    []byte
 		revision uint64
 	}
-	e, err := patient(ctx, log, "key "+key+" of bucket "+kv.Bucket(), func(ctx context.Context) (entry, error) {
+	e, err := patient(ctx, r, "key "+key+" of bucket "+kv.Bucket(), func(ctx context.Context) (entry, error) {
 		e, err := kv.Get(ctx, key)
 		if errors.Is(err, jetstream.ErrKeyNotFound) {
 			return entry{}, nil
@@ -347,7 +350,7 @@ type stream struct {
 
 // inventory lists the partitions that the state of a pipeline knows, and its sources.
 func (r *runner) inventory(ctx context.Context, h *held) ([]stream, error) {
-	keys, err := patient(ctx, r.log, "keys of bucket "+h.store.state.Bucket(), func(ctx context.Context) ([]string, error) {
+	keys, err := patient(ctx, r, "keys of bucket "+h.store.state.Bucket(), func(ctx context.Context) ([]string, error) {
 		keys, err := h.store.state.Keys(ctx)
 		if errors.Is(err, jetstream.ErrNoKeysFound) {
 			err = nil
@@ -367,7 +370,7 @@ func (r *runner) inventory(ctx context.Context, h *held) ([]stream, error) {
 		if name, ok = strings.CutSuffix(name, ".made"); !ok {
 			continue
 		}
-		s, err := patient(ctx, r.log, "stream "+name, func(ctx context.Context) (*stream, error) { return identify(ctx, r.js, h.store.owner, name) })
+		s, err := patient(ctx, r, "stream "+name, func(ctx context.Context) (*stream, error) { return identify(ctx, r.js, h.store.owner, name) })
 		if err != nil {
 			return nil, err
 		}
@@ -409,7 +412,7 @@ func (r *runner) inspect(ctx context.Context, h *held, name string) (buffer.Cont
 	}
 	inspect, cancel := context.WithTimeout(ctx, 10*time.Minute) // it reads what is pending
 	defer cancel()
-	c, err := patiently(inspect, r.log, "buffer "+name, func(context.Context) (buffer.Contents, error) { // each of its requests has a deadline
+	c, err := natslink.Retry(inspect, r.link, r.log, "buffer "+name, func(context.Context) (buffer.Contents, error) { // each of its requests has a deadline
 		c, err := inspectStream(inspect, r.js, h.store.state, name)
 		if errors.Is(err, jetstream.ErrStreamNotFound) {
 			err = nil // to open it says more
@@ -588,7 +591,7 @@ func (r *runner) accept(ctx context.Context, h *held) error {
 			return nil
 		}
 	}
-	_, err = patient(ctx, r.log, h.of()+": write the topology record", func(ctx context.Context) (uint64, error) {
+	_, err = patient(ctx, r, h.of()+": write the topology record", func(ctx context.Context) (uint64, error) {
 		var revision uint64
 		var err error
 		if h.revision == 0 {
@@ -614,7 +617,7 @@ func (r *runner) note(ctx context.Context, h *held, s settled) error {
 	if err != nil {
 		return err
 	}
-	_, err = patient(ctx, r.log, h.of()+": note how the run ended", func(ctx context.Context) (uint64, error) { return h.store.state.Put(ctx, keySettled, value) })
+	_, err = patient(ctx, r, h.of()+": note how the run ended", func(ctx context.Context) (uint64, error) { return h.store.state.Put(ctx, keySettled, value) })
 	return err
 }
 
@@ -657,7 +660,7 @@ func (r *runner) renamed(ctx context.Context) error {
 	if r.broker == nil {
 		return nil // at a broker of its own there are others, of which this run knows nothing
 	}
-	pipelines, err := patient(ctx, r.log, "list of pipelines", func(ctx context.Context) ([]stateBucket, error) { return stateBuckets(ctx, r.js) })
+	pipelines, err := patient(ctx, r, "list of pipelines", func(ctx context.Context) ([]stateBucket, error) { return stateBuckets(ctx, r.js) })
 	if err != nil {
 		return err
 	}

@@ -1,12 +1,14 @@
 package deadletter
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"time"
 
@@ -47,6 +49,8 @@ type Config struct {
 	Tag naming.Tag
 	// Replicas of a stream and an object store that are created. Default 1.
 	Replicas int
+	// Logger hears of letters that cannot be stored. Default: nobody does.
+	Logger *slog.Logger
 }
 
 // requestTimeout bounds what Open asks of the broker. The caller retries.
@@ -70,7 +74,10 @@ func Open(ctx context.Context, js jetstream.JetStream, cfg Config) (*Store, erro
 }
 
 // Attach takes a store that exists as it is.
-func Attach(js jetstream.JetStream, cfg Config) *Store { return &Store{js: js, cfg: cfg} }
+func Attach(js jetstream.JetStream, cfg Config) *Store {
+	cfg.Logger = cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler))
+	return &Store{js: js, cfg: cfg}
+}
 
 const (
 	headerLetter = "Levada-Letter"
@@ -101,17 +108,26 @@ func (s *Store) Put(ctx context.Context, vertex string, m *flow.Message, f *Fail
 	// Header values are text of one line: JSON has no raw newlines.
 	msg := &nats.Msg{Subject: s.cfg.Stream + "." + l.Name, Data: data, Header: nats.Header{headerLetter: {string(head)}}}
 	if int64(len(data)+len(head)) > s.js.Conn().MaxPayload()-4<<10 {
-		if err := s.putObject(ctx, l.Name, data); err != nil {
-			return err
+		// The caller tries again.
+		object, cancel := context.WithTimeout(ctx, time.Minute)
+		err := s.putObject(object, l.Name, data)
+		cancel()
+		if err != nil {
+			return fmt.Errorf("payload of the dead letter: %w", err)
 		}
 		msg.Data = nil
 		msg.Header.Set(headerObject, l.Name)
 	}
-	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
-		_, err := s.js.PublishMsg(ctx, msg)
-		var api *jetstream.APIError
-		if err == nil || errors.As(err, &api) && api.ErrorCode == codeFull {
-			return nil // 10077 here: the subject has its one message, it is there already
+	began, told := time.Now(), time.Time{}
+	for wait := 50 * time.Millisecond; ; wait = min(2*wait, time.Second) {
+		err := s.store(ctx, msg)
+		if err == nil {
+			return nil
+		}
+		// The message is not acknowledged until its letter is stored, so this is waited for.
+		if time.Since(began) > 2*time.Second && time.Since(told) > 30*time.Second {
+			told = time.Now()
+			s.cfg.Logger.Error("dead letter not stored, retrying; its message is not acknowledged until then", "vertex", vertex, "message", m.ID, "stream", s.cfg.Stream, "error", err)
 		}
 		select {
 		case <-time.After(wait):
@@ -119,6 +135,27 @@ func (s *Store) Put(ctx context.Context, vertex string, m *flow.Message, f *Fail
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// store stores a letter if it is not there.
+func (s *Store) store(ctx context.Context, msg *nats.Msg) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	_, err := s.js.PublishMsg(ctx, msg)
+	var api *jetstream.APIError
+	if err == nil || !errors.As(err, &api) || api.ErrorCode != codeFull {
+		return err
+	}
+	// The same code says that the subject has its one message, and that the stream is full. Only the stream knows which.
+	stream, failed := s.js.Stream(ctx, s.cfg.Stream)
+	if failed != nil {
+		return failed
+	}
+	_, failed = stream.GetLastMsgForSubject(ctx, msg.Subject)
+	if errors.Is(failed, jetstream.ErrMsgNotFound) {
+		return fmt.Errorf("the stream is full: raise its limits or remove letters: %w", err)
+	}
+	return failed
 }
 
 const codeFull = 10077

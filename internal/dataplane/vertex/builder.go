@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -12,6 +13,7 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/forward"
 	"github.com/levada-io/levada/internal/dataplane/function"
 	"github.com/levada-io/levada/internal/dataplane/function/builtin"
+	"github.com/levada-io/levada/internal/dataplane/natslink"
 	"github.com/levada-io/levada/internal/dataplane/sink"
 	"github.com/levada-io/levada/internal/dataplane/sink/blackholesink"
 	"github.com/levada-io/levada/internal/dataplane/sink/filesink"
@@ -292,22 +294,23 @@ func (b *builder) openWriter(ctx context.Context, role function.Role, s *v1alpha
 		b.says("standard output")
 		return stdoutsink.New(stdoutsink.Config{Out: b.env.Stdout, Format: render.Format(s.Stdout.Format)})
 	case s.JetStream != nil:
-		conn, err := b.connect(s.JetStream.URL, s.JetStream.TLS, s.JetStream.Auth)
+		link, err := b.connect(ctx, s.JetStream.URL, s.JetStream.TLS, s.JetStream.Auth)
 		if err != nil {
 			return nil, fmt.Errorf("sink.jetstream: %w", err)
 		}
 		b.says("jetstream " + s.JetStream.Subject)
-		return jetstreamsink.New(ctx, jetstreamsink.Config{
-			Conn: conn, Subject: s.JetStream.Subject, Stream: s.JetStream.Stream, Writer: b.writerName(role), Logger: b.v.logger,
+		cfg := jetstreamsink.Config{
+			Conn: link.Conn, Subject: s.JetStream.Subject, Stream: s.JetStream.Stream, Writer: b.writerName(role), Logger: b.v.logger,
 			Duplicates: func(n int) { b.metrics.SinkDuplicates(role, n) },
-		})
+		}
+		return openJetStream(ctx, b, link, "the stream of "+s.JetStream.Subject, func(ctx context.Context) (sink.Writer, error) { return jetstreamsink.New(ctx, cfg) })
 	case s.Nats != nil:
-		conn, err := b.connect(s.Nats.URL, s.Nats.TLS, s.Nats.Auth)
+		link, err := b.connect(ctx, s.Nats.URL, s.Nats.TLS, s.Nats.Auth)
 		if err != nil {
 			return nil, fmt.Errorf("sink.nats: %w", err)
 		}
 		b.says("nats " + s.Nats.Subject)
-		return natssink.New(natssink.Config{Conn: conn, Subject: s.Nats.Subject, Writer: b.writerName(role)})
+		return natssink.New(natssink.Config{Conn: link.Conn, Subject: s.Nats.Subject, Writer: b.writerName(role)})
 	case s.Stream != nil:
 		return b.streamSink(ctx, role, s.Stream)
 	case s.UDSink != nil:
@@ -327,7 +330,7 @@ func (b *builder) openWriter(ctx context.Context, role function.Role, s *v1alpha
 }
 
 // connect connects to a NATS server of the manifest, for as long as the vertex lives.
-func (b *builder) connect(url string, tls *v1alpha1.TLS, auth *v1alpha1.NatsAuth) (*nats.Conn, error) {
+func (b *builder) connect(ctx context.Context, url string, tls *v1alpha1.TLS, auth *v1alpha1.NatsAuth) (*natslink.Link, error) {
 	if url == "" {
 		url = nats.DefaultURL
 	}
@@ -335,10 +338,20 @@ func (b *builder) connect(url string, tls *v1alpha1.TLS, auth *v1alpha1.NatsAuth
 	if err != nil {
 		return nil, err
 	}
-	conn, err := nats.Connect(url, opts...)
+	link, err := natslink.Dial(ctx, url, b.v.logger, opts...)
 	if err != nil {
-		return nil, fmt.Errorf("connect to %s: %w", url, err)
+		return nil, err
 	}
-	b.v.closers.add(func(context.Context) error { conn.Close(); return nil })
-	return conn, nil
+	b.v.closers.add(func(context.Context) error { link.Conn.Close(); return nil })
+	return link, nil
+}
+
+// openJetStream opens a source or sink once the server can be asked, for at most a minute. What is wrong with the server is said at once.
+func openJetStream[T any](ctx context.Context, b *builder, link *natslink.Link, what string, open func(context.Context) (T, error)) (none T, err error) {
+	if err := link.CheckJetStream(ctx, b.v.logger, 0); err != nil {
+		return none, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	return natslink.Retry(ctx, link, b.v.logger, what, open)
 }

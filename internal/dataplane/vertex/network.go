@@ -23,20 +23,28 @@ func (b *builder) network(ctx context.Context, s *v1alpha1.Source, at source.Pos
 	case s.HTTP != nil:
 		return b.http(ctx, s.HTTP)
 	case s.Nats != nil:
-		conn, err := b.connect(s.Nats.URL, s.Nats.TLS, s.Nats.Auth)
+		link, err := b.connect(ctx, s.Nats.URL, s.Nats.TLS, s.Nats.Auth)
 		if err != nil {
 			return nil, fmt.Errorf("source.nats: %w", err)
 		}
 		b.says("nats " + s.Nats.Subject)
-		return natssource.New(ctx, natssource.Config{Conn: conn, Subject: s.Nats.Subject, Queue: s.Nats.Queue, Logger: b.v.logger})
+		r, err := natssource.New(ctx, natssource.Config{Conn: link.Conn, Subject: s.Nats.Subject, Queue: s.Nats.Queue, Logger: b.v.logger})
+		if err == nil {
+			// The server refuses a subscription without an answer to it, but before it answers what comes after.
+			err = link.Refused()
+		}
+		if err != nil {
+			return nil, fmt.Errorf("source.nats: %w", err)
+		}
+		return r, nil
 	case s.JetStream != nil:
-		conn, err := b.connect(s.JetStream.URL, s.JetStream.TLS, s.JetStream.Auth)
+		link, err := b.connect(ctx, s.JetStream.URL, s.JetStream.TLS, s.JetStream.Auth)
 		if err != nil {
 			return nil, fmt.Errorf("source.jetstream: %w", err)
 		}
 		b.says("jetstream " + s.JetStream.Stream)
 		cfg := jetstreamsource.Config{
-			Conn: conn, Stream: s.JetStream.Stream, Consumer: s.JetStream.Consumer, DeliverPolicy: s.JetStream.DeliverPolicy, FilterSubjects: s.JetStream.FilterSubjects,
+			Conn: link.Conn, Stream: s.JetStream.Stream, Consumer: s.JetStream.Consumer, DeliverPolicy: s.JetStream.DeliverPolicy, FilterSubjects: s.JetStream.FilterSubjects,
 			ReadAhead: 2 * b.lim.batch, Logger: b.v.logger,
 		}
 		old := b.env.Owner.Incarnation == ""
@@ -50,7 +58,7 @@ func (b *builder) network(ctx context.Context, s *v1alpha1.Source, at source.Pos
 				cfg.OldConsumer = fmt.Sprintf("numaflow-%s-%s-%s", b.env.Pipeline, b.name, s.JetStream.Stream)
 			}
 		}
-		return jetstreamsource.New(ctx, cfg)
+		return openJetStream(ctx, b, link, "stream "+s.JetStream.Stream, func(ctx context.Context) (source.Reader, error) { return jetstreamsource.New(ctx, cfg) })
 	}
 	return nil, errors.New("its source cannot be run by this version")
 }

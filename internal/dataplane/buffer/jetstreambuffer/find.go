@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/levada-io/levada/internal/dataplane/buffer"
+	"github.com/levada-io/levada/internal/dataplane/natslink"
 )
 
 // JetStream does not repair a replica whose files are damaged, and does not report it: it answers as if the messages had never been. So a message counts as lost
@@ -96,7 +97,7 @@ func (s *search) leader(ctx context.Context) (leadership, error) {
 		return leadership{}, nil
 	}
 	if info.Leader == "" {
-		return leadership{}, errNoLeader
+		return leadership{}, natslink.ErrNoLeader
 	}
 	l := leadership{name: info.Leader, all: []string{info.Leader}}
 	for _, r := range info.Replicas {
@@ -107,8 +108,6 @@ func (s *search) leader(ctx context.Context) (leadership, error) {
 	}
 	return l, nil
 }
-
-var errNoLeader = errors.New("stream has no leader")
 
 // ask asks the leader for all that is left.
 func (s *search) ask(ctx context.Context) error {
@@ -195,7 +194,7 @@ func (s *search) moveLeader(ctx context.Context, want func(name string) bool) (s
 			}
 		}
 		if time.Now().After(deadline) {
-			return "", fmt.Errorf("another replica could not be made the leader, and so not be asked: %w", errors.Join(err, errNoLeader))
+			return "", fmt.Errorf("another replica could not be made the leader, and so not be asked: %w", errors.Join(err, natslink.ErrNoLeader))
 		}
 		select {
 		case <-time.After(100 * time.Millisecond):

@@ -70,6 +70,9 @@ type driver struct {
 	reader jetstream.MessagesContext
 	fresh  bool // the cursor has given nothing since it was made
 	closed bool
+	// reserved is when the reserve was looked at last; see reserve.go
+	reserved      time.Time
+	reserveFilled bool
 }
 
 func (cfg Config) withDefaults() Config {
@@ -110,6 +113,9 @@ func Attach(ctx context.Context, js jetstream.JetStream, cfg Config) (buffer.Dri
 }
 
 func (d *driver) open(ctx context.Context) error {
+	if have := d.js.Conn().MaxPayload(); have < MinPayload {
+		return fmt.Errorf("the broker takes messages of at most %d bytes, and Levada needs %d: raise max_payload in its configuration", have, MinPayload)
+	}
 	want := jetstream.StreamConfig{
 		Name: d.cfg.Stream, Subjects: []string{d.cfg.Stream}, Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardNew,
 		MaxBytes: orUnlimited(d.cfg.MaxBytes), MaxMsgs: orUnlimited(d.cfg.MaxBlocks), MaxMsgSize: -1,
@@ -284,8 +290,7 @@ func (d *driver) SaveState(ctx context.Context, state []byte) error {
 	if err := d.fence(ctx); err != nil {
 		return err
 	}
-	_, err := d.cfg.State.Put(ctx, d.key("seen"), state)
-	return err
+	return d.putState(ctx, d.key("seen"), state)
 }
 
 func (d *driver) LoadState(ctx context.Context) ([]byte, error) {
@@ -311,8 +316,7 @@ func (d *driver) SaveDamage(ctx context.Context, damage []byte) error {
 		}
 		return d.cfg.State.Purge(ctx, d.key("damage"))
 	}
-	_, err := d.cfg.State.Put(ctx, d.key("damage"), damage)
-	return err
+	return d.putState(ctx, d.key("damage"), damage)
 }
 
 func (d *driver) LoadDamage(ctx context.Context) ([]byte, error) {
@@ -335,6 +339,9 @@ const maxEntry = aheadBytes / 2
 const headroom = 2 << 10
 
 // Incarnation is when the stream was created, and in which lifetime of its owner's store: a clock that was set back gives no name twice.
+// MinPayload is the smallest max_payload of a broker that blocks can be stored with.
+const MinPayload = 16 << 10
+
 func (d *driver) Incarnation() string {
 	created := strconv.FormatInt(d.created.UnixNano(), 36)
 	if inc := d.cfg.Tag.Owner.Incarnation; inc != "" {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/levada-io/levada/internal/dataplane/buffer"
 	"github.com/levada-io/levada/internal/dataplane/buffer/jetstreambuffer"
+	"github.com/levada-io/levada/internal/dataplane/natslink"
 	"github.com/levada-io/levada/internal/flow"
 	"github.com/levada-io/levada/internal/testserver"
 )
@@ -43,7 +44,7 @@ func openAt(t *testing.T, url string, replicas int, opt buffer.Options) (*buffer
 		if err == nil {
 			break
 		}
-		if within(t).Err() != nil || !jetstreambuffer.Transient(err) {
+		if within(t).Err() != nil || !natslink.Transient(err) {
 			return nil, js, err
 		}
 	}

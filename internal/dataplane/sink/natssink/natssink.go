@@ -81,6 +81,10 @@ func (w *Writer) Write(ctx context.Context, b *flow.Block) ([]sink.Result, error
 	if err := w.cfg.Conn.FlushWithContext(ctx); err != nil {
 		return nil, fmt.Errorf("publish to %s: %w", w.cfg.Subject, err)
 	}
+	// A server that refuses a message says so before it answers the flush, and nobody else does: without this the message would be lost without a word.
+	if err := w.cfg.Conn.LastError(); errors.Is(err, nats.ErrPermissionViolation) {
+		return nil, fmt.Errorf("publish to %s: %w: give the user the permission to publish to it", w.cfg.Subject, err)
+	}
 	if w.cfg.Conn.Stats().Reconnects != before {
 		return nil, fmt.Errorf("publish to %s: %w", w.cfg.Subject, ErrReconnected) // the flush speaks for the new connection only
 	}

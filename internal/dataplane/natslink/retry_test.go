@@ -1,4 +1,4 @@
-package standalone
+package natslink
 
 import (
 	"context"
@@ -13,13 +13,13 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-func TestPatiently(t *testing.T) {
+func TestRetryWaitsForWhatGoesAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		away := fmt.Errorf("stream a-b-0: %w", nats.ErrReconnectBufExceeded)
 		var told strings.Builder
 		log := slog.New(slog.NewTextHandler(&told, nil))
 		calls := 0
-		opened, err := patiently(t.Context(), log, "the stream", func(context.Context) (string, error) {
+		opened, err := Retry(t.Context(), nil, log, "the stream", func(context.Context) (string, error) {
 			if calls++; calls < 4 {
 				return "", away
 			}
@@ -31,14 +31,14 @@ func TestPatiently(t *testing.T) {
 
 		wrong := errors.New("it exists with another retention")
 		calls = 0
-		if _, err = patiently(t.Context(), log, "the stream", func(context.Context) (string, error) { calls++; return "", wrong }); !errors.Is(err, wrong) || calls != 1 {
+		if _, err = Retry(t.Context(), nil, log, "the stream", func(context.Context) (string, error) { calls++; return "", wrong }); !errors.Is(err, wrong) || calls != 1 {
 			t.Errorf("%v after %d calls: what is wrong with the stream does not go away", err, calls)
 		}
 
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		began := time.Now()
-		if _, err = patiently(ctx, log, "the stream", func(context.Context) (string, error) { return "", away }); err == nil || time.Since(began) < 58*time.Second {
+		if _, err = Retry(ctx, nil, log, "the stream", func(context.Context) (string, error) { return "", away }); err == nil || time.Since(began) < 58*time.Second {
 			t.Errorf("%v after %v", err, time.Since(began))
 		}
 		if n := strings.Count(told.String(), "waiting for"); n != 2 {

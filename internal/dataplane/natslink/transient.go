@@ -1,4 +1,4 @@
-package jetstreambuffer
+package natslink
 
 import (
 	"context"
@@ -27,6 +27,9 @@ var transientCodes = []jetstream.ErrorCode{
 // notEnabled are the errors of a server or an account without JetStream. They have the code of what goes away, and do not.
 var notEnabled = []jetstream.ErrorCode{10035, 10039, 10076}
 
+// ErrNoLeader means that a stream has no leader now.
+var ErrNoLeader = errors.New("stream has no leader")
+
 // Transient reports whether an error says only that the broker cannot answer now.
 func Transient(err error) bool {
 	if api, ok := errors.AsType[*jetstream.APIError](err); ok {
@@ -34,6 +37,6 @@ func Transient(err error) bool {
 	}
 	return slices.ContainsFunc([]error{
 		nats.ErrReconnectBufExceeded, nats.ErrConnectionReconnecting, nats.ErrDisconnected, nats.ErrTimeout, nats.ErrNoResponders, nats.ErrNoServers,
-		nats.ErrStaleConnection, jetstream.ErrNoStreamResponse, jetstream.ErrNoHeartbeat, jetstream.ErrServerShutdown, jetstream.ErrMsgIteratorClosed, context.DeadlineExceeded, errNoLeader,
+		nats.ErrStaleConnection, jetstream.ErrNoStreamResponse, jetstream.ErrNoHeartbeat, jetstream.ErrServerShutdown, jetstream.ErrMsgIteratorClosed, context.DeadlineExceeded, ErrNoLeader,
 	}, func(away error) bool { return errors.Is(err, away) })
 }

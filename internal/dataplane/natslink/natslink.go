@@ -1,0 +1,138 @@
+// Package natslink connects to NATS servers, waits for them, and says what is wrong with one that cannot be used.
+package natslink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/levada-io/levada/internal/redact"
+)
+
+const (
+	attemptTimeout = 10 * time.Second // of one attempt of Retry
+	tellAfter      = 3 * time.Second  // how long a wait may be before it is logged
+	tellEvery      = 30 * time.Second // and how often after that
+	// connectFor is how long a server may take to come up before that is an error.
+	connectFor = 30 * time.Second
+	// enabledFor is how long a server may answer that it has no JetStream: one that is starting does.
+	enabledFor = 5 * time.Second
+)
+
+// Link is a connection that reconnects for ever, and remembers what the server has refused.
+type Link struct {
+	Conn *nats.Conn
+	// URL is where the server is, without credentials.
+	URL    string
+	denied atomic.Pointer[string]
+}
+
+// Dial connects, for at most 30 s. The options must not have an error handler.
+func Dial(ctx context.Context, url string, log *slog.Logger, options ...nats.Option) (*Link, error) {
+	l := &Link{URL: redact.Text(url)}
+	options = append(options, nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+		if errors.Is(err, nats.ErrPermissionViolation) {
+			text := err.Error()
+			l.denied.Store(&text)
+		}
+		log.Debug("nats connection", "url", l.URL, "error", err)
+	}))
+	tell := time.Now().Add(tellAfter)
+	_, err := backoff.Retry(ctx, func() (struct{}, error) {
+		conn, err := nats.Connect(url, options...)
+		l.Conn = conn
+		switch {
+		case err == nil:
+		case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrAuthRevoked):
+			err = backoff.Permanent(fmt.Errorf("%w: check the user, password, token or credentials file", err))
+		case time.Now().After(tell):
+			tell = time.Now().Add(tellEvery)
+			log.Warn("NATS server does not answer, retrying", "url", l.URL, "at most", connectFor, "error", redact.Error(err))
+		}
+		return struct{}{}, err
+	}, backoff.WithMaxElapsedTime(connectFor), backoff.WithBackOff(retryDelay()))
+	if err != nil {
+		return nil, fmt.Errorf("connect to the NATS server at %s: %w", l.URL, redact.Error(err))
+	}
+	return l, nil
+}
+
+func retryDelay() *backoff.ExponentialBackOff {
+	return &backoff.ExponentialBackOff{InitialInterval: 50 * time.Millisecond, Multiplier: 1.5, MaxInterval: time.Second}
+}
+
+// Refused returns an error if the server has refused a request of this connection for want of a permission.
+func (l *Link) Refused() error {
+	if l == nil {
+		return nil
+	}
+	if text := l.denied.Load(); text != nil {
+		return fmt.Errorf("the NATS server at %s: %s: give the user this permission. Levada publishes to $JS.API.> and to the streams' subjects, and subscribes to _INBOX.>", l.URL, *text)
+	}
+	return nil
+}
+
+// CheckJetStream returns an error if the server has no JetStream for this user, or takes no messages of minPayload bytes.
+func (l *Link) CheckJetStream(ctx context.Context, log *slog.Logger, minPayload int64) error {
+	if have := l.Conn.MaxPayload(); have < minPayload {
+		return fmt.Errorf("the NATS server at %s takes messages of at most %d bytes, and Levada needs %d: raise max_payload in its configuration (its default is 1048576)", l.URL, have, minPayload)
+	}
+	js, err := jetstream.New(l.Conn)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	began := time.Now()
+	_, err = Retry(ctx, l, log, "JetStream of the NATS server at "+l.URL, func(ctx context.Context) (struct{}, error) {
+		_, err := js.AccountInfo(ctx)
+		if disabled(err) && time.Since(began) < enabledFor {
+			return struct{}{}, ErrNoLeader
+		}
+		return struct{}{}, err
+	})
+	switch {
+	case errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
+		return fmt.Errorf("the NATS server at %s has JetStream, but not for the account of this user: enable it for the account (jetstream: enabled)", l.URL)
+	case disabled(err):
+		return fmt.Errorf("the NATS server at %s has no JetStream: enable it in its configuration (jetstream { store_dir: ... }) or start it with -js", l.URL)
+	}
+	return err
+}
+
+func disabled(err error) bool {
+	return errors.Is(err, jetstream.ErrJetStreamNotEnabled) || errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount)
+}
+
+// Retry retries what failed because the server could not answer, until ctx ends. open must be able to be called twice; each attempt has a deadline of its own,
+// because a request can vanish with the server that got it. what says what is waited for; link may be nil.
+func Retry[T any](ctx context.Context, link *Link, log *slog.Logger, what string, open func(ctx context.Context) (T, error)) (T, error) {
+	tell := time.Now().Add(tellAfter)
+	opened, err := backoff.Retry(ctx, func() (T, error) {
+		attempt, cancel := context.WithTimeout(ctx, attemptTimeout)
+		defer cancel()
+		opened, err := open(attempt)
+		switch refused := link.Refused(); {
+		case err == nil:
+		case !Transient(err):
+			err = backoff.Permanent(err)
+		case refused != nil: // the server does not answer such a request, so it looks like a timeout
+			err = backoff.Permanent(fmt.Errorf("%s: %w", what, refused))
+		case ctx.Err() == nil && time.Now().After(tell):
+			tell = time.Now().Add(tellEvery)
+			log.Warn("broker does not answer, retrying", "waiting for", what, "error", err)
+		}
+		return opened, err
+	}, backoff.WithMaxElapsedTime(0), backoff.WithBackOff(retryDelay()))
+	if err != nil && ctx.Err() != nil {
+		return opened, fmt.Errorf("waited for %s: %w", what, err)
+	}
+	return opened, err
+}
