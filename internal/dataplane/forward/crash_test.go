@@ -175,6 +175,21 @@ func (r *reader) Ack(_ context.Context, b *source.Batch) error {
 	return nil
 }
 
+func (r *reader) AckPart(_ context.Context, b *source.Batch, from, to int) error {
+	r.fuse.touch(func() {
+		r.w.mu.Lock()
+		defer r.w.mu.Unlock()
+		if !b.ByID {
+			r.w.acked[b.Partition] = max(r.w.acked[b.Partition], b.EndOf(to))
+			return
+		}
+		for _, id := range b.Token.([]string)[from:to] {
+			r.w.ackedID[id] = true
+		}
+	})
+	return nil
+}
+
 func (*reader) Nack(context.Context, *source.Batch, int, time.Duration) bool { return false }
 func (*reader) Pending(context.Context) (int64, error)                       { return 0, nil }
 func (*reader) Close(context.Context) error                                  { return nil }
@@ -291,6 +306,15 @@ func (f *misbehaving) apply(isolated bool) func(context.Context, []flow.Message)
 	}
 }
 
+// bitByBit is the same function, which takes its time for each message.
+func (f *misbehaving) bitByBit(ctx context.Context, in []flow.Message, part *function.Part) ([]function.Outcome, error) {
+	slow := &slowly{outcome: func(_ context.Context, m *flow.Message) function.Outcome {
+		time.Sleep(time.Duration(hash(m.ID)%300) * time.Microsecond)
+		return f.outcome(m, false)
+	}}
+	return slow.apply(ctx, in, part)
+}
+
 // network is the same pipeline in every life: source -> fn -> left and right, with conditions.
 type network struct {
 	stores                map[string][]*membuffer.Store
@@ -298,6 +322,7 @@ type network struct {
 	ordered, byKey, small bool
 	limit, inFlight       int
 	trim                  time.Duration
+	slow                  bool // results are taken while others of the same call are made
 }
 
 // TestCrashes moves messages through a source, a function and two sinks, over two hops of buffers. The process dies again and again, at any step, and is
@@ -371,6 +396,7 @@ func drawNetwork(t *rapid.T) *network {
 		ordered: rapid.IntRange(0, 3).Draw(t, "ordered") == 0, byKey: rapid.Bool().Draw(t, "by key"),
 		trim: time.Duration(rapid.SampledFrom([]int{1, 5, 1000}).Draw(t, "trim every")) * time.Millisecond,
 	}
+	n.slow = rapid.Bool().Draw(t, "slow")
 	entry := 1 << 20
 	if n.small = rapid.IntRange(0, 2).Draw(t, "small entries") == 0; n.small {
 		entry = 1000 // blocks in pieces
@@ -469,10 +495,14 @@ func (n *network) live(t *rapid.T, w *world, steps int) {
 		services.Go(func() { in.Run(ctx) })
 		return in
 	}
+	stage := forward.Stage{Name: "fn", Apply: fn.apply(false), Isolate: fn.apply(true), NeedsIDs: true, Retry: forward.RetryStrategy{Interval: time.Millisecond}}
+	if n.slow {
+		stage.ApplyPart = fn.bitByBit
+	}
 	for i := range parts["fn"] {
 		run("fn", &forward.Loop{
-			Input: input("fn", i), Ordered: n.ordered,
-			Stages: []forward.Stage{{Name: "fn", Apply: fn.apply(false), Isolate: fn.apply(true), NeedsIDs: true, Retry: forward.RetryStrategy{Interval: time.Millisecond}}},
+			Input: input("fn", i), Ordered: n.ordered, FlushAfter: time.Millisecond,
+			Stages: []forward.Stage{stage},
 			Output: &forward.Router{Events: routerEvents{}, Edges: []forward.Edge{
 				{To: "left", Condition: n.left, Partitions: parts["left"]}, {To: "right", Condition: n.right, Partitions: parts["right"], ByKey: n.byKey},
 			}},

@@ -13,11 +13,11 @@ import (
 	"github.com/levada-io/levada/internal/flow"
 )
 
-// flushAfter is how long a result may wait for others of its work before it leaves: long enough that everything of a quick function leaves together.
+// flushAfter is the default of Loop.FlushAfter.
 const flushAfter = 100 * time.Millisecond
 
 // flight is a work on its way through the stages and out. Results leave as they are done: all together if the stages are quick, and otherwise what is
-// done every flushAfter. Each message is finished on its own: see finish.
+// done every FlushAfter. Each message is finished on its own: see finish.
 type flight struct {
 	*run
 	w      *Work
@@ -273,7 +273,7 @@ func (f *flight) awaitTurn(ctx context.Context) error {
 	}
 	var enough <-chan time.Time
 	if !f.Ordered {
-		t := time.NewTimer(flushAfter)
+		t := time.NewTimer(f.FlushAfter)
 		defer t.Stop()
 		enough = t.C
 	}
@@ -500,7 +500,7 @@ func (r *run) streamRest(ctx context.Context, k int, in []flow.Message, which []
 	})
 }
 
-// streamStage runs one stage, and gives out what is done when all of it is, or every flushAfter.
+// streamStage runs one stage, and gives out what is done when all of it is, or every FlushAfter.
 func (r *run) streamStage(ctx context.Context, s *Stage, in []flow.Message, queued func(), done func(which []int, out []function.Outcome) error) error {
 	begun := time.Now()
 	if s.ApplyPart == nil {
@@ -526,7 +526,7 @@ func (r *run) streamStage(ctx context.Context, s *Stage, in []flow.Message, queu
 		out, err := s.ApplyPart(ctx, in, part)
 		answers <- answer{out, err}
 	}()
-	tick := time.NewTimer(flushAfter)
+	tick := time.NewTimer(r.FlushAfter)
 	defer tick.Stop()
 	var given []bool
 	for {
@@ -572,7 +572,7 @@ func (r *run) streamStage(ctx context.Context, s *Stage, in []flow.Message, queu
 					return err
 				}
 			}
-			tick.Reset(flushAfter)
+			tick.Reset(r.FlushAfter)
 		}
 	}
 }

@@ -109,7 +109,9 @@ type Loop struct {
 	// Ordered keeps the order of messages whatever happens: one work at a time, retries in place.
 	Ordered bool
 	// MaxLater bounds the messages that wait to be tried again. Default 10,000.
-	MaxLater    int
+	MaxLater int
+	// FlushAfter is how long a result may wait for others of its work before it leaves. Default 100 ms: everything of a quick function leaves together.
+	FlushAfter  time.Duration
 	DeadLetters DeadLetters
 	Events      Events
 	Logger      *slog.Logger
@@ -126,6 +128,9 @@ func (l *Loop) Run(ctx, reading context.Context) error {
 	}
 	if l.MaxLater <= 0 {
 		l.MaxLater = 10_000
+	}
+	if l.FlushAfter <= 0 {
+		l.FlushAfter = flushAfter
 	}
 	reading, stop := context.WithCancel(reading)
 	defer stop()

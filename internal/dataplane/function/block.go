@@ -66,12 +66,12 @@ func openBlocks(ctx context.Context, address string, concurrency, maxMessage int
 // function has little to finish when it is stopped.
 func (b *blockPipe) Call(ctx context.Context, in []flow.Message, part *Part) ([]Outcome, []int, error) {
 	c := newCall(in)
-	part.open(func(visit func(int, *Outcome)) {
+	part.Open(func(visit func(int, *Outcome)) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		c.take(visit)
 	})
-	defer part.close()
+	defer part.Close()
 	err := b.sendAll(ctx, c, part)
 	if err == nil {
 		select {

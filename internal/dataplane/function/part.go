@@ -32,8 +32,8 @@ func (p *Part) Take(visit func(i int, o *Outcome)) {
 	})
 }
 
-// open is called by a caller at the beginning of a call, and close at its end. Both are safe on nil.
-func (p *Part) open(collect func(visit func(i int, o *Outcome))) {
+// Open is called by who makes the results, when a call begins: collect visits what was answered since it was called last. Close ends that. Both are safe on nil.
+func (p *Part) Open(collect func(visit func(i int, o *Outcome))) {
 	if p == nil {
 		return
 	}
@@ -42,7 +42,8 @@ func (p *Part) open(collect func(visit func(i int, o *Outcome))) {
 	p.collect = collect
 }
 
-func (p *Part) close() { p.open(nil) }
+// Close is called when the call has ended.
+func (p *Part) Close() { p.Open(nil) }
 
 func (p *Part) queued() {
 	if p != nil && p.Queued != nil {

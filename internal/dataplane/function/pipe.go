@@ -182,12 +182,12 @@ func (p *pipe) Call(ctx context.Context, in []flow.Message, part *Part) ([]Outco
 	}
 	defer context.AfterFunc(ctx, wake)()
 	defer part.onOver(wake)()
-	part.open(func(visit func(int, *Outcome)) {
+	part.Open(func(visit func(int, *Outcome)) {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		c.take(visit)
 	})
-	defer part.close()
+	defer part.Close()
 	err := p.send(ctx, c, part)
 	if err == nil {
 		select {

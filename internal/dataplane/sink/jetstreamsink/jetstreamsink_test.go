@@ -128,7 +128,7 @@ func TestMessagesThatAreNeverTaken(t *testing.T) {
 	results, err := w.Write(t.Context(), b)
 	must(t, err)
 	for i, want := range []sink.Status{sink.Delivered, sink.Failed, sink.Failed, sink.Failed, sink.Delivered} {
-		if results[i].Status != want || (want == sink.Failed) != (results[i].Error != "") {
+		if results[i].Status != want || (want == sink.Failed) != (results[i].Error != "") || results[i].Permanent != (want == sink.Failed) {
 			t.Fatalf("message %d: %+v", i, results[i])
 		}
 	}

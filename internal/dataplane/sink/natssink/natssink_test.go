@@ -89,7 +89,7 @@ func TestHeadersAndMessagesThatAreNeverTaken(t *testing.T) {
 	b.Messages[1].Value = make([]byte, 2<<20)
 	results, err := w.Write(t.Context(), b)
 	must(t, err)
-	if results[0].Status != sink.Delivered || results[1].Status != sink.Failed || results[2].Status != sink.Delivered {
+	if results[0].Status != sink.Delivered || results[1].Status != sink.Failed || !results[1].Permanent || results[2].Status != sink.Delivered {
 		t.Fatalf("%+v", results)
 	}
 	got := heard(t, conn, sub)
