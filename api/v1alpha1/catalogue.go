@@ -604,6 +604,13 @@ retryStrategy: {onFailure: fallback}`,
 		Right: `stream: {listen: ":50051", name: results, maxBytes: 10Gi, maxAge: 168h}`,
 	},
 	{
+		Code: CodeRotation, Severity: SeverityError,
+		Title: "the rotation of a file cannot work",
+		Text:  "A file sink renames its file once it has size bytes (at least 1Ki) or at each multiple of every (at least 1s), and keeps the given number of earlier files (at least 1), or all.",
+		Wrong: `file: {path: out.txt, rotate: {keep: 7}}`,
+		Right: `file: {path: out.txt, rotate: {every: 24h, keep: 7}}`,
+	},
+	{
 		Code: CodeNothingToRun, Severity: SeverityError,
 		Title: "nothing to run",
 		Text:  "A user's container needs an image; or a command without an image, which levada run starts as a program beside itself; or the annotation levada.io/function.VERTEX, which names such a program.",

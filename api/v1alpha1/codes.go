@@ -84,6 +84,7 @@ const (
 	CodeFallback  Code = "LV1502"
 	CodeBackoff   Code = "LV1503"
 	CodeStreamLog Code = "LV1504"
+	CodeRotation  Code = "LV1505"
 
 	CodeNothingToRun        Code = "LV1601"
 	CodeContainerAndBuiltin Code = "LV1602"

@@ -100,6 +100,18 @@ type FileSink struct {
 	Path string `json:"path"`
 	// Format is raw or json. Default: raw.
 	Format OutputFormat `json:"format,omitempty"`
+	// Rotate says when the file is renamed and a new one begun. Default: never.
+	Rotate *FileRotation `json:"rotate,omitempty"`
+}
+
+// FileRotation renames a file to PATH.TIME and begins a new one. (Levada)
+type FileRotation struct {
+	// Size begins a new file once this one has so many bytes, at least 1Mi. Default: any size.
+	Size *resource.Quantity `json:"size,omitempty"`
+	// Every begins a new file at each multiple of it (UTC), at least 1m. Default: never.
+	Every *metav1.Duration `json:"every,omitempty"`
+	// Keep is how many earlier files are kept, at least 1; older ones are removed. Default: all.
+	Keep *int32 `json:"keep,omitempty"`
 }
 
 // StdoutSink writes to the standard output. (Levada)

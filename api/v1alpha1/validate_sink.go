@@ -65,6 +65,7 @@ func checkAbstractSink(r *report, s *AbstractSink, v sinkView, role Role, at pat
 			r.required(at.at("file.path"), "the path of a file")
 		}
 		enum(r, at.at("file.format"), CodeEnum, f.Format, OutputFormatRaw, OutputFormatJSON)
+		rotationIsValid(r, f.Rotate, at.at("file.rotate"))
 	}
 	if o := s.Stdout; o != nil {
 		enum(r, at.at("stdout.format"), CodeEnum, o.Format, OutputFormatRaw, OutputFormatJSON)
@@ -168,5 +169,26 @@ func checkRetry(r *report, retry *RetryStrategy, at path) {
 	}
 	if b.Cap != nil && b.Cap.Duration < interval {
 		r.add(at.at("cap"), Problem{Code: CodeBackoff, Message: fmt.Sprintf("cap %s is less than interval %s", b.Cap.Duration, interval), Expected: fmt.Sprintf("at least %s", interval)})
+	}
+}
+
+// minFileBytes is a size below which a file would hold little more than one block.
+const minFileBytes = 1 << 10
+
+func rotationIsValid(r *report, f *FileRotation, at path) {
+	if f == nil {
+		return
+	}
+	if f.Size == nil && f.Every == nil {
+		r.add(at, Problem{Code: CodeRotation, Message: "rotate does not say when", Expected: "size, every, or both"})
+	}
+	if q := f.Size; q != nil && q.CmpInt64(minFileBytes) < 0 {
+		r.add(at.at("size"), Problem{Code: CodeRotation, Message: fmt.Sprintf("size is %s", q), Expected: "at least 1Ki"})
+	}
+	if d := f.Every; d != nil && d.Duration < time.Second {
+		r.add(at.at("every"), Problem{Code: CodeRotation, Message: fmt.Sprintf("every is %s", d.Duration), Expected: "at least 1s"})
+	}
+	if n := f.Keep; n != nil && *n < 1 {
+		r.add(at.at("keep"), Problem{Code: CodeRotation, Message: fmt.Sprintf("keep is %d", *n), Expected: "at least 1; without keep all are kept"})
 	}
 }

@@ -146,6 +146,10 @@ func run(cmd *cobra.Command, args []string, f *runFlags) error {
 		Ended: func(r *standalone.Result) { out.result = r },
 	}
 	f.change.apply(&cfg, args)
+	hup := &hangups{}
+	defer hup.watch(ctx, log, commandline.IsTerminal(stderr))()
+	begin := cfg.Started
+	cfg.Started = func(r *standalone.Running) { hup.running.Store(r); begin(r) }
 	out.err = standalone.Run(ctx, cfg)
 	if cmd.Context().Err() != nil {
 		out.cause = context.Cause(cmd.Context())

@@ -289,7 +289,7 @@ func (b *builder) openWriter(ctx context.Context, role function.Role, s *v1alpha
 		if err := b.claim(role, b.env.path(s.File.Path)); err != nil {
 			return nil, err
 		}
-		return filesink.New(filesink.Config{Path: b.env.path(s.File.Path), Format: render.Format(s.File.Format), Append: true})
+		return b.fileSink(filesink.Config{Path: b.env.path(s.File.Path), Format: render.Format(s.File.Format), Append: true, Rotate: rotation(s.File.Rotate), Logger: b.v.logger})
 	case s.Stdout != nil:
 		b.says("standard output")
 		return stdoutsink.New(stdoutsink.Config{Out: b.env.Stdout, Format: render.Format(s.Stdout.Format)})

@@ -2,9 +2,12 @@ package vertex
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/levada-io/levada/api/v1alpha1"
+	"github.com/levada-io/levada/internal/dataplane/sink"
+	"github.com/levada-io/levada/internal/dataplane/sink/filesink"
 	"github.com/levada-io/levada/internal/dataplane/source"
 	"github.com/levada-io/levada/internal/dataplane/source/filesource"
 	"github.com/levada-io/levada/internal/dataplane/source/records"
@@ -50,4 +53,37 @@ func (b *builder) headerDropped() func(name string) {
 			b.v.logger.Warn("header is not UTF-8, dropped", "header", name)
 		}
 	}
+}
+
+func rotation(r *v1alpha1.FileRotation) (out filesink.Rotation) {
+	if r == nil {
+		return out
+	}
+	if r.Size != nil {
+		out.Size = r.Size.Value()
+	}
+	if r.Keep != nil {
+		out.Keep = int(*r.Keep)
+	}
+	out.Every = duration(r.Every)
+	return out
+}
+
+// fileSink opens a file that Vertex.Reopen opens again.
+func (b *builder) fileSink(cfg filesink.Config) (sink.Writer, error) {
+	w, err := filesink.New(cfg)
+	if err != nil {
+		return nil, err
+	}
+	b.v.files = append(b.v.files, w)
+	return w, nil
+}
+
+// Reopen has file sinks look at their files now: where one was renamed, a new one is begun.
+func (v *Vertex) Reopen(ctx context.Context) error {
+	var errs []error
+	for _, w := range v.files {
+		errs = append(errs, w.Reopen(ctx))
+	}
+	return errors.Join(errs...)
 }

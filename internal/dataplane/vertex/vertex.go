@@ -17,6 +17,7 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/forward"
 	"github.com/levada-io/levada/internal/dataplane/function"
 	"github.com/levada-io/levada/internal/dataplane/sink"
+	"github.com/levada-io/levada/internal/dataplane/sink/filesink"
 	"github.com/levada-io/levada/internal/dataplane/source"
 	"github.com/levada-io/levada/internal/metrics"
 )
@@ -38,6 +39,7 @@ type Vertex struct {
 	source     source.Reader
 	sinks      []sink.Writer
 	functions  []*function.Function
+	files      []*filesink.Writer
 	closers    closers
 	ended      atomic.Bool
 	logger     *slog.Logger

@@ -74,10 +74,27 @@ func (w *Writer) resume(size int64) error {
 	if err != nil {
 		return fmt.Errorf("journal %s: %w; the data file is as it was: keep both, and begin with a new path, or remove the journal and say append", w.cfg.Path+Suffix, err)
 	}
-	if size < s.end {
-		return fmt.Errorf("path: %s: %w: it has %d bytes, and %d were committed; bring the file back, or move the journal away to begin anew", w.cfg.Path, ErrShort, size, s.end)
-	}
 	w.state, w.end, w.journalEnd = s, s.end, int64(valid)
+	id, err := idOf(w.data)
+	if err != nil {
+		return fmt.Errorf("path: %w", err)
+	}
+	other := s.id != fileID{} && id != s.id
+	switch {
+	case other && size != s.end:
+		return w.adopt(size, "sink file is another one than before, continuing at its end", "bytes of the earlier file", s.end)
+	case size == 0 && s.end > 0:
+		return w.adopt(size, "sink file is empty, starting it again", "bytes that were written to it before", s.end)
+	case size < s.end:
+		return fmt.Errorf("path: %s: %w: it has %d bytes, and %d were committed; bring the file back, or empty it to begin again", w.cfg.Path, ErrShort, size, s.end)
+	case size > s.end && s.closed:
+		return w.adopt(size, "sink file was appended to by another process, continuing behind that", "foreign bytes", size-s.end)
+	case size > s.end:
+		w.cfg.Logger.Warn("sink file has data behind the last commit, as a crash leaves it; removing that", "path", w.cfg.Path, "bytes", size-s.end)
+	}
+	if s.closed {
+		w.journalEnd = int64(s.last) // the note of Close must be gone before anything of ours lies behind the end again
+	}
 	if err := w.cutBack(); err != nil {
 		return fmt.Errorf("path: %s: %w", w.cfg.Path, err)
 	}
@@ -118,6 +135,9 @@ func (w *Writer) cutBack() error {
 		if info.Size() == f.end && !w.broken {
 			continue
 		}
+		if f.file == w.data && (info.Size() < f.end || info.Size() > w.attempted && w.broken) {
+			continue // somebody else cut it or appended to it meanwhile; see look
+		}
 		if err := f.Truncate(f.end); err != nil {
 			return err
 		}
@@ -138,6 +158,12 @@ func (w *Writer) commit(group []*flow.Block) error {
 			return err
 		}
 	}
+	if err := w.look(); err != nil {
+		return err
+	}
+	if err := w.rotateDue(time.Now()); err != nil {
+		return err
+	}
 	if w.dirDirty {
 		if err := w.syncName(); err != nil {
 			return err
@@ -153,12 +179,15 @@ func (w *Writer) commit(group []*flow.Block) error {
 	record := appendCommit(beginRecord(w.record[:0]), end, now, blocks.count)
 	record = endRecord(append(record, blocks.encoded...), 0)
 	w.record = record
+	w.attempted = end
 	if err := w.store(record); err != nil {
 		w.broken = true
 		_ = w.recover() // gives a full disk its room back; if it fails, the next commit begins with it
 		return err
 	}
 	w.end = end
+	w.state.at = now
+	w.messages += int64(blocks.messages)
 	w.journalEnd += int64(len(record))
 	if w.journalEnd > w.compactAt {
 		w.compact()
@@ -173,8 +202,8 @@ func (w *Writer) commit(group []*flow.Block) error {
 const maxKept = 16 << 20
 
 type admitted struct {
-	count   int
-	encoded []byte
+	count, messages int
+	encoded         []byte
 }
 
 // admit renders what is new into w.out.
@@ -196,6 +225,7 @@ func (w *Writer) admit(group []*flow.Block, now time.Time) admitted {
 		}
 		a.encoded = appendBlock(a.encoded, &b)
 		a.count++
+		a.messages += len(b.Messages)
 	}
 	clear(w.scratch[:cap(w.scratch)]) // holds no message after Write
 	return a
@@ -244,19 +274,28 @@ func (w *Writer) recover() error {
 // compact replaces the journal by a snapshot. If that fails the old one goes on.
 func (w *Writer) compact() {
 	w.compactAt = w.journalEnd + 1<<20 // when it is tried again
-	s, _, err := w.readJournal(true)
+	ids, err := w.recentIDs()
 	if err != nil {
 		return
+	}
+	if w.writeJournal(ids) == nil {
+		w.compactAt = max(compactAt, 2*w.journalEnd)
+		_ = w.syncName() // the last commit is in both journals; the next one waits until the name is durable
+	}
+}
+
+// recentIDs are the ids that a new journal must know.
+func (w *Writer) recentIDs() ([]seenID, error) {
+	s, _, err := w.readJournal(true)
+	if err != nil {
+		return nil, err
 	}
 	now := time.Now()
 	ids := s.ids[max(0, len(s.ids)-w.cfg.MaxIDs):]
 	for len(ids) > 0 && now.Sub(ids[0].at) > w.cfg.IDWindow {
 		ids = ids[1:]
 	}
-	if w.writeJournal(ids) == nil {
-		w.compactAt = max(compactAt, 2*w.journalEnd)
-		_ = w.syncName() // the last commit is in both journals; the next one waits until the name is durable
-	}
+	return ids, nil
 }
 
 // writeJournal puts a new journal, which is one snapshot, in the place of the old.
@@ -266,7 +305,11 @@ func (w *Writer) writeJournal(ids []seenID) error {
 	if err != nil {
 		return err
 	}
-	snapshot := appendSnapshot(nil, w.end, w.state.seen, ids)
+	id, err := idOf(w.data)
+	if err != nil {
+		return errors.Join(err, fresh.Close(), w.fs.remove(path+".new"))
+	}
+	snapshot := appendSnapshot(nil, w.end, w.state.seen, ids, id)
 	_, err = fresh.WriteAt(snapshot, 0)
 	if err == nil {
 		err = fresh.Sync() // always: the old journal is about to go

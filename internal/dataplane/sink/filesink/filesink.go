@@ -4,7 +4,9 @@
 // record of it into the journal and onto the disk: that moment commits both. After a crash the file is cut back to the last commit, and what
 // is written again is recognised by its lane and positions (or ids) and left out. Writes of several lanes share one commit.
 //
-// The file belongs to the sink: what others append to it is cut away at the next start. A reader of the file may see, for the moment between data
+// Others may rename, remove, truncate or replace the file, or append to it, while the sink runs and while it does not: the sink goes on at the end of the
+// file that is there, and says so. One thing cannot be told: after a crash, what lies behind the last commit is taken for what the crash left, and
+// is cut away. A reader of the file may see, for the moment between data
 // and commit, what a crash would take back.
 package filesink
 
@@ -12,6 +14,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"sync/atomic"
 	"time"
@@ -31,6 +34,10 @@ type Config struct {
 	// Append keeps what a file without a journal holds and writes after it. By default such a file is refused: either it is
 	// somebody else's, or its journal is gone, and then what is written again after a crash could not be told from what is new.
 	Append bool
+	// Rotate says when a new file is begun. Default: never.
+	Rotate Rotation
+	// Logger gets what others did to the file. Default: nobody does.
+	Logger *slog.Logger
 	// NoFsync leaves it to the system when the disk is written. The death of the process still loses nothing, a power loss may; the sink then
 	// refuses to start if the file is shorter than the journal says.
 	NoFsync bool
@@ -43,6 +50,9 @@ type Config struct {
 func (c Config) withDefaults() Config {
 	if c.IDWindow == 0 {
 		c.IDWindow = 10 * time.Minute
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	if c.MaxIDs == 0 {
 		c.MaxIDs = 100_000
@@ -85,6 +95,9 @@ type Writer struct {
 	broken        bool // files or state may hold more than was committed
 	dirDirty      bool // the journal's new name may not be on the disk
 	closed        bool
+	rotating      bool
+	attempted     int64 // where the last commit ends, if it got that far
+	messages      int64 // that were written to the file since it was opened
 	out, record   []byte
 	scratch       []flow.Message
 }
@@ -135,10 +148,21 @@ func (w *Writer) Close(ctx context.Context) error {
 		return nil
 	}
 	w.closed = true
+	if !w.broken {
+		w.noteClose()
+	}
 	if w.cfg.NoFsync && !w.broken {
 		err = errors.Join(w.data.Sync(), w.journal.Sync())
 	}
 	return errors.Join(err, w.release())
+}
+
+// noteClose says in the journal that nothing of ours lies behind the end of the data. It is a hint: without it, what does is taken for the rest of a crash.
+func (w *Writer) noteClose() {
+	record := endRecord(appendCommit(beginRecord(nil), w.end, time.Now(), 0), 0)
+	if _, err := w.journal.WriteAt(record, w.journalEnd); err == nil {
+		_ = w.sync(w.journal)
+	}
 }
 
 func (w *Writer) release() error {
@@ -166,6 +190,7 @@ type file interface {
 // fileSystem opens files and changes directories.
 type fileSystem struct {
 	open    func(path string, flag int) (file, error)
+	stat    func(path string) (os.FileInfo, error)
 	lock    func(file) error
 	rename  func(from, to string) error
 	remove  func(path string) error
@@ -180,6 +205,7 @@ var osFiles = fileSystem{
 		}
 		return f, nil
 	},
+	stat:    os.Stat,
 	lock:    lockFile,
 	rename:  os.Rename,
 	remove:  os.Remove,

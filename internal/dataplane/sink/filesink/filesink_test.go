@@ -203,9 +203,10 @@ func TestUncommittedTailIsCut(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "out")
 	w := reopen(t, Config{Path: path})
 	write(t, w, "in/0", 1, 5, 0)
-	must(t, w.Close(t.Context()))
 	whole, err := os.ReadFile(path + Suffix)
 	must(t, err)
+	must(t, w.Close(t.Context()))
+	must(t, os.WriteFile(path+Suffix, whole, 0o644)) // as a crash leaves it: Close notes that nothing of ours follows
 	appendTo(t, path, "in/0/6\nin/0/")
 	appendTo(t, path+Suffix, string(whole[len(whole)-20:])+"torn")
 	w = reopen(t, Config{Path: path})
@@ -241,12 +242,6 @@ func TestRefusals(t *testing.T) {
 		_, err := New(Config{Path: path})
 		refuses(t, err, ErrShort, "3 bytes", "63 were committed")
 	})
-	t.Run("data is gone", func(t *testing.T) {
-		path := begin(t)
-		must(t, os.Remove(path))
-		_, err := New(Config{Path: path})
-		refuses(t, err, ErrShort, "0 bytes")
-	})
 	t.Run("journal is gone", func(t *testing.T) {
 		path := begin(t)
 		must(t, os.Remove(path+Suffix))
@@ -266,7 +261,7 @@ func TestRefusals(t *testing.T) {
 	})
 	t.Run("written by a newer version", func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "out")
-		must(t, os.WriteFile(path+Suffix, endRecord(append(beginRecord(nil), kindSnapshot, 2, 0), 0), 0o644))
+		must(t, os.WriteFile(path+Suffix, endRecord(append(beginRecord(nil), kindSnapshot, journalVersion+1, 0), 0), 0o644))
 		_, err := New(Config{Path: path})
 		refuses(t, err, ErrCorrupt, "newer version")
 	})
@@ -517,7 +512,7 @@ func FuzzJournal(f *testing.F) {
 			return
 		}
 		// The valid part alone means the same, and so does a snapshot of it.
-		for _, same := range [][]byte{journal[:valid], appendSnapshot(nil, s.end, s.seen, s.ids)} {
+		for _, same := range [][]byte{journal[:valid], appendSnapshot(nil, s.end, s.seen, s.ids, s.id)} {
 			again := (&Writer{cfg: cfg}).newState()
 			n, err := again.replay(same)
 			if err != nil || n != len(same) || again.end != s.end || !bytes.Equal(again.seen.Marshal(), s.seen.Marshal()) || again.seen.IDs() != s.seen.IDs() {
@@ -554,7 +549,7 @@ func lastRecord(journal []byte) int { return len(journal) - bytes.LastIndex(jour
 
 func sampleJournal(commits int) []byte {
 	s := (&Writer{cfg: Config{}.withDefaults()}).newState()
-	j := appendSnapshot(nil, 0, s.seen, []seenID{{time.Unix(0, 5), "old"}})
+	j := appendSnapshot(nil, 0, s.seen, []seenID{{time.Unix(0, 5), "old"}}, fileID{1, 2})
 	for i := range commits {
 		start := len(j)
 		j = appendCommit(beginRecord(j), int64(i+1)*100, time.Unix(int64(i), 0), 2)

@@ -18,12 +18,14 @@ import (
 //
 // of which the first is a snapshot and all others are commits. Payloads, with uvarints:
 //
-//	'S' version end len(seen) seen count(ids) {time id}
+//	'S' version end len(seen) seen count(ids) {time id} device inode
 //	'C' end time count(blocks) {flags lane lo hi-lo floor [count(ids) {id}]}
+//
+// A commit without blocks says that the sink was closed: what lies behind the end of the data then is not ours.
 //
 // A commit is written after its data is on the disk, so what it names is there. A record that is not whole was never confirmed to anybody.
 const (
-	journalVersion = 1
+	journalVersion = 2 // 1 had no device and inode
 	recordHead     = 12
 	kindSnapshot   = 'S'
 	kindCommit     = 'C'
@@ -45,10 +47,19 @@ var errMalformed = errors.New("malformed record")
 type state struct {
 	end  int64
 	seen *identity.Seen
+	// id is the data file, zero if it is not known; at is the time of the last commit.
+	id fileID
+	at time.Time
+	// closed says that the last record, which begins at last, is that of a Close.
+	closed bool
+	last   int
 	// ids are the recent ids of lanes without positions, oldest first; kept only on demand, since seen has its own.
 	ids     []seenID
 	keepIDs bool
 }
+
+// fileID tells a file from another one that has or had its name.
+type fileID struct{ device, inode uint64 }
 
 type seenID struct {
 	at time.Time
@@ -71,7 +82,7 @@ func appendString(b []byte, s string) []byte {
 }
 
 // appendSnapshot appends a record that takes the place of all before it.
-func appendSnapshot(b []byte, end int64, seen *identity.Seen, ids []seenID) []byte {
+func appendSnapshot(b []byte, end int64, seen *identity.Seen, ids []seenID, id fileID) []byte {
 	start := len(b)
 	b = append(beginRecord(b), kindSnapshot, journalVersion)
 	b = binary.AppendUvarint(b, uint64(end))
@@ -81,6 +92,8 @@ func appendSnapshot(b []byte, end int64, seen *identity.Seen, ids []seenID) []by
 		b = binary.AppendVarint(b, s.at.UnixNano())
 		b = appendString(b, s.id)
 	}
+	b = binary.AppendUvarint(b, id.device)
+	b = binary.AppendUvarint(b, id.inode)
 	return endRecord(b, start)
 }
 
@@ -121,6 +134,7 @@ func (s *state) replay(journal []byte) (valid int, err error) {
 		if err := s.apply(payload, valid == 0); err != nil {
 			return valid, fmt.Errorf("%w at byte %d: %w", ErrCorrupt, valid, err)
 		}
+		s.last = valid
 		valid += n
 	}
 	if valid == 0 {
@@ -167,7 +181,8 @@ func (s *state) apply(payload []byte, first bool) error {
 }
 
 func (s *state) applySnapshot(r *reader) error {
-	if version := r.uvarint(); version > journalVersion && !r.bad {
+	version := r.uvarint()
+	if version > journalVersion && !r.bad {
 		return fmt.Errorf("it was written by a newer version of Levada (format %d, this one knows %d)", version, journalVersion)
 	}
 	s.end = int64(r.uvarint())
@@ -178,6 +193,9 @@ func (s *state) applySnapshot(r *reader) error {
 		at, id := time.Unix(0, r.varint()), string(r.bytes())
 		s.admitID(id, at)
 	}
+	if version >= 2 {
+		s.id = fileID{device: r.uvarint(), inode: r.uvarint()}
+	}
 	return r.done(s.end)
 }
 
@@ -185,7 +203,10 @@ func (s *state) applyCommit(r *reader) error {
 	before := s.end
 	s.end = int64(r.uvarint())
 	at := time.Unix(0, r.varint())
-	for range r.count() {
+	s.at = at
+	blocks := r.count()
+	s.closed = blocks == 0
+	for range blocks {
 		flags := r.byte()
 		b := flow.Block{Lane: string(r.bytes()), Lo: r.uvarint()}
 		b.Hi = b.Lo + r.uvarint()

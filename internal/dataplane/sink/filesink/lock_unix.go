@@ -4,6 +4,7 @@ package filesink
 
 import (
 	"os"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,4 +25,16 @@ func syncDir(dir string) error {
 	}
 	defer func() { _ = d.Close() }()
 	return d.Sync()
+}
+
+// idOf returns what tells a file from others.
+func idOf(f file) (fileID, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return fileID{}, err
+	}
+	if s, ok := info.Sys().(*syscall.Stat_t); ok {
+		return fileID{device: uint64(s.Dev), inode: s.Ino}, nil //nolint:unconvert // its type differs between systems
+	}
+	return fileID{}, nil
 }
