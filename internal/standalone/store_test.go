@@ -1,0 +1,56 @@
+package standalone
+
+import (
+	"log/slog"
+	"sync"
+	"testing"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/levada-io/levada/internal/broker"
+	"github.com/levada-io/levada/internal/dataplane/naming"
+)
+
+// Processes that open a new store at the same time agree on its incarnation; another store has another one.
+func TestOpenersOfOneStoreAgreeOnItsIncarnation(t *testing.T) {
+	b, err := broker.Start(broker.Config{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Stop()
+	conn, err := b.Connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	js, err := jetstream.New(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]string{}
+	for _, name := range []string{"one", "two"} {
+		owner := naming.Owner{Namespace: "default", Kind: naming.Pipeline, Name: name}
+		got := make([]string, 8)
+		var opening sync.WaitGroup
+		for i := range got {
+			opening.Go(func() {
+				s, err := openStore(t.Context(), js, owner, nil, 1, slog.New(slog.DiscardHandler))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				got[i] = s.owner.Incarnation
+			})
+		}
+		opening.Wait()
+		for _, incarnation := range got {
+			if incarnation == "" || incarnation != got[0] {
+				t.Fatalf("incarnations of %s: %q", name, got)
+			}
+		}
+		if other, taken := seen[got[0]]; taken {
+			t.Fatalf("%s and %s have the incarnation %s", name, other, got[0])
+		}
+		seen[got[0]] = name
+	}
+}
