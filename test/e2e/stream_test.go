@@ -84,7 +84,7 @@ func streamSource(t *testing.T, e *example) {
 	r.until(t, func() bool { return written() > 100 })
 	r.kill(t)
 	r = e.start(t)
-	r.wait(t) // the stream ends, and with it the pipeline
+	r.exits(t, 3) // the stream ends, and with it the pipeline; one of its records is damaged
 	e.holds(t, "stream-source.out", want...)
 	letters := e.levada(t, "deadletters", "list", "--data", ".levada/stream-source", "-o", "json")
 	if strings.Count(letters, "\n") != 1 || !strings.Contains(letters, `"in/loud/1235"`) || !strings.Contains(letters, "the row is damaged") {
