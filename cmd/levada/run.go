@@ -127,6 +127,9 @@ func run(cmd *cobra.Command, args []string, f *runFlags) error {
 	ctx, cancel := context.WithCancel(cmd.Context())
 	defer cancel()
 	out := &runEnd{data: f.dataDir, nats: f.broker.url, allowDeadLetters: f.allowDeadLetters}
+	// The view goes on while messages in flight are finished.
+	viewing, stopViewing := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopViewing()
 	shown := make(chan struct{})
 	started := false
 	limited, flush := commandline.Limited(log)
@@ -138,9 +141,9 @@ func run(cmd *cobra.Command, args []string, f *runFlags) error {
 		Started: func(r *standalone.Running) {
 			started = true
 			view.start(r, f.dataDir, time.Since(begun))
-			go func() { // ends with ctx; run waits for shown
+			go func() { // ends with viewing; run waits for shown
 				defer close(shown)
-				view.follow(ctx, r)
+				view.follow(viewing, r)
 			}()
 		},
 		Ended: func(r *standalone.Result) { out.result = r },
@@ -155,6 +158,7 @@ func run(cmd *cobra.Command, args []string, f *runFlags) error {
 		out.cause = context.Cause(cmd.Context())
 	}
 	cancel()
+	stopViewing()
 	if started && (out.result == nil || out.result.Cut == "") {
 		<-shown
 	}

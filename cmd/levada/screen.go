@@ -105,7 +105,7 @@ func (s *screen) erase(b *bytes.Buffer) {
 	if s.terminal() {
 		rows = min(rows, height-1) // the cursor goes no higher
 	}
-	fmt.Fprintf(b, "\x1b[%dA\x1b[J", rows) // up, and clear what is below
+	fmt.Fprintf(b, "\r\x1b[%dA\x1b[J", rows) // to the left, where the echo of Ctrl-C may be, up, and clear what is below
 }
 
 // keep leaves the block on the screen, and begins a new one below.

@@ -215,7 +215,7 @@ func TestScreenKeepsTheTableBelow(t *testing.T) {
 	s.draw("a\nb\n")
 	fmt.Fprintln(s, "log")
 	s.draw("c\n")
-	if want := "a\nb\n" + "\x1b[2A\x1b[J" + "log\n" + "a\nb\n" + "\x1b[2A\x1b[J" + "c\n"; out.String() != want {
+	if want := "a\nb\n" + "\r\x1b[2A\x1b[J" + "log\n" + "a\nb\n" + "\r\x1b[2A\x1b[J" + "c\n"; out.String() != want {
 		t.Errorf("%q, want %q", out.String(), want)
 	}
 }
