@@ -7,9 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -32,9 +35,14 @@ type Config struct {
 	Logger       *slog.Logger
 }
 
-// Broker is a running server.
+// Broker is a running server. It is restarted in place when its store has failed, see keep.
 type Broker struct {
-	server *server.Server
+	cfg    Config
+	opt    *server.Options
+	server atomic.Pointer[server.Server]
+	room   room
+	stop   context.CancelFunc
+	kept   sync.WaitGroup
 }
 
 // Start starts a broker and returns when it is ready. An error says what is wrong with the directory or the address.
@@ -67,45 +75,68 @@ func Start(cfg Config) (*Broker, error) {
 		}
 		opt.Host, opt.Port = host, port
 	}
-	s, err := server.NewServer(opt)
+	b := &Broker{cfg: cfg, opt: opt}
+	b.room.dir, b.room.log = cfg.Dir, cfg.Logger
+	s, err := b.serve()
+	if err != nil {
+		return nil, err
+	}
+	b.server.Store(s)
+	if s.Addr() != nil {
+		if _, port, err := splitHostPort(s.Addr().String()); err == nil {
+			opt.Port = port // it stays the same when the server is restarted
+		}
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	b.stop = stop
+	b.kept.Go(func() { b.keep(ctx) })
+	return b, nil
+}
+
+// serve starts a server, and returns when it is ready.
+func (b *Broker) serve() (*server.Server, error) {
+	s, err := server.NewServer(b.opt.Clone())
 	if err != nil {
 		return nil, fmt.Errorf("broker: %w", err)
 	}
-	log := &logger{out: cfg.Logger}
+	log := &logger{out: b.cfg.Logger}
 	s.SetLoggerV2(log, false, false, false)
 	go s.Start() // its owner is the server: Stop waits for it
 	if !s.ReadyForConnections(30 * time.Second) {
 		s.Shutdown()
 		if e := log.lastError(); e != "" {
-			return nil, fmt.Errorf("broker did not start in %s: %s", cfg.Dir, e)
+			return nil, fmt.Errorf("broker did not start in %s: %s", b.cfg.Dir, e)
 		}
-		return nil, fmt.Errorf("broker was not ready within 30 s in %s", cfg.Dir)
+		return nil, fmt.Errorf("broker was not ready within 30 s in %s", b.cfg.Dir)
 	}
 	if !s.JetStreamEnabled() {
 		s.Shutdown()
-		return nil, fmt.Errorf("broker started without its store in %s: %s", cfg.Dir, log.lastError())
+		return nil, fmt.Errorf("broker started without its store in %s: %s", b.cfg.Dir, log.lastError())
 	}
-	return &Broker{s}, nil
+	return s, nil
 }
 
 const maxStore = 1 << 40
 
 // Connect connects to the broker without a network.
 func (b *Broker) Connect(opts ...nats.Option) (*nats.Conn, error) {
-	return nats.Connect("", append([]nats.Option{nats.InProcessServer(b.server), nats.Name("levada")}, opts...)...)
+	return nats.Connect("", append([]nats.Option{nats.InProcessServer(b), nats.Name("levada")}, opts...)...)
 }
+
+// InProcessConn connects to the server that runs now. It implements nats.InProcessConnProvider.
+func (b *Broker) InProcessConn() (net.Conn, error) { return b.server.Load().InProcessConn() }
 
 // URL is where clients reach the broker; empty when it does not listen.
 func (b *Broker) URL() string {
-	if b.server.Addr() == nil {
-		return ""
+	if s := b.server.Load(); s.Addr() != nil {
+		return s.ClientURL()
 	}
-	return b.server.ClientURL()
+	return ""
 }
 
 // Healthy returns why the broker cannot be trusted to store more, or nil. It fails when the disk is full, for instance.
 func (b *Broker) Healthy(context.Context) error {
-	if h := b.server.Healthz(&server.HealthzOptions{}); h.Status != "ok" {
+	if h := b.server.Load().Healthz(&server.HealthzOptions{}); h.Status != "ok" {
 		return fmt.Errorf("broker: %s", h.Error)
 	}
 	return nil
@@ -113,8 +144,11 @@ func (b *Broker) Healthy(context.Context) error {
 
 // Stop stops the broker and waits for it.
 func (b *Broker) Stop() {
-	b.server.Shutdown()
-	b.server.WaitForShutdown()
+	b.stop()
+	b.kept.Wait()
+	s := b.server.Load()
+	s.Shutdown()
+	s.WaitForShutdown()
 }
 
 // LockDir makes sure that one process uses the directory at a time. Release it after Stop.

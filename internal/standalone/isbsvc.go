@@ -14,6 +14,9 @@ import (
 // retention and discard are always those under which nothing is lost, and blocks have no age. maxInFlight is buffer.Options.MaxInFlight.
 func (r *runner) bufferConfig(p *v1alpha1.Pipeline) (cfg jetstreambuffer.Config, maxInFlight int, err error) {
 	cfg = jetstreambuffer.Config{Replicas: max(1, r.cfg.Replicas), Logger: r.log}
+	if r.broker != nil {
+		cfg.Room = r.broker.Room
+	}
 	service := r.bufferService(p)
 	if service == nil || service.Spec.JetStream == nil {
 		return cfg, 0, nil

@@ -42,6 +42,8 @@ type Config struct {
 	MaxBlocks int64
 	// Duplicates is the broker's own deduplication window, a first line only, which costs it some 240 bytes for each block. Default 20 seconds.
 	Duplicates time.Duration
+	// Room, if not nil, is asked before a block is written: an error means that it must wait for room.
+	Room func() error
 	// Logger hears of replicas that lack blocks which others have. Default: nobody does.
 	Logger *slog.Logger
 }
@@ -212,6 +214,11 @@ type receipt struct {
 }
 
 func (d *driver) Submit(_ context.Context, id string, data []byte) buffer.Receipt {
+	if d.cfg.Room != nil {
+		if err := d.cfg.Room(); err != nil {
+			return &receipt{d, nil, fmt.Errorf("%w: %w", buffer.ErrFull, err)}
+		}
+	}
 	future, err := d.js.PublishMsgAsync(&nats.Msg{Subject: d.cfg.Stream, Data: data},
 		jetstream.WithMsgID(id), jetstream.WithExpectStream(d.cfg.Stream), jetstream.WithStallWait(submitTimeout))
 	return &receipt{d, future, err}
