@@ -60,6 +60,7 @@ func TestBroken(t *testing.T) {
 
 // foundElsewhere are codes that no manifest alone can have, or only one too large to print; other tests have them.
 var foundElsewhere = map[v1alpha1.Code]bool{
+	v1alpha1.CodeNoStart: true, v1alpha1.CodeIgnoresContainer: true, // internal/standalone
 	v1alpha1.CodeTooLarge: true, v1alpha1.CodeTooDeep: true, v1alpha1.CodeTooManyProblems: true, // TestBounds
 	v1alpha1.CodeNoManifest: true, v1alpha1.CodeUnreadable: true, // cmd/levada
 	v1alpha1.CodeImmutable: true, v1alpha1.CodeImmutableInstance: true, v1alpha1.CodeImmutableVertex: true, // TestValidateUpdate

@@ -142,10 +142,12 @@ const (
 	CodeIgnoresUpdateStrategy Code = "LV2204"
 	CodeIgnoresRedisRateLimit Code = "LV2205"
 	CodeIgnoresTemplates      Code = "LV2206"
+	CodeIgnoresContainer      Code = "LV2207"
 
 	CodeNoReduce Code = "LV2301"
 	CodeNoSource Code = "LV2302"
 	CodeNoSink   Code = "LV2303"
+	CodeNoStart  Code = "LV2304"
 )
 
 // Explanation says more about a Code than a Problem has room for.

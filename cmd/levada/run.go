@@ -19,6 +19,7 @@ import (
 )
 
 type runFlags struct {
+	containers                     functionFlags
 	dataDir, listen, secretDir     string
 	listenHTTP                     hostFlag
 	broker                         brokerFlags
@@ -60,6 +61,7 @@ Exit codes:
 	flags := cmd.Flags()
 	flags.StringVar(&f.dataDir, "data", "", "data directory (default: .levada/ and the name of the first file, beside it)")
 	flags.StringArrayVar(&f.functions, "function", nil, "VERTEX=COMMAND: the program in the place of a container; also VERTEX/ROLE=COMMAND and PIPELINE/VERTEX=COMMAND")
+	f.containers.register(flags)
 	f.broker.register(flags, "URL of a NATS JetStream broker, instead of the one in this process")
 	flags.IntVar(&f.replicas, "replicas", 1, "replicas of streams, with --nats")
 	flags.DurationVar(&f.sync, "sync-interval", 0, "write through to the disk this often, instead of before each acknowledgement: faster, and a power loss costs that much time")
@@ -99,6 +101,10 @@ func run(cmd *cobra.Command, args []string, f *runFlags) error {
 	commands, err := parseFunctions(f.functions, objects)
 	if err != nil {
 		return commandline.UsageError(err)
+	}
+	containers := standalone.Config{Objects: objects, Commands: commands, SecretDir: f.secretDir}
+	if err := f.containers.refuse(&containers, stderr, f.jsonLog(log)); err != nil {
+		return err
 	}
 	if f.dataDir == "" {
 		f.dataDir = defaultDataDir(args[0])
@@ -148,6 +154,7 @@ func run(cmd *cobra.Command, args []string, f *runFlags) error {
 		},
 		Ended: func(r *standalone.Result) { out.result = r },
 	}
+	cfg.FunctionEnv, cfg.FunctionUser = containers.FunctionEnv, containers.FunctionUser
 	f.change.apply(&cfg, args)
 	hup := &hangups{}
 	defer hup.watch(ctx, log, commandline.IsTerminal(stderr))()

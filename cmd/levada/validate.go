@@ -16,6 +16,9 @@ func newValidateCommand() *cobra.Command {
 		strict   bool
 		runnable bool
 		excerpt  string
+
+		functions []string
+		secretDir string
 	)
 	cmd := &cobra.Command{
 		Use:   "validate FILE|DIR|-...",
@@ -34,6 +37,12 @@ The exit code is 0 when there is no error, 1 when there is one, and 2 when the c
 			write := problemFormats[format]
 			m := loadManifests(args, cmd.InOrStdin())
 			problems := checkManifests(m, runnable)
+			if runnable && !problems.HasErrors() {
+				var err error
+				if problems, err = checkStart(problems, m.objects, functions, secretDir); err != nil {
+					return err
+				}
+			}
 			if strict {
 				warningsAreErrors(problems)
 			}
@@ -54,7 +63,9 @@ The exit code is 0 when there is no error, 1 when there is one, and 2 when the c
 	cmd.Flags().StringVarP(&format, "output", "o", "text", "text, json, sarif or github")
 	commandline.OneOf(cmd.Flags(), "output", "text", "json", "sarif", "github")
 	cmd.Flags().BoolVar(&strict, "strict", false, "make errors of warnings")
-	cmd.Flags().BoolVar(&runnable, "runnable", false, "also report what this version cannot run")
+	cmd.Flags().BoolVar(&runnable, "runnable", false, "also report what levada run could not start, or would ignore; with its --function and --secret-dir")
+	cmd.Flags().StringArrayVar(&functions, "function", nil, "with --runnable: VERTEX=COMMAND, as for levada run")
+	cmd.Flags().StringVar(&secretDir, "secret-dir", "", "with --runnable: directory of secrets, as for levada run")
 	cmd.Flags().StringVar(&excerpt, "excerpt", "auto", "show the line of each problem: auto (on terminals), always or never")
 	commandline.OneOf(cmd.Flags(), "excerpt", "auto", "always", "never")
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {

@@ -3,6 +3,7 @@ package standalone
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,14 +15,26 @@ import (
 
 // secrets are those of the manifests, and of a directory with a file for each value.
 type secrets struct {
-	dir    string
-	values map[string]map[string]string
+	dir     string
+	values  map[string]map[string]string
+	configs map[string]map[string]string // ConfigMaps
 }
 
 func newSecrets(cfg Config) secrets {
-	s := secrets{dir: cfg.SecretDir, values: map[string]map[string]string{}}
+	s := secrets{dir: cfg.SecretDir, values: map[string]map[string]string{}, configs: map[string]map[string]string{}}
 	for _, o := range cfg.Objects {
 		other, ok := o.Manifest.(*v1alpha1.Other)
+		if ok && other.Type.Kind == "ConfigMap" {
+			var c corev1.ConfigMap
+			if json.Unmarshal(other.JSON, &c) == nil {
+				values := map[string]string{}
+				for k, v := range c.BinaryData {
+					values[k] = string(v)
+				}
+				maps.Copy(values, c.Data)
+				s.configs[c.Name] = values
+			}
+		}
 		if !ok || other.Type.Kind != "Secret" {
 			continue
 		}
@@ -52,4 +65,33 @@ func (s secrets) get(name, key string) (string, error) {
 		}
 	}
 	return "", fmt.Errorf("secret %s has no key %s: add the Secret to the manifests, or a file %s/%s below --secret-dir", name, key, name, key)
+}
+
+// all returns every value of a ConfigMap or a Secret.
+func (s secrets) all(kind, name string) (map[string]string, error) {
+	if kind == "ConfigMap" {
+		if values, ok := s.configs[name]; ok {
+			return values, nil
+		}
+		return nil, fmt.Errorf("there is no ConfigMap %s: add it to the manifests", name)
+	}
+	values, found := map[string]string{}, false
+	if s.dir != "" {
+		dir := filepath.Join(s.dir, filepath.Base(name))
+		entries, err := os.ReadDir(dir)
+		found = err == nil
+		for _, e := range entries {
+			if b, err := os.ReadFile(filepath.Join(dir, e.Name())); err == nil {
+				values[e.Name()] = strings.TrimRight(string(b), "\n")
+			}
+		}
+	}
+	if of, ok := s.values[name]; ok {
+		maps.Copy(values, of)
+		found = true
+	}
+	if !found {
+		return nil, fmt.Errorf("there is no Secret %s: add it to the manifests, or a directory %s below --secret-dir", name, name)
+	}
+	return values, nil
 }

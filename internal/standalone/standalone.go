@@ -63,6 +63,10 @@ type Config struct {
 	Abort <-chan struct{}
 	// Ended is called before Run returns, with what is where. It is not called if Run could not take the data directory or reach the broker.
 	Ended func(*Result)
+	// FunctionEnv names variables of this process that functions get beside the few that all get; see function.Inherited.
+	FunctionEnv []string
+	// FunctionUser is whom functions run as; nil for the user of this process.
+	FunctionUser *function.User
 	// SecretDir holds secrets as files, {name}/{key}, beside those of the manifests.
 	SecretDir string
 	// DrainOld first finishes what is in flight with the stored topology, where the manifest cannot be applied before. Discard names vertices of which the messages
@@ -328,18 +332,12 @@ func (r *runner) build(ctx context.Context, o v1alpha1.Object) (*Pipeline, error
 }
 
 func (r *runner) env(p *Pipeline, meta metav1.Object) *vertex.Env {
-	commands := map[string]string{}
-	maps.Copy(commands, r.cfg.Commands)
-	for name, command := range r.cfg.Commands {
-		if rest, ok := cutPrefix(name, p.Name+"/"); ok {
-			commands[rest] = command
-		}
-	}
+	commands := commandsFor(r.cfg.Commands, p.Name)
 	env := &vertex.Env{
 		Namespace: p.Namespace, Pipeline: p.Name, Owner: p.store.owner, Meta: meta, State: p.store.state, DeadLetters: p.letters, Metrics: r.metrics.Namespace(p.Namespace),
 		Partitions: func(v string) []*buffer.Partition { return p.partitions[v] },
 		Logger:     r.log.With("pipeline", p.Name), SocketRoot: r.sockets, Dir: r.cfg.Dir, Data: r.cfg.DataDir, Files: &r.files, Commands: commands, Timeout: r.cfg.FunctionTimeout,
-		Secret: r.secrets.get, ListenHTTP: r.cfg.ListenHTTP, Stdin: r.cfg.Stdin, Stdout: r.cfg.Stdout,
+		Secret: r.secrets.get, Values: r.secrets.all, FunctionEnv: r.cfg.FunctionEnv, FunctionUser: r.cfg.FunctionUser, ListenHTTP: r.cfg.ListenHTTP, Stdin: r.cfg.Stdin, Stdout: r.cfg.Stdout,
 		Output: func(v string, role function.Role) func(string) {
 			return func(line string) { r.cfg.Output(p.Name, v, role, line) }
 		},

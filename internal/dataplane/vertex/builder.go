@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/levada-io/levada/api/v1alpha1"
 	"github.com/levada-io/levada/internal/dataplane/forward"
@@ -34,6 +35,7 @@ type builder struct {
 	lim     limits
 	name    string
 	mono    bool
+	volumes []corev1.Volume
 	metrics *metrics.Vertex
 }
 
@@ -52,38 +54,32 @@ func (b *builder) says(what string) {
 
 // function makes the process for a container, or finds its built-in equivalent. Exactly one of the results is set.
 func (b *builder) function(role function.Role, c *v1alpha1.Container) (*function.Function, *builtin.Program, error) {
-	command, image, err := b.env.program(b.name, role, c)
+	pl, err := b.env.plan(b.name, b.mono, role, c, b.volumes)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, fmt.Errorf("its %s: %w", role, err)
 	}
-	vars, values, err := b.env.environment(b.name, b.mono, c)
-	if err != nil {
-		return nil, nil, err
-	}
-	if role == function.UDSource {
-		vars = append(vars, fmt.Sprintf("NUMAFLOW_READ_BATCH_SIZE=%d", b.lim.batch), fmt.Sprintf("NUMAFLOW_READ_TIMEOUT_MS=%d", b.lim.timeout.Milliseconds()))
-	}
-	if command == nil {
-		if image == "" {
-			return nil, nil, fmt.Errorf("its %s has neither an image nor a command: say which program it is with --function %s=COMMAND", role, b.name)
-		}
-		opt := builtin.Options{Env: values, Vertex: b.name, Logger: b.v.logger, Stdout: b.env.Stdout, Positions: b.env.positions(b.name)}
-		if c != nil {
-			opt.Args = c.Args
-		}
-		p, err := builtin.ForImage(image, opt)
+	if pl.command == nil {
+		p, err := builtinFor(pl, role, b.name, builtin.Options{Args: pl.args, Env: pl.values, Vertex: b.name, Logger: b.v.logger, Stdout: b.env.Stdout, Positions: b.env.positions(b.name)})
 		if err != nil {
-			return nil, nil, fmt.Errorf("its %s is the image %s, and there is no container engine here: %w. Say which local program stands in for it with --function %s=COMMAND", role, image, err, b.name)
+			return nil, nil, err
 		}
 		b.says(string(role) + " " + p.Name + " (built in)")
 		return nil, p, nil
 	}
+	if role == function.UDSource {
+		pl.values["NUMAFLOW_READ_BATCH_SIZE"], pl.values["NUMAFLOW_READ_TIMEOUT_MS"] = fmt.Sprint(b.lim.batch), fmt.Sprint(b.lim.timeout.Milliseconds())
+	}
+	mounts, err := b.env.mounts(b.name, pl.mounts)
+	if err != nil {
+		return nil, nil, fmt.Errorf("its %s: make the volumes: %w", role, err)
+	}
+	command := pl.command
 	timeout := b.env.Timeout
 	if d, ok := v1alpha1.ProcessingTimeout(b.env.Meta, b.name); ok {
 		timeout = d
 	}
 	f := function.New(function.Config{
-		Name: b.name + "/" + string(role), Role: role, Command: command, Env: vars, User: b.env.FunctionUser, SocketRoot: b.env.SocketRoot,
+		Name: b.name + "/" + string(role), Role: role, Command: command, Env: b.env.environment(pl.values), Mounts: mounts, User: b.env.FunctionUser, SocketRoot: b.env.SocketRoot,
 		Concurrency: b.lim.concurrency, BatchSize: b.lim.batch, Timeout: timeout,
 		Output: b.env.Output(b.name, role), Logger: b.v.logger,
 		Died: func(reason string) { b.metrics.Died(role, reason) },

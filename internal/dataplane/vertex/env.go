@@ -59,6 +59,8 @@ type Env struct {
 	Timeout time.Duration
 	// Secret returns a value of a secret.
 	Secret func(name, key string) (string, error)
+	// Values returns all values of a ConfigMap or a Secret.
+	Values func(kind, name string) (map[string]string, error)
 	// Output returns what gets the lines that a function prints.
 	Output func(vertex string, role function.Role) func(line string)
 	// Source, if not nil, stands between a vertex and its source: it opens the source, or gives another reader.
@@ -142,7 +144,7 @@ func (e *Env) program(vertex string, role function.Role, c *v1alpha1.Container) 
 		return nil, "", nil
 	}
 	if c.Image == "" && len(c.Command) > 0 {
-		return e.absolute(append(append([]string(nil), c.Command...), c.Args...)), "", nil
+		return e.absolute(append([]string(nil), c.Command...)), "", nil
 	}
 	return nil, c.Image, nil
 }
@@ -166,40 +168,14 @@ func fileExists(p string) bool {
 	return err == nil
 }
 
-// environment are the variables that functions get, as the contract has them (section 1.19), and the container's own.
-func (e *Env) environment(vertex string, mono bool, c *v1alpha1.Container) (vars []string, values map[string]string, err error) {
-	values = map[string]string{}
-	name := "NUMAFLOW_VERTEX_NAME"
-	if mono {
-		name = "NUMAFLOW_MONO_VERTEX_NAME"
-	} else {
-		values["NUMAFLOW_PIPELINE_NAME"] = e.Pipeline
-	}
-	values[name] = vertex
-	values["NUMAFLOW_NAMESPACE"] = e.Namespace
-	values["NUMAFLOW_POD"] = e.Pipeline + "-" + vertex + "-0"
-	values["NUMAFLOW_REPLICA"] = "0"
-	if c != nil {
-		for _, v := range c.Env {
-			switch {
-			case v.ValueFrom == nil:
-				values[v.Name] = v.Value
-			case v.ValueFrom.SecretKeyRef != nil:
-				s := v.ValueFrom.SecretKeyRef
-				if values[v.Name], err = e.Secret(s.Name, s.Key); err != nil && (s.Optional == nil || !*s.Optional) {
-					return nil, nil, fmt.Errorf("vertex %s: environment variable %s: %w", vertex, v.Name, err)
-				}
-			default:
-				e.Logger.Warn("environment variable is taken from something that only a cluster has, and is left out", "vertex", vertex, "name", v.Name)
-			}
-		}
-	}
+// environment is the whole environment of a process: what all functions get of ours, and values.
+func (e *Env) environment(values map[string]string) (vars []string) {
 	all := function.Inherited(e.FunctionEnv, e.FunctionUser)
 	maps.Copy(all, values)
 	for k, v := range all {
 		vars = append(vars, k+"="+v)
 	}
-	return vars, values, nil
+	return vars
 }
 
 // natsOptions are the options to connect to a server of the manifest.

@@ -68,7 +68,7 @@ func Pipeline(ctx context.Context, env *Env, p *v1alpha1.PipelineSpec, spec *v1a
 	v := &Vertex{Name: spec.Name, Kind: spec.Type(), env: env, logger: env.Logger.With("vertex", spec.Name)}
 	lim := newLimits(v1alpha1.EffectiveLimits(p, spec), p.IsOrdered(spec))
 	ordered := p.IsOrdered(spec)
-	b := builder{v: v, env: env, lim: lim, name: spec.Name}
+	b := builder{v: v, env: env, lim: lim, name: spec.Name, volumes: spec.Volumes}
 	labels := metrics.VertexLabels{Pipeline: env.Pipeline, Vertex: spec.Name, Type: string(spec.Type())}
 
 	if spec.Source != nil {
@@ -131,7 +131,7 @@ func Pipeline(ctx context.Context, env *Env, p *v1alpha1.PipelineSpec, spec *v1a
 // Mono builds a MonoVertex: source, transformer, function and sink in one loop, without a buffer.
 func Mono(ctx context.Context, env *Env, name string, spec *v1alpha1.MonoVertexSpec) (*Vertex, error) {
 	v := &Vertex{Name: name, Kind: "MonoVertex", env: env, logger: env.Logger.With("vertex", name)}
-	b := builder{v: v, env: env, lim: newLimits(v1alpha1.EffectiveMonoVertexLimits(spec), false), name: name, mono: true}
+	b := builder{v: v, env: env, lim: newLimits(v1alpha1.EffectiveMonoVertexLimits(spec), false), name: name, mono: true, volumes: spec.Volumes}
 	m := env.Metrics.Vertex(metrics.VertexLabels{Pipeline: env.Pipeline, Vertex: name, Type: "MonoVertex", Mono: true}, name, "transformer")
 	m.BatchSize(b.lim.batch)
 	b.metrics = m
