@@ -2,8 +2,8 @@
 //
 // It is exact: the position of a message is where its record starts in the file, so that after any crash the same messages come again
 // under the same positions. The last line of a file that is not followed counts without its line end; what is appended to the file before a
-// later run is read as new lines, not as the rest of that one. It follows one file; when the file was truncated or another one lies at its path, it says so and stops,
-// since positions would otherwise name two messages.
+// later run is read as new lines, not as the rest of that one. When another file lies at the path, or the file was truncated, the rest of the earlier
+// one is read if it can be found in the directory, and then the new one from its start, in a partition of its own.
 package filesource
 
 import (
@@ -68,13 +68,8 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// Errors that callers match with errors.Is. They do not go away by reading again.
-var (
-	// ErrTruncated means that the file became shorter than what was read of it.
-	ErrTruncated = errors.New("file was truncated")
-	// ErrReplaced means that the file is not the one that was read before.
-	ErrReplaced = errors.New("file was replaced")
-)
+// ErrTruncated means that the file became shorter than what was read of it.
+var ErrTruncated = errors.New("file was truncated")
 
 // Reader is the source.
 type Reader struct {
@@ -83,6 +78,16 @@ type Reader struct {
 
 	file   *os.File
 	closed atomic.Bool
+
+	// gen counts the files that lay at the path one after the other. Each has a partition of its own, so that positions of one are never taken for those
+	// of another. It is raised once everything of the file before is acknowledged, and saved before anything of the next is given.
+	mu    sync.Mutex // for what Ack uses: gen, saver, file
+	gen   int
+	acked atomic.Uint64
+	saved mark // the last one
+	// rotated says that the open file lies no longer at the path: it is read to its end, and then the one at the path.
+	rotated bool
+	quiet   int // how often a replaced file was seen without anything new
 
 	// Only Read uses these.
 	split *records.Splitter
@@ -119,7 +124,7 @@ func New(ctx context.Context, cfg Config) (*Reader, error) {
 		return nil, fmt.Errorf("path: %w", err)
 	}
 	r := &Reader{cfg: cfg, file: file, split: split, sort: records.Triage{Policy: cfg.OnMalformed, Logger: cfg.Logger, Skipped: cfg.Skipped}}
-	r.saver = &position.Saver{Store: cfg.Positions, Partition: cfg.Partition, Every: cfg.SaveEvery, Encode: r.mark}
+	r.saver = r.newSaver()
 	if err := r.resume(ctx); err != nil {
 		return nil, errors.Join(err, file.Close())
 	}
@@ -142,8 +147,15 @@ func (r *Reader) resume(ctx context.Context) error {
 	if saved == nil {
 		return nil
 	}
-	offset, err := r.check(saved, info.Size())
+	offset, found, err := r.find(saved)
 	if err != nil {
+		return err
+	}
+	r.acked.Store(offset)
+	if !found {
+		return r.next(ctx)
+	}
+	if info, err = r.file.Stat(); err != nil {
 		return err
 	}
 	for !r.split.HeaderDone() {
@@ -185,7 +197,7 @@ func (r *Reader) Read(ctx context.Context, limit int) (*source.Batch, error) {
 		messages, bad, err := r.split.Cut(limit, time.Now().UnixNano(), r.eof)
 		broken := r.sort.Sort(bad, r.at)
 		if len(messages) > 0 {
-			b := &source.Batch{Partition: r.cfg.Partition, Lo: r.last + 1, Hi: r.split.Offset(), Stride: stride, Messages: messages, Broken: broken}
+			b := &source.Batch{Partition: r.partition(), Token: r.gen, Lo: r.last + 1, Hi: r.split.Offset(), Stride: stride, Messages: messages, Broken: broken}
 			r.last = b.Hi
 			r.warn.Do(func() { records.WarnDelimiter(r.cfg.Logger, r.cfg.Path, r.cfg.Delimiter, r.split.Suspect()) })
 			return b, nil
@@ -198,10 +210,24 @@ func (r *Reader) Read(ctx context.Context, limit int) (*source.Batch, error) {
 		}
 		if r.eof {
 			r.sort.Close()
-			return nil, r.over()
+			if !r.rotated {
+				return nil, io.EOF
+			}
+			if err := r.allAcked(ctx); err != nil {
+				return nil, err
+			}
+			if err := r.next(ctx); err != nil {
+				return nil, err
+			}
+			continue
 		}
 		if r.tail != nil { // a followed file must be looked at before more of it is read
-			if err := r.wait(ctx); err != nil {
+			if err := r.wait(ctx); errors.Is(err, ErrTruncated) {
+				if err := r.cutShort(); err != nil {
+					return nil, err
+				}
+				continue
+			} else if err != nil {
 				return nil, err
 			}
 		}
@@ -210,7 +236,11 @@ func (r *Reader) Read(ctx context.Context, limit int) (*source.Batch, error) {
 		} else if n > 0 {
 			continue
 		}
-		if err := r.atEnd(); err != nil {
+		if err := r.atEnd(); errors.Is(err, ErrTruncated) {
+			if err := r.cutShort(); err != nil {
+				return nil, err
+			}
+		} else if err != nil {
 			return nil, err
 		}
 	}
@@ -226,7 +256,20 @@ func (r *Reader) more() (int, error) {
 }
 
 // Ack implements source.Reader.
-func (r *Reader) Ack(ctx context.Context, b *source.Batch) error { return r.saver.Ack(ctx, b.Hi) }
+func (r *Reader) Ack(ctx context.Context, b *source.Batch) error {
+	r.mu.Lock()
+	saver, current := r.saver, b.Token == r.gen
+	r.mu.Unlock()
+	if !current {
+		return nil // a repetition: all of that file was acknowledged before the next was begun
+	}
+	r.acked.Store(max(r.acked.Load(), b.Hi))
+	err := saver.Ack(ctx, b.Hi)
+	if errors.Is(err, ErrTruncated) {
+		return nil // the position before is kept; Read finds out and goes on with the next file
+	}
+	return err
+}
 
 // Nack implements source.Reader: a file is read in order, so the vertex has to keep the message.
 func (r *Reader) Nack(context.Context, *source.Batch, int, time.Duration) bool { return false }
@@ -249,7 +292,7 @@ func (r *Reader) Close(ctx context.Context) error {
 	if r.closed.Swap(true) {
 		return nil
 	}
-	return errors.Join(r.saver.Flush(ctx), r.file.Close())
+	return errors.Join(ignoreTruncated(r.saver.Flush(ctx)), r.file.Close())
 }
 
 var _ source.Reader = (*Reader)(nil)

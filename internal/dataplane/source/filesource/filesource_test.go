@@ -198,19 +198,17 @@ func TestAFailedSaveIsAnErrorAndIsMadeGoodLater(t *testing.T) {
 	want(t, read(t, open(t, filesource.Config{Path: path, Positions: positions}), 1), "2")
 }
 
-func TestChangedFiles(t *testing.T) {
+// TestAFileThatIsWrittenAnewIsReadFromItsStart: each file has a partition of its own, so that readers do not take its messages for those of the one before.
+func TestAFileThatIsWrittenAnewIsReadFromItsStart(t *testing.T) {
 	const before = "header\nfirst\nsecond\nthird\n"
 	for name, test := range map[string]struct {
-		after string
-		kind  error
-		words string
+		after, want, partition string
 	}{
-		"grown":                         {before + "fourth\n", nil, ""},
-		"shorter":                       {"header\n", filesource.ErrTruncated, "7 bytes, and 20 were read"},
-		"another":                       {"other\n" + before, filesource.ErrReplaced, "begins otherwise"},
-		"another with the same header":  {"header\nfresh\nsecond\nthird\n", filesource.ErrReplaced, "a.log"},
-		"changed after what was read":   {"header\nfirst\nsecond\nTHIRD\n", nil, ""},
-		"emptied and filled up as much": {strings.Repeat("y", len(before)), filesource.ErrReplaced, "partition name"},
+		"grown":                       {before + "fourth\n", "third fourth", "a.log"},
+		"shorter":                     {"header\n", "header", "a.log~1"},
+		"another":                     {"other\n" + before, "other header first second third", "a.log~1"},
+		"another with the same start": {"header\nfresh\nsecond\nthird\n", "header fresh second third", "a.log~1"},
+		"changed after what was read": {"header\nfirst\nsecond\nTHIRD\n", "THIRD", "a.log"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "a.log")
@@ -222,57 +220,82 @@ func TestChangedFiles(t *testing.T) {
 				t.Fatal(err)
 			}
 			put(t, path, test.after)
-			r, err := filesource.New(t.Context(), filesource.Config{Path: path, Positions: positions})
-			if test.kind != nil {
-				refuses(t, err, test.kind, test.words, path)
-				return
+			for range 2 { // also after a start that read nothing
+				r = open(t, filesource.Config{Path: path, Positions: positions})
+				b, err := r.Read(t.Context(), 1)
+				if err != nil || b.Partition != test.partition {
+					t.Fatalf("%+v, %v", b, err)
+				}
+				if err := r.Close(t.Context()); err != nil {
+					t.Fatal(err)
+				}
 			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := r.Close(t.Context()); err != nil {
-				t.Fatal(err)
+			r = open(t, filesource.Config{Path: path, Positions: positions})
+			words := strings.Fields(test.want)
+			want(t, read(t, r, len(words)), words...)
+			if b, err := r.Read(t.Context(), 1); err != io.EOF {
+				t.Fatalf("%v, %v", b, err)
 			}
 		})
 	}
 }
 
-func TestTruncatedWhileFollowed(t *testing.T) {
+func TestAFollowedFileThatIsTruncatedIsReadFromItsStart(t *testing.T) {
 	for name, after := range map[string]string{"shorter": "new\n", "longer": strings.Repeat("new\n", 100)} {
-		t.Run(name, func(t *testing.T) {
-			path := filepath.Join(t.TempDir(), "a.log")
-			put(t, path, "one\ntwo\n")
-			r := open(t, filesource.Config{Path: path, Follow: true, Poll: time.Millisecond})
-			read(t, r, 2)
-			gone, cancel := context.WithCancel(t.Context())
-			cancel()
-			_, _ = r.Read(gone, 1)
-			short, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
-			defer cancel()
-			_, _ = r.Read(short, 1) // it is at the end now
-			put(t, path, after)
-			for range 2 {
-				_, err := r.Read(t.Context(), 1)
-				refuses(t, err, filesource.ErrTruncated, path)
-			}
-		})
+		for _, copied := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, copied %v", name, copied), func(t *testing.T) {
+				path := filepath.Join(t.TempDir(), "a.log")
+				put(t, path, "one\ntwo\n")
+				r := open(t, filesource.Config{Path: path, Follow: true, Poll: time.Millisecond, SaveEvery: time.Nanosecond})
+				want(t, read(t, r, 2), "one", "two")
+				short, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+				defer cancel()
+				_, _ = r.Read(short, 1) // it is at the end now
+				if copied {
+					put(t, path+".1", "one\ntwo\nthree\npart")
+				}
+				put(t, path, after)
+				if copied {
+					want(t, read(t, r, 2), "three", "part")
+				}
+				want(t, read(t, r, 1), "new")
+			})
+		}
 	}
 }
 
-func TestRotatedWhileFollowed(t *testing.T) {
+func TestARotatedFileIsReadToItsEndAndThenTheNewOne(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.log")
 	put(t, path, "one\n")
-	r := open(t, filesource.Config{Path: path, Follow: true, Poll: time.Millisecond})
-	read(t, r, 1)
-	if err := os.Rename(path, path+".1"); err != nil {
+	positions := &sourcetest.Positions{}
+	cfg := filesource.Config{Path: path, Follow: true, Poll: time.Millisecond, Positions: positions}
+	r := open(t, cfg)
+	want(t, read(t, r, 1), "one")
+	for i := range 3 {
+		if err := os.Rename(path, fmt.Sprintf("%s.%d", path, i)); err != nil {
+			t.Fatal(err)
+		}
+		add(t, fmt.Sprintf("%s.%d", path, i), "two\nthree") // the writer has not noticed yet
+		want(t, read(t, r, 1), "two")
+		put(t, path, "four\n")
+		want(t, read(t, r, 2), "three", "four")
+	}
+	if err := r.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	add(t, path+".1", "two\nthree") // the writer has not noticed yet
-	want(t, read(t, r, 1), "two")
-	put(t, path, "four\n")
-	want(t, read(t, r, 1), "three")
-	_, err := r.Read(t.Context(), 1)
-	refuses(t, err, filesource.ErrReplaced, path, "new partition name")
+	want(t, read(t, r2(t, cfg, path), 3), "five", "six", "seven")
+}
+
+// r2 rotates the file while nobody reads it, and opens it again.
+func r2(t *testing.T, cfg filesource.Config, path string) *filesource.Reader {
+	t.Helper()
+	add(t, path, "five\n")
+	if err := os.Rename(path, path+"-20260102"); err != nil {
+		t.Fatal(err)
+	}
+	add(t, path+"-20260102", "six")
+	put(t, path, "seven\n")
+	return open(t, cfg)
 }
 
 // TestCrash goes on from what was saved at each moment, and finds every message under the position that it had before.

@@ -21,7 +21,7 @@ func (r *Reader) atEnd() error {
 	if size < r.split.End() {
 		return r.truncated(size)
 	}
-	if r.cfg.Follow {
+	if r.cfg.Follow && !r.rotated {
 		return r.remember()
 	}
 	r.eof = size == r.split.End() // it may have grown since
@@ -65,28 +65,25 @@ func (r *Reader) look() (more bool, err error) {
 	case size < end:
 		return false, r.truncated(size)
 	case size > end:
+		r.quiet = 0
 		same, err := r.sameTail()
 		if err == nil && !same {
-			err = fmt.Errorf("%s: %w and written anew while it was followed; %s", r.cfg.Path, ErrTruncated, whatToDo)
+			err = fmt.Errorf("%s: %w and written again", r.cfg.Path, ErrTruncated)
 		}
 		return err == nil, err
 	case replaced:
-		r.eof = true
+		// Who writes the file may not have noticed yet, and may append to it a moment longer.
+		if r.quiet++; r.quiet < 10 {
+			return false, nil
+		}
+		r.eof, r.rotated = true, true
 		return true, nil
 	}
 	return false, nil
 }
 
-// over is what Read returns when all was given.
-func (r *Reader) over() error {
-	if !r.cfg.Follow {
-		return io.EOF
-	}
-	return fmt.Errorf("%s: %w while it was followed, and was read to its end; %s", r.cfg.Path, ErrReplaced, whatToDo)
-}
-
 func (r *Reader) truncated(size uint64) error {
-	return fmt.Errorf("%s: %w to %d bytes while it was read, after %d had been read; what was in between is lost; %s", r.cfg.Path, ErrTruncated, size, r.split.End(), whatToDo)
+	return fmt.Errorf("%s: %w to %d bytes after %d had been read", r.cfg.Path, ErrTruncated, size, r.split.End())
 }
 
 func (r *Reader) size() (uint64, error) {
