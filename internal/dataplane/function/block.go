@@ -123,10 +123,9 @@ func (b *blockPipe) sendAll(ctx context.Context, c *call, part *Part) error {
 	defer func() {
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		if b.line.leave(c) {
-			b.room.Broadcast()
-		}
+		b.line.leave(c)
 	}()
+	c.awaitTurn(ctx, part, b.ended)
 	for next := 0; next < len(c.in); {
 		k, err := b.next(ctx, c, next, part)
 		if err != nil || k == nil {
@@ -163,7 +162,7 @@ func (b *blockPipe) next(ctx context.Context, c *call, first int, part *Part) (*
 	defer b.mu.Unlock()
 	room := func() bool {
 		free := b.window() - b.inHand
-		return b.line.first(c) && free > 0 && free >= min(len(c.in)-first, b.window()/4)
+		return free > 0 && free >= min(len(c.in)-first, b.window()/4)
 	}
 	if !room() {
 		wake := func() {

@@ -99,6 +99,7 @@ type call struct {
 	out   []Outcome
 	state []sendState
 	left  int
+	turn  chan struct{} // closed when it may send; see line
 	done  chan struct{}
 	arena []flow.Message
 }
@@ -113,7 +114,7 @@ const (
 )
 
 func newCall(in []flow.Message) *call {
-	return &call{in: in, out: make([]Outcome, len(in)), state: make([]sendState, len(in)), left: len(in), done: make(chan struct{}), arena: make([]flow.Message, 0, len(in))}
+	return &call{in: in, out: make([]Outcome, len(in)), state: make([]sendState, len(in)), left: len(in), turn: make(chan struct{}), done: make(chan struct{}), arena: make([]flow.Message, 0, len(in))}
 }
 
 // cut gives up sending the last n messages. The lock of the call's pipe is held.
@@ -249,15 +250,14 @@ func (p *pipe) send(ctx context.Context, c *call, part *Part) error {
 	defer func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		if p.line.leave(c) {
-			p.room.Broadcast()
-		}
+		p.line.leave(c)
 	}()
+	c.awaitTurn(ctx, part, p.ended)
 	for next := 0; next < len(c.in); {
 		p.mu.Lock()
 		// Waking for each free slot would cost a switch for each message: wait for some.
 		want := min(len(c.in)-next, max(1, len(p.slots)/4))
-		for p.err == nil && ctx.Err() == nil && !part.over() && (len(p.free) < want || !p.line.first(c)) {
+		for p.err == nil && ctx.Err() == nil && !part.over() && len(p.free) < want {
 			p.room.Wait()
 		}
 		if part.over() && p.err == nil && ctx.Err() == nil {
