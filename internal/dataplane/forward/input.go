@@ -301,7 +301,7 @@ func (b *BufferInput) Read(ctx context.Context) (*Work, error) {
 	count := first.len()
 	short := b.rest.d == nil
 gather:
-	for short && count < limit {
+	for short {
 		select {
 		case r, ok := <-b.ahead:
 			if !ok || r.err != nil {
