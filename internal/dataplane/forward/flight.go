@@ -516,7 +516,10 @@ func (r *run) streamStage(ctx context.Context, s *Stage, in []flow.Message, queu
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	part := &function.Part{Until: r.reading, Queued: queued}
+	tick := time.NewTimer(r.FlushAfter)
+	defer tick.Stop()
+	// The time counts from when the messages are sent: those that wait behind other works of a quick function leave together, too.
+	part := &function.Part{Until: r.reading, Queued: queued, Sending: func() { tick.Reset(r.FlushAfter) }}
 	type answer struct {
 		out []function.Outcome
 		err error
@@ -526,8 +529,6 @@ func (r *run) streamStage(ctx context.Context, s *Stage, in []flow.Message, queu
 		out, err := s.ApplyPart(ctx, in, part)
 		answers <- answer{out, err}
 	}()
-	tick := time.NewTimer(r.FlushAfter)
-	defer tick.Stop()
 	var given []bool
 	for {
 		select {

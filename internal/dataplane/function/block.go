@@ -126,6 +126,7 @@ func (b *blockPipe) sendAll(ctx context.Context, c *call, part *Part) error {
 		b.line.leave(c)
 	}()
 	c.awaitTurn(ctx, part, b.ended)
+	part.sending()
 	for next := 0; next < len(c.in); {
 		k, err := b.next(ctx, c, next, part)
 		if err != nil || k == nil {

@@ -11,6 +11,8 @@ type Part struct {
 	Until context.Context
 	// Queued is called when the messages have their place before those of later calls; nil: nobody asks. It may be called more than once.
 	Queued func()
+	// Sending is called when the turn of the messages has come; nil: nobody asks.
+	Sending func()
 
 	mu      sync.Mutex
 	collect func(visit func(i int, o *Outcome)) // of the call under way; nil if there is none
@@ -44,6 +46,12 @@ func (p *Part) Open(collect func(visit func(i int, o *Outcome))) {
 
 // Close is called when the call has ended.
 func (p *Part) Close() { p.Open(nil) }
+
+func (p *Part) sending() {
+	if p != nil && p.Sending != nil {
+		p.Sending()
+	}
+}
 
 func (p *Part) queued() {
 	if p != nil && p.Queued != nil {

@@ -253,6 +253,7 @@ func (p *pipe) send(ctx context.Context, c *call, part *Part) error {
 		p.line.leave(c)
 	}()
 	c.awaitTurn(ctx, part, p.ended)
+	part.sending()
 	for next := 0; next < len(c.in); {
 		p.mu.Lock()
 		// Waking for each free slot would cost a switch for each message: wait for some.
