@@ -25,6 +25,7 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/ownership"
 	"github.com/levada-io/levada/internal/dataplane/source"
 	"github.com/levada-io/levada/internal/dataplane/topology"
+	"github.com/levada-io/levada/internal/dataplane/vertex"
 	"github.com/levada-io/levada/internal/flow"
 	"github.com/levada-io/levada/internal/metrics"
 )
@@ -473,6 +474,28 @@ func (r *runner) compare(ctx context.Context, h *held) (err error) {
 	})
 	if failed != nil {
 		return failed
+	}
+	for i := range h.wanted.Vertices {
+		now := &h.wanted.Vertices[i]
+		was := h.stored.Vertex(now.Name)
+		if was == nil || was.Source == nil || now.Source == nil || was.Source.Type != "file" || now.Source.Type != "file" || was.Source.Of == now.Source.Of ||
+			filepath.Base(was.Source.Of) == filepath.Base(now.Source.Of) {
+			continue // under the same name it is read on where it was
+		}
+		moved, err := patient(ctx, r, "position of "+now.Name, func(ctx context.Context) (bool, error) {
+			return vertex.FileMoved(ctx, h.store.state, now.Name, was.Source.Of, now.Source.Of)
+		})
+		if err != nil {
+			return err
+		}
+		if moved {
+			h.changes = append(h.changes, topology.Change{
+				Class: topology.Refused, Hazard: topology.Twice, Vertex: now.Name, Partition: -1,
+				What:   fmt.Sprintf("source %s reads %s, which is %s under a new name", now.Name, now.Source, was.Source),
+				Reason: "How far it was read is remembered under the old name. Under the new one it would be read again from its start, and all of it counted twice",
+				Way:    "give the file its old name again, or a link of that name, and the path with it",
+			})
+		}
 	}
 	// What neither the record nor the manifest speaks of can hold messages, too.
 	streams, err := r.inventory(ctx, h)

@@ -282,6 +282,28 @@ func TestChangesWhileMessagesAreInFlight(t *testing.T) {
 	}
 }
 
+// A file that was renamed together with the path in the manifest would be read again from its start.
+func TestRenamedInputFileIsNotReadTwice(t *testing.T) {
+	if page, err := os.ReadFile("../../docs/changing-a-pipeline.md"); err != nil || !strings.Contains(string(page), "| Rename the file that a source reads |") {
+		t.Error("the page has no such row", err)
+	}
+	e := newChange(t)
+	e.write(t, "p.yaml", words(inCatOut, vIn, vSlowCat, vOut))
+	e.inFlight(t, false)
+	move := func(from, to string) {
+		if err := os.Rename(filepath.Join(e.dir, from), filepath.Join(e.dir, to)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	move("in.txt", "moved.txt")
+	e.write(t, "p.yaml", words(inCatOut, strings.Replace(vIn, "in.txt", "moved.txt", 1), vCat, vOut))
+	e.refused(t, "give the file its old name again")
+	move("moved.txt", "in.txt")
+	e.write(t, "p.yaml", words(inCatOut, vIn, vCat, vOut))
+	e.run(t)
+	exact(t, "out.txt", e.count(t, "out.txt"), 1, 0)
+}
+
 func TestDiscardedMessagesAreCounted(t *testing.T) {
 	e := newChange(t)
 	e.write(t, "p.yaml", words(inCatOut, vIn, vSlowCat, vOut))
