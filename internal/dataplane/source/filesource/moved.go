@@ -20,6 +20,6 @@ func Moved(former, path string, saved []byte) bool {
 		return false // to open it says more
 	}
 	defer file.Close()
-	head, tail, err := (&Reader{cfg: Config{Path: path}, file: file}).fingerprints(m.Offset)
+	head, tail, err := (&Reader{cfg: Config{Path: path}}).fingerprints(file, m.Offset)
 	return err == nil && head == m.Head && tail == m.Tail
 }
