@@ -31,6 +31,7 @@ type Driver interface {
 	// Bounds returns the first and last sequence stored (first = last+1 when empty).
 	Bounds(ctx context.Context) (Bounds, error)
 	// Scan visits the entries from seq up to the last one stored when it began, in order, as the cursor meets them. Data is only valid during the visit.
+	// The error is ErrStalled when the cursor gives no more, and has not reached that last one: Find knows what is there.
 	Scan(ctx context.Context, seq uint64, visit func(Entry) error) error
 	// Trim removes all before seq.
 	Trim(ctx context.Context, seq uint64) error
@@ -79,6 +80,8 @@ var (
 	ErrGap = errors.New("stored blocks are missing")
 	// ErrLostEnd means that the log ends before entries that were read from it.
 	ErrLostEnd = fmt.Errorf("%w: the store lost its end, or was restored from an older copy", ErrGap)
+	// ErrStalled means that a cursor gives no more although the log says that there is more.
+	ErrStalled = errors.New("no entry came")
 	// ErrClosed means that the partition was closed.
 	ErrClosed = errors.New("buffer is closed")
 )

@@ -146,34 +146,56 @@ func (p *Partition) find(ctx context.Context, lo, hi uint64) ([]Entry, error) {
 // scan visits all that is stored, also what only some replica has. It returns the sequence after the last entry that is there.
 func (p *Partition) scan(ctx context.Context, bounds Bounds, visit func(Entry)) (next uint64, err error) {
 	next = bounds.First
+	from := bounds.First // what is before it was visited, or looked for and is nowhere
+	see := func(e Entry) {
+		next, from = e.Seq+1, e.Seq+1
+		visit(e)
+	}
 	fill := func(hi uint64) error {
-		for lo := next; lo <= hi; lo += findAtOnce {
-			found, err := p.find(ctx, lo, min(hi, lo+findAtOnce-1))
+		for from <= hi {
+			to := min(hi, from+findAtOnce-1)
+			found, err := p.find(ctx, from, to)
 			if err != nil {
 				return err
 			}
 			for _, e := range found {
-				next = e.Seq + 1
-				visit(e)
+				see(e)
 			}
+			from = to + 1
 		}
 		return nil
 	}
-	err = p.driver.Scan(ctx, bounds.First, func(e Entry) error {
-		if e.Seq > next {
-			if err := fill(e.Seq - 1); err != nil {
-				return err
+	// A cursor that stalls is tried again once, behind what was looked for instead: that may have made a replica the leader that has the rest.
+	for stalls := 0; from <= bounds.Last; stalls++ {
+		var stalled error
+		err := p.insist(ctx, fmt.Sprintf("reading stored blocks from %d", from), func(ctx context.Context) error {
+			err := p.driver.Scan(ctx, from, func(e Entry) error {
+				if e.Seq > bounds.Last {
+					return nil
+				}
+				if err := fill(e.Seq - 1); err != nil {
+					return err
+				}
+				see(e)
+				return nil
+			})
+			if errors.Is(err, ErrStalled) {
+				stalled, err = err, nil
 			}
+			return err
+		})
+		look := bounds.Last
+		switch {
+		case err != nil:
+			return 0, err
+		case stalled != nil && stalls == 0:
+			look = min(look, from+findAtOnce-1)
 		}
-		next = e.Seq + 1
-		visit(e)
-		return nil
-	})
-	if err != nil {
-		return 0, err
+		if err := fill(look); err != nil {
+			return 0, err
+		}
 	}
-	err = fill(bounds.Last)
-	return next, err
+	return next, nil
 }
 
 // intact reports whether data is what was written.

@@ -85,10 +85,8 @@ func takeStock(ctx context.Context, driver Driver) (*stock, error) {
 		return s, nil
 	}
 	parts := pieces{}
-	err = driver.Scan(ctx, s.floor+1, func(e Entry) error {
-		if e.Seq <= s.floor {
-			return nil
-		}
+	p := &Partition{opt: Options{}.withDefaults(), driver: driver}
+	_, err = p.scan(ctx, Bounds{First: max(bounds.First, s.floor+1), Last: bounds.Last}, func(e Entry) {
 		b, n, err := headOf(e.Data)
 		s.contents.Blocks++
 		s.contents.Bytes += int64(len(e.Data))
@@ -96,7 +94,7 @@ func takeStock(ctx context.Context, driver Driver) (*stock, error) {
 			s.contents.Oldest = e.Stored
 		}
 		if err != nil {
-			return nil // damaged: its messages cannot be counted
+			return // damaged: its messages cannot be counted
 		}
 		if done, ok := state.progress[e.Seq]; ok && done.stored == e.Stored.UnixNano() {
 			n -= done.count(n)
@@ -104,15 +102,14 @@ func takeStock(ctx context.Context, driver Driver) (*stock, error) {
 		s.contents.Messages += n
 		if isChunk(e.Data) {
 			if b, _ = parts.whole(e.Data); b == nil {
-				return nil // there is more of it
+				return // there is more of it
 			}
 		}
 		if b.ByID {
 			s.contents.ByID = true
-			return nil
+			return
 		}
 		s.seen.Admit(b, time.Time{})
-		return nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("scan: %w", err)

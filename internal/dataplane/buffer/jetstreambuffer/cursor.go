@@ -146,8 +146,9 @@ func (d *driver) Bounds(ctx context.Context) (buffer.Bounds, error) {
 	return b, nil
 }
 
-// scanPatience is how long a scan waits for the next entry. What does not come is not there for the cursor, and looked for by the caller.
-const scanPatience = 10 * time.Second
+// scanPatience is how long a scan waits for the next entry. What does not come is not there for the cursor, as after damage of the replica that leads: the caller
+// looks for it. A broker that is only slow costs some requests more.
+const scanPatience = 2 * time.Second
 
 func (d *driver) Scan(ctx context.Context, seq uint64, visit func(buffer.Entry) error) error {
 	bounds, err := d.Bounds(ctx)
@@ -173,7 +174,7 @@ func (d *driver) Scan(ctx context.Context, seq uint64, visit func(buffer.Entry) 
 		cancel()
 		if err != nil {
 			if ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
-				return fmt.Errorf("no entry came for %v, and the last one is %d", scanPatience, bounds.Last)
+				return fmt.Errorf("%w for %v, and the last one is %d", buffer.ErrStalled, scanPatience, bounds.Last)
 			}
 			return err
 		}

@@ -102,8 +102,15 @@ func ascending(t *testing.T, ids []string, from int) {
 }
 
 // TestBlocksThatOneReplicaLostComeFromTheOthers flips bits in one replica's files and makes it the leader, twice: JetStream serves the stream without the messages, and its
-// consumers step over them.
+// consumers step over them, or wait for the last ones indefinitely.
 func TestBlocksThatOneReplicaLostComeFromTheOthers(t *testing.T) {
+	for name, at := range map[string][]float64{"in the middle": {1. / 3, 1. / 2, 2. / 3}, "at the end": {0.9, 0.99, 0.999}} {
+		t.Run(name, func(t *testing.T) { replicaLostBlocks(t, at) })
+	}
+}
+
+// replicaLostBlocks damages the files of one replica at these parts of their length.
+func replicaLostBlocks(t *testing.T, at []float64) {
 	c := testserver.NewNATSCluster(t, 3)
 	p, _, err := openAt(t, c.URL(), 3, buffer.Options{})
 	if err != nil {
@@ -123,7 +130,7 @@ func TestBlocksThatOneReplicaLostComeFromTheOthers(t *testing.T) {
 	}
 	victim := (c.Leader(stream) + 1) % 3
 	c.Servers[victim].Kill()
-	damage(t, c.Store(victim))
+	damage(t, c.Store(victim), at)
 	c.Servers[victim].Start()
 	c.StepDown(stream, func(leader int) bool { return leader == victim })
 	p, _, err = openAt(t, c.URL(), 3, buffer.Options{})
@@ -149,8 +156,8 @@ func TestBlocksThatOneReplicaLostComeFromTheOthers(t *testing.T) {
 	ascending(t, ids, blocks+1)
 }
 
-// damage flips bits in the middle of the stream's blocks.
-func damage(t *testing.T, store string) {
+// damage flips bits in the stream's blocks, at parts of their length.
+func damage(t *testing.T, store string, parts []float64) {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(store, "*", "streams", stream, "msgs", "*.blk"))
 	if err != nil || len(files) == 0 {
@@ -161,8 +168,8 @@ func damage(t *testing.T, store string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, at := range []int{len(data) / 3, len(data) / 2, len(data) * 2 / 3} {
-			data[at] ^= 0xff
+		for _, part := range parts {
+			data[int(float64(len(data))*part)] ^= 0xff
 		}
 		if err := os.WriteFile(file, data, 0o644); err != nil {
 			t.Fatal(err)
