@@ -191,25 +191,28 @@ const wholeFor = 90 * time.Second
 // awaitWhole waits until all three are healthy.
 func (c *cluster) awaitWhole(t *testing.T) {
 	t.Helper()
-	deadline := time.Now().Add(wholeFor)
-	for {
+	if err := c.whenWhole(t, wholeFor); err != nil {
+		for _, n := range c.nodes {
+			logged, _ := os.ReadFile(filepath.Join(n.Dir, "log"))
+			t.Logf("%s:\n%s", n.Name, last(logged, 1500))
+		}
+		t.Fatalf("the brokers were not a healthy cluster within %v: %v", wholeFor, err)
+	}
+}
+
+// whenWhole waits until all three are healthy, and returns why they are not.
+func (c *cluster) whenWhole(t *testing.T, most time.Duration) error {
+	t.Helper()
+	for deadline := time.Now().Add(most); ; time.Sleep(100 * time.Millisecond) {
 		var err error
 		for _, n := range c.nodes {
 			if err == nil {
 				err = n.healthy(t.Context())
 			}
 		}
-		if err == nil {
-			return
+		if err == nil || time.Now().After(deadline) {
+			return err
 		}
-		if time.Now().After(deadline) {
-			for _, n := range c.nodes {
-				logged, _ := os.ReadFile(filepath.Join(n.Dir, "log"))
-				t.Logf("%s:\n%s", n.Name, last(logged, 1500))
-			}
-			t.Fatalf("the brokers were not a healthy cluster within %v: %v", wholeFor, err)
-		}
-		time.Sleep(50 * time.Millisecond)
 	}
 }
 

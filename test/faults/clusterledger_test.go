@@ -77,21 +77,15 @@ func TestClusterLedger(t *testing.T) {
 		name    string
 		faults  []fault
 		seconds int // of work in a round of faults
-		until   string
 	}{
 		{name: "brokers are killed and frozen", faults: []fault{killBrokers, freezeBrokers}, seconds: 3},
-		{name: "brokers, levada and functions are killed", faults: []fault{killBrokers, killLevada, freezeLevada, killFunction}, seconds: 3,
-			until: "a start of levada outlasts brokers without a leader"},
-		{name: "rolling restarts", faults: []fault{rollingRestart}, seconds: 14, until: "a gap in what a consumer delivers is verified against the stream"},
-		{name: "connections are cut", faults: []fault{cutConnections, cutOften, stallConnections}, seconds: 6, until: "a gap in what a consumer delivers is verified against the stream"},
-		{name: "a replica is damaged", faults: []fault{damageReplica}, seconds: 3, until: "a block that one replica cannot give is read from the others"},
-		{name: "everything", faults: []fault{killBrokers, killLevada, killFunction, freezeLevada, freezeBrokers, rollingRestart, cutConnections, cutOften, stallConnections, damageReplica}, seconds: 7,
-			until: "each of these faults alone is survived"},
+		{name: "brokers, levada and functions are killed", faults: []fault{killBrokers, killLevada, freezeLevada, killFunction}, seconds: 3},
+		{name: "rolling restarts", faults: []fault{rollingRestart}, seconds: 14},
+		{name: "connections are cut", faults: []fault{cutConnections, cutOften, stallConnections}, seconds: 6},
+		{name: "a replica is damaged", faults: []fault{damageReplica}, seconds: 3},
+		{name: "everything", faults: []fault{killBrokers, killLevada, killFunction, freezeLevada, freezeBrokers, rollingRestart, cutConnections, cutOften, stallConnections, damageReplica}, seconds: 7},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if c.until != "" {
-				skipUntil(t, c.until)
-			}
 			t.Parallel() // most of the time is spent waiting for elections
 			runClusterLedger(t, c.faults, c.seconds)
 		})
@@ -345,7 +339,16 @@ var (
 			victim.stop([]syscall.Signal{syscall.SIGTERM, syscall.SIGKILL}[r.random.IntN(2)])
 			r.damagedBits += victim.damage(t, r.random, 4096)
 			victim.start(t)
-			r.awaitWhole(t)
+			if err := r.whenWhole(t, 20*time.Second); err != nil {
+				// Some bits keep a NATS server from starting at all. Its operator removes the store then, and it fetches all from the others.
+				t.Logf("%s does not start with what was damaged and is rebuilt: %v", victim.Name, err)
+				victim.stop(syscall.SIGKILL)
+				if err := os.RemoveAll(filepath.Join(victim.Dir, "jetstream")); err != nil {
+					t.Fatal(err)
+				}
+				victim.start(t)
+				r.awaitWhole(t)
+			}
 			r.lead(t, victim)
 		}
 	}}
