@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync"
 	"syscall"
 	"text/tabwriter"
 	"time"
@@ -28,6 +29,10 @@ type view struct {
 	interval time.Duration
 	before   map[string]vertex.Stats
 	at       time.Time
+
+	// mu is held while something is printed. Nothing follows the last lines, also if a run was cut short while its view still asked for counters.
+	mu    sync.Mutex
+	ended bool
 }
 
 // newView returns a view of a kind, or of the kind that fits if it is auto. jsonLog is set if everything is to be JSON.
@@ -144,6 +149,11 @@ func (v *view) lines(r *standalone.Running) (lines []line) {
 
 func (v *view) show(r *standalone.Running) {
 	lines := v.lines(r)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.ended {
+		return
+	}
 	switch v.kind {
 	case "json":
 		for i := range lines {
@@ -310,6 +320,9 @@ func short(n int64) string {
 
 // end says what is where. Without progress that is said only if not all is well.
 func (v *view) end(o *runEnd, code int) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.ended = true
 	if v.kind == "none" && code == 0 {
 		return
 	}

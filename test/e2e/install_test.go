@@ -3,13 +3,16 @@ package e2e
 import (
 	"archive/zip"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 const modulePath = "github.com/levada-io/levada"
@@ -21,7 +24,8 @@ func TestGoInstallWorksFromAModuleProxy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const version = "v0.9.7"
+	// Another version for other files: what a module cache has of an earlier run must not be installed.
+	version := "v0.9." + strconv.FormatUint(uint64(crc32.ChecksumIEEE(fmt.Appendf(nil, "%v", time.Now()))), 10)
 	proxy := t.TempDir()
 	writeModule(t, root, filepath.Join(proxy, filepath.FromSlash(modulePath), "@v"), version)
 	output := func(name string, args ...string) string {
@@ -40,7 +44,10 @@ func TestGoInstallWorksFromAModuleProxy(t *testing.T) {
 	t.Cleanup(func() { // the module cache is shared with other builds: leave nothing of this version there
 		dir := filepath.Join(cache, filepath.FromSlash(modulePath)+"@"+version)
 		_ = os.RemoveAll(dir)
-		_ = os.RemoveAll(filepath.Join(cache, "cache", "download", filepath.FromSlash(modulePath)))
+		files, _ := filepath.Glob(filepath.Join(cache, "cache", "download", filepath.FromSlash(modulePath), "@v", version+".*"))
+		for _, file := range files {
+			_ = os.Remove(file)
+		}
 	})
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("go install: %v\n%s", err, out)

@@ -9,7 +9,17 @@ import (
 
 // ValidText returns a reader whose messages have no key and no header that is not UTF-8: what reaches a function as a string of protobuf. Such a header is
 // left out, and dropped called with its name; such a key is escaped. Ids are escaped where they are made (flow.RootID).
-func ValidText(r Reader, dropped func(header string)) Reader { return validText{r, dropped} }
+// A reader that takes acknowledgements of parts still does.
+func ValidText(r Reader, dropped func(header string)) Reader {
+	v := validText{r, dropped}
+	if parts, ok := r.(PartAcker); ok {
+		return struct {
+			validText
+			PartAcker
+		}{v, parts}
+	}
+	return v
+}
 
 type validText struct {
 	Reader

@@ -36,3 +36,29 @@ func TestTextOfMessagesIsUTF8(t *testing.T) {
 		t.Fatalf("%+v", got)
 	}
 }
+
+// partReader takes acknowledgements of parts.
+type partReader struct {
+	source.Reader
+	parts int
+}
+
+func (p *partReader) AckPart(context.Context, *source.Batch, int, int) error {
+	p.parts++
+	return nil
+}
+
+// A reader that was wrapped without its AckPart made no progress within a batch: after each restart a slow function began the batch again.
+func TestValidTextKeepsAcknowledgementsOfParts(t *testing.T) {
+	p := &partReader{}
+	parts, ok := source.ValidText(p, nil).(source.PartAcker)
+	if !ok {
+		t.Fatal("the wrapped reader takes no parts")
+	}
+	if err := parts.AckPart(t.Context(), nil, 0, 1); err != nil || p.parts != 1 {
+		t.Fatalf("%v, %d parts", err, p.parts)
+	}
+	if _, ok := source.ValidText(struct{ source.Reader }{p}, nil).(source.PartAcker); ok {
+		t.Fatal("a reader without parts seems to take them")
+	}
+}

@@ -6,9 +6,11 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/source"
 )
 
-// AckPart implements source.PartAcker.
+// AckPart implements source.PartAcker: a part is a batch that ends earlier.
 func (r *Reader) AckPart(ctx context.Context, b *source.Batch, _, to int) error {
-	return r.saver.Ack(ctx, b.EndOf(to))
+	part := *b
+	part.Hi = b.EndOf(to)
+	return r.Ack(ctx, &part)
 }
 
 var _ source.PartAcker = (*Reader)(nil)
