@@ -254,6 +254,7 @@ func (v *Vertex) Failed(role function.Role, messages int) {
 
 // SinkDuplicates is called for messages that a sink's store had already when this process wrote them for the first time.
 func (v *Vertex) SinkDuplicates(role function.Role, messages int) {
+	v.Duplicates.Add(int64(messages))
 	v.set.c("levada_sink_duplicates_total", v.l.Pipeline, v.l.Vertex, string(role)).Add(float64(messages))
 }
 

@@ -107,3 +107,11 @@ func TestPendingIsAveragedOverPeriods(t *testing.T) {
 		}
 	})
 }
+
+func TestDuplicatesThatASinksStreamHadAreInTheProgress(t *testing.T) {
+	v := New("v1").Namespace("default").Vertex(VertexLabels{Pipeline: "p", Vertex: "out", Type: "Sink"}, "part", "")
+	v.SinkDuplicates(function.UDSink, 3)
+	if v.Duplicates.Load() != 3 {
+		t.Fatalf("the progress has %d duplicates of 3", v.Duplicates.Load())
+	}
+}
