@@ -139,7 +139,7 @@ func (p *Partition) assemble(e Entry) (*flow.Block, []uint64, error) {
 		}
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		p.held[e.Seq] = &held{messages: len(b.Messages), bytes: len(e.Data), stored: e.Stored.UnixNano()}
+		p.held[e.Seq] = &held{messages: len(b.Messages), bytes: len(e.Data), stored: e.Stored.UnixNano(), base: p.baseOf(e)}
 		return b, []uint64{e.Seq}, nil
 	}
 	c, err := decodeChunk(e.Data)
@@ -148,7 +148,7 @@ func (p *Partition) assemble(e Entry) (*flow.Block, []uint64, error) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.held[e.Seq] = &held{messages: c.messages, bytes: len(e.Data), stored: e.Stored.UnixNano()}
+	p.held[e.Seq] = &held{messages: c.messages, bytes: len(e.Data), stored: e.Stored.UnixNano(), base: p.baseOf(e)}
 	k := p.chunks[c.id]
 	if k == nil || len(k.parts) != c.count {
 		k = &chunked{lane: c.lane, lo: c.lo, hi: c.hi, parts: make([][]byte, c.count), left: c.count}

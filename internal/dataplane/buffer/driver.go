@@ -12,12 +12,16 @@ import (
 	"time"
 )
 
-// Driver stores the blocks of one partition in a log. Sequences are dense, ascending and never used twice.
+// Driver stores the blocks of one partition in a log. Sequences are dense and ascending. A log that lost its end uses sequences
+// again; see number.go.
 // All methods may be called concurrently, but Next by one caller at a time.
 type Driver interface {
 	// Submit begins to store data under id and returns without waiting. Blocks are stored in the order of calls, unless one fails.
 	// The result says what became of it. data is the caller's again then. Submit does not retry.
 	Submit(ctx context.Context, id string, data []byte) Receipt
+
+	// SetBase makes what is submitted from now on carry base: see Entry.Base.
+	SetBase(base uint64)
 
 	// Resume puts the driver's cursor behind seq: Next gives what is stored after it.
 	Resume(ctx context.Context, after uint64) error
@@ -63,6 +67,8 @@ type Entry struct {
 	Seq    uint64
 	Data   []byte
 	Stored time.Time
+	// Base is what the writer added to the sequences of its process, 0 if it did not say; see number.go.
+	Base uint64
 }
 
 // Bounds are sequences; see Driver.

@@ -42,7 +42,7 @@ func Discard(ctx context.Context, driver Driver) (messages int, err error) {
 		return 0, err
 	}
 	// This is the moment at which they are dropped.
-	state := savedState{floor: s.last, last: s.last, seen: s.seen.Marshal()}
+	state := savedState{floor: s.last, last: s.last, base: s.base, top: max(s.top, s.base+s.last), seen: s.seen.Marshal()}
 	if err := driver.SaveState(ctx, state.marshal()); err != nil {
 		return 0, fmt.Errorf("save state: %w", err)
 	}
@@ -54,6 +54,7 @@ func Discard(ctx context.Context, driver Driver) (messages int, err error) {
 
 type stock struct {
 	floor, last uint64
+	base, top   uint64
 	seen        *identity.Seen
 	contents    Contents
 }
@@ -70,7 +71,7 @@ func takeStock(ctx context.Context, driver Driver) (*stock, error) {
 		if state, err = unmarshalState(data); err != nil {
 			return nil, err
 		}
-		s.floor = state.floor
+		s.floor, s.base, s.top = state.floor, state.base, state.top
 		if err := s.seen.Unmarshal(state.seen); err != nil {
 			return nil, err
 		}
@@ -87,6 +88,7 @@ func takeStock(ctx context.Context, driver Driver) (*stock, error) {
 	parts := pieces{}
 	p := &Partition{opt: Options{}.withDefaults(), driver: driver}
 	_, err = p.scan(ctx, Bounds{First: max(bounds.First, s.floor+1), Last: bounds.Last}, func(e Entry) {
+		s.base = max(s.base, usableBase(e.Base))
 		b, n, err := headOf(e.Data)
 		s.contents.Blocks++
 		s.contents.Bytes += int64(len(e.Data))
@@ -120,6 +122,24 @@ func takeStock(ctx context.Context, driver Driver) (*stock, error) {
 // Append writes one block into a partition that another process may be reading. It waits until the block is durable, and for no room.
 func Append(ctx context.Context, driver Driver, name string, h *flow.Block, e *flow.Encoder) error {
 	p := &Partition{opt: Options{Name: name}.withDefaults(), driver: driver, room: make(chan struct{}), prev: map[string]uint64{}}
+	// A running process writes lower bases, and the reader takes the highest that it met.
+	top := uint64(0)
+	data, err := driver.LoadState(ctx)
+	if err != nil {
+		return fmt.Errorf("buffer %s: load state: %w", name, err)
+	}
+	if len(data) > 0 {
+		s, err := unmarshalState(data)
+		if err != nil {
+			return fmt.Errorf("buffer %s: %w", name, err)
+		}
+		top = s.top
+	}
+	bounds, err := driver.Bounds(ctx)
+	if err != nil {
+		return fmt.Errorf("buffer %s: %w", name, err)
+	}
+	driver.SetBase(newBase(bounds.Last, top, time.Now()))
 	w, err := p.Write(ctx, h, e)
 	if err != nil {
 		return err

@@ -112,6 +112,10 @@ type Partition struct {
 	read   uint64           // the last sequence that Next gave
 	floor  uint64           // all up to here are done
 	failed error            // what stops the reading side for good
+	// Bases, see number.go: readBase is that of the last entry read, floorBase of the last one done, writeBase of what this process writes.
+	// Invariant: floorBase <= readBase, and readBase <= writeBase unless another process has added a block.
+	readBase, floorBase, writeBase uint64
+	top                            uint64 // no entry stored when the partition was opened, or lost before, has a higher number
 	// lostEnd is what was missing at the end of the store when it was opened, and given up
 	lostEnd flow.Span
 
@@ -149,6 +153,7 @@ type held struct {
 	header   *flow.Block
 	last     uint64 // of the pieces of its block
 	done     bool
+	base     uint64
 	stored   int64 // when the store took it, in nanoseconds
 	// spans are the places of the block that are done, parts the number of messages done since it was read; see DonePart
 	spans []flow.Span
@@ -188,6 +193,7 @@ func (p *Partition) recover(ctx context.Context) error {
 			return err
 		}
 		p.saved, p.savedLast, p.earlier = s.floor, s.last, s.progress
+		p.readBase, p.floorBase, p.top = s.base, s.base, s.top
 		if err := errors.Join(p.seen.Unmarshal(s.seen), p.forgotten.Unmarshal(s.seen)); err != nil {
 			return err
 		}
@@ -225,8 +231,9 @@ func (p *Partition) recover(ctx context.Context) error {
 	p.trimmed = bounds.First
 	p.opened.Store(bounds.Last)
 	// What is retained before the saved floor matters only for its ids; the positions are in the state.
-	now, pieces := time.Now(), pieces{}
+	now, pieces, base := time.Now(), pieces{}, p.floorBase
 	next, err := p.scan(ctx, bounds, func(e Entry) {
+		base = max(base, usableBase(e.Base))
 		b, n, err := headOf(e.Data)
 		data := e.Data
 		switch {
@@ -250,6 +257,9 @@ func (p *Partition) recover(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("scan: %w", err)
 	}
+	p.top = max(p.top, base+bounds.Last)
+	p.writeBase = newBase(bounds.Last, p.top, now)
+	p.driver.SetBase(p.writeBase)
 	// Nothing comes after the end that would show that something is missing there.
 	next = max(next, p.floor+1)
 	if next <= bounds.Last {
@@ -480,10 +490,12 @@ func (p *Partition) free(messages int) {
 
 // Delivery is a block in the hands of the reader, until Done.
 type Delivery struct {
-	// Seq is the position of the block in the partition: ascending, and the same whenever the block is delivered.
-	Seq   uint64
-	Block *flow.Block
-	seqs  []uint64
+	// Seq is the sequence of the block in the store. One that lost its end gives it to another block.
+	Seq uint64
+	// Number is the position of the block in the lane of its reader: ascending, the same whenever the block is delivered, and never that of another block.
+	Number uint64
+	Block  *flow.Block
+	seqs   []uint64
 }
 
 // Place is the index that the i-th message of the block had when it was stored.
@@ -595,6 +607,7 @@ func (p *Partition) accept(ctx context.Context, e Entry) (*Delivery, error) {
 	}
 	p.mu.Lock()
 	p.read = e.Seq
+	p.readBase = p.baseOf(e)
 	p.mu.Unlock()
 	switch {
 	case err != nil:
@@ -624,6 +637,7 @@ func (p *Partition) admit(ctx context.Context, b *flow.Block, seqs []uint64) (*D
 	seq := seqs[len(seqs)-1]
 	p.mu.Lock()
 	p.held[seq].header = &header
+	number := p.held[seq].base + seq
 	p.tie(seqs)
 	p.byID = p.byID || b.ByID
 	lost := p.seen.Admit(b, time.Now())
@@ -646,7 +660,7 @@ func (p *Partition) admit(ctx context.Context, b *flow.Block, seqs []uint64) (*D
 			return nil, err
 		}
 	}
-	d := &Delivery{Seq: seq, Block: b, seqs: seqs}
+	d := &Delivery{Seq: seq, Number: number, Block: b, seqs: seqs}
 	if len(b.Messages) == 0 {
 		p.Done(ctx, d)
 		return nil, nil
@@ -709,6 +723,7 @@ func (p *Partition) advance() {
 		for p.floor < end {
 			p.floor++
 			h := p.held[p.floor]
+			p.floorBase = max(p.floorBase, h.base)
 			delete(p.held, p.floor)
 			if h.header != nil && !h.header.ByID {
 				p.forgotten.Admit(h.header, time.Time{})
@@ -848,12 +863,12 @@ func (p *Partition) saveUpTo(ctx context.Context, stored uint64, always bool) er
 	p.saving.Lock()
 	defer p.saving.Unlock()
 	p.mu.Lock()
-	floor, last := p.floor, max(stored, p.savedLast)
+	floor, last := p.floor, max(stored, p.savedLast, p.read)
 	if floor == p.saved && last == p.savedLast && !p.progressed && !always {
 		p.mu.Unlock()
 		return nil
 	}
-	state := savedState{floor: floor, last: last, seen: p.forgotten.Marshal(), progress: p.progressNow()}
+	state := savedState{floor: floor, last: last, base: p.floorBase, top: max(p.top, max(p.writeBase, p.readBase)+last), seen: p.forgotten.Marshal(), progress: p.progressNow()}
 	progressed := p.progressed
 	p.progressed = false
 	b := state.marshal()

@@ -167,23 +167,22 @@ func inSpans(spans []flow.Span, place uint64) bool {
 
 // The saved state is
 //
-//	floor(8) last(8) seen
-//
-// while no block above the floor has progress, which every version reads, and otherwise
-//
-//	"LVSTATE\xff" version(1) crc32(rest, 4) floor(8) last(8) len(seen) seen count { seq stored(8) spans { lo hi } }
+//	"LVSTATE\xff" version(1) crc32(rest, 4) floor(8) last(8) base(8) top(8) len(seen) seen count { seq stored(8) spans { lo hi } }
 //
 // with numbers little endian, or uvarints where no length is given. Sequences are relative to the one before, 0 spans say that all is done, and a span is
-// relative to the end of the one before. A version that does not know the second form takes it for a state that is corrupt, and stops.
+// relative to the end of the one before. Version 2 has neither base nor top, and before it the state was floor(8) last(8) seen. A version that does not know
+// this form stops: with the numbers that it would give to blocks, they would be dropped downstream.
 const (
 	stateMagic   = "LVSTATE\xff"
-	stateVersion = 2
+	stateVersion = 3
 	// maxProgress bounds the part for progress, in bytes. What does not fit is repeated after a restart.
 	maxProgress = 64 << 10
 )
 
 type savedState struct {
 	floor, last uint64
+	base        uint64 // of the entry at floor; see number.go
+	top         uint64 // no entry up to last has a higher number
 	seen        []byte
 	progress    map[uint64]progress
 }
@@ -213,14 +212,9 @@ func (s *savedState) marshal() []byte {
 		entries, before = entry, seq
 		count++
 	}
-	var b []byte
-	if count > 0 {
-		b = append([]byte(stateMagic), stateVersion, 0, 0, 0, 0)
-	}
-	b = binary.LittleEndian.AppendUint64(b, s.floor)
-	b = binary.LittleEndian.AppendUint64(b, s.last)
-	if count == 0 {
-		return append(b, s.seen...)
+	b := append([]byte(stateMagic), stateVersion, 0, 0, 0, 0)
+	for _, v := range []uint64{s.floor, s.last, s.base, s.top} {
+		b = binary.LittleEndian.AppendUint64(b, v)
 	}
 	b = append(binary.AppendUvarint(b, uint64(len(s.seen))), s.seen...)
 	b = append(binary.AppendUvarint(b, uint64(count)), entries...)
@@ -236,18 +230,28 @@ func unmarshalState(b []byte) (*savedState, error) {
 		return nil, fmt.Errorf("%w: %d bytes", identity.ErrState, len(b))
 	}
 	if string(b[:len(stateMagic)]) != stateMagic {
-		return &savedState{floor: binary.LittleEndian.Uint64(b), last: binary.LittleEndian.Uint64(b[8:]), seen: b[stateHead:]}, nil
+		last := binary.LittleEndian.Uint64(b[8:])
+		return &savedState{floor: binary.LittleEndian.Uint64(b), last: last, top: last, seen: b[stateHead:]}, nil
 	}
 	b = b[len(stateMagic):]
-	if b[0] != stateVersion {
+	version, head := b[0], stateHead
+	switch version {
+	case 2:
+	case stateVersion:
+		head += 16
+	default:
 		return nil, fmt.Errorf("%w: it has format %d, and this version of Levada reads formats up to %d; run the version that wrote it, or a later one", errStateVersion, b[0], stateVersion)
 	}
-	if len(b) < 5+stateHead || binary.LittleEndian.Uint32(b[1:]) != crc32.ChecksumIEEE(b[5:]) {
+	if len(b) < 5+head || binary.LittleEndian.Uint32(b[1:]) != crc32.ChecksumIEEE(b[5:]) {
 		return nil, fmt.Errorf("%w: %d bytes", identity.ErrState, len(b))
 	}
 	b = b[5:]
 	s := &savedState{floor: binary.LittleEndian.Uint64(b), last: binary.LittleEndian.Uint64(b[8:]), progress: map[uint64]progress{}}
-	b = b[stateHead:]
+	s.top = s.last
+	if version > 2 {
+		s.base, s.top = binary.LittleEndian.Uint64(b[16:]), binary.LittleEndian.Uint64(b[24:])
+	}
+	b = b[head:]
 	bad := false
 	next := func() uint64 {
 		v, n := binary.Uvarint(b)

@@ -187,8 +187,15 @@ func TestSavedStateFormats(t *testing.T) {
 	}
 	p.DonePart(t.Context(), d, 0, 1)
 	p.DonePart(t.Context(), d, 3, 4)
-	if whole := state(); binary.LittleEndian.Uint64(whole) != 1 || identity.New(time.Hour, 10).Unmarshal(whole[16:]) != nil {
+	if whole := state(); binary.LittleEndian.Uint64(whole[13:]) != 1 {
 		t.Errorf("the state without progress is %q", whole)
+	}
+	old := binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(nil, 1), 1)
+	if err := s.Open().SaveState(t.Context(), append(old, identity.New(time.Hour, 10).Marshal()...)); err != nil {
+		t.Fatal(err)
+	}
+	if p, err := buffer.Open(t.Context(), s.Open(), buffer.Options{Name: "test"}); err != nil || p.Floor() != 1 {
+		t.Errorf("a state of the first format: %v", err)
 	}
 	partial[8] = 9
 	if err := s.Open().SaveState(t.Context(), partial); err != nil {
@@ -197,7 +204,7 @@ func TestSavedStateFormats(t *testing.T) {
 	if _, err := buffer.Open(t.Context(), s.Open(), buffer.Options{Name: "test"}); err == nil || !strings.Contains(err.Error(), "format 9") {
 		t.Errorf("a state of a later version: %v", err)
 	}
-	partial[8], partial[20] = 2, partial[20]^1
+	partial[8], partial[20] = 3, partial[20]^1
 	if err := s.Open().SaveState(t.Context(), partial); err != nil {
 		t.Fatal(err)
 	}

@@ -330,18 +330,18 @@ gather:
 	return b.work(taken, count, short), nil
 }
 
-// work puts the cuts together. Positions are those of the reader's lane: the block's sequence, and the message's place in the block as it was stored.
+// work puts the cuts together. Positions are those of the reader's lane: the block's number, and the message's place in the block as it was stored.
 func (b *BufferInput) work(taken []cut, count int, short bool) *Work {
 	first, last := taken[0], taken[len(taken)-1]
 	w := &Work{
-		Lane: b.name, Lo: first.d.Seq << positionBits, Hi: (last.d.Seq+1)<<positionBits - 1,
+		Lane: b.name, Lo: first.d.Number << positionBits, Hi: (last.d.Number+1)<<positionBits - 1,
 		Stride: 1 << positionBits, token: taken, track: b.track, Short: short,
 	}
 	if first.from > 0 {
-		w.Lo = first.d.Seq<<positionBits | uint64(first.d.Place(first.from))
+		w.Lo = first.d.Number<<positionBits | uint64(first.d.Place(first.from))
 	}
 	if last.to < len(last.d.Block.Messages) {
-		w.Hi = last.d.Seq<<positionBits | uint64(last.d.Place(last.to)) - 1
+		w.Hi = last.d.Number<<positionBits | uint64(last.d.Place(last.to)) - 1
 	}
 	if len(taken) == 1 {
 		w.Messages = first.d.Block.Messages[first.from:first.to:first.to]
@@ -351,7 +351,7 @@ func (b *BufferInput) work(taken []cut, count int, short bool) *Work {
 	for _, c := range taken {
 		messages := c.d.Block.Messages
 		for i := c.from; i < c.to; i++ {
-			messages[i].Pos = c.d.Seq<<positionBits | uint64(c.d.Place(i))
+			messages[i].Pos = c.d.Number<<positionBits | uint64(c.d.Place(i))
 		}
 		if len(taken) > 1 {
 			w.Messages = append(w.Messages, messages[c.from:c.to]...)

@@ -40,6 +40,7 @@ func Run(t *testing.T, makeHarness func(t *testing.T) Harness) {
 		"ids of lanes without positions":              byID,
 		"a killed store loses nothing":                killed,
 		"reading ends with its context":               readCancelled,
+		"a block keeps its number":                    numbers,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -102,6 +103,32 @@ func read(t *testing.T, p *buffer.Partition, n int, done bool) (ids []string, la
 		last = d
 	}
 	return ids, last
+}
+
+// numbers reads a block again in another process, and by way of Find and Scan.
+func numbers(t *testing.T, h Harness) {
+	p := open(t, h, buffer.Options{})
+	write(t, p, "in/0@x", 1, 1, 0)
+	_, first := read(t, p, 1, false)
+	d := h.Open(t)
+	found, err := d.Find(ctx(t), first.Seq, first.Seq, func(buffer.Entry) bool { return true })
+	if err != nil || len(found) != 1 {
+		t.Fatalf("find: %d, %v", len(found), err)
+	}
+	var scanned buffer.Entry
+	if err := d.Scan(ctx(t), first.Seq, func(e buffer.Entry) error { scanned = e; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if base := first.Number - first.Seq; base == 0 || found[0].Base != base || scanned.Base != base {
+		t.Errorf("base is %d, Find gives %d, Scan %d", base, found[0].Base, scanned.Base)
+	}
+	p = open(t, h, buffer.Options{})
+	write(t, p, "in/0@x", 2, 2, 0)
+	_, again := read(t, p, 1, true)
+	_, second := read(t, p, 1, true)
+	if again.Number != first.Number || second.Number <= first.Number {
+		t.Errorf("the blocks have numbers %d and %d, and the first had %d", again.Number, second.Number, first.Number)
+	}
 }
 
 // nothingMore fails if another message comes, which it shows by sending one more and getting that next.

@@ -113,7 +113,7 @@ func (d *driver) Next(ctx context.Context) (buffer.Entry, error) {
 		if err != nil {
 			return buffer.Entry{}, err
 		}
-		e := buffer.Entry{Seq: meta.Sequence.Stream, Data: msg.Data(), Stored: meta.Timestamp}
+		e := buffer.Entry{Seq: meta.Sequence.Stream, Data: msg.Data(), Stored: meta.Timestamp, Base: baseIn(msg.Headers())}
 		d.mu.Lock()
 		switch {
 		case d.reader != reader || e.Seq < d.next:
@@ -185,7 +185,7 @@ func (d *driver) Scan(ctx context.Context, seq uint64, visit func(buffer.Entry) 
 		if meta.Sequence.Stream > bounds.Last {
 			return nil
 		}
-		if err := visit(buffer.Entry{Seq: meta.Sequence.Stream, Data: msg.Data(), Stored: meta.Timestamp}); err != nil {
+		if err := visit(buffer.Entry{Seq: meta.Sequence.Stream, Data: msg.Data(), Stored: meta.Timestamp, Base: baseIn(msg.Headers())}); err != nil {
 			return err
 		}
 		// The last ones may be damaged and never come, so what is left counts as well as the sequence.

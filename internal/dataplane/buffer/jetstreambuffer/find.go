@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/levada-io/levada/internal/dataplane/buffer"
@@ -117,6 +118,7 @@ func (s *search) ask(ctx context.Context) error {
 			Message *struct {
 				Seq  uint64    `json:"seq"`
 				Data []byte    `json:"data"`
+				Head []byte    `json:"hdrs"`
 				Time time.Time `json:"time"`
 			} `json:"message"`
 		}
@@ -125,7 +127,12 @@ func (s *search) ask(ctx context.Context) error {
 		}
 		switch {
 		case answer.Message != nil:
-			return buffer.Entry{Seq: answer.Message.Seq, Data: answer.Message.Data, Stored: answer.Message.Time}, true, nil
+			m := answer.Message
+			head, err := nats.DecodeHeadersMsg(m.Head)
+			if err != nil && len(m.Head) > 0 {
+				return e, false, nil // not as it was written
+			}
+			return buffer.Entry{Seq: m.Seq, Data: m.Data, Stored: m.Time, Base: baseIn(head)}, true, nil
 		case answer.Error != nil && answer.Error.ErrorCode != jetstream.JSErrCodeMessageNotFound:
 			return e, false, answer.Error
 		}
@@ -150,7 +157,7 @@ func (s *search) askAny(ctx context.Context, times int) error {
 			if err != nil {
 				return buffer.Entry{}, false, nil // each is asked by name below
 			}
-			return buffer.Entry{Seq: m.Sequence, Data: m.Data, Stored: m.Time}, true, nil
+			return buffer.Entry{Seq: m.Sequence, Data: m.Data, Stored: m.Time, Base: baseIn(m.Header)}, true, nil
 		})
 	}
 	return nil

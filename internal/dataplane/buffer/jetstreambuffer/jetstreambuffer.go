@@ -74,6 +74,7 @@ type driver struct {
 	closed bool
 	// reserved is when the reserve was looked at last; see reserve.go
 	reserved      time.Time
+	base          string // what is stored in the header of each entry; set before anything is submitted
 	reserveFilled bool
 }
 
@@ -207,6 +208,19 @@ func WasMade(ctx context.Context, state jetstream.KeyValue, stream string) (bool
 // submitTimeout is how long an attempt waits for the broker. It is not the limit of the write, which is tried again.
 const submitTimeout = 5 * time.Second
 
+// baseHeader is the header that has the base of an entry, in base 36.
+const baseHeader = "Levada-Base"
+
+func (d *driver) SetBase(base uint64) { d.base = strconv.FormatUint(base, 36) }
+
+func baseIn(h nats.Header) uint64 {
+	base, err := strconv.ParseUint(h.Get(baseHeader), 36, 64)
+	if err != nil {
+		return 0
+	}
+	return base
+}
+
 type receipt struct {
 	d      *driver
 	future jetstream.PubAckFuture
@@ -219,7 +233,11 @@ func (d *driver) Submit(_ context.Context, id string, data []byte) buffer.Receip
 			return &receipt{d, nil, fmt.Errorf("%w: %w", buffer.ErrFull, err)}
 		}
 	}
-	future, err := d.js.PublishMsgAsync(&nats.Msg{Subject: d.cfg.Stream, Data: data},
+	m := &nats.Msg{Subject: d.cfg.Stream, Data: data}
+	if d.base != "" {
+		m.Header = nats.Header{baseHeader: []string{d.base}}
+	}
+	future, err := d.js.PublishMsgAsync(m,
 		jetstream.WithMsgID(id), jetstream.WithExpectStream(d.cfg.Stream), jetstream.WithStallWait(submitTimeout))
 	return &receipt{d, future, err}
 }

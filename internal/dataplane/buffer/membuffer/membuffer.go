@@ -4,6 +4,8 @@ package membuffer
 import (
 	"bytes"
 	"context"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -58,6 +60,23 @@ func (s *Store) Edit(change func([]buffer.Entry) []buffer.Entry) {
 	s.entries = change(s.entries)
 }
 
+// Copy is the store as it is now: one that is put in its place later has lost its end.
+func (s *Store) Copy() *Store {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := NewStore(s.max)
+	c.entries, c.last, c.state, c.damage = slices.Clone(s.entries), s.last, bytes.Clone(s.state), bytes.Clone(s.damage)
+	maps.Copy(c.ids, s.ids)
+	return c
+}
+
+// TakeState takes over what another store has saved beside its log.
+func (s *Store) TakeState(from *Store) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.state = bytes.Clone(from.state)
+}
+
 // Len is the number of entries stored.
 func (s *Store) Len() int {
 	s.mu.Lock()
@@ -71,6 +90,7 @@ func (s *Store) Open() buffer.Driver { return &driver{Store: s} }
 type driver struct {
 	*Store
 	next   uint64
+	base   uint64
 	closed bool
 }
 
@@ -94,10 +114,16 @@ func (d *driver) Submit(_ context.Context, id string, data []byte) buffer.Receip
 	}
 	d.ids[id] = true
 	d.last++
-	d.entries = append(d.entries, buffer.Entry{Seq: d.last, Data: bytes.Clone(data), Stored: time.Now()}) // the caller's memory is the caller's
+	d.entries = append(d.entries, buffer.Entry{Seq: d.last, Data: bytes.Clone(data), Stored: time.Now(), Base: d.base}) // the caller's memory is the caller's
 	close(d.changed)
 	d.changed = make(chan struct{})
 	return receipt{}
+}
+
+func (d *driver) SetBase(base uint64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.base = base
 }
 
 func (d *driver) Resume(_ context.Context, after uint64) error {

@@ -1,0 +1,180 @@
+package buffer_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/levada-io/levada/internal/dataplane/buffer"
+	"github.com/levada-io/levada/internal/dataplane/buffer/membuffer"
+	"github.com/levada-io/levada/internal/flow"
+)
+
+// A store that lost its end gives the sequences of the lost blocks to new ones. Their messages would come under positions that the next vertex and the sinks
+// have seen, and be dropped there.
+
+// accept opens a store whatever it has lost.
+func accept(t *rapid.T, s *membuffer.Store) *buffer.Partition {
+	p, err := buffer.Open(context.Background(), s.Open(), buffer.Options{Name: "test", OnCorrupt: func(uint64, []byte, error) error { return nil }})
+	if err != nil {
+		t.Fatalf("open: %v", err)
+	}
+	return p
+}
+
+// TestNumberIsNeverThatOfAnotherBlock writes, reads, restarts, and goes back to older copies of the store, with and without the state of the copy's time.
+func TestNumberIsNeverThatOfAnotherBlock(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s := membuffer.NewStore(rapid.SampledFrom([]int{1 << 20, 700}).Draw(t, "largest entry"))
+		p := accept(t, s)
+		numbers := map[uint64]string{} // what came under a number
+		ids := map[string]uint64{}
+		written, highest, unfinished := uint64(0), uint64(0), 0
+		var copies []*membuffer.Store
+		restart := func() {
+			p = accept(t, s)
+			highest, unfinished = 0, 0
+			time.Sleep(200 * time.Microsecond) // a restart takes longer than a block in a test does
+		}
+		t.Repeat(map[string]func(*rapid.T){
+			"write": func(t *rapid.T) {
+				written++
+				if err := write(p, "in/0@x", written, written, 0, rapid.SampledFrom([]int{10, 2000}).Draw(t, "size")); err != nil {
+					t.Fatal(err)
+				}
+			},
+			"read": func(t *rapid.T) {
+				if p.Pending() <= unfinished {
+					t.Skip("nothing to read")
+				}
+				d := next(t, p)
+				id := fmt.Sprint(d.Block.Messages[0].ID)
+				if was, ok := numbers[d.Number]; ok && was != id {
+					t.Fatalf("number %d of message %s is given to message %s", d.Number, was, id)
+				}
+				if was, ok := ids[id]; ok && was != d.Number {
+					t.Fatalf("message %s has number %d, and had %d", id, d.Number, was)
+				}
+				if d.Number <= highest {
+					t.Fatalf("number %d comes after %d", d.Number, highest)
+				}
+				numbers[d.Number], ids[id], highest = id, d.Number, d.Number
+				if rapid.Bool().Draw(t, "done") {
+					p.Done(context.Background(), d)
+				} else {
+					unfinished++
+				}
+			},
+			"save": func(t *rapid.T) {
+				if err := p.Trim(context.Background()); err != nil {
+					t.Fatal(err)
+				}
+			},
+			"restart": func(*rapid.T) { restart() },
+			"copy":    func(*rapid.T) { copies = append(copies, s.Copy()) },
+			"lose": func(t *rapid.T) {
+				if len(copies) == 0 {
+					t.Skip("no copy")
+				}
+				older := copies[len(copies)-1].Copy()
+				if rapid.Bool().Draw(t, "the state is newer") {
+					older.TakeState(s)
+				}
+				s = older
+				restart()
+			},
+		})
+	})
+}
+
+// TestMessagesAfterALostEndReachTheNextBuffer loses the end of a store after it was read, and writes other messages there: all come through, whether the loss
+// shows or not.
+func TestMessagesAfterALostEndReachTheNextBuffer(t *testing.T) {
+	for _, shows := range []bool{true, false} {
+		t.Run(fmt.Sprint("the loss shows: ", shows), func(t *testing.T) {
+			s, downstream := membuffer.NewStore(1<<20), membuffer.NewStore(1<<20)
+			open := func(s *membuffer.Store) *buffer.Partition {
+				p, err := buffer.Open(t.Context(), s.Open(), buffer.Options{Name: "test", OnCorrupt: func(uint64, []byte, error) error { return nil }})
+				if err != nil {
+					t.Fatal(err)
+				}
+				return p
+			}
+			to := open(downstream)
+			// forward hands on what is pending, under the positions of the reader's lane.
+			forward := func(p *buffer.Partition) {
+				for p.Pending() > 0 {
+					d, err := p.Read(t.Context())
+					if err != nil {
+						t.Fatal(err)
+					}
+					var e flow.Encoder
+					lo := d.Number << 20
+					e.Reset(lo)
+					for i := range d.Block.Messages {
+						d.Block.Messages[i].Pos = lo + uint64(i)
+						e.Append(&d.Block.Messages[i])
+					}
+					w, err := to.Write(t.Context(), &flow.Block{Lane: "mid/0@m", Lo: lo, Hi: lo + 1<<20 - 1, Floor: lo - 1}, &e)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if err := w.Wait(t.Context()); err != nil {
+						t.Fatal(err)
+					}
+					p.Done(t.Context(), d)
+				}
+			}
+			p := open(s)
+			if err := write(p, "in/0@x", 1, 1, 0, 10); err != nil {
+				t.Fatal(err)
+			}
+			forward(p)
+			if err := p.Trim(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			older := s.Copy()
+			if err := write(p, "in/0@x", 2, 2, 0, 10); err != nil {
+				t.Fatal(err)
+			}
+			forward(p)
+			if err := p.Trim(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if shows {
+				older.TakeState(s)
+				if _, err := buffer.Open(t.Context(), older.Open(), buffer.Options{Name: "test"}); !errors.Is(err, buffer.ErrLostEnd) {
+					t.Fatalf("opened a store that lost its end: %v", err)
+				}
+			}
+			time.Sleep(time.Millisecond) // ten units of the clock, for one block
+			p = open(older)
+			if err := write(p, "in/0@x", 3, 3, 0, 10); err != nil {
+				t.Fatal(err)
+			}
+			forward(p)
+			var came []string
+			for to.Pending() > 0 {
+				d, err := to.Read(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, m := range d.Block.Messages {
+					came = append(came, m.ID)
+				}
+				to.Done(t.Context(), d)
+				if len(came) == 3 {
+					break
+				}
+			}
+			if want := []string{"in/0@x/1", "in/0@x/2", "in/0@x/3"}; !slices.Equal(came, want) {
+				t.Errorf("got %v, want %v", came, want)
+			}
+		})
+	}
+}
