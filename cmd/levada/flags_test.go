@@ -3,11 +3,15 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/levada-io/levada/internal/commandline"
 )
 
 func executeForTest(t *testing.T, args ...string) (code int, stdout, stderr string) {
@@ -70,6 +74,7 @@ func TestAnErrorOfAVariableNamesIt(t *testing.T) {
 		{"LEVADA_SYNC_INTERVAL", "-1s", "broker"},
 		{"LEVADA_REPLICAS", "0", "run x.yaml"},
 		{"LEVADA_REPLICAS", "7", "run x.yaml"},
+		{"LEVADA_REPLICAS", "3", "run ../../examples/first.yaml"},
 		{"LEVADA_INTERVAL", "0s", "run x.yaml"},
 		{"LEVADA_DRAIN_TIMEOUT", "soon", "run x.yaml"},
 		{"LEVADA_LOG_LEVEL", "loud", "run x.yaml"},
@@ -113,6 +118,23 @@ func TestVersionNamesBuildAndContracts(t *testing.T) {
 	for _, want := range []string{"levada ", "commit ", "go1.", "numaflow.numaproj.io/v1alpha1", "levada.stream.v1"} {
 		if !strings.Contains(strings.Join(strings.Fields(stdout), " ")+" ", want) {
 			t.Errorf("exit code %d, %q %q: %q is missing", code, stdout, stderr, want)
+		}
+	}
+}
+
+func TestACommandThatASignalEndedHasTheExitCodeOfTheSignal(t *testing.T) {
+	for signal, want := range map[syscall.Signal]int{syscall.SIGINT: 130, syscall.SIGTERM: 143} {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		root := newRootCommand()
+		root.AddCommand(&cobra.Command{Use: "wait", RunE: func(cmd *cobra.Command, _ []string) error {
+			cancel(commandline.SignalError{Signal: signal})
+			<-cmd.Context().Done()
+			return fmt.Errorf("drain: %w", context.Cause(cmd.Context()))
+		}})
+		root.SetArgs([]string{"wait"})
+		root.SetErr(&bytes.Buffer{})
+		if code := execute(ctx, root); code != want {
+			t.Errorf("%v: exit code %d, want %d", signal, code, want)
 		}
 	}
 }

@@ -119,6 +119,9 @@ func run(cmd *cobra.Command, args []string, f *runFlags) error {
 	if err != nil {
 		return commandline.UsageError(err)
 	}
+	if f.replicas > 1 && f.broker.url == "" {
+		return commandline.UsageError(fmt.Errorf("%s: %d replicas need a broker of your own (--nats): the one in this process has one", commandline.Given(cmd.Flags().Lookup("replicas")), f.replicas))
+	}
 	options, err := f.broker.options(cmd.Flags())
 	if err != nil {
 		return err

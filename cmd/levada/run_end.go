@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"strings"
 	"time"
 
@@ -120,6 +121,9 @@ func (o *runEnd) kept(p *standalone.PipelineResult) string {
 		parts = append(parts, "not read to the end: "+strings.Join(p.Unread, ", "))
 	}
 	at := o.data
+	if _, err := os.Stat(o.data); err != nil && o.nats == "" {
+		return strings.Join(parts, "; ") + "; the data directory " + o.data + " was removed while the run used it, and the messages are lost with it"
+	}
 	if o.nats != "" {
 		at += " and at the broker"
 	}

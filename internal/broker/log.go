@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net"
 	"strconv"
+	"strings"
 	"sync"
 )
 
@@ -20,9 +21,14 @@ func (l *logger) Debugf(string, ...any)  {}
 func (l *logger) Tracef(string, ...any)  {}
 
 func (l *logger) Warnf(format string, v ...any) {
+	text := fmt.Sprintf(format, v...)
 	l.keep(format, v...)
-	if l.out != nil {
-		l.out.Warn("broker: " + fmt.Sprintf(format, v...))
+	switch {
+	case l.out == nil:
+	case strings.Contains(text, "Stream state outdated"): // after each kill: the index is rebuilt from the blocks, which are what counts
+		l.out.Debug("broker: " + text)
+	default:
+		l.out.Warn("broker: " + text)
 	}
 }
 

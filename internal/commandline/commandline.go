@@ -118,12 +118,14 @@ func Execute(ctx context.Context, root *cobra.Command) int {
 	code := ExitProblems
 	if exit, ok := errors.AsType[ExitError](err); ok {
 		code, err = exit.Code, exit.Err
+	} else if signal, ok := errors.AsType[SignalError](err); ok {
+		code = signal.ExitCode()
 	} else if !cmd.Runnable() || cmd.ValidateArgs(cmd.Flags().Args()) != nil {
 		code = ExitUsage
 	}
 	if err != nil {
 		if wantsJSON(cmd) {
-			jsonLogger(root.ErrOrStderr(), slog.LevelInfo).Error("command failed", "error", err, "process.exit_code", code)
+			jsonLogger(root.ErrOrStderr(), slog.LevelInfo).Error("command failed", "event.action", "command-failed", "error", err, "process.exit_code", code)
 		} else {
 			fmt.Fprintf(root.ErrOrStderr(), "%s: %s\n", root.Name(), PrintableLines(redact.Text(err.Error())))
 		}
