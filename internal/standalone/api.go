@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -60,7 +61,10 @@ func (r *runner) serve(ctx context.Context, services *errgroup.Group, pipelines 
 	r.mu.Lock()
 	r.serving = true
 	r.mu.Unlock()
-	server := &http.Server{Handler: a.routes(), ReadHeaderTimeout: 10 * time.Second}
+	server := &http.Server{
+		Handler: a.routes(), ReadHeaderTimeout: 10 * time.Second,
+		ErrorLog: slog.NewLogLogger(r.log.Handler(), slog.LevelWarn), // net/http would write plain text to standard error
+	}
 	services.Go(func() error {
 		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 			return err

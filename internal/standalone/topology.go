@@ -551,29 +551,53 @@ func (r *runner) discard(ctx context.Context, unsafe []*held) error {
 	for _, name := range r.cfg.Discard {
 		if name != "all" && !concerned[name] {
 			return &refusal{fmt.Sprintf("--discard %s: no buffer of a vertex %s stands in the way of this manifest; those that do are of: %s. Nothing was dropped",
-				name, name, strings.Join(slices.Sorted(maps.Keys(concerned)), ", "))}
+				name, name, cmp.Or(strings.Join(slices.Sorted(maps.Keys(concerned)), ", "), "none"))}
 		}
 	}
+	drop := map[*held][]stream{}
 	for _, h := range unsafe {
-		for _, c := range topology.Unsafe(h.changes) {
-			if c.Class != topology.AfterDrain || c.Messages == 0 || !slices.Contains(r.cfg.Discard, c.Vertex) && !slices.Contains(r.cfg.Discard, "all") {
-				continue
+		streams, err := r.inventory(ctx, h)
+		if err != nil {
+			return err
+		}
+		for _, s := range streams {
+			if slices.ContainsFunc(topology.Unsafe(h.changes), func(c topology.Change) bool {
+				return c.Class == topology.AfterDrain && c.Messages > 0 && (slices.Contains(r.cfg.Discard, c.Vertex) || slices.Contains(r.cfg.Discard, "all")) &&
+					s.Vertex == c.Vertex && (c.Partition < 0 || s.Partition == c.Partition)
+			}) {
+				drop[h] = append(drop[h], s)
 			}
-			streams, err := r.inventory(ctx, h)
+		}
+	}
+	// All or nothing: messages are not dropped for a manifest that is refused without them, too.
+	var left []*held
+	for _, h := range unsafe {
+		for _, s := range drop[h] {
+			c, err := r.inspect(ctx, h, s.Stream)
 			if err != nil {
 				return err
 			}
-			for _, s := range streams {
-				if s.Vertex != c.Vertex || c.Partition >= 0 && s.Partition != c.Partition {
-					continue
-				}
-				n, err := dropStream(ctx, r.js, h.store.state, s.Stream)
-				if err != nil {
-					return fmt.Errorf("discard %s, partition %d: %w", s.Vertex, s.Partition, err)
-				}
-				if n > 0 {
-					r.log.Warn("messages discarded", "owner", h.of(), "vertex", s.Vertex, "partition", s.Partition, "messages", n)
-				}
+			c.Messages = 0
+			h.contents[s.Stream] = c
+		}
+		if err := r.compare(ctx, h); err != nil {
+			return err
+		}
+		if slices.ContainsFunc(topology.Unsafe(h.changes), func(c topology.Change) bool { return c.Class == topology.Refused || !r.cfg.DrainOld }) {
+			left = append(left, h)
+		}
+	}
+	if len(left) > 0 {
+		return &refusal{fmt.Sprintf("--discard %s: without these messages the manifest would be refused as well. Nothing was dropped\n%s", strings.Join(r.cfg.Discard, ","), r.refuse(left))}
+	}
+	for _, h := range unsafe {
+		for _, s := range drop[h] {
+			n, err := dropStream(ctx, r.js, h.store.state, s.Stream)
+			if err != nil {
+				return fmt.Errorf("discard %s, partition %d: %w", s.Vertex, s.Partition, err)
+			}
+			if n > 0 {
+				r.log.Warn("messages discarded", "owner", h.of(), "vertex", s.Vertex, "partition", s.Partition, "messages", n)
 			}
 		}
 	}

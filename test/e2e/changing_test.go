@@ -332,6 +332,21 @@ func TestDiscardedMessagesAreCounted(t *testing.T) {
 	}
 }
 
+// --discard drops nothing for a manifest that is refused for another reason as well.
+func TestDiscardIsAllOrNothing(t *testing.T) {
+	e := newChange(t)
+	e.write(t, "p.yaml", words(inCatOut, vIn, vSlowCat, vOut))
+	e.inFlight(t, true)
+	e.write(t, "p.yaml", words("in kitty; kitty out", strings.Replace(vIn, "in.txt", "other.txt", 1), "{name: kitty, udf: {builtin: {name: cat}}}", vOut))
+	said := e.refused(t, "Nothing was dropped", "--discard", "cat")
+	if strings.Contains(said, "messages discarded") || strings.Contains(said, "for good: levada run --discard") {
+		t.Error(said)
+	}
+	e.write(t, "p.yaml", words(inCatOut, vIn, vCat, vOut))
+	e.run(t)
+	exact(t, "out.txt", e.count(t, "out.txt"), 1, 0)
+}
+
 // A drain that is killed again and again goes on where it was, and the change is made only after it.
 func TestDrainOldSurvivesKills(t *testing.T) {
 	e := newChange(t)

@@ -459,7 +459,8 @@ func Explain(stored *Topology, unsafe []Change, drainable bool) string {
 			ways = append(ways, s)
 		}
 	}
-	drain, held, total := false, []string{}, 0
+	// --discard is named only where it is enough.
+	drain, enough, held, total := false, true, []string{}, 0
 	for _, c := range unsafe {
 		where := "vertex " + c.Vertex
 		if c.Partition >= 0 {
@@ -475,6 +476,8 @@ func Explain(stored *Topology, unsafe []Change, drainable bool) string {
 				held = append(held, c.Vertex)
 			}
 			total += c.Messages
+		} else {
+			enough = false
 		}
 		way(c.Way)
 	}
@@ -484,7 +487,7 @@ func Explain(stored *Topology, unsafe []Change, drainable bool) string {
 		}
 		way("run the manifest as it was once more until nothing is pending, and stop it with SIGTERM or Ctrl-C if it does not end by itself")
 	}
-	if len(held) > 0 {
+	if enough {
 		way(fmt.Sprintf("drop %s for good: levada run --discard %s", count(total, "message"), strings.Join(held, ",")))
 	}
 	b.WriteString("What you can do:\n")

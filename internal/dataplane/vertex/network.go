@@ -70,7 +70,7 @@ const (
 )
 
 func (b *builder) http(ctx context.Context, s *v1alpha1.HTTPSource) (source.Reader, error) {
-	cfg := httpsource.Config{Vertex: b.name}
+	cfg := httpsource.Config{Vertex: b.name, Logger: b.v.logger}
 	host := cmp.Or(b.env.ListenHTTP, loopback)
 	address := func(port int32) string { return net.JoinHostPort(host, strconv.Itoa(int(port))) }
 	cfg.HTTPS = address(defaultHTTPS)

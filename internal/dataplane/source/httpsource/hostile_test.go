@@ -5,9 +5,11 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -193,4 +195,36 @@ func TestTextThatIsNotUTF8IsRefusedAtTheDoor(t *testing.T) {
 	}
 	must(t, r.Ack(t.Context(), b))
 	wantStatus(t, status, 200)
+}
+
+// A client that speaks plain HTTP to the HTTPS port was reported by net/http itself, as plain text among records of JSON.
+func TestFailedHandshakesGoToTheLogger(t *testing.T) {
+	var logged lockedBuffer
+	r := open(t, httpsource.Config{Vertex: "in", HTTPS: "127.0.0.1:0", Logger: slog.New(slog.NewJSONHandler(&logged, nil))})
+	resp, err := http.Post("http://"+r.Addresses()[0].String()+"/vertices/in", "text/plain", strings.NewReader("x"))
+	if err == nil {
+		_ = resp.Body.Close()
+	}
+	for deadline := time.Now().Add(10 * time.Second); !strings.Contains(logged.String(), "TLS handshake error"); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("nothing was logged: %q", logged.String())
+		}
+	}
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }

@@ -16,6 +16,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"strings"
@@ -50,6 +51,8 @@ type Config struct {
 	// MaxConnections is how many connections there may be, MaxClientConnections how many of one client address. Default 8192 and 2048. Above that the
 	// one that is idle for longest is closed, or the new one if none is.
 	MaxConnections, MaxClientConnections int
+	// Logger gets what the HTTP server has to say of clients, as of failed TLS handshakes. Default: nothing is logged.
+	Logger *slog.Logger
 }
 
 // headerTimeout is how long a sender may take for the TLS handshake, and for the head of a request.
@@ -63,6 +66,7 @@ func (c Config) withDefaults() Config {
 	c.MaxBytes = max(cmp.Or(c.MaxBytes, 256<<20), c.MaxBody)
 	c.MaxConnections = cmp.Or(c.MaxConnections, 8192)
 	c.MaxClientConnections = cmp.Or(c.MaxClientConnections, max(1, c.MaxConnections/4))
+	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	return c
 }
 
@@ -154,6 +158,8 @@ func (r *Reader) listen(ctx context.Context, handler http.Handler, address strin
 		// A sender may wait for its answer as long as it likes, but not keep us waiting. The handler limits the time for the payload.
 		ReadHeaderTimeout: min(headerTimeout, r.cfg.RateWindow), IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
 		ConnState: r.connections.changed,
+		// Without it net/http writes plain text to standard error, where with --log-format json every line must be a record.
+		ErrorLog: slog.NewLogLogger(r.cfg.Logger.Handler(), slog.LevelWarn),
 	}}
 	if secure {
 		s.http.TLSConfig = r.cfg.TLS
