@@ -88,8 +88,9 @@ func openStateBucket(ctx context.Context, js jetstream.JetStream, name string) (
 		return nil, fmt.Errorf("bucket %s: %w", name, err)
 	}
 	for _, key := range keys {
-		stored, ok := strings.CutPrefix(key, "buffer.")
-		if stored, ok = strings.CutSuffix(stored, ".made"); !ok {
+		rest, buffer := strings.CutPrefix(key, "buffer.")
+		stored, made := strings.CutSuffix(rest, ".made")
+		if !buffer || !made {
 			continue
 		}
 		s, err := identify(ctx, js, old, stored)

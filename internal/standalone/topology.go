@@ -367,8 +367,9 @@ func (r *runner) inventory(ctx context.Context, h *held) ([]stream, error) {
 			vertex, _, _ := strings.Cut(rest, ".")
 			h.read[vertex] = true
 		}
-		name, ok := strings.CutPrefix(key, "buffer.")
-		if name, ok = strings.CutSuffix(name, ".made"); !ok {
+		rest, buffer := strings.CutPrefix(key, "buffer.")
+		name, made := strings.CutSuffix(rest, ".made")
+		if !buffer || !made {
 			continue
 		}
 		s, err := patient(ctx, r, "stream "+name, func(ctx context.Context) (*stream, error) { return identify(ctx, r.js, h.store.owner, name) })
