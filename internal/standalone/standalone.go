@@ -282,6 +282,9 @@ func (r *runner) open(ctx context.Context) error {
 		}
 		r.conn = r.link.Conn
 		r.close = append(r.close, r.conn.Close)
+		if err := natslink.CheckVersion(r.link.URL, r.link.Conn.ConnectedServerVersion()); err != nil {
+			return err
+		}
 		if err := r.link.CheckJetStream(ctx, r.log, jetstreambuffer.MinPayload); err != nil {
 			return err
 		}

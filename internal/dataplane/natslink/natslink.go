@@ -79,6 +79,16 @@ func (l *Link) Refused() error {
 	return nil
 }
 
+// CheckVersion returns an error if the server is older than 2.11. Before 2.10 a server ignores the metadata of streams, which says whose they are, and before 2.11
+// replicas cannot be asked by name. What a server says that is no version is let pass.
+func CheckVersion(url, version string) error {
+	var major, minor int
+	if _, err := fmt.Sscanf(version, "%d.%d", &major, &minor); err != nil || major > 2 || major == 2 && minor >= 11 {
+		return nil
+	}
+	return fmt.Errorf("the NATS server at %s is nats-server %s, and Levada needs 2.11 or later to keep buffers: upgrade the server", url, version)
+}
+
 // CheckJetStream returns an error if the server has no JetStream for this user, or takes no messages of minPayload bytes.
 func (l *Link) CheckJetStream(ctx context.Context, log *slog.Logger, minPayload int64) error {
 	if have := l.Conn.MaxPayload(); have < minPayload {
