@@ -25,6 +25,7 @@ type flight struct {
 	before <-chan struct{} // closed when the work before has submitted what it had
 	late   bool            // before was waited for once, and is waited for no more
 	queued func()          // the messages have their place in the first stage
+	pass   func()          // the next work may submit
 
 	retries errgroup.Group // they end with the context of the flight
 
@@ -43,7 +44,7 @@ func (r *run) process(ctx context.Context, w *Work, before <-chan struct{}, mine
 	begun := time.Now()
 	pass := sync.OnceFunc(func() { close(mine) })
 	queued := sync.OnceFunc(func() { close(w.begun) })
-	f.queued = queued
+	f.queued, f.pass = queued, pass
 	defer queued()
 	defer func() {
 		if err != nil && !errors.Is(err, errDraining) {
@@ -105,15 +106,23 @@ func (f *flight) inAnyOrder(ctx context.Context, index []int, broken []Later) er
 	if len(index) == 0 {
 		return nil
 	}
+	left := len(index)
 	return f.stream(ctx, 0, f.pick(index), f.queued, func(which []int, out []function.Outcome) error {
 		at := index
-		if which != nil {
+		if which == nil {
+			left = 0
+		} else {
+			left -= len(which)
 			at = make([]int, len(which))
 			for k, i := range which {
 				at[k] = index[i]
 			}
 		}
-		later, err := f.settle(ctx, at, f.pick(at), out, nil)
+		var submitted func()
+		if left == 0 {
+			submitted = f.pass // what is tried again does not hold up the next work
+		}
+		later, err := f.settle(ctx, at, f.pick(at), out, nil, submitted)
 		f.tryLater(ctx, later)
 		return err
 	})
@@ -158,8 +167,8 @@ func (f *flight) waitingLater() int {
 }
 
 // settle writes what is done of some messages, and returns those that are to be tried again. attempts is how often each was tried before; nil for never.
-// out is nil if there are no stages.
-func (f *flight) settle(ctx context.Context, index []int, in []flow.Message, out []function.Outcome, attempts []int) ([]Later, error) {
+// out is nil if there are no stages. submitted is called when what is done was submitted, before it is durable; nil: nobody asks.
+func (f *flight) settle(ctx context.Context, index []int, in []flow.Message, out []function.Outcome, attempts []int, submitted func()) ([]Later, error) {
 	var later []Later
 	refuseOversize(out)
 	for k := range out {
@@ -189,7 +198,7 @@ func (f *flight) settle(ctx context.Context, index []int, in []flow.Message, out
 	if len(e.index) == 0 {
 		return later, nil
 	}
-	if err := f.write(ctx, e); err != nil {
+	if err := f.write(ctx, e, submitted); err != nil {
 		return later, err
 	}
 	left := f.owe(e.Later)
@@ -231,8 +240,9 @@ func (e *Emission) cover(index []int) {
 }
 
 // write hands an emission to the output and waits until it is durable. It waits for the works before it, in an ordered loop as long as they take, and otherwise
-// no longer than a result may wait.
-func (f *flight) write(ctx context.Context, e *Emission) error {
+// no longer than a result may wait. Works are submitted one after the other, but no work waits until the one before it is durable: that would cost a round trip
+// to the broker for each. submitted lets the next one submit; see settle.
+func (f *flight) write(ctx context.Context, e *Emission, submitted func()) error {
 	f.Output.Begin(e)
 	if err := f.awaitTurn(ctx); err != nil {
 		return err
@@ -246,6 +256,9 @@ func (f *flight) write(ctx context.Context, e *Emission) error {
 	<-f.w.track.writing
 	if err != nil {
 		return err
+	}
+	if submitted != nil {
+		submitted()
 	}
 	if err := f.Output.Wait(ctx, e); err != nil {
 		return err
@@ -612,7 +625,7 @@ func (f *flight) inOrder(ctx context.Context, index []int, broken []Later) error
 				if len(f.Stages) > 0 {
 					o = out[from:next]
 				}
-				later, err := f.settle(ctx, at, f.w.Messages[from:next], o, nil)
+				later, err := f.settle(ctx, at, f.w.Messages[from:next], o, nil, nil)
 				if err != nil {
 					return err
 				}

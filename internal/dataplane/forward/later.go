@@ -117,7 +117,7 @@ func (f *flight) retry(ctx context.Context, later []Later) error {
 			index, in, attempts := ascending(suspects)
 			out, err := f.isolate(ctx, in)
 			if err == nil {
-				more, err = f.settle(ctx, index, in, out, attempts)
+				more, err = f.settle(ctx, index, in, out, attempts, nil)
 			}
 			if err != nil {
 				return err
@@ -149,7 +149,7 @@ func (f *flight) retry(ctx context.Context, later []Later) error {
 			for k, i := range which {
 				at[k], messages[k], tries[k] = index[i], in[i], attempts[i]
 			}
-			more, err := f.settle(ctx, at, messages, out, tries)
+			more, err := f.settle(ctx, at, messages, out, tries, nil)
 			later = append(later, more...)
 			return err
 		})
@@ -171,7 +171,7 @@ func (f *flight) deliverAgain(ctx context.Context, made []Later) ([]Later, error
 	}
 	e.index = slices.Compact(index)
 	e.cover(e.index)
-	if err := f.write(ctx, e); err != nil {
+	if err := f.write(ctx, e, nil); err != nil {
 		return nil, err
 	}
 	for i := range e.Later {
