@@ -127,7 +127,9 @@ func (a *api) readyz(w http.ResponseWriter, req *http.Request) {
 	case !a.ready.Load():
 		err = errors.New("starting or stopping")
 	case a.r.broker != nil:
-		err = a.r.broker.Healthy(req.Context())
+		if err = a.r.broker.Healthy(req.Context()); err == nil {
+			err = a.r.broker.Room()
+		}
 	case !a.r.conn.IsConnected():
 		err = errors.New("the broker is away")
 	}

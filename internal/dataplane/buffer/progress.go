@@ -222,6 +222,15 @@ func (s *savedState) marshal() []byte {
 	return b
 }
 
+// SavedBounds are the sequences that a saved state knows of: all up to floor was done, and last was stored.
+func SavedBounds(state []byte) (floor, last uint64, err error) {
+	s, err := unmarshalState(state)
+	if err != nil {
+		return 0, 0, err
+	}
+	return s.floor, s.last, nil
+}
+
 // errStateVersion means that the state was written by a version that knows more.
 var errStateVersion = errors.New("saved state has an unknown format")
 

@@ -169,6 +169,9 @@ func (d *driver) open(ctx context.Context) error {
 	case err != nil && !errors.Is(err, jetstream.ErrKeyNotFound):
 		return err
 	}
+	if err == nil {
+		d.sayLost(ctx)
+	}
 	if err := d.cfg.State.Purge(ctx, d.key("seen")); err != nil {
 		return err
 	}
@@ -177,6 +180,21 @@ func (d *driver) open(ctx context.Context) error {
 	}
 	d.created = stream.CachedInfo().Created
 	return d.noteMade(ctx)
+}
+
+// sayLost logs what was in a stream that the broker's memory has lost, as far as the saved state knows.
+func (d *driver) sayLost(ctx context.Context) {
+	var floor, last uint64
+	entry, err := d.cfg.State.Get(ctx, d.key("seen"))
+	if err == nil {
+		floor, last, err = buffer.SavedBounds(entry.Value())
+	}
+	if err != nil && !errors.Is(err, jetstream.ErrKeyNotFound) {
+		d.cfg.Logger.Error("stream in memory lost, its saved state cannot be read, starting empty", "stream", d.cfg.Stream, "error", err)
+		return
+	}
+	d.cfg.Logger.Error("stream in memory lost, starting empty: blocks in flight at the restart of the broker are lost", "stream", d.cfg.Stream,
+		"done_up_to", floor, "stored_at_least_up_to", last, "blocks_lost_at_least", last-min(floor, last))
 }
 
 // noteMade remembers that the stream was made.

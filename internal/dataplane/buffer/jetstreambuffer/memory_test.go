@@ -1,0 +1,61 @@
+package jetstreambuffer_test
+
+import (
+	"bytes"
+	"log/slog"
+	"strings"
+	"testing"
+
+	"github.com/levada-io/levada/internal/dataplane/buffer"
+	"github.com/levada-io/levada/internal/dataplane/buffer/jetstreambuffer"
+	"github.com/levada-io/levada/internal/flow"
+	"github.com/levada-io/levada/internal/testserver"
+)
+
+// TestLossOfAStreamInMemoryIsReported removes a stream in memory, as a restart of the broker does, with blocks in it: the next start began again without a word.
+func TestLossOfAStreamInMemoryIsReported(t *testing.T) {
+	s := testserver.NATS(t)
+	js := testserver.ConnectNATS(t, s.DSN())
+	defer js.Conn().Close()
+	kv, err := jetstreambuffer.Bucket(t.Context(), js, "test_STATE", 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var logs bytes.Buffer
+	cfg := jetstreambuffer.Config{Stream: "b", State: kv, Memory: true, Logger: slog.New(slog.NewTextHandler(&logs, nil))}
+	d, err := jetstreambuffer.Open(t.Context(), js, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := buffer.Open(t.Context(), d, buffer.Options{Name: "b"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for pos := uint64(1); pos <= 2; pos++ {
+		var e flow.Encoder
+		e.Reset(pos)
+		e.Append(&flow.Message{ID: "x", Pos: pos})
+		w, err := p.Write(t.Context(), &flow.Block{Lane: "in/0", Lo: pos, Hi: pos}, &e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Wait(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := p.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(logs.String(), "lost") {
+		t.Fatalf("a loss is reported too early: %s", &logs)
+	}
+	if err := js.DeleteStream(t.Context(), "b"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := jetstreambuffer.Open(t.Context(), js, cfg); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(logs.String(), "blocks_lost_at_least=2") {
+		t.Errorf("the loss of two blocks is not reported: %s", &logs)
+	}
+}
