@@ -18,7 +18,6 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/ownership"
 	"github.com/levada-io/levada/internal/dataplane/topology"
 	"github.com/levada-io/levada/internal/metrics"
-	"github.com/levada-io/levada/internal/redact"
 )
 
 // stateBucket is what a broker keeps of one pipeline.
@@ -153,9 +152,9 @@ type Buffers struct {
 // OpenBuffers opens the broker of a data directory, or the one at natsURL. Nothing is created there.
 func OpenBuffers(ctx context.Context, dataDir, natsURL string, options ...nats.Option) (*Buffers, error) {
 	if natsURL != "" {
-		conn, err := nats.Connect(natsURL, options...)
+		conn, err := dial(ctx, natsURL, options...)
 		if err != nil {
-			return nil, fmt.Errorf("connect to the broker at %s: %w", redact.Text(natsURL), err)
+			return nil, err
 		}
 		js, err := jetstream.New(conn)
 		if err != nil {

@@ -1,8 +1,11 @@
 package standalone
 
 import (
+	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
+	"strings"
 
 	"github.com/levada-io/levada/api/v1alpha1"
 	"github.com/levada-io/levada/internal/dataplane/vertex"
@@ -11,6 +14,7 @@ import (
 // Check reports why a run of these manifests could not start, and what it would ignore. It decides with the code that a run uses, and starts nothing.
 func Check(cfg Config) (problems v1alpha1.Problems) {
 	secrets, runs := newSecrets(cfg), 0
+	var files vertex.Files
 	for _, o := range cfg.Objects {
 		switch o.Manifest.(type) {
 		case *v1alpha1.Pipeline, *v1alpha1.MonoVertex:
@@ -28,6 +32,11 @@ func Check(cfg Config) (problems v1alpha1.Problems) {
 				problems = append(problems, o.ProblemAt(c.Path, v1alpha1.Problem{Code: v1alpha1.CodeNoStart, Message: "vertex " + c.Vertex + ": " + err.Error()}))
 			}
 		}
+		for _, s := range fileSinks(o) {
+			if err := files.Claim(cfg.Dir, s.file, s.sink); err != nil {
+				problems = append(problems, o.ProblemAt(s.at, v1alpha1.Problem{Code: v1alpha1.CodeNoStart, Message: err.Error()}))
+			}
+		}
 		for _, s := range v1alpha1.SecretUses(o) {
 			if _, err := secrets.get(s.Secret.Name, s.Secret.Key); err != nil {
 				problems = append(problems, o.ProblemAt(s.Path, v1alpha1.Problem{Code: v1alpha1.CodeNoStart, Message: err.Error()}))
@@ -38,6 +47,33 @@ func Check(cfg Config) (problems v1alpha1.Problems) {
 		problems = append(problems, cfg.Objects[0].ProblemAt("", v1alpha1.Problem{Code: v1alpha1.CodeNoStart, Message: "there is no Pipeline and no MonoVertex to run in these files"}))
 	}
 	return problems
+}
+
+// fileSink is a sink that writes a file. at is the path of the field.
+type fileSink struct{ at, file, sink string }
+
+func fileSinks(o v1alpha1.Object) (found []fileSink) {
+	of := func(at, name string, s *v1alpha1.Sink) {
+		if s == nil {
+			return
+		}
+		for field, a := range map[string]*v1alpha1.AbstractSink{"": &s.AbstractSink, ".fallback": s.Fallback, ".onSuccess": s.OnSuccess} {
+			if a != nil && a.File != nil {
+				found = append(found, fileSink{at + field + ".file.path", a.File.Path, name + field})
+			}
+		}
+	}
+	name := o.Kind() + " " + o.Manifest.GetName()
+	switch m := o.Manifest.(type) {
+	case *v1alpha1.Pipeline:
+		for i := range m.Spec.Vertices {
+			of(fmt.Sprintf("spec.vertices[%d].sink", i), name+", vertex "+m.Spec.Vertices[i].Name, m.Spec.Vertices[i].Sink)
+		}
+	case *v1alpha1.MonoVertex:
+		of("spec.sink", name, m.Spec.Sink)
+	}
+	slices.SortFunc(found, func(a, b fileSink) int { return strings.Compare(a.at, b.at) })
+	return found
 }
 
 // commandsFor are the commands of a pipeline's vertices: those with its name before win.

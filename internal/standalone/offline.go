@@ -2,11 +2,13 @@ package standalone
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"os"
@@ -21,6 +23,7 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/buffer/jetstreambuffer"
 	"github.com/levada-io/levada/internal/dataplane/deadletter"
 	"github.com/levada-io/levada/internal/dataplane/naming"
+	"github.com/levada-io/levada/internal/dataplane/natslink"
 	"github.com/levada-io/levada/internal/flow"
 )
 
@@ -50,7 +53,7 @@ func OpenDeadLetters(ctx context.Context, dataDir, natsURL string, options ...na
 			return nil, fmt.Errorf("%s is no data directory of `levada run`: name it with --data", dataDir)
 		}
 	}
-	return openLocal(dataDir, natsURL, options...)
+	return openLocal(ctx, dataDir, natsURL, options...)
 }
 
 // remoteLetters asks the run that has the data directory.
@@ -105,7 +108,7 @@ type localLetters struct {
 	close []func()
 }
 
-func openLocal(dataDir, natsURL string, options ...nats.Option) (_ *localLetters, err error) {
+func openLocal(ctx context.Context, dataDir, natsURL string, options ...nats.Option) (_ *localLetters, err error) {
 	l := &localLetters{}
 	defer func() {
 		if err != nil {
@@ -119,7 +122,7 @@ func openLocal(dataDir, natsURL string, options ...nats.Option) (_ *localLetters
 	l.close = append(l.close, release)
 	var conn *nats.Conn
 	if natsURL != "" {
-		conn, err = nats.Connect(natsURL, options...)
+		conn, err = dial(ctx, natsURL, options...)
 	} else {
 		var b *broker.Broker
 		if b, err = broker.Start(broker.Config{Dir: filepath.Join(dataDir, "broker"), MaxPayload: 64 << 20}); err != nil {
@@ -140,6 +143,20 @@ func (l *localLetters) Close() {
 	for i := len(l.close) - 1; i >= 0; i-- {
 		l.close[i]()
 	}
+}
+
+// dial connects a command to an external broker, with the checks of a run: one that Levada cannot use is refused before anything is shown or dropped.
+func dial(ctx context.Context, url string, options ...nats.Option) (*nats.Conn, error) {
+	log := slog.Default()
+	link, err := natslink.Dial(ctx, url, log, append(options, nats.Name("levada"))...)
+	if err != nil {
+		return nil, err
+	}
+	if err := cmp.Or(natslink.CheckVersion(link.URL, link.Conn.ConnectedServerVersion()), link.CheckJetStream(ctx, log, jetstreambuffer.MinPayload)); err != nil {
+		link.Conn.Close()
+		return nil, err
+	}
+	return link.Conn, nil
 }
 
 // letterStore is a store of dead letters with what is known of its owner.

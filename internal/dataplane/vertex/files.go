@@ -47,6 +47,11 @@ func (f *Files) claim(path, sink string) error {
 	return nil
 }
 
+// Claim is claim for a check before anything runs. dir is where relative paths begin.
+func (f *Files) Claim(dir, path, sink string) error {
+	return f.claim((&Env{Dir: dir}).path(path), sink)
+}
+
 // claim takes a file for a sink of the vertex.
 func (b *builder) claim(role function.Role, path string) error {
 	sink := fmt.Sprintf("%v", b.env.Owner)
