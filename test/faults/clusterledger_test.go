@@ -340,16 +340,8 @@ var (
 			victim.stop([]syscall.Signal{syscall.SIGTERM, syscall.SIGKILL}[r.random.IntN(2)])
 			r.damagedBits += victim.damage(t, r.random, 4096)
 			victim.start(t)
-			if err := r.whenWhole(t, 20*time.Second); err != nil {
-				// Some bits keep a NATS server from starting at all. Its operator removes the store then, and it fetches all from the others.
-				t.Logf("%s does not start with what was damaged and is rebuilt: %v", victim.Name, err)
-				victim.stop(syscall.SIGKILL)
-				if err := os.RemoveAll(filepath.Join(victim.Dir, "jetstream")); err != nil {
-					t.Fatal(err)
-				}
-				victim.start(t)
-				r.awaitWhole(t)
-			}
+			r.damaged = victim
+			r.awaitWhole(t)
 			r.lead(t, victim)
 		}
 	}}
