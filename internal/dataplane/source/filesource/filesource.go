@@ -85,8 +85,16 @@ type Reader struct {
 	gen   int
 	acked atomic.Uint64
 	saved mark // the last one
+	// known is how many bytes at the start identify the file, also if they are not acknowledged; see mark.
+	known         uint64
+	malformed     bool
+	place, target string
+	past          []string
 	// rotated says that the open file lies no longer at the path: it is read to its end, and then the one at the path.
 	rotated bool
+	lost    bool      // the file that the position was saved for was not found
+	missing time.Time // since when there is no file at the path
+	said    bool
 	quiet   int // how often a replaced file was seen without anything new
 
 	// Only Read uses these.
@@ -95,9 +103,11 @@ type Reader struct {
 	from  uint64 // where reading began, and the lines before it once they were counted
 	lines *uint64
 	warn  sync.Once
-	last  uint64 // Hi of the batch given last
-	eof   bool   // nothing will be appended any more
-	tail  []byte // what lies before the end of what was read, to see whether somebody wrote the file anew
+	last  atomic.Uint64 // Hi of the batch given last
+	eof   bool          // nothing will be appended any more
+	// identified says that the identity of this file is saved. Nothing is given before that.
+	identified atomic.Bool
+	tail       []byte // what lies before the end of what was read, to see whether somebody wrote the file anew
 
 	// For Pending: the end of what was read, and the usual size of a record.
 	end, average atomic.Int64
@@ -119,27 +129,73 @@ func New(ctx context.Context, cfg Config) (*Reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	file, err := os.Open(cfg.Path)
-	if err != nil {
-		return nil, fmt.Errorf("path: %w", err)
-	}
-	r := &Reader{cfg: cfg, file: file, split: split, sort: records.Triage{Policy: cfg.OnMalformed, Logger: cfg.Logger, Skipped: cfg.Skipped}}
+	r := &Reader{cfg: cfg, split: split, sort: records.Triage{Policy: cfg.OnMalformed, Logger: cfg.Logger, Skipped: cfg.Skipped}}
 	r.saver = r.newSaver()
+	r.place = where(cfg.Path)
+	file, err := r.open()
+	if err != nil && !(cfg.Follow && errors.Is(err, fs.ErrNotExist)) {
+		return nil, err
+	}
+	r.file = file // nil if Read waits for it
 	if err := r.resume(ctx); err != nil {
-		return nil, errors.Join(err, file.Close())
+		if r.file != nil {
+			err = errors.Join(err, r.file.Close())
+		}
+		return nil, err
 	}
 	return r, nil
 }
 
+// open opens the file at the path.
+func (r *Reader) open() (*os.File, error) {
+	// Before it is opened: opening a pipe would wait for its writer.
+	info, err := os.Stat(r.cfg.Path)
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s is a %s, and only a regular file can be read again after a crash; use the stdin source for a pipe", r.cfg.Path, kind(info.Mode()))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("path: %w", err)
+	}
+	f, err := os.Open(r.cfg.Path)
+	if err != nil {
+		return nil, fmt.Errorf("path: %w", err)
+	}
+	place, target := where(r.cfg.Path), ""
+	if to, err := filepath.EvalSymlinks(r.cfg.Path); err == nil && to != filepath.Clean(r.cfg.Path) {
+		target = to
+	}
+	r.mu.Lock()
+	r.place, r.target = place, target
+	r.mu.Unlock()
+	return f, nil
+}
+
+// await waits for the file at the path, as tail -F does.
+func (r *Reader) await(ctx context.Context) (*os.File, error) {
+	tick := time.NewTicker(r.cfg.Poll)
+	defer tick.Stop()
+	for {
+		f, err := r.open()
+		if !r.cfg.Follow || !errors.Is(err, fs.ErrNotExist) {
+			return f, err
+		}
+		if r.missing.IsZero() {
+			r.missing = time.Now()
+		}
+		if !r.said && time.Since(r.missing) >= 2*time.Second {
+			r.said = true
+			r.cfg.Logger.Warn("file does not exist, waiting for it", "path", r.cfg.Path)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
 // resume goes to the saved position, if the file is still the one it was saved for.
 func (r *Reader) resume(ctx context.Context) error {
-	info, err := r.file.Stat()
-	if err != nil {
-		return fmt.Errorf("path: %w", err)
-	}
-	if !info.Mode().IsRegular() {
-		return fmt.Errorf("path: %s is a %s, and only a regular file can be read again after a crash; use the stdin source for a pipe", r.cfg.Path, kind(info.Mode()))
-	}
 	saved, err := r.cfg.Positions.Load(ctx, r.cfg.Partition)
 	if err != nil {
 		return fmt.Errorf("load position of %s: %w", r.cfg.Path, err)
@@ -147,15 +203,20 @@ func (r *Reader) resume(ctx context.Context) error {
 	if saved == nil {
 		return nil
 	}
-	offset, found, err := r.find(saved)
-	if err != nil {
+	offset, found, err := r.find(saved) // r.file may be another one now
+	if err != nil || r.file == nil {
 		return err
 	}
 	r.acked.Store(offset)
 	if !found {
 		return r.next(ctx)
 	}
-	if info, err = r.file.Stat(); err != nil {
+	r.saver.From(offset)
+	if offset == 0 {
+		return nil
+	}
+	info, err := r.file.Stat()
+	if err != nil {
 		return err
 	}
 	for !r.split.HeaderDone() {
@@ -171,7 +232,7 @@ func (r *Reader) resume(ctx context.Context) error {
 	}
 	r.split.Seek(offset)
 	r.from = offset
-	r.last = offset
+	r.last.Store(offset)
 	r.end.Store(int64(offset))
 	return nil
 }
@@ -190,19 +251,43 @@ func kind(m fs.FileMode) string {
 
 // Read implements source.Reader.
 func (r *Reader) Read(ctx context.Context, limit int) (*source.Batch, error) {
+	for r.file == nil {
+		f, err := r.await(ctx)
+		if err != nil {
+			return nil, err
+		}
+		r.mu.Lock()
+		r.file = f
+		r.mu.Unlock()
+		if err := r.resume(ctx); err != nil {
+			r.mu.Lock()
+			_ = r.file.Close()
+			r.file = nil
+			r.mu.Unlock()
+			return nil, err
+		}
+	}
 	for {
 		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		if err := r.know(ctx); errors.Is(err, ErrTruncated) {
+			if err := r.cutShort(); err != nil {
+				return nil, err
+			}
+		} else if err != nil {
 			return nil, err
 		}
 		messages, bad, err := r.split.Cut(limit, time.Now().UnixNano(), r.eof)
 		broken := r.sort.Sort(bad, r.at)
 		if len(messages) > 0 {
-			b := &source.Batch{Partition: r.partition(), Token: r.gen, Lo: r.last + 1, Hi: r.split.Offset(), Stride: stride, Messages: messages, Broken: broken}
-			r.last = b.Hi
+			b := &source.Batch{Partition: r.partition(), Token: r.gen, Lo: r.last.Load() + 1, Hi: r.split.Offset(), Stride: stride, Messages: messages, Broken: broken}
+			r.last.Store(b.Hi)
 			r.warn.Do(func() { records.WarnDelimiter(r.cfg.Logger, r.cfg.Path, r.cfg.Delimiter, r.split.Suspect()) })
 			return b, nil
 		}
 		if err != nil {
+			r.awaitCorrection(ctx)
 			return nil, r.explain(err)
 		}
 		if len(bad) > 0 {
@@ -257,14 +342,20 @@ func (r *Reader) more() (int, error) {
 
 // Ack implements source.Reader.
 func (r *Reader) Ack(ctx context.Context, b *source.Batch) error {
+	return r.ack(ctx, b, b.Hi)
+}
+
+func (r *Reader) ack(ctx context.Context, b *source.Batch, position uint64) error {
 	r.mu.Lock()
 	saver, current := r.saver, b.Token == r.gen
+	if current {
+		r.acked.Store(max(r.acked.Load(), position))
+	}
 	r.mu.Unlock()
 	if !current {
 		return nil // a repetition: all of that file was acknowledged before the next was begun
 	}
-	r.acked.Store(max(r.acked.Load(), b.Hi))
-	err := saver.Ack(ctx, b.Hi)
+	err := saver.Ack(ctx, position)
 	if errors.Is(err, ErrTruncated) {
 		return nil // the position before is kept; Read finds out and goes on with the next file
 	}
@@ -277,6 +368,9 @@ func (r *Reader) Nack(context.Context, *source.Batch, int, time.Duration) bool {
 // Pending implements source.Reader. It is an estimate: the bytes not read yet, in records of the usual size.
 func (r *Reader) Pending(context.Context) (int64, error) {
 	info, err := os.Stat(r.cfg.Path)
+	if r.cfg.Follow && errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
 	if err != nil {
 		return -1, err
 	}
@@ -292,7 +386,18 @@ func (r *Reader) Close(ctx context.Context) error {
 	if r.closed.Swap(true) {
 		return nil
 	}
-	return errors.Join(ignoreTruncated(r.saver.Flush(ctx)), r.file.Close())
+	r.mu.Lock()
+	file, saver := r.file, r.saver
+	r.mu.Unlock()
+	if file == nil {
+		return nil
+	}
+	err := saver.Flush(ctx)
+	if r.identified.Load() {
+		r.exact()
+		err = saver.Now(ctx)
+	}
+	return errors.Join(ignoreTruncated(err), file.Close())
 }
 
 var _ source.Reader = (*Reader)(nil)

@@ -145,14 +145,14 @@ func TestPositionIsSavedSeldomAndAtTheEnd(t *testing.T) {
 	for range 1000 {
 		read(t, r, 1)
 	}
-	if n := positions.Saves(); n != 1 {
-		t.Fatalf("%d saves, want only the first", n)
+	if n := positions.Saves(); n != 3 {
+		t.Fatalf("%d saves, want only those of the identity and the first", n)
 	}
 	if err := r.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if n := positions.Saves(); n != 2 {
-		t.Fatalf("%d saves, want one more when it closes", n)
+	if n := positions.Saves(); n < 4 || n > 5 {
+		t.Fatalf("%d saves, want few more when it closes", n)
 	}
 	r = open(t, filesource.Config{Path: path, Positions: positions})
 	if b, err := r.Read(t.Context(), 1); err != io.EOF {
@@ -169,7 +169,7 @@ func TestIdleFollowerSavesTheLastPosition(t *testing.T) {
 	read(t, r, 1) // too early to be saved
 	short, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	go func() {
-		for positions.Saves() < 2 && short.Err() == nil {
+		for positions.Saves() < 4 && short.Err() == nil {
 			time.Sleep(time.Millisecond)
 		}
 		cancel()

@@ -5,11 +5,11 @@ import (
 	"os"
 )
 
-// Moved reports whether the file at path is the one that was read up to the saved position, and lay at former then: there is none any more, and this one holds the same
+// Moved reports whether the file at path is the one that was read up to the saved position or is in flight, and lay at former then: there is none any more, and this one holds the same
 // bytes. To read it from its start would read it twice.
 func Moved(former, path string, saved []byte) bool {
 	var m mark
-	if json.Unmarshal(saved, &m) != nil || m.Offset == 0 {
+	if json.Unmarshal(saved, &m) != nil || max(m.Offset, m.Known) == 0 {
 		return false
 	}
 	if _, err := os.Stat(former); !os.IsNotExist(err) {
@@ -20,6 +20,5 @@ func Moved(former, path string, saved []byte) bool {
 		return false // to open it says more
 	}
 	defer file.Close()
-	head, tail, err := (&Reader{cfg: Config{Path: path}}).fingerprints(file, m.Offset)
-	return err == nil && head == m.Head && tail == m.Tail
+	return (&Reader{cfg: Config{Path: path}}).has(file, m)
 }

@@ -8,9 +8,7 @@ import (
 
 // AckPart implements source.PartAcker: a part is a batch that ends earlier.
 func (r *Reader) AckPart(ctx context.Context, b *source.Batch, _, to int) error {
-	part := *b
-	part.Hi = b.EndOf(to)
-	return r.Ack(ctx, &part)
+	return r.ack(ctx, b, b.EndOf(to))
 }
 
 var _ source.PartAcker = (*Reader)(nil)

@@ -6,9 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
+	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/levada-io/levada/internal/dataplane/source/position"
@@ -33,54 +32,59 @@ func (r *Reader) find(saved []byte) (offset uint64, found bool, err error) {
 	if err := json.Unmarshal(saved, &m); err != nil {
 		return 0, false, fmt.Errorf("saved position of %s: %q is none of this source: %w", r.cfg.Path, saved, err)
 	}
-	r.gen, r.saved = m.Gen, m
-	if r.is(r.file, m) {
+	r.mu.Lock()
+	r.gen, r.saved, r.past, r.known = m.Gen, m, m.Past, m.Known
+	r.mu.Unlock()
+	if r.file != nil && r.is(r.file, m) {
 		return m.Offset, true, nil
 	}
 	if f := r.beside(m); f != nil {
-		_ = r.file.Close()
+		r.mu.Lock()
+		if r.file != nil {
+			_ = r.file.Close()
+		}
 		r.file, r.rotated = f, true
+		r.mu.Unlock()
 		r.cfg.Logger.Info("file was rotated, reading the rest of the earlier one first", "path", r.cfg.Path, "earlier", f.Name(), "from", m.Offset)
 		return m.Offset, true, nil
 	}
-	r.cfg.Logger.Warn("file is another one than before, reading it from its start", "path", r.cfg.Path, "bytes read of the earlier one", m.Offset)
+	if r.file != nil {
+		r.lost = true
+	}
 	return m.Offset, false, nil
 }
 
-// is reports whether a file has what was read up to a position.
-func (r *Reader) is(f *os.File, m mark) bool {
-	info, err := f.Stat()
-	if err != nil || !info.Mode().IsRegular() || uint64(info.Size()) < m.Offset {
-		return false
-	}
-	head, tail, err := r.fingerprints(f, m.Offset)
-	return err == nil && head == m.Head && tail == m.Tail
-}
-
-// beside finds a rotated file: its name begins with that of the path, and it has what was read. nil if there is none.
+// beside finds a rotated file: under its inode, or else a copy that has what was read. nil if there is none.
 func (r *Reader) beside(m mark) *os.File {
-	if m.Offset == 0 {
-		return nil
+	var copied *os.File
+	names := []string{}
+	if m.Target != "" {
+		names = append(names, m.Target)
 	}
-	entries, err := os.ReadDir(filepath.Dir(r.cfg.Path))
-	if err != nil {
-		return nil
+	for _, s := range siblings(r.cfg.Path) {
+		names = append(names, s.name)
 	}
-	base := filepath.Base(r.cfg.Path)
-	for _, e := range entries {
-		if e.Name() == base || !strings.HasPrefix(e.Name(), base) || !e.Type().IsRegular() {
-			continue
-		}
-		f, err := os.Open(filepath.Join(filepath.Dir(r.cfg.Path), e.Name()))
+	for _, name := range names {
+		f, err := os.Open(name)
 		if err != nil {
 			continue
 		}
-		if r.is(f, m) {
+		same := m.Inode != "" && inode(f) == m.Inode
+		info, err := f.Stat()
+		switch {
+		case err != nil || !r.has(f, m):
+		case same:
+			if copied != nil {
+				_ = copied.Close()
+			}
 			return f
+		case copied == nil && max(m.Offset, m.Known) > 0 && info.ModTime().UnixNano() >= m.Modified && !slices.Contains(r.past, inode(f)) && name != m.Target:
+			copied = f // go on: the file itself may be there, too
+			continue
 		}
 		_ = f.Close()
 	}
-	return nil
+	return copied
 }
 
 // cutShort goes on after the file was truncated: with the rest in its copy if there is one, as copytruncate of logrotate leaves it.
@@ -110,7 +114,7 @@ func (r *Reader) cutShort() error {
 func (r *Reader) allAcked(ctx context.Context) error {
 	tick := time.NewTicker(min(r.cfg.Poll, 10*time.Millisecond))
 	defer tick.Stop()
-	for r.acked.Load() < r.last {
+	for r.acked.Load() < r.last.Load() {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -120,34 +124,58 @@ func (r *Reader) allAcked(ctx context.Context) error {
 	return nil
 }
 
-// next begins the file that lies at the path now.
+// next begins the file after this one: a rotated one that is newer, or else the one that lies at the path now.
 func (r *Reader) next(ctx context.Context) error {
-	f, err := os.Open(r.cfg.Path)
+	if err := ignoreTruncated(r.saver.Stop(ctx)); err != nil {
+		return fmt.Errorf("save position of %s: %w", r.cfg.Path, err)
+	}
+	f, missing, err := r.following()
 	if err != nil {
-		return fmt.Errorf("path: %w", err)
+		return err
+	}
+	rotated := f != nil
+	if f == nil {
+		if f, err = r.await(ctx); err != nil {
+			return err
+		}
 	}
 	split, err := records.New(records.Config{Format: r.cfg.Format, NoHeader: r.cfg.NoHeader, Delimiter: r.cfg.Delimiter, OnMalformed: r.cfg.OnMalformed, MaxRecord: r.cfg.MaxRecord})
 	if err != nil {
 		return errors.Join(err, f.Close())
 	}
-	first := mark{Gen: r.gen + 1}
-	none := &Reader{cfg: r.cfg}
-	if first.Head, first.Tail, err = none.fingerprints(f, 0); err != nil {
-		return errors.Join(err, f.Close())
+	switch {
+	case r.lost:
+		r.cfg.Logger.Warn("file is another one than before, and the earlier one is not beside it: what was appended to that later is not read",
+			"path", r.cfg.Path, "bytes read of the earlier one", r.saved.Offset, "reading", f.Name(), "not read", missing)
+	case len(missing) > 0:
+		r.cfg.Logger.Warn("rotated files are missing or compressed, and are not read", "path", r.cfg.Path, "not read", missing, "reading", f.Name())
 	}
-	value, err := json.Marshal(first)
-	if err != nil {
-		return errors.Join(err, f.Close())
+	if rotated {
+		r.cfg.Logger.Info("file was rotated more than once, reading the next one", "path", r.cfg.Path, "earlier", f.Name())
 	}
-	if err := r.cfg.Positions.Save(ctx, r.cfg.Partition, value); err != nil {
-		return errors.Join(fmt.Errorf("save position of %s: %w", r.cfg.Path, err), f.Close())
+	past := r.past
+	for _, id := range []string{inode(r.file), r.saved.Inode} {
+		if id != "" && !r.lost && !slices.Contains(past, id) {
+			past = append(slices.Clone(past), id)
+		}
 	}
+	// After a truncation the file at the path has the inode of an earlier one, and is not read yet.
+	unread := []string{inode(f)}
+	if at, err := os.Open(r.cfg.Path); err == nil {
+		unread = append(unread, inode(at))
+		_ = at.Close()
+	}
+	past = slices.DeleteFunc(slices.Clone(past), func(id string) bool { return slices.Contains(unread, id) })
 	r.mu.Lock()
+	r.past = past[max(0, len(past)-maxPast):]
 	_ = r.file.Close()
-	r.file, r.gen, r.saved, r.saver = f, first.Gen, first, r.newSaver()
-	r.mu.Unlock()
-	r.split, r.last, r.eof, r.rotated, r.tail, r.from, r.lines, r.quiet = split, 0, false, false, nil, 0, nil, 0
+	r.file, r.gen, r.saved, r.known, r.malformed = f, r.gen+1, mark{}, 0, false
+	r.saver = r.newSaver()
 	r.acked.Store(0)
+	r.mu.Unlock()
+	r.identified.Store(false) // Read saves it first
+	r.last.Store(0)
+	r.split, r.eof, r.rotated, r.lost, r.tail, r.from, r.lines, r.quiet, r.missing, r.said = split, false, rotated, false, nil, 0, nil, 0, time.Time{}, false
 	r.end.Store(0)
 	return nil
 }

@@ -27,6 +27,31 @@ type Saver struct {
 	mu           sync.Mutex
 	acked, saved uint64
 	last         time.Time
+	stopped      bool
+}
+
+// From says that all up to position was done before. It is called before anything else.
+func (s *Saver) From(position uint64) { s.acked, s.saved = position, position }
+
+// Now saves also if the position is the same: for what Encode stores beside it.
+func (s *Saver) Now(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopped {
+		return nil
+	}
+	return s.store(ctx)
+}
+
+// Stop saves what is not saved. Once it has succeeded nothing else is saved, whatever is acknowledged.
+func (s *Saver) Stop(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.save(ctx); err != nil {
+		return err
+	}
+	s.stopped = true
+	return nil
 }
 
 // Ack says that all up to position is done. It saves that if the last time is long enough ago.
@@ -59,9 +84,17 @@ func (s *Saver) Flush(ctx context.Context) error {
 }
 
 func (s *Saver) save(ctx context.Context) error {
-	if s.acked <= s.saved {
+	if s.acked <= s.saved || s.stopped {
 		return nil
 	}
+	if err := s.store(ctx); err != nil {
+		return err
+	}
+	s.last = time.Now()
+	return nil
+}
+
+func (s *Saver) store(ctx context.Context) error {
 	value, err := s.Encode(s.acked)
 	if err != nil {
 		return err
@@ -69,6 +102,6 @@ func (s *Saver) save(ctx context.Context) error {
 	if err := s.Store.Save(ctx, s.Partition, value); err != nil {
 		return err
 	}
-	s.saved, s.last = s.acked, time.Now()
+	s.saved = s.acked
 	return nil
 }
