@@ -23,8 +23,10 @@ const (
 func (b *Broker) keep(ctx context.Context) {
 	tick := time.NewTicker(keepEvery)
 	defer tick.Stop()
+	reserve := newReserve(b.cfg.Dir, b.cfg.Logger)
 	var failed time.Time
 	for {
+		reserve.look(time.Now())
 		select {
 		case <-ctx.Done():
 			return
@@ -51,7 +53,7 @@ func (b *Broker) keep(ctx context.Context) {
 		}
 		b.server.Store(s)
 		failed = time.Time{}
-		b.warn("broker restarted", nil)
+		b.say(slog.LevelInfo, "broker restarted")
 	}
 }
 
@@ -71,9 +73,11 @@ func (b *Broker) again(ctx context.Context) *server.Server {
 	}
 }
 
-func (b *Broker) warn(what string, err error) {
+func (b *Broker) warn(what string, err error) { b.say(slog.LevelWarn, what, "error", err) }
+
+func (b *Broker) say(level slog.Level, what string, attrs ...any) {
 	if b.cfg.Logger != nil {
-		b.cfg.Logger.Warn(what, "directory", b.cfg.Dir, "error", err)
+		b.cfg.Logger.Log(context.Background(), level, what, append([]any{"directory", b.cfg.Dir}, attrs...)...)
 	}
 }
 
