@@ -108,6 +108,9 @@ func (p *Partition) await(ctx context.Context) (Entry, error) {
 	e, err := p.driver.Next(ctx)
 	p.mu.Lock()
 	p.waiting = nil
+	if p.waited += time.Since(p.waitingSince); err == nil {
+		p.waited = 0
+	}
 	p.mu.Unlock()
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
@@ -121,9 +124,9 @@ const lateAfter = 2 * time.Second
 // checkLate ends the wait for a cursor that does not give what is stored: its server may have lost it, or the request.
 func (p *Partition) checkLate(ctx context.Context) {
 	p.mu.Lock()
-	waiting, since := p.waiting, p.waitingSince
+	waiting, waited := p.waiting, p.waited+time.Since(p.waitingSince)
 	p.mu.Unlock()
-	if waiting == nil || time.Since(since) < lateAfter {
+	if waiting == nil || waited < lateAfter {
 		return
 	}
 	bounds, err := p.driver.Bounds(ctx)

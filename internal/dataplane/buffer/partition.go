@@ -134,9 +134,10 @@ type Partition struct {
 
 	// Of the reading side alone: entries that came before those that must come first. Ascending.
 	ahead []Entry
-	// The reader waits for the cursor since waitingSince, and waiting ends that.
+	// The reader waits for the cursor since waitingSince, and waiting ends that. waited is how long earlier calls waited in vain since the last entry.
 	waiting      context.CancelCauseFunc
 	waitingSince time.Time
+	waited       time.Duration
 	inFlight     int           // deliveries between Read and Done
 	landed       chan struct{} // has room for 1: inFlight fell
 
