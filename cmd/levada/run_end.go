@@ -127,6 +127,9 @@ func (o *runEnd) kept(p *standalone.PipelineResult) string {
 	if o.nats != "" {
 		at += " and at the broker"
 	}
+	if o.err != nil {
+		return strings.Join(parts, "; ") + "; state is in " + at
+	}
 	return strings.Join(parts, "; ") + "; state is in " + at + ", the same command goes on"
 }
 

@@ -224,7 +224,7 @@ func TestRefused(t *testing.T) {
 			replace: map[string]string{"CAT": "LOGSINK"}, code: 1, want: []string{"function cat/udf", "it is a sinker (it serves as udsink), and a mapper is needed here"},
 		},
 		"a program that is no function": {
-			replace: map[string]string{"CAT": "/bin/true"}, code: 1, want: []string{"function cat/udf (/bin/true): it ended before it was ready (exit code 0)"},
+			replace: map[string]string{"CAT": "/bin/true"}, code: 1, want: []string{`function cat/udf, command "/bin/true": `, "it ended before it was ready: exit code 0"},
 		},
 		"a missing input": {
 			spoil: func(t *testing.T, s *site) func() {
@@ -233,7 +233,7 @@ func TestRefused(t *testing.T) {
 				}
 				return func() { _ = os.Rename(s.in+".away", s.in) }
 			},
-			code: 1, want: []string{"pipeline site: vertex in: path: open ", "in.txt: no such file or directory"},
+			code: 1, want: []string{"pipeline site: vertex in: path: ", "in.txt: no such file or directory"},
 		},
 		"a missing output directory": {
 			replace: map[string]string{"path: out.txt": "path: nowhere/out.txt"}, code: 1, want: []string{"pipeline site: vertex out: path: open ", "nowhere/out.txt: no such file or directory"},
@@ -341,7 +341,7 @@ func TestDataDirectoryInUse(t *testing.T) {
 // all that is not damaged arrives.
 func TestCorruptStore(t *testing.T) {
 	const stream, buffer = "levada_default_site_out_0", "default-site-out-0"
-	missing := regexp.MustCompile(`buffer ` + buffer + `: stored blocks are missing: (\d+) to (\d+)\. What is stored is not what was written: check the disk\..* run with --skip-corrupt`)
+	missing := regexp.MustCompile(`buffer ` + buffer + `: stored blocks are missing: (\d+) to (\d+)(?:, since \S+: stored blocks are missing: \d+ to \d+)?; the stream and every replica of it were asked\. Nothing was removed\. Restore`)
 	for name, c := range map[string]struct {
 		damage func(t *testing.T, block string)
 		keep   int // lines that must arrive with --skip-corrupt

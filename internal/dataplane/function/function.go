@@ -179,7 +179,7 @@ func (f *Function) Run(ctx context.Context) error {
 				if !errors.Is(err, ErrStart) {
 					err = fmt.Errorf("%w (%d attempts): %w", ErrStart, failures, err)
 				}
-				err = fmt.Errorf("%s, command %q: %w", f.cfg.Name, strings.Join(f.cfg.Command, " "), err)
+				err = fmt.Errorf("function %s, command %q: %w", f.cfg.Name, strings.Join(f.cfg.Command, " "), err)
 				f.set(nil, err)
 				return err
 			}
