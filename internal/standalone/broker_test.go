@@ -103,7 +103,7 @@ func TestStorageInMemoryOfOurOwnBrokerIsInFiles(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var durability string
 	s.cfg.Started = func(r *standalone.Running) { durability = r.Durability; cancel() }
-	s.cfg.DrainTimeout = time.Millisecond
+	s.cfg.DrainTimeout = 5 * time.Second // the file must be closed before the next run in this process
 	_ = s.runUntil(ctx, t, pipelineFile("p", "v")+inMemory)
 	if !strings.Contains(s.logs.String(), "using files") || !strings.Contains(durability, "power loss") {
 		t.Errorf("durability %q; log: %s", durability, s.logs)

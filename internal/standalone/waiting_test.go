@@ -18,6 +18,7 @@ func TestWhoIsWaitedForIsSaidOnceWithTheReason(t *testing.T) {
 		waiting(log, "function", nil)(nil)
 		over := waiting(log, "function", func() string { return "no server info yet" }, "vertex", "cat")
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		if got := out.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "waiting for function") || !strings.Contains(got, "no server info yet") || !strings.Contains(got, "vertex=cat") {
 			t.Errorf("%s", got)
 		}
@@ -29,6 +30,7 @@ func TestWhoIsWaitedForIsSaidOnceWithTheReason(t *testing.T) {
 		out.Reset()
 		over = waiting(log, "broker", nil)
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		out.Reset()
 		over(errors.New("it was not there"))
 		if out.Len() != 0 {

@@ -888,7 +888,11 @@ func (p *Partition) saveUpTo(ctx context.Context, stored uint64, always bool) er
 
 // Close saves how far the reader came, so that the next one need not look, and closes the driver.
 func (p *Partition) Close(ctx context.Context) error {
-	return errors.Join(p.Trim(ctx), p.driver.Close())
+	err := p.Trim(ctx)
+	for errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		err = p.Trim(ctx) // the request went with a broker that was killed
+	}
+	return errors.Join(err, p.driver.Close())
 }
 
 type noMetrics struct{}

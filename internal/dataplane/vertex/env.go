@@ -24,6 +24,7 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/deadletter"
 	"github.com/levada-io/levada/internal/dataplane/function"
 	"github.com/levada-io/levada/internal/dataplane/naming"
+	"github.com/levada-io/levada/internal/dataplane/natslink"
 	"github.com/levada-io/levada/internal/dataplane/source"
 	"github.com/levada-io/levada/internal/metrics"
 )
@@ -113,9 +114,16 @@ func (p positions) Load(ctx context.Context, partition string) ([]byte, error) {
 
 // Save implements source.Positions.
 func (p positions) Save(ctx context.Context, partition string, position []byte) error {
-	_, err := p.kv.Put(ctx, p.key(partition), position)
+	_, err := natslink.Retry(ctx, nil, slog.New(slog.DiscardHandler), "saving the position of "+partition, func(ctx context.Context) (uint64, error) {
+		ctx, cancel := context.WithTimeout(ctx, saveTimeout)
+		defer cancel()
+		return p.kv.Put(ctx, p.key(partition), position)
+	})
 	return err
 }
+
+// saveTimeout bounds an attempt to save a position: a request can go with a broker that is killed, and would wait for as long as the caller may.
+const saveTimeout = 3 * time.Second
 
 func (e *Env) positions(vertex string) source.Positions {
 	return positions{e.State, "source." + vertex}
