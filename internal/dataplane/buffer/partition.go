@@ -888,9 +888,17 @@ func (p *Partition) saveUpTo(ctx context.Context, stored uint64, always bool) er
 
 // Close saves how far the reader came, so that the next one need not look, and closes the driver.
 func (p *Partition) Close(ctx context.Context) error {
-	err := p.Trim(ctx)
+	err := p.save(ctx, false)
 	for errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
-		err = p.Trim(ctx) // the request went with a broker that was killed
+		err = p.save(ctx, false) // the request went with a broker that was killed
+	}
+	if err == nil {
+		// What is done takes room until the next run, and no more than that.
+		short, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		if err := p.Trim(short); err != nil {
+			p.opt.Logger.Warn("trim failed at the end, the next run removes what is done", "buffer", p.opt.Name, "error", err)
+		}
 	}
 	return errors.Join(err, p.driver.Close())
 }
