@@ -55,7 +55,7 @@ func (o *runEnd) exitCode() int {
 	return 0
 }
 
-// lines say what is where, a line for each pipeline. The last words of a run must be true: "everything" is delivered only where that is proven.
+// lines say what is where, a line for each pipeline. They claim that everything is delivered only where that is proven.
 func (o *runEnd) lines() []string {
 	after := func(what string) string { return fmt.Sprintf("%s after %v", what, o.took.Round(time.Millisecond)) }
 	if o.result == nil || !o.result.Started {

@@ -81,7 +81,7 @@ func (b *Broker) say(level slog.Level, what string, attrs ...any) {
 	}
 }
 
-// Room returns an error when the disk is nearly full. Whoever adds to the store then waits, so that there is room for what makes room: the saved state, and
+// Room returns an error when the disk is nearly full. Writers then wait, so that there is room for what makes room: the saved state, and
 // the removal of what is done.
 func (b *Broker) Room() error { return b.room.check() }
 

@@ -37,7 +37,7 @@ type signals struct {
 	awaited atomic.Bool
 }
 
-// SecondSignal returns a channel that is closed when a second signal comes. Without a call of it a second signal ends the process at once. Whoever calls it
+// SecondSignal returns a channel that is closed when a second signal comes. Without a call of it a second signal ends the process at once. The caller
 // must end soon after.
 func SecondSignal(ctx context.Context) <-chan struct{} {
 	s, ok := ctx.Value(signalKey{}).(*signals)

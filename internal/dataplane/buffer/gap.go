@@ -211,7 +211,7 @@ func intact(data []byte) bool {
 	return err == nil
 }
 
-// insistEvery is how often a wait for the broker is told, after the first time.
+// insistEvery is how often a wait for the broker is logged, after the first time.
 const insistEvery = 30 * time.Second
 
 // insist calls do until it succeeds or ctx ends, and says once in a while what it waits for. Errors that do not go away by themselves end it.

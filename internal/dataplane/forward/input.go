@@ -130,7 +130,7 @@ func (s *SourceInput) work(b *source.Batch) *Work {
 	return w
 }
 
-// Finished implements Input. A source is told by Acknowledge.
+// Finished implements Input. Acknowledge acknowledges the source.
 func (s *SourceInput) Finished(context.Context, *Work, int, int) {}
 
 // ackPatience is after how long an acknowledgement that fails is logged.

@@ -241,7 +241,7 @@ func partitions2(t *testing.T) ([]*buffer.Partition, []*membuffer.Store) {
 	return partitions(t, 1, 1<<20, buffer.Options{})
 }
 
-// counted counts what is told of nacks and failures.
+// counted counts nacks and failures.
 type counted struct {
 	deliveryEvents
 	mu             sync.Mutex

@@ -315,6 +315,9 @@ func TestFunctionRunsAsAnotherUser(t *testing.T) {
 		if _, err := function.ParseUser("0"); err == nil || !strings.Contains(err.Error(), "only root") {
 			t.Errorf("got %v", err)
 		}
+		if os.Getenv("CI") == "true" {
+			t.Fatal("only root can become another user")
+		}
 		t.Skip("only root can become another user")
 	}
 	u, err := function.ParseUser("65534:65533")

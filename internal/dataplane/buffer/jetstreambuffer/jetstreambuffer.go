@@ -27,7 +27,7 @@ type Config struct {
 	Stream string
 	// Tag says whose the stream is. One of somebody else is refused, one without a tag gets this one.
 	Tag naming.Tag
-	// Changed, if not nil, is told of a stream that had another number of replicas.
+	// Changed, if not nil, is called for a stream that had another number of replicas.
 	Changed Changed
 	// State is the bucket that keeps what was seen. It also remembers that the stream was made, so that a stream that vanished is not made anew.
 	State jetstream.KeyValue

@@ -11,7 +11,7 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/naming"
 )
 
-// Changed is told of a stream that existed with another number of replicas.
+// Changed is called for a stream that existed with another number of replicas.
 type Changed func(stream string, from, to int)
 
 // OpenBucket opens the bucket of a tag under that name, and creates it if it does not exist. A bucket of somebody else is refused; one without a
