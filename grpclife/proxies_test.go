@@ -122,13 +122,9 @@ func startProxy(t *testing.T, program, conf string, args []string, backend strin
 	t.Helper()
 	// A port that is free now may be another's a moment later, so there is more than one attempt.
 	for attempt := 1; ; attempt++ {
-		listener, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		addr := listener.Addr().String()
-		listener.Close()
-		if err = runProxy(t, program, conf, args, addr, backend); err == nil {
+		addr := testserver.FreeAddress(t)
+		err := runProxy(t, program, conf, args, addr, backend)
+		if err == nil {
 			return addr
 		}
 		if attempt == 3 {

@@ -183,10 +183,7 @@ func startProxy(t *testing.T, program, conf string, args []string, backend strin
 	t.Helper()
 	// A port that is free now may be another's a moment later, so there is more than one attempt.
 	for attempt := 1; ; attempt++ {
-		listener, err := net.Listen("tcp", "127.0.0.1:0")
-		must(t, err)
-		addr := listener.Addr().String()
-		must(t, listener.Close())
+		addr := testserver.FreeAddress(t)
 		p, err := runProxy(t, program, conf, args, addr, backend)
 		if err == nil {
 			return p

@@ -2,21 +2,8 @@ package testserver
 
 import (
 	"bytes"
-	"net"
 	"sync"
-	"testing"
 )
-
-// FreeAddress returns an address of the loopback interface, host:port, at which nobody listens now.
-func FreeAddress(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
-}
 
 // Tail keeps the last 64 KiB that a process has written.
 type Tail struct {

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -446,18 +445,6 @@ func (n *node) close() error {
 	}
 	_, _ = io.WriteString(n.leash, "done\n")
 	return errors.Join(err, removed, n.leash.Close(), n.watchdog.Wait())
-}
-
-// freePort returns a port that nobody listens on. It is below those that the system gives to clients: otherwise a client that tries to
-// reach a stopped server could be given the server's own port, and would then talk to itself and keep the server from coming back.
-func freePort() (int, error) {
-	for range 200 {
-		port := 12000 + rand.IntN(20000)
-		if l, err := net.Listen("tcp", address(port)); err == nil {
-			return port, l.Close()
-		}
-	}
-	return 0, errors.New("no free port between 12000 and 32000 on 127.0.0.1")
 }
 
 func address(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }

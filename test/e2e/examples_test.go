@@ -24,6 +24,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/levada-io/levada/internal/testserver"
 )
 
 // examples says what becomes of each manifest. One that is not named here, or named and not there, fails TestExamples.
@@ -343,12 +345,7 @@ func (e *example) header(t *testing.T) string {
 // freePort puts a free port in the place of one of the manifest's, and returns its address.
 func (e *example) freePort(t *testing.T, port string) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	address := l.Addr().String()
+	address := testserver.FreeAddress(t)
 	_, free, _ := net.SplitHostPort(address)
 	text := e.read(t, e.name)
 	if !strings.Contains(text, port) {

@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/levada-io/levada/internal/testserver"
 	"github.com/levada-io/levada/stream"
 )
 
@@ -197,12 +198,7 @@ func TestStreamLedger(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := free.Addr().String()
-	free.Close()
+	address := testserver.FreeAddress(t)
 	root := t.TempDir()
 	var in strings.Builder
 	for i := range lines {

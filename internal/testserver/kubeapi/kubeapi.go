@@ -30,6 +30,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+
+	"github.com/levada-io/levada/internal/testserver"
 )
 
 // Server is a real etcd and kube-apiserver, without any controller, scheduler or node: the test plays the kubelet.
@@ -219,12 +221,7 @@ func (c *Server) Eventually(what string, limit time.Duration, check func() error
 
 func freePort(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	_, port, err := net.SplitHostPort(l.Addr().String())
+	_, port, err := net.SplitHostPort(testserver.FreeAddress(t))
 	if err != nil {
 		t.Fatal(err)
 	}

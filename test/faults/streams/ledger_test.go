@@ -10,7 +10,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -114,12 +113,7 @@ func TestLedger(t *testing.T) {
 		}
 	}
 	exec1(`create table ledger (job text not null, seq bigint not null, value bytea not null)`)
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := listener.Addr().String()
-	listener.Close()
+	address := testserver.FreeAddress(t)
 	dir := t.TempDir()
 	perStream := records / streams
 	// About as many commits as a thousand records each need, spread so that all kills fit in.

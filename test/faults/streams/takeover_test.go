@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -44,12 +43,7 @@ func TestTakeover(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer hints.Close()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := listener.Addr().String()
-	listener.Close()
+	address := testserver.FreeAddress(t)
 	start := func(name, pod string) *process {
 		log, err := os.Create(filepath.Join(t.TempDir(), "log"))
 		if err != nil {

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +16,7 @@ import (
 	"time"
 
 	"github.com/levada-io/levada/internal/dataplane/sink/sinktest"
+	"github.com/levada-io/levada/internal/testserver"
 	"github.com/levada-io/levada/stream"
 )
 
@@ -80,12 +80,7 @@ func TestSurvivesKill(t *testing.T) {
 		kills = 8
 	}
 	path := filepath.Join(t.TempDir(), "log.sqlite")
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := free.Addr().String()
-	free.Close()
+	address := testserver.FreeAddress(t)
 
 	var got []string // what the reader has; it belongs to the goroutine until that is done
 	var reading sync.WaitGroup

@@ -19,6 +19,7 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/source"
 	"github.com/levada-io/levada/internal/dataplane/source/httpsource"
 	"github.com/levada-io/levada/internal/dataplane/source/sourcetest"
+	"github.com/levada-io/levada/internal/testserver"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -73,10 +74,7 @@ func (s *senders) send(ctx context.Context, url, id, payload string) {
 
 func TestConformance(t *testing.T) {
 	sourcetest.Run(t, func(t *testing.T) sourcetest.Harness {
-		free, err := net.Listen("tcp", "127.0.0.1:0")
-		must(t, err)
-		address := free.Addr().String()
-		must(t, free.Close())
+		address := testserver.FreeAddress(t)
 		ctx, cancel := context.WithCancel(context.Background())
 		s := &senders{client: http.Client{Transport: &http.Transport{MaxConnsPerHost: 100, MaxIdleConnsPerHost: 100}}}
 		t.Cleanup(func() {
