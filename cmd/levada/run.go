@@ -106,8 +106,17 @@ func run(cmd *cobra.Command, args []string, f *runFlags) error {
 	if err := f.containers.refuse(&containers, stderr, f.jsonLog(log)); err != nil {
 		return err
 	}
+	record, err := newManifestRecord(args, objects)
+	if err != nil {
+		return err
+	}
 	if f.dataDir == "" {
 		f.dataDir = defaultDataDir(args[0])
+		if f.broker.url == "" { // a broker of its own holds the state
+			if err := record.checkDefaultDir(f.dataDir, log); err != nil {
+				return err
+			}
+		}
 	}
 	dir := "."
 	if args[0] != "-" {
@@ -149,6 +158,9 @@ func run(cmd *cobra.Command, args []string, f *runFlags) error {
 		Abort: commandline.SecondSignal(cmd.Context()),
 		Started: func(r *standalone.Running) {
 			started = true
+			if err := record.save(f.dataDir); err != nil {
+				log.Warn("record of the manifests is not written to the data directory", "event.action", "data-directory", "error.message", err.Error())
+			}
 			view.start(r, f.dataDir, time.Since(begun))
 			go func() { // ends with viewing; run waits for shown
 				defer close(shown)

@@ -426,6 +426,50 @@ func TestBuffersCommands(t *testing.T) {
 }
 
 // inFlightMore is inFlight for lines that were appended.
+// The default data directory is named after the first manifest. Under another name the pipeline would read all input again and lose what is in flight.
+func TestRenamedManifestDoesNotBeginAnew(t *testing.T) {
+	e := newChange(t)
+	e.write(t, "p.yaml", words(inCatOut, vIn, vSlowCat, vOut))
+	e.inFlight(t, false)
+	e.write(t, "p.yaml", words(inCatOut, vIn, vCat, vOut))
+	if err := os.Rename(filepath.Join(e.dir, "p.yaml"), filepath.Join(e.dir, "prod.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	e.name = "prod.yaml"
+	said := e.refused(t, "That file is gone")
+	data := regexp.MustCompile(`--data (\S+) to go on`).FindStringSubmatch(said)
+	if data == nil {
+		t.Fatalf("the refusal names no way forward:\n%s", said)
+	}
+	e.run(t, "--data", data[1])
+	exact(t, "out.txt", e.count(t, "out.txt"), 1, 0)
+}
+
+// The same two files in another order are the same run.
+func TestManifestsInAnotherOrderDoNotBeginAnew(t *testing.T) {
+	e := newChange(t)
+	e.write(t, "a.yaml", words(inCatOut, vIn, vCat, vOut))
+	e.write(t, "b.yaml", pipeline("more", inCatOut, strings.Replace(vIn, "in.txt", "other.txt", 1), vCat, strings.Replace(vOut, "out.txt", "out2.txt", 1)))
+	run := func(files ...string) (int, string) {
+		r := e.startCommand(t, append([]string{"run"}, files...)...)
+		<-r.ended
+		r.over = true
+		return r.cmd.ProcessState.ExitCode(), r.stderr.String()
+	}
+	if code, said := run("a.yaml", "b.yaml"); code != 0 {
+		t.Fatalf("exit code %d:\n%s", code, said)
+	}
+	if code, said := run("b.yaml", "a.yaml"); code != 1 || !strings.Contains(said, "another command line") {
+		t.Fatalf("exit code %d:\n%s", code, said)
+	}
+	// A copy beside the original is a run of its own.
+	e.write(t, "copy.yaml", e.read(t, "a.yaml"))
+	if code, said := run("copy.yaml"); code != 0 || !strings.Contains(said, "another data directory holds the same pipeline") {
+		t.Fatalf("exit code %d:\n%s", code, said)
+	}
+	exact(t, "out.txt", e.count(t, "out.txt"), 2, 0)
+}
+
 func (e *example) inFlightMore(t *testing.T) {
 	t.Helper()
 	r := e.start(t)
