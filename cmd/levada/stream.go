@@ -123,6 +123,14 @@ func (d *database) openTable(ctx context.Context, name string) (streamtable.Read
 	return streamtable.OpenSQLite(ctx, d.path, name)
 }
 
+// openQuery checks a query on the user's own tables.
+func (d *database) openQuery(ctx context.Context, query, job string) (*streamtable.Query, error) {
+	if d.postgres != nil {
+		return streamtable.OpenPostgresQuery(ctx, d.postgres.Pool(), query, job)
+	}
+	return streamtable.OpenSQLiteQuery(ctx, d.path, query, job)
+}
+
 // orphans counts jobs that nobody would ever look at again. There are none, unless a store is broken.
 func (d *database) orphans(ctx context.Context) (int, error) {
 	if d.postgres != nil {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"iter"
 	"log/slog"
+	"strings"
 	"sync/atomic"
 	"text/tabwriter"
 	"time"
@@ -26,19 +27,37 @@ func newStreamVerifyCommand() *cobra.Command {
 		client  clientFlags
 		out     outputFlag
 		table   string
+		query   string
 		offline bool
+		without bool
 		name    int
 		timeout time.Duration
 	)
 	cmd := &cobra.Command{
 		Use: "verify JOB", Short: "Compare a job's records with what its producer sends when it is asked again", Args: jobArguments(1), Annotations: map[string]string{"one": "job"},
-		Long: `Ask the producer for the job's stream from the start, and compare number and digest of the records with the checkpoint; and, where the records
-are in a table of the job store's database, the rows and the quarantine with both. A job that has not ended is compared as far as it has come.
+		Long: `Ask the producer for the job's stream from the start, and compare number and digest of the records with the checkpoint; and the rows and the
+quarantine with both. A job that has not ended is compared as far as it has come.
 
-Exit code 1 means that something differs; the first records that do are named. A source that has changed since differs, too.`,
-		Example: `  levada stream verify 5f2c81aa --target 127.0.0.1:50051
-  levada stream verify 5f2c81aa --table copied_users --offline`,
+Rows are found in a table of the job store's database that "levada stream work" wrote (--table), or with a query of your own on the tables of
+your handler (--query). The query returns seq, the record's number (Batch.Records[i].Seq), or key, its key as bytes or text, or both, and if you
+want them compared byte by byte, value. $1 in it is the job's ID. It runs in a transaction that cannot write.
+
+Exit codes: 0, rows were compared and everything is equal; 1, something differs, and the first records that do are named (a source that has
+changed since differs, too); 3, what was compared is equal, but no rows were. With --checkpoint-only, the checkpoint and the producer are all
+that you want compared, and equal is 0.`,
+		Example: `  levada stream verify 5f2c81aa --table copied_users --offline
+  levada stream verify 5f2c81aa --query 'select seq from orders where job = $1'
+  levada stream verify 5f2c81aa --query 'select id as key from users' --target 127.0.0.1:50051
+  levada stream verify 5f2c81aa --target 127.0.0.1:50051 --checkpoint-only`,
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			switch {
+			case query != "" && table != "":
+				return commandline.UsageError(errors.New("--query and --table exclude each other"))
+			case without && (query != "" || table != ""):
+				return commandline.UsageError(errors.New("--checkpoint-only excludes --query and --table"))
+			case without && offline:
+				return commandline.UsageError(errors.New("--checkpoint-only and --offline together leave nothing to compare: drop one of them"))
+			}
 			d, err := store.open(cmd.Context(), false)
 			if err != nil {
 				return err
@@ -57,8 +76,21 @@ Exit code 1 means that something differs; the first records that do are named. A
 			}
 			defer conns.Close()
 			v := verification{d: d, status: status, names: name}
-			if v.table, err = tableOf(cmd.Context(), d, table, status.Stream); err != nil {
-				return err
+			if query != "" {
+				if v.query, err = d.openQuery(cmd.Context(), query, status.ID); err != nil {
+					return commandline.UsageError(fmt.Errorf("--query: %w", err))
+				}
+				defer v.query.Close()
+				if offline && !v.query.Has("seq") {
+					return commandline.UsageError(errors.New("--query without a column seq needs the producer, which knows the keys: return seq, or drop --offline"))
+				}
+			} else if !without {
+				if v.table, err = tableOf(cmd.Context(), d, table, status.Stream); err != nil {
+					return err
+				}
+			}
+			if offline && v.table == nil && v.query == nil {
+				return commandline.UsageError(fmt.Errorf("--offline leaves nothing to compare the checkpoint with: no table %s was found; name the rows with --table or --query, or drop --offline", printable(status.Stream)))
 			}
 			if v.table != nil {
 				defer v.table.Close()
@@ -79,8 +111,12 @@ Exit code 1 means that something differs; the first records that do are named. A
 			} else {
 				err = result.write(cmd.OutOrStdout())
 			}
-			if err == nil && !result.OK {
+			switch {
+			case err != nil:
+			case !result.OK:
 				err = commandline.ExitError{Code: commandline.ExitProblems}
+			case !result.rowsCompared() && !without:
+				err = commandline.ExitError{Code: exitNoRows}
 			}
 			return err
 		},
@@ -90,11 +126,16 @@ Exit code 1 means that something differs; the first records that do are named. A
 	client.register(flags, "the producer, if the job names none")
 	out.register(flags)
 	flags.StringVar(&table, "table", "", "the table with the records (default: the one that has the stream's name, if there is one)")
+	flags.StringVar(&query, "query", "", "a query that returns seq or key, and optionally value, of the rows that your handler wrote; $1 is the job's ID")
+	flags.BoolVar(&without, "checkpoint-only", false, "compare the checkpoint with the producer, and no rows")
 	flags.BoolVar(&offline, "offline", false, "do not ask the producer")
 	flags.IntVar(&name, "names", 10, "how many records that differ are named")
 	flags.DurationVar(&timeout, "timeout", time.Hour, "how long the producer may take for the whole stream")
 	return cmd
 }
+
+// exitNoRows: what was compared is equal, but no rows were compared.
+const exitNoRows = 3
 
 // tableOf opens the table of a stream's records, or returns nil if it was not named and there is none.
 func tableOf(ctx context.Context, d *database, name, streamName string) (streamtable.Reader, error) {
@@ -133,9 +174,13 @@ type verified struct {
 	// Producer is what it sends now. Nil: it was not asked.
 	Producer *sums `json:"producer,omitempty"`
 	// Table and Quarantine are what is stored; together they must be what the checkpoint says. Nil: no table was found.
-	Table      *sums  `json:"table,omitempty"`
-	TableName  string `json:"tableName,omitempty"`
-	Quarantine uint64 `json:"quarantine"`
+	Table     *sums  `json:"table,omitempty"`
+	TableName string `json:"tableName,omitempty"`
+	// Rows is what came of --query.
+	Rows *rowsCompared `json:"rows,omitempty"`
+	// Compared says what was compared with the checkpoint: producer, table, rows.
+	Compared   []string `json:"compared"`
+	Quarantine uint64   `json:"quarantine"`
 	// Differences name records, the first ones only.
 	Differences []difference `json:"differences,omitempty"`
 	// Notes are what is no loss, and yet worth knowing.
@@ -152,6 +197,7 @@ type verification struct {
 	d        *database
 	status   stream.Status
 	table    streamtable.Reader
+	query    *streamtable.Query
 	producer func(upTo stream.Checkpoint) iter.Seq2[stream.Record, error] // nil: not asked
 	names    int
 }
@@ -190,16 +236,37 @@ func (v *verification) run(ctx context.Context) (*verified, error) {
 		if err := v.sumTable(ctx, out, quarantine, checkpoint); err != nil {
 			return nil, err
 		}
-	} else {
-		out.Notes = append(out.Notes, "no table with the records was found: the checkpoint alone is compared (--table names one)")
+		out.Compared = append(out.Compared, "table")
+	}
+	var matcher *rowMatcher
+	if v.query != nil {
+		if matcher, err = newRowMatcher(ctx, v.query, v.status.State.Final(), note); err != nil {
+			return nil, fmt.Errorf("--query: %w", err)
+		}
+		defer matcher.stop()
+		out.Rows, out.Compared = matcher.compared, append(out.Compared, "rows")
 	}
 	if v.producer != nil {
 		out.Producer = &sums{}
-		if err := v.sumProducer(out, quarantine, checkpoint); err != nil {
+		if err := v.sumProducer(out, quarantine, checkpoint, matcher); err != nil {
 			return nil, err
 		}
+		out.Compared = append(out.Compared, "producer")
+	} else if matcher != nil {
+		for seq := uint64(1); seq <= checkpoint.Seq; seq++ {
+			q, aside := quarantine[seq]
+			if err := matcher.record(stream.Record{Seq: seq}, false, !aside || q.State == stream.Replayed); err != nil {
+				return nil, fmt.Errorf("--query: %w", err)
+			}
+		}
 	}
-	if !out.OK && (out.Table != nil || v.producer != nil) {
+	if matcher != nil {
+		if err := matcher.end(); err != nil {
+			return nil, fmt.Errorf("--query: %w", err)
+		}
+		out.OK = out.OK && matcher.compared.Differing == 0
+	}
+	if matcher == nil && !out.OK && (out.Table != nil || v.producer != nil) {
 		if err := v.nameDifferences(ctx, note, quarantine, checkpoint); err != nil {
 			return nil, err
 		}
@@ -243,7 +310,7 @@ func (v *verification) sumTable(ctx context.Context, out *verified, quarantine m
 }
 
 // sumProducer adds up what the producer sends, as far as the checkpoint goes.
-func (v *verification) sumProducer(out *verified, quarantine map[uint64]stream.Quarantined, checkpoint stream.Checkpoint) error {
+func (v *verification) sumProducer(out *verified, quarantine map[uint64]stream.Quarantined, checkpoint stream.Checkpoint, rows *rowMatcher) error {
 	asThen, mended, more := sums{}, 0, false
 	for r, err := range v.producer(checkpoint) {
 		if err != nil {
@@ -254,6 +321,12 @@ func (v *verification) sumProducer(out *verified, quarantine map[uint64]stream.Q
 			break
 		}
 		out.Producer.add(r)
+		if rows != nil {
+			q, aside := quarantine[r.Seq]
+			if err := rows.record(r, true, !aside || q.State == stream.Replayed); err != nil {
+				return fmt.Errorf("--query: %w", err)
+			}
+		}
 		if q, ok := quarantine[r.Seq]; ok && q.Class == stream.ClassProducer && bytes.Equal(q.Key, r.Key) {
 			if r.Bad == "" {
 				mended++
@@ -364,6 +437,9 @@ func (r *verified) write(out io.Writer) error {
 	line("checkpoint", &r.Checkpoint)
 	line("producer", r.Producer)
 	line("table "+r.TableName, r.Table)
+	if r.Rows != nil {
+		fmt.Fprintf(w, "rows\t%s records\tcompared by %s\n", humanize.Comma(int64(r.Rows.Records)), strings.Join(r.Rows.Compared, ", "))
+	}
 	fmt.Fprintf(w, "quarantine\t%s records\t\n", humanize.Comma(int64(r.Quarantine)))
 	if err := w.Flush(); err != nil {
 		return err
@@ -381,12 +457,34 @@ func (r *verified) write(out io.Writer) error {
 			fmt.Fprintf(out, "differs: record %s (key %s): %s\n", humanize.Comma(int64(d.Seq)), shorten(textOrHex(d.Key), 60), d.What)
 		}
 	}
-	verdict := "equal: nothing is lost, nothing is there twice"
-	if !r.OK {
-		verdict = "NOT EQUAL"
-	}
-	_, err := fmt.Fprintln(out, verdict)
+	_, err := fmt.Fprintln(out, r.verdict())
 	return err
+}
+
+func (r *verified) rowsCompared() bool { return r.Table != nil || r.Rows != nil }
+
+// verdict claims what was compared, and nothing else.
+func (r *verified) verdict() string {
+	var with []string
+	if r.Table != nil {
+		with = append(with, "table "+r.TableName)
+	}
+	if r.Rows != nil {
+		with = append(with, "the rows of --query ("+strings.Join(r.Rows.Compared, ", ")+")")
+	}
+	if r.Producer != nil {
+		with = append(with, "the producer")
+	}
+	compared := "the checkpoint and " + strings.Join(with, " and ")
+	switch {
+	case !r.OK && r.Rows != nil:
+		return fmt.Sprintf("NOT EQUAL: %s (%s records differ by rows)", compared, humanize.Comma(int64(r.Rows.Differing)))
+	case !r.OK:
+		return "NOT EQUAL: " + compared
+	case !r.rowsCompared():
+		return "equal: " + compared + "; no rows were compared: whether a table has the records is not known (--table, --query)"
+	}
+	return fmt.Sprintf("equal: %s: %s records, each once, %d of them in quarantine", compared, humanize.Comma(int64(r.Checkpoint.Records)), r.Quarantine)
 }
 
 // endWithin is how long a producer that has sent all records of a job may take to say that these were all. It has none to say if it follows

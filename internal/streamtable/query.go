@@ -1,0 +1,263 @@
+package streamtable
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"iter"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Row is one row of a user's own table, as far as a query returns it.
+type Row struct {
+	Seq   uint64 // 0 if the query has no column seq
+	Key   []byte
+	Value []byte
+}
+
+// Query reads the rows of a user's own table that belong to a job. The query returns the column seq or the column key of the record that a
+// row was made of, or both, and if it has a column value, the record's value. $1 in it is the job's ID.
+type Query struct {
+	// Columns are those of seq, key and value that the query returns.
+	Columns []string
+	rows    func(ctx context.Context) iter.Seq2[Row, error]
+	close   func() error
+}
+
+// Has reports whether the query returns the column.
+func (q *Query) Has(column string) bool { return slices.Contains(q.Columns, column) }
+
+// Rows returns the rows, in the order of seq if there is one, or else of key, byte by byte. It runs the query in a transaction that cannot
+// write.
+func (q *Query) Rows(ctx context.Context) iter.Seq2[Row, error] { return q.rows(ctx) }
+
+// Close frees what the query holds.
+func (q *Query) Close() error { return q.close() }
+
+// queryColumns picks the columns to read from those that the query returns.
+func queryColumns(found []string) ([]string, error) {
+	var use []string
+	for _, name := range []string{"seq", "key", "value"} {
+		switch n := count(found, name); {
+		case n > 1:
+			return nil, fmt.Errorf("the query returns the column %s %d times", name, n)
+		case n == 1:
+			use = append(use, name)
+		}
+	}
+	if len(use) == 0 || use[0] == "value" {
+		return nil, fmt.Errorf("the query returns the columns %s: expected seq (the record's number) or key (its key), and optionally value; name them with AS", strings.Join(found, ", "))
+	}
+	return use, nil
+}
+
+func count(all []string, name string) (n int) {
+	for _, s := range all {
+		if s == name {
+			n++
+		}
+	}
+	return n
+}
+
+// wrapped makes the query a subquery, so that its own ORDER BY and semicolon do not matter.
+func wrapped(query string, columns []string, order string) string {
+	return `select ` + strings.Join(columns, ", ") + ` from (` + strings.TrimRight(strings.TrimSpace(query), ";") + "\n) levada_rows order by " + order
+}
+
+// OpenPostgresQuery checks a query. The pool stays open at Close.
+func OpenPostgresQuery(ctx context.Context, pool *pgxpool.Pool, query, job string) (*Query, error) {
+	conn, err := pool.Acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Release()
+	described, err := conn.Conn().PgConn().Prepare(ctx, "", strings.TrimRight(strings.TrimSpace(query), ";"), nil)
+	if err != nil {
+		return nil, postgresError(err)
+	}
+	if len(described.ParamOIDs) > 1 {
+		return nil, fmt.Errorf("the query has %d parameters: expected $1, the job's ID, or none", len(described.ParamOIDs))
+	}
+	var args []any
+	if len(described.ParamOIDs) == 1 {
+		args = append(args, job)
+	}
+	var names []string
+	kinds := map[string]uint32{}
+	for _, f := range described.Fields {
+		names = append(names, f.Name)
+		kinds[f.Name] = f.DataTypeOID
+	}
+	columns, err := queryColumns(names)
+	if err != nil {
+		return nil, err
+	}
+	selected := make([]string, len(columns))
+	for i, c := range columns {
+		switch {
+		case c == "seq":
+			selected[i] = "seq::bigint"
+		case kinds[c] == pgtype.ByteaOID:
+			selected[i] = c
+		default:
+			selected[i] = "convert_to(" + c + "::text, 'UTF8')"
+		}
+	}
+	wrappedQuery := wrapped(query, selected, "1")
+	if _, err := conn.Conn().PgConn().Prepare(ctx, "", wrappedQuery, nil); err != nil {
+		return nil, fmt.Errorf("as a subquery: %w", postgresError(err))
+	}
+	return &Query{Columns: columns, close: func() error { return nil }, rows: func(ctx context.Context) iter.Seq2[Row, error] {
+		return func(yield func(Row, error) bool) {
+			fail := func(err error) { yield(Row{}, postgresError(err)) }
+			tx, err := pool.BeginTx(ctx, pgx.TxOptions{AccessMode: pgx.ReadOnly})
+			if err != nil {
+				fail(err)
+				return
+			}
+			defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+			rows, err := tx.Query(ctx, wrappedQuery, args...)
+			if err != nil {
+				fail(err)
+				return
+			}
+			defer rows.Close()
+			for rows.Next() {
+				var r Row
+				var seq *int64
+				if err := rows.Scan(r.targets(columns, &seq)...); err != nil {
+					fail(err)
+					return
+				}
+				if err := r.complete(columns, seq); err != nil {
+					fail(err)
+					return
+				}
+				if !yield(r, nil) {
+					return
+				}
+			}
+			if err := rows.Err(); err != nil {
+				fail(err)
+			}
+		}
+	}}, nil
+}
+
+func postgresError(err error) error {
+	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return fmt.Errorf("the server refuses the query: %s (SQLSTATE %s)", e.Message, e.Code)
+	}
+	return err
+}
+
+// targets are what a row's columns are read into.
+func (r *Row) targets(columns []string, seq **int64) []any {
+	var all []any
+	for _, c := range columns {
+		switch c {
+		case "seq":
+			all = append(all, seq)
+		case "key":
+			all = append(all, &r.Key)
+		case "value":
+			all = append(all, &r.Value)
+		}
+	}
+	return all
+}
+
+func (r *Row) complete(columns []string, seq *int64) error {
+	if columns[0] != "seq" {
+		if r.Key == nil {
+			return errors.New("the query returns a row whose key is NULL: expected the key of the record that it was made of")
+		}
+		return nil
+	}
+	if seq == nil || *seq < 1 {
+		return errors.New("the query returns a row whose seq is NULL or less than 1: expected the number of the record that it was made of")
+	}
+	r.Seq = uint64(*seq)
+	return nil
+}
+
+// OpenSQLiteQuery checks a query on the file of a sqlitestore.Store.
+func OpenSQLiteQuery(ctx context.Context, path, query, job string) (*Query, error) {
+	absolute, err := filepath.Abs(path)
+	if err != nil {
+		return nil, err
+	}
+	dsn := url.URL{Scheme: "file", Path: filepath.ToSlash(absolute), RawQuery: url.Values{"_pragma": {"busy_timeout(10000)", "query_only(1)"}}.Encode()}
+	db, err := sql.Open("sqlite", dsn.String())
+	if err != nil {
+		return nil, err
+	}
+	query = strings.ReplaceAll(strings.TrimRight(strings.TrimSpace(query), ";"), "$1", "?1")
+	var args []any
+	if strings.Contains(query, "?") {
+		args = append(args, job)
+	}
+	names, err := sqliteColumns(ctx, db, query, args)
+	var columns []string
+	if err == nil {
+		columns, err = queryColumns(names)
+	}
+	if err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	selected := make([]string, len(columns))
+	for i, c := range columns {
+		if selected[i] = "cast(" + c + " as blob)"; c == "seq" {
+			selected[i] = "cast(seq as integer)"
+		}
+	}
+	wrappedQuery := wrapped(query, selected, "1")
+	return &Query{Columns: columns, close: db.Close, rows: func(ctx context.Context) iter.Seq2[Row, error] {
+		return func(yield func(Row, error) bool) {
+			rows, err := db.QueryContext(ctx, wrappedQuery, args...)
+			if err != nil {
+				yield(Row{}, fmt.Errorf("SQLite refuses the query: %w", err))
+				return
+			}
+			defer rows.Close()
+			for rows.Next() {
+				var r Row
+				var seq *int64
+				err := rows.Scan(r.targets(columns, &seq)...)
+				if err == nil {
+					err = r.complete(columns, seq)
+				}
+				if err != nil {
+					yield(Row{}, err)
+					return
+				}
+				if !yield(r, nil) {
+					return
+				}
+			}
+			if err := rows.Err(); err != nil {
+				yield(Row{}, err)
+			}
+		}
+	}}, nil
+}
+
+func sqliteColumns(ctx context.Context, db *sql.DB, query string, args []any) ([]string, error) {
+	rows, err := db.QueryContext(ctx, `select * from (`+query+"\n) limit 0", args...)
+	if err != nil {
+		return nil, fmt.Errorf("SQLite refuses the query: %w", err)
+	}
+	defer rows.Close()
+	names, err := rows.Columns()
+	return names, errors.Join(err, rows.Err())
+}
