@@ -45,15 +45,18 @@ const (
 	RoleOnSuccessSink Role = "ons-udsink"
 )
 
-var allRoles = []Role{RoleUDF, RoleTransformer, RoleUDSource, RoleUDSink, RoleFallbackSink, RoleOnSuccessSink}
+// Roles are all roles, in the order of their documentation.
+func Roles() []Role {
+	return []Role{RoleUDF, RoleTransformer, RoleUDSource, RoleUDSink, RoleFallbackSink, RoleOnSuccessSink}
+}
 
-// mainRole says which container an annotation without a role means.
-func (r Role) mainRole() bool { return r == RoleUDF || r == RoleUDSource || r == RoleUDSink }
+// IsMain reports whether an annotation without a role means this container.
+func (r Role) IsMain() bool { return r == RoleUDF || r == RoleUDSource || r == RoleUDSink }
 
 // FunctionCommand is the command line of the program that stands in for the container of a vertex, "" when there is none.
 func FunctionCommand(meta metav1.Object, vertex string, role Role) string {
 	a := meta.GetAnnotations()
-	if cmd, ok := a[AnnotationFunction+"."+vertex+"."+string(role)]; ok || !role.mainRole() {
+	if cmd, ok := a[AnnotationFunction+"."+vertex+"."+string(role)]; ok || !role.IsMain() {
 		return cmd
 	}
 	return a[AnnotationFunction+"."+vertex]
@@ -79,10 +82,11 @@ func BlockBytes(meta metav1.Object) (int64, bool) {
 	if !ok {
 		return 0, false
 	}
-	return parseBlockBytes(value)
+	return ParseBlockBytes(value)
 }
 
-func parseBlockBytes(value string) (int64, bool) {
+// ParseBlockBytes reads the value of AnnotationBlockBytes. It is false if the value is no quantity or out of bounds.
+func ParseBlockBytes(value string) (int64, bool) {
 	n, err := strconv.ParseInt(value, 10, 64)
 	if err != nil {
 		q, err := resource.ParseQuantity(value)

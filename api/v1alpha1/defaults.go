@@ -12,8 +12,8 @@ import (
 
 // The defaults, which are Numaflow's.
 const (
-	defaultISBName               = "default"
-	defaultISBReplicas           = 3
+	DefaultISBName               = "default"
+	DefaultISBReplicas           = 3
 	defaultVolumeSize            = "20Gi"
 	defaultReadBatchSize         = 500
 	defaultReadTimeout           = time.Second
@@ -21,7 +21,7 @@ const (
 	defaultBufferUsageLimit      = 80 // percent
 	defaultGracePeriodSeconds    = 30
 	defaultScaleMin              = 0
-	defaultScaleMax              = 50
+	DefaultScaleMax              = 50
 	defaultLookbackSeconds       = 120
 	defaultZeroReplicaSleep      = 120
 	defaultTargetSeconds         = 20
@@ -29,8 +29,8 @@ const (
 	defaultReplicasPerScale      = 2
 	defaultCooldownSeconds       = 90
 	defaultMaxUnavailable        = "25%"
-	defaultBackoffInterval       = time.Millisecond
-	defaultRateMin               = 1
+	DefaultBackoffInterval       = time.Millisecond
+	DefaultRateMin               = 1
 	defaultRampUp                = time.Second
 	defaultRateTTL               = 180 * time.Second
 	defaultRatePercentage        = 50
@@ -88,7 +88,7 @@ func orValue[V comparable](p *V, value V) {
 }
 
 func defaultPipeline(p *PipelineSpec) {
-	orValue(&p.InterStepBufferServiceName, defaultISBName)
+	orValue(&p.InterStepBufferServiceName, DefaultISBName)
 	l := &p.Lifecycle
 	orValue(&l.DesiredPhase, DesiredRunning)
 	if l.DeletionGracePeriodSeconds == nil {
@@ -132,7 +132,7 @@ func defaultRateLimit(l *RateLimit) {
 	if l == nil {
 		return
 	}
-	orDefault(&l.Min, defaultRateMin)
+	orDefault(&l.Min, DefaultRateMin)
 	orDuration(&l.RampUpDuration, defaultRampUp)
 	orDefault(&l.ResumedRampUp, false)
 	orDuration(&l.TTL, defaultRateTTL)
@@ -204,7 +204,7 @@ func defaultVertex(v *AbstractVertex, ordered bool) {
 func defaultScale(s *Scale, source bool) {
 	// A default never lies on the wrong side of what the user gave.
 	if s.Max == nil {
-		high := int32(defaultScaleMax)
+		high := int32(DefaultScaleMax)
 		if s.Min != nil {
 			high = max(high, *s.Min)
 		}
@@ -328,7 +328,7 @@ func defaultRetry(retry *RetryStrategy) {
 	orDefault(&retry.OnFailure, OnFailureRetry)
 	orDefault(&retry.BackOff, Backoff{})
 	b := retry.BackOff
-	orDuration(&b.Interval, defaultBackoffInterval)
+	orDuration(&b.Interval, DefaultBackoffInterval)
 	orDefault(&b.Factor, 1)
 	orDefault(&b.Jitter, 0)
 }
@@ -340,12 +340,13 @@ func defaultUDF(f *UDF) {
 	if g := f.GroupBy; g != nil {
 		orDuration(&g.AllowedLateness, 0)
 		if g.Storage != nil && g.Storage.PersistentVolumeClaim != nil {
-			defaultPersistence(g.Storage.PersistentVolumeClaim)
+			SetPersistenceDefaults(g.Storage.PersistentVolumeClaim)
 		}
 	}
 }
 
-func defaultPersistence(p *PersistenceStrategy) {
+// SetPersistenceDefaults fills in access mode and size.
+func SetPersistenceDefaults(p *PersistenceStrategy) {
 	orDefault(&p.AccessMode, corev1.ReadWriteOnce)
 	orDefault(&p.VolumeSize, resource.MustParse(defaultVolumeSize))
 }
@@ -381,9 +382,9 @@ func defaultBufferService(s *InterStepBufferServiceSpec) {
 	if s.JetStream == nil {
 		return
 	}
-	orDefault(&s.JetStream.Replicas, defaultISBReplicas)
+	orDefault(&s.JetStream.Replicas, DefaultISBReplicas)
 	if s.JetStream.Persistence != nil {
-		defaultPersistence(s.JetStream.Persistence)
+		SetPersistenceDefaults(s.JetStream.Persistence)
 	}
 }
 
@@ -396,7 +397,7 @@ func defaultServing(s *ServingSpec) {
 
 func defaultVertexObject(v *VertexSpec) {
 	orDefault(&v.Replicas, 1)
-	orValue(&v.InterStepBufferServiceName, defaultISBName)
+	orValue(&v.InterStepBufferServiceName, DefaultISBName)
 	orValue(&v.Lifecycle.DesiredPhase, DesiredRunning)
 	defaultWatermark(&v.Watermark)
 	defaultCompression(v.InterStepBuffer)

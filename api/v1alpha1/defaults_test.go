@@ -15,6 +15,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/levada-io/levada/api/v1alpha1"
+	"github.com/levada-io/levada/internal/manifest"
 )
 
 func ptr[V any](v V) *V { return &v }
@@ -152,9 +153,9 @@ func drawManifest(t *rapid.T) v1alpha1.Manifest {
 // TestDefaultsAreStable: defaults can be set again without a change, keep a manifest valid, and survive being written and read.
 func TestDefaultsAreStable(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		o := v1alpha1.NewObject(drawManifest(t))
-		if problems := v1alpha1.Validate([]v1alpha1.Object{o}); problems.HasErrors() {
-			t.Fatalf("drew a manifest with errors:\n%s", describeAll(problems))
+		o := manifest.NewObject(drawManifest(t))
+		if problems := manifest.Validate([]manifest.Object{o}); problems.HasErrors() {
+			t.Fatalf("drew a manifest with errors: %v", problems.Err())
 		}
 		v1alpha1.SetDefaults(o.Manifest)
 		once := render(t, o)
@@ -162,9 +163,9 @@ func TestDefaultsAreStable(t *testing.T) {
 		if diff := cmp.Diff(once, render(t, o)); diff != "" {
 			t.Fatalf("defaults set twice (-once +twice):\n%s", diff)
 		}
-		objects, problems := v1alpha1.Decode("p.yaml", []byte(once))
-		if problems = append(problems, v1alpha1.Validate(objects)...); problems.HasErrors() || len(objects) != 1 {
-			t.Fatalf("rendered manifest has errors:\n%s\n%s", describeAll(problems), once)
+		objects, problems := manifest.Decode("p.yaml", []byte(once))
+		if problems = append(problems, manifest.Validate(objects)...); problems.HasErrors() || len(objects) != 1 {
+			t.Fatalf("rendered manifest has errors:\n%s\n%s", problems.Err(), once)
 		}
 		if diff := cmp.Diff(once, render(t, objects[0])); diff != "" {
 			t.Fatalf("written, read and written (-first +second):\n%s", diff)
@@ -172,8 +173,8 @@ func TestDefaultsAreStable(t *testing.T) {
 	})
 }
 
-func render(t interface{ Fatal(...any) }, objects ...v1alpha1.Object) string {
-	text, err := v1alpha1.Render(objects)
+func render(t interface{ Fatal(...any) }, objects ...manifest.Object) string {
+	text, err := manifest.Render(objects)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -264,7 +265,7 @@ func TestDefaultValues(t *testing.T) {
 				"  serving:\n    msgIDHeaderKey: X-Numaflow-Id\n    ports:\n      https: 8443\n    replicas: 1\n    requestTimeoutSeconds: 120\n",
 		},
 	} {
-		objects, problems := v1alpha1.Decode("p.yaml", []byte("apiVersion: numaflow.numaproj.io/v1alpha1\nmetadata: {name: p}\n"+c.manifest))
+		objects, problems := manifest.Decode("p.yaml", []byte("apiVersion: numaflow.numaproj.io/v1alpha1\nmetadata: {name: p}\n"+c.manifest))
 		if len(problems) > 0 {
 			t.Fatal(problems)
 		}
@@ -278,7 +279,7 @@ func TestDefaultValues(t *testing.T) {
 
 func TestEffectiveLimits(t *testing.T) {
 	pipeline := func(text string) *v1alpha1.PipelineSpec {
-		objects, problems := v1alpha1.Decode("p.yaml", []byte("apiVersion: numaflow.numaproj.io/v1alpha1\nkind: Pipeline\nmetadata: {name: p}\nspec: "+text+"\n"))
+		objects, problems := manifest.Decode("p.yaml", []byte("apiVersion: numaflow.numaproj.io/v1alpha1\nkind: Pipeline\nmetadata: {name: p}\nspec: "+text+"\n"))
 		if len(problems) > 0 {
 			t.Fatal(problems)
 		}
@@ -325,7 +326,7 @@ func TestEffectiveLimits(t *testing.T) {
 
 func TestRenderKeepsOtherKinds(t *testing.T) {
 	in := "apiVersion: v1\ndata:\n  b: \"1\"\nkind: ConfigMap\nmetadata:\n  name: c\n"
-	objects, _ := v1alpha1.Decode("p.yaml", []byte(in))
+	objects, _ := manifest.Decode("p.yaml", []byte(in))
 	if got := render(t, objects...); !bytes.Equal([]byte(in), []byte(got)) {
 		t.Error(cmp.Diff(in, got))
 	}

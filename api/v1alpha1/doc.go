@@ -1,14 +1,6 @@
 // Package v1alpha1 holds what a user writes: the five kinds of numaflow.numaproj.io/v1alpha1, with what Levada adds to them.
 //
-// A manifest goes through four steps, each its own function, and only SetDefaults changes it:
-//
-//	objects, problems := v1alpha1.Decode("pipeline.yaml", data) // strict, as the Kubernetes API server reads it
-//	problems = append(problems, v1alpha1.Validate(objects)...)  // looks, never changes
-//	for _, o := range objects {
-//		v1alpha1.SetDefaults(o.Manifest)
-//	}
-//
-// Every problem carries a stable code (see Catalogue), the field's path, and its line and column in the file.
+// The types are decoded and validated by package manifest (internal/manifest). SetDefaults is the only function that changes a manifest.
 //
 // # What Levada adds
 //

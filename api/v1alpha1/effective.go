@@ -33,7 +33,7 @@ func EffectiveLimits(p *PipelineSpec, v *AbstractVertex) Limits {
 		BufferMaxLength:  firstOf(defaultBufferMaxLength, own.BufferMaxLength, base.BufferMaxLength),
 		BufferUsageLimit: firstOf(defaultBufferUsageLimit, own.BufferUsageLimit, base.BufferUsageLimit),
 		ReadTimeout:      defaultReadTimeout,
-		RateLimit:        mergeRateLimit(base.RateLimit, own.RateLimit),
+		RateLimit:        MergeRateLimit(base.RateLimit, own.RateLimit),
 	}
 	if d := firstSet(own.ReadTimeout, base.ReadTimeout); d != nil {
 		l.ReadTimeout = d.Duration
@@ -52,7 +52,7 @@ func EffectiveMonoVertexLimits(m *MonoVertexSpec) Limits {
 	if m.Limits != nil {
 		own = *m.Limits
 	}
-	l := Limits{ReadBatchSize: firstOf(defaultReadBatchSize, own.ReadBatchSize), ReadTimeout: defaultReadTimeout, RateLimit: mergeRateLimit(nil, own.RateLimit)}
+	l := Limits{ReadBatchSize: firstOf(defaultReadBatchSize, own.ReadBatchSize), ReadTimeout: defaultReadTimeout, RateLimit: MergeRateLimit(nil, own.RateLimit)}
 	if own.ReadTimeout != nil {
 		l.ReadTimeout = own.ReadTimeout.Duration
 	}
@@ -61,9 +61,9 @@ func EffectiveMonoVertexLimits(m *MonoVertexSpec) Limits {
 	return l
 }
 
-// mergeRateLimit lays one rate limit over another, key by key. Either may be nil. What is inside of store and modes is taken
+// MergeRateLimit lays one rate limit over another, key by key. Either may be nil. What is inside of store and modes is taken
 // as a whole, because a key of one store means nothing to another. The result shares nothing that SetDefaults would change.
-func mergeRateLimit(base, own *RateLimit) *RateLimit {
+func MergeRateLimit(base, own *RateLimit) *RateLimit {
 	if base == nil && own == nil {
 		return nil
 	}

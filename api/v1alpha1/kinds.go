@@ -24,40 +24,14 @@ const (
 	KindServingPipeline        = "ServingPipeline"
 )
 
-// kinds makes an empty manifest of each kind. It is the one list of kinds that decoding knows.
-var kinds = map[string]func() Manifest{
-	KindPipeline:               func() Manifest { return &Pipeline{} },
-	KindVertex:                 func() Manifest { return &Vertex{} },
-	KindMonoVertex:             func() Manifest { return &MonoVertex{} },
-	KindInterStepBufferService: func() Manifest { return &InterStepBufferService{} },
-	KindServingPipeline:        func() Manifest { return &ServingPipeline{} },
-}
-
-// Manifest is one of *Pipeline, *Vertex, *MonoVertex, *InterStepBufferService, *ServingPipeline or *Other.
+// Manifest is a *Pipeline, *Vertex, *MonoVertex, *InterStepBufferService or *ServingPipeline, or an object of another API that stands beside them.
 //
 // +kubebuilder:object:generate=false
 type Manifest interface {
 	metav1.Object
-	typeMeta() *metav1.TypeMeta
+	// GetObjectKind gives apiVersion and kind as they were written. Both are empty in an object that was made in memory.
+	GetObjectKind() schema.ObjectKind
 }
-
-// Other is a document of a kind that is not ours, say a ConfigMap. It is kept as it was written, and never validated.
-//
-// +kubebuilder:object:generate=false
-type Other struct {
-	metav1.ObjectMeta
-	// Type is not embedded, because code generators take what embeds both for a kind of this API.
-	Type metav1.TypeMeta
-	// JSON is the whole document.
-	JSON []byte
-}
-
-func (p *Pipeline) typeMeta() *metav1.TypeMeta               { return &p.TypeMeta }
-func (v *Vertex) typeMeta() *metav1.TypeMeta                 { return &v.TypeMeta }
-func (m *MonoVertex) typeMeta() *metav1.TypeMeta             { return &m.TypeMeta }
-func (s *InterStepBufferService) typeMeta() *metav1.TypeMeta { return &s.TypeMeta }
-func (s *ServingPipeline) typeMeta() *metav1.TypeMeta        { return &s.TypeMeta }
-func (o *Other) typeMeta() *metav1.TypeMeta                  { return &o.Type }
 
 // Status is the part that the status of every kind starts with.
 type Status struct {

@@ -7,8 +7,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/levada-io/levada/api/v1alpha1"
 	"github.com/levada-io/levada/internal/commandline"
+	"github.com/levada-io/levada/internal/manifest"
 )
 
 func newExplainCommand() *cobra.Command {
@@ -20,14 +20,14 @@ func newExplainCommand() *cobra.Command {
 		SilenceErrors: true,
 		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 			var codes []string
-			for _, e := range v1alpha1.Catalogue() {
+			for _, e := range manifest.Catalogue() {
 				codes = append(codes, string(e.Code)+"\t"+e.Title)
 			}
 			return codes, cobra.ShellCompDirectiveNoFileComp
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
-				for _, e := range v1alpha1.Catalogue() {
+				for _, e := range manifest.Catalogue() {
 					if _, err := fmt.Fprintf(cmd.OutOrStdout(), "%s  %-7s  %s\n", e.Code, e.Severity, e.Title); err != nil {
 						return err
 					}
@@ -35,10 +35,10 @@ func newExplainCommand() *cobra.Command {
 				return nil
 			}
 			for i, arg := range args {
-				e, ok := v1alpha1.Explain(v1alpha1.Code(strings.ToUpper(arg)))
+				e, ok := manifest.Explain(manifest.Code(strings.ToUpper(arg)))
 				if !ok {
 					err := fmt.Errorf("there is no code %q", arg)
-					if did := v1alpha1.SuggestCode(arg); did != "" {
+					if did := manifest.SuggestCode(arg); did != "" {
 						err = fmt.Errorf("%w; did you mean %s?", err, did)
 					}
 					return commandline.ExitError{Code: commandline.ExitUsage, Err: err}
@@ -59,7 +59,7 @@ func newExplainCommand() *cobra.Command {
 	return cmd
 }
 
-func writeExplanation(w io.Writer, e v1alpha1.Explanation) error {
+func writeExplanation(w io.Writer, e manifest.Explanation) error {
 	indent := func(s string) string { return "    " + strings.ReplaceAll(s, "\n", "\n    ") }
 	_, err := fmt.Fprintf(w, "%s (%s): %s\n\n%s\n\nWrong:\n%s\n\nRight:\n%s\n",
 		e.Code, e.Severity, e.Title, wrap(e.Text, 90), indent(e.Wrong), indent(e.Right))

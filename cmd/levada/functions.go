@@ -8,9 +8,9 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"github.com/levada-io/levada/api/v1alpha1"
 	"github.com/levada-io/levada/internal/commandline"
 	"github.com/levada-io/levada/internal/dataplane/function"
+	"github.com/levada-io/levada/internal/manifest"
 	"github.com/levada-io/levada/internal/standalone"
 )
 
@@ -65,7 +65,7 @@ func (f *functionFlags) refuse(cfg *standalone.Config, stderr io.Writer, jsonLog
 }
 
 // checkStart adds what keeps a run from starting.
-func checkStart(problems v1alpha1.Problems, objects []v1alpha1.Object, functions []string, secretDir string) (v1alpha1.Problems, error) {
+func checkStart(problems manifest.Problems, objects []manifest.Object, functions []string, secretDir string) (manifest.Problems, error) {
 	commands, err := parseFunctions(functions, objects)
 	if err != nil {
 		return nil, commandline.UsageError(err)

@@ -12,7 +12,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/levada-io/levada/api/v1alpha1"
+	"github.com/levada-io/levada/internal/manifest"
 )
 
 // stdinName is what positions call the standard input.
@@ -26,8 +26,8 @@ const maxInput = 64 << 20
 
 // manifests are what the arguments of a command name.
 type manifests struct {
-	objects  []v1alpha1.Object
-	problems v1alpha1.Problems
+	objects  []manifest.Object
+	problems manifest.Problems
 	lines    map[string][]string // the texts, for excerpts
 }
 
@@ -61,9 +61,9 @@ func (m *manifests) load(file string, stdin io.Reader) {
 		return
 	}
 	m.lines[file] = strings.Split(string(data), "\n")
-	objects, problems := v1alpha1.Decode(file, data)
+	objects, problems := manifest.Decode(file, data)
 	for i := range problems {
-		if p := &problems[i]; p.Code == v1alpha1.CodeUnknownKind && p.Hint == "" && proxyConfig.Match(data) {
+		if p := &problems[i]; p.Code == manifest.CodeUnknownKind && p.Hint == "" && proxyConfig.Match(data) {
 			p.Hint = "this looks like a configuration of the proxy, which levada proxy validate checks"
 		}
 	}
@@ -98,14 +98,14 @@ func (m *manifests) unreadable(file string, err error) {
 	if pathErr := (*fs.PathError)(nil); errors.As(err, &pathErr) {
 		err = pathErr.Err // the path is said already
 	}
-	m.problems = append(m.problems, v1alpha1.Problem{
-		Severity: v1alpha1.SeverityError, Code: v1alpha1.CodeUnreadable, File: file, Message: "cannot be read: " + err.Error(),
+	m.problems = append(m.problems, manifest.Problem{
+		Severity: manifest.SeverityError, Code: manifest.CodeUnreadable, File: file, Message: "cannot be read: " + err.Error(),
 	})
 }
 
 func (m *manifests) empty(file, message string) {
-	m.problems = append(m.problems, v1alpha1.Problem{
-		Severity: v1alpha1.SeverityWarning, Code: v1alpha1.CodeNoManifest, File: file, Message: message,
+	m.problems = append(m.problems, manifest.Problem{
+		Severity: manifest.SeverityWarning, Code: manifest.CodeNoManifest, File: file, Message: message,
 	})
 }
 

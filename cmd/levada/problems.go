@@ -7,13 +7,13 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/levada-io/levada/api/v1alpha1"
 	"github.com/levada-io/levada/internal/commandline"
+	"github.com/levada-io/levada/internal/manifest"
 )
 
 // problemPage is what a command found, to be written in one of the formats.
 type problemPage struct {
-	problems  v1alpha1.Problems
+	problems  manifest.Problems
 	manifests int
 	lines     map[string][]string // by file; nil for no excerpts
 }
@@ -25,7 +25,7 @@ var problemFormats = map[string]func(io.Writer, problemPage) error{
 	"github": writeGitHub,
 }
 
-func (p problemPage) count(s v1alpha1.Severity) (n int) {
+func (p problemPage) count(s manifest.Severity) (n int) {
 	for _, problem := range p.problems {
 		if problem.Severity == s {
 			n++
@@ -49,12 +49,12 @@ func writeText(w io.Writer, page problemPage) error {
 		if p.Hint != "" {
 			fmt.Fprintf(&b, "    hint: %s\n", printable(p.Hint))
 		}
-		if p.Severity != v1alpha1.SeverityNote {
+		if p.Severity != manifest.SeverityNote {
 			fmt.Fprintf(&b, "    more: levada explain %s\n", p.Code)
 		}
 	}
 	fmt.Fprintf(&b, "%s: %s, %s\n", plural(page.manifests, "manifest"),
-		plural(page.count(v1alpha1.SeverityError), "error"), plural(page.count(v1alpha1.SeverityWarning), "warning"))
+		plural(page.count(manifest.SeverityError), "error"), plural(page.count(manifest.SeverityWarning), "warning"))
 	_, err := io.WriteString(w, b.String())
 	return err
 }
@@ -72,7 +72,7 @@ const (
 )
 
 // writeExcerpt shows the line of a problem with a caret under its column.
-func writeExcerpt(b *strings.Builder, p v1alpha1.Problem, lines []string) {
+func writeExcerpt(b *strings.Builder, p manifest.Problem, lines []string) {
 	if p.Line < 1 || p.Line > len(lines) {
 		return
 	}
@@ -108,7 +108,7 @@ func printable(s string) string { return commandline.Printable(s) }
 func writeJSON(w io.Writer, page problemPage) error {
 	problems := page.problems
 	if problems == nil {
-		problems = v1alpha1.Problems{}
+		problems = manifest.Problems{}
 	}
 	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")
@@ -116,12 +116,12 @@ func writeJSON(w io.Writer, page problemPage) error {
 		Manifests int               `json:"manifests"`
 		Errors    int               `json:"errors"`
 		Warnings  int               `json:"warnings"`
-		Problems  v1alpha1.Problems `json:"problems"`
-	}{page.manifests, page.count(v1alpha1.SeverityError), page.count(v1alpha1.SeverityWarning), problems})
+		Problems  manifest.Problems `json:"problems"`
+	}{page.manifests, page.count(manifest.SeverityError), page.count(manifest.SeverityWarning), problems})
 }
 
 // details joins what is said beside the message, for formats with one text.
-func details(p v1alpha1.Problem) string {
+func details(p manifest.Problem) string {
 	text := p.Message
 	if p.Expected != "" {
 		text += "; expected " + p.Expected
@@ -139,8 +139,8 @@ func details(p v1alpha1.Problem) string {
 func writeGitHub(w io.Writer, page problemPage) error {
 	data := strings.NewReplacer("%", "%25", "\r", "%0D", "\n", "%0A")
 	property := strings.NewReplacer("%", "%25", "\r", "%0D", "\n", "%0A", ":", "%3A", ",", "%2C")
-	commands := map[v1alpha1.Severity]string{
-		v1alpha1.SeverityError: "error", v1alpha1.SeverityWarning: "warning", v1alpha1.SeverityNote: "notice",
+	commands := map[manifest.Severity]string{
+		manifest.SeverityError: "error", manifest.SeverityWarning: "warning", manifest.SeverityNote: "notice",
 	}
 	for _, p := range page.problems {
 		place := ""

@@ -5,6 +5,7 @@ import (
 
 	"github.com/levada-io/levada/api/v1alpha1"
 	"github.com/levada-io/levada/internal/commandline"
+	"github.com/levada-io/levada/internal/manifest"
 )
 
 func newRenderCommand() *cobra.Command {
@@ -20,7 +21,7 @@ Problems go to the standard error output. With an error nothing is printed, and 
 		SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			m := loadManifests(args, cmd.InOrStdin())
-			problems := append(m.problems, v1alpha1.Validate(m.objects)...)
+			problems := append(m.problems, manifest.Validate(m.objects)...)
 			if problems.HasErrors() {
 				problems.Sort()
 				if err := writeText(cmd.ErrOrStderr(), problemPage{problems: problems, manifests: len(m.objects)}); err != nil {
@@ -31,7 +32,7 @@ Problems go to the standard error output. With an error nothing is printed, and 
 			for _, o := range m.objects {
 				v1alpha1.SetDefaults(o.Manifest)
 			}
-			text, err := v1alpha1.Render(m.objects)
+			text, err := manifest.Render(m.objects)
 			if err != nil {
 				return err
 			}

@@ -15,6 +15,7 @@ import (
 	"github.com/levada-io/levada/api/v1alpha1"
 	"github.com/levada-io/levada/internal/commandline"
 	"github.com/levada-io/levada/internal/dataplane/function"
+	"github.com/levada-io/levada/internal/manifest"
 	"github.com/levada-io/levada/internal/standalone"
 )
 
@@ -227,7 +228,7 @@ func (f *runFlags) jsonLog(log *slog.Logger) *slog.Logger {
 }
 
 // loadRunnable reads manifests, tells what is wrong with them or will be ignored, and fills in defaults. jsonLog gets the problems, if it is not nil.
-func loadRunnable(cmd *cobra.Command, args []string, stderr io.Writer, jsonLog *slog.Logger) ([]v1alpha1.Object, error) {
+func loadRunnable(cmd *cobra.Command, args []string, stderr io.Writer, jsonLog *slog.Logger) ([]manifest.Object, error) {
 	m := loadManifests(args, cmd.InOrStdin())
 	problems := checkManifests(m, true)
 	if len(problems) > 0 && jsonLog != nil {
@@ -251,8 +252,8 @@ func loadRunnable(cmd *cobra.Command, args []string, stderr io.Writer, jsonLog *
 }
 
 // logProblems writes a record for each problem.
-func logProblems(log *slog.Logger, problems v1alpha1.Problems) {
-	levels := map[v1alpha1.Severity]slog.Level{v1alpha1.SeverityError: slog.LevelError, v1alpha1.SeverityWarning: slog.LevelWarn}
+func logProblems(log *slog.Logger, problems manifest.Problems) {
+	levels := map[manifest.Severity]slog.Level{manifest.SeverityError: slog.LevelError, manifest.SeverityWarning: slog.LevelWarn}
 	for _, p := range problems {
 		args := []any{"event.action", "manifest-problem", "event.code", string(p.Code)}
 		for _, a := range [][2]string{{"file.path", p.File}, {"field", p.Path}, {"expected", p.Expected}, {"didYouMean", p.DidYouMean}, {"hint", p.Hint}} {
@@ -268,7 +269,7 @@ func logProblems(log *slog.Logger, problems v1alpha1.Problems) {
 }
 
 // parseFunctions reads --function flags and refuses names that no manifest has.
-func parseFunctions(flags []string, objects []v1alpha1.Object) (map[string]string, error) {
+func parseFunctions(flags []string, objects []manifest.Object) (map[string]string, error) {
 	known := map[string]bool{}
 	var names []string // in the order of the manifests
 	for _, o := range objects {
@@ -335,7 +336,7 @@ func isDir(path string) bool {
 }
 
 // writesToTerminal reports whether a sink prints where a table would be drawn.
-func writesToTerminal(objects []v1alpha1.Object, stdout io.Writer) bool {
+func writesToTerminal(objects []manifest.Object, stdout io.Writer) bool {
 	if !commandline.IsTerminal(stdout) {
 		return false
 	}

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/levada-io/levada/api/v1alpha1"
+	"github.com/levada-io/levada/internal/manifest"
 )
 
 // manifestRecord is kept in a data directory as manifests.json. The default data directory is named after the first manifest file. So a file that is renamed, or
@@ -27,7 +28,7 @@ type manifestRecord struct {
 const manifestRecordFile = "manifests.json"
 
 // newManifestRecord describes a run with these arguments.
-func newManifestRecord(args []string, objects []v1alpha1.Object) (manifestRecord, error) {
+func newManifestRecord(args []string, objects []manifest.Object) (manifestRecord, error) {
 	var r manifestRecord
 	for _, file := range args {
 		if file != "-" {

@@ -5,7 +5,7 @@ import (
 	"io"
 	"path/filepath"
 
-	"github.com/levada-io/levada/api/v1alpha1"
+	"github.com/levada-io/levada/internal/manifest"
 )
 
 // SARIF 2.1.0, the part that code scanning reads.
@@ -73,13 +73,13 @@ func writeSARIF(w io.Writer, page problemPage) error {
 		Results:    []sarifResult{},
 		ColumnKind: "unicodeCodePoints",
 	}
-	seen := map[v1alpha1.Code]bool{}
+	seen := map[manifest.Code]bool{}
 	for _, p := range page.problems {
 		seen[p.Code] = true
 		run.Results = append(run.Results, sarifOf(p))
 	}
 	run.Tool.Driver.Rules = []sarifRule{}
-	for _, e := range v1alpha1.Catalogue() {
+	for _, e := range manifest.Catalogue() {
 		if seen[e.Code] {
 			run.Tool.Driver.Rules = append(run.Tool.Driver.Rules, sarifRule{
 				ID: string(e.Code), ShortDescription: sarifText{e.Title}, FullDescription: sarifText{e.Text},
@@ -94,7 +94,7 @@ func writeSARIF(w io.Writer, page problemPage) error {
 	})
 }
 
-func sarifOf(p v1alpha1.Problem) sarifResult {
+func sarifOf(p manifest.Problem) sarifResult {
 	result := sarifResult{RuleID: string(p.Code), Level: string(p.Severity), Message: sarifText{details(p)}}
 	if p.File == "" {
 		return result

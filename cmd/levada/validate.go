@@ -6,8 +6,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/levada-io/levada/api/v1alpha1"
 	"github.com/levada-io/levada/internal/commandline"
+	"github.com/levada-io/levada/internal/manifest"
 )
 
 func newValidateCommand() *cobra.Command {
@@ -83,22 +83,22 @@ func atLeastOneArgument(cmd *cobra.Command, args []string) error {
 }
 
 // checkManifests adds to the problems of reading those of the contents.
-func checkManifests(m manifests, runnable bool) v1alpha1.Problems {
-	problems := append(m.problems, v1alpha1.Validate(m.objects)...)
+func checkManifests(m manifests, runnable bool) manifest.Problems {
+	problems := append(m.problems, manifest.Validate(m.objects)...)
 	for _, o := range m.objects {
-		problems = append(problems, v1alpha1.Unsupported(o)...)
+		problems = append(problems, manifest.Unsupported(o)...)
 		if runnable {
-			problems = append(problems, v1alpha1.NotRunnable(o)...)
+			problems = append(problems, manifest.NotRunnable(o)...)
 		}
 	}
 	problems.Sort()
 	return problems
 }
 
-func warningsAreErrors(problems v1alpha1.Problems) {
+func warningsAreErrors(problems manifest.Problems) {
 	for i := range problems {
-		if problems[i].Severity == v1alpha1.SeverityWarning {
-			problems[i].Severity = v1alpha1.SeverityError
+		if problems[i].Severity == manifest.SeverityWarning {
+			problems[i].Severity = manifest.SeverityError
 		}
 	}
 }

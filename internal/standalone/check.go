@@ -9,10 +9,11 @@ import (
 
 	"github.com/levada-io/levada/api/v1alpha1"
 	"github.com/levada-io/levada/internal/dataplane/vertex"
+	"github.com/levada-io/levada/internal/manifest"
 )
 
 // Check reports why a run of these manifests could not start, and what it would ignore. It decides with the code that a run uses, and starts nothing.
-func Check(cfg Config) (problems v1alpha1.Problems) {
+func Check(cfg Config) (problems manifest.Problems) {
 	secrets, runs := newSecrets(cfg), 0
 	var files vertex.Files
 	for _, o := range cfg.Objects {
@@ -22,29 +23,29 @@ func Check(cfg Config) (problems v1alpha1.Problems) {
 		default:
 			continue
 		}
-		problems = append(problems, v1alpha1.IgnoredByRun(o)...)
+		problems = append(problems, manifest.IgnoredByRun(o)...)
 		env := &vertex.Env{
 			Namespace: o.Manifest.GetNamespace(), Pipeline: o.Manifest.GetName(), Meta: o.Manifest, Logger: slog.New(slog.DiscardHandler), Dir: cfg.Dir,
 			Commands: commandsFor(cfg.Commands, o.Manifest.GetName()), Secret: secrets.get, Values: secrets.all, FunctionEnv: cfg.FunctionEnv, FunctionUser: cfg.FunctionUser,
 		}
-		for _, c := range v1alpha1.Containers(o) {
+		for _, c := range manifest.Containers(o) {
 			if err := env.Check(c); err != nil {
-				problems = append(problems, o.ProblemAt(c.Path, v1alpha1.Problem{Code: v1alpha1.CodeNoStart, Message: "vertex " + c.Vertex + ": " + err.Error()}))
+				problems = append(problems, o.ProblemAt(c.Path, manifest.Problem{Code: manifest.CodeNoStart, Message: "vertex " + c.Vertex + ": " + err.Error()}))
 			}
 		}
 		for _, s := range fileSinks(o) {
 			if err := files.Claim(cfg.Dir, s.file, s.sink); err != nil {
-				problems = append(problems, o.ProblemAt(s.at, v1alpha1.Problem{Code: v1alpha1.CodeNoStart, Message: err.Error()}))
+				problems = append(problems, o.ProblemAt(s.at, manifest.Problem{Code: manifest.CodeNoStart, Message: err.Error()}))
 			}
 		}
-		for _, s := range v1alpha1.SecretUses(o) {
+		for _, s := range manifest.SecretUses(o) {
 			if _, err := secrets.get(s.Secret.Name, s.Secret.Key); err != nil {
-				problems = append(problems, o.ProblemAt(s.Path, v1alpha1.Problem{Code: v1alpha1.CodeNoStart, Message: err.Error()}))
+				problems = append(problems, o.ProblemAt(s.Path, manifest.Problem{Code: manifest.CodeNoStart, Message: err.Error()}))
 			}
 		}
 	}
 	if runs == 0 && len(cfg.Objects) > 0 {
-		problems = append(problems, cfg.Objects[0].ProblemAt("", v1alpha1.Problem{Code: v1alpha1.CodeNoStart, Message: "there is no Pipeline and no MonoVertex to run in these files"}))
+		problems = append(problems, cfg.Objects[0].ProblemAt("", manifest.Problem{Code: manifest.CodeNoStart, Message: "there is no Pipeline and no MonoVertex to run in these files"}))
 	}
 	return problems
 }
@@ -52,7 +53,7 @@ func Check(cfg Config) (problems v1alpha1.Problems) {
 // fileSink is a sink that writes a file. at is the path of the field.
 type fileSink struct{ at, file, sink string }
 
-func fileSinks(o v1alpha1.Object) (found []fileSink) {
+func fileSinks(o manifest.Object) (found []fileSink) {
 	of := func(at, name string, s *v1alpha1.Sink) {
 		if s == nil {
 			return

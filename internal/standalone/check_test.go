@@ -4,13 +4,13 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/levada-io/levada/api/v1alpha1"
+	"github.com/levada-io/levada/internal/manifest"
 	"github.com/levada-io/levada/internal/standalone"
 )
 
 // TestCheckRefusesTwoSinksOfOneFile: run refuses them, and the check before it says so with the place.
 func TestCheckRefusesTwoSinksOfOneFile(t *testing.T) {
-	objects, problems := v1alpha1.Decode("two.yaml", []byte(`apiVersion: numaflow.numaproj.io/v1alpha1
+	objects, problems := manifest.Decode("two.yaml", []byte(`apiVersion: numaflow.numaproj.io/v1alpha1
 kind: Pipeline
 metadata: {name: two}
 spec:

@@ -13,13 +13,14 @@ import (
 	"time"
 
 	"github.com/levada-io/levada/api/v1alpha1"
+	"github.com/levada-io/levada/internal/manifest"
 )
 
 // decode reads manifests as the command does.
-func decode(t *testing.T, manifest string) []v1alpha1.Object {
+func decode(t *testing.T, text string) []manifest.Object {
 	t.Helper()
-	objects, problems := v1alpha1.Decode("pipeline.yaml", []byte(manifest))
-	if problems = append(problems, v1alpha1.Validate(objects)...); problems.HasErrors() {
+	objects, problems := manifest.Decode("pipeline.yaml", []byte(text))
+	if problems = append(problems, manifest.Validate(objects)...); problems.HasErrors() {
 		t.Fatal(problems)
 	}
 	for _, o := range objects {

@@ -20,6 +20,7 @@ import (
 	"github.com/levada-io/levada/api/v1alpha1"
 	"github.com/levada-io/levada/internal/broker"
 	"github.com/levada-io/levada/internal/dataplane/naming"
+	"github.com/levada-io/levada/internal/manifest"
 	"github.com/levada-io/levada/internal/standalone"
 )
 
@@ -65,7 +66,7 @@ func (s *site) run(t *testing.T, manifests string) error {
 
 func (s *site) runUntil(ctx context.Context, t *testing.T, manifests string) error {
 	t.Helper()
-	objects, problems := v1alpha1.Decode("test.yaml", []byte(manifests))
+	objects, problems := manifest.Decode("test.yaml", []byte(manifests))
 	if problems.HasErrors() {
 		t.Fatal(problems)
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/levada-io/levada/api/v1alpha1"
 	"github.com/levada-io/levada/internal/dataplane/buffer/jetstreambuffer"
+	"github.com/levada-io/levada/internal/manifest"
 )
 
 // bufferConfig translates the InterStepBufferService that a pipeline names. Validation has told the user what of it is unsafe, and what becomes of that:
@@ -22,7 +23,7 @@ func (r *runner) bufferConfig(p *v1alpha1.Pipeline) (cfg jetstreambuffer.Config,
 		return cfg, 0, nil
 	}
 	name := service.Name
-	b, err := v1alpha1.ParseBufferConfig(service.Spec.JetStream.BufferConfig)
+	b, err := manifest.ParseBufferConfig(service.Spec.JetStream.BufferConfig)
 	if err != nil {
 		return cfg, 0, fmt.Errorf("InterStepBufferService %s: bufferConfig: %w", name, err)
 	}

@@ -10,7 +10,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/levada-io/levada/api/v1alpha1"
+	"github.com/levada-io/levada/internal/manifest"
 )
 
 // secrets are those of the manifests, and of a directory with a file for each value.
@@ -23,7 +23,7 @@ type secrets struct {
 func newSecrets(cfg Config) secrets {
 	s := secrets{dir: cfg.SecretDir, values: map[string]map[string]string{}, configs: map[string]map[string]string{}}
 	for _, o := range cfg.Objects {
-		other, ok := o.Manifest.(*v1alpha1.Other)
+		other, ok := o.Manifest.(*manifest.Other)
 		if ok && other.Type.Kind == "ConfigMap" {
 			var c corev1.ConfigMap
 			if json.Unmarshal(other.JSON, &c) == nil {

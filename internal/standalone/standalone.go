@@ -32,6 +32,7 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/ownership"
 	"github.com/levada-io/levada/internal/dataplane/vertex"
 	"github.com/levada-io/levada/internal/flow"
+	"github.com/levada-io/levada/internal/manifest"
 	"github.com/levada-io/levada/internal/metrics"
 	"github.com/levada-io/levada/internal/redact"
 )
@@ -39,7 +40,7 @@ import (
 // Config says what to run. The zero value of a field is its default.
 type Config struct {
 	// Objects are the manifests: decoded, with defaults, valid.
-	Objects []v1alpha1.Object
+	Objects []manifest.Object
 	// DataDir keeps everything that must survive. Required.
 	DataDir string
 	// NATS is the URL of a broker of its own; empty for one in this process, in DataDir.
@@ -322,7 +323,7 @@ func (r *runner) maxPayload() (n int32) {
 }
 
 // build opens the buffers of a pipeline and builds its vertices. It returns nil for objects that are nothing to run.
-func (r *runner) build(ctx context.Context, o v1alpha1.Object) (*Pipeline, error) {
+func (r *runner) build(ctx context.Context, o manifest.Object) (*Pipeline, error) {
 	switch m := o.Manifest.(type) {
 	case *v1alpha1.Pipeline:
 		return r.pipeline(ctx, m)

@@ -27,6 +27,7 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/topology"
 	"github.com/levada-io/levada/internal/dataplane/vertex"
 	"github.com/levada-io/levada/internal/flow"
+	"github.com/levada-io/levada/internal/manifest"
 	"github.com/levada-io/levada/internal/metrics"
 )
 
@@ -49,7 +50,7 @@ const (
 
 // held is a pipeline that this process has taken over.
 type held struct {
-	object  v1alpha1.Object
+	object  manifest.Object
 	store   *store
 	lease   *ownership.Lease
 	changes []topology.Change
@@ -146,7 +147,7 @@ func patient[T any](ctx context.Context, r *runner, what string, ask func(contex
 }
 
 // wanted opens the store of a pipeline and works out its topology. It returns nil for what does not run.
-func (r *runner) wanted(ctx context.Context, o v1alpha1.Object) (*held, error) {
+func (r *runner) wanted(ctx context.Context, o manifest.Object) (*held, error) {
 	h := &held{object: o}
 	owner, vertices, ok, err := ownerOf(o)
 	if err != nil || !ok {
@@ -178,7 +179,7 @@ func (r *runner) wanted(ctx context.Context, o v1alpha1.Object) (*held, error) {
 }
 
 // ownerOf returns the owner of a manifest that runs, with the names of its vertices.
-func ownerOf(o v1alpha1.Object) (owner naming.Owner, vertices []string, ok bool, err error) {
+func ownerOf(o manifest.Object) (owner naming.Owner, vertices []string, ok bool, err error) {
 	switch m := o.Manifest.(type) {
 	case *v1alpha1.Pipeline:
 		if m.Spec.Lifecycle.DesiredPhase == v1alpha1.DesiredPaused {
@@ -713,7 +714,7 @@ func (r *runner) renamed(ctx context.Context) error {
 		return err
 	}
 	for _, b := range pipelines {
-		if b.owner == nil || b.record == nil || slices.ContainsFunc(r.cfg.Objects, func(o v1alpha1.Object) bool {
+		if b.owner == nil || b.record == nil || slices.ContainsFunc(r.cfg.Objects, func(o manifest.Object) bool {
 			return (o.Kind() == string(naming.Pipeline) || o.Kind() == string(naming.MonoVertex)) &&
 				naming.Owner{Namespace: cmp.Or(o.Manifest.GetNamespace(), "default"), Kind: naming.Kind(o.Kind()), Name: o.Manifest.GetName()}.Is(*b.owner)
 		}) {
@@ -760,7 +761,7 @@ func (r *runner) drainOne(ctx context.Context, h *held) (err error) {
 	if !h.drainable() {
 		return &refusal{fmt.Sprintf("%s: --drain-old: the record of the store does not say how the pipeline was run. Run its former manifest once more until nothing is pending", h.of())}
 	}
-	objects, problems := v1alpha1.Decode("the stored manifest of "+h.of(), []byte(h.stored.Manifest))
+	objects, problems := manifest.Decode("the stored manifest of "+h.of(), []byte(h.stored.Manifest))
 	if problems.HasErrors() || len(objects) == 0 {
 		return fmt.Errorf("%s: --drain-old: the stored manifest cannot be read: %v", h.of(), problems)
 	}
@@ -846,7 +847,7 @@ func (r *runner) sayProgress(ctx context.Context, pipelines []*Pipeline) {
 	}
 }
 
-func secretsOf(objects []v1alpha1.Object) (secrets []v1alpha1.Object) {
+func secretsOf(objects []manifest.Object) (secrets []manifest.Object) {
 	for _, o := range objects {
 		switch o.Manifest.(type) {
 		case *v1alpha1.Pipeline, *v1alpha1.MonoVertex, *v1alpha1.InterStepBufferService:
@@ -991,7 +992,7 @@ func (endedSource) Pending(context.Context) (int64, error)                      
 func (endedSource) Close(context.Context) error                                  { return nil }
 
 // topologyOf describes a manifest.
-func (r *runner) topologyOf(o v1alpha1.Object, owner naming.Owner) (*topology.Topology, error) {
+func (r *runner) topologyOf(o manifest.Object, owner naming.Owner) (*topology.Topology, error) {
 	t := &topology.Topology{
 		Format: topology.Format, Levada: r.cfg.Version, Kind: string(owner.Kind), Namespace: owner.Namespace, Name: owner.Name, Incarnation: owner.Incarnation, Functions: r.cfg.Commands, Replicas: max(1, r.cfg.Replicas),
 	}
@@ -1000,7 +1001,7 @@ func (r *runner) topologyOf(o v1alpha1.Object, owner naming.Owner) (*topology.To
 		return nil, err
 	}
 	t.Dir = dir
-	keep := []v1alpha1.Object{o}
+	keep := []manifest.Object{o}
 	switch m := o.Manifest.(type) {
 	case *v1alpha1.MonoVertex:
 		v := topology.Vertex{Name: m.Name, Kind: "monovertex"}
@@ -1034,10 +1035,10 @@ func (r *runner) topologyOf(o v1alpha1.Object, owner naming.Owner) (*topology.To
 			t.Edges = append(t.Edges, topology.Edge{From: e.From, To: e.To, Condition: conditionText(e.Conditions), Discard: e.OnFull != nil && *e.OnFull == v1alpha1.OnFullDiscardLatest})
 		}
 		if s := r.bufferService(m); s != nil {
-			keep = append(keep, v1alpha1.NewObject(s))
+			keep = append(keep, manifest.NewObject(s))
 		}
 	}
-	manifest, err := v1alpha1.Render(keep)
+	manifest, err := manifest.Render(keep)
 	if err != nil {
 		return nil, err
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/levada-io/levada/api/v1alpha1"
 	"github.com/levada-io/levada/internal/dataplane/function"
 	"github.com/levada-io/levada/internal/dataplane/function/builtin"
+	"github.com/levada-io/levada/internal/manifest"
 )
 
 // plan is what runs for a container. It is decided from the manifest and the flags alone, by the same code for a run and for `levada validate --runnable`.
@@ -37,7 +38,7 @@ type mountPlan struct {
 }
 
 // Check returns why the container cannot run.
-func (e *Env) Check(p v1alpha1.PlacedContainer) error {
+func (e *Env) Check(p manifest.PlacedContainer) error {
 	role := function.Role(p.Role)
 	pl, err := e.plan(p.Vertex, p.Mono, role, p.Container, p.Volumes)
 	if err != nil || pl.command != nil {
