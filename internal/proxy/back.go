@@ -69,7 +69,7 @@ func (b *back) take(s *stream) bool {
 	}
 	end := b.headEnded(s)
 	if s.deadline != 0 || s.span != nil {
-		fields := s.request.Fields
+		fields := s.call.sent.Fields
 		if s.deadline != 0 {
 			fields = with(fields, "grpc-timeout", header.FormatTimeout(time.Duration(s.deadline-s.front.proxy.wheel.Now())))
 		}
@@ -78,7 +78,7 @@ func (b *back) take(s *stream) bool {
 		}
 		b.appendFields(s.backID, fields, end)
 	} else {
-		b.appendBlock(s.backID, s.request, end)
+		b.appendBlock(s.backID, s.call.sent, end)
 	}
 	s.headAt = b.flushed + int64(b.writing) + int64(len(b.out))
 	return true
@@ -93,7 +93,7 @@ func (b *back) headEnded(s *stream) bool {
 func (b *back) tooLarge(s *stream) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return int64(s.request.Size) > b.peer.list
+	return int64(s.call.sent.Size) > b.peer.list
 }
 
 // with returns the fields with one of them replaced or added.

@@ -198,6 +198,9 @@ type route struct {
 	budget      *budget
 	stats       *routeStats
 	calls       []*callStats // for each of clusters
+	forwarded   *forwarding  // nil for the listener's
+	request     edits
+	response    edits
 }
 
 // cluster chooses where a call goes, by the weights.

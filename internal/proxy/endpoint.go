@@ -60,7 +60,7 @@ type pool struct {
 
 // poolOf is where the call belongs. Where the number of connections is limited, all share them, and so they do where no second one can be made.
 func (e *endpoint) poolOf(s *stream) *pool {
-	if !large(s.request) || e.cluster.proxy.now() < e.share || e.cluster.config().MaxConnections > 0 {
+	if !large(s.call.sent) || e.cluster.proxy.now() < e.share || e.cluster.config().MaxConnections > 0 {
 		return &e.main
 	}
 	return &e.large

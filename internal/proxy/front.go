@@ -26,6 +26,8 @@ const (
 type front struct {
 	conn
 	listener     *listener
+	forwarded    *forwarding // of the listener, for routes that do not say it
+	origin       origin
 	accepted     int64 // when it came
 	stallTimeout time.Duration
 	watch        wheel.Timer
@@ -252,7 +254,7 @@ func (f *front) trailers(s *stream, set *header.Set, end bool, w *wakes) error {
 		return f.resetStream(s, frame.ProtocolError, w)
 	}
 	if s.inEnd = true; !s.grpc { // gRPC has none in this direction, and some servers end the connection over them
-		s.inTrailers = set
+		s.inTrailers = f.sentTrailers(s.call.route, set)
 	}
 	if !s.outEnd {
 		s.pushIn(w)
@@ -289,6 +291,7 @@ func (f *front) callOf(set *header.Set) *call {
 	}
 	req := set.Request()
 	c := &call{route: state.route(req.Authority, req.Path), method: f.proxy.methods.of(req.Path), path: req.Path}
+	c.sent = f.sent(c.route, set)
 	if set.Cached() {
 		if len(f.calls) == keptCalls {
 			clear(f.calls)

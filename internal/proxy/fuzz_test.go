@@ -257,7 +257,7 @@ func FuzzExchange(f *testing.F) {
 		(&script{b: b}).answer(w, r.id)
 		w.settleFor(time.Second)
 	})
-	p := start(outside{f: f}, oneBackend(back.addr(), "backend: ejection: {disabled: true}"))
+	p := start(outside{f: f}, oneBackend(back.addr(), "listener: forwarded: {policy: keep}", "backend: ejection: {disabled: true}"))
 	runs := 0
 	f.Fuzz(func(t *testing.T, caller, endpoint []byte) {
 		if len(caller) > 300 || len(endpoint) > 300 {

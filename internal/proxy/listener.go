@@ -20,15 +20,16 @@ const http1Text = "This is a proxy for gRPC: it speaks HTTP/2 only, with prior k
 
 // listener is an address at which callers connect.
 type listener struct {
-	proxy  *Proxy
-	config *config.Listener
-	tls    *listenerTLS // nil for none
-	socket net.Listener
-	slots  chan struct{} // nil for no limit
+	proxy     *Proxy
+	config    *config.Listener
+	tls       *listenerTLS // nil for none
+	forwarded *forwarding
+	socket    net.Listener
+	slots     chan struct{} // nil for no limit
 }
 
 func newListener(p *Proxy, c *config.Listener) (*listener, error) {
-	l := &listener{proxy: p, config: c}
+	l := &listener{proxy: p, config: c, forwarded: newForwarding(&c.Forwarded)}
 	if c.MaxConnections > 0 {
 		l.slots = make(chan struct{}, c.MaxConnections)
 	}
@@ -95,6 +96,7 @@ func (l *listener) serve(nc net.Conn) {
 	f := &front{listener: l, streams: map[uint32]*stream{}, stallTimeout: l.config.StallTimeout, limit: uint32(l.config.MaxStreams)}
 	f.init(p, nc, int(l.config.MaxHeaderBytes))
 	f.heavy = p.heavy
+	f.forwarded, f.origin = l.forwarded, originOf(nc)
 	f.accepted = f.now
 	if p.suspects.has(nc.RemoteAddr(), f.now) {
 		f.control = controlSuspect

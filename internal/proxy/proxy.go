@@ -158,7 +158,8 @@ func (p *Proxy) route(r *config.Route, clusters map[string]*cluster) *route {
 	x := &route{
 		name: r.Match.String(), timeout: r.Timeout, idleTimeout: r.IdleTimeout, streamAge: r.StreamAge, ageJitter: r.StreamAgeJitter,
 		retry: r.Retry, replayBytes: int(r.Retry.BufferBytes), maxRequest: r.MaxMessageBytes.Request, maxResponse: r.MaxMessageBytes.Response,
-		holdBytes: int(r.HoldBytes), unmask: r.Unmask,
+		holdBytes: int(r.HoldBytes), unmask: r.Unmask, forwarded: newForwarding(r.Forwarded),
+		request: newEdits(r.Headers.Authority, &r.Headers.Request), response: newEdits("", &r.Headers.Response),
 	}
 	sum := 0
 	for _, share := range r.Shares() {

@@ -126,6 +126,7 @@ type call struct {
 	route  *route
 	method *method
 	path   string
+	sent   *header.Set // what endpoints get of the headers
 }
 
 func (s *stream) begin(now int64) {
@@ -292,7 +293,7 @@ func (s *stream) reroute() bool {
 	if r == s.call.route || r.clusters == nil {
 		return false
 	}
-	s.call = &call{route: r, method: s.call.method, path: s.call.path}
+	s.call = &call{route: r, method: s.call.method, path: s.call.path, sent: s.front.sent(r, s.request)}
 	if s.waitEnd != 0 { // it may wait for the new one's endpoints as long as any call
 		s.cluster.forget(s)
 		s.waitEnd = 0
@@ -626,7 +627,7 @@ func (s *stream) header(set *header.Set, end bool, w *wakes) {
 		if end || r.Status == http.StatusSwitchingProtocols {
 			s.fault(frame.ProtocolError, failure(codes.Internal, reasonProtocol, http.StatusBadGateway, "the backend sent :status %d", r.Status), w)
 		} else if !s.grpc { // gRPC has no use for it, and some clients take it amiss
-			s.front.appendBlock(s.id, set, false)
+			s.front.appendBlock(s.id, s.call.route.response.trailers(set), false)
 			w.add(&s.front.conn)
 		}
 	default:
@@ -666,6 +667,7 @@ func (s *stream) firstHeader(set *header.Set, r *header.Response, end bool, w *w
 	}
 	s.headed = true
 	s.fix()
+	set = s.call.route.response.response(set)
 	if !end && s.kind == balance.Streaming && s.chosen != nil {
 		s.chosen.Observe(balance.Success, s.firstReply) // its end may be far away
 	}
@@ -732,7 +734,7 @@ func (s *stream) trailers(set *header.Set, r *header.Response, end bool, w *wake
 			return
 		}
 	}
-	s.outEnd, s.outTrailers = true, set
+	s.outEnd, s.outTrailers = true, s.call.route.response.trailers(set)
 	s.hold.clear()
 	s.endedByBackend(verdict(r), w)
 	s.pushOut(w)
@@ -997,7 +999,7 @@ func (s *stream) sendEnd(w *wakes) {
 		s.outcome(e.code, e.reason)
 		text := []byte(e.text + "\n")
 		fits := int64(len(text)) <= min(f.peer.window+s.frontWindow, f.window) && s.request.Request().Method != http.MethodHead
-		f.appendFields(s.id, e.httpFields(), !fits)
+		f.appendFields(s.id, s.call.route.response.own(e.httpFields()), !fits)
 		if fits {
 			f.appendData(s.id, text, true)
 		}
@@ -1012,7 +1014,11 @@ func (s *stream) sendEnd(w *wakes) {
 		s.inEnd = true
 	default:
 		s.outcome(e.code, e.reason)
-		f.appendFields(s.id, e.fields(!s.headed), true)
+		fields := e.fields(!s.headed)
+		if !s.headed {
+			fields = s.call.route.response.own(fields)
+		}
+		f.appendFields(s.id, fields, true)
 	}
 	s.finish(w)
 }

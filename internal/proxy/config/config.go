@@ -49,6 +49,8 @@ type Listener struct {
 	StallTimeout time.Duration `yaml:"stallTimeout"`
 	// Keepalive finds callers that are gone without a word.
 	Keepalive Keepalive `yaml:"keepalive"`
+	// Forwarded is what endpoints learn of callers, where the route does not say it.
+	Forwarded Forwarded `yaml:"forwarded"`
 }
 
 // Keepalive is how a connection of a caller is tested with HTTP/2 PING.
@@ -199,6 +201,10 @@ type Route struct {
 	RateLimit RateLimit `yaml:"rateLimit"`
 	// Unmask turns what other proxies behind this one made of a lost connection back into UNAVAILABLE.
 	Unmask bool `yaml:"unmask"`
+	// Forwarded is what endpoints learn of callers; nil is what the listener says.
+	Forwarded *Forwarded `yaml:"forwarded,omitempty"`
+	// Headers that are changed on the way.
+	Headers Headers `yaml:"headers"`
 }
 
 // Match is which calls a route is for. What is empty matches everything.

@@ -37,6 +37,7 @@ func TestDefaults(t *testing.T) {
 		Listeners: []config.Listener{{
 			Address: "127.0.0.1:8080", MaxStreams: 1000, MaxHeaderBytes: 65536, HandshakeTimeout: 10 * time.Second, IdleTimeout: time.Hour,
 			StallTimeout: 30 * time.Second, Keepalive: config.Keepalive{Interval: 30 * time.Second, Timeout: 20 * time.Second},
+			Forwarded: config.Forwarded{Policy: "append", ClientCertificate: "none"},
 		}},
 		Admin:   config.Admin{Address: "127.0.0.1:9901"},
 		Drain:   config.Drain{Period: 30 * time.Second},

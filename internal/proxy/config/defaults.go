@@ -50,6 +50,7 @@ func (l *Listener) SetDefaults() {
 		// The interval is below the idle timeouts of NATs and cloud balancers (60 s and more); the timeout is gRPC's.
 		Keepalive: Keepalive{Interval: 30 * time.Second, Timeout: 20 * time.Second},
 	}
+	l.Forwarded.SetDefaults()
 }
 
 // SetDefaults fills in everything but the files.

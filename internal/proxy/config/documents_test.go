@@ -82,6 +82,8 @@ func fieldsOf(v reflect.Value, path string) []field {
 		case time.Duration:
 			s := regexp.MustCompile(`(\D)0s$`).ReplaceAllString(value.String(), "$1")
 			all = append(all, field{at, regexp.MustCompile(`h0m$`).ReplaceAllString(s, "h"), true})
+		case []config.Network, []string:
+			all = append(all, field{path: at})
 		case []config.Code:
 			all = append(all, field{at, strings.Trim(strings.ReplaceAll(fmt.Sprint(value), " ", ", "), "[]"), true})
 		default:
@@ -108,7 +110,7 @@ func fieldsOf(v reflect.Value, path string) []field {
 
 // required are the fields that Parse misses.
 func required(t *testing.T) []string {
-	_, err := config.Parse("", []byte("listeners: [{tls: {}}]\nbackends: [{}]\nroutes: [{backends: [{}]}]"))
+	_, err := config.Parse("", []byte("listeners: [{tls: {}}]\nbackends: [{}]\nroutes: [{backends: [{}], headers: {request: {set: [{}], add: [{}]}, response: {set: [{}], add: [{}]}}}]"))
 	var problems config.Problems
 	if !errors.As(err, &problems) {
 		t.Fatal(err)

@@ -104,6 +104,7 @@ func (v *validation) listeners() {
 		v.durationOr0(at+".stallTimeout", l.StallTimeout, maxDuration)
 		v.durationOr0(at+".keepalive.interval", l.Keepalive.Interval, maxDuration)
 		v.duration(at+".keepalive.timeout", l.Keepalive.Timeout, maxDuration)
+		v.forwarded(at+".forwarded", &v.c.Listeners[i].Forwarded, l.TLS != nil && l.TLS.ClientCA != "")
 	}
 	if a := v.c.Admin.Address; a != "" {
 		v.address(adminAddress, a)
@@ -248,6 +249,10 @@ func (v *validation) routes() {
 		if v.count(at+".rateLimit.burst", r.RateLimit.Burst, 0, maxRate) && r.RateLimit.Burst > 0 && r.RateLimit.PerSecond == 0 {
 			v.required(at+".rateLimit.perSecond", "the calls per second that pass, as there is a burst")
 		}
+		if r.Forwarded != nil {
+			v.forwarded(at+".forwarded", r.Forwarded, slices.ContainsFunc(v.c.Listeners, func(l Listener) bool { return l.TLS != nil && l.TLS.ClientCA != "" }))
+		}
+		v.headers(at+".headers", &r.Headers)
 	}
 }
 
@@ -278,14 +283,8 @@ func (v *validation) match(at string, m Match) bool {
 	if m.Method != "" && !isName(m.Method) {
 		v.found(at+".method", strictyaml.Quote(m.Method), "the name of a method such as Watch")
 	}
-	if a := m.Authority; a != "" {
-		host := a
-		if h, _, err := splitAddress(a, false); err == nil {
-			host = h
-		}
-		if host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]"); !isHost(host) || strings.Contains(host, ":") && !strings.HasPrefix(a, "[") {
-			v.found(at+".authority", strictyaml.Quote(a), "a host, or host:port, as clients name it: without a scheme")
-		}
+	if a := m.Authority; a != "" && !isAuthority(a) {
+		v.found(at+".authority", strictyaml.Quote(a), "a host, or host:port, as clients name it: without a scheme")
 	}
 	return len(v.problems) == before
 }
