@@ -322,7 +322,7 @@ func TestD05AJobThatDiesBeforeItsFirstRecordIsResumed(t *testing.T) {
 				}
 				return process.alive()
 			}}
-			l.config.Owner = stream.Owner{Pod: "p", PodUID: "p", Incarnation: stream.NewID()}
+			l.config.Owner = stream.Owner{Pod: "p", PodUID: "p", Incarnation: newProcess()}
 			w := l.start("s", &interceptedSink{ReplaySink: l.store.Sink(l.table.handle), before: func(_ context.Context, method string) error {
 				if method == when {
 					process.dead.Store(true)
@@ -339,7 +339,7 @@ func TestD05AJobThatDiesBeforeItsFirstRecordIsResumed(t *testing.T) {
 			t.Fatal("something was committed before the deaths")
 		}
 		l.config.Store = l.store
-		l.config.Owner = stream.Owner{Pod: "p", PodUID: "p", Incarnation: stream.NewID()}
+		l.config.Owner = stream.Owner{Pod: "p", PodUID: "p", Incarnation: newProcess()}
 		l.start("s", l.store.Sink(l.table.handle))
 		l.is(l.end("j", time.Minute), stream.Completed, "")
 		must(t, l.table.holds(numbers(n)))

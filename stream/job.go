@@ -65,7 +65,8 @@ type Owner struct {
 	PodUID string `json:"pod_uid,omitempty"`
 	// Container is the name of the worker's container in its pod. Empty: not known.
 	Container string `json:"container,omitempty"`
-	// Incarnation is random, and new at each start of the process.
+	// Incarnation is random, and new at each start of the process. Only [Self] makes one by which other workers of the pod can tell whether
+	// the process still lives: with another one, its leases run out by themselves.
 	Incarnation string `json:"incarnation,omitempty"`
 }
 
@@ -77,9 +78,15 @@ func (o Owner) String() string {
 }
 
 // Self names this process: the pod from the environment variables POD_NAME, POD_UID and CONTAINER_NAME, which the
-// downward API can set (see docs/streams.md), or else the host; and a new random incarnation.
+// downward API can set (see docs/streams.md), or else the host; and a new random incarnation. In a pod it binds an abstract Unix socket, until
+// the process ends, in which nothing is said: that it is there tells the other workers of the pod that this process lives.
 func Self() Owner {
-	o := Owner{Pod: os.Getenv("POD_NAME"), PodUID: os.Getenv("POD_UID"), Container: os.Getenv("CONTAINER_NAME"), Incarnation: NewID()}
+	o := Owner{Pod: os.Getenv("POD_NAME"), PodUID: os.Getenv("POD_UID"), Container: os.Getenv("CONTAINER_NAME")}
+	if o.PodUID != "" {
+		o.Incarnation = newIncarnation()
+	} else {
+		o.Incarnation = NewID()
+	}
 	if o.Pod == "" {
 		o.Pod, _ = os.Hostname()
 	}

@@ -307,6 +307,13 @@ func (s *counted) Open(_ context.Context, q stream.Query) (stream.Cursor, error)
 	}, nil
 }
 
+// newProcess names a process as stream.Self does in a pod. No socket is there: the other workers of the pod take it for dead.
+func newProcess() string {
+	id := []byte(stream.NewID())
+	id[14] = '8'
+	return string(id)
+}
+
 // mortal is a process: once it is killed, nothing that its worker does has an effect.
 type mortal struct {
 	dead atomic.Bool
@@ -365,6 +372,13 @@ func (s *interceptedStore) Expire(ctx context.Context, d stream.Dead) (int, erro
 		return 0, err
 	}
 	return s.Store.Expire(ctx, d)
+}
+
+func (s *interceptedStore) Owners(ctx context.Context) ([]stream.Owner, error) {
+	if err := s.before(ctx, "Owners"); err != nil {
+		return nil, err
+	}
+	return s.Store.Owners(ctx)
 }
 
 // interceptedSink calls before and after each method of a sink; it fails when one of them does.

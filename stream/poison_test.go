@@ -43,7 +43,7 @@ func (l *lab) die(name string, jobs []string, kills func(job string, seq uint64)
 		var once sync.Once
 		died := make(chan struct{})
 		l.config.Store = process.store(config.Store)
-		l.config.Owner = stream.Owner{Pod: "p", PodUID: "p", Incarnation: stream.NewID()}
+		l.config.Owner = stream.Owner{Pod: "p", PodUID: "p", Incarnation: newProcess()}
 		alive := func(context.Context, string) error { return process.alive() }
 		w := l.start(name, &interceptedSink{before: alive, ReplaySink: l.store.Sink(func(ctx context.Context, b *stream.Batch) (func(), error) {
 			for _, r := range b.Records {

@@ -456,7 +456,7 @@ var (
 )
 
 func (s *system) start(pod string) *process {
-	p := &process{s: s, owner: stream.Owner{Pod: pod, PodUID: pod, Incarnation: stream.NewID()}, done: make(chan struct{})}
+	p := &process{s: s, owner: stream.Owner{Pod: pod, PodUID: pod, Incarnation: newProcess()}, done: make(chan struct{})}
 	config := s.config
 	config.Owner, config.Store = p.owner, &simStore{s.store, p}
 	if s.hints != nil {
@@ -842,6 +842,13 @@ func (k *simStore) Expire(ctx context.Context, d stream.Dead) (int, error) {
 		return 0, err
 	}
 	return k.Store.Expire(ctx, d)
+}
+
+func (k *simStore) Owners(ctx context.Context) ([]stream.Owner, error) {
+	if err := k.pass(ctx); err != nil {
+		return nil, err
+	}
+	return k.Store.Owners(ctx)
 }
 
 // simSink is the sink as a process reaches it.

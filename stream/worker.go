@@ -27,7 +27,8 @@ type WorkerConfig struct {
 	Dial func(ctx context.Context, job Job) (grpc.ClientConnInterface, error)
 	// Owner names this process. Default Self().
 	Owner Owner
-	// Sole: this worker is the only one of its store, so jobs that are running when it starts have no owner any more.
+	// Sole: this process is the only one with workers of its store, so jobs that are running when it starts, and not by another worker of
+	// this process, have no owner any more.
 	Sole bool
 
 	// Lease is how long a job stays with a worker that is not heard of. Default 15 s.
@@ -158,7 +159,9 @@ func (w *Worker) Run(ctx context.Context) error {
 	if len(w.sinks) == 0 {
 		return errors.New("the worker has no handler: call Handle for each stream before Run")
 	}
+	leave := live(w.config.Owner.Incarnation)
 	if err := w.bury(ctx); err != nil {
+		leave()
 		return err
 	}
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -187,21 +190,17 @@ func (w *Worker) Run(ctx context.Context) error {
 			return fmt.Errorf("%d jobs were not released within %v: their leases run out by themselves", len(w.slots), w.config.DrainTimeout)
 		}
 	}
+	leave() // not before: a handler that does not come back still works on its job
 	return nil
 }
 
 // bury ends the leases of the process that was here before: a container that restarts in its pod needs no watcher.
 func (w *Worker) bury(ctx context.Context) error {
-	owner := w.config.Owner
-	dead := Dead{PodUID: owner.PodUID, Container: owner.Container, NotIncarnation: owner.Incarnation, All: w.config.Sole}
-	if dead.PodUID == "" && !dead.All {
+	if w.config.Owner.PodUID == "" && !w.config.Sole {
 		return nil
 	}
-	if dead.All {
-		dead.PodUID, dead.Container = "", ""
-	}
 	for failures := 1; ; failures++ {
-		n, err := w.config.Store.Expire(ctx, dead)
+		n, err := w.takeBack(ctx)
 		if err == nil {
 			if n > 0 {
 				w.config.Logger.Info("jobs of the process that was here before are taken over", "jobs", n)
