@@ -18,6 +18,8 @@ var (
 	ErrConflict = errors.New("the stored checkpoint is another")
 	// ErrNewer: the job or its checkpoint was written by a newer version of this package.
 	ErrNewer = errors.New("written by a newer version")
+	// ErrOlder: the store's tables are missing, or older than this version of the package needs, and must not be changed.
+	ErrOlder = errors.New("tables to be migrated")
 	// ErrLocked: another worker has this SQLite file.
 	ErrLocked = errors.New("in use by another worker")
 

@@ -43,16 +43,45 @@ Jobs are kept in a SQLite file, for one worker on one machine, or in Postgres, f
 	}
 	cmd.AddCommand(newStreamServeCommand(), newStreamWorkCommand(), newStreamSubmitCommand(), newStreamListCommand(), newStreamShowCommand())
 	cmd.AddCommand(newStreamChangeCommands()...)
-	cmd.AddCommand(newStreamQuarantineCommand(), newStreamVerifyCommand(), newStreamWatchCommand(), newStreamDemoCommand())
+	cmd.AddCommand(newStreamQuarantineCommand(), newStreamVerifyCommand(), newStreamMigrateCommand(), newStreamWatchCommand(), newStreamDemoCommand())
 	cmd.AddCommand(newStreamDemoRoles()...)
 	return cmd
 }
 
 // storeFlag names the job store.
-type storeFlag struct{ name string }
+type storeFlag struct{ name, schema string }
 
 func (f *storeFlag) register(flags *pflag.FlagSet) {
 	flags.StringVar(&f.name, "store", "./levada-streams.db", "job store: the path of a SQLite file, or a postgres:// URL")
+	flags.StringVar(&f.schema, "store-schema", "", "schema of the tables in Postgres (default: the one that search_path names)")
+}
+
+const (
+	storeSQLite = iota
+	storePostgres
+)
+
+// place returns what kind of store the flags name, and its path or URL.
+func (f *storeFlag) place() (kind int, name string, err error) {
+	scheme, rest, ok := strings.Cut(f.name, "://")
+	switch {
+	case f.name == "":
+		return 0, "", commandline.UsageError(errors.New("--store is empty: expected the path of a SQLite file, or a postgres:// URL"))
+	case ok && (scheme == "postgres" || scheme == "postgresql"):
+		return storePostgres, f.name, nil
+	case ok && (rest == "" || scheme != "file"):
+		return 0, "", commandline.UsageError(fmt.Errorf("--store %s://...: expected the path of a SQLite file, or a postgres:// URL", scheme))
+	case f.schema != "":
+		return 0, "", commandline.UsageError(errors.New("--store-schema needs a postgres:// store: a SQLite file has no schemas"))
+	}
+	return storeSQLite, strings.TrimPrefix(f.name, "file://"), nil
+}
+
+func (f *storeFlag) postgresOptions() []pgstore.Option {
+	if f.schema == "" {
+		return nil
+	}
+	return []pgstore.Option{pgstore.WithSchema(f.schema)}
 }
 
 // database is a job store, and the tables beside it.
@@ -63,28 +92,34 @@ type database struct {
 	postgres *pgstore.Store
 }
 
-// open opens the store. create says that a SQLite file may be made; otherwise a name that was mistyped would look like an empty store.
+// open opens the store. create says that its file and its tables may be created or brought up to date. Otherwise nothing is: a name that was
+// mistyped would look like an empty store, and a database that is another program's would get tables.
 func (f *storeFlag) open(ctx context.Context, create bool) (*database, error) {
-	scheme, rest, ok := strings.Cut(f.name, "://")
-	switch {
-	case f.name == "":
-		return nil, commandline.ExitError{Code: commandline.ExitUsage, Err: errors.New("--store is empty: expected the path of a SQLite file, or a postgres:// URL")}
-	case ok && (scheme == "postgres" || scheme == "postgresql"):
+	kind, path, err := f.place()
+	if err != nil {
+		return nil, err
+	}
+	if kind == storePostgres {
 		asking, cancel := context.WithTimeout(ctx, 15*time.Second)
 		defer cancel()
-		s, err := pgstore.Open(asking, f.name)
+		options := f.postgresOptions()
+		if !create {
+			options = append(options, pgstore.WithoutMigrate())
+		}
+		s, err := pgstore.Open(asking, path, options...)
 		if err != nil {
 			return nil, err
 		}
 		return &database{Store: s, postgres: s}, nil
-	case ok && (rest == "" || scheme != "file"):
-		return nil, commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("--store %s://...: expected the path of a SQLite file, or a postgres:// URL", scheme)}
 	}
-	path := strings.TrimPrefix(f.name, "file://")
 	if _, err := os.Stat(path); !create && errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("there is no job store at %s: name it with --store (LEVADA_STORE); `levada stream submit` makes one", path)
 	}
-	s, err := sqlitestore.Open(ctx, path)
+	var options []sqlitestore.Option
+	if !create {
+		options = append(options, sqlitestore.WithoutMigrate())
+	}
+	s, err := sqlitestore.Open(ctx, path, options...)
 	if err != nil {
 		return nil, err
 	}

@@ -254,7 +254,7 @@ func (d *demo) prepare(chosen map[string]bool) (err error) {
 			return err
 		}
 	}
-	flag := storeFlag{d.adminDSN}
+	flag := storeFlag{name: d.adminDSN}
 	if d.store, err = flag.open(d.ctx, true); err != nil {
 		return err
 	}

@@ -77,7 +77,7 @@ func newStreamDemoRoles() []*cobra.Command {
 			cmd.Flags().StringVar(&hints, "hints", "auto", "")
 			cmd.Flags().DurationVar(&lease, "lease", 10*time.Second, "")
 		}, func(ctx context.Context, cmd *cobra.Command) error {
-			return demoWorker(ctx, cmd, &storeFlag{store}, &hintFlag{hints}, target, lease)
+			return demoWorker(ctx, cmd, &storeFlag{name: store}, &hintFlag{hints}, target, lease)
 		}),
 		role("demo-broker", func(cmd *cobra.Command) {
 			cmd.Flags().StringVar(&listen, "listen", "127.0.0.1:0", "")

@@ -19,16 +19,105 @@ import (
 //go:embed migrations
 var migrations embed.FS
 
-// migrate brings one set of tables up to date. Only one process at a time does that; the others wait for it.
-func migrate(ctx context.Context, pool *pgxpool.Pool, set, what string) error {
+// set is a set of tables that have a version of their own.
+type set struct{ name, what string }
+
+var (
+	jobSet  = set{"job", "the job store"}
+	sinkSet = set{"sink", "the sink"}
+	allSets = []set{jobSet, sinkSet}
+)
+
+// Migrate creates the tables of stores and sinks, or brings them up to date. It takes [WithSchema]. Only one process at a time migrates;
+// others wait for it. Tables that are up to date are left alone, and need no right but that to read. It returns an error that wraps
+// [stream.ErrNewer] when a newer version of this package has changed them.
+func Migrate(ctx context.Context, pool *pgxpool.Pool, opts ...Option) error {
+	o, err := optionsOf(opts)
+	if err != nil {
+		return err
+	}
+	t := newTables(pool, o.schema)
+	for _, s := range allSets {
+		if err := migrate(ctx, t, s.name, s.what); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Version is the state of a set of tables.
+type Version struct {
+	// Tables says which tables they are.
+	Tables string `json:"tables"`
+	// Stored is their version in the database, 0 if there are none; Known is the newest that this program knows.
+	Stored int64 `json:"stored"`
+	Known  int64 `json:"known"`
+}
+
+// Versions reads the versions of the tables. It changes nothing.
+func Versions(ctx context.Context, pool *pgxpool.Pool, opts ...Option) ([]Version, error) {
+	o, err := optionsOf(opts)
+	if err != nil {
+		return nil, err
+	}
+	t := newTables(pool, o.schema)
 	db := stdlib.OpenDBFromPool(pool)
+	defer db.Close()
+	var all []Version
+	for _, s := range allSets {
+		v := Version{Tables: s.what}
+		if v.Known, err = knownVersion(s.name); err != nil {
+			return nil, err
+		}
+		if v.Stored, err = schemaVersion(ctx, db, t.versionTable(s.name)); err != nil {
+			return nil, fmt.Errorf("read the version of the tables of %s: %w", s.what, err)
+		}
+		all = append(all, v)
+	}
+	return all, nil
+}
+
+func knownVersion(set string) (int64, error) {
+	files, err := fs.ReadDir(migrations, "migrations/"+set)
+	if err != nil {
+		return 0, err
+	}
+	return goose.NumericComponent(files[len(files)-1].Name())
+}
+
+// bringUp migrates a set of tables, or only checks that they are what this program needs.
+func bringUp(ctx context.Context, t *tables, s set, mayMigrate bool) error {
+	if mayMigrate {
+		return migrate(ctx, t, s.name, s.what)
+	}
+	db := stdlib.OpenDBFromPool(t.Pool)
+	defer db.Close()
+	stored, err := schemaVersion(ctx, db, t.versionTable(s.name))
+	if err != nil {
+		return fmt.Errorf("read the version of the tables of %s: %w", s.what, err)
+	}
+	known, err := knownVersion(s.name)
+	switch {
+	case err != nil:
+		return err
+	case stored < known:
+		return jobrule.OlderSchema(s.what, stored, known)
+	case stored > known:
+		return jobrule.NewerSchema(s.what, stored, known)
+	}
+	return nil
+}
+
+// migrate brings one set of tables up to date. Only one process at a time does that; the others wait for it.
+func migrate(ctx context.Context, t *tables, set, what string) error {
+	db := stdlib.OpenDBFromPool(t.Pool)
 	defer db.Close() // gives the pool's connections back, and leaves the pool open
 	files, err := fs.Sub(migrations, "migrations/"+set)
 	if err != nil {
 		return err
 	}
-	table := "levada_" + set + "_version"
-	provider, err := goose.NewProvider(goose.DialectPostgres, db, files, goose.WithTableName(table), goose.WithDisableGlobalRegistry(true),
+	table := t.versionTable(set)
+	provider, err := goose.NewProvider(goose.DialectPostgres, db, qualifiedFiles{files, t}, goose.WithTableName(table), goose.WithDisableGlobalRegistry(true),
 		goose.WithSessionLocker(locker{}))
 	if err != nil {
 		return fmt.Errorf("migrations of %s: %w", what, err)
@@ -38,6 +127,9 @@ func migrate(ctx context.Context, pool *pgxpool.Pool, set, what string) error {
 	stored, err := schemaVersion(ctx, db, table)
 	if err == nil && stored < known {
 		// Where all is up to date, nothing but reading is needed: not even the right to make tables.
+		if err := t.createSchema(ctx); err != nil {
+			return err
+		}
 		if _, err = provider.Up(ctx); err == nil {
 			stored, err = schemaVersion(ctx, db, table)
 		}
@@ -47,6 +139,25 @@ func migrate(ctx context.Context, pool *pgxpool.Pool, set, what string) error {
 	}
 	if stored > known {
 		return jobrule.NewerSchema(what, stored, known)
+	}
+	return nil
+}
+
+// createSchema creates the schema if it is not there. Two processes may do so at once.
+func (t *tables) createSchema(ctx context.Context) error {
+	if t.schema == "" {
+		return nil
+	}
+	var there bool
+	err := t.QueryRow(ctx, `select exists (select from pg_namespace where nspname = $1)`, t.schema).Scan(&there)
+	if err == nil && !there {
+		_, err = t.Exec(ctx, `create schema if not exists `+t.schema)
+		if state := sqlState(err); state == "23505" || state == "42P06" {
+			err = nil // "if not exists" does not wait for another transaction that creates it
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("create schema %s: %w", t.schema, err)
 	}
 	return nil
 }

@@ -86,7 +86,7 @@ func newSettings(ctx context.Context, pool *pgxpool.Pool, l Limits) (settings, e
 // sink keeps effects, checkpoint and quarantine in one database.
 type sink struct {
 	settings
-	pool    *pgxpool.Pool
+	pool    *tables
 	handler Handler
 	jobs    *Store // nil when the jobs are in another database
 }
@@ -98,20 +98,21 @@ func (s *Store) Sink(handler Handler) stream.ReplaySink {
 	return &sink{settings: s.sink, pool: s.pool, handler: handler, jobs: s}
 }
 
-// NewSink returns a sink in another database than the store's, and makes its tables there.
+// NewSink returns a sink in another database than the store's, and makes its tables there, unless told [WithoutMigrate].
 func NewSink(ctx context.Context, pool *pgxpool.Pool, handler Handler, opts ...Option) (stream.ReplaySink, error) {
-	var o options
-	for _, opt := range opts {
-		opt(&o)
+	o, err := optionsOf(opts)
+	if err != nil {
+		return nil, err
 	}
-	if err := migrate(ctx, pool, "sink", "the sink"); err != nil {
+	t := newTables(pool, o.schema)
+	if err := bringUp(ctx, t, sinkSet, o.migrate); err != nil {
 		return nil, err
 	}
 	settings, err := newSettings(ctx, pool, o.limits)
 	if err != nil {
 		return nil, err
 	}
-	return &sink{settings: settings, pool: pool, handler: handler}, nil
+	return &sink{settings: settings, pool: t, handler: handler}, nil
 }
 
 type stored struct {
@@ -320,7 +321,7 @@ func (s *sink) transact(ctx context.Context, b *stream.Batch, finish func(*pgx.B
 	}
 	batch.Queue(`commit`)
 	last := batch.Len() - 1
-	results := conn.SendBatch(ctx, batch)
+	results := conn.SendBatch(ctx, s.pool.qualifyBatch(batch))
 	for i := range batch.Len() {
 		tag, err := results.Exec()
 		switch {

@@ -26,7 +26,7 @@ const HintChannel = hintbus.Channel
 
 // Store is a [stream.Store] in Postgres.
 type Store struct {
-	pool   *pgxpool.Pool
+	pool   *tables
 	own    bool // the pool is ours to close
 	notify bool
 	sink   settings
@@ -36,9 +36,28 @@ type Store struct {
 type Option func(*options)
 
 type options struct {
-	quiet  bool
-	limits Limits
+	quiet   bool
+	limits  Limits
+	schema  string
+	migrate bool
 }
+
+func optionsOf(opts []Option) (options, error) {
+	o := options{migrate: true}
+	for _, opt := range opts {
+		opt(&o)
+	}
+	return o, checkSchema(o.schema)
+}
+
+// WithSchema keeps the tables in a schema of the database instead of the one that search_path names. The handlers' search_path stays as it
+// is. [Migrate] creates the schema if it is not there.
+func WithSchema(schema string) Option { return func(o *options) { o.schema = schema } }
+
+// WithoutMigrate leaves the tables as they are: nothing is created or changed, and tables that are missing or too old are an error that wraps
+// [stream.ErrOlder]. It is for programs whose database user must not change tables, and for those that only read; [Migrate], or
+// `levada stream migrate`, is then run as a step of the deployment.
+func WithoutMigrate() Option { return func(o *options) { o.migrate = false } }
 
 // WithoutNotify keeps the store from notifying of jobs on [HintChannel], for databases where NOTIFY is not to be used.
 func WithoutNotify() Option { return func(o *options) { o.quiet = true } }
@@ -61,24 +80,24 @@ func Open(ctx context.Context, dsn string, opts ...Option) (*Store, error) {
 	return s, nil
 }
 
-// New returns a store that uses the pool, and brings its tables up to date. It returns an error that wraps [stream.ErrNewer] when a
+// New returns a store that uses the pool, and brings its tables up to date, unless told [WithoutMigrate]. It returns an error that wraps [stream.ErrNewer] when a
 // newer version of this package has changed them.
 func New(ctx context.Context, pool *pgxpool.Pool, opts ...Option) (*Store, error) {
-	var o options
-	for _, opt := range opts {
-		opt(&o)
-	}
-	if err := migrate(ctx, pool, "job", "the job store"); err != nil {
+	o, err := optionsOf(opts)
+	if err != nil {
 		return nil, err
 	}
-	if err := migrate(ctx, pool, "sink", "the sink"); err != nil {
-		return nil, err
+	t := newTables(pool, o.schema)
+	for _, set := range allSets {
+		if err := bringUp(ctx, t, set, o.migrate); err != nil {
+			return nil, err
+		}
 	}
 	sink, err := newSettings(ctx, pool, o.limits)
 	if err != nil {
 		return nil, err
 	}
-	return &Store{pool: pool, notify: !o.quiet, sink: sink}, nil
+	return &Store{pool: t, notify: !o.quiet, sink: sink}, nil
 }
 
 // Close ends the connections, if the store has made them itself.
@@ -90,7 +109,7 @@ func (s *Store) Close() error {
 }
 
 // Pool returns the store's connections.
-func (s *Store) Pool() *pgxpool.Pool { return s.pool }
+func (s *Store) Pool() *pgxpool.Pool { return s.pool.Pool }
 
 const columns = `j.id, j.stream, j.target, j.query, j.dedupe_key, j.priority, j.not_before, j.on_bad, j.max_bad, j.state, j.epoch,
 	j.owner_pod, j.owner_pod_uid, j.owner_container, j.owner_incarnation, j.lease_until, j.claimed_at, j.attempts, j.no_progress,
@@ -134,7 +153,7 @@ const begin = `begin isolation level read committed read write`
 
 // once runs one statement in a transaction of its own, in one round trip: a client that freezes leaves no lock behind. each gets the
 // rows.
-func once(ctx context.Context, pool *pgxpool.Pool, sql string, each func(pgx.Row) error, args ...any) (changed int64, err error) {
+func once(ctx context.Context, pool *tables, sql string, each func(pgx.Row) error, args ...any) (changed int64, err error) {
 	batch := &pgx.Batch{}
 	batch.Queue(begin)
 	batch.Queue(sql, args...).Query(func(rows pgx.Rows) error {
@@ -155,13 +174,13 @@ func once(ctx context.Context, pool *pgxpool.Pool, sql string, each func(pgx.Row
 }
 
 // send sends a batch that begins and ends a transaction.
-func send(ctx context.Context, pool *pgxpool.Pool, batch *pgx.Batch) error {
+func send(ctx context.Context, pool *tables, batch *pgx.Batch) error {
 	conn, err := pool.Acquire(ctx)
 	if err != nil {
 		return err
 	}
 	defer conn.Release()
-	if err = conn.SendBatch(ctx, batch).Close(); err != nil {
+	if err = conn.SendBatch(ctx, pool.qualifyBatch(batch)).Close(); err != nil {
 		rollback(ctx, conn.Conn())
 	}
 	return err
@@ -207,7 +226,7 @@ func (s *Store) Submit(ctx context.Context, job stream.Job) (stream.Status, erro
 // transaction commits.
 func (s *Store) SubmitTx(ctx context.Context, tx pgx.Tx, job stream.Job) (stream.Status, error) {
 	return s.submit(ctx, job, func(sql string, each func(pgx.Row) error, args ...any) error {
-		rows, err := tx.Query(ctx, sql, args...)
+		rows, err := tx.Query(ctx, s.pool.qualify(sql), args...)
 		if err != nil {
 			return err
 		}

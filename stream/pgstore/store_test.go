@@ -78,8 +78,9 @@ func TestStoreConformance(t *testing.T) {
 func TestStoreConformanceWithStrangeSettings(t *testing.T) {
 	streamtest.RunStore(t, func(t *testing.T) streamtest.StoreUnderTest {
 		dsn := testserver.Postgres(t)
-		open(t, connect(t, dsn)) // a read-only session cannot make tables
+		open(t, connect(t, dsn), WithSchema("odd")) // a read-only session cannot make tables
 		a := connect(t, dsn, strange, func(c *pgxpool.Config) { c.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol })
-		return streamtest.StoreUnderTest{Store: open(t, a), Advance: advance(t, connect(t, dsn))}
+		inSchema := connect(t, dsn, func(c *pgxpool.Config) { c.ConnConfig.RuntimeParams["search_path"] = "odd" })
+		return streamtest.StoreUnderTest{Store: open(t, a, WithSchema("odd"), WithoutMigrate()), Advance: advance(t, inSchema)}
 	})
 }

@@ -74,10 +74,12 @@ func openFile(ctx context.Context, path string) (write, read *sql.DB, err error)
 	return write, read, nil
 }
 
+var errNotRegular = errors.New("it is no regular file: name a file, which is made if it does not exist")
+
 // checkPlace finds out what SQLite would only call "unable to open database file".
 func checkPlace(path string) error {
 	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
-		return errors.New("it is no regular file: name a file, which is made if it does not exist")
+		return errNotRegular
 	}
 	dir := filepath.Dir(path)
 	probe, err := os.CreateTemp(dir, ".levada-*")

@@ -27,6 +27,7 @@ type Store struct {
 	write, read *sql.DB
 	now         func() time.Time
 	sinks       *statements
+	keep        bool // do not migrate
 }
 
 // Option changes how a store is opened.
@@ -35,9 +36,18 @@ type Option func(*Store)
 // WithClock makes the store judge time by another clock than the machine's. It is for tests.
 func WithClock(now func() time.Time) Option { return func(s *Store) { s.now = now } }
 
-// Open opens the file, or makes it, and brings its tables up to date. It returns an error that wraps [stream.ErrNewer] when a newer
+// Open opens the file, or creates it, and brings its tables up to date, unless told [WithoutMigrate]. It returns an error that wraps [stream.ErrNewer] when a newer
 // version of this package has changed them.
 func Open(ctx context.Context, path string, options ...Option) (*Store, error) {
+	s := &Store{now: time.Now}
+	for _, option := range options {
+		option(s)
+	}
+	if s.keep { // before anything is written: the file may be another program's
+		if err := check(ctx, path); err != nil {
+			return nil, err
+		}
+	}
 	write, read, err := openFile(ctx, path)
 	if err != nil {
 		return nil, err
@@ -45,13 +55,11 @@ func Open(ctx context.Context, path string, options ...Option) (*Store, error) {
 	if path, err = filepath.Abs(path); err != nil {
 		return nil, errors.Join(fmt.Errorf("open SQLite database %s: %w", path, err), read.Close(), write.Close())
 	}
-	s := &Store{path: path, write: write, read: read, now: time.Now}
-	for _, option := range options {
-		option(s)
-	}
-	err = migrate(ctx, write, "job", "the job store "+path)
-	if err == nil {
-		err = migrate(ctx, write, "sink", "the sink "+path)
+	s.path, s.write, s.read = path, write, read
+	for _, set := range setsOf(path) {
+		if err == nil && !s.keep {
+			err = migrate(ctx, write, set.name, set.what)
+		}
 	}
 	if err == nil {
 		s.sinks, err = prepare(ctx, write, true)

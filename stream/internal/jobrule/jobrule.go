@@ -155,3 +155,13 @@ func Newer(job string, stored int) error {
 func NewerSchema(what string, stored, known int64) error {
 	return fmt.Errorf("the tables of %s have version %d, and this program knows versions up to %d: update it: %w", what, stored, known, stream.ErrNewer)
 }
+
+// OlderSchema is the error for tables that are missing, or older than the program needs, when it must not change them.
+func OlderSchema(what string, stored, known int64) error {
+	found := fmt.Sprintf("have version %d", stored)
+	if stored == 0 {
+		found = "are missing"
+	}
+	return fmt.Errorf("the tables of %s %s, and this program needs version %d: create or update them with `levada stream migrate`, or with Migrate of the store's package: %w",
+		what, found, known, stream.ErrOlder)
+}
