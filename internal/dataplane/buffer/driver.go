@@ -17,8 +17,8 @@ import (
 // All methods may be called concurrently, but Next by one caller at a time.
 type Driver interface {
 	// Submit begins to store data under id and returns without waiting. Blocks are stored in the order of calls, unless one fails.
-	// The result says what became of it. data is the caller's again then. Submit does not retry.
-	Submit(ctx context.Context, id string, data []byte) Receipt
+	// The result says what became of it. data is the caller's again then. Submit does not retry. after is stored with it: see Entry.After.
+	Submit(ctx context.Context, id string, data []byte, after uint64) Receipt
 
 	// SetBase makes what is submitted from now on carry base: see Entry.Base.
 	SetBase(base uint64)
@@ -57,9 +57,9 @@ type Driver interface {
 
 // A Receipt is what became of a Submit.
 type Receipt interface {
-	// Wait returns nil once the data is durable. duplicate says that it had been stored before under the same id.
+	// Wait returns nil once the data is durable. seq is where it was stored. duplicate says that it had been stored before under the same id.
 	// Errors: ErrFull, ErrTooLarge, ErrMissing, or another that may go away.
-	Wait(ctx context.Context) (duplicate bool, err error)
+	Wait(ctx context.Context) (seq uint64, duplicate bool, err error)
 }
 
 // Entry is one stored piece of data.
@@ -69,6 +69,9 @@ type Entry struct {
 	Stored time.Time
 	// Base is what the writer added to the sequences of its process, 0 if it did not say; see number.go.
 	Base uint64
+	// After is the highest sequence that the writer knew to be stored when it submitted the entry, 0 if it did not say. Invariant: After < Seq, unless the
+	// store lost its end in between; see lostend.go.
+	After uint64
 }
 
 // Bounds are sequences; see Driver.

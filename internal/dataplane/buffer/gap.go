@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/levada-io/levada/internal/flow"
@@ -19,6 +20,9 @@ type Damage struct {
 	Last  uint64    `json:"last"`
 	Found time.Time `json:"found"`
 	Why   string    `json:"why"`
+	// LostEnd says that the store gave the sequences again. If Accepted is not 0, that needs no decision any more for entries whose raised base is not above it.
+	LostEnd  bool   `json:"lostEnd,omitempty"`
+	Accepted uint64 `json:"accepted,omitempty"`
 }
 
 // next gives the entry behind the last one, from the cursor or, where the cursor met nothing, from the store itself. When the store does not have it
@@ -238,16 +242,9 @@ func (p *Partition) insist(ctx context.Context, what string, do func(context.Con
 // damaged notes durably that entries are lost, and asks what to do. nil: go on without them.
 func (p *Partition) damaged(ctx context.Context, first, last uint64, data []byte, why error) error {
 	p.opt.Metrics.Gap(int(last - first + 1))
-	note, err := json.Marshal(Damage{First: first, Last: last, Found: time.Now().UTC(), Why: why.Error()})
-	if err != nil {
-		return err
-	}
-	// Without the note the next start finds the damage again, only later.
 	short, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	if err := p.insist(short, "saving what is damaged", func(ctx context.Context) error { return p.driver.SaveDamage(ctx, note) }); err != nil {
-		p.opt.Logger.Warn("damage not recorded", "buffer", p.opt.Name, "error", err)
-	}
+	p.record(short, Damage{First: first, Last: last, Found: time.Now().UTC(), Why: why.Error()})
 	if err := p.opt.OnCorrupt(first, data, why); err != nil {
 		return err
 	}
@@ -257,8 +254,8 @@ func (p *Partition) damaged(ctx context.Context, first, last uint64, data []byte
 	return nil
 }
 
-// recall looks whether damage that an earlier run found is still there.
-func (p *Partition) recall(ctx context.Context) error {
+// recall looks whether damage that an earlier run found is still there. What it finds of a lost end goes into lost.
+func (p *Partition) recall(ctx context.Context, lost *loss) error {
 	note, err := p.driver.LoadDamage(ctx)
 	if err != nil || len(note) == 0 {
 		return err
@@ -266,6 +263,12 @@ func (p *Partition) recall(ctx context.Context) error {
 	var d Damage
 	if err := json.Unmarshal(note, &d); err != nil {
 		return fmt.Errorf("record of damage: %w", err)
+	}
+	if d.LostEnd {
+		if lost.recorded, lost.accepted = true, d.Accepted; d.Accepted == 0 {
+			lost.add(d.First, d.Last, fmt.Errorf("%w, found at %s: %s", ErrLostEnd, d.Found.Format(time.RFC3339), strings.TrimPrefix(d.Why, ErrLostEnd.Error()+": ")))
+		}
+		return nil
 	}
 	whole := d.First > p.saved
 	for lo := d.First; whole && lo <= d.Last; {

@@ -13,6 +13,9 @@ import "time"
 //
 // Numbers ascend with sequences. An entry whose writer did not say its base, or a lower one than is stored before it, has the base of the entry before it;
 // the saved state keeps the base of the entry at the floor.
+//
+// A process whose store loses its end while it runs goes on with its base, and is given sequences again. Such entries show it, and have a base of their own: see
+// raisedBase and lostend.go.
 
 // numberBits are what a number may have: a position has 20 more.
 const numberBits = 44
@@ -42,5 +45,17 @@ func usableBase(base uint64) uint64 {
 	return base
 }
 
+// raisedBase is the base of an entry that took the place of another, which the store lost: its number is above those of all lost ones. It is 0 for other entries.
+// What lies before the loss has no higher base than the entry says: the process that wrote it stops at the first such sequence that it is given.
+func raisedBase(e Entry) uint64 {
+	if e.After < e.Seq || e.After >= 1<<40 {
+		return 0
+	}
+	return usableBase(usableBase(e.Base) + e.After - e.Seq + 1)
+}
+
+// entryBase is the base that an entry has by itself.
+func entryBase(e Entry) uint64 { return max(usableBase(e.Base), raisedBase(e)) }
+
 // baseOf is the base of the next entry. mu is held, or nobody else reads.
-func (p *Partition) baseOf(e Entry) uint64 { return max(p.readBase, usableBase(e.Base)) }
+func (p *Partition) baseOf(e Entry) uint64 { return max(p.readBase, entryBase(e)) }

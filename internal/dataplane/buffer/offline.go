@@ -82,13 +82,24 @@ func takeStock(ctx context.Context, driver Driver) (*stock, error) {
 	}
 	s.last = max(bounds.Last, s.floor)
 	s.contents.Written = s.last > 0
-	if bounds.Last <= s.floor {
+	note, err := driver.LoadDamage(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("load record of damage: %w", err)
+	}
+	lost, from := loss{base: s.base}, s.floor+1
+	if len(note) > 0 {
+		from = bounds.First // the floor may be of entries that the store has lost, see lostend.go
+	} else if bounds.Last <= s.floor {
 		return s, nil
 	}
+	again := false // at the first entry that took the place of a lost one, and was not read
 	parts := pieces{}
 	p := &Partition{opt: Options{}.withDefaults(), driver: driver}
-	_, err = p.scan(ctx, Bounds{First: max(bounds.First, s.floor+1), Last: bounds.Last}, func(e Entry) {
-		s.base = max(s.base, usableBase(e.Base))
+	_, err = p.scan(ctx, Bounds{First: max(bounds.First, from), Last: bounds.Last}, func(e Entry) {
+		if again = again || lost.see(e); e.Seq <= s.floor && !again {
+			return
+		}
+		s.base = max(s.base, entryBase(e))
 		b, n, err := headOf(e.Data)
 		s.contents.Blocks++
 		s.contents.Bytes += int64(len(e.Data))
@@ -139,6 +150,7 @@ func Append(ctx context.Context, driver Driver, name string, h *flow.Block, e *f
 	if err != nil {
 		return fmt.Errorf("buffer %s: %w", name, err)
 	}
+	p.known.Store(bounds.Last)
 	driver.SetBase(newBase(bounds.Last, top, time.Now()))
 	w, err := p.Write(ctx, h, e)
 	if err != nil {

@@ -104,6 +104,8 @@ type Partition struct {
 	// opened is the last sequence that was stored when the partition was opened, stored the number of entries that this process has seen being stored since.
 	// Invariant: opened + stored is at most the last sequence stored. It is less while an entry is stored whose acknowledgement was lost.
 	opened, stored atomic.Uint64
+	// known is the highest sequence that this process knows to be stored, or to have been. It never falls.
+	known atomic.Uint64
 
 	mu     sync.Mutex
 	room   chan struct{} // closed and replaced when pending falls
@@ -112,6 +114,11 @@ type Partition struct {
 	read   uint64           // the last sequence that Next gave
 	floor  uint64           // all up to here are done
 	failed error            // what stops the reading side for good
+	lost   error            // not nil once the store is known to have lost its end, see lostend.go; then failed is not nil either
+	given  sequences        // what the store gave to this process's entries
+	// shortSince is since when the store says that it ends before known, cursorSince since when the cursor says that it ends before what was read.
+	shortSince, cursorSince time.Time
+	lostBase                uint64 // entries whose raised base is not above this were known when the partition was opened
 	// Bases, see number.go: readBase is that of the last entry read, floorBase of the last one done, writeBase of what this process writes.
 	// Invariant: floorBase <= readBase, and readBase <= writeBase unless another process has added a block.
 	readBase, floorBase, writeBase uint64
@@ -204,13 +211,10 @@ func (p *Partition) recover(ctx context.Context) error {
 		return err
 	}
 	given := false // something was given up: that is saved, or it would be told again
+	lost := loss{floor: p.saved, base: p.floorBase}
 	if bounds.Last < p.savedLast {
-		err := fmt.Errorf("%w: blocks up to %d were stored, but the last one there is %d", ErrLostEnd, p.savedLast, bounds.Last)
-		p.opt.Metrics.Gap(int(p.savedLast - bounds.Last))
-		if err := p.opt.OnCorrupt(bounds.Last+1, nil, err); err != nil {
-			return err
-		}
-		p.saved, p.savedLast, given = min(p.saved, bounds.Last), bounds.Last, true
+		lost.add(bounds.Last+1, p.savedLast, fmt.Errorf("%w: blocks up to %d were stored, but the last one there is %d", ErrLostEnd, p.savedLast, bounds.Last))
+		p.saved, p.savedLast = min(p.saved, bounds.Last), bounds.Last
 	}
 	if bounds.First > p.saved+1 {
 		lo, hi := p.saved+1, bounds.First-1
@@ -225,16 +229,21 @@ func (p *Partition) recover(ctx context.Context) error {
 			p.saved, given = hi, true
 		}
 	}
-	if err := p.recall(ctx); err != nil {
+	if err := p.recall(ctx, &lost); err != nil {
 		return err
 	}
 	p.floor = p.saved
 	p.trimmed = bounds.First
 	p.opened.Store(bounds.Last)
+	p.known.Store(bounds.Last)
 	// What is retained before the saved floor matters only for its ids; the positions are in the state.
 	now, pieces, base := time.Now(), pieces{}, p.floorBase
 	next, err := p.scan(ctx, bounds, func(e Entry) {
-		base = max(base, usableBase(e.Base))
+		base = max(base, entryBase(e))
+		if lost.see(e) {
+			// The floor is of the entries that were here before.
+			p.floor = min(p.floor, e.Seq-1)
+		}
 		b, n, err := headOf(e.Data)
 		data := e.Data
 		switch {
@@ -258,6 +267,12 @@ func (p *Partition) recover(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("scan: %w", err)
 	}
+	if g, err := p.judge(ctx, &lost); err != nil {
+		return err
+	} else if g {
+		given = true
+	}
+	p.saved = min(p.saved, p.floor)
 	p.top = max(p.top, base+bounds.Last)
 	p.writeBase = newBase(bounds.Last, p.top, now)
 	p.driver.SetBase(p.writeBase)
@@ -356,7 +371,8 @@ func (p *Partition) Write(ctx context.Context, h *flow.Block, e *flow.Encoder) (
 	p.writing.Add(1)
 	p.pending.Add(int64(w.messages))
 	for i := range w.parts {
-		w.parts[i].receipt = p.driver.Submit(ctx, w.parts[i].id, w.parts[i].data)
+		w.parts[i].known = p.known.Load()
+		w.parts[i].receipt = p.driver.Submit(ctx, w.parts[i].id, w.parts[i].data, w.parts[i].known)
 	}
 	return w, nil
 }
@@ -400,6 +416,7 @@ type part struct {
 	data    []byte
 	memory  []byte // what data lies in, to be used again
 	receipt Receipt
+	known   uint64 // the highest sequence that was known to be stored when it was submitted
 }
 
 // Wait returns once the block is durable. It tries again with the same id for as long as ctx lives, whatever the broker does,
@@ -432,11 +449,19 @@ func takeBytes() []byte { return (*blockBytes.Get().(*[]byte))[:0] }
 func (p *Partition) settle(ctx context.Context, w *part) (duplicate bool, err error) {
 	var wait *backoff.ExponentialBackOff
 	for again := false; ; again = true {
-		duplicate, err = w.receipt.Wait(ctx)
+		var seq uint64
+		seq, duplicate, err = w.receipt.Wait(ctx)
 		switch {
 		case err == nil:
 			if !duplicate {
+				if err := p.acknowledged(ctx, seq, w.known); err != nil {
+					return false, err
+				}
 				p.stored.Add(1)
+			}
+			p.know(seq)
+			if err := p.lostItsEnd(); err != nil {
+				return false, err // what is stored now is read by the next run
 			}
 			if !again && w.memory != nil {
 				// After a second attempt the first one may still be under way with this memory.
@@ -456,7 +481,8 @@ func (p *Partition) settle(ctx context.Context, w *part) (duplicate bool, err er
 		if !sleep(ctx, wait.NextBackOff()) {
 			return false, context.Cause(ctx)
 		}
-		w.receipt = p.driver.Submit(ctx, w.id, w.data)
+		w.known = p.known.Load()
+		w.receipt = p.driver.Submit(ctx, w.id, w.data, w.known)
 	}
 }
 
@@ -526,10 +552,25 @@ func (p *Partition) Read(ctx context.Context) (*Delivery, error) {
 		switch {
 		case err == nil:
 			wait = nil
+			p.mu.Lock()
+			p.cursorSince = time.Time{}
+			p.mu.Unlock()
+			err = p.replaced(ctx, e)
+		}
+		switch {
+		case err == nil:
 		case ctx.Err() != nil:
 			return nil, context.Cause(ctx)
 		case errors.Is(err, ErrMissing), errors.Is(err, ErrClosed):
 			return nil, fmt.Errorf("buffer %s: %w", p.opt.Name, err)
+		case errors.Is(err, ErrLostEnd):
+			if p.suspectEnd(ctx, err) != nil {
+				continue
+			}
+			if !sleep(ctx, time.Second) {
+				return nil, context.Cause(ctx)
+			}
+			continue
 		case errors.Is(err, ErrGap):
 			p.fail(err)
 			continue
@@ -610,6 +651,7 @@ func (p *Partition) accept(ctx context.Context, e Entry) (*Delivery, error) {
 	p.read = e.Seq
 	p.readBase = p.baseOf(e)
 	p.mu.Unlock()
+	p.know(e.Seq)
 	switch {
 	case err != nil:
 		p.skip(ctx, e.Seq, e.Seq+1)
@@ -810,8 +852,11 @@ func (p *Partition) Trim(ctx context.Context) error {
 	defer p.saving.Unlock()
 	keep := p.saved + 1
 	p.mu.Lock()
-	byID := p.byID
+	byID, doubted := p.byID, p.doubted()
 	p.mu.Unlock()
+	if doubted {
+		return saving // the floor may be of entries that are not there any more
+	}
 	if byID {
 		// Ids are read back from the blocks at the next start, so they stay for the window. It is a window of this process's time:
 		// being dead does not make ids old.
@@ -846,7 +891,13 @@ func (p *Partition) save(ctx context.Context, always bool) error {
 	if err != nil {
 		return fmt.Errorf("save state: %w", err)
 	}
-	return p.saveUpTo(ctx, bounds.Last, always)
+	if err := p.saveUpTo(ctx, bounds.Last, always); err != nil {
+		return err
+	}
+	if doubt := p.checkEnd(ctx, bounds.Last); doubt != nil {
+		return fmt.Errorf("%w: %w", errDoubt, doubt)
+	}
+	return nil
 }
 
 // saveFloor saves what was done since it was saved last. It does not ask how far the store reaches: at least as far as was read.
@@ -864,7 +915,7 @@ func (p *Partition) saveUpTo(ctx context.Context, stored uint64, always bool) er
 	p.saving.Lock()
 	defer p.saving.Unlock()
 	p.mu.Lock()
-	floor, last := p.floor, max(stored, p.savedLast, p.read)
+	floor, last := p.floor, max(stored, p.savedLast, p.read, p.known.Load())
 	if floor == p.saved && last == p.savedLast && !p.progressed && !always {
 		p.mu.Unlock()
 		return nil
@@ -892,6 +943,10 @@ func (p *Partition) Close(ctx context.Context) error {
 	for errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
 		err = p.save(ctx, false) // the request went with a broker that was killed
 	}
+	if errors.Is(err, errDoubt) {
+		p.opt.Logger.Warn("store may have lost its end, the next start finds out", "buffer", p.opt.Name, "error", err)
+		err = nil
+	}
 	if err == nil {
 		// What is done takes room until the next run, and no more than that.
 		short, cancel := context.WithTimeout(ctx, 5*time.Second)
@@ -902,6 +957,9 @@ func (p *Partition) Close(ctx context.Context) error {
 	}
 	return errors.Join(err, p.driver.Close())
 }
+
+// errDoubt means that the state is saved, and that the store does not have what it says is stored.
+var errDoubt = errors.New("store ends early")
 
 type noMetrics struct{}
 

@@ -38,13 +38,13 @@ func (d *dying) alive() bool {
 
 type dead struct{}
 
-func (dead) Wait(context.Context) (bool, error) { return false, buffer.ErrClosed }
+func (dead) Wait(context.Context) (uint64, bool, error) { return 0, false, buffer.ErrClosed }
 
-func (d *dying) Submit(ctx context.Context, id string, data []byte) buffer.Receipt {
+func (d *dying) Submit(ctx context.Context, id string, data []byte, after uint64) buffer.Receipt {
 	if !d.alive() {
 		return dead{}
 	}
-	return d.Driver.Submit(ctx, id, data)
+	return d.Driver.Submit(ctx, id, data, after)
 }
 
 func (d *dying) Trim(ctx context.Context, seq uint64) error {

@@ -64,11 +64,11 @@ type driver struct {
 
 type deadReceipt struct{}
 
-func (deadReceipt) Wait(context.Context) (bool, error) { return false, buffer.ErrClosed }
+func (deadReceipt) Wait(context.Context) (uint64, bool, error) { return 0, false, buffer.ErrClosed }
 
-func (d driver) Submit(ctx context.Context, id string, data []byte) (r buffer.Receipt) {
+func (d driver) Submit(ctx context.Context, id string, data []byte, after uint64) (r buffer.Receipt) {
 	r = deadReceipt{}
-	d.fuse.touch(func() { r = d.Driver.Submit(ctx, id, data) })
+	d.fuse.touch(func() { r = d.Driver.Submit(ctx, id, data, after) })
 	return r
 }
 

@@ -40,7 +40,8 @@ func Run(t *testing.T, makeHarness func(t *testing.T) Harness) {
 		"ids of lanes without positions":              byID,
 		"a killed store loses nothing":                killed,
 		"reading ends with its context":               readCancelled,
-		"a block keeps its number":                    numbers,
+		"what is stored beside a block is found":      numbers,
+		"a block keeps its number":                    numbersOfRestarts,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -105,7 +106,7 @@ func read(t *testing.T, p *buffer.Partition, n int, done bool) (ids []string, la
 	return ids, last
 }
 
-// numbers reads a block again in another process, and by way of Find and Scan.
+// numbers reads what is stored beside a block by way of Find and Scan.
 func numbers(t *testing.T, h Harness) {
 	p := open(t, h, buffer.Options{})
 	write(t, p, "in/0@x", 1, 1, 0)
@@ -122,6 +123,27 @@ func numbers(t *testing.T, h Harness) {
 	if base := first.Number - first.Seq; base == 0 || found[0].Base != base || scanned.Base != base {
 		t.Errorf("base is %d, Find gives %d, Scan %d", base, found[0].Base, scanned.Base)
 	}
+	// What the writer knew to be stored tells an entry that took the place of a lost one.
+	seq, _, err := d.Submit(ctx(t), "after", found[0].Data, 7).Wait(ctx(t))
+	if err != nil || seq != first.Seq+1 {
+		t.Fatalf("stored at %d, %v; want %d", seq, err, first.Seq+1)
+	}
+	if found, err = d.Find(ctx(t), seq, seq, func(buffer.Entry) bool { return true }); err != nil || len(found) != 1 {
+		t.Fatalf("find: %d, %v", len(found), err)
+	}
+	if err := d.Scan(ctx(t), seq, func(e buffer.Entry) error { scanned = e; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if found[0].After != 7 || scanned.After != 7 {
+		t.Errorf("after is 7, Find gives %d, Scan %d", found[0].After, scanned.After)
+	}
+}
+
+// numbersOfRestarts reads a block again in another process.
+func numbersOfRestarts(t *testing.T, h Harness) {
+	p := open(t, h, buffer.Options{})
+	write(t, p, "in/0@x", 1, 1, 0)
+	_, first := read(t, p, 1, false)
 	p = open(t, h, buffer.Options{})
 	write(t, p, "in/0@x", 2, 2, 0)
 	_, again := read(t, p, 1, true)

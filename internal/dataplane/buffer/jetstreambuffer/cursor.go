@@ -34,7 +34,7 @@ const cursorLife = 2 * time.Minute
 func (d *driver) Resume(ctx context.Context, after uint64) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.next = after + 1
+	d.next, d.lastStored = after+1, time.Time{}
 	d.dropReader()
 	// Earlier versions read through a durable consumer.
 	ctx, cancel := bounded(ctx)
@@ -77,6 +77,9 @@ func (d *driver) cursor(ctx context.Context) (jetstream.MessagesContext, error) 
 		// A leader that was just elected has all that was given: reads are of what a majority stores.
 		return nil, fmt.Errorf("%w: block %d was read, and the last one is now %d", buffer.ErrLostEnd, d.next-1, info.State.LastSeq)
 	}
+	if err := d.sameAsRead(ctx, info.State.FirstSeq); err != nil {
+		return nil, err
+	}
 	consumer, err := d.js.CreateConsumer(ctx, d.cfg.Stream, jetstream.ConsumerConfig{
 		AckPolicy: jetstream.AckNonePolicy, MemoryStorage: true, Replicas: 1, InactiveThreshold: cursorLife,
 		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: d.next,
@@ -87,6 +90,19 @@ func (d *driver) cursor(ctx context.Context) (jetstream.MessagesContext, error) 
 	d.reader, err = consumer.Messages(jetstream.PullMaxMessagesWithBytesLimit(aheadEntries, aheadBytes), jetstream.PullExpiry(30*time.Second), jetstream.PullHeartbeat(2*time.Second))
 	d.fresh = true
 	return d.reader, err
+}
+
+// sameAsRead returns buffer.ErrLostEnd if another entry is stored now where the last one was that the cursor gave. mu is held.
+func (d *driver) sameAsRead(ctx context.Context, first uint64) error {
+	last := d.next - 1
+	if d.lastStored.IsZero() || last < first {
+		return nil
+	}
+	e, ok, err := d.get(ctx, last)
+	if err != nil || !ok || e.Stored.Equal(d.lastStored) {
+		return err
+	}
+	return fmt.Errorf("%w: block %d was read, and another one was stored there at %v", buffer.ErrLostEnd, last, e.Stored)
 }
 
 func (d *driver) Next(ctx context.Context) (buffer.Entry, error) {
@@ -113,7 +129,7 @@ func (d *driver) Next(ctx context.Context) (buffer.Entry, error) {
 		if err != nil {
 			return buffer.Entry{}, err
 		}
-		e := buffer.Entry{Seq: meta.Sequence.Stream, Data: msg.Data(), Stored: meta.Timestamp, Base: baseIn(msg.Headers())}
+		e := entryOf(meta.Sequence.Stream, msg.Data(), msg.Headers(), meta.Timestamp)
 		d.mu.Lock()
 		switch {
 		case d.reader != reader || e.Seq < d.next:
@@ -125,7 +141,7 @@ func (d *driver) Next(ctx context.Context) (buffer.Entry, error) {
 			d.mu.Unlock()
 			continue
 		}
-		d.next, d.fresh = e.Seq+1, false
+		d.next, d.lastStored, d.fresh = e.Seq+1, e.Stored, false
 		d.mu.Unlock()
 		return e, nil
 	}
@@ -185,7 +201,7 @@ func (d *driver) Scan(ctx context.Context, seq uint64, visit func(buffer.Entry) 
 		if meta.Sequence.Stream > bounds.Last {
 			return nil
 		}
-		if err := visit(buffer.Entry{Seq: meta.Sequence.Stream, Data: msg.Data(), Stored: meta.Timestamp, Base: baseIn(msg.Headers())}); err != nil {
+		if err := visit(entryOf(meta.Sequence.Stream, msg.Data(), msg.Headers(), meta.Timestamp)); err != nil {
 			return err
 		}
 		// The last ones may be damaged and never come, so what is left counts as well as the sequence.

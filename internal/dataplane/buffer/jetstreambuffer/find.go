@@ -112,32 +112,35 @@ func (s *search) leader(ctx context.Context) (leadership, error) {
 
 // ask asks the leader for all that is left.
 func (s *search) ask(ctx context.Context) error {
-	return s.each(func(seq uint64) (e buffer.Entry, ok bool, err error) {
-		var answer struct {
-			Error   *jetstream.APIError `json:"error"`
-			Message *struct {
-				Seq  uint64    `json:"seq"`
-				Data []byte    `json:"data"`
-				Head []byte    `json:"hdrs"`
-				Time time.Time `json:"time"`
-			} `json:"message"`
+	return s.each(func(seq uint64) (buffer.Entry, bool, error) { return s.d.get(ctx, seq) })
+}
+
+// get asks the leader for an entry.
+func (d *driver) get(ctx context.Context, seq uint64) (e buffer.Entry, ok bool, err error) {
+	var answer struct {
+		Error   *jetstream.APIError `json:"error"`
+		Message *struct {
+			Seq  uint64    `json:"seq"`
+			Data []byte    `json:"data"`
+			Head []byte    `json:"hdrs"`
+			Time time.Time `json:"time"`
+		} `json:"message"`
+	}
+	if err := d.request(ctx, "STREAM.MSG.GET."+d.cfg.Stream, map[string]uint64{"seq": seq}, &answer); err != nil {
+		return e, false, err
+	}
+	switch {
+	case answer.Message != nil:
+		m := answer.Message
+		head, err := nats.DecodeHeadersMsg(m.Head)
+		if err != nil && len(m.Head) > 0 {
+			return e, false, nil // not as it was written
 		}
-		if err := s.d.request(ctx, "STREAM.MSG.GET."+s.d.cfg.Stream, map[string]uint64{"seq": seq}, &answer); err != nil {
-			return e, false, err
-		}
-		switch {
-		case answer.Message != nil:
-			m := answer.Message
-			head, err := nats.DecodeHeadersMsg(m.Head)
-			if err != nil && len(m.Head) > 0 {
-				return e, false, nil // not as it was written
-			}
-			return buffer.Entry{Seq: m.Seq, Data: m.Data, Stored: m.Time, Base: baseIn(head)}, true, nil
-		case answer.Error != nil && answer.Error.ErrorCode != jetstream.JSErrCodeMessageNotFound:
-			return e, false, answer.Error
-		}
-		return e, false, nil
-	})
+		return entryOf(m.Seq, m.Data, head, m.Time), true, nil
+	case answer.Error != nil && answer.Error.ErrorCode != jetstream.JSErrCodeMessageNotFound:
+		return e, false, answer.Error
+	}
+	return e, false, nil
 }
 
 // askAny asks replicas that the servers choose.
@@ -157,7 +160,7 @@ func (s *search) askAny(ctx context.Context, times int) error {
 			if err != nil {
 				return buffer.Entry{}, false, nil // each is asked by name below
 			}
-			return buffer.Entry{Seq: m.Sequence, Data: m.Data, Stored: m.Time, Base: baseIn(m.Header)}, true, nil
+			return entryOf(m.Sequence, m.Data, m.Header, m.Time), true, nil
 		})
 	}
 	return nil

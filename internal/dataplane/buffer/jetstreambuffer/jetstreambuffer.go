@@ -67,11 +67,13 @@ type driver struct {
 	cfg     Config
 	created time.Time
 
-	mu     sync.Mutex
-	next   uint64 // the sequence that the cursor gives next
-	reader jetstream.MessagesContext
-	fresh  bool // the cursor has given nothing since it was made
-	closed bool
+	mu   sync.Mutex
+	next uint64 // the sequence that the cursor gives next
+	// lastStored is when the entry before next was stored; zero if the cursor has given none
+	lastStored time.Time
+	reader     jetstream.MessagesContext
+	fresh      bool // the cursor has given nothing since it was made
+	closed     bool
 	// reserved is when the reserve was looked at last; see reserve.go
 	reserved      time.Time
 	base          string // what is stored in the header of each entry; set before anything is submitted
@@ -239,42 +241,54 @@ func baseIn(h nats.Header) uint64 {
 	return base
 }
 
+// afterHeader is the header that has buffer.Entry.After, in base 36.
+const afterHeader = "Levada-After"
+
+// entryOf is a stored message.
+func entryOf(seq uint64, data []byte, h nats.Header, stored time.Time) buffer.Entry {
+	e := buffer.Entry{Seq: seq, Data: data, Stored: stored, Base: baseIn(h)}
+	if after := h.Get(afterHeader); after != "" {
+		e.After, _ = strconv.ParseUint(after, 36, 64) // 0 if it makes no sense
+	}
+	return e
+}
+
 type receipt struct {
 	d      *driver
 	future jetstream.PubAckFuture
 	err    error
 }
 
-func (d *driver) Submit(_ context.Context, id string, data []byte) buffer.Receipt {
+func (d *driver) Submit(_ context.Context, id string, data []byte, after uint64) buffer.Receipt {
 	if d.cfg.Room != nil {
 		if err := d.cfg.Room(); err != nil {
 			return &receipt{d, nil, fmt.Errorf("%w: %w", buffer.ErrFull, err)}
 		}
 	}
-	m := &nats.Msg{Subject: d.cfg.Stream, Data: data}
+	m := &nats.Msg{Subject: d.cfg.Stream, Data: data, Header: nats.Header{afterHeader: []string{strconv.FormatUint(after, 36)}}}
 	if d.base != "" {
-		m.Header = nats.Header{baseHeader: []string{d.base}}
+		m.Header[baseHeader] = []string{d.base}
 	}
 	future, err := d.js.PublishMsgAsync(m,
 		jetstream.WithMsgID(id), jetstream.WithExpectStream(d.cfg.Stream), jetstream.WithStallWait(submitTimeout))
 	return &receipt{d, future, err}
 }
 
-func (r *receipt) Wait(ctx context.Context) (bool, error) {
+func (r *receipt) Wait(ctx context.Context) (uint64, bool, error) {
 	if r.err != nil {
-		return false, r.d.classify(ctx, r.err)
+		return 0, false, r.d.classify(ctx, r.err)
 	}
 	timeout := time.NewTimer(submitTimeout)
 	defer timeout.Stop()
 	select {
 	case ack := <-r.future.Ok():
-		return ack.Duplicate, nil
+		return ack.Sequence, ack.Duplicate, nil
 	case err := <-r.future.Err():
-		return false, r.d.classify(ctx, err)
+		return 0, false, r.d.classify(ctx, err)
 	case <-timeout.C:
-		return false, fmt.Errorf("no answer from the broker in %v", submitTimeout)
+		return 0, false, fmt.Errorf("no answer from the broker in %v", submitTimeout)
 	case <-ctx.Done():
-		return false, ctx.Err()
+		return 0, false, ctx.Err()
 	}
 }
 
@@ -323,6 +337,10 @@ func (d *driver) Trim(ctx context.Context, seq uint64) error {
 	stream, err := d.js.Stream(ctx, d.cfg.Stream)
 	if err != nil {
 		return d.classify(ctx, err)
+	}
+	if last := stream.CachedInfo().State.LastSeq; last+1 < seq {
+		// A purge would raise the stream's sequences to there, and remove what was stored since.
+		return fmt.Errorf("nothing removed before block %d: the last one there is %d", seq, last)
 	}
 	return stream.Purge(ctx, jetstream.WithPurgeSequence(seq))
 }

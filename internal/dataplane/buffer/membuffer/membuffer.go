@@ -70,6 +70,15 @@ func (s *Store) Copy() *Store {
 	return c
 }
 
+// LoseEnd removes all after seq from under the drivers that are open, and gives its sequences again, as a broker does that has not synced.
+func (s *Store) LoseEnd(seq uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.entries = slices.DeleteFunc(s.entries, func(e buffer.Entry) bool { return e.Seq > seq })
+	s.last = min(s.last, seq)
+	clear(s.ids)
+}
+
 // TakeState takes over what another store has saved beside its log.
 func (s *Store) TakeState(from *Store) {
 	s.mu.Lock()
@@ -95,13 +104,14 @@ type driver struct {
 }
 
 type receipt struct {
+	seq uint64
 	dup bool
 	err error
 }
 
-func (r receipt) Wait(context.Context) (bool, error) { return r.dup, r.err }
+func (r receipt) Wait(context.Context) (uint64, bool, error) { return r.seq, r.dup, r.err }
 
-func (d *driver) Submit(_ context.Context, id string, data []byte) buffer.Receipt {
+func (d *driver) Submit(_ context.Context, id string, data []byte, after uint64) buffer.Receipt {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	switch {
@@ -114,10 +124,10 @@ func (d *driver) Submit(_ context.Context, id string, data []byte) buffer.Receip
 	}
 	d.ids[id] = true
 	d.last++
-	d.entries = append(d.entries, buffer.Entry{Seq: d.last, Data: bytes.Clone(data), Stored: time.Now(), Base: d.base}) // the caller's memory is the caller's
+	d.entries = append(d.entries, buffer.Entry{Seq: d.last, Data: bytes.Clone(data), Stored: time.Now(), Base: d.base, After: after}) // the caller's memory is the caller's
 	close(d.changed)
 	d.changed = make(chan struct{})
-	return receipt{}
+	return receipt{seq: d.last}
 }
 
 func (d *driver) SetBase(base uint64) {
