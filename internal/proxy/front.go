@@ -290,7 +290,7 @@ func (f *front) callOf(set *header.Set) *call {
 		return c
 	}
 	req := set.Request()
-	c := &call{route: state.route(req.Authority, req.Path), method: f.proxy.methods.of(req.Path), path: req.Path}
+	c := &call{route: state.route(f.listener.config.Name, req.Authority, req.Path), method: f.proxy.methods.of(req.Path), path: req.Path}
 	c.sent = f.sent(c.route, set)
 	if set.Cached() {
 		if len(f.calls) == keptCalls {

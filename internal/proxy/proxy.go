@@ -77,6 +77,7 @@ type Proxy struct {
 type state struct {
 	config   *config.Config
 	table    *config.Table
+	tables   map[string]*config.Table // of listeners with routes of their own, by name
 	routes   map[*config.Route]*route
 	nowhere  *route // for calls that no route matches
 	clusters map[string]*cluster
@@ -89,8 +90,12 @@ type change struct {
 	tls    *backendTLS
 }
 
-func (s *state) route(authority, path string) *route {
-	if r := s.table.Route(authority, path); r != nil {
+func (s *state) route(listener, authority, path string) *route {
+	table := s.table
+	if t := s.tables[listener]; t != nil {
+		table = t
+	}
+	if r := table.Route(authority, path); r != nil {
 		return s.routes[r]
 	}
 	return s.nowhere
@@ -123,7 +128,8 @@ func New(c *config.Config, o Options) (*Proxy, error) {
 
 // build makes the state of a configuration. Backends that stay the same keep their connections.
 func (p *Proxy) build(c *config.Config, old *state) (*state, error) {
-	s := &state{config: c, table: c.Compile(), routes: map[*config.Route]*route{}, clusters: map[string]*cluster{}, kept: map[string]change{}}
+	s := &state{config: c, routes: map[*config.Route]*route{}, clusters: map[string]*cluster{}, kept: map[string]change{}}
+	s.table, s.tables = c.CompileAll()
 	for i := range c.Backends {
 		b := &c.Backends[i]
 		tls, err := newBackendTLS(p.log, b)

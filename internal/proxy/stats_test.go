@@ -26,7 +26,7 @@ func counted(t testing.TB) (*Proxy, *stream) {
 	s := &stream{front: &front{}}
 	s.front.proxy = p
 	s.request = &header.Set{}
-	s.call = &call{route: p.state.Load().route("", "/a.B/c"), method: p.methods.of("/a.B/c"), path: "/a.B/c"}
+	s.call = &call{route: p.state.Load().route("", "", "/a.B/c"), method: p.methods.of("/a.B/c"), path: "/a.B/c"}
 	s.reason = endedByBackend
 	s.inMessages.count, s.outMessages.count, s.inBytes, s.outBytes = 1, 1, 20, 30
 	return p, s

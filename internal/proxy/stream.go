@@ -289,7 +289,7 @@ func (s *stream) place(w *wakes) {
 // reroute finds the route of the configuration that is in force now, if that is another one.
 func (s *stream) reroute() bool {
 	req := s.request.Request()
-	r := s.front.proxy.state.Load().route(req.Authority, req.Path)
+	r := s.front.proxy.state.Load().route(s.front.listener.config.Name, req.Authority, req.Path)
 	if r == s.call.route || r.clusters == nil {
 		return false
 	}

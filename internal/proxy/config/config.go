@@ -10,7 +10,7 @@ import (
 //
 // Each duration and number that may be 0 says what 0 means. All of a connection's or stream's numbers count for each one by itself.
 type Config struct {
-	// Listeners are where callers connect. All of them serve the same routes.
+	// Listeners are where callers connect. All of them serve the routes that do not name one.
 	Listeners []Listener `yaml:"listeners"`
 	Admin     Admin      `yaml:"admin"`
 	Drain     Drain      `yaml:"drain"`
@@ -30,6 +30,8 @@ type Config struct {
 
 // Listener is an address that callers connect to.
 type Listener struct {
+	// Name by which routes are for this listener alone. It may be empty.
+	Name string `yaml:"name,omitempty"`
 	// Address is host:port. An empty host is all addresses of the machine; port 0 is any free one.
 	Address string `yaml:"address" expected:"host:port, such as :8080"`
 	// TLS of the listener; without it HTTP/2 is spoken in clear text, with prior knowledge.
@@ -213,8 +215,10 @@ type Match struct {
 	Service string `yaml:"service,omitempty"`
 	// Method of the service, which must be a full name.
 	Method string `yaml:"method,omitempty"`
-	// Authority that the client called, in any case. Without a port it matches all ports.
+	// Authority that the client called, in any case: a host, or *. and the end of one. Without a port it matches all ports.
 	Authority string `yaml:"authority,omitempty"`
+	// Listener is the name of the one at which the call came.
+	Listener string `yaml:"listener,omitempty"`
 }
 
 // Share is a backend that gets a part of a route's calls.
@@ -275,7 +279,7 @@ func (r *Route) Shares() []Share {
 }
 
 // String is the match in short, as metrics and logs name the route: shop.Orders/Watch, shop.Orders, shop.*, or * for everything, and @ with the
-// authority behind it where there is one.
+// authority behind it where there is one, and the listener.
 func (m Match) String() string {
 	s := m.Service
 	switch {
@@ -286,6 +290,9 @@ func (m Match) String() string {
 	}
 	if m.Authority != "" {
 		s += "@" + m.Authority
+	}
+	if m.Listener != "" {
+		s += " via " + m.Listener
 	}
 	return s
 }

@@ -8,8 +8,8 @@ import (
 // Table finds the route of a request. It is made once and then only read, by any number of goroutines.
 //
 // The most specific route wins: one for the service and method, then for the service, then for the longest prefix of the service, then one for
-// everything. Among those for the same calls, one for the authority with its port comes before one for the authority alone, and that before
-// one for all.
+// everything. Among those for the same calls, one for the authority with its port comes before one for the authority alone, that before the
+// one with the longest end of it (*.example.com), and that before one for all. Among those for the same authority, one for the listener comes before one for all.
 type Table struct {
 	methods  map[string]choice // by service/method
 	services map[string]choice
@@ -21,6 +21,7 @@ type Table struct {
 type choice struct {
 	all         *Route
 	authorities map[string]*Route // by host or host:port, in lower case; nil when there are none
+	ends        map[string]*Route // by .example.com or .example.com:port, in lower case; nil when there are none
 }
 
 // prefix of services. shorter is the position of the longest other prefix that it starts with, or -1.
@@ -30,12 +31,37 @@ type prefix struct {
 	shorter int
 }
 
-// Compile makes the table of the routes. The routes it gives are those in c.Routes, which must stay as they are.
-func (c *Config) Compile() *Table {
+// CompileAll makes the table of each listener that routes name, and of all others, for whose names there is none.
+func (c *Config) CompileAll() (others *Table, named map[string]*Table) {
+	for i := range c.Routes {
+		if name := c.Routes[i].Match.Listener; name != "" && named[name] == nil {
+			if named == nil {
+				named = map[string]*Table{}
+			}
+			named[name] = c.compile(name)
+		}
+	}
+	return c.compile(""), named
+}
+
+// Compile makes the table of listeners without routes of their own. The routes it gives are those in c.Routes, which must stay as they are.
+func (c *Config) Compile() *Table { return c.compile("") }
+
+func (c *Config) compile(listener string) *Table {
 	t := &Table{methods: map[string]choice{}, services: map[string]choice{}}
 	prefixes := map[string]choice{}
+	var routes []*Route
+	for i := range c.Routes { // those of the listener first: with keeps the first of two
+		if name := c.Routes[i].Match.Listener; name != "" && name == listener {
+			routes = append(routes, &c.Routes[i])
+		}
+	}
 	for i := range c.Routes {
-		r := &c.Routes[i]
+		if c.Routes[i].Match.Listener == "" {
+			routes = append(routes, &c.Routes[i])
+		}
+	}
+	for _, r := range routes {
 		m := r.Match
 		start, isPrefix := strings.CutSuffix(m.Service, "*")
 		switch {
@@ -64,6 +90,15 @@ func (c *Config) Compile() *Table {
 
 func (c choice) with(r *Route) choice {
 	a := strings.ToLower(r.Match.Authority)
+	if end, ok := strings.CutPrefix(a, "*"); ok {
+		if c.ends == nil {
+			c.ends = map[string]*Route{}
+		}
+		if c.ends[end] == nil {
+			c.ends[end] = r
+		}
+		return c
+	}
 	switch {
 	case a == "" && c.all == nil:
 		c.all = r
@@ -72,7 +107,7 @@ func (c choice) with(r *Route) choice {
 	case a != "" && c.authorities[a] == nil:
 		c.authorities[a] = r
 	}
-	return c // Validate refuses a second route for the same
+	return c // Validate refuses a second route for the same, unless one of them names the listener
 }
 
 // Route is the route of a request, or nil when there is none. path is :path as it came: /service/method.
@@ -123,7 +158,7 @@ func (t *Table) longest(i int, s string) int {
 const longestAuthority = 254 + len(":65535")
 
 func (c choice) choose(authority string) *Route {
-	if c.authorities == nil || len(authority) > longestAuthority {
+	if c.authorities == nil && c.ends == nil || len(authority) > longestAuthority {
 		return c.all
 	}
 	// On the stack: converting it to look it up in the map makes no copy.
@@ -148,6 +183,24 @@ func (c choice) choose(authority string) *Route {
 	}
 	if port >= 0 {
 		if r := c.authorities[string(lower[:port])]; r != nil {
+			return r
+		}
+	}
+	if c.ends == nil {
+		return c.all
+	}
+	host := len(lower)
+	if port >= 0 {
+		host = port
+	}
+	for i := 1; i < host; i++ { // from the longest end, each of which begins with a dot
+		if lower[i] != '.' {
+			continue
+		}
+		if r := c.ends[string(lower[i:])]; r != nil {
+			return r
+		}
+		if r := c.ends[string(lower[i:host])]; r != nil {
 			return r
 		}
 	}

@@ -24,6 +24,10 @@ routes:
 - match: {service: shop.Orders, method: Watch, authority: "orders.example:8443"}
 - match: {authority: "[::1]"}
 - match: {service: only.Here, authority: here}
+- match: {authority: "*.example.com"}
+- match: {authority: "*.example.com:8443"}
+- match: {authority: "*.a.example.com"}
+- match: {authority: shop.example.com}
 `)
 	table := c.Compile()
 	for _, x := range []struct{ authority, path, want string }{
@@ -56,6 +60,13 @@ routes:
 		{strings.Repeat("a", 1000), "/a/B", "*"},
 		{"here", "/only.Here/Get", "only.Here@here"},
 		{"there", "/only.Here/Get", "*"},
+		{"shop.example.com", "/x.Y/Z", "*@shop.example.com"},
+		{"a.example.com", "/x.Y/Z", "*@*.example.com"},
+		{"b.A.EXAMPLE.com:80", "/x.Y/Z", "*@*.a.example.com"},
+		{"a.example.com:8443", "/x.Y/Z", "*@*.example.com:8443"},
+		{"example.com", "/x.Y/Z", "*"},
+		{".example.com", "/x.Y/Z", "*"},
+		{"aexample.com", "/x.Y/Z", "*"},
 	} {
 		got := table.Route(x.authority, x.path)
 		if got == nil || got.Match.String() != x.want {
@@ -67,8 +78,33 @@ routes:
 	}
 }
 
+// TestMatchProblems: a match that nothing could meet is refused with the reason.
+func TestMatchProblems(t *testing.T) {
+	for text, want := range map[string]string{
+		"routes: [{match: {authority: '*'}}]":                                                                 "leave the field away",
+		"routes: [{match: {authority: 'a.*'}}]":                                                               "routes[0].match.authority",
+		"routes: [{match: {authority: '*.*.com'}}]":                                                           "the end of a host",
+		"routes: [{match: {authority: '*com'}}]":                                                              "the end of a host",
+		"routes: [{match: {authority: '*.10.0.0.1'}}]":                                                        "the end of a host",
+		"routes: [{match: {listener: public}}]":                                                               "give the listener a name",
+		"{routes: [{}, {match: {listener: pubic}}], listeners: [{name: public, address: ':1'}]}":              "did you mean public",
+		"{routes: [{match: {listener: a}}], listeners: [{name: a, address: ':1'}, {name: b, address: ':2'}]}": "listeners[1]: has no route",
+		"{routes: [{}], listeners: [{name: a, address: ':1'}, {name: a, address: ':2'}]}":                     "listeners[1].name",
+		"routes: [{match: {authority: '*.A.com'}}, {match: {authority: '*.a.com'}}]":                          "can never match",
+	} {
+		text := strings.TrimSuffix(strings.TrimPrefix(text, "{"), "}")
+		if strings.Contains(text, ", listeners: ") {
+			text = strings.Replace(text, ", listeners: ", "\nlisteners: ", 1)
+		}
+		_, err := config.Parse("p.yaml", []byte("backends: [{name: a, target: 'h:1'}]\n"+text))
+		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%s: %v, want one error with %q", text, err, want)
+		}
+	}
+}
+
 // naive looks at every route, and keeps the best.
-func naive(c *config.Config, authority, path string) *config.Route {
+func naive(c *config.Config, listener, authority, path string) *config.Route {
 	var service, method string
 	if parts := strings.Split(path, "/"); len(parts) >= 3 && parts[0] == "" {
 		service, method = strings.Join(parts[1:len(parts)-1], "/"), parts[len(parts)-1]
@@ -96,16 +132,27 @@ func naive(c *config.Config, authority, path string) *config.Route {
 		default:
 			continue
 		}
-		switch strings.ToLower(m.Authority) {
+		a := strings.ToLower(m.Authority)
+		end, isEnd := strings.CutPrefix(a, "*")
+		switch {
+		case a == "":
+			rank = append(rank, 0, 0)
+		case a == authority:
+			rank = append(rank, 3, 0)
+		case a == host:
+			rank = append(rank, 2, 0)
+		case isEnd && strings.HasSuffix(authority, end) && len(authority) > len(end):
+			rank = append(rank, 1, 2*strings.Count(end, ".")+1) // with the port
+		case isEnd && strings.HasSuffix(host, end) && len(host) > len(end):
+			rank = append(rank, 1, 2*strings.Count(end, "."))
+		default:
+			continue
+		}
+		switch m.Listener {
 		case "":
 			rank = append(rank, 0)
-		case host:
+		case listener:
 			rank = append(rank, 1)
-			if host == authority {
-				rank[2] = 2
-			}
-		case authority:
-			rank = append(rank, 2)
 		default:
 			continue
 		}
@@ -119,12 +166,14 @@ func naive(c *config.Config, authority, path string) *config.Route {
 // TestRouteAgainstNaive draws services from few and similar names, so that prefixes overlap.
 func TestRouteAgainstNaive(t *testing.T) {
 	names := rapid.StringMatching(`[ab](\.[abA]){0,4}`)
-	authorities := rapid.SampledFrom([]string{"", "x", "X", "x:1", "x:2", "y", "[::1]", "[::1]:1"})
+	authorities := rapid.SampledFrom([]string{"", "x", "X", "x:1", "x:2", "y", "[::1]", "[::1]:1", "a.x", "b.a.X:1", ".x", "c.b.a.x:2"})
+	matches := rapid.SampledFrom([]string{"", "x", "X", "x:1", "x:2", "y", "[::1]", "[::1]:1", "a.x", "*.x", "*.A.x", "*.x:1", "*.a.x:2"})
+	listeners := rapid.SampledFrom([]string{"", "one", "two"})
 	rapid.Check(t, func(t *rapid.T) {
 		c := config.Default()
 		seen := map[config.Match]bool{}
 		for range rapid.IntRange(0, 30).Draw(t, "routes") {
-			m := config.Match{Authority: authorities.Draw(t, "authority")}
+			m := config.Match{Authority: matches.Draw(t, "match"), Listener: listeners.Draw(t, "listener")}
 			switch rapid.IntRange(0, 3).Draw(t, "kind") {
 			case 1:
 				m.Service = names.Draw(t, "service")
@@ -140,14 +189,18 @@ func TestRouteAgainstNaive(t *testing.T) {
 				c.Routes = append(c.Routes, config.Route{Match: m})
 			}
 		}
-		table := c.Compile()
+		others, named := c.CompileAll()
 		for range 20 {
+			listener, table := listeners.Draw(t, "at"), others
+			if own := named[listener]; own != nil {
+				table = own
+			}
 			authority := authorities.Draw(t, "authority")
 			path := "/" + names.Draw(t, "service") + "/" + rapid.SampledFrom([]string{"M", "N", "", "M/N"}).Draw(t, "method")
 			if rapid.IntRange(0, 9).Draw(t, "odd") == 0 {
 				path = rapid.StringMatching(`[/ab.MN]{0,8}`).Draw(t, "path")
 			}
-			if got, want := table.Route(authority, path), naive(c, authority, path); got != want {
+			if got, want := table.Route(authority, path), naive(c, listener, authority, path); got != want {
 				t.Fatalf("%s %s goes to %s, want %s", authority, path, describe(got), describe(want))
 			}
 		}

@@ -81,8 +81,14 @@ func (v *validation) listeners() {
 		v.add("listeners", Problem{Message: "there is none", Expected: "at least one, or leave the field away for 127.0.0.1:8080"})
 	}
 	v.taken = taken{exact: map[string]address{}, port: map[string]address{}, all: map[string]address{}}
+	names := map[string]string{}
 	for i, l := range v.c.Listeners {
 		at := fmt.Sprintf("listeners[%d]", i)
+		if l.Name != "" && !isBackendName(l.Name) {
+			v.found(at+".name", strictyaml.Quote(l.Name), "up to 63 letters, digits, '-', '_' and '.'")
+		} else if l.Name != "" {
+			v.unique(names, at+".name", l.Name)
+		}
 		if l.Address == "" {
 			v.required(at+".address", "host:port, or :port for all addresses of this machine")
 		} else {
@@ -218,6 +224,15 @@ func (v *validation) routes() {
 	if len(v.c.Routes) == 0 && len(v.c.Backends) > 1 {
 		v.add("routes", Problem{Message: "there is none, and more than one backend", Expected: "routes that say which calls go to which backend"})
 	}
+	for i, l := range v.c.Listeners {
+		serves := func(r Route) bool {
+			name := r.Match.Listener // one that no listener has is reported as such
+			return name == "" || name == l.Name || !slices.ContainsFunc(v.c.Listeners, func(x Listener) bool { return x.Name == name })
+		}
+		if len(v.c.Routes) > 0 && !slices.ContainsFunc(v.c.Routes, serves) && !v.c.text.Broken("routes") {
+			v.add(fmt.Sprintf("listeners[%d]", i), Problem{Message: "has no route: all of them are for other listeners", Hint: "add a route, or take the listener away"})
+		}
+	}
 	first := map[Match]string{}
 	for i := range v.c.Routes {
 		r := &v.c.Routes[i]
@@ -283,8 +298,25 @@ func (v *validation) match(at string, m Match) bool {
 	if m.Method != "" && !isName(m.Method) {
 		v.found(at+".method", strictyaml.Quote(m.Method), "the name of a method such as Watch")
 	}
-	if a := m.Authority; a != "" && !isAuthority(a) {
-		v.found(at+".authority", strictyaml.Quote(a), "a host, or host:port, as clients name it: without a scheme")
+	if a := m.Authority; a == "*" {
+		v.add(at+".authority", Problem{Message: `is "*"`, Hint: "leave the field away, which matches everything"})
+	} else if end, ok := strings.CutPrefix(a, "*."); a != "" && (!isAuthority(end) || ok && (strings.Contains(end, "[") || net.ParseIP(end) != nil)) {
+		v.found(at+".authority", strictyaml.Quote(a), "a host, or host:port, as clients name it, or *. and the end of a host: without a scheme")
+	}
+	if l := m.Listener; l != "" && !slices.ContainsFunc(v.c.Listeners, func(x Listener) bool { return x.Name == l }) && !v.c.text.Broken("listeners") {
+		var names []string
+		for _, x := range v.c.Listeners {
+			if x.Name != "" {
+				names = append(names, x.Name)
+			}
+		}
+		p := Problem{Message: "there is no listener with the name " + strictyaml.Quote(l), DidYouMean: strictyaml.Suggest(l, names)}
+		if p.DidYouMean == "" && len(names) > 0 {
+			p.Expected = "one of " + strings.Join(names, ", ")
+		} else if len(names) == 0 {
+			p.Hint = "give the listener a name"
+		}
+		v.add(at+".listener", p)
 	}
 	return len(v.problems) == before
 }
