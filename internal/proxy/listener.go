@@ -43,21 +43,35 @@ func newListener(p *Proxy, c *config.Listener) (*listener, error) {
 	return l, nil
 }
 
-func (l *listener) listen() (err error) {
+// listen opens the socket. After a drain it is the same address again, also where the configuration left the port to the kernel.
+func (l *listener) listen() error {
+	address := l.config.Address
+	if l.socket != nil {
+		address = l.socket.Addr().String()
+	}
 	lc := net.ListenConfig{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 4}}
-	l.socket, err = lc.Listen(context.Background(), "tcp", l.config.Address)
-	return err
+	socket, err := lc.Listen(context.Background(), "tcp", address)
+	if err != nil {
+		return err
+	}
+	l.proxy.mu.Lock()
+	l.socket = socket
+	l.proxy.mu.Unlock()
+	return nil
 }
 
 // accept serves those who connect, until the socket is closed.
-func (l *listener) accept() {
+func (l *listener) accept(socket net.Listener) {
 	for {
 		if l.slots != nil {
 			l.slots <- struct{}{}
 		}
-		nc, err := l.socket.Accept()
+		nc, err := socket.Accept()
 		if err != nil {
 			if errors.Is(err, net.ErrClosed) {
+				if l.slots != nil {
+					<-l.slots
+				}
 				return
 			}
 			// No descriptors, for one: those who are served already go on, and leave some.

@@ -17,7 +17,6 @@ import (
 	"github.com/levada-io/levada/internal/proxy/balance"
 	"github.com/levada-io/levada/internal/proxy/config"
 	"github.com/levada-io/levada/internal/proxy/discovery"
-	"github.com/levada-io/levada/internal/proxy/frame"
 	"github.com/levada-io/levada/internal/proxy/wheel"
 )
 
@@ -48,6 +47,7 @@ type Proxy struct {
 
 	state    atomic.Pointer[state]
 	draining atomic.Bool
+	drained  atomic.Bool
 	ready    atomic.Bool
 	clock    atomic.Int64               // see now
 	held     atomic.Int64               // bytes that wait in streams
@@ -60,8 +60,8 @@ type Proxy struct {
 	stopWorking context.CancelFunc
 	background  sync.WaitGroup
 
-	heavy     chan struct{} // has a place for each goroutine that may work on large headers at the same time; the other processors are for those without
-	drainOnce sync.Once
+	heavy  chan struct{} // has a place for each goroutine that may work on large headers at the same time; the other processors are for those without
+	drains drains
 
 	mu        sync.Mutex
 	closed    bool                  // no new connections of callers
@@ -212,12 +212,13 @@ func (p *Proxy) Run(ctx context.Context) error {
 		p.follow(p.working, x)
 	}
 	for _, l := range p.listeners {
-		p.background.Go(l.accept)
-		p.log.Info("listening", "address", l.socket.Addr().String())
+		socket := l.socket
+		p.background.Go(func() { l.accept(socket) })
+		p.log.Info("listening", "address", socket.Addr().String())
 	}
 	p.ready.Store(true)
 	<-ctx.Done()
-	p.Drain()
+	p.end()
 	return nil
 }
 
@@ -233,6 +234,8 @@ func (p *Proxy) follow(ctx context.Context, x *cluster) {
 
 // Addresses are those that the proxy listens on.
 func (p *Proxy) Addresses() []net.Addr {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	var all []net.Addr
 	for _, l := range p.listeners {
 		if l.socket != nil {
@@ -253,42 +256,9 @@ func (p *Proxy) closeListeners() {
 	}
 }
 
-// Drain ends all streams, spread over the configured time, and then the connections; new ones are not taken. It returns when that is done, also to who
-// calls it a second time.
-func (p *Proxy) Drain() { p.drainOnce.Do(p.drain) }
-
-func (p *Proxy) drain() {
-	d := p.state.Load().config.Drain
-	p.draining.Store(true)
-	if d.Notice > 0 {
-		p.log.Info("draining soon", "notice", d.Notice)
-		time.Sleep(d.Notice)
-	}
-	p.mu.Lock()
-	p.closed = true
-	p.mu.Unlock()
-	p.closeListeners()
-	p.log.Info("draining", "period", d.Period, "streams", p.Open())
-	fronts := p.allFronts()
-	for _, f := range fronts {
-		f.sayGoodbye()
-	}
-	p.endStreams(d.Period)
-	for _, f := range p.allFronts() {
-		f.mu.Lock()
-		f.closeAfterOut(f.last, frame.NoError, "drained")
-		f.rouse()
-		f.mu.Unlock()
-	}
-	for _, x := range p.state.Load().clusters {
-		x.update(nil)
-	}
-	p.waitForFronts(2 * time.Second)
-	p.log.Info("drained")
-}
-
-// endStreams ends the streams one by one over the period. A call that is short by what is known of its method may end by itself until the end.
-func (p *Proxy) endStreams(period time.Duration) {
+// endStreams ends the streams one by one over the period, and reports whether the drain goes on. A call that is short by what is known of its method may end by
+// itself until the end.
+func (p *Proxy) endStreams(period time.Duration, run *drainRun) bool {
 	begin := time.Now()
 	due := 0.0 // streams that should have been ended by now
 	for {
@@ -306,7 +276,7 @@ func (p *Proxy) endStreams(period time.Duration) {
 		}
 		passed := time.Since(begin)
 		if left == 0 || passed > period+time.Second {
-			return
+			return true
 		}
 		// As many now as it takes to be done with all in the rest of the time.
 		const step = 20 * time.Millisecond
@@ -328,7 +298,9 @@ func (p *Proxy) endStreams(period time.Duration) {
 			f.mu.Unlock()
 			w.flush()
 		}
-		time.Sleep(step)
+		if !run.wait(step) {
+			return false
+		}
 	}
 }
 
@@ -342,17 +314,21 @@ func (p *Proxy) allFronts() []*front {
 	return all
 }
 
-func (p *Proxy) waitForFronts(limit time.Duration) {
+// waitForFronts waits for callers to close their connections, up to a limit, and reports whether the drain goes on.
+func (p *Proxy) waitForFronts(limit time.Duration, run *drainRun) bool {
 	end := time.Now().Add(limit)
 	for time.Now().Before(end) {
 		if len(p.allFronts()) == 0 {
-			return
+			return true
 		}
-		time.Sleep(5 * time.Millisecond)
+		if !run.wait(5 * time.Millisecond) {
+			return false
+		}
 	}
 	for _, f := range p.allFronts() {
 		f.kill(errors.New("the drain is over"))
 	}
+	return true
 }
 
 // Open is the number of open streams.

@@ -17,10 +17,22 @@ import (
 )
 
 // Client asks a proxy at its administrative address.
-type Client struct{ base string }
+type Client struct {
+	base  string
+	token string
+	http  *http.Client
+}
 
-// NewClient makes a client of host:port or a URL.
-func NewClient(address string) (*Client, error) {
+// NewClient makes a client of host:port, unix:PATH or a URL. The token may be empty.
+func NewClient(address, token string) (*Client, error) {
+	if path, ok := strings.CutPrefix(address, unixPrefix); ok {
+		if path == "" {
+			return nil, fmt.Errorf("%q names no socket: expected unix:PATH, such as unix:/run/levada/admin.sock", address)
+		}
+		var d net.Dialer
+		dial := func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, "unix", path) }
+		return &Client{base: "http://localhost", token: token, http: &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}, nil
+	}
 	text := address
 	if !strings.Contains(text, "://") {
 		text = "http://" + text
@@ -29,7 +41,7 @@ func NewClient(address string) (*Client, error) {
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" {
 		return nil, fmt.Errorf("%q is no administrative address of a proxy: expected host:port, such as 127.0.0.1:9901", address)
 	}
-	return &Client{base: u.Scheme + "://" + u.Host}, nil
+	return &Client{base: u.Scheme + "://" + u.Host, token: token, http: http.DefaultClient}, nil
 }
 
 const answerTime = 10 * time.Second
@@ -83,6 +95,20 @@ func (c *Client) Tap(ctx context.Context, f observe.Filter, each func(line []byt
 	return io.ErrUnexpectedEOF
 }
 
+// ErrUndrained is what Drain returns when the drain was called off.
+var ErrUndrained = errors.New("the drain was called off")
+
+// Undrain calls a drain off, or makes a proxy that has drained serve again.
+func (c *Client) Undrain(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	r, err := c.ask(ctx, http.MethodPost, "/undrain", nil)
+	if err != nil {
+		return err
+	}
+	return r.Close()
+}
+
 // Drain drains the proxy, tells each how far that has come every second, and returns nil when it is over. That the proxy ended before is
 // io.ErrUnexpectedEOF. The drain goes on if ctx ends.
 func (c *Client) Drain(ctx context.Context, each func(Drain)) error {
@@ -114,6 +140,9 @@ func (c *Client) Drain(ctx context.Context, each func(Drain)) error {
 		if each(state); state.Drained {
 			return nil
 		}
+		if !state.Draining {
+			return ErrUndrained
+		}
 	}
 }
 
@@ -122,7 +151,10 @@ func (c *Client) ask(ctx context.Context, method, path string, q url.Values) (io
 	if err != nil {
 		return nil, err
 	}
-	response, err := http.DefaultClient.Do(request)
+	if c.token != "" {
+		request.Header.Set("Authorization", "Bearer "+c.token)
+	}
+	response, err := c.http.Do(request)
 	if err != nil {
 		return nil, fmt.Errorf("ask the proxy (--admin): %w", errors.Unwrap(err))
 	}

@@ -1,7 +1,7 @@
 // Package admin is the proxy's administrative address: metrics, probes, the state for people and programs, the tap, and the drain; and the client of these
 // for the command line.
 //
-// Nothing here asks who it is. The address belongs to the machine or the pod, not to the world.
+// Probes and metrics are for everybody who reaches the address. What shows the state and what changes it is for the machine itself, or for who has the token.
 package admin
 
 import (
@@ -16,7 +16,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
-	"net/netip"
 	"net/url"
 	"slices"
 	"strconv"
@@ -48,10 +47,16 @@ type Server struct {
 	Version string
 	// Pprof serves Go's profiles, to clients on this machine only.
 	Pprof bool
+	// TokenFile holds the token without which only probes and metrics are served; empty is none.
+	TokenFile string
+	// Remote serves other machines that have the token, too.
+	Remote bool
+	// Elsewhere is the address of the server that has what this one does not serve; empty if this one serves all.
+	Elsewhere string
 
 	background sync.WaitGroup
-	draining   sync.Once
-	drained    chan struct{} // of draining
+	mu         sync.Mutex
+	drained    chan struct{} // closed once the last drain that was asked for here is over
 }
 
 // Serve answers until ctx ends. When it returns, nothing it started still runs; a drain that somebody asked for has to be over, so ctx should be
@@ -85,6 +90,9 @@ const index = `levada proxy %s, up for %v
 GET  /metrics    metrics for Prometheus
 GET  /livez      200 as long as the process works
 GET  /readyz     200 while callers should come: it listens, and does not drain
+
+For clients on this machine, or with the token:
+
 GET  /config     the configuration in force, as YAML
 GET  /overview   methods and backends with their counters, as JSON (levada proxy top)
 GET  /endpoints  backends with their endpoints and connections, as JSON
@@ -92,6 +100,7 @@ GET  /streams    open calls, as JSON: ?route= ?path= (may end with *) ?endpoint=
 GET  /tap        calls as they begin and end, a line of JSON each (levada proxy tap): ?route= ?path= ?endpoint= ?reason= ?code=
 POST /drain      stop taking connections, and end the open calls one by one; the process goes on: ?wait=true answers until that is done, a line of JSON
                  each second (levada proxy drain)
+POST /undrain    call the drain off, or serve again after it (levada proxy undrain)
 `
 
 // Handler is what Serve answers with.
@@ -100,10 +109,12 @@ func (s *Server) Handler() http.Handler {
 	plain := func(pattern string, h http.HandlerFunc, parameters ...string) {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 			if _, ok := query(w, r, parameters...); ok {
+				_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTime))
 				h(w, r)
 			}
 		})
 	}
+	control := func(pattern string, h http.HandlerFunc) { plain(pattern, s.control(h)) }
 	plain("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		_, _ = fmt.Fprintf(w, index, s.Version, time.Since(s.Proxy.Begun()).Round(time.Second))
@@ -112,25 +123,26 @@ func (s *Server) Handler() http.Handler {
 	plain("GET /readyz", s.readyz)
 	metrics := promhttp.HandlerFor(s.Metrics, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: 4})
 	plain("GET /metrics", metrics.ServeHTTP, "name[]")
-	plain("GET /config", func(w http.ResponseWriter, _ *http.Request) {
+	control("GET /config", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/yaml")
 		_, _ = w.Write(s.Proxy.Config().YAML())
 	})
-	plain("GET /overview", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, s.overview()) })
-	plain("GET /endpoints", func(w http.ResponseWriter, _ *http.Request) {
+	control("GET /overview", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, s.overview()) })
+	control("GET /endpoints", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, http.StatusOK, map[string]any{"backends": s.Proxy.Backends()})
 	})
-	mux.HandleFunc("GET /streams", s.streams)
-	mux.HandleFunc("GET /tap", s.tap)
-	mux.HandleFunc("POST /drain", s.drain)
+	mux.HandleFunc("GET /streams", s.control(s.streams))
+	mux.HandleFunc("GET /tap", s.control(s.tap))
+	mux.HandleFunc("POST /drain", s.control(s.drain))
+	control("POST /undrain", s.undrain)
 	if s.Pprof {
-		mux.HandleFunc("GET /debug/pprof/", local(profiles))
-		mux.HandleFunc("GET /debug/pprof/profile", local(pprof.Profile))
-		mux.HandleFunc("GET /debug/pprof/trace", local(pprof.Trace))
-		mux.HandleFunc("GET /debug/pprof/symbol", local(pprof.Symbol))
+		mux.HandleFunc("GET /debug/pprof/", s.control(local(profiles)))
+		mux.HandleFunc("GET /debug/pprof/profile", s.control(local(pprof.Profile)))
+		mux.HandleFunc("GET /debug/pprof/trace", s.control(local(pprof.Trace)))
+		mux.HandleFunc("GET /debug/pprof/symbol", s.control(local(pprof.Symbol)))
 	}
 	// A web page that somebody on this machine looks at shall not be able to start a drain.
-	return http.NewCrossOriginProtection().Handler(mux)
+	return checked(http.NewCrossOriginProtection().Handler(mux))
 }
 
 // profiles are Go's, without the process's arguments: they may hold credentials.
@@ -142,10 +154,10 @@ func profiles(w http.ResponseWriter, r *http.Request) {
 	pprof.Index(w, r)
 }
 
-// local refuses clients of other machines.
+// local refuses clients of other machines, also those with a token.
 func local(h http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		if from, err := netip.ParseAddrPort(r.RemoteAddr); err != nil || !from.Addr().Unmap().IsLoopback() {
+		if !isLocal(r) {
 			http.Error(w, "profiles are for clients on the proxy's own machine only", http.StatusForbidden)
 			return
 		}
@@ -157,6 +169,8 @@ func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) {
 	switch {
 	case s.Proxy.Ready():
 		_, _ = io.WriteString(w, "ok\n")
+	case s.Proxy.Drained():
+		http.Error(w, "drained: it serves again after POST /undrain (levada proxy undrain)", http.StatusServiceUnavailable)
 	case s.Proxy.Draining():
 		http.Error(w, "draining", http.StatusServiceUnavailable)
 	default:
@@ -265,9 +279,9 @@ func (s *Server) tap(w http.ResponseWriter, r *http.Request) {
 
 // Drain is how far a drain has come.
 type Drain struct {
-	Draining      bool    `json:"draining"`
-	Drained       bool    `json:"drained"` // it is over
-	Streams       int     `json:"streams"` // that are open
+	Draining      bool    `json:"draining"` // false once it was called off
+	Drained       bool    `json:"drained"`  // it is over
+	Streams       int     `json:"streams"`  // that are open
 	NoticeSeconds float64 `json:"noticeSeconds"`
 	PeriodSeconds float64 `json:"periodSeconds"`
 }
@@ -285,14 +299,7 @@ func (s *Server) drain(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	s.draining.Do(func() {
-		s.Logger.Warn("a drain was asked for at the administrative address", "from", r.RemoteAddr)
-		s.drained = make(chan struct{})
-		s.background.Go(func() {
-			defer close(s.drained)
-			s.Proxy.Drain()
-		})
-	})
+	over := s.beginDrain(r.RemoteAddr)
 	if !wait {
 		answer(w, http.StatusAccepted, s.drainState())
 		return
@@ -302,28 +309,69 @@ func (s *Server) drain(w http.ResponseWriter, r *http.Request) {
 	tick := time.NewTicker(drainTells)
 	defer tick.Stop()
 	for {
+		// Read before the state, so that the last line says how the drain ended.
+		ended := isClosed(over)
 		state := s.drainState()
 		_ = out.SetWriteDeadline(time.Now().Add(writeTime))
 		// That the client is gone is an error here. Its context would say so too, but ends with the server, which waits for this.
-		if json.NewEncoder(w).Encode(state) != nil || out.Flush() != nil || state.Drained {
+		if json.NewEncoder(w).Encode(state) != nil || out.Flush() != nil || state.Drained || !state.Draining {
 			return
 		}
+		if ended { // it is being called off, or another one has begun, which is looked at each second
+			over = nil
+		}
 		select {
-		case <-s.drained:
+		case <-over:
 		case <-tick.C:
 		}
 	}
 }
 
+// beginDrain starts a drain, unless one that was asked for here goes on, and returns what is closed when it is over or called off.
+func (s *Server) beginDrain(from string) <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.drained == nil || isClosed(s.drained) || !s.Proxy.Draining() {
+		if !s.Proxy.Draining() {
+			s.Logger.Warn("a drain was asked for at the administrative address", "from", from)
+		}
+		over, finish := make(chan struct{}), s.Proxy.BeginDrain()
+		s.drained = over
+		s.background.Go(func() {
+			defer close(over)
+			if finish() {
+				s.Logger.Info("drained, waiting for SIGTERM or for levada proxy undrain")
+			}
+		})
+	}
+	return s.drained
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+func (s *Server) undrain(w http.ResponseWriter, r *http.Request) {
+	s.Logger.Warn("the end of the drain was asked for at the administrative address", "from", r.RemoteAddr)
+	switch err := s.Proxy.Undrain(); {
+	case errors.Is(err, proxy.ErrEnding):
+		http.Error(w, err.Error(), http.StatusConflict)
+	case err != nil:
+		s.Logger.Error("drain cannot be called off, not ready", "error", err)
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+	default:
+		answer(w, http.StatusOK, s.drainState())
+	}
+}
+
 func (s *Server) drainState() Drain {
 	d := s.Proxy.Config().Drain
-	state := Drain{Draining: true, Streams: s.Proxy.Open(), NoticeSeconds: d.Notice.Seconds(), PeriodSeconds: d.Period.Seconds()}
-	select {
-	case <-s.drained:
-		state.Drained = true
-	default:
-	}
-	return state
+	return Drain{Draining: s.Proxy.Draining(), Drained: s.Proxy.Drained(), Streams: s.Proxy.Open(), NoticeSeconds: d.Notice.Seconds(), PeriodSeconds: d.Period.Seconds()}
 }
 
 // query returns the parameters. One that is not known is refused: without a filter that was mistyped everything would be shown.

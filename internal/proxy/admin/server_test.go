@@ -142,6 +142,10 @@ func TestAnswers(t *testing.T) {
 		{"GET", "/overview?x=1", 400, "there is no parameter", nil},
 		{"GET", "/endpoints?x=1", 400, "there is no parameter", nil},
 		{"GET", "/drain", 405, "Method Not Allowed", nil},
+		{"GET", "/undrain", 405, "Method Not Allowed", nil},
+		{"POST", "/undrain?now=1", 400, "no parameter", nil},
+		{"POST", "/undrain", 403, "cross-origin", []string{"Sec-Fetch-Site", "cross-site"}},
+		{"POST", "/undrain", 200, `"draining": false`, nil}, // it does not drain
 		{"POST", "/config", 405, "Method Not Allowed", nil},
 		{"DELETE", "/streams", 405, "Method Not Allowed", nil},
 		{"POST", "/drain?now=1", 400, "no parameter", nil},
@@ -247,7 +251,7 @@ func TestStreams(t *testing.T) {
 
 func TestOverview(t *testing.T) {
 	p := start(t, nil)
-	client, err := admin.NewClient(strings.TrimPrefix(p.url, "http://"))
+	client, err := admin.NewClient(strings.TrimPrefix(p.url, "http://"), "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -313,7 +317,7 @@ func TestDrain(t *testing.T) {
 	if class := grpclife.Classify(err); status.Code(err) != codes.Unavailable || class.Reason != grpclife.ReasonDraining {
 		t.Errorf("%v, %+v", err, class)
 	}
-	if code, text := p.ask(t, http.MethodGet, "/readyz"); code != http.StatusServiceUnavailable || !strings.Contains(text, "draining") {
+	if code, text := p.ask(t, http.MethodGet, "/readyz"); code != http.StatusServiceUnavailable || !strings.Contains(text, "drain") {
 		t.Error(code, text)
 	}
 	if code, _ := p.ask(t, http.MethodGet, "/livez"); code != http.StatusOK {
@@ -329,7 +333,7 @@ func TestDrain(t *testing.T) {
 
 func TestTap(t *testing.T) {
 	p := start(t, nil)
-	client, err := admin.NewClient(p.url)
+	client, err := admin.NewClient(p.url, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -383,7 +387,7 @@ func TestTapClientThatDoesNotRead(t *testing.T) {
 	}
 	defer func() { _ = c.Close() }()
 	_ = c.(*net.TCPConn).SetReadBuffer(128 << 10)
-	if _, err := io.WriteString(c, "GET /tap HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+	if _, err := io.WriteString(c, "GET /tap HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {
 		t.Fatal(err)
 	}
 	p.awaitTap(t, 1)
@@ -428,19 +432,19 @@ func TestTapClientThatDoesNotRead(t *testing.T) {
 
 func TestClientErrors(t *testing.T) {
 	for _, address := range []string{"", "ftp://x", "http://x/path", "http://x?y", "a b"} {
-		if _, err := admin.NewClient(address); err == nil || !strings.Contains(err.Error(), "such as 127.0.0.1:9901") {
+		if _, err := admin.NewClient(address, ""); err == nil || !strings.Contains(err.Error(), "such as 127.0.0.1:9901") {
 			t.Errorf("%q: %v", address, err)
 		}
 	}
 	p := start(t, nil)
-	c, err := admin.NewClient(p.url)
+	c, err := admin.NewClient(p.url, "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := c.Tap(t.Context(), observe.Filter{Status: "BROKEN"}, nil); err == nil || !strings.Contains(err.Error(), "400 Bad Request: code=\"BROKEN\"") {
 		t.Error(err)
 	}
-	nobody, err := admin.NewClient("127.0.0.1:1")
+	nobody, err := admin.NewClient("127.0.0.1:1", "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -455,6 +459,8 @@ func TestProfilesAreLocal(t *testing.T) {
 		s := &admin.Server{Proxy: nil, Metrics: prometheus.NewRegistry(), Pprof: true}
 		w, r := httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/debug/pprof/heap", nil)
 		r.RemoteAddr = from
+		r.Host = "localhost"
+		r = r.WithContext(context.WithValue(r.Context(), http.LocalAddrContextKey, &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 9901}))
 		if s.Handler().ServeHTTP(w, r); w.Code != want {
 			t.Errorf("from %q: %d, want %d", from, w.Code, want)
 		}

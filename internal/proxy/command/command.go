@@ -79,6 +79,8 @@ Spans are sent over OTLP (gRPC) when OTEL_EXPORTER_OTLP_ENDPOINT is set. GOGC is
 	f.StringVar(&simple.Listen, "listen", simple.Listen, "`ADDRESS` that callers connect to")
 	f.StringVar(&simple.Backend, "backend", "", "`TARGET`: "+targets)
 	f.StringVar(&simple.Admin, "admin", simple.Admin, "`ADDRESS` of metrics, probes and the state; empty for none")
+	f.StringVar(&simple.Control, "admin-control", "", "`ADDRESS` of the state, the tap and the drain in place of --admin: unix:PATH or host:port")
+	f.StringVar(&simple.AdminToken, "admin-token-file", "", "`FILE` with the token that these need then")
 	f.DurationVar(&simple.StreamAge, "stream-age", simple.StreamAge, "end streams that live longer, give or take a tenth; 0 never")
 	f.DurationVar(&simple.Drain, "drain", simple.Drain, "time over which open streams are ended after SIGTERM")
 	f.DurationVar(&simple.PingInterval, "ping-interval", simple.PingInterval, "silence of a backend after which it is pinged while streams are open; 0 never")
@@ -98,7 +100,7 @@ Spans are sent over OTLP (gRPC) when OTEL_EXPORTER_OTLP_ENDPOINT is set. GOGC is
 	f.StringVar(&file, "config", "", "configuration `FILE`, instead of the other flags; read again when it changes. - is the standard input, which is read once")
 	f.BoolVar(&pprof, "pprof", false, "serve Go's profiles at the --admin address, to clients on this machine only")
 	log.Register(f)
-	cmd.AddCommand(newValidate(o), newTop(o.Name), newTap(o.Name), newDrain(o.Name))
+	cmd.AddCommand(newValidate(o), newTop(o.Name), newTap(o.Name), newDrain(o.Name), newUndrain(o.Name))
 	return cmd
 }
 
@@ -216,22 +218,8 @@ func (r *run) run(ctx context.Context, c *config.Config) (err error) {
 	}()
 	group.Go(func() { r.log.Run(showing) })
 	r.watchLog(c.AccessLog.Path)
-	if c.Admin.Address != "" {
-		socket, err := net.Listen("tcp", c.Admin.Address)
-		if err != nil {
-			return fmt.Errorf("listen for metrics and probes (--admin, admin.address): %w", err)
-		}
-		registry := prometheus.NewRegistry()
-		registry.MustRegister(r.metrics, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "levada_build_info", Help: "1, with the version as a label.",
-				ConstLabels: prometheus.Labels{"version": r.Version}}, func() float64 { return 1 }))
-		server := &admin.Server{Proxy: r.proxy, Tap: tap, Metrics: prometheus.Gatherer(registry), Logger: r.logger, Version: r.Version, Pprof: r.pprof}
-		r.logger.Info("metrics, probes and the state", "address", socket.Addr().String())
-		group.Go(func() {
-			if err := server.Serve(showing, socket); err != nil {
-				r.logger.Error("the administrative address is not served any more", "error", err)
-			}
-		})
+	if err := r.serveAdmin(showing, c.Admin, tap, &group); err != nil {
+		return err
 	}
 	reloading, stopReloading := context.WithCancel(ctx)
 	var reloader sync.WaitGroup
@@ -243,6 +231,40 @@ func (r *run) run(ctx context.Context, c *config.Config) (err error) {
 	stopReloading()
 	reloader.Wait()
 	return err
+}
+
+// serveAdmin listens at the administrative addresses, and serves them in the group until ctx ends.
+func (r *run) serveAdmin(ctx context.Context, c config.Admin, tap *observe.Tap, group *sync.WaitGroup) error {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(r.metrics, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "levada_build_info", Help: "1, with the version as a label.",
+			ConstLabels: prometheus.Labels{"version": r.Version}}, func() float64 { return 1 }))
+	serve := func(address, elsewhere, what, field string) error {
+		if address == "" {
+			return nil
+		}
+		socket, err := admin.Listen(address)
+		if err != nil {
+			return fmt.Errorf("listen for %s (%s): %w", what, field, err)
+		}
+		server := &admin.Server{Proxy: r.proxy, Tap: tap, Metrics: prometheus.Gatherer(registry), Logger: r.logger, Version: r.Version, Pprof: r.pprof,
+			TokenFile: c.TokenFile, Remote: c.Control != "" && elsewhere == "", Elsewhere: elsewhere}
+		r.logger.Info(what, "address", socket.Addr().String())
+		group.Go(func() {
+			if err := server.Serve(ctx, socket); err != nil {
+				r.logger.Error("the administrative address is not served any more", "error", err)
+			}
+		})
+		return nil
+	}
+	what := "metrics, probes and the state"
+	if c.Control != "" {
+		what = "metrics and probes"
+	}
+	if err := serve(c.Address, c.Control, what, "--admin, admin.address"); err != nil {
+		return err
+	}
+	return serve(c.Control, "", "control and the state", "--admin-control, admin.control")
 }
 
 func (r *run) closeTracing() {
@@ -348,14 +370,22 @@ func (r *run) load(ctx context.Context) (logPath string) {
 }
 
 // adminFlag is the address of commands that ask a proxy.
-type adminFlag struct{ address string }
+type adminFlag struct{ address, tokenFile string }
 
 func (a *adminFlag) register(flags *pflag.FlagSet) {
-	flags.StringVar(&a.address, "admin", config.DefaultSimple().Admin, "administrative `ADDRESS` of the proxy")
+	flags.StringVar(&a.address, "admin", config.DefaultSimple().Admin, "administrative `ADDRESS` of the proxy: host:port, or unix:PATH")
+	flags.StringVar(&a.tokenFile, "admin-token-file", "", "`FILE` with the token of the address, if it needs one")
 }
 
 func (a *adminFlag) client() (*admin.Client, error) {
-	c, err := admin.NewClient(cmp.Or(a.address, config.DefaultSimple().Admin))
+	token := ""
+	if a.tokenFile != "" {
+		var err error
+		if token, err = admin.ReadToken(a.tokenFile); err != nil {
+			return nil, commandline.UsageError(fmt.Errorf("--admin-token-file: %w", err))
+		}
+	}
+	c, err := admin.NewClient(cmp.Or(a.address, config.DefaultSimple().Admin), token)
 	if err != nil {
 		return nil, commandline.UsageError(err)
 	}

@@ -130,7 +130,7 @@ type runningProxy struct {
 	address, admin string
 }
 
-var listens, shows = regexp.MustCompile(`"listening".*"address":"([^"]+)"`), regexp.MustCompile(`"metrics, probes and the state".*"address":"([^"]+)"`)
+var listens, shows = regexp.MustCompile(`"listening".*"address":"([^"]+)"`), regexp.MustCompile(`"metrics(?:, probes and the state| and probes)".*"address":"([^"]+)"`)
 
 func proxying(t *testing.T, flags ...string) *runningProxy {
 	t.Helper()
@@ -217,6 +217,18 @@ func TestBadInput(t *testing.T) {
 		{"tap -o yaml", 2, "text or json"},
 		{"--backend kubernetes:///shop/orders:8080 --listen 127.0.0.1:0 --admin=", 2, "--backend: this program was built without the client of Kubernetes; use levada proxy"},
 		{"drain x", 2, "unknown command"},
+		{"undrain x", 2, "unknown command"},
+		{"undrain --admin 127.0.0.1:1", 1, "ask the proxy (--admin)"},
+		{"undrain --admin unix:" + dir + "/none", 1, "ask the proxy (--admin)"},
+		{"undrain --admin unix:", 2, "such as unix:/run/levada/admin.sock"},
+		{"top --admin-token-file " + dir + "/none", 2, "--admin-token-file: open"},
+		{"--backend a:1 --admin-control :9902", 2, "--admin-control: \":9902\" can be reached from other machines, and there is no token"},
+		{"--backend a:1 --admin-control 127.0.0.1:9901", 2, "--admin-control"},
+		{"--backend a:1 --admin-control nowhere", 2, "--admin-control"},
+		{"--backend a:1 --admin-control unix:", 2, "--admin-control"},
+		{"--backend a:1 --admin-token-file " + dir + "/none", 2, "--admin-token-file: " + dir + "/none cannot be read"},
+		{"--backend a:1 --admin-token-file " + broken, 2, "less than 16 bytes"},
+		{"--backend a:1 --listen 127.0.0.1:0 --admin= --admin-control unix:" + dir + "/none/x", 1, "(--admin-control, admin.control)"},
 		{"drain --admin 127.0.0.1:1", 1, "ask the proxy (--admin)"},
 		{"drain --timeout -1s", 2, "0 or more"},
 		{"validate", 2, "needs a file"},
@@ -530,6 +542,56 @@ func TestDrain(t *testing.T) {
 	}
 }
 
+// The commands that ask a proxy find it at a Unix socket with a token, too; a proxy that was drained serves again.
+func TestControlAtASocketWithAToken(t *testing.T) {
+	dir := t.TempDir()
+	socket, token, wrong := filepath.Join(dir, "admin.sock"), filepath.Join(dir, "token"), filepath.Join(dir, "wrong")
+	for name, text := range map[string]string{token: "0123456789abcdef\n", wrong: "fedcba9876543210"} {
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := proxying(t, "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--admin-control", "unix:"+socket, "--admin-token-file", token,
+		"--backend", proxytest.NewBackend(t).Address, "--drain", "100ms")
+	p.check(p.client())
+	for _, args := range [][]string{{"undrain"}, {"drain"}, {"top", "--count", "1"}, {"tap"}} {
+		if o := invoke(t, "", append(args, "--admin", p.admin)...); o.code != commandline.ExitProblems || !strings.Contains(o.stderr, "the rest is at admin.control, unix:"+socket) {
+			t.Errorf("%v at the public address: %+v", args, o)
+		}
+		if o := invoke(t, "", append(args, "--admin", "unix:"+socket)...); o.code != commandline.ExitProblems || !strings.Contains(o.stderr, "--admin-token-file") {
+			t.Errorf("%v without the token: %+v", args, o)
+		}
+		if o := invoke(t, "", append(args, "--admin", "unix:"+socket, "--admin-token-file", wrong)...); o.code != commandline.ExitProblems || !strings.Contains(o.stderr, "401") {
+			t.Errorf("%v with another token: %+v", args, o)
+		}
+	}
+	at := []string{"--admin", "unix:" + socket, "--admin-token-file", token}
+	for range 2 {
+		if o := invoke(t, "", append([]string{"drain"}, at...)...); o.code != 0 || !strings.HasSuffix(o.stdout, "drained\n") {
+			t.Errorf("%+v", o)
+		}
+		if code, text := p.get("/readyz"); code != http.StatusServiceUnavailable || !strings.Contains(text, "levada proxy undrain") {
+			t.Errorf("drained: %d %s", code, text)
+		}
+		if o := invoke(t, "", append([]string{"undrain"}, at...)...); o.code != 0 || o.stdout != "the proxy serves\n" {
+			t.Errorf("%+v", o)
+		}
+		if code, _ := p.get("/readyz"); code != http.StatusOK {
+			t.Errorf("undrained: %d", code)
+		}
+		p.check(p.client())
+	}
+	if o := invoke(t, "", append([]string{"top", "--count", "1"}, at...)...); o.code != 0 || !strings.Contains(o.stdout, "/grpc.health.v1.Health/Check") {
+		t.Errorf("%+v", o)
+	}
+	if code := p.stop(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	if _, err := os.Lstat(socket); err == nil {
+		t.Error("the socket is still there")
+	}
+}
+
 // SIGTERM in the drain ends the proxy once it has drained, and who waits for the drain hears of that first.
 func TestDrainUntilTheEnd(t *testing.T) {
 	p, w := drainable(t, "500ms", "100ms")
@@ -694,7 +756,7 @@ func TestExpiredCertificate(t *testing.T) {
 
 // The help names the program that it is of.
 func TestHelp(t *testing.T) {
-	for _, command := range []string{"", "validate", "tap", "top", "drain"} {
+	for _, command := range []string{"", "validate", "tap", "top", "drain", "undrain"} {
 		o := invoke(t, "", strings.Fields(command+" --help")...)
 		if want := strings.TrimSpace("\n  levada-proxy " + command); !strings.Contains(o.stdout, want) || strings.Contains(o.stdout, "levada proxy") {
 			t.Errorf("%q: %s", command, o.stdout)

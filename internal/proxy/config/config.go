@@ -74,10 +74,15 @@ type ListenerTLS struct {
 	MinVersion TLSVersion `yaml:"minVersion"`
 }
 
-// Admin is where metrics, probes and the state of the proxy are served, in clear text and without asking who it is.
+// Admin is where metrics, probes and the state of the proxy are served, in clear text.
 type Admin struct {
-	// Address is host:port; empty is off.
+	// Address is host:port; empty is off. Metrics and probes are for everybody who reaches it; the rest is for connections over the loopback interface, unless
+	// Control is set.
 	Address string `yaml:"address" expected:"host:port, such as 127.0.0.1:9901"`
+	// Control is where the state, the tap and the drain are served in place of Address: unix:PATH or host:port.
+	Control string `yaml:"control,omitempty" expected:"unix:PATH, or host:port such as 127.0.0.1:9902"`
+	// TokenFile holds the token that they need then. A Control that other machines can reach needs one.
+	TokenFile string `yaml:"tokenFile,omitempty"`
 }
 
 // Drain is how the proxy stops.

@@ -23,7 +23,7 @@ func (c *Config) SetDefaults() {
 	l.Address = "127.0.0.1:8080"
 	*c = Config{
 		Listeners: []Listener{l},
-		// Only this machine: whoever reaches it sees the configuration, and can start a drain.
+		// Only this machine. Metrics and probes may be public; the rest is for this machine at any address.
 		Admin: Admin{Address: "127.0.0.1:9901"},
 		// At 10,000 streams 333 are opened again each second, which their servers do not notice. What stops the process must wait for longer:
 		// Kubernetes' terminationGracePeriodSeconds, which is 30 by itself, has to be raised.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 	"time"
 )
 
@@ -14,6 +15,11 @@ import (
 // configuration is often checked on a machine that has no keys. Paths are taken from the working directory.
 func (c *Config) CheckFiles() Problems {
 	v := &validation{c: c}
+	if file := c.Admin.TokenFile; file != "" {
+		if text, ok := v.read("admin.tokenFile", file); ok && len(strings.TrimSpace(string(text))) < 16 {
+			v.add("admin.tokenFile", Problem{Message: file + " has a token of less than 16 bytes", Expected: "such as the output of openssl rand -base64 32"})
+		}
+	}
 	for i, l := range c.Listeners {
 		if t := l.TLS; t != nil {
 			at := fmt.Sprintf("listeners[%d].tls", i)

@@ -62,6 +62,8 @@ type Simple struct {
 	Backend string // --backend, a target as package discovery reads it
 	Admin   string // --admin; empty is off
 
+	Control, AdminToken string // --admin-control, --admin-token-file
+
 	StreamAge      time.Duration // --stream-age; 0 is never
 	Drain          time.Duration // --drain
 	PingInterval   time.Duration // --ping-interval; 0 is never
@@ -98,6 +100,8 @@ var flags = map[string]string{
 	"listeners[0].tls.key":         "--tls-key",
 	"listeners[0].tls.clientCA":    "--tls-client-ca",
 	"admin.address":                "--admin",
+	"admin.control":                "--admin-control",
+	"admin.tokenFile":              "--admin-token-file",
 	"drain.period":                 "--drain",
 	"accessLog.path":               "--access-log",
 	"backends[0].target":           "--backend",
@@ -115,6 +119,7 @@ var flags = map[string]string{
 func (s Simple) Config() (*Config, error) {
 	c := Default()
 	c.Listeners[0].Address, c.Admin.Address, c.Drain.Period, c.AccessLog.Path = s.Listen, s.Admin, s.Drain, s.AccessLog
+	c.Admin.Control, c.Admin.TokenFile = s.Control, s.AdminToken
 	if s.TLSCert != "" || s.TLSKey != "" || s.TLSClientCA != "" {
 		t := &ListenerTLS{}
 		t.SetDefaults()

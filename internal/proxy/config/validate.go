@@ -74,7 +74,10 @@ func (v *validation) add(path string, p Problem) {
 // name of a field, or of the flag that it is set by.
 func (v *validation) name(path string) string { return cmp.Or(v.c.flags[path], path) }
 
-const adminAddress = "admin.address"
+const (
+	adminAddress = "admin.address"
+	adminControl = "admin.control"
+)
 
 func (v *validation) listeners() {
 	if len(v.c.Listeners) == 0 {
@@ -112,8 +115,31 @@ func (v *validation) listeners() {
 		v.duration(at+".keepalive.timeout", l.Keepalive.Timeout, maxDuration)
 		v.forwarded(at+".forwarded", &v.c.Listeners[i].Forwarded, l.TLS != nil && l.TLS.ClientCA != "")
 	}
-	if a := v.c.Admin.Address; a != "" {
-		v.address(adminAddress, a)
+	v.admin()
+}
+
+// maxSocketPath is what the kernel takes for the path of a Unix socket, less what is appended to it while the socket is made.
+const maxSocketPath = 107 - len(".4194304")
+
+func (v *validation) admin() {
+	a := v.c.Admin
+	if a.Address != "" {
+		v.address(adminAddress, a.Address)
+	}
+	path, unix := strings.CutPrefix(a.Control, "unix:")
+	switch {
+	case a.Control == "":
+	case unix && path == "":
+		v.found(adminControl, strictyaml.Quote(a.Control), "unix:PATH, such as unix:/run/levada/admin.sock")
+	case unix && len(path) > maxSocketPath:
+		v.found(adminControl, fmt.Sprintf("a path of %d bytes", len(path)), fmt.Sprintf("at most %d bytes, as the kernel takes for a socket", maxSocketPath))
+	case unix:
+	default:
+		v.address(adminControl, a.Control)
+		if host, _, err := splitAddress(a.Control, true); err == nil && !isLoopback(host) && a.TokenFile == "" {
+			v.add(adminControl, Problem{Message: strictyaml.Quote(a.Control) + " can be reached from other machines, and there is no token",
+				Hint: "set admin.tokenFile (--admin-token-file), or listen at 127.0.0.1 or unix:PATH"})
+		}
 	}
 }
 
@@ -189,7 +215,7 @@ func (v *validation) loop(at, target string) {
 		if !itself && isLoopback(host) {
 			l, itself = v.taken.all[port]
 		}
-		if itself && l.at != adminAddress {
+		if itself && l.at != adminAddress && l.at != adminControl {
 			v.add(at, Problem{Message: fmt.Sprintf("%s is this proxy itself, %s%s: calls would come again for ever", strictyaml.Quote(endpoint), v.name(l.at), v.line(l.at))})
 			return
 		}
