@@ -307,7 +307,7 @@ func (n *node) start() error {
 }
 
 func (n *node) startOnce(deadline time.Time) error {
-	out, err := os.OpenFile(n.logFile(), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o644)
+	out, err := os.OpenFile(n.logFile(), os.O_CREATE|os.O_WRONLY|os.O_TRUNC|os.O_APPEND, 0o644) // append: processes of a killed server may still write
 	if err != nil {
 		return err
 	}
