@@ -41,6 +41,7 @@ type Broker struct {
 	opt    *server.Options
 	server atomic.Pointer[server.Server]
 	room   room
+	failed atomic.Bool // the store does not work, and is restarted when the disk has room
 	stop   context.CancelFunc
 	kept   sync.WaitGroup
 }

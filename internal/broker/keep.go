@@ -36,11 +36,13 @@ func (b *Broker) keep(ctx context.Context) {
 		switch {
 		case err == nil:
 			failed = time.Time{}
+			b.failed.Store(false)
 			continue
 		case failed.IsZero():
 			failed = time.Now()
+			b.failed.Store(true)
 			continue
-		case time.Since(failed) < restartAfter || b.room.check() != nil:
+		case time.Since(failed) < restartAfter || !b.room.forRestart():
 			continue
 		}
 		b.warn("broker store failed, restarting the broker in place", err)
@@ -53,6 +55,7 @@ func (b *Broker) keep(ctx context.Context) {
 		}
 		b.server.Store(s)
 		failed = time.Time{}
+		b.failed.Store(false)
 		b.say(slog.LevelInfo, "broker restarted")
 	}
 }
@@ -81,9 +84,16 @@ func (b *Broker) say(level slog.Level, what string, attrs ...any) {
 	}
 }
 
-// Room returns an error when the disk is nearly full. Writers then wait, so that there is room for what makes room: the saved state, and
-// the removal of what is done.
-func (b *Broker) Room() error { return b.room.check() }
+// Room returns an error when the disk is nearly full, and while the store has failed. Writers then wait, so that there is room for what makes room: a restart of
+// the store, the saved state, and the removal of what is done.
+func (b *Broker) Room() error {
+	if b.failed.Load() {
+		return errStoreFailed
+	}
+	return b.room.check()
+}
+
+var errStoreFailed = errors.New("the store has failed and is restarted once the disk has room")
 
 // room knows how much of the disk is free, as of a moment ago.
 type room struct {
@@ -100,6 +110,13 @@ var ErrNoRoom = errors.New("the disk of the data directory is nearly full")
 
 // maxReserve is how much of a disk stays free; of a small one a quarter.
 const maxReserve = 16 << 20
+
+// forRestart reports whether the store can be opened again. That takes less than what writers have to leave free: the removal of what is done may be what waits for
+// the restart, and nothing else would make room then.
+func (r *room) forRestart() bool {
+	free, total, ok := diskSpace(r.dir)
+	return !ok || free >= min(maxReserve, total/4)/4
+}
 
 func (r *room) check() error {
 	r.mu.Lock()

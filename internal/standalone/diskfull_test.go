@@ -81,7 +81,11 @@ func smallDisk(t *testing.T, size string) string {
 		unlessCI(t, "mounting a small disk: "+err.Error())
 	}
 	t.Cleanup(func() {
-		if err := syscall.Unmount(dir, 0); err != nil {
+		flags := 0
+		if t.Failed() {
+			flags = syscall.MNT_DETACH // its files may still be open
+		}
+		if err := syscall.Unmount(dir, flags); err != nil {
 			t.Error(err)
 		}
 	})
