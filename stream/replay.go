@@ -17,7 +17,7 @@ func (r *run) replay() error {
 	}
 	if r.replayed > 0 {
 		// One death is enough: the record was suspected before, and who wants another attempt can mark it again.
-		if err := r.stillBad(sink, r.replayed, errors.New("a process died while it was replayed")); err != nil {
+		if err := r.stillBad(sink, r.replayed, ClassDeath, errors.New("a process died while it was replayed")); err != nil {
 			return err
 		}
 	}
@@ -68,8 +68,12 @@ func (r *run) replayOne(sink ReplaySink, row Quarantined) error {
 			return nil
 		case errors.Is(err, ErrFenced):
 			return err
-		case isPanic || verdictOf(err) == verdictSkip:
-			return r.stillBad(sink, row.Seq, err)
+		case isPanic:
+			return r.stillBad(sink, row.Seq, ClassPanic, err)
+		case verdictOf(err) == verdictSkip && row.Class == ClassProducer:
+			return r.stillBad(sink, row.Seq, ClassProducer, err)
+		case verdictOf(err) == verdictSkip:
+			return r.stillBad(sink, row.Seq, ClassRefused, err)
 		}
 		if _, isCut := errors.AsType[*cutError](err); isCut {
 			err = r.judge(err, false)
@@ -82,17 +86,16 @@ func (r *run) replayOne(sink ReplaySink, row Quarantined) error {
 	}
 }
 
-// stillBad has a record wait again.
-func (r *run) stillBad(sink ReplaySink, seq uint64, why error) error {
+// stillBad has a record wait again, unless CommitReplay has seen to that.
+func (r *run) stillBad(sink ReplaySink, seq uint64, class Class, why error) error {
+	attempt := NewAttempt(class, why)
+	r.log.Warn("quarantined record is still bad", "record", seq, "class", class, "error", why, "stack", attempt.Stack)
 	for {
 		ctx, cancel := context.WithTimeout(r.own, r.w.config.HandlerTimeout)
-		n, err := sink.MarkQuarantined(ctx, r.job.ID, Waiting, seq)
+		err := sink.RefuseReplay(ctx, r.lease, seq, attempt)
 		cancel()
-		if err == nil {
-			if n > 0 {
-				r.log.Warn("a quarantined record is still bad", "record", seq, "error", why)
-			}
-			return nil
+		if err == nil || errors.Is(err, ErrFenced) {
+			return err
 		}
 		if err := r.afterRefusal(&unreachedError{fmt.Errorf("the quarantine cannot be written: %w", err)}); err != nil {
 			return err

@@ -411,12 +411,13 @@ func (r *run) process(records []Record, token []byte) error {
 func (r *run) settle(records []Record, token []byte) error {
 	if r.condemned == records[0].Seq {
 		why := fmt.Errorf("%d processes died with this record alone in hand", r.journal.Deaths)
-		err := r.quarantine(records[:1], r.checkpoint.Token, ClassDeath, why, r.journal.Deaths)
+		err := r.quarantine(records[:1], r.checkpoint.Token, r.journal.Deaths, NewAttempt(ClassDeath, why))
 		if err != nil || len(records) == 1 {
 			return err
 		}
 		records = records[1:]
 	}
+	var failed []Attempt // at this record alone
 	for attempts := 1; ; attempts++ {
 		begun := time.Now()
 		err := r.commit(records, token, nil)
@@ -454,23 +455,23 @@ func (r *run) settle(records []Record, token []byte) error {
 			return r.settle(records[half:], token)
 		}
 		if !isPanic {
-			return r.quarantine(records, token, ClassRefused, err, attempts)
+			return r.quarantine(records, token, attempts, append(failed, NewAttempt(ClassRefused, err))...)
 		}
+		failed = append(failed, NewAttempt(ClassPanic, err))
 		if attempts > 1 { // a panic may have been bad luck: twice is the record
 			r.log.Error("the handler panicked", "record", records[0].Seq, "key", fmt.Sprintf("%q", records[0].Key), "panic", fmt.Sprint(panicked.Value), "stack", string(panicked.Stack))
-			return r.quarantine(records, token, ClassPanic, err, attempts)
+			return r.quarantine(records, token, attempts, failed...)
 		}
 	}
 }
 
 // quarantine puts one record aside without calling the handler.
-func (r *run) quarantine(records []Record, token []byte, class Class, why error, attempts int) error {
-	bad := records[0]
-	row := Quarantined{Job: r.job.ID, Seq: bad.Seq, Key: clone(bad.Key), Payload: clone(bad.Value), Error: why.Error(), Class: class, Attempts: attempts, State: Waiting}
+func (r *run) quarantine(records []Record, token []byte, attempts int, failed ...Attempt) error {
+	bad, last := records[0], failed[len(failed)-1]
+	row := Quarantined{Job: r.job.ID, Seq: bad.Seq, Key: clone(bad.Key), Payload: clone(bad.Value), Error: last.Error, Class: last.Class, Attempts: attempts, History: failed, State: Waiting}
 	for {
 		err := r.commit(records, token, &row)
 		if err == nil {
-			r.log.Warn("a record is put into quarantine", "record", bad.Seq, "key", fmt.Sprintf("%q", bad.Key), "class", class, "error", why)
 			return nil
 		}
 		if err := r.afterRefusal(err); err != nil {
@@ -534,7 +535,8 @@ func (r *run) commit(records []Record, token []byte, put *Quarantined) error {
 				batch.Records = append(batch.Records, record)
 				continue
 			}
-			aside = append(aside, Quarantined{Job: r.job.ID, Seq: record.Seq, Key: clone(record.Key), Error: record.Bad, Class: ClassProducer, Attempts: 1, State: Waiting})
+			attempt := NewAttempt(ClassProducer, errors.New(record.Bad))
+			aside = append(aside, Quarantined{Job: r.job.ID, Seq: record.Seq, Key: clone(record.Key), Error: record.Bad, Class: ClassProducer, Attempts: 1, History: []Attempt{attempt}, State: Waiting})
 		}
 	}
 	if len(batch.Records) == 0 {
@@ -591,6 +593,7 @@ func (r *run) step(next Checkpoint, batch *Batch, aside []Quarantined) error {
 	} else {
 		next.Bad = prev.Bad + uint64(len(aside)+len(batch.skipped))
 	}
+	r.logQuarantined(slices.Concat(aside, batch.skipped))
 	next.Token = clone(next.Token)
 	r.checkpoint = next
 	r.setProgress()
@@ -606,6 +609,24 @@ func (r *run) step(next Checkpoint, batch *Batch, aside []Quarantined) error {
 	}
 	return nil
 }
+
+// logQuarantined logs the records that a commit has put into quarantine: a few of them, and how many more there are. A reader hands them out
+// instead.
+func (r *run) logQuarantined(rows []Quarantined) {
+	if _, ok := r.sink.(*handover); ok {
+		return
+	}
+	for i, q := range rows {
+		if i == maxLoggedBad {
+			r.log.Warn("more records quarantined in the same commit", "records", len(rows)-i, "last", rows[len(rows)-1].Seq)
+			return
+		}
+		r.log.Warn("record quarantined", "record", q.Seq, "key", fmt.Sprintf("%q", q.Key), "class", q.Class, "attempts", q.Attempts, "error", q.Error)
+	}
+}
+
+// maxLoggedBad is how many quarantined records of one commit are logged one by one.
+const maxLoggedBad = 10
 
 // call calls the sink, within the handler's time and under the watchdog's eye, and makes a panic an error.
 func (r *run) call(sink func(ctx context.Context) error) (err error) {

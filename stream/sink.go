@@ -2,6 +2,7 @@ package stream
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -90,11 +91,18 @@ type Batch struct {
 	skipped []Quarantined
 }
 
-// Skip puts a record of this batch into quarantine. The handler must leave no effect of it. The handler's other effects
+// Skip puts a record of this batch into quarantine, with the reason why. The handler must leave no effect of it. The handler's other effects
 // and the quarantine become durable together.
 func (b *Batch) Skip(r Record, why error) {
-	b.skipped = append(b.skipped, Quarantined{Seq: r.Seq, Key: clone(r.Key), Payload: clone(r.Value), Error: why.Error(), Class: ClassRefused, Attempts: 1})
+	if why == nil {
+		why = errNoReason
+	}
+	attempt := NewAttempt(ClassRefused, why)
+	b.skipped = append(b.skipped, Quarantined{Seq: r.Seq, Key: clone(r.Key), Payload: clone(r.Value), Error: attempt.Error, Class: ClassRefused, Attempts: 1, History: []Attempt{attempt}})
 }
+
+// errNoReason stands for the error that a handler did not give.
+var errNoReason = errors.New("the handler gave no reason")
 
 // Skipped returns the records that the handler has put aside so far.
 func (b *Batch) Skipped() []Quarantined { return b.skipped }
@@ -128,6 +136,9 @@ type Quarantined struct {
 	Class   Class  `json:"class"`
 	// Attempts is how often it was tried.
 	Attempts int `json:"attempts"`
+	// History has each attempt that failed, with the value and the stack of a panic: the first one, and the latest up to [MaxAttempts]. Error
+	// and Class are those of the latest.
+	History []Attempt `json:"history,omitempty"`
 	// State is Waiting until somebody marks it; then a worker that claims the job hands it to the handler again, or a person
 	// has dropped it.
 	State     QuarantineState `json:"state"`
@@ -159,6 +170,10 @@ type ReplaySink interface {
 	QuarantineStore
 	// CommitReplay calls the handler with the one record of the batch and marks it Replayed, in one transaction that has the
 	// same fence as Commit and leaves the checkpoint as it is. A record that is refused again, or that the handler panics at, is
-	// Waiting again, with the new reason. ErrConflict if the record is not marked for Replay.
+	// Waiting again, with the new reason; what is known of earlier attempts stays ([Quarantined.Refused]). ErrConflict if the record is not
+	// marked for Replay.
 	CommitReplay(ctx context.Context, l Lease, b *Batch) error
+	// RefuseReplay has a record that is marked for Replay wait again, as Refused says, because an attempt failed outside of
+	// CommitReplay: its process died, or the producer cannot make the record. A record that is not marked for Replay stays as it is.
+	RefuseReplay(ctx context.Context, l Lease, seq uint64, a Attempt) error
 }

@@ -229,6 +229,12 @@ func showQuarantined(out io.Writer, q *stream.Quarantined) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
+	for i, a := range q.History {
+		fmt.Fprintf(out, "\nattempt %d of those known, %s, %s: %s\n", i+1, a.Time.Local().Format(time.RFC3339), a.Class, printable(a.Error))
+		if a.Stack != "" {
+			fmt.Fprintf(out, "%s\n", indent(strings.TrimSpace(a.Stack)))
+		}
+	}
 	_, err := fmt.Fprintf(out, "\npayload (%d bytes):\n%s\n", len(q.Payload), indent(textOrHex(q.Payload)))
 	return err
 }

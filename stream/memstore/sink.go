@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -119,7 +120,12 @@ func (k *Sink) CommitReplay(ctx context.Context, l stream.Lease, b *stream.Batch
 	returned := false
 	defer func() {
 		if !returned {
-			k.refused(l, record.Seq, stream.ClassPanic, "the handler panicked when the record was replayed")
+			p := recover()
+			if p == nil {
+				return // runtime.Goexit
+			}
+			_ = k.refused(l, record.Seq, stream.NewAttempt(stream.ClassPanic, &stream.PanicError{Value: p, Stack: debug.Stack()}))
+			panic(p)
 		}
 	}()
 	keep, err := k.process(ctx, b)
@@ -128,7 +134,7 @@ func (k *Sink) CommitReplay(ctx context.Context, l stream.Lease, b *stream.Batch
 	}
 	returned = true
 	if stream.MarkOf(err) == "skip" {
-		k.refused(l, record.Seq, stream.ClassRefused, err.Error())
+		_ = k.refused(l, record.Seq, stream.NewAttempt(stream.ClassRefused, err))
 	}
 	if err := cmp.Or(err, ctx.Err()); err != nil {
 		return err
@@ -151,17 +157,23 @@ func (k *Sink) CommitReplay(ctx context.Context, l stream.Lease, b *stream.Batch
 }
 
 // refused makes a replayed record wait again.
-func (k *Sink) refused(l stream.Lease, seq uint64, class stream.Class, why string) {
+func (k *Sink) refused(l stream.Lease, seq uint64, a stream.Attempt) error {
 	s := k.store
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	row, ok := s.quarantine[l.Job][seq]
-	if _, err := s.fenced(l); err != nil || !ok || row.State != stream.Replay {
-		return
+	if _, err := s.fenced(l); err != nil {
+		return err
 	}
-	row.State, row.Class, row.Error = stream.Waiting, class, why
-	row.Attempts++
-	s.quarantine[l.Job][seq] = row
+	if ok && row.State == stream.Replay {
+		s.quarantine[l.Job][seq] = row.Refused(a)
+	}
+	return nil
+}
+
+// RefuseReplay implements stream.ReplaySink.
+func (k *Sink) RefuseReplay(ctx context.Context, l stream.Lease, seq uint64, a stream.Attempt) error {
+	return cmp.Or(ctx.Err(), k.refused(l, seq, a))
 }
 
 func (k *Sink) Quarantined(ctx context.Context, job string, limit int, states ...stream.QuarantineState) ([]stream.Quarantined, error) {

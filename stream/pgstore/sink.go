@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -403,10 +404,10 @@ var (
 // advance queues what goes with the effects. The fence comes last, and so its lock lasts for the commit alone.
 func (s *sink) advance(batch *pgx.Batch, c *stream.Commit, next stream.Checkpoint, quarantine []stream.Quarantined) (fences []int) {
 	for _, q := range quarantine {
-		batch.Queue(`insert into levada_quarantine (job, seq, key, payload, error, class, attempts, state)
-			values ($1::text, $2::bigint, $3::bytea, $4::bytea, $5::text, $6::text, $7::bigint, 'waiting')
-			on conflict (job, seq) do update set key = excluded.key, payload = excluded.payload, error = excluded.error, class = excluded.class, attempts = excluded.attempts, state = excluded.state`,
-			c.Lease.Job, int64(q.Seq), notNull(q.Key), q.Payload, jobrule.Text(q.Error), string(q.Class), q.Attempts)
+		batch.Queue(`insert into levada_quarantine (job, seq, key, payload, error, class, attempts, history, state)
+			values ($1::text, $2::bigint, $3::bytea, $4::bytea, $5::text, $6::text, $7::bigint, $8::text, 'waiting')
+			on conflict (job, seq) do update set key = excluded.key, payload = excluded.payload, error = excluded.error, class = excluded.class, attempts = excluded.attempts, history = excluded.history, state = excluded.state`,
+			c.Lease.Job, int64(q.Seq), notNull(q.Key), q.Payload, jobrule.Text(q.Error), string(q.Class), q.Attempts, jobrule.HistoryText(q.History))
 	}
 	epoch, prev := int64(c.Lease.Epoch), c.Prev
 	if s.jobs != nil {
@@ -448,9 +449,14 @@ func (s *sink) CommitReplay(ctx context.Context, l stream.Lease, b *stream.Batch
 	settled := false
 	defer func() {
 		if !settled { // the handler panics; the transaction was rolled back
+			p := recover()
+			if p == nil {
+				return // runtime.Goexit
+			}
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackTimeout)
 			defer cancel()
-			_ = s.refuse(ctx, l, r, stream.ClassPanic, "the handler panicked when the record was replayed")
+			_ = s.RefuseReplay(ctx, l, r.Seq, stream.NewAttempt(stream.ClassPanic, &stream.PanicError{Value: p, Stack: debug.Stack()}))
+			panic(p)
 		}
 	}()
 	marked := -1
@@ -468,19 +474,39 @@ func (s *sink) CommitReplay(ctx context.Context, l stream.Lease, b *stream.Batch
 	}
 	err = s.explain(ctx, "replay", l, nil, err)
 	if stream.MarkOf(err) == "skip" {
-		err = errors.Join(err, s.refuse(ctx, l, r, stream.ClassRefused, err.Error()))
+		err = errors.Join(err, s.RefuseReplay(ctx, l, r.Seq, stream.NewAttempt(stream.ClassRefused, err)))
 	}
 	return err
 }
 
-// refuse makes a replayed record wait again.
-func (s *sink) refuse(ctx context.Context, l stream.Lease, r stream.Record, class stream.Class, why string) error {
-	err := s.transact(ctx, &stream.Batch{}, func(batch *pgx.Batch) ([]int, error) {
-		batch.Queue(`update levada_quarantine set state = 'waiting', attempts = attempts + 1, class = $3::text, error = $4::text where job = $1::text and seq = $2::bigint and state = 'replay'`,
-			l.Job, int64(r.Seq), string(class), jobrule.Text(why))
+// RefuseReplay implements [stream.ReplaySink].
+func (s *sink) RefuseReplay(ctx context.Context, l stream.Lease, seq uint64, a stream.Attempt) error {
+	// Only the owner of the job writes this row, so it does not change between reading and writing, and the fence is checked below.
+	q, err := scanQuarantined(s.pool.QueryRow(ctx, `select `+quarantineColumns+` from levada_quarantine where job = $1::text and seq = $2::bigint and state = 'replay'`, l.Job, int64(seq)))
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("put back into quarantine: job %s: %w", l.Job, err)
+	}
+	q = q.Refused(a)
+	err = s.transact(ctx, &stream.Batch{}, func(batch *pgx.Batch) ([]int, error) {
+		batch.Queue(`update levada_quarantine set state = $3::text, attempts = $4::bigint, class = $5::text, error = $6::text, history = $7::text
+			where job = $1::text and seq = $2::bigint and state = 'replay'`,
+			l.Job, int64(seq), string(q.State), q.Attempts, string(q.Class), jobrule.Text(q.Error), jobrule.HistoryText(q.History))
 		return s.keep(batch, l), nil
 	})
 	return s.explain(ctx, "put back into quarantine", l, nil, err)
+}
+
+const quarantineColumns = `job, seq, key, payload, error, class, attempts, history, state, first_seen`
+
+func scanQuarantined(row pgx.Row) (q stream.Quarantined, err error) {
+	var seq int64
+	var history string
+	err = row.Scan(&q.Job, &seq, &q.Key, &q.Payload, &q.Error, &q.Class, &q.Attempts, &history, &q.State, &q.FirstSeen)
+	q.Seq, q.FirstSeen, q.History = uint64(seq), q.FirstSeen.UTC(), jobrule.History(history)
+	return q, err
 }
 
 // Quarantined implements [stream.QuarantineStore].
@@ -492,17 +518,12 @@ func (s *sink) Quarantined(ctx context.Context, job string, limit int, states ..
 	for _, state := range states {
 		wanted = append(wanted, string(state))
 	}
-	rows, err := s.pool.Query(ctx, `select job, seq, key, payload, error, class, attempts, state, first_seen from levada_quarantine
+	rows, err := s.pool.Query(ctx, `select `+quarantineColumns+` from levada_quarantine
 		where job = $1::text and (cardinality($2::text[]) = 0 or state = any ($2::text[])) order by seq limit $3::bigint`, jobrule.Text(job), wanted, limit)
 	if err != nil {
 		return nil, fmt.Errorf("quarantine of job %s: %w", job, err)
 	}
-	all, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (q stream.Quarantined, err error) {
-		var seq int64
-		err = row.Scan(&q.Job, &seq, &q.Key, &q.Payload, &q.Error, &q.Class, &q.Attempts, &q.State, &q.FirstSeen)
-		q.Seq, q.FirstSeen = uint64(seq), q.FirstSeen.UTC()
-		return q, err
-	})
+	all, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (stream.Quarantined, error) { return scanQuarantined(row) })
 	if err != nil {
 		return nil, fmt.Errorf("quarantine of job %s: %w", job, err)
 	}

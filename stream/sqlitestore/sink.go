@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -256,9 +257,9 @@ func ended(ctx context.Context, err error) error {
 func (s *sink) advance(ctx context.Context, tx *sql.Tx, c *stream.Commit, next stream.Checkpoint, quarantine []stream.Quarantined) error {
 	now := s.now().UnixMicro()
 	for _, q := range quarantine {
-		_, err := tx.ExecContext(ctx, `insert into levada_quarantine (job, seq, key, payload, error, class, attempts, state, first_seen) values (?, ?, ?, ?, ?, ?, ?, 'waiting', ?)
-			on conflict (job, seq) do update set key = excluded.key, payload = excluded.payload, error = excluded.error, class = excluded.class, attempts = excluded.attempts, state = excluded.state`,
-			c.Lease.Job, int64(q.Seq), bytes(q.Key), q.Payload, jobrule.Text(q.Error), string(q.Class), q.Attempts, now)
+		_, err := tx.ExecContext(ctx, `insert into levada_quarantine (job, seq, key, payload, error, class, attempts, history, state, first_seen) values (?, ?, ?, ?, ?, ?, ?, ?, 'waiting', ?)
+			on conflict (job, seq) do update set key = excluded.key, payload = excluded.payload, error = excluded.error, class = excluded.class, attempts = excluded.attempts, history = excluded.history, state = excluded.state`,
+			c.Lease.Job, int64(q.Seq), bytes(q.Key), q.Payload, jobrule.Text(q.Error), string(q.Class), q.Attempts, jobrule.HistoryText(q.History), now)
 		if err != nil {
 			return err
 		}
@@ -313,13 +314,18 @@ func (s *sink) CommitReplay(ctx context.Context, l stream.Lease, b *stream.Batch
 	settled := false
 	defer func() {
 		if !settled { // the handler panics; the transaction was rolled back
-			_ = s.refuse(context.WithoutCancel(ctx), l, r, stream.ClassPanic, "the handler panicked when the record was replayed")
+			p := recover()
+			if p == nil {
+				return // runtime.Goexit
+			}
+			_ = s.RefuseReplay(context.WithoutCancel(ctx), l, r.Seq, stream.NewAttempt(stream.ClassPanic, &stream.PanicError{Value: p, Stack: debug.Stack()}))
+			panic(p)
 		}
 	}()
 	err = s.replay(ctx, l, b, r)
 	settled = true
 	if stream.MarkOf(err) == "skip" {
-		err = errors.Join(err, s.refuse(ctx, l, r, stream.ClassRefused, err.Error()))
+		err = errors.Join(err, s.RefuseReplay(ctx, l, r.Seq, stream.NewAttempt(stream.ClassRefused, err)))
 	}
 	if err != nil {
 		return fmt.Errorf("replay: %w", err)
@@ -357,8 +363,8 @@ func (s *sink) replay(ctx context.Context, l stream.Lease, b *stream.Batch, r st
 	return s.commit(tx, l.Job)
 }
 
-// refuse makes a replayed record wait again.
-func (s *sink) refuse(ctx context.Context, l stream.Lease, r stream.Record, class stream.Class, why string) error {
+// RefuseReplay implements [stream.ReplaySink].
+func (s *sink) RefuseReplay(ctx context.Context, l stream.Lease, seq uint64, a stream.Attempt) error {
 	tx, err := s.begin(ctx)
 	if err != nil {
 		return err
@@ -367,12 +373,30 @@ func (s *sink) refuse(ctx context.Context, l stream.Lease, r stream.Record, clas
 	if err := s.check(ctx, tx, l, nil); err != nil {
 		return err
 	}
-	_, err = tx.ExecContext(ctx, `update levada_quarantine set state = 'waiting', attempts = attempts + 1, class = ?, error = ? where job = ? and seq = ? and state = 'replay'`,
-		string(class), jobrule.Text(why), l.Job, int64(r.Seq))
+	q, err := scanQuarantined(tx.QueryRowContext(ctx, `select `+quarantineColumns+` from levada_quarantine where job = ? and seq = ? and state = 'replay'`, l.Job, int64(seq)))
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	q = q.Refused(a)
+	_, err = tx.ExecContext(ctx, `update levada_quarantine set state = ?, attempts = ?, class = ?, error = ?, history = ? where job = ? and seq = ?`,
+		string(q.State), q.Attempts, string(q.Class), jobrule.Text(q.Error), jobrule.HistoryText(q.History), l.Job, int64(seq))
 	if err != nil {
 		return err
 	}
 	return tx.Commit()
+}
+
+const quarantineColumns = `job, seq, key, payload, error, class, attempts, history, state, first_seen`
+
+func scanQuarantined(row scanner) (q stream.Quarantined, err error) {
+	var seen sql.NullInt64
+	var history string
+	err = row.Scan(&q.Job, count{&q.Seq}, &q.Key, &q.Payload, &q.Error, &q.Class, &q.Attempts, &history, &q.State, &seen)
+	q.FirstSeen, q.History = fromMicros(seen), jobrule.History(history)
+	return q, err
 }
 
 // Quarantined implements [stream.QuarantineStore].
@@ -380,7 +404,7 @@ func (s *sink) Quarantined(ctx context.Context, job string, limit int, states ..
 	if limit <= 0 {
 		limit = 1000
 	}
-	query, args := `select job, seq, key, payload, error, class, attempts, state, first_seen from levada_quarantine where job = ?`, []any{job}
+	query, args := `select `+quarantineColumns+` from levada_quarantine where job = ?`, []any{job}
 	if len(states) > 0 {
 		query += ` and state in (?` + strings.Repeat(`, ?`, len(states)-1) + `)`
 		for _, state := range states {
@@ -394,12 +418,10 @@ func (s *sink) Quarantined(ctx context.Context, job string, limit int, states ..
 	defer rows.Close()
 	var all []stream.Quarantined
 	for rows.Next() {
-		var q stream.Quarantined
-		var seen sql.NullInt64
-		if err := rows.Scan(&q.Job, count{&q.Seq}, &q.Key, &q.Payload, &q.Error, &q.Class, &q.Attempts, &q.State, &seen); err != nil {
+		q, err := scanQuarantined(rows)
+		if err != nil {
 			return nil, fmt.Errorf("quarantine of job %s: %w", job, err)
 		}
-		q.FirstSeen = fromMicros(seen)
 		all = append(all, q)
 	}
 	if err := rows.Err(); err != nil {

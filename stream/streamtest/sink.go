@@ -775,7 +775,33 @@ func (s *sinkTest) replayRefused() {
 		if all[i].Class != class || all[i].Attempts != 4 || all[i].Error == "why panic" {
 			s.Errorf("after the replay the record is %+v, want class %s", all[i], class)
 		}
+		// What was known before is not overwritten.
+		h := all[i].History
+		if len(h) != 2 || h[0].Class != stream.ClassPanic || h[0].Error != "why panic" || h[1].Class != class || !strings.Contains(h[1].Error, "the reason") {
+			s.Errorf("the attempts that are known are %+v, want the first one and the replay, with their texts", h)
+		}
 	}
+	if stack := all[1].History[len(all[1].History)-1].Stack; !strings.Contains(stack, "replayRefused") {
+		s.Errorf("the stack of the panic is not kept, but %q", stack)
+	}
+	// A process that dies in a replay, or a producer that cannot make the record, is kept as well.
+	death := stream.NewAttempt(stream.ClassDeath, errors.New("it died"))
+	s.is(r.RefuseReplay(s.ctx, l, 2, death), nil, "RefuseReplay of a record that waits")
+	if n, err := r.MarkQuarantined(s.ctx, "a", stream.Replay, 2); n != 1 || err != nil {
+		s.Fatalf("marked %d, error %v", n, err)
+	}
+	s.is(r.RefuseReplay(s.ctx, l, 2, death), nil, "RefuseReplay")
+	s.is(r.RefuseReplay(s.ctx, l, 9, death), nil, "RefuseReplay of a record that is not in quarantine")
+	all, err = r.Quarantined(s.ctx, "a", 0, stream.Waiting)
+	if err != nil || len(all) != 2 || all[0].Class != stream.ClassDeath || all[0].Attempts != 5 || len(all[0].History) != 3 || all[0].History[2].Error != "it died" {
+		s.Errorf("after a process died in a replay: %+v, error %v", all, err)
+	}
+	second := s.lease("a")
+	s.fenced(second)
+	if n, err := r.MarkQuarantined(s.ctx, "a", stream.Replay, 2); n != 1 || err != nil {
+		s.Fatalf("marked %d, error %v", n, err)
+	}
+	s.is(r.RefuseReplay(s.ctx, l, 2, death), stream.ErrFenced, "RefuseReplay of an older epoch")
 }
 
 func (s *sinkTest) stopped() {

@@ -2,6 +2,7 @@
 package jobrule
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
@@ -164,4 +165,24 @@ func OlderSchema(what string, stored, known int64) error {
 	}
 	return fmt.Errorf("the tables of %s %s, and this program needs version %d: create or update them with `levada stream migrate`, or with Migrate of the store's package: %w",
 		what, found, known, stream.ErrOlder)
+}
+
+// History returns the attempts at a quarantined record as stores keep them. A row that holds something else has no history.
+func History(text string) (all []stream.Attempt) {
+	if text == "" || json.Unmarshal([]byte(text), &all) != nil {
+		return nil
+	}
+	return all
+}
+
+// HistoryText is what History reads.
+func HistoryText(all []stream.Attempt) string {
+	if len(all) == 0 {
+		return ""
+	}
+	for i := range all {
+		all[i].Error, all[i].Stack = Text(all[i].Error), Text(all[i].Stack)
+	}
+	text, _ := json.Marshal(all) // strings and times cannot fail
+	return Text(string(text))
 }
