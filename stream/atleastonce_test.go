@@ -88,7 +88,7 @@ func TestNewerCheckpointsAreLeft(t *testing.T) {
 		job := l.submit(stream.Job{Stream: "s"})
 		time.Sleep(time.Hour)
 		status := l.get(job.ID)
-		if status.State.Final() || !strings.Contains(status.LastError, stream.ErrNewer.Error()) || status.NoProgress != 0 {
+		if status.State.Final() || !strings.Contains(status.LastError, stream.ErrNewer.Error()) || status.Stall.NoProgress != 0 || status.Reason != stream.ReasonNewer {
 			t.Errorf("%+v", status)
 		}
 		newer = false

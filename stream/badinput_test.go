@@ -47,7 +47,7 @@ func TestPositionsThatAreNone(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		spoil  func(s *versioned, k *spoiledSink)
-		reason string
+		reason stream.Reason
 		is     error
 		says   string
 	}{
@@ -222,7 +222,7 @@ func hostile(t *testing.T, records []stream.Record, config stream.ServerConfig, 
 			return real.Read(req, tampered{out, change})
 		}})
 		l := newLab(t, p.connections(t).Dial)
-		l.config.NoProgress, l.config.IdleTimeout = 2, 5*time.Second
+		l.config.NoProgress, l.config.IdleTimeout = 10*time.Minute, 5*time.Second
 		l.start("s", l.store.Sink(l.table.handle))
 		job := l.submit(stream.Job{Stream: "s"})
 		l.await("final", time.Hour, func() bool { return l.get(job.ID).State.Final() })
@@ -275,7 +275,7 @@ func TestCorruptFrames(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		change func(*streamv1.Frame) *streamv1.Frame
-		reason string
+		reason stream.Reason
 		is     error
 		rows   int
 	}{
@@ -371,8 +371,8 @@ func TestEachBitOfTheWire(t *testing.T) {
 		sizes = append(sizes, len(b))
 		return f
 	}, func(l *lab, job stream.Status) { l.is(job, stream.Completed, "") })
-	known := []string{"", stream.ReasonNoProgress, stream.ReasonIncomplete, stream.ReasonBadToken}
-	reasons := map[string]int{}
+	known := []stream.Reason{"", stream.ReasonNoProgress, stream.ReasonIncomplete, stream.ReasonBadToken}
+	reasons := map[stream.Reason]int{}
 	for frame, size := range sizes {
 		for bit := range size * 8 {
 			n := -1
@@ -392,7 +392,7 @@ func TestEachBitOfTheWire(t *testing.T) {
 				f.ProtoReflect().SetUnknown(b)
 				return f
 			}, func(l *lab, job stream.Status) {
-				reasons[string(job.State)+" "+job.Reason]++
+				reasons[stream.Reason(job.State)+" "+job.Reason]++
 				if !slices.Contains(known, job.Reason) {
 					t.Errorf("frame %d, bit %d: the job is %s %s: %s", frame, bit, job.State, job.Reason, job.LastError)
 				}
@@ -450,7 +450,7 @@ func TestServersThatAreNone(t *testing.T) {
 			p := onWire(t, streamv1.UnimplementedStreamServer{})
 			l := newLab(t, p.connections(t).Dial)
 			l.start("s", l.store.Sink(l.table.handle))
-			l.is(l.end(l.submit(stream.Job{Stream: "s"}).ID, time.Minute), stream.Failed, stream.ReasonRefused)
+			l.is(l.end(l.submit(stream.Job{Stream: "s"}).ID, 10*time.Minute), stream.Failed, stream.ReasonUnimplemented)
 		})
 	})
 }

@@ -41,7 +41,7 @@ var (
 	ErrCorrupt = errors.New("corrupt frame")
 	// ErrIncomplete: the stream ended with another number of records, or others, than were committed.
 	ErrIncomplete = errors.New("the records committed are not those of the stream")
-	// ErrNoProgress: too many attempts in a row came no further.
+	// ErrNoProgress: for too long no attempt came any further.
 	ErrNoProgress = errors.New("no progress")
 	// ErrTooManyBad: more records went into quarantine than the job allows.
 	ErrTooManyBad = errors.New("too many bad records")
@@ -66,6 +66,7 @@ const (
 	verdictRetry verdict = iota // the default for errors that say nothing: a fault that passes must never become a skip
 	verdictSkip
 	verdictHalt
+	verdictLater
 )
 
 type verdictError struct {
@@ -81,7 +82,12 @@ func (e *verdictError) Unwrap() error { return e.err }
 // the batch is halved until it is found; [Batch.Skip] names it at once.
 func Skip(err error) error { return &verdictError{verdictSkip, err} }
 
-// Retry marks an error as one that passes. It is what errors without a mark mean.
+// Later marks an error that depends on something else that may still come, such as a row of another stream that this one refers to. The
+// records are tried again, with pauses, for WorkerConfig.DependencyWait; then the error is as if marked with Skip.
+func Later(err error) error { return &verdictError{verdictLater, err} }
+
+// Retry marks an error as one that passes, however long it takes: the job waits and never fails for it. Errors without a mark are tried
+// again too, and fail the job after WorkerConfig.NoProgress.
 func Retry(err error) error { return &verdictError{verdictRetry, err} }
 
 // Halt marks an error that needs a person: the job fails, and nothing after the last commit is processed.
@@ -94,12 +100,12 @@ func verdictOf(err error) verdict {
 	return verdictRetry
 }
 
-// MarkOf returns what an error is marked with: "skip", "retry" or "halt", or "" if it has no mark. Sinks that know their
+// MarkOf returns what an error is marked with: "skip", "later", "retry" or "halt", or "" if it has no mark. Sinks that know their
 // database's errors mark only those that their handler has not.
 func MarkOf(err error) string {
 	v, ok := errors.AsType[*verdictError](err)
 	if !ok {
 		return ""
 	}
-	return map[verdict]string{verdictSkip: "skip", verdictRetry: "retry", verdictHalt: "halt"}[v.verdict]
+	return map[verdict]string{verdictSkip: "skip", verdictRetry: "retry", verdictHalt: "halt", verdictLater: "later"}[v.verdict]
 }

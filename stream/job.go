@@ -135,6 +135,20 @@ type Journal struct {
 	Deaths int `json:"deaths,omitempty"`
 }
 
+// Stall is what a store remembers of a job's attempts since the last record was committed, so that pauses and limits hold across claims,
+// restarts and workers. The zero Stall means that the last attempt came further.
+//
+// The times are sums over attempts and the pauses after them: time in which no worker had the job does not count, so a job does not
+// fail because all workers were off for the weekend.
+type Stall struct {
+	// Failures is how many attempts in a row failed, whatever the reason. The pause before the next grows with it.
+	Failures int `json:"failures,omitempty"`
+	// NoProgress, Denied and Dependent are what counts towards the limits NoProgress, DeniedGrace and DependencyWait of [WorkerConfig].
+	NoProgress time.Duration `json:"no_progress_ns,omitempty"`
+	Denied     time.Duration `json:"denied_ns,omitempty"`
+	Dependent  time.Duration `json:"dependent_ns,omitempty"`
+}
+
 // Status is a job, and all that its store knows of it.
 type Status struct {
 	Job
@@ -147,11 +161,12 @@ type Status struct {
 	ClaimedAt time.Time `json:"claimed_at,omitzero"`
 	// Attempts is how often the job was claimed.
 	Attempts int `json:"attempts"`
-	// NoProgress is how many attempts in a row came no further, across owners.
-	NoProgress int      `json:"no_progress,omitempty"`
-	Progress   Progress `json:"progress"`
-	// Reason is a stable word for why the job is where it is, LastError the text for people.
-	Reason     string    `json:"reason,omitempty"`
+	// Stall says how long the job has come no further, across owners.
+	Stall    Stall    `json:"stall,omitzero"`
+	Progress Progress `json:"progress"`
+	// Reason is a stable word for why the job is where it is, LastError the text for people. Those of a job that waits, or that is
+	// tried again, are the reason of its last failure.
+	Reason     Reason    `json:"reason,omitempty"`
 	LastError  string    `json:"last_error,omitempty"`
 	Journal    Journal   `json:"journal,omitzero"`
 	CreatedAt  time.Time `json:"created_at"`

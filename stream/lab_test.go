@@ -125,7 +125,7 @@ func (l *lab) end(id string, limit time.Duration) stream.Status {
 }
 
 // is checks how a job stands.
-func (l *lab) is(job stream.Status, state stream.State, reason string) {
+func (l *lab) is(job stream.Status, state stream.State, reason stream.Reason) {
 	l.t.Helper()
 	if job.State != state || job.Reason != reason {
 		l.t.Fatalf("the job is %s %q, not %s %q: %s", job.State, job.Reason, state, reason, job.LastError)
@@ -353,11 +353,11 @@ func (s *interceptedStore) Renew(ctx context.Context, l stream.Lease, p stream.P
 	return s.Store.Renew(ctx, l, p, ttl)
 }
 
-func (s *interceptedStore) Note(ctx context.Context, l stream.Lease, j stream.Journal, n int) error {
+func (s *interceptedStore) Note(ctx context.Context, l stream.Lease, j stream.Journal, stall stream.Stall) error {
 	if err := s.before(ctx, "Note"); err != nil {
 		return err
 	}
-	return s.Store.Note(ctx, l, j, n)
+	return s.Store.Note(ctx, l, j, stall)
 }
 
 func (s *interceptedStore) Release(ctx context.Context, l stream.Lease, r stream.Release) error {

@@ -80,7 +80,7 @@ func TestThroughProxies(t *testing.T) {
 			l := newLab(t, nil)
 			conns := stream.NewConnections(front.addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 			t.Cleanup(func() { conns.Close() })
-			l.config.Dial, l.config.HandOver, l.config.NoProgress = conns.Dial, 1000, 1
+			l.config.Dial, l.config.HandOver, l.config.NoProgress = conns.Dial, 1000, stream.AtOnce
 			l.config.Retry = stream.Backoff{Min: 20 * time.Millisecond, Max: 200 * time.Millisecond}
 			l.config.Sweep = 100 * time.Millisecond
 			l.start("s", l.store.Sink(l.table.handle))

@@ -39,9 +39,12 @@ type ReaderConfig struct {
 	IdleTimeout time.Duration
 	// Retry is the pause between attempts. Default 100 ms to 30 s.
 	Retry Backoff
-	// NoProgress is how many attempts in a row the producer may refuse without one more record before the reader gives up. Attempts
-	// that reached nobody do not count. Default 20; negative: it never gives up.
-	NoProgress int
+	// NoProgress is how long the producer may send what makes no sense, or fail for reasons of its own, without one more record before the
+	// reader gives up. Attempts that reached nobody do not count. Default 24 h; [Never]: it never gives up.
+	NoProgress time.Duration
+	// DeniedGrace and Refresh are those of [WorkerConfig].
+	DeniedGrace time.Duration
+	Refresh     func(ctx context.Context, job Job, denied error) error
 
 	// Logger gets what happens to the stream. Default slog.Default.
 	Logger *slog.Logger
@@ -97,15 +100,11 @@ func NewReader(config ReaderConfig, after Checkpoint) (*Reader, error) {
 	job := Job{ID: cmp.Or(config.Name, NewID()), Stream: config.Stream, Target: config.Target, Query: config.Query}
 	// A reader is a run whose sink hands each commit to Next: that is what makes its streams behave as a worker's. It has no lease,
 	// and nobody else to give the job to, so the limits that concern those are none.
-	noProgress := config.NoProgress
-	if noProgress < 0 {
-		noProgress = math.MaxInt
-	}
 	w, err := NewWorker(WorkerConfig{
 		Store: struct{ Store }{}, MaxJobs: 1, // none that is ever asked
 		Dial: config.Dial, Owner: Owner{Pod: job.ID}, MaxInFlight: config.MaxInFlight, MaxRecord: config.MaxRecord,
 		CommitRecords: config.MaxRecords, CommitBytes: config.MaxBytes, HandlerTimeout: never, IdleTimeout: config.IdleTimeout,
-		Retry: config.Retry, NoProgress: noProgress, HandOver: math.MaxInt, Logger: config.Logger, Observe: config.Observe,
+		Retry: config.Retry, NoProgress: config.NoProgress, DeniedGrace: config.DeniedGrace, Refresh: config.Refresh, HandOver: math.MaxInt, Logger: config.Logger, Observe: config.Observe,
 	})
 	if err != nil {
 		return nil, err
@@ -115,7 +114,7 @@ func NewReader(config ReaderConfig, after Checkpoint) (*Reader, error) {
 	stop, leave := context.WithCancel(own)
 	r := &Reader{sink: sink, close: cancel, ended: make(chan struct{})}
 	r.run = &run{
-		w: w, job: job, lease: Lease{Job: job.ID, Owner: w.config.Owner}, sink: sink, stop: stop, leave: leave, own: own, lose: cancel,
+		w: w, job: job, lease: Lease{Job: job.ID, Owner: w.config.Owner}, sink: sink, pinned: true, tried: time.Now(), stop: stop, leave: leave, own: own, lose: cancel,
 		log: w.config.Logger.With("stream", job.Stream, "reader", job.ID),
 	}
 	r.run.checkpoint = after

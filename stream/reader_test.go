@@ -185,7 +185,7 @@ func TestReaderGivesUp(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				p := startProducer(t, stream.ServerConfig{}, "numbers", c.source)
 				refused := 0
-				r := openReader(t, p, stream.ReaderConfig{NoProgress: 3, Observe: func(e stream.Event) {
+				r := openReader(t, p, stream.ReaderConfig{NoProgress: time.Minute, Observe: func(e stream.Event) {
 					if e.Kind == stream.EventRetry {
 						refused++
 					}
@@ -193,7 +193,7 @@ func TestReaderGivesUp(t *testing.T) {
 				if d, err := r.Next(t.Context()); !errors.Is(err, c.want) {
 					t.Fatalf("%v, %v", d, err)
 				}
-				if c.want == stream.ErrNoProgress && refused != 4 {
+				if c.want == stream.ErrNoProgress && refused < 4 {
 					t.Errorf("%d attempts", refused)
 				}
 			})

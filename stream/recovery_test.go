@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -59,7 +60,6 @@ func TestOutagesOfHoursFailNoJob(t *testing.T) {
 						}
 						return nil
 					}
-					l.config.NoProgress = 1 << 30 // it answers, so it is refusing, which counts
 				}
 				l.start("s", sink)
 				job := l.submit(stream.Job{Stream: "s"})
@@ -69,11 +69,7 @@ func TestOutagesOfHoursFailNoJob(t *testing.T) {
 					way.set(nil)
 					p.grpc.Stop()
 				}
-				if what == "commits only" {
-					time.Sleep(time.Hour)
-				} else {
-					time.Sleep(9 * time.Hour)
-				}
+				time.Sleep(9 * time.Hour)
 				if l.get(job.ID).State.Final() {
 					t.Fatalf("%+v", l.get(job.ID))
 				}
@@ -210,7 +206,7 @@ func TestRetryInfoIsRespected(t *testing.T) {
 				return s.Err()
 			}})
 			l := newLab(t, p.connections(t).Dial)
-			l.config.HandOver, l.config.NoProgress = 1000, 1000
+			l.config.HandOver = 1000
 			l.start("s", l.store.Sink(nil))
 			l.submit(stream.Job{Stream: "s"})
 			time.Sleep(10 * time.Minute)
@@ -228,25 +224,31 @@ func TestRetryInfoIsRespected(t *testing.T) {
 	}
 }
 
-// A producer or a handler that refuses each attempt fails the job after as many of them as the configuration allows, across owners, and one
-// record of progress starts the count again.
-func TestNoProgress(t *testing.T) {
+// A handler that fails without a mark fails the job after NoProgress, which counts attempts and pauses of all owners, and one record of progress
+// starts the time again.
+func TestNoProgressIsATime(t *testing.T) {
 	withProducer(t, stream.Slice(numbers(10)...), func(l *lab) {
-		l.config.NoProgress, l.config.HandOver, l.config.CommitRecords = 12, 5, 1
-		calls := map[uint64]int{}
+		l.config.NoProgress, l.config.HandOver, l.config.CommitRecords = time.Hour, 5, 1
+		began := map[uint64]time.Time{}
 		l.start("s", l.store.Sink(func(ctx context.Context, b *stream.Batch) (func(), error) {
 			seq := b.Records[0].Seq
-			if calls[seq]++; seq == 3 && calls[seq] <= 12 || seq == 6 {
+			if began[seq].IsZero() {
+				began[seq] = time.Now()
+			}
+			if seq == 3 && time.Since(began[seq]) < 55*time.Minute || seq == 6 {
 				return nil, errors.New("not now")
 			}
 			return l.table.handle(ctx, b)
 		}))
-		job := l.end(l.submit(stream.Job{Stream: "s"}).ID, time.Hour)
+		job := l.end(l.submit(stream.Job{Stream: "s"}).ID, 3*time.Hour)
 		l.is(job, stream.Failed, stream.ReasonNoProgress)
-		if calls[3] != 13 || calls[6] != 13 || job.NoProgress != 13 || job.Attempts < 4 {
-			t.Errorf("%v, %d attempts without progress, %d claims", calls, job.NoProgress, job.Attempts)
+		if took := time.Since(began[6]); took < 58*time.Minute || took > 75*time.Minute {
+			t.Errorf("the job failed after %v", took)
 		}
-		if reopened, err := l.store.Retry(t.Context(), job.ID); err != nil || reopened.NoProgress != 0 {
+		if !strings.Contains(job.LastError, "not now") || !strings.Contains(job.LastError, string(stream.ReasonHandlerFailed)) || job.Stall.Failures < 100 {
+			t.Errorf("after %d failures: %s", job.Stall.Failures, job.LastError)
+		}
+		if reopened, err := l.store.Retry(t.Context(), job.ID); err != nil || reopened.Stall != (stream.Stall{}) {
 			t.Fatal(reopened, err)
 		}
 		must(t, l.table.holds(numbers(5)))

@@ -26,7 +26,7 @@ func (r *run) replay() error {
 		rows, err := sink.Quarantined(ctx, r.job.ID, 100, Replay)
 		cancel()
 		if err != nil {
-			if err := r.pause(fmt.Errorf("the quarantine cannot be read: %w", err), false, 0); err != nil {
+			if err := r.fail(fmt.Errorf("the quarantine cannot be read: %w", err), unreached(err)); err != nil {
 				return err
 			}
 			continue
@@ -63,7 +63,7 @@ func (r *run) replayOne(sink ReplaySink, row Quarantined) error {
 		_, isPanic := errors.AsType[*PanicError](err)
 		switch {
 		case err == nil:
-			r.failures, r.noProgress = 0, 0
+			r.restart()
 			r.log.Info("a quarantined record was processed", "record", row.Seq)
 			return nil
 		case errors.Is(err, ErrFenced):
@@ -72,7 +72,7 @@ func (r *run) replayOne(sink ReplaySink, row Quarantined) error {
 			return r.stillBad(sink, row.Seq, ClassPanic, err)
 		case verdictOf(err) == verdictSkip && row.Class == ClassProducer:
 			return r.stillBad(sink, row.Seq, ClassProducer, err)
-		case verdictOf(err) == verdictSkip:
+		case verdictOf(err) == verdictSkip, verdictOf(err) == verdictLater && r.patience >= 0 && r.stall.Dependent >= r.patience:
 			return r.stillBad(sink, row.Seq, ClassRefused, err)
 		}
 		if _, isCut := errors.AsType[*cutError](err); isCut {

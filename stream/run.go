@@ -31,8 +31,15 @@ type run struct {
 	condemned  uint64     // the record that has killed its processes; 0: none
 	replayed   uint64     // the record that was being replayed when the last owner died; 0: none
 	inTime     int        // how many records the handler gets at once, since it was too slow for more; 0: it was not
-	failures   int        // attempts in a row that failed, whatever the reason: for the pauses
-	noProgress int        // attempts in a row that were refused
+
+	stall    Stall         // attempts in a row that failed, of former owners too
+	noted    Stall         // as the store has it
+	tries    int           // of them, those of this run
+	tried    time.Time     // when this attempt began
+	last     *leaveError   // why the last one failed; nil after progress
+	patience time.Duration // how long records may wait for others that they depend on; negative: without limit
+	waited   uint64        // records up to this one have waited for others long enough
+	pinned   bool          // there is nobody to give the job to: the run is a Reader's
 
 	mu       sync.Mutex // for the heartbeat
 	progress Progress
@@ -44,13 +51,12 @@ type run struct {
 // What ends a run, beside an error that is the job's.
 var (
 	errStopping = errors.New("the worker is shutting down")
-	errLeave    = errors.New("others shall try")
 	errReopen   = errors.New("the stream is opened anew")
 )
 
 // failure ends a job until a person looks at it.
 type failure struct {
-	reason string
+	reason Reason
 	err    error
 }
 
@@ -65,15 +71,22 @@ func (w *Worker) work(stop, work context.Context, status Status, since time.Time
 	defer leave()
 	r := &run{
 		w: w, job: status.Job, lease: status.Lease(), sink: w.sinks[status.Stream], stop: stop, leave: leave, own: own, lose: lose,
-		journal: status.Journal, noProgress: status.NoProgress, progress: status.Progress,
+		journal: status.Journal, stall: status.Stall, noted: status.Stall, tried: time.Now(), patience: w.config.DependencyWait, progress: status.Progress,
 		log: w.config.Logger.With("job", status.ID, "stream", status.Stream, "epoch", status.Epoch),
 	}
 	r.job.MaxBad = cmp.Or(r.job.MaxBad, w.config.MaxBad)
-	r.log.Info("job claimed", "attempt", status.Attempts, "owner_died", status.Died)
+	level := slog.LevelInfo
+	if status.Stall.Failures > 1 && !status.Died {
+		level = slog.LevelDebug // it waits, which was logged, and is claimed for each attempt
+	}
+	r.log.Log(own, level, "job claimed", "attempt", status.Attempts, "owner_died", status.Died)
 	r.event(Event{Kind: EventClaimed, Attempt: status.Attempts, Died: status.Died})
 
 	w.mu.Lock()
 	w.running = append(w.running, r)
+	if d, ok := w.patience[status.ID]; ok {
+		r.patience = d
+	}
 	w.mu.Unlock()
 	defer func() {
 		w.mu.Lock()
@@ -93,7 +106,7 @@ func (w *Worker) work(stop, work context.Context, status Status, since time.Time
 // run returns nil when the job is complete.
 func (r *run) run(died bool) error {
 	if r.sink == nil {
-		return &failure{ReasonNoHandler, fmt.Errorf("this worker has no handler for stream %q", r.job.Stream)}
+		return r.leaveTo(ReasonNoHandler, fmt.Errorf("this worker has no handler for stream %q", r.job.Stream))
 	}
 	if err := r.fence(); err != nil {
 		return err
@@ -105,10 +118,16 @@ func (r *run) run(died bool) error {
 		return err
 	}
 	for !r.checkpoint.Done {
-		at := r.checkpoint.Seq
+		at, failures := r.checkpoint.Seq, r.stall.Failures
+		r.tried = time.Now()
 		drained, err := r.session()
 		if err == nil {
 			break
+		}
+		if r.stall.Failures == failures && time.Since(r.tried) > healthyAfter {
+			// It worked, though no record may have come: a stream that is seldom cut does not add that up for days.
+			r.restart()
+			r.tried = time.Now()
 		}
 		if err := r.judge(err, drained && r.checkpoint.Seq > at); err != nil {
 			return err
@@ -126,19 +145,25 @@ func (r *run) judge(err error, planned bool) error {
 		return errStopping
 	case errors.Is(err, errReopen):
 		return nil
-	case errors.Is(err, errLeave), errors.Is(err, ErrFenced):
+	case errors.Is(err, ErrFenced):
 		return err
+	}
+	if l, ok := errors.AsType[*leaveError](err); ok {
+		return l
 	}
 	if f, ok := errors.AsType[*failure](err); ok {
 		return f
 	}
 	cut, ok := errors.AsType[*cutError](err)
 	if !ok {
-		return r.pause(err, true, 0)
+		return r.fail(err, causeOf(err))
 	}
 	r.event(Event{Kind: EventCut, Reason: cut.Reason, Err: cut.Err})
-	if cut.Fatal {
+	if cut.Fatal && !cut.Denied {
 		return &failure{cmp.Or(cut.Reason, ReasonRefused), cut.Err}
+	}
+	if cut.Denied && r.stall.Denied == 0 {
+		r.refresh(cut.Err)
 	}
 	if planned {
 		r.log.Info("the producer ended the stream on purpose: it is opened anew", "after", cut.After)
@@ -147,30 +172,33 @@ func (r *run) judge(err error, planned bool) error {
 		}
 		return nil
 	}
-	return r.pause(cut.Err, !cut.Transport, cut.After)
+	return r.fail(cut.Err, cut.cause())
 }
 
-// pause waits before another attempt. It returns why there will be none: the worker shuts down, the job was lost, has failed
-// too often, or is left to others. counted says that somebody refused the attempt, so that it says something about the job.
-func (r *run) pause(err error, counted bool, after time.Duration) error {
-	r.failures++
-	if counted {
-		r.noProgress++
+// healthyAfter is how long a stream lasts that is not counted as a failed attempt when it is cut.
+const healthyAfter = time.Minute
+
+// refresh has the credentials read anew with which the producer is asked, once in a row of refusals.
+func (r *run) refresh(err error) {
+	if r.w.config.Refresh == nil {
+		return
 	}
-	if after == 0 {
-		after = r.w.config.Retry.after(r.failures)
+	ctx, cancel := context.WithTimeout(r.own, refreshTimeout)
+	defer cancel()
+	if failed := r.w.config.Refresh(ctx, r.job, err); failed != nil {
+		r.log.Warn("credentials could not be refreshed", "error", failed, "denied", err)
+		return
 	}
-	r.event(Event{Kind: EventRetry, Err: err})
-	r.log.Warn("attempt failed", "failures", r.failures, "without_progress", r.noProgress, "record", r.checkpoint.Seq+1, "retry_in", after, "error", err)
-	switch {
-	case r.noProgress > r.w.config.NoProgress:
-		return &failure{ReasonNoProgress, fmt.Errorf("%w in %d attempts at record %d: %w", ErrNoProgress, r.noProgress, r.checkpoint.Seq+1, err)}
-	case r.failures >= r.w.config.HandOver:
-		return fmt.Errorf("%w: %w", errLeave, err)
-	case !r.sleep(after):
-		return r.ended()
-	}
-	return nil
+	r.log.Info("stream was denied, credentials are refreshed", "denied", err)
+}
+
+const refreshTimeout = 10 * time.Second
+
+// leaveTo gives the job back for a reason that only another worker can do something about.
+func (r *run) leaveTo(reason Reason, err error) error {
+	r.stall.Failures++
+	r.last = &leaveError{cause{reason: reason, after: r.w.config.Retry.after(r.stall.Failures)}, err}
+	return r.last
 }
 
 // sleep waits, unless the run ends before.
@@ -201,12 +229,21 @@ func (r *run) fence() error {
 		case errors.Is(err, ErrFenced):
 			return err
 		case errors.Is(err, ErrNewer):
-			return fmt.Errorf("%w: %w", errLeave, err)
+			return r.leaveTo(ReasonNewer, err)
 		}
-		if err := r.pause(fmt.Errorf("the sink does not answer: %w", err), false, 0); err != nil {
+		if err := r.fail(fmt.Errorf("the sink does not answer: %w", err), unreached(err)); err != nil {
 			return err
 		}
 	}
+}
+
+// unreached is the cause of a failure of the sink or the store about which nothing more is known than that it did not do its work.
+func unreached(err error) cause {
+	reason := outageOf(err)
+	if reason == "" || reason == ReasonTooSlow {
+		reason = ReasonOutage
+	}
+	return cause{reason: reason}
 }
 
 func (r *run) askSink() (Checkpoint, error) {
@@ -257,18 +294,18 @@ func (r *run) readJournal(died bool) error {
 func (r *run) note(j Journal) error {
 	for {
 		ctx, cancel := context.WithTimeout(r.own, r.w.config.Lease/3)
-		err := r.w.config.Store.Note(ctx, r.lease, j, r.noProgress)
+		err := r.w.config.Store.Note(ctx, r.lease, j, r.stall)
 		cancel()
 		switch {
 		case err == nil:
-			r.journal = j
+			r.journal, r.noted = j, r.stall
 			return nil
 		case errors.Is(err, ErrFenced):
 			return err
 		case r.own.Err() != nil:
 			return context.Cause(r.own)
 		}
-		if err := r.pause(fmt.Errorf("the job store does not answer: %w", err), false, 0); err != nil {
+		if err := r.fail(fmt.Errorf("the job store does not answer: %w", err), unreached(err)); err != nil {
 			return err
 		}
 	}
@@ -337,21 +374,22 @@ func (r *run) setProgress() {
 
 // release gives the lease back, as the run's end demands.
 func (r *run) release(ctx context.Context, err error) {
-	release := Release{State: Ready, NoProgress: r.noProgress, Progress: r.progress, Journal: r.journal}
+	release := Release{State: Ready, Stall: r.stall, Progress: r.progress, Journal: r.journal}
 	release.Journal.Hand = 0
 	failed, isFailure := errors.AsType[*failure](err)
+	leave, isLeave := errors.AsType[*leaveError](err)
 	switch {
 	case err == nil:
-		release.State, release.NoProgress, release.Journal = Completed, 0, Journal{}
+		release.State, release.Stall, release.Journal = Completed, Stall{}, Journal{}
 		r.log.Info("job complete", "records", r.checkpoint.Seq, "bad", r.checkpoint.Bad, "digest", r.checkpoint.Digest)
 	case isFailure:
 		release.State, release.Reason, release.LastError = Failed, failed.reason, failed.err.Error()
-		r.log.Error("job failed: see it with `levada stream show`, mend the cause, then `levada stream retry`", "reason", failed.reason, "record", r.checkpoint.Seq+1, "error", failed.err)
+		r.log.Error("job failed: see it with `levada stream show`, fix the cause, then `levada stream retry`", "reason", failed.reason, "record", r.checkpoint.Seq+1, "error", failed.err)
 	case errors.Is(err, errStopping):
 		release.Reason = ReasonShutdown
-	case errors.Is(err, errLeave):
-		release.Reason, release.LastError, release.After = ReasonOutage, err.Error(), r.w.config.Retry.after(r.failures)
-		r.log.Warn("job left to others", "error", err)
+	case isLeave:
+		release.Reason, release.LastError, release.After = leave.reason, leave.err.Error(), leave.after
+		r.log.Debug("job waits, it is given back until its next attempt", "reason", leave.reason, "next_in", leave.after.Round(time.Millisecond))
 	default:
 		r.event(Event{Kind: EventLost, Err: err})
 		r.log.Warn("job lost", "reason", err)
@@ -360,6 +398,9 @@ func (r *run) release(ctx context.Context, err error) {
 			break
 		}
 		return
+	}
+	if release.State.Final() {
+		r.setPatience(r.w.config.DependencyWait)
 	}
 	// Until the lease has run out, another would be told by the store.
 	ctx, cancel := context.WithTimeout(ctx, r.w.config.Lease)
@@ -430,10 +471,10 @@ func (r *run) settle(records []Record, token []byte) error {
 			}
 			return nil
 		}
-		if _, ok := errors.AsType[*tooSlowError](err); ok && len(records) > 1 && r.stop.Err() == nil {
+		if tooSlow(err) && len(records) > 1 && r.stop.Err() == nil && !isUnreached(err) {
 			// Nobody knows whether these records or the moment are to blame: it is only tried with fewer.
 			r.inTime = (len(records) + 1) / 2
-			r.log.Warn("the handler needs too long: it gets fewer records at once", "records", r.inTime, "timeout", r.w.config.HandlerTimeout)
+			r.log.Warn("handler is too slow, it gets fewer records at once", "reason", ReasonTooSlow, "records", r.inTime, "timeout", r.w.config.HandlerTimeout, "error", err)
 			if err := r.settle(records[:r.inTime], r.checkpoint.Token); err != nil {
 				return err
 			}
@@ -441,7 +482,8 @@ func (r *run) settle(records []Record, token []byte) error {
 			return r.process(records[done:], token)
 		}
 		panicked, isPanic := errors.AsType[*PanicError](err)
-		if !isPanic && verdictOf(err) != verdictSkip {
+		bad := isPanic || verdictOf(err) == verdictSkip || verdictOf(err) == verdictLater && !r.patient(records[len(records)-1].Seq)
+		if !bad {
 			if err := r.afterRefusal(err); err != nil {
 				return err
 			}
@@ -482,11 +524,14 @@ func (r *run) quarantine(records []Record, token []byte, attempts int, failed ..
 
 // afterRefusal decides what to do when a commit has failed and no record is to blame: nil means to try it again.
 func (r *run) afterRefusal(err error) error {
-	if unreached, ok := errors.AsType[*unreachedError](err); ok {
-		return r.pause(unreached.err, false, 0)
+	if e, ok := errors.AsType[*unreachedError](err); ok {
+		return r.fail(e.err, unreached(e.err))
+	}
+	if l, ok := errors.AsType[*leaveError](err); ok {
+		return l
 	}
 	switch {
-	case errors.Is(err, ErrFenced), errors.Is(err, errReopen), errors.Is(err, errStopping), errors.Is(err, errLeave):
+	case errors.Is(err, ErrFenced), errors.Is(err, errReopen), errors.Is(err, errStopping):
 		return err
 	case errors.Is(err, ErrTooManyBad):
 		return &failure{ReasonTooManyBad, err}
@@ -501,7 +546,7 @@ func (r *run) afterRefusal(err error) error {
 	if r.stop.Err() != nil {
 		return errStopping // one attempt is made at shutdown, not more
 	}
-	return r.pause(err, true, 0)
+	return r.fail(err, causeOf(err))
 }
 
 // unreachedError says that a commit failed and the sink cannot be reached, so nothing is known about the records.
@@ -509,6 +554,11 @@ type unreachedError struct{ err error }
 
 func (e *unreachedError) Error() string { return e.err.Error() }
 func (e *unreachedError) Unwrap() error { return e.err }
+
+func isUnreached(err error) bool {
+	_, ok := errors.AsType[*unreachedError](err)
+	return ok
+}
 
 // commit makes one step. put, if not nil, is the one record, which goes into quarantine.
 func (r *run) commit(records []Record, token []byte, put *Quarantined) error {
@@ -569,6 +619,7 @@ func (r *run) commit(records []Record, token []byte, put *Quarantined) error {
 func (r *run) step(next Checkpoint, batch *Batch, aside []Quarantined) error {
 	prev := r.checkpoint
 	start := time.Now()
+	r.tried = start
 	commit := &Commit{Lease: r.lease, Prev: prev, Batch: batch, next: next, quarantine: aside}
 	err := r.call(func(ctx context.Context) error { return r.sink.Commit(ctx, commit) })
 	took := time.Since(start)
@@ -598,7 +649,10 @@ func (r *run) step(next Checkpoint, batch *Batch, aside []Quarantined) error {
 	r.checkpoint = next
 	r.setProgress()
 	if next.Seq > prev.Seq {
-		r.failures, r.noProgress = 0, 0
+		if r.stall.Dependent > 0 && next.Seq > r.waited {
+			r.setPatience(r.w.config.DependencyWait)
+		}
+		r.restart()
 		r.event(Event{Kind: EventCommitted, From: prev.Seq + 1, To: next.Seq, Bytes: next.Bytes - prev.Bytes, Bad: int(next.Bad - prev.Bad), Took: took, Size: r.progress.Size})
 	}
 	if r.journal.Probe > 0 && next.Seq > prev.Seq {
@@ -606,6 +660,9 @@ func (r *run) step(next Checkpoint, batch *Batch, aside []Quarantined) error {
 		if next.Seq >= r.journal.Until {
 			return r.note(Journal{})
 		}
+	}
+	if next.Seq > prev.Seq && r.noted != r.stall {
+		return r.note(r.journal)
 	}
 	return nil
 }
@@ -637,7 +694,11 @@ func (r *run) call(sink func(ctx context.Context) error) (err error) {
 	defer recovered(&err)
 	err = sink(ctx)
 	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) && r.own.Err() == nil {
-		return &tooSlowError{err}
+		switch ReasonOf(err) {
+		case ReasonPoolExhausted, ReasonLockWait:
+			return err // it was not the handler that took the time
+		}
+		return &tooSlowError{fmt.Errorf("the handler needs more than its %v (HandlerTimeout): %w", r.w.config.HandlerTimeout, err)}
 	}
 	return err
 }

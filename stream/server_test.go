@@ -152,7 +152,7 @@ func TestValuesThatFail(t *testing.T) {
 	for name, test := range map[string]struct {
 		fail   func(seq int, dst []byte) ([]byte, error)
 		bad    string
-		reason string
+		reason stream.Reason
 	}{
 		"panic":                  {func(int, []byte) ([]byte, error) { panic("no") }, "panic: no", ""},
 		"panic, no text":         {func(int, []byte) ([]byte, error) { panic("\xff\xfe\x00") }, "panic: \uFFFD\x00", ""},
@@ -201,7 +201,7 @@ func TestSourcesThatBreakTheContract(t *testing.T) {
 	}
 	for name, test := range map[string]struct {
 		source stream.Source
-		reason string
+		reason stream.Reason
 		fatal  bool
 	}{
 		"the same key twice": {keys("a", "b", "b"), stream.ReasonOutOfOrder, true},
@@ -403,7 +403,7 @@ func TestBookmarksMoveTheCheckpoint(t *testing.T) {
 		if len(opened) != 2 || len(opened[0]) != 0 || string(opened[1]) < "00000050" {
 			t.Errorf("opened after %q", opened)
 		}
-		if status := l.get("j"); status.Progress.Records != 0 || status.NoProgress != 0 {
+		if status := l.get("j"); status.Progress.Records != 0 || status.Stall != (stream.Stall{}) {
 			t.Errorf("%+v", status)
 		}
 	})

@@ -333,6 +333,7 @@ func (s *session) control(f *frame) (drained, done bool, err error) {
 		}
 		first := !s.marked
 		s.marked = true
+		r.stall.Denied = 0 // the producer lets us in
 		if first || bytes.Equal(mark.GetToken(), r.checkpoint.Token) {
 			return false, false, nil
 		}

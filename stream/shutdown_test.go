@@ -19,7 +19,7 @@ func TestShutdownOfTheWorker(t *testing.T) {
 	for name, test := range map[string]struct {
 		setup  func(l *lab, sink *interceptedSink)
 		within time.Duration
-		reason string // of the job, which is ready; "-": nobody could give it back
+		reason stream.Reason // of the job, which is ready; "-": nobody could give it back
 		fails  bool
 	}{
 		"nothing to do": {func(l *lab, _ *interceptedSink) { l.store.Cancel(context.Background(), "j") }, 0, "", false},
@@ -30,7 +30,7 @@ func TestShutdownOfTheWorker(t *testing.T) {
 			l.table.slow = map[string]time.Duration{"j": 50 * time.Second}
 		}, 20 * time.Second, "-", false},
 		"backing off": {func(l *lab, _ *interceptedSink) {
-			l.config.Retry = stream.Backoff{Min: time.Hour, Max: 10 * time.Hour}
+			l.config.Retry = stream.Backoff{Min: time.Second, Max: 2 * time.Second} // a longer one is not spent in the worker
 			l.config.Dial = func(context.Context, stream.Job) (grpc.ClientConnInterface, error) {
 				return nil, errors.New("no route")
 			}
@@ -39,7 +39,8 @@ func TestShutdownOfTheWorker(t *testing.T) {
 			l.config.IdleTimeout = time.Hour
 			l.config.Dial = func(ctx context.Context, _ stream.Job) (grpc.ClientConnInterface, error) { return nil, hang(ctx, "") }
 		}, 0, stream.ReasonShutdown, false},
-		"the sink refuses": {func(_ *lab, k *interceptedSink) {
+		"the sink refuses": {func(l *lab, k *interceptedSink) {
+			l.config.Retry = stream.Backoff{Min: 100 * time.Millisecond, Max: time.Second}
 			k.before = func(context.Context, string) error { return errors.New("connection refused") }
 		}, 0, stream.ReasonShutdown, false},
 		"the sink is silent": {func(_ *lab, k *interceptedSink) { k.before = hang }, 20 * time.Second, "-", false},

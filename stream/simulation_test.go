@@ -133,7 +133,7 @@ func simulate(t *testing.T, seed uint64, totals *totals) {
 	s.config = stream.WorkerConfig{
 		Store: s.store, Lease: time.Duration(2+s.n(14)) * time.Second, Sweep: time.Duration(200+s.n(3000)) * time.Millisecond,
 		MaxJobs: 1 + s.n(3), MaxInFlight: 1 + s.n(20000), CommitRecords: []int{1, 3, 17, 64, 1000}[s.n(5)], CommitBytes: 100 + s.n(10000),
-		HandlerTimeout: 10 * time.Second, MaxRecord: 4 << 10, NoProgress: 1000, HandOver: 1 + s.n(8), Deaths: 1 + s.n(3), DrainTimeout: 8 * time.Second,
+		HandlerTimeout: 10 * time.Second, MaxRecord: 4 << 10, NoProgress: 24 * time.Hour, HandOver: 1 + s.n(8), Deaths: 1 + s.n(3), DrainTimeout: 8 * time.Second,
 		Logger: slog.New(slog.DiscardHandler),
 	}
 	if os.Getenv("SIM_SEED") != "" {
@@ -216,7 +216,7 @@ func (s *system) check(job stream.Status) {
 	s.t.Helper()
 	final := s.status(job.ID)
 	orphans, _ := s.store.Orphans(context.Background())
-	x := expectation{records: slices.Clone(s.streams[job.Stream]), bad: map[uint64]bool{}, deaths: s.config.Deaths, attempts: s.config.NoProgress, final: final, orphans: orphans, ended: true}
+	x := expectation{records: slices.Clone(s.streams[job.Stream]), bad: map[uint64]bool{}, deaths: s.config.Deaths, noProgress: s.config.NoProgress, pause: time.Minute, final: final, orphans: orphans, ended: true}
 	for seq, nature := range s.nature[job.Stream] {
 		x.bad[seq] = true
 		if nature == "bad" {
@@ -816,11 +816,11 @@ func (k *simStore) Renew(ctx context.Context, l stream.Lease, p stream.Progress,
 	return errors.Join(k.Store.Renew(ctx, l, p, ttl), k.lost())
 }
 
-func (k *simStore) Note(ctx context.Context, l stream.Lease, j stream.Journal, n int) error {
+func (k *simStore) Note(ctx context.Context, l stream.Lease, j stream.Journal, stall stream.Stall) error {
 	if err := k.pass(ctx); err != nil {
 		return err
 	}
-	return errors.Join(k.Store.Note(ctx, l, j, n), k.lost())
+	return errors.Join(k.Store.Note(ctx, l, j, stall), k.lost())
 }
 
 func (k *simStore) Release(ctx context.Context, l stream.Lease, r stream.Release) error {
@@ -831,7 +831,7 @@ func (k *simStore) Release(ctx context.Context, l stream.Lease, r stream.Release
 	h.mu.Lock()
 	err := k.Store.Release(ctx, l, r)
 	if err == nil {
-		h.events = append(h.events, happened{what: "release", job: l.Job, epoch: l.Epoch, state: r.State, noProgress: r.NoProgress})
+		h.events = append(h.events, happened{what: "release", job: l.Job, epoch: l.Epoch, state: r.State, stall: r.Stall, after: r.After})
 	}
 	h.mu.Unlock()
 	return errors.Join(err, k.lost())

@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,31 +20,51 @@ import (
 // errorDomain is the domain of the google.rpc.ErrorInfo in the statuses of this package.
 const errorDomain = "stream.levada.io"
 
-// Reasons in the ErrorInfo of a status, and in Status.Reason of a job.
-const (
-	ReasonUnknownStream     = "UNKNOWN_STREAM"
-	ReasonBadToken          = "BAD_TOKEN"
-	ReasonBadRequest        = "BAD_REQUEST"
-	ReasonQueryChanged      = "QUERY_CHANGED"
-	ReasonGenerationChanged = "GENERATION_CHANGED"
-	ReasonPositionGone      = "POSITION_GONE"
-	ReasonSourceFailed      = "SOURCE_FAILED"
-	ReasonSourceHalted      = "SOURCE_HALTED"
-	ReasonSourcePanicked    = "SOURCE_PANICKED"
-	ReasonOutOfOrder        = "OUT_OF_ORDER"
-	ReasonDraining          = "DRAINING"
-	ReasonTooManyStreams    = "TOO_MANY_STREAMS"
+// A Reason is a stable word for why a job, or a stream, is where it is. The text beside it is for people.
+type Reason string
 
-	// Only in jobs.
-	ReasonHalted     = "HALTED"
-	ReasonNoProgress = "NO_PROGRESS"
-	ReasonTooManyBad = "TOO_MANY_BAD"
-	ReasonIncomplete = "INCOMPLETE"
-	ReasonRefused    = "REFUSED"
-	ReasonNoHandler  = "NO_HANDLER"
-	ReasonShutdown   = "SHUTDOWN"
-	ReasonOutage     = "OUTAGE"
-	ReasonNewer      = "NEWER_VERSION"
+// Reasons in the ErrorInfo of a producer's status, and in Status.Reason of a job.
+const (
+	ReasonUnknownStream     Reason = "UNKNOWN_STREAM"
+	ReasonBadToken          Reason = "BAD_TOKEN"
+	ReasonBadRequest        Reason = "BAD_REQUEST"
+	ReasonQueryChanged      Reason = "QUERY_CHANGED"
+	ReasonGenerationChanged Reason = "GENERATION_CHANGED"
+	ReasonPositionGone      Reason = "POSITION_GONE"
+	ReasonSourceFailed      Reason = "SOURCE_FAILED"
+	ReasonSourceHalted      Reason = "SOURCE_HALTED"
+	ReasonSourcePanicked    Reason = "SOURCE_PANICKED"
+	ReasonOutOfOrder        Reason = "OUT_OF_ORDER"
+	ReasonDraining          Reason = "DRAINING"
+	ReasonTooManyStreams    Reason = "TOO_MANY_STREAMS" // the producer's MaxStreams
+)
+
+// Reasons that only jobs have. The first group waits and is tried again, as long as it takes; the second is also tried again, within a
+// limit of WorkerConfig; the third is final at once.
+const (
+	ReasonOutage        Reason = "OUTAGE"         // producer, sink, job store, or what is behind the handler cannot be reached
+	ReasonBusy          Reason = "BUSY"           // the producer, or a proxy before it, takes no more calls for now
+	ReasonPoolExhausted Reason = "POOL_EXHAUSTED" // no connection of the worker's pool to the database became free in time
+	ReasonLockWait      Reason = "LOCK_WAIT"      // another transaction held a lock for too long, or a deadlock or a conflict was resolved against this one
+	ReasonStorageFull   Reason = "STORAGE_FULL"   // no space is left
+	ReasonOverloaded    Reason = "OVERLOADED"     // the database has no memory, or no connections, left
+	ReasonShutdown      Reason = "SHUTDOWN"       // the worker was stopped; the job goes on with the next
+	ReasonNewer         Reason = "NEWER_VERSION"  // written by a newer version: a worker that knows it will claim the job
+	ReasonNoHandler     Reason = "NO_HANDLER"     // this worker has no handler for the stream
+
+	ReasonHandlerFailed    Reason = "HANDLER_FAILED"    // the handler returned an error that says nothing more: NoProgress
+	ReasonTooSlow          Reason = "TOO_SLOW"          // one record alone takes longer than the handler may: NoProgress
+	ReasonCorrupt          Reason = "CORRUPT_FRAMES"    // what comes contradicts itself: NoProgress
+	ReasonDependentRows    Reason = "DEPENDENT_ROWS"    // rows that a record refers to, or collides with, are in the way: DependencyWait
+	ReasonUnauthenticated  Reason = "UNAUTHENTICATED"   // DeniedGrace
+	ReasonPermissionDenied Reason = "PERMISSION_DENIED" // DeniedGrace
+	ReasonUnimplemented    Reason = "UNIMPLEMENTED"     // DeniedGrace: who answers does not serve streams
+
+	ReasonHalted     Reason = "HALTED"
+	ReasonNoProgress Reason = "NO_PROGRESS"
+	ReasonTooManyBad Reason = "TOO_MANY_BAD"
+	ReasonIncomplete Reason = "INCOMPLETE"
+	ReasonRefused    Reason = "REFUSED"
 )
 
 // statusOf makes a source's error the status that readers can act on.
@@ -73,8 +94,8 @@ func statusOf(err error) error {
 	return newStatus(code, reason, err.Error(), retry)
 }
 
-func newStatus(code codes.Code, reason, text string, retry time.Duration) error {
-	details := []protoadapt.MessageV1{protoadapt.MessageV1Of(&errdetails.ErrorInfo{Domain: errorDomain, Reason: reason})}
+func newStatus(code codes.Code, reason Reason, text string, retry time.Duration) error {
+	details := []protoadapt.MessageV1{protoadapt.MessageV1Of(&errdetails.ErrorInfo{Domain: errorDomain, Reason: string(reason)})}
 	if retry > 0 {
 		details = append(details, protoadapt.MessageV1Of(&errdetails.RetryInfo{RetryDelay: durationpb.New(retry)}))
 	}
@@ -91,8 +112,11 @@ type Cut struct {
 	Fatal bool
 	// Transport: the way to the producer broke, or the producer went away. It says nothing about the stream.
 	Transport bool
-	// Reason is the producer's, from its ErrorInfo, or empty.
-	Reason string
+	// Denied goes with Fatal: the answer depends on a policy or on which replica gave it, both of which may be rolled out just now. A
+	// [Worker] asks again for WorkerConfig.DeniedGrace before it takes the answer for final.
+	Denied bool
+	// Reason is the producer's, from its ErrorInfo, or that of its status code, or empty.
+	Reason Reason
 	// After is how long the producer asks to wait, or 0.
 	After time.Duration
 	// Err is the error as it came, wrapping a sentinel of this package where the reason has one.
@@ -126,7 +150,7 @@ func Classify(err error) Cut {
 		switch d := detail.(type) {
 		case *errdetails.ErrorInfo:
 			if d.GetDomain() == errorDomain {
-				cut.Reason = d.GetReason()
+				cut.Reason = Reason(d.GetReason())
 			}
 		case *errdetails.RetryInfo:
 			cut.After = max(d.GetRetryDelay().AsDuration(), 0)
@@ -142,6 +166,9 @@ func Classify(err error) Cut {
 		// A proxy that has no route, or a page of its own, answers with an HTTP status, which gRPC makes one of these codes.
 		cut.Fatal = cut.Reason != "" || class.Sign != grpclife.SignHTTP
 		cut.Transport = !cut.Fatal
+		if denied, ok := denials[s.Code()]; ok && cut.Fatal {
+			cut.Denied, cut.Reason = true, cmp.Or(cut.Reason, denied)
+		}
 	case codes.ResourceExhausted:
 		// Larger than max: either a real frame above our limit, which the producer was told, or HTML read as a length.
 		cut.Fatal = cut.Reason == "" && class.Sign == grpclife.SignTooLarge
@@ -155,7 +182,13 @@ func Classify(err error) Cut {
 	return cut
 }
 
-var sentinels = map[string]error{
+// denials are the codes of answers that a policy gives, or a replica that does not know the stream yet.
+var denials = map[codes.Code]Reason{
+	codes.Unauthenticated: ReasonUnauthenticated, codes.PermissionDenied: ReasonPermissionDenied,
+	codes.NotFound: ReasonUnknownStream, codes.Unimplemented: ReasonUnimplemented,
+}
+
+var sentinels = map[Reason]error{
 	ReasonUnknownStream: ErrUnknownStream, ReasonBadToken: ErrBadToken, ReasonQueryChanged: ErrQueryChanged,
 	ReasonGenerationChanged: ErrGeneration, ReasonPositionGone: ErrGone, ReasonOutOfOrder: ErrOrder,
 }

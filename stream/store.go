@@ -22,8 +22,9 @@ type Store interface {
 	// there is no such job; a lease that has run out and that nobody has claimed is renewed.
 	Renew(ctx context.Context, l Lease, p Progress, ttl time.Duration) error
 
-	// Note stores the journal and the number of attempts without progress. ErrFenced as in Renew.
-	Note(ctx context.Context, l Lease, j Journal, noProgress int) error
+	// Note stores the journal and the stall. A zero stall also clears Reason and LastError, since the job gets on. ErrFenced as in
+	// Renew.
+	Note(ctx context.Context, l Lease, j Journal, s Stall) error
 
 	// Release ends the lease. ErrFenced as in Renew. Releasing with the same epoch and the same final state twice is no error.
 	Release(ctx context.Context, l Lease, r Release) error
@@ -44,7 +45,7 @@ type Store interface {
 	Pause(ctx context.Context, id string) (Status, error)
 	// Resume makes a paused job ready, not before the time that it had.
 	Resume(ctx context.Context, id string) (Status, error)
-	// Retry makes a job of a final state ready, from where it got, with attempts without progress, journal, reason, LastError and
+	// Retry makes a job of a final state ready, from where it got, with stall, journal, reason, LastError and
 	// FinishedAt cleared, and Epoch one greater. A completed job has nothing left but records that were marked for replay.
 	Retry(ctx context.Context, id string) (Status, error)
 
@@ -72,11 +73,11 @@ type Release struct {
 	State State
 	// After is how long a Ready job has to wait before it can be claimed again.
 	After time.Duration
-	// NoProgress, Progress, Reason and LastError are stored as they are.
-	NoProgress int
-	Progress   Progress
-	Reason     string
-	LastError  string
+	// Stall, Progress, Reason and LastError are stored as they are; times to the microsecond.
+	Stall     Stall
+	Progress  Progress
+	Reason    Reason
+	LastError string
 	// Journal is stored as it is: a release is no death.
 	Journal Journal
 }

@@ -330,8 +330,8 @@ func FuzzClassify(f *testing.F) {
 	f.Add(uint32(codes.Internal), "stream terminated by RST_STREAM with error code: INTERNAL_ERROR", "", int64(0), []byte(nil))
 	f.Add(uint32(codes.ResourceExhausted), "grpc: received message larger than max (558124867 vs. 4194304)", "", int64(0), []byte(nil))
 	f.Add(uint32(codes.ResourceExhausted), "grpc: received message larger than max (99999999999999999999 vs. 4194304)", "", int64(0), []byte(nil))
-	f.Add(uint32(codes.OutOfRange), "gone", ReasonPositionGone, int64(-5), []byte{1, 2, 3})
-	f.Add(uint32(codes.Unavailable), "", ReasonDraining, int64(time.Hour), []byte("\x0a\x04type"))
+	f.Add(uint32(codes.OutOfRange), "gone", string(ReasonPositionGone), int64(-5), []byte{1, 2, 3})
+	f.Add(uint32(codes.Unavailable), "", string(ReasonDraining), int64(time.Hour), []byte("\x0a\x04type"))
 	f.Add(uint32(99), "x", "y", int64(math.MinInt64), []byte(nil))
 	f.Add(uint32(codes.Unimplemented), "unexpected HTTP status code received from server: 404 (Not Found); malformed header: missing HTTP content-type", "", int64(0), []byte(nil))
 	f.Fuzz(func(t *testing.T, code uint32, message, reason string, after int64, junk []byte) {

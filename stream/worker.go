@@ -15,6 +15,12 @@ import (
 	"google.golang.org/grpc"
 )
 
+// Never and AtOnce are for limits of which zero means the default.
+const (
+	Never  time.Duration = -1
+	AtOnce time.Duration = 1
+)
+
 // WorkerConfig says how a worker works. Store and Dial must be set.
 type WorkerConfig struct {
 	// Store keeps the jobs.
@@ -52,10 +58,22 @@ type WorkerConfig struct {
 	IdleTimeout time.Duration
 	// Retry is the pause between attempts. Default 100 ms to 30 s.
 	Retry Backoff
-	// NoProgress is how many attempts in a row, made by any worker, may be refused by producer or handler without one more record
-	// committed before the job fails. Attempts that reached nobody do not count. Default 20.
-	NoProgress int
-	// HandOver is how many failures in a row make this worker give a job to others. Default 8.
+	// NoProgress is how long a job may come no further before it fails: the time of attempts, by any worker, that failed one after the
+	// other for reasons that say nothing of an outage, and of the pauses between them. Default 24 h; [Never] or another negative time: it
+	// never fails for that.
+	NoProgress time.Duration
+	// DeniedGrace is how long a producer may answer UNAUTHENTICATED, PERMISSION_DENIED, UNKNOWN_STREAM or UNIMPLEMENTED before the job
+	// fails: a policy or a new release may be on its way to all replicas. Default 5 min; [AtOnce]: none; negative: without limit.
+	DeniedGrace time.Duration
+	// Refresh, if set, is called once in a row of such answers, before the next attempt, to have credentials read anew. See
+	// [Connections.Refresh].
+	Refresh func(ctx context.Context, job Job, denied error) error
+	// DependencyWait is how long records are tried again that depend on rows which are not there, or are still in the way (foreign keys,
+	// uniqueness, errors marked with [Later]), before they are bad. Default 2 min; [AtOnce]: they are not tried again; negative: without
+	// limit. A wait in vain halves the next.
+	DependencyWait time.Duration
+	// HandOver is how many failures in a row make this worker give a job back, for any worker to claim after a pause. A pause that is longer
+	// than Sweep does so at once. Default 8.
 	HandOver int
 	// Deaths is how many processes a record may kill while it is alone in hand before it goes into quarantine. Default 2.
 	Deaths int
@@ -85,7 +103,9 @@ func (c WorkerConfig) withDefaults() WorkerConfig {
 	c.IdleTimeout = cmp.Or(c.IdleTimeout, 15*time.Second)
 	c.Retry.Min = cmp.Or(c.Retry.Min, 100*time.Millisecond)
 	c.Retry.Max = cmp.Or(c.Retry.Max, 30*time.Second)
-	c.NoProgress = cmp.Or(c.NoProgress, 20)
+	c.NoProgress = cmp.Or(c.NoProgress, 24*time.Hour)
+	c.DeniedGrace = cmp.Or(c.DeniedGrace, 5*time.Minute)
+	c.DependencyWait = cmp.Or(c.DependencyWait, 2*time.Minute)
 	c.HandOver = cmp.Or(c.HandOver, 8)
 	c.Deaths = cmp.Or(c.Deaths, 2)
 	c.MaxBad = cmp.Or(c.MaxBad, 100)
@@ -103,7 +123,7 @@ func (c WorkerConfig) validate() error {
 	case c.Dial == nil:
 		return errors.New("WorkerConfig.Dial is not set: it says how to reach producers, see Connections")
 	case c.Lease < 0, c.Sweep < 0, c.MaxJobs < 0, c.MaxInFlight < 0, c.MaxRecord < 0, c.CommitRecords < 0, c.CommitBytes < 0,
-		c.HandlerTimeout < 0, c.IdleTimeout < 0, c.Retry.Min < 0, c.Retry.Max < c.Retry.Min, c.NoProgress < 0, c.HandOver < 0,
+		c.HandlerTimeout < 0, c.IdleTimeout < 0, c.Retry.Min < 0, c.Retry.Max < c.Retry.Min, c.HandOver < 0,
 		c.Deaths < 0, c.MaxBad < 0, c.DrainTimeout < 0:
 		return errors.New("WorkerConfig: a limit is negative, or Retry.Max is less than Retry.Min")
 	}
@@ -125,6 +145,8 @@ type Worker struct {
 
 	mu      sync.Mutex
 	running []*run // the oldest first
+	// patience is how long records of a job wait for others, where such a wait was in vain before.
+	patience map[string]time.Duration
 }
 
 // NewWorker returns a worker without handlers: add them with Handle, then Run it.
@@ -136,7 +158,7 @@ func NewWorker(config WorkerConfig) (*Worker, error) {
 	return &Worker{
 		config: config, sinks: map[string]Sink{}, codec: newFrameCodec(),
 		slots: make(chan struct{}, config.MaxJobs), freed: make(chan struct{}, 1), hands: newHands(config.MaxJobs),
-		pressure: newPressure(),
+		pressure: newPressure(), patience: map[string]time.Duration{},
 	}, nil
 }
 
@@ -359,7 +381,7 @@ type Event struct {
 	Bad     int           // EventCommitted: how many of the records went into quarantine
 	Took    time.Duration // EventCommitted
 	State   State         // EventReleased
-	Reason  string        // EventReleased, EventCut
+	Reason  Reason        // EventReleased, EventCut, EventRetry
 	Err     error         // EventCut, EventRetry, EventLost
 	Size    uint64        // EventCommitted: how many records the stream has, if known
 	Attempt int           // EventClaimed

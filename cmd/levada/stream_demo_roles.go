@@ -266,7 +266,7 @@ func demoWorker(ctx context.Context, cmd *cobra.Command, f *storeFlag, h *hintFl
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			_ = events.Encode(demoEvent{Kind: e.Kind, Epoch: e.Epoch, From: e.From, To: e.To, Bad: e.Bad, State: e.State, Reason: e.Reason, Error: text, Attempt: e.Attempt, Died: e.Died})
+			_ = events.Encode(demoEvent{Kind: e.Kind, Epoch: e.Epoch, From: e.From, To: e.To, Bad: e.Bad, State: e.State, Reason: string(e.Reason), Error: text, Attempt: e.Attempt, Died: e.Died})
 		},
 	})
 	if err != nil {

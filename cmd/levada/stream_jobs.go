@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -284,15 +285,15 @@ func jobTable(jobs []stream.Status, now time.Time, rate func(*stream.Status, tim
 	}
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "ID\tSTREAM\tSTATE\tRECORDS\t%\tRECORDS/S\tBAD\tATTEMPTS\tOWNER\tAGE\tERROR")
+	fmt.Fprintln(w, "ID\tSTREAM\tSTATE\tRECORDS\t%\tRECORDS/S\tBAD\tATTEMPTS\tOWNER\tAGE\tREASON\tERROR")
 	for i := range jobs {
 		s := &jobs[i]
 		owner := "-"
 		if s.State == stream.Running {
 			owner = printable(s.Owner.String())
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\t%s\n", printable(s.ID), printable(s.Stream), s.State, humanize.Comma(int64(s.Progress.Records)), percent(s.Progress),
-			humanize.Comma(int64(rate(s, now))), s.Progress.Bad, s.Attempts, owner, age(now.Sub(s.CreatedAt)), shorten(s.LastError, 60))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\t%s\t%s\n", printable(s.ID), printable(s.Stream), s.State, humanize.Comma(int64(s.Progress.Records)), percent(s.Progress),
+			humanize.Comma(int64(rate(s, now))), s.Progress.Bad, s.Attempts, owner, age(now.Sub(s.CreatedAt)), cmp.Or(string(s.Reason), "-"), shorten(s.LastError, 60))
 	}
 	_ = w.Flush()
 	return b.String()
@@ -473,10 +474,10 @@ func showJob(out io.Writer, v *jobView, now time.Time) error {
 	if s.Priority != 0 {
 		field("priority", "%d", s.Priority)
 	}
-	if s.NoProgress > 0 {
-		field("attempts", "%d; the last %d came no further", s.Attempts, s.NoProgress)
+	if s.Stall.Failures > 0 {
+		field("attempts", "%d claims; the last %d attempts failed%s", s.Attempts, s.Stall.Failures, stallText(s))
 	} else {
-		field("attempts", "%d", s.Attempts)
+		field("attempts", "%d claims", s.Attempts)
 	}
 	field("epoch", "%d", s.Epoch)
 	if s.Owner != (stream.Owner{}) {
@@ -497,13 +498,17 @@ func showJob(out io.Writer, v *jobView, now time.Time) error {
 	}
 	moment("created", s.CreatedAt)
 	if s.State == stream.Ready && s.NotBefore.After(now) {
-		moment("not before", s.NotBefore)
+		moment(map[bool]string{true: "next attempt", false: "not before"}[s.Stall.Failures > 0], s.NotBefore)
 	}
 	moment("started", s.StartedAt)
 	moment("updated", s.UpdatedAt)
 	moment("finished", s.FinishedAt)
 	if s.Reason != "" {
-		field("reason", "%s", s.Reason)
+		if meaning := reasonText[s.Reason]; meaning != "" {
+			field("reason", "%s: %s", s.Reason, meaning)
+		} else {
+			field("reason", "%s", s.Reason)
+		}
 	}
 	if s.LastError != "" {
 		field("last error", "%s", printable(s.LastError))
@@ -524,14 +529,17 @@ func whatNext(s *stream.Status) string {
 	id := shortID(s.ID)
 	switch s.State {
 	case stream.Ready:
-		if s.NotBefore.After(time.Now()) {
+		if s.NotBefore.After(time.Now()) && s.Stall.Failures == 0 {
 			return "nothing: a worker claims it once its time has come"
 		}
-		if s.Reason == stream.ReasonOutage {
-			return "nothing, if workers run: they try again; look at the last error if it stays"
+		if s.Stall.Failures > 0 {
+			return "nothing, if workers run: they try again; " + waitingText(s.Reason)
 		}
 		return fmt.Sprintf("nothing, if a worker for the stream runs (levada stream work --stream %s)", printable(s.Stream))
 	case stream.Running:
+		if s.Stall.Failures > 0 {
+			return "nothing: a worker tries it again; " + waitingText(s.Reason)
+		}
 		return "nothing: a worker has it"
 	case stream.Paused:
 		return "levada stream resume " + id
@@ -546,19 +554,23 @@ func whatNext(s *stream.Status) string {
 	retry := fmt.Sprintf("then levada stream retry %s, which goes on after the last commit", id)
 	switch s.Reason {
 	case stream.ReasonUnknownStream:
-		return "the producer has no such stream: mend its configuration or the job's target, " + retry
+		return "the producer has no such stream: correct its configuration or the job's target, " + retry
+	case stream.ReasonUnauthenticated, stream.ReasonPermissionDenied:
+		return "the producer denies this worker the stream: correct the credentials or the policy, " + retry
+	case stream.ReasonUnimplemented:
+		return "the target does not serve streams: correct the job's target, or route levada.stream.v1.Stream to the producer, " + retry
 	case stream.ReasonQueryChanged, stream.ReasonGenerationChanged, stream.ReasonPositionGone, stream.ReasonBadToken:
 		return "the producer cannot go on from where the job is: submit a new job, and empty its place first if it has stored records"
 	case stream.ReasonTooManyBad:
-		return fmt.Sprintf("look at levada stream quarantine list %s; mend the cause, %s", id, retry)
+		return fmt.Sprintf("look at levada stream quarantine list %s; fix the cause, %s", id, retry)
 	case stream.ReasonHalted, stream.ReasonSourceHalted, stream.ReasonOutOfOrder:
-		return "mend what the last error names, " + retry
+		return "fix what the last error names, " + retry
 	case stream.ReasonIncomplete:
 		return fmt.Sprintf("the source changed while it was read: levada stream verify %s names the records that differ; submit a new job, with a snapshot if the source is a table", id)
 	case stream.ReasonNoProgress:
-		return "mend what the last error says, at producer or handler, " + retry
+		return "fix what the last error says, at producer or handler, " + retry
 	}
-	return "mend what the last error says, " + retry
+	return "fix what the last error says, " + retry
 }
 
 // newStreamChangeCommands makes pause, resume, cancel and retry.
@@ -620,6 +632,6 @@ func newStreamChangeCommands() []*cobra.Command {
 		change("pause", "Stop jobs until they are resumed; what is in hand is not committed", "paused", false, func(d *database, ctx context.Context, id string) (stream.Status, error) { return d.Pause(ctx, id) }),
 		change("resume", "Let paused jobs go on after their last commit", "resumed", true, func(d *database, ctx context.Context, id string) (stream.Status, error) { return d.Resume(ctx, id) }),
 		change("cancel", "End jobs; what they have committed stays", "cancelled", false, func(d *database, ctx context.Context, id string) (stream.Status, error) { return d.Cancel(ctx, id) }),
-		change("retry", "Let failed or cancelled jobs go on after their last commit", "retried", true, func(d *database, ctx context.Context, id string) (stream.Status, error) { return d.Retry(ctx, id) }),
+		newStreamRetryCommand(change("retry", "Let failed or cancelled jobs go on after their last commit", "retried", true, func(d *database, ctx context.Context, id string) (stream.Status, error) { return d.Retry(ctx, id) })),
 	}
 }

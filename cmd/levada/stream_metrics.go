@@ -33,7 +33,7 @@ func newWorkerMetrics(registry *prometheus.Registry, store *database, inHand fun
 		bytes:       counter("bytes_total", "Bytes of keys and values of the records that were committed."),
 		commits:     counter("commits_total", "Commits that moved an offset."),
 		quarantined: counter("quarantined_total", "Records that went into quarantine."),
-		retries:     counter("retries_total", "Attempts that failed and are made again."),
+		retries:     counter("retries_total", "Attempts that failed and are made again, by reason.", "reason"),
 		cuts:        counter("cuts_total", "Streams that ended before their end, by the producer's reason.", "reason"),
 		claims:      counter("claims_total", "Jobs that were claimed; orphaned says that their owner had died.", "orphaned"),
 		released:    counter("released_total", "Jobs that were given back, by the state they were left in.", "state"),
@@ -66,9 +66,9 @@ func (m *workerMetrics) observe(e stream.Event) {
 			m.quarantined.WithLabelValues(name).Add(float64(e.Bad))
 		}
 	case stream.EventRetry:
-		m.retries.WithLabelValues(name).Inc()
+		m.retries.WithLabelValues(name, string(e.Reason)).Inc()
 	case stream.EventCut:
-		m.cuts.WithLabelValues(name, cmp.Or(e.Reason, "CUT")).Inc()
+		m.cuts.WithLabelValues(name, string(cmp.Or(e.Reason, "CUT"))).Inc()
 	case stream.EventLost:
 		m.lost.WithLabelValues(name).Inc()
 	case stream.EventReleased:

@@ -55,7 +55,13 @@ func (f *clientFlags) credentials() (credentials.TransportCredentials, error) {
 	}
 	if own != nil {
 		// In Certificates it would not be sent to a producer that does not know its authority, who would then say that it got none.
-		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return own, nil }
+		// Read for each connection: certificates are renewed, and a producer that denies the old one is asked again on a new connection.
+		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			if now, err := certificate(f.cert, f.key); err == nil {
+				return now, nil
+			}
+			return own, nil // the files are being written
+		}
 	}
 	return readerTLS{credentials.NewTLS(config), f.cert}, nil
 }

@@ -503,7 +503,7 @@ func readAgain(ctx context.Context, conns *stream.Connections, job stream.Job, u
 		r, err := stream.NewReader(stream.ReaderConfig{
 			Dial: conns.Dial, Stream: job.Stream, Target: job.Target, Query: job.Query, Name: job.ID, Logger: slog.New(slog.DiscardHandler),
 			MaxRecord: 63 << 20, // whatever the job's worker may have taken
-			Retry:     stream.Backoff{Min: 200 * time.Millisecond, Max: time.Second}, NoProgress: -1,
+			Retry:     stream.Backoff{Min: 200 * time.Millisecond, Max: time.Second}, NoProgress: stream.Never, DeniedGrace: stream.AtOnce,
 			Observe: func(e stream.Event) {
 				switch e.Kind {
 				case stream.EventCommitted:

@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 	"unicode/utf8"
 
@@ -152,7 +153,7 @@ func streamWork(cmd *cobra.Command, f *streamWorkFlags) (err error) {
 	metrics := newWorkerMetrics(registry, store, view.inHand, func() int { return worker.Stuck() })
 	idle := make(chan struct{}, 1)
 	worker, err = stream.NewWorker(stream.WorkerConfig{
-		Store: store, Hints: hints, Dial: conns.Dial, Sole: store.sqlite != nil,
+		Store: store, Hints: hints, Dial: conns.Dial, Refresh: conns.Refresh, Sole: store.sqlite != nil,
 		Lease: f.lease, Sweep: min(2*time.Second, f.lease/3), MaxJobs: f.jobs, CommitRecords: f.batch, HandlerTimeout: f.handler, DrainTimeout: f.drain,
 		Logger: log,
 		Observe: func(e stream.Event) {
@@ -310,7 +311,10 @@ func printRecords(out io.Writer) func(context.Context, *stream.Batch) error {
 		printing.Lock()
 		defer printing.Unlock()
 		if _, err := out.Write(lines); err != nil {
-			return stream.Halt(fmt.Errorf("print: %w", err))
+			if err = fmt.Errorf("print: %w", err); errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+				return err // there may be room later, and what was written in part is written again
+			}
+			return stream.Halt(err)
 		}
 		return nil
 	}

@@ -133,9 +133,12 @@ func (s *Store) Renew(ctx context.Context, l stream.Lease, p stream.Progress, tt
 	})
 }
 
-func (s *Store) Note(ctx context.Context, l stream.Lease, j stream.Journal, noProgress int) error {
+func (s *Store) Note(ctx context.Context, l stream.Lease, j stream.Journal, stall stream.Stall) error {
 	return s.change(ctx, l, func(status *stream.Status, _ time.Time) {
-		status.Journal, status.NoProgress = j, noProgress
+		status.Journal, status.Stall = j, stall
+		if stall == (stream.Stall{}) {
+			status.Reason, status.LastError = "", ""
+		}
 	})
 }
 
@@ -150,7 +153,7 @@ func (s *Store) Release(ctx context.Context, l stream.Lease, r stream.Release) e
 	}
 	s.mu.Unlock()
 	return s.change(ctx, l, func(status *stream.Status, now time.Time) {
-		status.State, status.NoProgress, status.Progress = r.State, r.NoProgress, r.Progress
+		status.State, status.Stall, status.Progress = r.State, r.Stall, r.Progress
 		status.Reason, status.LastError, status.Journal = r.Reason, r.LastError, r.Journal
 		status.LeaseUntil = time.Time{}
 		if r.State == stream.Ready {
@@ -269,7 +272,7 @@ func (s *Store) Retry(ctx context.Context, id string) (stream.Status, error) {
 		}
 		status.State, status.FinishedAt = stream.Ready, time.Time{}
 		status.Epoch++
-		status.NoProgress, status.Journal, status.Reason, status.LastError = 0, stream.Journal{}, "", ""
+		status.Stall, status.Journal, status.Reason, status.LastError = stream.Stall{}, stream.Journal{}, "", ""
 		return true
 	})
 }

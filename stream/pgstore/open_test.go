@@ -168,7 +168,7 @@ func TestHints(t *testing.T) {
 		{"renew, release", func(s *Store) {
 			l := lease(time.Hour)
 			must(nil, s.Renew(ctx, l, stream.Progress{}, time.Hour))
-			must(nil, s.Note(ctx, l, stream.Journal{}, 0))
+			must(nil, s.Note(ctx, l, stream.Journal{}, stream.Stall{}))
 			must(nil, s.Release(ctx, l, stream.Release{State: stream.Ready}))
 		}, "users a"},
 		{"expire", func(s *Store) { lease(time.Hour); must(s.Expire(ctx, stream.Dead{All: true})) }, "users a"},

@@ -19,9 +19,11 @@ import (
 
 // Handler stores the effects of a batch's records in the transaction, which is READ COMMITTED, and which the sink ends: Commit and
 // Rollback of the transaction that a handler gets only return an error, and halt the job. Errors of class 22 (data) and 23
-// (constraints) are taken as marked with [stream.Skip], unless the handler has marked them itself.
+// (constraints) are taken as marked with [stream.Skip], those of constraints that depend on other rows (foreign keys, uniqueness, exclusion)
+// with [stream.Later], unless the handler has marked them itself.
 //
-// A handler must not spend longer than [Limits.Idle] between two statements.
+// A handler must not spend longer than [Limits.Idle] between two statements, nor before the first: if it does, it is too slow and gets fewer
+// records at once. If one record alone takes it longer, raise the limit, and the lease above it.
 type Handler func(ctx context.Context, tx pgx.Tx, b *stream.Batch) error
 
 // Limits are those of the sink's transactions. They bound how long an owner that froze, or lost its connection, holds what it has
@@ -42,6 +44,7 @@ type Limits struct {
 // settings are what the sinks of a store share.
 type settings struct {
 	begin string
+	idle  time.Duration // how long the client may let a transaction wait; 0: without limit
 	// lockWait is how long one try of Fence waits for a commit under way.
 	lockWait time.Duration
 }
@@ -81,7 +84,7 @@ func newSettings(ctx context.Context, pool *pgxpool.Pool, l Limits) (settings, e
 	}
 	// A commit that was reported must outlast a crash: the job store, which may be elsewhere, builds on it.
 	sql.WriteString("; select set_config('synchronous_commit', 'on', true) where current_setting('synchronous_commit') = 'off'")
-	return settings{begin: sql.String(), lockWait: time.Second}, nil
+	return settings{begin: sql.String(), idle: max(0, cmp.Or(l.Idle, 5*time.Second)), lockWait: time.Second}, nil
 }
 
 // sink keeps effects, checkpoint and quarantine in one database.
@@ -149,7 +152,7 @@ func (s *sink) Fence(ctx context.Context, l stream.Lease) (stream.Checkpoint, er
 			return c, nil
 		}
 		if !passes(err) || ctx.Err() != nil {
-			return stream.Checkpoint{}, fmt.Errorf("fence: %w", err)
+			return stream.Checkpoint{}, fmt.Errorf("fence: %w", fenceWait(err))
 		}
 	}
 }
@@ -278,27 +281,13 @@ func (s *sink) explain(ctx context.Context, what string, l stream.Lease, prev *s
 	return fmt.Errorf("%s of job %s: %w", what, l.Job, err)
 }
 
-// recordsFault reports whether the database has refused data.
-func recordsFault(err error) bool {
-	state := sqlState(err)
-	return strings.HasPrefix(state, "22") || strings.HasPrefix(state, "23")
-}
-
-// classify marks the errors that are the record's fault.
-func classify(err error) error {
-	if stream.MarkOf(err) == "" && recordsFault(err) {
-		return stream.Skip(err)
-	}
-	return err
-}
-
 // transact calls the handler in a transaction, and then sends the statements that finish queues, and the commit, in one round trip: a process
 // that freezes at any point, or loses its connection, leaves no lock on the checkpoint behind. finish returns the numbers of the
 // statements that fail if the fence refuses them.
 func (s *sink) transact(ctx context.Context, b *stream.Batch, finish func(*pgx.Batch) (fences []int, err error)) error {
 	conn, err := s.pool.Acquire(ctx)
 	if err != nil {
-		return err
+		return unconnected(s.pool, err)
 	}
 	defer conn.Release()
 	tx, err := conn.BeginTx(ctx, pgx.TxOptions{BeginQuery: s.begin})
@@ -353,7 +342,11 @@ func (s *sink) handle(ctx context.Context, tx pgx.Tx, conn *pgx.Conn, b *stream.
 		return nil
 	}
 	guarded := &handlerTx{Tx: tx}
+	begun := time.Now()
 	err := s.handler(ctx, guarded, b)
+	if err != nil {
+		err = s.impatient(conn, err, time.Since(begun))
+	}
 	where := func(err error) error {
 		return fmt.Errorf("records %d to %d: %w", b.Records[0].Seq, b.Records[len(b.Records)-1].Seq, err)
 	}

@@ -112,7 +112,7 @@ func (s *Store) Close() error {
 func (s *Store) Pool() *pgxpool.Pool { return s.pool.Pool }
 
 const columns = `j.id, j.stream, j.target, j.query, j.dedupe_key, j.priority, j.not_before, j.on_bad, j.max_bad, j.state, j.epoch,
-	j.owner_pod, j.owner_pod_uid, j.owner_container, j.owner_incarnation, j.lease_until, j.claimed_at, j.attempts, j.no_progress,
+	j.owner_pod, j.owner_pod_uid, j.owner_container, j.owner_incarnation, j.lease_until, j.claimed_at, j.attempts, j.no_progress, j.stalled, j.denied, j.dependent,
 	j.records, j.bytes, j.bad, j.size, j.probe, j.probe_until, j.hand, j.deaths, j.reason, j.last_error, j.created_at, j.started_at, j.updated_at, j.finished_at`
 
 // scan reads the columns, and others before them.
@@ -123,9 +123,10 @@ func scan(row pgx.Row, before ...any) (stream.Status, error) {
 		notBefore, created, updated                           time.Time
 		leaseUntil, claimed, started, finished                *time.Time
 		epoch, records, bytes, bad, size, probeUntil, handing int64
+		stalled, denied, dependent                            int64 // microseconds
 	)
 	err := row.Scan(append(before, &st.ID, &st.Stream, &st.Target, &st.Query, &dedupe, &st.Priority, &notBefore, &st.OnBad, &st.MaxBad, &st.State, &epoch,
-		&st.Owner.Pod, &st.Owner.PodUID, &st.Owner.Container, &st.Owner.Incarnation, &leaseUntil, &claimed, &st.Attempts, &st.NoProgress,
+		&st.Owner.Pod, &st.Owner.PodUID, &st.Owner.Container, &st.Owner.Incarnation, &leaseUntil, &claimed, &st.Attempts, &st.Stall.Failures, &stalled, &denied, &dependent,
 		&records, &bytes, &bad, &size, &st.Journal.Probe, &probeUntil, &handing, &st.Journal.Deaths,
 		&st.Reason, &st.LastError, &created, &started, &updated, &finished)...)
 	if dedupe != nil {
@@ -137,6 +138,7 @@ func scan(row pgx.Row, before ...any) (stream.Status, error) {
 	st.Epoch = uint64(epoch)
 	st.Progress = stream.Progress{Records: uint64(records), Bytes: uint64(bytes), Bad: uint64(bad), Size: uint64(size)}
 	st.Journal.Until, st.Journal.Hand = uint64(probeUntil), uint64(handing)
+	st.Stall.NoProgress, st.Stall.Denied, st.Stall.Dependent = time.Duration(stalled)*time.Microsecond, time.Duration(denied)*time.Microsecond, time.Duration(dependent)*time.Microsecond
 	utc := func(t *time.Time) time.Time {
 		if t == nil {
 			return time.Time{}
@@ -177,7 +179,7 @@ func once(ctx context.Context, pool *tables, sql string, each func(pgx.Row) erro
 func send(ctx context.Context, pool *tables, batch *pgx.Batch) error {
 	conn, err := pool.Acquire(ctx)
 	if err != nil {
-		return err
+		return unconnected(pool, err)
 	}
 	defer conn.Release()
 	if err = conn.SendBatch(ctx, pool.qualifyBatch(batch)).Close(); err != nil {
@@ -376,9 +378,12 @@ func (s *Store) Renew(ctx context.Context, l stream.Lease, p stream.Progress, tt
 }
 
 // Note implements [stream.Store].
-func (s *Store) Note(ctx context.Context, l stream.Lease, j stream.Journal, noProgress int) error {
-	err := s.leased(ctx, l, `probe = $4::bigint, probe_until = $5::bigint, hand = $6::bigint, deaths = $7::bigint, no_progress = $8::bigint`,
-		j.Probe, int64(j.Until), int64(j.Hand), j.Deaths, noProgress)
+func (s *Store) Note(ctx context.Context, l stream.Lease, j stream.Journal, stall stream.Stall) error {
+	err := s.leased(ctx, l, `probe = $4::bigint, probe_until = $5::bigint, hand = $6::bigint, deaths = $7::bigint,
+		no_progress = $8::bigint, stalled = $9::bigint, denied = $10::bigint, dependent = $11::bigint,
+		reason = case when $12::boolean then '' else reason end, last_error = case when $12::boolean then '' else last_error end`,
+		j.Probe, int64(j.Until), int64(j.Hand), j.Deaths,
+		stall.Failures, stall.NoProgress.Microseconds(), stall.Denied.Microseconds(), stall.Dependent.Microseconds(), stall == (stream.Stall{}))
 	if err != nil {
 		return fmt.Errorf("note: %w", err)
 	}
@@ -393,9 +398,11 @@ func (s *Store) Release(ctx context.Context, l stream.Lease, r stream.Release) e
 	err := s.leased(ctx, l, `state = $4::text, lease_until = null, not_before = case when $4::text = 'ready' then clock_timestamp() + `+interval(`$5`)+` else not_before end,
 		finished_at = case when $4::text = 'ready' then null else clock_timestamp() end, no_progress = $6::bigint,
 		records = $7::bigint, bytes = $8::bigint, bad = $9::bigint, size = $10::bigint, reason = $11::text, last_error = $12::text,
-		probe = $13::bigint, probe_until = $14::bigint, hand = $15::bigint, deaths = $16::bigint`,
-		string(r.State), r.After.Microseconds(), r.NoProgress, int64(r.Progress.Records), int64(r.Progress.Bytes), int64(r.Progress.Bad), int64(r.Progress.Size),
-		jobrule.Text(r.Reason), jobrule.Text(r.LastError), r.Journal.Probe, int64(r.Journal.Until), int64(r.Journal.Hand), r.Journal.Deaths)
+		probe = $13::bigint, probe_until = $14::bigint, hand = $15::bigint, deaths = $16::bigint,
+		stalled = $17::bigint, denied = $18::bigint, dependent = $19::bigint`,
+		string(r.State), r.After.Microseconds(), r.Stall.Failures, int64(r.Progress.Records), int64(r.Progress.Bytes), int64(r.Progress.Bad), int64(r.Progress.Size),
+		jobrule.Text(string(r.Reason)), jobrule.Text(r.LastError), r.Journal.Probe, int64(r.Journal.Until), int64(r.Journal.Hand), r.Journal.Deaths,
+		r.Stall.NoProgress.Microseconds(), r.Stall.Denied.Microseconds(), r.Stall.Dependent.Microseconds())
 	if errors.Is(err, stream.ErrFenced) && r.State.Final() {
 		// The answer to the first call may have been lost.
 		if st, getErr := s.Get(ctx, l.Job); getErr == nil && st.Epoch == l.Epoch && st.State == r.State {
@@ -500,7 +507,7 @@ func (s *Store) Resume(ctx context.Context, id string) (stream.Status, error) {
 // Retry implements [stream.Store].
 func (s *Store) Retry(ctx context.Context, id string) (stream.Status, error) {
 	return s.change(ctx, "retry", id, `'completed', 'failed', 'cancelled'`, `state = 'ready', epoch = epoch + 1, not_before = greatest(not_before, now()), finished_at = null,
-		no_progress = 0, probe = 0, probe_until = 0, hand = 0, deaths = 0, reason = '', last_error = ''`)
+		no_progress = 0, stalled = 0, denied = 0, dependent = 0, probe = 0, probe_until = 0, hand = 0, deaths = 0, reason = '', last_error = ''`)
 }
 
 // Owners implements [stream.Store].

@@ -9,15 +9,13 @@ import (
 	"strings"
 	"time"
 
-	sqlite3 "modernc.org/sqlite/lib"
-
 	"github.com/levada-io/levada/stream"
 	"github.com/levada-io/levada/stream/internal/jobrule"
 )
 
 // Handler stores the effects of a batch's records in the transaction, which the sink ends: a handler must neither commit it nor roll it
-// back. Errors by which SQLite refuses a value (constraints, mismatches, sizes) are taken as marked with [stream.Skip], unless the
-// handler has marked them itself.
+// back. Errors by which SQLite refuses a value (constraints, mismatches, sizes) are taken as marked with [stream.Skip], those that
+// depend on other rows (foreign keys, uniqueness) with [stream.Later], unless the handler has marked them itself.
 type Handler func(ctx context.Context, tx *sql.Tx, b *stream.Batch) error
 
 // sink keeps effects, checkpoint and quarantine in one database.
@@ -91,11 +89,11 @@ func NewSink(ctx context.Context, db *sql.DB, handler Handler) (stream.ReplaySin
 func (s *sink) begin(ctx context.Context) (*sql.Tx, error) {
 	tx, err := s.write.BeginTx(ctx, nil)
 	if err != nil {
-		return nil, err
+		return nil, unbegun(ctx, err)
 	}
 	if s.statements.job == nil { // not our own connection, which begins with that right
 		if _, err := tx.StmtContext(ctx, s.statements.lock).ExecContext(ctx); err != nil {
-			return nil, errors.Join(err, tx.Rollback())
+			return nil, errors.Join(unbegun(ctx, err), tx.Rollback())
 		}
 	}
 	return tx, nil
@@ -131,7 +129,7 @@ func load(ctx context.Context, q querier, job string) (c stored, ok bool, err er
 func (s *sink) Fence(ctx context.Context, l stream.Lease) (stream.Checkpoint, error) {
 	c, err := s.fence(ctx, l)
 	if err != nil {
-		return stream.Checkpoint{}, fmt.Errorf("fence: %w", err)
+		return stream.Checkpoint{}, fmt.Errorf("fence: %w", outage(err))
 	}
 	return c, nil
 }
@@ -213,7 +211,7 @@ func (s *sink) Commit(ctx context.Context, c *stream.Commit) error {
 		return err
 	}
 	if err := s.advance(ctx, tx, c, next, quarantine); err != nil {
-		return fmt.Errorf("commit of job %s: %w", c.Lease.Job, ended(ctx, err))
+		return fmt.Errorf("commit of job %s: %w", c.Lease.Job, outage(ended(ctx, err)))
 	}
 	return s.commit(tx, c.Lease.Job)
 }
@@ -228,18 +226,6 @@ func (s *sink) handle(ctx context.Context, tx *sql.Tx, b *stream.Batch) error {
 		return fmt.Errorf("job %s, records %d to %d: %w", b.Job.ID, b.Records[0].Seq, b.Records[len(b.Records)-1].Seq, classify(err))
 	}
 	return nil
-}
-
-// classify marks the errors that are the record's fault.
-func classify(err error) error {
-	if stream.MarkOf(err) != "" {
-		return err
-	}
-	switch code(err) & 0xff {
-	case sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG:
-		return stream.Skip(err)
-	}
-	return err
 }
 
 // ended names the cause when the handler has ended the sink's transaction: what it committed is there without the checkpoint.

@@ -84,7 +84,7 @@ func (s *Store) Close() error {
 func (s *Store) DB() *sql.DB { return s.write }
 
 const columns = `id, stream, target, query, dedupe_key, priority, not_before, on_bad, max_bad, state, epoch,
-	owner_pod, owner_pod_uid, owner_container, owner_incarnation, lease_until, claimed_at, attempts, no_progress,
+	owner_pod, owner_pod_uid, owner_container, owner_incarnation, lease_until, claimed_at, attempts, no_progress, stalled, denied, dependent,
 	records, bytes, bad, size, probe, probe_until, hand, deaths, reason, last_error, created_at, started_at, updated_at, finished_at`
 
 type scanner interface{ Scan(...any) error }
@@ -101,6 +101,18 @@ func (c count) Scan(v any) error {
 	return nil
 }
 
+// duration is kept as microseconds.
+type duration struct{ d *time.Duration }
+
+func (d duration) Scan(v any) error {
+	n, ok := v.(int64)
+	if !ok {
+		return fmt.Errorf("%T is no integer", v)
+	}
+	*d.d = time.Duration(n) * time.Microsecond
+	return nil
+}
+
 func scan(row scanner) (stream.Status, error) {
 	var (
 		st                                                              stream.Status
@@ -108,7 +120,8 @@ func scan(row scanner) (stream.Status, error) {
 		notBefore, leaseUntil, claimed, created, started, updated, done sql.NullInt64
 	)
 	err := row.Scan(&st.ID, &st.Stream, &st.Target, &st.Query, &dedupe, &st.Priority, &notBefore, &st.OnBad, &st.MaxBad, &st.State, count{&st.Epoch},
-		&st.Owner.Pod, &st.Owner.PodUID, &st.Owner.Container, &st.Owner.Incarnation, &leaseUntil, &claimed, &st.Attempts, &st.NoProgress,
+		&st.Owner.Pod, &st.Owner.PodUID, &st.Owner.Container, &st.Owner.Incarnation, &leaseUntil, &claimed, &st.Attempts, &st.Stall.Failures,
+		duration{&st.Stall.NoProgress}, duration{&st.Stall.Denied}, duration{&st.Stall.Dependent},
 		count{&st.Progress.Records}, count{&st.Progress.Bytes}, count{&st.Progress.Bad}, count{&st.Progress.Size},
 		&st.Journal.Probe, count{&st.Journal.Until}, count{&st.Journal.Hand}, &st.Journal.Deaths,
 		&st.Reason, &st.LastError, &created, &started, &updated, &done)
@@ -280,9 +293,11 @@ func (s *Store) Renew(ctx context.Context, l stream.Lease, p stream.Progress, tt
 }
 
 // Note implements [stream.Store].
-func (s *Store) Note(ctx context.Context, l stream.Lease, j stream.Journal, noProgress int) error {
-	err := s.leased(ctx, l, `update levada_job set probe = ?, probe_until = ?, hand = ?, deaths = ?, no_progress = ?, updated_at = ?`, func(now time.Time) []any {
-		return []any{j.Probe, int64(j.Until), int64(j.Hand), j.Deaths, noProgress, now.UnixMicro()}
+func (s *Store) Note(ctx context.Context, l stream.Lease, j stream.Journal, stall stream.Stall) error {
+	err := s.leased(ctx, l, `update levada_job set probe = ?, probe_until = ?, hand = ?, deaths = ?, no_progress = ?, stalled = ?, denied = ?, dependent = ?,
+		reason = iif(?9, '', reason), last_error = iif(?9, '', last_error), updated_at = ?10`, func(now time.Time) []any {
+		return []any{j.Probe, int64(j.Until), int64(j.Hand), j.Deaths, stall.Failures,
+			stall.NoProgress.Microseconds(), stall.Denied.Microseconds(), stall.Dependent.Microseconds(), stall == (stream.Stall{}), now.UnixMicro()}
 	})
 	if err != nil {
 		return fmt.Errorf("note: %w", err)
@@ -296,10 +311,12 @@ func (s *Store) Release(ctx context.Context, l stream.Lease, r stream.Release) e
 		return err
 	}
 	err := s.leased(ctx, l, `update levada_job set state = ?1, lease_until = null, not_before = iif(?1 = 'ready', ?2, not_before), finished_at = iif(?1 = 'ready', null, ?3), updated_at = ?3,
-		no_progress = ?, records = ?, bytes = ?, bad = ?, size = ?, reason = ?, last_error = ?, probe = ?, probe_until = ?, hand = ?, deaths = ?`, func(now time.Time) []any {
+		no_progress = ?, records = ?, bytes = ?, bad = ?, size = ?, reason = ?, last_error = ?, probe = ?, probe_until = ?, hand = ?, deaths = ?,
+		stalled = ?, denied = ?, dependent = ?`, func(now time.Time) []any {
 		return []any{string(r.State), now.Add(r.After).UnixMicro(), now.UnixMicro(),
-			r.NoProgress, int64(r.Progress.Records), int64(r.Progress.Bytes), int64(r.Progress.Bad), int64(r.Progress.Size), jobrule.Text(r.Reason), jobrule.Text(r.LastError),
-			r.Journal.Probe, int64(r.Journal.Until), int64(r.Journal.Hand), r.Journal.Deaths}
+			r.Stall.Failures, int64(r.Progress.Records), int64(r.Progress.Bytes), int64(r.Progress.Bad), int64(r.Progress.Size), jobrule.Text(string(r.Reason)), jobrule.Text(r.LastError),
+			r.Journal.Probe, int64(r.Journal.Until), int64(r.Journal.Hand), r.Journal.Deaths,
+			r.Stall.NoProgress.Microseconds(), r.Stall.Denied.Microseconds(), r.Stall.Dependent.Microseconds()}
 	})
 	if errors.Is(err, stream.ErrFenced) && r.State.Final() {
 		// The answer to the first call may have been lost.
@@ -430,7 +447,7 @@ func (s *Store) Resume(ctx context.Context, id string) (stream.Status, error) {
 // Retry implements [stream.Store].
 func (s *Store) Retry(ctx context.Context, id string) (stream.Status, error) {
 	return s.change(ctx, "retry", id, `'completed', 'failed', 'cancelled'`, `state = 'ready', epoch = epoch + 1, not_before = max(not_before, ?1), finished_at = null,
-		no_progress = 0, probe = 0, probe_until = 0, hand = 0, deaths = 0, reason = '', last_error = ''`)
+		no_progress = 0, stalled = 0, denied = 0, dependent = 0, probe = 0, probe_until = 0, hand = 0, deaths = 0, reason = '', last_error = ''`)
 }
 
 // Owners implements [stream.Store].

@@ -476,34 +476,35 @@ func (s *storeTest) renew() {
 func (s *storeTest) note() {
 	s.add(stream.Job{ID: "a"})
 	st := s.one("w", s.ttl)
-	if st.Journal != (stream.Journal{}) || st.NoProgress != 0 {
-		s.Errorf("a new job suspects %+v, %d", st.Journal, st.NoProgress)
+	if st.Journal != (stream.Journal{}) || st.Stall != (stream.Stall{}) {
+		s.Errorf("a new job suspects %+v, %+v", st.Journal, st.Stall)
 	}
+	stall := stream.Stall{Failures: 7, NoProgress: 25 * time.Hour, Denied: time.Minute, Dependent: 1500 * time.Microsecond}
 	want := stream.Journal{Probe: 500, Until: 1 << 40, Hand: 1<<40 - 1, Deaths: 2}
-	s.is(s.Store.Note(s.ctx, st.Lease(), want, 7), nil, "note")
-	if got := s.get("a"); got.Journal != want || got.NoProgress != 7 || !got.LeaseUntil.Equal(st.LeaseUntil) {
-		s.Errorf("the journal is %+v, %d, lease until %v", got.Journal, got.NoProgress, got.LeaseUntil)
+	s.is(s.Store.Note(s.ctx, st.Lease(), want, stall), nil, "note")
+	if got := s.get("a"); got.Journal != want || got.Stall != stall || !got.LeaseUntil.Equal(st.LeaseUntil) {
+		s.Errorf("the journal is %+v, %+v, lease until %v", got.Journal, got.Stall, got.LeaseUntil)
 	}
 	s.pass(s.ttl + s.ttl/4)
 	second := s.one("v", long)
-	if second.Journal != want || second.NoProgress != 7 {
-		s.Errorf("the next owner is told %+v, %d", second.Journal, second.NoProgress)
+	if second.Journal != want || second.Stall != stall {
+		s.Errorf("the next owner is told %+v, %+v", second.Journal, second.Stall)
 	}
-	s.is(s.Store.Note(s.ctx, second.Lease(), stream.Journal{}, 0), nil, "note")
-	if got := s.get("a"); got.Journal != (stream.Journal{}) || got.NoProgress != 0 {
-		s.Errorf("a cleared journal is %+v, %d", got.Journal, got.NoProgress)
+	s.is(s.Store.Note(s.ctx, second.Lease(), stream.Journal{}, stream.Stall{}), nil, "note")
+	if got := s.get("a"); got.Journal != (stream.Journal{}) || got.Stall != (stream.Stall{}) {
+		s.Errorf("a cleared journal is %+v, %+v", got.Journal, got.Stall)
 	}
 }
 
 func (s *storeTest) release() {
 	s.add(stream.Job{ID: "a"})
 	wait := s.ttl
-	r := stream.Release{State: stream.Ready, After: wait, NoProgress: 4, Progress: stream.Progress{Records: 9, Bytes: 8, Bad: 7, Size: 6},
+	r := stream.Release{State: stream.Ready, After: wait, Stall: stream.Stall{Failures: 4, NoProgress: time.Hour, Denied: 2 * time.Second, Dependent: 3 * time.Microsecond}, Progress: stream.Progress{Records: 9, Bytes: 8, Bad: 7, Size: 6},
 		Reason: "source", LastError: "not UTF-8: \xff\x00 'quoted'", Journal: stream.Journal{Probe: 1, Until: 2, Hand: 3, Deaths: 4}}
 	first := s.one("w", long)
 	s.is(s.Store.Release(s.ctx, first.Lease(), r), nil, "release")
 	st := s.get("a")
-	if st.State != stream.Ready || st.NoProgress != 4 || st.Progress != r.Progress || st.Reason != "source" || st.Journal != r.Journal || !st.FinishedAt.IsZero() || !st.LeaseUntil.IsZero() {
+	if st.State != stream.Ready || st.Stall != r.Stall || st.Progress != r.Progress || st.Reason != "source" || st.Journal != r.Journal || !st.FinishedAt.IsZero() || !st.LeaseUntil.IsZero() {
 		s.Errorf("the released job is %+v", st)
 	}
 	if !bytes.Contains([]byte(st.LastError), []byte("'quoted'")) {
@@ -579,9 +580,9 @@ func (s *storeTest) fencing() {
 		end(st)
 		before := s.get(id)
 		s.is(s.Store.Renew(s.ctx, st.Lease(), stream.Progress{Records: 99}, long), stream.ErrFenced, "Renew after %s", name)
-		s.is(s.Store.Note(s.ctx, st.Lease(), stream.Journal{Probe: 99}, 99), stream.ErrFenced, "Note after %s", name)
+		s.is(s.Store.Note(s.ctx, st.Lease(), stream.Journal{Probe: 99}, stream.Stall{Failures: 99}), stream.ErrFenced, "Note after %s", name)
 		for _, state := range []stream.State{stream.Ready, stream.Completed, stream.Failed} {
-			s.is(s.Store.Release(s.ctx, st.Lease(), stream.Release{State: state, NoProgress: 99}), stream.ErrFenced, "Release as %s after %s", state, name)
+			s.is(s.Store.Release(s.ctx, st.Lease(), stream.Release{State: state, Stall: stream.Stall{Failures: 99}}), stream.ErrFenced, "Release as %s after %s", state, name)
 		}
 		future := before.Lease()
 		future.Epoch++
@@ -650,7 +651,7 @@ func (s *storeTest) states() {
 				if after.Progress != before.Progress {
 					s.Errorf("%s of a job that is %s changed its progress to %+v", name, from, after.Progress)
 				}
-				if name == "retry" && (after.NoProgress != 0 || after.Journal != (stream.Journal{}) || after.Reason != "") {
+				if name == "retry" && (after.Stall != (stream.Stall{}) || after.Journal != (stream.Journal{}) || after.Reason != "") {
 					s.Errorf("retry left %+v", after)
 				}
 				if action.to == stream.Ready {
@@ -678,7 +679,7 @@ func (s *storeTest) states() {
 func (s *storeTest) finish(state stream.State) {
 	s.Helper()
 	st := s.one("w", long)
-	s.is(s.Store.Release(s.ctx, st.Lease(), stream.Release{State: state, NoProgress: 3, Progress: stream.Progress{Records: 11}, Reason: "r", LastError: "e",
+	s.is(s.Store.Release(s.ctx, st.Lease(), stream.Release{State: state, Stall: stream.Stall{Failures: 3, Denied: time.Hour}, Progress: stream.Progress{Records: 11}, Reason: "r", LastError: "e",
 		Journal: stream.Journal{Probe: 4, Until: 5, Hand: 6, Deaths: 7}}), nil, "release")
 }
 
@@ -789,7 +790,7 @@ func (s *storeTest) unknown() {
 	}
 	l := stream.Lease{Job: "nobody's", Epoch: 1, Owner: worker("w")}
 	s.is(s.Store.Renew(s.ctx, l, stream.Progress{}, long), stream.ErrFenced, "Renew")
-	s.is(s.Store.Note(s.ctx, l, stream.Journal{}, 0), stream.ErrFenced, "Note")
+	s.is(s.Store.Note(s.ctx, l, stream.Journal{}, stream.Stall{}), stream.ErrFenced, "Note")
 	s.is(s.Store.Release(s.ctx, l, stream.Release{State: stream.Completed}), stream.ErrFenced, "Release")
 	if got := s.take("w", long, 5); len(got) != 0 {
 		s.Errorf("an empty store gave %v", ids(got))
@@ -942,15 +943,20 @@ func (m *modelTest) renew(t *rapid.T) {
 func (m *modelTest) note(t *rapid.T) {
 	l, st, current := m.lease(t)
 	j := stream.Journal{Probe: rapid.IntRange(0, 1000).Draw(t, "probe"), Until: rapid.Uint64Range(0, 1<<50).Draw(t, "until")}
-	if m.outcome(t, "Note", m.s.Store.Note(m.s.ctx, l, j, 5), current) {
-		st.Journal, st.NoProgress = j, 5
+	stall := stream.Stall{Failures: rapid.IntRange(0, 2).Draw(t, "failures")}
+	stall.Dependent = time.Duration(stall.Failures) * time.Second
+	if m.outcome(t, "Note", m.s.Store.Note(m.s.ctx, l, j, stall), current) {
+		st.Journal, st.Stall = j, stall
+		if stall == (stream.Stall{}) {
+			st.Reason = ""
+		}
 	}
 }
 
 func (m *modelTest) release(t *rapid.T) {
 	l, st, current := m.lease(t)
 	r := stream.Release{State: rapid.SampledFrom([]stream.State{stream.Ready, stream.Completed, stream.Failed}).Draw(t, "state"), Reason: "reason",
-		After: time.Duration(rapid.IntRange(0, 1).Draw(t, "after")) * time.Hour, NoProgress: rapid.IntRange(0, 9).Draw(t, "attempts")}
+		After: time.Duration(rapid.IntRange(0, 1).Draw(t, "after")) * time.Hour, Stall: stream.Stall{Failures: rapid.IntRange(0, 9).Draw(t, "attempts"), NoProgress: time.Minute}}
 	err := m.s.Store.Release(m.s.ctx, l, r)
 	if !current && st.Epoch == l.Epoch && st.State == r.State && r.State.Final() {
 		if err != nil {
@@ -959,7 +965,7 @@ func (m *modelTest) release(t *rapid.T) {
 		return
 	}
 	if m.outcome(t, "Release", err, current) {
-		st.State, st.NoProgress, st.Progress, st.Reason, st.Journal = r.State, r.NoProgress, r.Progress, r.Reason, r.Journal
+		st.State, st.Stall, st.Progress, st.Reason, st.Journal = r.State, r.Stall, r.Progress, r.Reason, r.Journal
 		if m.due[l.Job] = m.now; r.State == stream.Ready {
 			m.due[l.Job] += r.After
 		}
@@ -1001,7 +1007,7 @@ func (m *modelTest) change(t *rapid.T) {
 	case "resume":
 		st.State = stream.Ready
 	case "retry":
-		st.State, st.Epoch, st.NoProgress, st.Journal, st.Reason = stream.Ready, st.Epoch+1, 0, stream.Journal{}, ""
+		st.State, st.Epoch, st.Stall, st.Journal, st.Reason = stream.Ready, st.Epoch+1, stream.Stall{}, stream.Journal{}, ""
 	}
 	if wasRunning {
 		m.due[st.ID] = m.now // the lease is over; only a wait before the job's time outlasts a stop
@@ -1019,7 +1025,7 @@ func (m *modelTest) compare(t *rapid.T) {
 	for i, st := range got {
 		id := m.order[len(m.order)-1-i]
 		want := m.jobs[id]
-		if st.ID != id || st.State != want.State || st.Epoch != want.Epoch || st.Attempts != want.Attempts || st.NoProgress != want.NoProgress ||
+		if st.ID != id || st.State != want.State || st.Epoch != want.Epoch || st.Attempts != want.Attempts || st.Stall != want.Stall ||
 			st.Progress != want.Progress || st.Journal != want.Journal || st.Reason != want.Reason || st.Owner != want.Owner || st.DedupeKey != want.DedupeKey {
 			t.Fatalf("job %s is\n%+v, want\n%+v", id, st, *want)
 		}

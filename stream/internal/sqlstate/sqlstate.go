@@ -1,0 +1,47 @@
+// Package sqlstate tells what Postgres' error codes mean to somebody who can try again.
+package sqlstate
+
+// Class is what an error says about trying the same once more.
+type Class int
+
+const (
+	Other     Class = iota // says nothing
+	Data                   // the same data will be refused again, whatever else is stored
+	Dependent              // other rows are missing or in the way, and may come or go
+	Lock                   // another transaction is in the way
+	Slow                   // the database did not wait for the client, or for a statement, any longer
+	Full                   // no space is left
+	Overload               // memory, connections or another limit is used up
+	Outage                 // the server goes, comes, cannot be written to for now, or the connection broke
+)
+
+// Of returns the class of a code. See https://www.postgresql.org/docs/current/errcodes-appendix.html.
+//
+// Constraints that compare a row with others are Dependent, also uniqueness: the row that is in the way may be about to be changed. NOT NULL
+// and CHECK look at the row alone. What a person has to put right, such as a missing table or right (class 42), is Other: it is no
+// reason to refuse a record.
+func Of(code string) Class {
+	switch code {
+	case "23503", "23505", "23P01", "23001": // foreign key, unique, exclusion, restrict
+		return Dependent
+	case "55P03", "55006": // lock_timeout or NOWAIT; object in use
+		return Lock
+	case "57014", "25P03", "25P04": // statement_timeout; idle_in_transaction_session_timeout; transaction_timeout
+		return Slow
+	case "53100":
+		return Full
+	case "25006": // read only: the server has become a standby, or was switched so while it is moved
+		return Outage
+	}
+	switch code[:min(2, len(code))] {
+	case "22", "23":
+		return Data
+	case "40": // serialization failure, deadlock
+		return Lock
+	case "53":
+		return Overload
+	case "08", "28", "57", "58": // connection; login, of which a password is being changed; shutdown and restart; the system below
+		return Outage
+	}
+	return Other
+}

@@ -1,0 +1,63 @@
+package pgstore
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/levada-io/levada/stream"
+	"github.com/levada-io/levada/stream/internal/sqlstate"
+)
+
+// classify marks the errors that are the record's fault, at once or once it has waited for other rows. Those that are nobody's fault, such as lock
+// waits and full disks, the worker knows by their codes.
+func classify(err error) error {
+	if stream.MarkOf(err) != "" {
+		return err
+	}
+	switch sqlstate.Of(sqlState(err)) {
+	case sqlstate.Data:
+		return stream.Skip(err)
+	case sqlstate.Dependent:
+		return stream.Later(err)
+	}
+	return err
+}
+
+// recordsFault reports whether the database has refused data.
+func recordsFault(err error) bool {
+	state := sqlState(err)
+	return strings.HasPrefix(state, "22") || strings.HasPrefix(state, "23")
+}
+
+// unconnected says why there is no connection.
+func unconnected(pool *pgxpool.Pool, err error) error {
+	if stat := pool.Stat(); err != nil && stat.AcquiredConns() >= stat.MaxConns() {
+		return stream.WithReason(stream.ReasonPoolExhausted, fmt.Errorf("all %d connections of the pool are in use: allow more (pool_max_conns in the connection string, or MaxConns), or fewer jobs at once (MaxJobs): %w",
+			stat.MaxConns(), err))
+	}
+	return err
+}
+
+// impatient explains the error of a handler whose transaction the server has ended, because it idled for too long. took is the time of the
+// whole handler: the error that it gets may be that of a broken connection alone.
+func (s *settings) impatient(conn *pgx.Conn, err error, took time.Duration) error {
+	state := sqlState(err)
+	if state != "25P03" && (state != "" || s.idle == 0 || took < s.idle || !conn.IsClosed()) || stream.MarkOf(err) != "" {
+		return err
+	}
+	return stream.WithReason(stream.ReasonTooSlow, fmt.Errorf(
+		"the handler had the transaction wait for longer than %v between two statements (Limits.Idle), and the server ended it: have it work before its first statement and in small steps, or raise the limit, and the lease with it: %w", s.idle, err))
+}
+
+// fenceWait names what keeps a fence from its row.
+func fenceWait(err error) error {
+	if passes(err) {
+		return stream.WithReason(stream.ReasonLockWait, errors.Join(errors.New("a commit of the job's former owner, or another transaction, holds the lock on its offset"), err))
+	}
+	return err
+}
