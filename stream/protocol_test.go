@@ -106,7 +106,7 @@ type (
 		// Streams are the answers to the reader's requests, the first of which asks from the start. Each ends with OK unless Status is set.
 		Streams []streamVector `json:"streams"`
 		// Outcome is what becomes of the reader: complete, or fails for good with this reason.
-		Outcome string `json:"outcome"`
+		Outcome Reason `json:"outcome"`
 		// Records is how many it has taken by then.
 		Records uint64 `json:"records"`
 	}
@@ -117,7 +117,7 @@ type (
 		Frames  []hexBytes `json:"frames"`
 		// Code is the status that the stream ends with, and Reason that of its ErrorInfo.
 		Code   string `json:"code,omitempty"`
-		Reason string `json:"reason,omitempty"`
+		Reason Reason `json:"reason,omitempty"`
 	}
 )
 
@@ -364,7 +364,7 @@ func TestProtocolVectorsReadings(t *testing.T) {
 			for err == nil {
 				_, err = reader.Next(ctx)
 			}
-			outcome := "complete"
+			outcome := Reason("complete")
 			if err != io.EOF {
 				for reason, sentinel := range sentinels {
 					if errors.Is(err, sentinel) {

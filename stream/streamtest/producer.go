@@ -382,7 +382,7 @@ func checkTooLarge(p ProducerUnderTest, all []stream.Record) error {
 }
 
 // refused checks that a request is answered with an error of the protocol, and with nothing before it.
-func (p ProducerUnderTest) refused(req *streamv1.ReadRequest, code codes.Code, reason string) error {
+func (p ProducerUnderTest) refused(req *streamv1.ReadRequest, code codes.Code, reason stream.Reason) error {
 	ctx, cancel := context.WithTimeout(context.Background(), producerPatience)
 	defer cancel()
 	in, err := streamv1.NewStreamClient(p.Conn).Read(ctx, req)
@@ -393,10 +393,10 @@ func (p ProducerUnderTest) refused(req *streamv1.ReadRequest, code codes.Code, r
 		}
 	}
 	s := status.Convert(err)
-	got := ""
+	got := stream.Reason("")
 	for _, detail := range s.Details() {
 		if info, ok := detail.(*errdetails.ErrorInfo); ok && info.GetDomain() == "stream.levada.io" {
-			got = info.GetReason()
+			got = stream.Reason(info.GetReason())
 		}
 	}
 	if s.Code() != code || got != reason {

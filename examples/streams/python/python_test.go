@@ -488,7 +488,7 @@ func TestTokenOfAnotherStreamIsRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for reason, token := range map[string][]byte{stream.ReasonQueryChanged: frame.GetMark().GetToken(), stream.ReasonBadToken: []byte("1")} {
+	for reason, token := range map[stream.Reason][]byte{stream.ReasonQueryChanged: frame.GetMark().GetToken(), stream.ReasonBadToken: []byte("1")} {
 		reader, err := stream.NewReader(stream.ReaderConfig{Dial: dial, Stream: "users", Logger: slog.New(slog.DiscardHandler)}, stream.Checkpoint{Token: token})
 		if err != nil {
 			t.Fatal(err)
