@@ -136,7 +136,7 @@ Cancelled jobs are retried by their ids only.`
 // retryAll retries failed jobs. The flags of the store, the hints and the output are those that the command has anyway.
 func retryAll(cmd *cobra.Command, reasons, streams []string, dryRun bool) (err error) {
 	flag := func(name string) string { return cmd.Flags().Lookup(name).Value.String() }
-	store, hints, out := storeFlag{flag("store")}, hintFlag{flag("hints")}, outputFlag{flag("output")}
+	store, hints, out := storeFlag{flag("store"), flag("store-schema")}, hintFlag{flag("hints")}, outputFlag{flag("output")}
 	d, err := store.open(cmd.Context(), false)
 	if err != nil {
 		return err

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/levada-io/levada/stream"
 	"github.com/levada-io/levada/stream/internal/sqlstate"
@@ -35,7 +34,7 @@ func recordsFault(err error) bool {
 }
 
 // unconnected says why there is no connection.
-func unconnected(pool *pgxpool.Pool, err error) error {
+func unconnected(pool *tables, err error) error {
 	if stat := pool.Stat(); err != nil && stat.AcquiredConns() >= stat.MaxConns() {
 		return stream.WithReason(stream.ReasonPoolExhausted, fmt.Errorf("all %d connections of the pool are in use: allow more (pool_max_conns in the connection string, or MaxConns), or fewer jobs at once (MaxJobs): %w",
 			stat.MaxConns(), err))
