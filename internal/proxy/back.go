@@ -58,7 +58,7 @@ func (b *back) take(s *stream) bool {
 	if !b.open() || len(b.out) > maxHeads {
 		return false
 	}
-	s.back, s.backID = b, b.next
+	s.back, s.backID, s.outFirst = b, b.next, b.announced
 	b.next += 2
 	b.streams[s.backID] = s
 	if b.next > frame.MaxStream-2 {

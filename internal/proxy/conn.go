@@ -17,25 +17,24 @@ import (
 )
 
 const (
-	maxOut         = 256 << 10 // of a connection's output; DATA waits with its stream beyond it
-	lowOut         = 64 << 10  // below it, streams that wait get their turn
-	maxReplies     = 64 << 10  // of output that answers frames of a peer that does not read
-	smallOut       = 4 << 10   // that an idle connection may keep
-	largeOut       = 64 << 10
-	smallRead      = 4 << 10
-	largeRead      = 64 << 10
-	maxBlock       = 256 << 10 // of a header block in pieces
-	maxPieces      = 64        // of a header block
-	connWindow     = 16 << 20  // that we grant a peer for a connection; it is given back at once, streams are what is held
-	firstWindow    = 64 << 10  // that we grant for a stream
-	largeWindow    = 512 << 10 // to which it grows while what comes is passed on at once
-	turn           = 16 << 10  // bytes that one stream may send before others get their turn
-	turnFrames     = 512       // of one peer that are read before others get their turn
-	controlBurst   = 2000      // frames that carry nothing which a peer may send at once
-	controlRate    = 200       // more of them a second
-	controlSuspect = 100       // that may be sent at once from an address which had sent too many shortly before
-	controlEarn    = 4         // more of them for each frame with content that we sent to it
-	lastWords      = 500 * time.Millisecond
+	maxOut       = 256 << 10 // of a connection's output; DATA waits with its stream beyond it
+	lowOut       = 64 << 10  // below it, streams that wait get their turn
+	maxReplies   = 64 << 10  // of output that answers frames of a peer that does not read
+	smallOut     = 4 << 10   // that an idle connection may keep
+	largeOut     = 64 << 10
+	smallRead    = 4 << 10
+	largeRead    = 64 << 10
+	smallFrame   = 1 << 10   // of a header block: one that is smaller, and does not end the block, carries nothing to speak of
+	connWindow   = 16 << 20  // that we grant a peer for a connection; it is given back at once, streams are what is held
+	firstWindow  = 64 << 10  // that we grant for a stream
+	largeWindow  = 512 << 10 // to which it grows while what comes is passed on at once
+	turn         = 16 << 10  // bytes that one stream may send before others get their turn
+	turnFrames   = 512       // of one peer that are read before others get their turn
+	controlBurst = 10_000    // frames that carry nothing which an endpoint may send at once
+	controlRate  = 1000      // more of them a second
+	controlEarn  = 4         // more of them for each frame with content that we sent to it
+	costly       = 4         // of them for a frame that carries more than it may
+	lastWords    = 500 * time.Millisecond
 )
 
 var (
@@ -59,6 +58,8 @@ type side interface {
 	batch(w *wakes)
 	// settled: the peer's settings are in force. With more, windows have grown.
 	settled(more bool) error
+	// windowChanged: the peer has acknowledged another window for its streams.
+	windowChanged(windowSize)
 }
 
 // conn is what a front and a back have in common.
@@ -87,21 +88,28 @@ type conn struct {
 	tail      int          // where in out the last DATA frame begins, which is
 	tailOf    uint32       // this stream's; 0: there is none
 	replies   int          // bytes in out that answer the peer's frames
+	blocks    int          // and of large header blocks
+	announced int32        // the window of a new stream, as we have said it last
+	unacked   []windowSize // what we have said of it, that the peer has not acknowledged
 	earned    atomic.Int32 // frames with content that were sent since the reader looked
 
 	// The reader's.
-	reader    *header.Reader
-	woken     wakes
-	now       int64
-	owed      int // of the connection's window
-	granted   int64
-	pieces    []byte // a header block, while it comes
-	pieceOf   uint32
-	pieceEnd  bool
-	pieceBad  error // what is wrong with the stream's frame, to be said after the block
-	pieceLeft int
-	control   float64 // frames without content that the peer may still send
+	reader   *header.Reader
+	woken    wakes
+	now      int64
+	owed     int // of the connection's window
+	granted  int64
+	pieceOf  uint32 // the stream of a header block that comes in pieces; 0: there is none
+	pieceEnd bool
+	pieceBad error // what is wrong with the stream's frame, to be said after the block
+	pieceLen int   // bytes of the block that have come
+	maxList  int   // of a header list that we take
+	// The budget for what the peer may send that carries nothing: what is left of it, at most burst. Invariant: it is above -burst, or the connection is
+	// being closed. With a burst of 0 there is no limit.
+	control   float64
 	controlAt int64
+	burst     float64
+	rate      float64 // that comes back each second
 }
 
 // peer is what the other end said in SETTINGS.
@@ -117,14 +125,21 @@ func (c *conn) init(p *Proxy, nc net.Conn, maxList int) {
 	c.proxy, c.nc = p, nc
 	c.wake = make(chan struct{}, 1)
 	c.encoder = header.NewWriter(frame.DefaultTableSize)
-	c.reader = header.NewReader(frame.DefaultTableSize, maxList)
+	c.reader, c.maxList = header.NewReader(frame.DefaultTableSize, maxList), maxList
 	c.window = frame.DefaultWindow
 	c.granted = connWindow
 	c.peer = peer{window: frame.DefaultWindow, maxFrame: frame.DefaultMaxFrame, streams: 1<<32 - 1, list: 1<<63 - 1}
 	c.now = p.wheel.Now()
 	c.lastRead.Store(c.now)
 	c.lastNews.Store(c.now)
-	c.control, c.controlAt = controlBurst, c.now
+	c.budget(controlBurst, controlRate)
+	c.announced, c.unacked = firstWindow, []windowSize{{}}
+}
+
+// budget sets what the peer may send that carries nothing.
+func (c *conn) budget(burst, rate int) {
+	c.burst, c.rate = float64(burst), float64(rate)
+	c.control, c.controlAt = c.burst, c.now
 }
 
 // wakes collects the connections to which something was appended, and what else is to be done once no lock is held.
@@ -215,7 +230,7 @@ func (c *conn) write(s side) {
 			continue
 		}
 		b := c.out
-		c.out, c.replies, c.tailOf = spare[:0], 0, 0
+		c.out, c.replies, c.blocks, c.tailOf = spare[:0], 0, 0, 0
 		c.writing, c.writeFrom = len(b), c.proxy.wheel.Now()
 		c.mu.Unlock()
 		n, err := c.nc.Write(b)
@@ -310,7 +325,11 @@ func (c *conn) room() int {
 
 // appendBlock appends a set as a header block. mu is held.
 func (c *conn) appendBlock(id uint32, set *header.Set, end bool) {
+	before := len(c.out)
 	c.out = frame.AppendHeaders(c.out, id, c.encoder.Block(set), end, c.peer.maxFrame)
+	if n := len(c.out) - before; n > turn {
+		c.blocks += n
+	}
 	c.earned.Add(1)
 }
 
@@ -488,17 +507,23 @@ func (c *conn) dispatch(s side, h frame.Header, p []byte) error {
 		if c.pieceOf == 0 {
 			return frame.Error{Code: frame.ProtocolError, Reason: "CONTINUATION without HEADERS"}
 		}
-		if c.pieceLeft--; c.pieceLeft < 0 || len(c.pieces)+len(p) > maxBlock {
-			return frame.Error{Code: frame.EnhanceYourCalm, Reason: "a header block without end"}
+		if c.pieceLen += len(p); c.pieceLen > c.maxList {
+			// It is read on, since the table must be kept right for the other streams, but not without end.
+			if err := c.spend(costly, "CONTINUATION frames above the limit"); err != nil {
+				return err
+			}
+		} else if len(p) < smallFrame && !h.Has(frame.EndHeaders) {
+			if err := c.spend(costly, "small CONTINUATION frames"); err != nil {
+				return err
+			}
 		}
-		c.pieces = append(c.pieces, p...)
-		if !h.Has(frame.EndHeaders) {
-			return nil
+		if err := c.piece(p); err != nil || !h.Has(frame.EndHeaders) {
+			return err
 		}
 		id := c.pieceOf
-		block := c.pieces
-		c.pieceOf, c.pieces = 0, nil
-		return c.decoded(s, id, block, c.pieceEnd)
+		c.pieceOf = 0
+		set, err := c.reader.End()
+		return c.decoded(s, id, set, err, c.pieceEnd)
 	case frame.Priority:
 		if h.Stream == 0 {
 			return frame.Error{Code: frame.ProtocolError, Reason: "PRIORITY on stream 0"}
@@ -596,22 +621,34 @@ func (c *conn) headers(s side, h frame.Header, p []byte) error {
 	c.lastNews.Store(c.now)
 	end := h.Has(frame.EndStream)
 	if !h.Has(frame.EndHeaders) {
-		c.pieceOf, c.pieceEnd, c.pieceLeft = h.Stream, end, maxPieces
-		c.pieces = append(make([]byte, 0, 2*len(p)), p...)
-		return nil
+		c.pieceOf, c.pieceEnd, c.pieceLen = h.Stream, end, len(p)
+		c.reader.Begin()
+		return c.piece(p)
 	}
-	return c.decoded(s, h.Stream, p, end)
-}
-
-func (c *conn) decoded(s side, id uint32, block []byte, end bool) error {
-	heavy := len(block) > uncounted && c.heavy != nil
+	heavy := len(p) > uncounted && c.heavy != nil
 	if heavy {
 		c.heavy <- struct{}{}
 	}
-	set, err := c.reader.Read(block)
+	set, err := c.reader.Read(p)
 	if heavy {
 		<-c.heavy
 	}
+	return c.decoded(s, h.Stream, set, err, end)
+}
+
+// piece decodes a part of a header block.
+func (c *conn) piece(p []byte) error {
+	if c.heavy != nil {
+		c.heavy <- struct{}{}
+		defer func() { <-c.heavy }()
+	}
+	if err := c.reader.Piece(p); err != nil {
+		return frame.Error{Code: frame.CompressionError, Reason: err.Error()}
+	}
+	return nil
+}
+
+func (c *conn) decoded(s side, id uint32, set *header.Set, err error, end bool) error {
 	if err != nil {
 		return frame.Error{Code: frame.CompressionError, Reason: err.Error()}
 	}
@@ -628,6 +665,9 @@ func (c *conn) settings(s side, h frame.Header, p []byte) error {
 		return frameError(h.Stream == 0, "SETTINGS")
 	}
 	if h.Has(frame.Ack) {
+		if change, ok := c.acknowledged(); ok && change.delta != 0 {
+			s.windowChanged(change)
+		}
 		return c.spend(1, "SETTINGS frames")
 	}
 	if err := c.spend(1+len(p)/60, "SETTINGS frames"); err != nil {
@@ -690,22 +730,32 @@ func (c *conn) grant() {
 	c.owed = 0
 }
 
-// spend may be called with and without the lock. It takes from what the peer may send without giving us work that is worth it. Who is sent much may say much: acknowledge, measure, grant.
+// spend takes from the budget for what carries nothing, and returns an error once the peer has used up twice the burst. Until then, who has used it up once
+// is only refused new calls: see front.block. It may be called with and without the lock. A peer that is sent much may send much: it acknowledges, measures and
+// grants.
 func (c *conn) spend(n int, what string) error {
-	if c.control -= float64(n); c.control >= 0 {
+	if c.burst == 0 {
 		return nil
 	}
-	c.refillControl()
-	c.control = min(c.control+float64(c.earned.Swap(0))*controlEarn, controlBurst)
-	if c.control >= 0 {
+	if c.control -= float64(n); !c.overBudget() || c.control > -c.burst {
 		return nil
 	}
 	return frame.Error{Code: frame.EnhanceYourCalm, Reason: "too many " + what}
 }
 
+// overBudget reports whether the peer has used up its budget.
+func (c *conn) overBudget() bool {
+	if c.control >= 0 || c.burst == 0 {
+		return false
+	}
+	c.refillControl()
+	c.control = min(c.control+float64(c.earned.Swap(0))*controlEarn, c.burst)
+	return c.control < 0
+}
+
 func (c *conn) refillControl() {
 	if passed := c.now - c.controlAt; passed > int64(100*time.Millisecond) {
-		c.control = min(controlBurst, c.control+controlRate*time.Duration(passed).Seconds())
+		c.control = min(c.burst, c.control+c.rate*time.Duration(passed).Seconds())
 		c.controlAt = c.now
 	}
 }

@@ -40,6 +40,7 @@ const (
 	reasonBadRequest     = "BAD_REQUEST"           // not what gRPC allows
 	reasonStalled        = "STALLED"               // the caller takes nothing
 	reasonMemory         = "OUT_OF_MEMORY"         // what the caller does not take is more than the proxy keeps
+	reasonOverBudget     = "OVER_BUDGET"           // the connection's abuse budget is used up
 	reasonHidden         = grpclife.ReasonHidden   // another proxy behind this one hid that a connection was lost
 	reasonDraining       = grpclife.ReasonDraining //
 	reasonAge            = grpclife.ReasonStreamAge

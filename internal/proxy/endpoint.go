@@ -319,10 +319,13 @@ func (e *endpoint) connection() (*back, error) {
 		}
 	}
 	b := &back{endpoint: e, streams: map[uint32]*stream{}, next: 1, since: time.Now()}
-	b.init(p, nc, maxResponseHeaders)
+	maxList := int(config.MaxResponseHeaderBytes)
+	b.init(p, nc, maxList)
+	b.reader.KeepStatus()
 	b.watch.Init(b.look)
-	hello := frame.AppendSettings([]byte(frame.Preface), frame.Setting{ID: frame.EnablePush, Value: 0}, frame.Setting{ID: frame.InitialWindowSize, Value: firstWindow},
-		frame.Setting{ID: frame.MaxHeaderListSize, Value: maxResponseHeaders})
+	b.announced = p.window.Load()
+	hello := frame.AppendSettings([]byte(frame.Preface), frame.Setting{ID: frame.EnablePush, Value: 0}, frame.Setting{ID: frame.InitialWindowSize, Value: uint32(b.announced)},
+		frame.Setting{ID: frame.MaxHeaderListSize, Value: uint32(maxList)})
 	hello = frame.AppendWindowUpdate(hello, 0, connWindow-frame.DefaultWindow)
 	patience := prefaceTime
 	if e.cluster.anotherThan(e) { // that may be better: the calls that wait here can go there

@@ -14,12 +14,9 @@ import (
 )
 
 const (
-	// Headers above it cost their sender, by the square.
-	largeHeader = 8 << 10
-	costly      = 4                      // frames without content that something counts as which makes us work
-	rapidReset  = 100 * time.Millisecond // a stream that its caller resets sooner than that was opened to be reset
-	keptCalls   = 256                    // whose routes a front remembers
-	keptFree    = 32                     // streams whose memory waits for the next ones
+	largeHeader = 8 << 10 // of a stream that was opened for nothing, for which it costs one more
+	keptCalls   = 256     // whose routes a front remembers
+	keptFree    = 32      // streams whose memory waits for the next ones
 )
 
 // front is a connection of a caller.
@@ -44,6 +41,9 @@ type front struct {
 	held      int    // bytes that wait in its streams
 	goodbye   bool   // GOAWAY was sent
 	limit     uint32 // of streams; 0 once there shall be no new ones
+	allowed   int32  // the window of a new stream, as far as the caller has acknowledged it
+	full      bool   // it has had as many streams as it may
+	warned    bool   // that its abuse budget is used up
 	forgotten forgotten
 
 	// The reader's.
@@ -152,7 +152,7 @@ func (f *front) block(id uint32, set *header.Set, end bool) error {
 	if f.closing || f.err != nil {
 		return nil
 	}
-	if uint32(len(f.streams)) >= f.limit || len(f.out) > 2*maxOut { // it opens streams and does not read how they end
+	if uint32(len(f.streams)) >= f.limit || len(f.out)-f.blocks > 2*maxOut { // it opens streams and does not read how they end
 		f.refuse(id, frame.RefusedStream, end)
 		f.proxy.stats.refused.Add(1)
 		return f.spend(1, "streams above the limit")
@@ -160,7 +160,10 @@ func (f *front) block(id uint32, set *header.Set, end bool) error {
 	req := set.Request()
 	if !set.TooLarge && req.Err != nil || end && req.Length > 0 {
 		f.refuse(id, frame.ProtocolError, end)
-		return f.spend(costly, "malformed requests")
+		return f.spend(1, "malformed requests")
+	}
+	if uint32(len(f.streams)+1) == f.limit {
+		f.atLimit()
 	}
 	s := f.take()
 	s.id, s.request = id, set
@@ -174,12 +177,16 @@ func (f *front) block(id uint32, set *header.Set, end bool) error {
 		s.end(e, w)
 		return nil
 	}
-	f.account(s, w)
-	if n := set.Size / largeHeader; n > 0 { // they wait for no window: a token of 8 KiB is nothing special, many times that is
-		if err := f.spend(n*n, "large headers"); err != nil {
-			return err
-		}
+	if f.overBudget() {
+		s.end(f.refusedForAbuse(), w)
+		f.earned.Add(-1) // its answer is not what the budget is filled for, and a caller that comes again and again must not lose its connection by it
+		return nil
 	}
+	if f.proxy.short(f) {
+		s.end(f.refusedForMemory(), w)
+		return nil
+	}
+	f.account(s, w)
 	f.unplaced = append(f.unplaced, unplaced{ref{s, id}, large(set)})
 	return nil
 }
@@ -277,7 +284,7 @@ func (f *front) resetStream(s *stream, code frame.Code, w *wakes) error {
 	f.forgotten.add(s.id, int(max(s.inWindow, 0)))
 	w.add(&f.conn)
 	s.cancelled(frame.Cancel, callerProtocol, w)
-	return f.spend(costly, "streams that break the protocol")
+	return f.spend(1, "streams that break the protocol")
 }
 
 // callOf finds the route, which is remembered for headers that come again.
@@ -371,10 +378,12 @@ func (f *front) reset(id uint32, code frame.Code) error {
 		}
 		return f.spend(1, "RST_STREAM frames on closed streams")
 	}
-	young := f.now-s.started < int64(rapidReset)
+	// A call that was given to an endpoint, or waits for one, is a call like any other, whenever its caller loses interest. One that was reset together with
+	// its own header, long before its deadline, was opened for nothing.
+	idle, cost := s.cluster == nil && s.attempts == 0 && !s.late(code), 1+s.request.Size/largeHeader
 	s.cancelled(code, endedByCaller, &f.woken)
-	if young {
-		return f.spend(costly, "streams that were reset at once")
+	if idle {
+		return f.spend(cost, "streams that were reset at once")
 	}
 	return nil
 }
@@ -457,7 +466,7 @@ func (f *front) look(now int64) {
 	case f.overdue(now):
 		f.fail(fmt.Errorf("the caller has not completed a header, or said its SETTINGS, within %v", c.HandshakeTimeout))
 		return
-	case f.pinged != 0 && now-f.pinged > int64(c.Keepalive.Timeout) && quiet > c.Keepalive.Timeout:
+	case f.pinged != 0 && now-f.pinged > int64(c.Keepalive.Timeout) && quiet > c.Keepalive.Timeout && f.proxy.silent(f.socket(), c.Keepalive.Timeout):
 		f.fail(fmt.Errorf("no answer to a PING within %v", c.Keepalive.Timeout))
 		return
 	case len(f.streams) == 0 && c.IdleTimeout > 0 && quiet > c.IdleTimeout:

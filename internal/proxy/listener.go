@@ -112,17 +112,21 @@ func (l *listener) serve(nc net.Conn) {
 	f.heavy = p.heavy
 	f.forwarded, f.origin = l.forwarded, originOf(nc)
 	f.accepted = f.now
-	if p.suspects.has(nc.RemoteAddr(), f.now) {
-		f.control = controlSuspect
-	}
+	f.budget(l.config.Abuse.Burst, l.config.Abuse.PerSecond)
 	f.watch.Init(f.look)
-	f.out = frame.AppendSettings(f.out, frame.Setting{ID: frame.MaxConcurrentStreams, Value: f.limit}, frame.Setting{ID: frame.InitialWindowSize, Value: firstWindow},
+	// Until the caller has read what it is allowed, it may send what RFC 9113 allows.
+	f.allowed, f.announced = firstWindow, p.window.Load()
+	f.unacked[0].delta = f.announced - firstWindow
+	f.out = frame.AppendSettings(f.out, frame.Setting{ID: frame.MaxConcurrentStreams, Value: f.limit}, frame.Setting{ID: frame.InitialWindowSize, Value: uint32(f.announced)},
 		frame.Setting{ID: frame.MaxHeaderListSize, Value: uint32(l.config.MaxHeaderBytes)})
 	f.out = frame.AppendWindowUpdate(f.out, 0, connWindow-frame.DefaultWindow)
 	if !p.enter(f) {
 		_ = nc.Close()
 		return
 	}
+	f.mu.Lock()
+	f.setWindow(p.window.Load(), 0) // which may have changed before it was noted
+	f.mu.Unlock()
 	p.wheel.Set(&f.watch, f.now+int64(f.watchEvery()))
 	f.run(first)
 	p.wheel.Stop(&f.watch)
@@ -224,9 +228,11 @@ func (f *front) run(first []byte) {
 	if errors.As(err, &broken) && f.err == nil {
 		reason = callerProtocol
 		if broken.Code == frame.EnhanceYourCalm {
-			f.proxy.suspects.add(f.nc.RemoteAddr(), f.now)
+			f.proxy.stats.overBudgetConnections.Add(1)
+			f.proxy.warn("connection closed, its abuse budget is used up twice over", "caller", f.nc.RemoteAddr().String(), "openStreams", len(f.streams), "error", err)
+		} else {
+			f.proxy.log.Debug("a caller breaks the protocol", "caller", f.nc.RemoteAddr().String(), "error", err)
 		}
-		f.proxy.log.Debug("a caller breaks the protocol", "caller", f.nc.RemoteAddr().String(), "error", err)
 		f.closeAfterOut(f.last, broken.Code, broken.Reason)
 		f.err = err
 		f.rouse()

@@ -76,7 +76,7 @@ func parse(t testing.TB, text string) *config.Config {
 	return c
 }
 
-func startConfig(t testing.TB, c *config.Config) *running {
+func startConfig(t testing.TB, c *config.Config, change ...func(*Proxy)) *running {
 	t.Helper()
 	logged := &lines{}
 	log := slog.New(slog.NewTextHandler(logged, nil))
@@ -86,6 +86,9 @@ func startConfig(t testing.TB, c *config.Config) *running {
 	p, err := New(c, Options{Logger: log})
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, f := range change {
+		f(p)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

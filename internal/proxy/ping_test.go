@@ -99,7 +99,7 @@ func virtual(t *testing.T, latency time.Duration, options []string, handler grpc
 	e := x.set.Backends()[0].Of
 	// What endpoint.connection does, without TCP.
 	b = &back{endpoint: e, streams: map[uint32]*stream{}, next: 1}
-	b.init(p, behind.dial(&running, latency), maxResponseHeaders)
+	b.init(p, behind.dial(&running, latency), 64<<10)
 	b.watch.Init(b.look)
 	hello := frame.AppendSettings([]byte(frame.Preface), frame.Setting{ID: frame.EnablePush, Value: 0}, frame.Setting{ID: frame.InitialWindowSize, Value: firstWindow})
 	if _, err := b.nc.Write(frame.AppendWindowUpdate(hello, 0, connWindow-frame.DefaultWindow)); err != nil {

@@ -20,9 +20,6 @@ import (
 	"github.com/levada-io/levada/internal/proxy/wheel"
 )
 
-// maxResponseHeaders are the bytes of headers that an endpoint may send at once.
-const maxResponseHeaders = 64 << 10
-
 // Options of a proxy.
 type Options struct {
 	// Logger; nil for slog.Default().
@@ -41,7 +38,8 @@ type Proxy struct {
 	options  Options
 	wheel    *wheel.Wheel
 	methods  methods
-	suspects suspects
+	warnings warnings
+	silent   func(net.Conn, time.Duration) bool // hostSilent, but in tests
 	stats    proxyStats
 	begun    time.Time
 
@@ -51,7 +49,10 @@ type Proxy struct {
 	ready    atomic.Bool
 	clock    atomic.Int64               // see now
 	held     atomic.Int64               // bytes that wait in streams
+	calls    atomic.Int64               // that are open
 	memory   int64                      // that held may be
+	window   atomic.Int32               // of a new stream: see adjustWindows
+	crowded  chan struct{}              // there are many more calls than window was made for
 	watchers atomic.Pointer[[]*Watcher] // nil for none
 
 	working     context.Context // until Run ends
@@ -105,6 +106,9 @@ func (s *state) route(listener, authority, path string) *route {
 func New(c *config.Config, o Options) (*Proxy, error) {
 	p := &Proxy{log: cmp.Or(o.Logger, slog.Default()), options: o, wheel: wheel.New(), fronts: map[*front]struct{}{}, backs: map[*back]struct{}{}, greeting: map[net.Conn]struct{}{}, routes: map[string]*routeStats{}, begun: time.Now()}
 	p.heavy = make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))
+	p.window.Store(firstWindow)
+	p.silent = hostSilent
+	p.crowded = make(chan struct{}, 1)
 	p.methods.known = map[string]*method{}
 	if p.memory = int64(c.Limits.Memory); p.memory == 0 {
 		p.memory = processMemory() / 4
@@ -199,6 +203,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	p.background.Go(func() {
 		returnMemory(p.working, func() int64 { return p.held.Load() + p.stats.fronts.Load()*perFront })
 	})
+	p.background.Go(func() { p.adjustWindows(p.working) })
 	if p.options.TuneCollector {
 		p.background.Go(func() { tuneCollector(p.working, processMemory()) })
 	}
@@ -372,11 +377,13 @@ func (p *Proxy) cut() {
 // hold notes a connection to an endpoint, unless the proxy has ended.
 func (p *Proxy) hold(b *back) bool {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if !p.over {
+	over := p.over
+	if !over {
 		p.backs[b] = struct{}{}
 	}
-	return !p.over
+	p.mu.Unlock()
+	b.setWindow(p.window.Load()) // which may have changed before it was noted
+	return !over
 }
 
 func (p *Proxy) release(b *back) {

@@ -16,21 +16,26 @@ type piece struct {
 }
 
 const (
-	smallPiece = 1 << 10
-	largePiece = 16 << 10
+	smallPiece  = 1 << 10
+	mediumPiece = 4 << 10
+	largePiece  = 16 << 10
 )
 
 var (
-	smallPieces = sync.Pool{New: func() any { return &piece{b: make([]byte, smallPiece)} }}
-	largePieces = sync.Pool{New: func() any { return &piece{b: make([]byte, largePiece)} }}
+	smallPieces  = sync.Pool{New: func() any { return &piece{b: make([]byte, smallPiece)} }}
+	mediumPieces = sync.Pool{New: func() any { return &piece{b: make([]byte, mediumPiece)} }}
+	largePieces  = sync.Pool{New: func() any { return &piece{b: make([]byte, largePiece)} }}
 )
 
 func (q *queue) append(p []byte) {
 	for q.size += len(p); len(p) > 0; {
 		if q.last == nil || q.last.w == len(q.last.b) {
+			// What a stream keeps takes at most four times its size: there are many streams that keep little.
 			pool := &largePieces
-			if q.last == nil && len(p) <= smallPiece {
+			if q.size <= smallPiece {
 				pool = &smallPieces
+			} else if q.size <= mediumPiece {
+				pool = &mediumPieces
 			}
 			next := pool.Get().(*piece)
 			if q.last == nil {
@@ -63,9 +68,12 @@ func (q *queue) skip(n int) {
 
 func (p *piece) release() {
 	p.next, p.r, p.w = nil, 0, 0
-	if len(p.b) == smallPiece {
+	switch len(p.b) {
+	case smallPiece:
 		smallPieces.Put(p)
-	} else {
+	case mediumPiece:
+		mediumPieces.Put(p)
+	default:
 		largePieces.Put(p)
 	}
 }

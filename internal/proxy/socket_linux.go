@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"net"
 	"syscall"
 	"time"
 
@@ -18,4 +19,31 @@ func lostAfter(_, _ string, c syscall.RawConn) error {
 		return e
 	}
 	return err
+}
+
+// hostSilent reports whether the peer's host has been silent for at least d although the kernel wants something acknowledged. A program that is busy for a minute
+// answers no PING, but its host acknowledges what it is sent, also while the program takes none of it; a host that is gone does not. Where there is no TCP, the
+// peer's own silence decides, and the other end of a Unix socket is never gone without a word.
+func hostSilent(nc net.Conn, d time.Duration) bool {
+	if _, ok := nc.(*net.UnixConn); ok {
+		return false
+	}
+	socket, ok := nc.(syscall.Conn)
+	if !ok {
+		return true
+	}
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return true
+	}
+	silent := true
+	_ = raw.Control(func(fd uintptr) { // fails for a connection that is closed already
+		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err != nil {
+			return
+		}
+		asking := info.Retransmits > 0 || info.Probes > 0
+		silent = asking && time.Duration(info.Last_ack_recv)*time.Millisecond >= d
+	})
+	return silent
 }

@@ -2,7 +2,14 @@
 
 package proxy
 
-import "syscall"
+import (
+	"net"
+	"syscall"
+	"time"
+)
 
-// lostAfter: only Linux lets us limit how long the kernel tries to deliver what we wrote. PING finds the same, later.
-func lostAfter(_, _ string, _ syscall.RawConn) error { return nil }
+// lostAfter needs an option that only Linux has: elsewhere the kernel's own patience counts.
+func lostAfter(string, string, syscall.RawConn) error { return nil }
+
+// hostSilent needs an option that only Linux has: elsewhere the peer's own silence decides.
+func hostSilent(net.Conn, time.Duration) bool { return true }

@@ -36,6 +36,11 @@ type proxyStats struct {
 	accepted atomic.Int64 // connections of callers
 	fronts   atomic.Int64 // of them, those that are open
 	refused  atomic.Int64 // streams above a connection's limit
+	full     atomic.Int64 // times that a connection had as many streams as it may
+
+	overBudgetCalls       atomic.Int64 // calls that were refused because their connection's abuse budget was used up
+	overBudgetConnections atomic.Int64 // connections that were closed because theirs was used up twice over
+	shortOfMemory         atomic.Int64 // calls that were refused, or ended, because of limits.memory
 }
 
 // routeStats are those of a route's name: a reload does not set them back.
@@ -81,7 +86,7 @@ type clusterStats struct {
 
 var reasons = [...]string{endedByBackend, endedByCaller, callerGone, callerProtocol, reasonConnectionLost, reasonConnectFailed, reasonNoBackend, reasonRefused,
 	reasonProtocol, reasonNoStatus, reasonCutMessage, reasonNotGRPC, reasonDeadline, reasonIdle, reasonNoRoute, reasonRateLimit, reasonMessageSize,
-	reasonHeaderSize, reasonBadRequest, reasonStalled, reasonMemory, reasonHidden, reasonDraining, reasonAge}
+	reasonHeaderSize, reasonBadRequest, reasonStalled, reasonMemory, reasonOverBudget, reasonHidden, reasonDraining, reasonAge}
 
 func reasonIndex(reason string) int {
 	for i := range reasons {

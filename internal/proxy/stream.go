@@ -65,6 +65,7 @@ type life struct {
 	ageEnd     int64
 	lastNews   int64 // a message either way; kept up only for routes with an idle timeout
 	stallEnd   int64 // by when the caller must have taken something
+	stuck      int64 // since when it has taken nothing of what waits for it
 	retryAt    int64 // a policy's retry
 	tryEnd     int64 // of an attempt without response headers
 	waitEnd    int64 // for an endpoint
@@ -82,9 +83,10 @@ type life struct {
 	backID    uint32
 
 	// From the caller to the endpoint. in waits to be sent, replay is all that came while the call may be sent once more.
-	inWindow   int32 // that the caller may still send
+	inWindow   int32 // that the caller may still send; negative after the window of all streams was made smaller
 	inOwed     int32 // of it, given back later
 	inSize     int32 // that it is kept at
+	inFirst    int32 // of it, what every new stream is granted: the rest is in front.grown
 	inMessages messages
 	in         queue
 	replay     []byte
@@ -104,9 +106,11 @@ type life struct {
 	outBytes    int64 // that came
 	frontWindow int64 // that the caller grants, beside what it grants every new stream
 	outMessages messages
+	sent        messages // what of outMessages has been sent to the caller
 	outWindow   int32
 	outOwed     int32
 	outSize     int32
+	outFirst    int32
 	prepaid     int32 // bytes of hold and out for which credit was given before they left
 	unpaid      int32 // bytes of hold for which it was not, because something waited for the caller
 	held        int32 // bytes of all that is kept, as they were counted last
@@ -132,7 +136,8 @@ type call struct {
 func (s *stream) begin(now int64) {
 	r := s.call.route
 	s.started, s.lastNews = now, now
-	s.inWindow, s.inSize, s.outWindow, s.outSize = firstWindow, firstWindow, firstWindow, firstWindow
+	s.inWindow, s.inSize, s.inFirst = s.front.allowed, s.front.allowed, s.front.allowed
+	s.outWindow, s.outSize, s.outFirst = firstWindow, firstWindow, firstWindow
 	s.inLeft, s.outLeft = -1, -1
 	s.replayable = true
 	req := s.request.Request()
@@ -205,11 +210,8 @@ func (s *stream) due(now int64, w *wakes) {
 	passed := func(at int64) bool { return at != 0 && at <= now }
 	switch {
 	case passed(s.stallEnd):
-		// What waits for the caller cannot be sent, so neither can trailers.
 		s.stallEnd = 0
-		s.outReset, s.resets = frame.EnhanceYourCalm, true
-		s.outcome(codes.ResourceExhausted, reasonStalled)
-		s.drop(w)
+		s.drop(unavailable(reasonStalled, "the caller has taken nothing for the listener's stallTimeout of %v", s.front.stallTimeout), w)
 	case s.outEnd:
 	case passed(s.deadline):
 		s.deadline = 0
@@ -323,7 +325,7 @@ func (s *stream) placed(w *wakes) {
 	w.add(&s.back.conn)
 	s.waiting = nil
 	s.inQueued, s.inEndSent, s.backWindow = false, s.back.headEnded(s), 0
-	s.outWindow, s.outSize, s.outOwed = firstWindow, firstWindow, 0
+	s.outWindow, s.outSize, s.outOwed = s.outFirst, s.outFirst, 0
 	if t := s.call.route.retry.PerTryTimeout; t > 0 && s.attemptsLeft() {
 		s.tryEnd = later(s.front.proxy.now(), t)
 		s.arm()
@@ -450,7 +452,7 @@ func (s *stream) received(p []byte, length int, end bool, w *wakes) error {
 		s.creditIn(pad, w)
 	}
 	if s.replayable {
-		if len(s.replay)+len(p) > s.call.route.replayBytes {
+		if n := len(s.replay) + len(p); n > s.call.route.replayBytes || n > keptReplay && s.front.proxy.pressed() {
 			s.fix()
 		} else {
 			s.replay = append(s.replay, p...)
@@ -470,7 +472,8 @@ func (s *stream) received(p []byte, length int, end bool, w *wakes) error {
 	return nil
 }
 
-// account counts what is kept for the stream. If it is too much for the process, those pay whose callers take the least.
+// account counts what is kept for the stream. If that of all streams is too much for the process although windows have been made smaller and new calls are
+// refused, those pay whose callers take nothing, and only those of connections with more than their share: see Proxy.pressed.
 func (s *stream) account(w *wakes) {
 	if !s.open { // it has ended meanwhile, and what it held is given back
 		return
@@ -478,6 +481,9 @@ func (s *stream) account(w *wakes) {
 	n := len(s.replay) + s.in.size + s.out.size + s.hold.size
 	if large(s.request) {
 		n += s.request.Size
+	}
+	if s.outTrailers != nil && large(s.outTrailers) {
+		n += s.outTrailers.Size
 	}
 	if n < uncounted {
 		n = 0
@@ -490,10 +496,10 @@ func (s *stream) account(w *wakes) {
 	s.held = int32(n)
 	f.held += more
 	all := p.held.Add(int64(more))
-	if more > 0 && all > p.memory && int64(f.held)*p.stats.fronts.Load() >= p.memory && s.open {
-		s.outcome(codes.ResourceExhausted, reasonMemory)
-		s.outReset, s.resets = frame.EnhanceYourCalm, true
-		s.drop(w)
+	if more > 0 && s.tooMuch(all) {
+		p.stats.shortOfMemory.Add(1)
+		p.warn("stream ended, limits.memory is exceeded", "caller", f.nc.RemoteAddr().String(), "path", s.call.path, "bytes", n, "connectionBytes", f.held, "allBytes", all, "limit", p.memory)
+		s.drop(failure(codes.ResourceExhausted, reasonMemory, http.StatusServiceUnavailable, "what waits for the caller is more than limits.memory allows"), w)
 	}
 }
 
@@ -590,7 +596,7 @@ func (s *stream) creditIn(n int, w *wakes) {
 // growth is by how much a window becomes larger, since what comes through it is passed on at once.
 func (s *stream) growth(size *int32, passes bool) int32 {
 	more := min(*size, largeWindow-*size)
-	if !passes || more <= 0 || s.front.grown+int(more) > grownLimit {
+	if p := s.front.proxy; !passes || more <= 0 || s.front.grown+int(more) > int(min(grownLimit, p.memory/8)) || p.pressed() {
 		return 0
 	}
 	s.front.grown += int(more)
@@ -613,12 +619,20 @@ func (s *stream) header(set *header.Set, end bool, w *wakes) {
 	switch {
 	case s.outEnd:
 		return // the end waits for the caller to take what comes before
-	case set.TooLarge:
-		s.fault(frame.Cancel, failure(codes.ResourceExhausted, reasonHeaderSize, http.StatusBadGateway, "the backend sent more headers than the proxy takes"), w)
 	case r.Err != nil:
 		s.fault(frame.ProtocolError, failure(codes.Internal, reasonProtocol, http.StatusBadGateway, "the backend sent %v", r.Err), w)
-	case int64(set.Size) > s.front.peer.list:
-		s.fault(frame.Cancel, failure(codes.ResourceExhausted, reasonHeaderSize, http.StatusBadGateway, "the backend sent more headers than the caller takes"), w)
+	case set.TooLarge || int64(set.Size) > s.front.peer.list:
+		if s.grpc && end && r.HasCode { // how the call ended is worth more than what was said about it
+			set = header.Shortened(set, int(min(s.front.peer.list, int64(s.cluster.config().MaxResponseHeaderBytes))))
+			s.ended(set, set.Response(), w)
+			return
+		}
+		taken, who := s.front.peer.list, "the caller"
+		if set.TooLarge {
+			taken, who = int64(s.cluster.config().MaxResponseHeaderBytes), "maxResponseHeaderBytes of the backend"
+		}
+		s.fault(frame.Cancel, failure(codes.ResourceExhausted, reasonHeaderSize, http.StatusBadGateway,
+			"the backend sent a header of %d bytes, more than the %d that %s allows", set.Size, taken, who), w)
 	case s.headed:
 		s.trailers(set, r, end, w)
 	case r.Status < 100:
@@ -632,6 +646,15 @@ func (s *stream) header(set *header.Set, end bool, w *wakes) {
 		}
 	default:
 		s.firstHeader(set, r, end, w)
+	}
+}
+
+// ended takes the block that ends a gRPC call.
+func (s *stream) ended(set *header.Set, r *header.Response, w *wakes) {
+	if s.headed {
+		s.trailers(set, r, true, w)
+	} else {
+		s.firstHeader(set, r, true, w)
 	}
 }
 
@@ -672,6 +695,10 @@ func (s *stream) firstHeader(set *header.Set, r *header.Response, end bool, w *w
 		s.chosen.Observe(balance.Success, s.firstReply) // its end may be far away
 	}
 	if !end {
+		if large(set) && s.front.room() < -maxOut { // it waits for no window, and the caller does not read
+			s.fault(frame.Cancel, failure(codes.ResourceExhausted, reasonMemory, http.StatusServiceUnavailable, "the caller does not read the headers that it gets"), w)
+			return
+		}
 		s.front.appendBlock(s.id, set, false)
 		w.add(&s.front.conn)
 		if s.outLeft = r.Length; s.bodiless(r) {
@@ -837,7 +864,9 @@ func (s *stream) cut(p []byte, credit *int, w *wakes) bool {
 // holds is the size of messages that are kept until they are whole. While much of the memory is taken already, or much by this caller, it is what a window takes in
 // any case.
 func (s *stream) holds() int64 {
-	if p := s.front.proxy; p.held.Load() > p.memory/2 || s.front.held > heldLimit {
+	if p := s.front.proxy; p.pressed() {
+		return min(int64(s.call.route.holdBytes), int64(p.window.Load()))
+	} else if s.front.held > heldLimit {
 		return min(int64(s.call.route.holdBytes), firstWindow)
 	}
 	return int64(s.call.route.holdBytes)
@@ -889,12 +918,15 @@ func (s *stream) sendOut(p []byte, w *wakes) (sent int) {
 			break
 		}
 		f.appendData(s.id, p[:n], false)
+		if s.grpc {
+			s.sent.feed(p[:n], 0)
+		}
 		s.frontWindow -= int64(n)
 		sent += n
 		p = p[n:]
 	}
 	if sent > 0 {
-		s.stallEnd = 0
+		s.stallEnd, s.stuck = 0, 0
 		w.add(&f.conn)
 		paid := min(sent, int(s.prepaid))
 		s.prepaid -= int32(paid)
@@ -905,14 +937,20 @@ func (s *stream) sendOut(p []byte, w *wakes) (sent int) {
 
 // pushOut sends what waits for the caller, and after the last the end.
 func (s *stream) pushOut(w *wakes) {
+	f := s.front
 	s.flushOut(w)
 	if s.out.size > 0 {
-		if s.stallEnd == 0 {
+		if s.stuck == 0 {
 			s.stall()
 		}
 		return
 	}
-	s.stallEnd = 0
+	if s.outTrailers != nil && large(s.outTrailers) && f.room() <= 0 { // much that waits for no window: one at a time
+		f.queue(s)
+		s.account(w)
+		return
+	}
+	s.stallEnd, s.stuck = 0, 0
 	if n := s.unpaid; n > 0 {
 		s.unpaid = 0
 		s.prepaid += n
@@ -928,8 +966,9 @@ func (s *stream) pushOut(w *wakes) {
 
 // stall gives the caller time to take something.
 func (s *stream) stall() {
+	s.stuck = s.front.proxy.now()
 	if d := s.front.stallTimeout; d > 0 {
-		s.stallEnd = later(s.front.proxy.now(), d)
+		s.stallEnd = later(s.stuck, d)
 		s.arm()
 	}
 }
@@ -944,8 +983,8 @@ func (s *stream) creditOut(n int, w *wakes) {
 		return
 	}
 	passes := s.out.size == 0 && s.hold.size == 0
-	if !passes && s.outSize > firstWindow { // the caller is slow now: what it was granted beyond the first window is not granted again
-		less := min(s.outOwed, s.outSize-firstWindow)
+	if !passes && s.outSize > s.outFirst { // the caller is slow now: what it was granted beyond the first window is not granted again
+		less := min(s.outOwed, s.outSize-s.outFirst)
 		s.outSize -= less
 		s.front.grown -= int(less)
 		if s.outOwed -= less; s.outOwed == 0 {
@@ -1007,7 +1046,7 @@ func (s *stream) sendEnd(w *wakes) {
 		s.outcome(e.code, e.reason)
 		f.out = frame.AppendReset(f.out, s.id, frame.InternalError)
 		s.inEnd = true
-	case s.torn && s.outMessages.count > 0:
+	case !s.sent.between() && s.sent.count > 0:
 		// Half of a message is out: trailers would make some clients say INTERNAL. After a whole message none of them sends the call again.
 		s.outcome(e.code, e.reason)
 		f.out = frame.AppendReset(f.out, s.id, frame.RefusedStream)
@@ -1049,12 +1088,16 @@ func (s *stream) cancelled(code frame.Code, reason string, w *wakes) {
 	s.finish(w)
 }
 
-// drop ends the call without the messages that wait for the caller.
-func (s *stream) drop(w *wakes) {
+// drop ends the call without the messages that wait for the caller. Its end waits for no window.
+func (s *stream) drop(e *ending, w *wakes) {
 	s.leave(balance.Ignored, true, frame.Cancel, w)
 	s.out.clear()
 	s.hold.clear()
-	s.outEnd = true
+	if !s.outEnd {
+		s.outEnd, s.outEnding = true, e
+	} else if !s.resets { // the backend's own end does not fit any more: messages before it are missing
+		s.outTrailers, s.outEnding = nil, e
+	}
 	s.sendEnd(w)
 }
 
@@ -1076,7 +1119,7 @@ func (s *stream) finish(w *wakes) {
 	if s.waitEnd != 0 && s.cluster != nil {
 		s.cluster.forget(s)
 	}
-	f.grown -= int(s.inSize - firstWindow + s.outSize - firstWindow)
+	f.grown -= int(s.inSize - s.inFirst + s.outSize - s.outFirst)
 	f.remove(s, w)
 }
 

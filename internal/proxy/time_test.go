@@ -230,8 +230,8 @@ func TestStall(t *testing.T) {
 		r := e.takeRequest()
 		e.respond(r.id)
 		e.data(r.id, prefixed([]byte("x")), false)
-		if got := c.end(id).status(); got != "ENHANCE_YOUR_CALM" {
-			t.Errorf("ended with %s", got)
+		if a := c.end(id); a.status() != "14" || a.reason() != reasonStalled {
+			t.Errorf("ended with %s, %s", a.status(), a.reason())
 		}
 		if got := e.resetOf(r.id); got != http2.ErrCodeCancel {
 			t.Errorf("the endpoint was told %v", got)
@@ -248,7 +248,21 @@ func TestStall(t *testing.T) {
 		e.respond(r.id)
 		e.data(r.id, prefixed([]byte("x")), false)
 		e.finish(r.id, "0")
-		if got := c.end(id).status(); got != "ENHANCE_YOUR_CALM" {
+		if a := c.end(id); a.status() != "14" || a.reason() != reasonStalled {
+			t.Errorf("ended with %s, %s", a.status(), a.reason())
+		}
+	})
+	t.Run("window, in the middle of a message", func(t *testing.T) {
+		back := listen(t)
+		p := start(t, oneBackend(back.addr(), "listener: stallTimeout: 200ms"))
+		c := dial(t, p.addr, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 8})
+		c.keep()
+		id := c.begin(true)
+		e := back.accept()
+		r := e.takeRequest()
+		e.respond(r.id)
+		e.data(r.id, append(prefixed([]byte("x")), prefixed([]byte("yz"))...), false)
+		if got := c.end(id).status(); got != "REFUSED_STREAM" { // which clients call UNAVAILABLE; trailers would make some of them say INTERNAL
 			t.Errorf("ended with %s", got)
 		}
 	})
@@ -341,10 +355,28 @@ func TestPingsOnlyWithStreams(t *testing.T) {
 	})
 }
 
-// TestSilentCaller: a caller that is gone without a word is found by PING, and its streams are cancelled.
+// TestBusyCallerIsNotGone: a caller whose program answers no PING for a while, since it works, keeps its streams as long as its host acknowledges what it is sent.
+func TestBusyCallerIsNotGone(t *testing.T) {
+	back := listen(t)
+	p := start(t, oneBackend(back.addr(), "listener: keepalive: {interval: 50ms, timeout: 50ms}"))
+	c := dial(t, p.addr)
+	c.fallSilent()
+	id := c.begin(true)
+	e := back.accept()
+	r := e.takeRequest()
+	c.await("a PING", func(e *event) bool { return e.kind == http2.FramePing && !e.ack })
+	never(t, "the caller's stream ended", time.Second, func() bool { return p.Open() == 0 })
+	e.only(r.id, "0")
+	if a := c.end(id); a.status() != "0" {
+		t.Errorf("ended with %s", a.status())
+	}
+}
+
+// TestSilentCaller: a caller whose host is gone without a word is found by PING, and its streams are cancelled.
 func TestSilentCaller(t *testing.T) {
 	back := listen(t)
-	p := start(t, oneBackend(back.addr(), "listener: keepalive: {interval: 200ms, timeout: 200ms}"))
+	p := startConfig(t, parse(t, oneBackend(back.addr(), "listener: keepalive: {interval: 200ms, timeout: 200ms}")),
+		func(p *Proxy) { p.silent = func(net.Conn, time.Duration) bool { return true } })
 	c := dial(t, p.addr)
 	c.fallSilent()
 	c.begin(false)

@@ -62,9 +62,15 @@ type Stats struct {
 	Connections    int64 // of callers, open
 	Accepted       int64 // connections of callers, ever
 	RefusedStreams int64 // above the limit of a connection
-	Draining       bool
-	Routes         []RouteStats   // sorted by name
-	Backends       []BackendStats // sorted by name
+	// Full is how often a connection had as many streams as it may.
+	Full int64
+	// OverBudgetCalls were refused because their connection's abuse budget was used up, and OverBudgetConnections closed because it was so twice over.
+	OverBudgetCalls, OverBudgetConnections int64
+	// ShortOfMemory are the calls that were refused or ended because of limits.memory.
+	ShortOfMemory int64
+	Draining      bool
+	Routes        []RouteStats   // sorted by name
+	Backends      []BackendStats // sorted by name
 }
 
 // RouteStats are those of a route.
@@ -115,7 +121,8 @@ type EndpointStats struct {
 
 // Stats returns all counters.
 func (p *Proxy) Stats() Stats {
-	s := Stats{Connections: p.stats.fronts.Load(), Accepted: p.stats.accepted.Load(), RefusedStreams: p.stats.refused.Load(), Draining: p.draining.Load()}
+	s := Stats{Connections: p.stats.fronts.Load(), Accepted: p.stats.accepted.Load(), RefusedStreams: p.stats.refused.Load(), Full: p.stats.full.Load(),
+		OverBudgetCalls: p.stats.overBudgetCalls.Load(), OverBudgetConnections: p.stats.overBudgetConnections.Load(), ShortOfMemory: p.stats.shortOfMemory.Load(), Draining: p.draining.Load()}
 	p.mu.Lock()
 	for _, name := range slices.Sorted(maps.Keys(p.routes)) {
 		r := p.routes[name]

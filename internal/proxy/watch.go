@@ -101,6 +101,7 @@ func (p *Proxy) changeWatchers(change func([]*Watcher) []*Watcher) {
 // began counts and tells of a call. The lock of its front is held.
 func (p *Proxy) began(s *stream) {
 	s.countBegun()
+	p.opened()
 	tracer, watchers := p.options.Tracer, p.watchers.Load()
 	parent := ""
 	if tracer != nil {
@@ -130,6 +131,7 @@ func (p *Proxy) began(s *stream) {
 func (p *Proxy) ended(s *stream) {
 	took := time.Duration(p.wheel.Now() - s.started)
 	s.countEnded(took)
+	p.calls.Add(-1)
 	if s.reason == endedByBackend || s.reason == endedByCaller {
 		s.call.method.saw(s.inMessages.count, s.outMessages.count, took)
 	}

@@ -38,7 +38,7 @@ type Listener struct {
 	TLS *ListenerTLS `yaml:"tls,omitempty"`
 	// MaxConnections that are open at the same time; 0 is no limit. Those above it wait in the kernel's queue.
 	MaxConnections int `yaml:"maxConnections"`
-	// MaxStreams that a connection may have open at the same time (SETTINGS_MAX_CONCURRENT_STREAMS).
+	// MaxStreams that a connection may have open at the same time (SETTINGS_MAX_CONCURRENT_STREAMS). Further calls wait in the caller's library.
 	MaxStreams int `yaml:"maxStreams"`
 	// MaxHeaderBytes of a request, counted as HTTP/2 does: 32 bytes for each field on top of its name and value.
 	MaxHeaderBytes Bytes `yaml:"maxHeaderBytes"`
@@ -46,20 +46,33 @@ type Listener struct {
 	HandshakeTimeout time.Duration `yaml:"handshakeTimeout"`
 	// IdleTimeout is how long a connection without streams stays open; 0 is for ever.
 	IdleTimeout time.Duration `yaml:"idleTimeout"`
-	// StallTimeout is how long a caller may take nothing although something is there for it, before its connection is closed; 0 is for
-	// ever.
+	// StallTimeout is how long a caller may take nothing although something is there for it. Then the stream ends with UNAVAILABLE, or the
+	// connection is closed if its socket takes nothing. 0 is no limit.
 	StallTimeout time.Duration `yaml:"stallTimeout"`
 	// Keepalive finds callers that are gone without a word.
 	Keepalive Keepalive `yaml:"keepalive"`
 	// Forwarded is what endpoints learn of callers, where the route does not say it.
 	Forwarded Forwarded `yaml:"forwarded"`
+	// Abuse bounds what a connection may send that carries nothing.
+	Abuse Abuse `yaml:"abuse"`
+}
+
+// Abuse is the budget of a connection for frames that carry nothing and streams that were opened for nothing. Calls that reached a backend never
+// cost any of it, however they end. While the budget is used up, new calls of the connection are refused with RESOURCE_EXHAUSTED; a connection that
+// goes on until it has used twice the burst is closed.
+type Abuse struct {
+	// Burst is how many of them may come at once; 0 is no limit.
+	Burst int `yaml:"burst"`
+	// PerSecond is how many come back each second. What the connection is sent adds to it as well.
+	PerSecond int `yaml:"perSecond"`
 }
 
 // Keepalive is how a connection of a caller is tested with HTTP/2 PING.
 type Keepalive struct {
 	// Interval of silence after which a PING is sent; 0 is never.
 	Interval time.Duration `yaml:"interval"`
-	// Timeout is how long the answer may take before the connection is closed.
+	// Timeout is how long the answer may take before the connection is closed. On Linux it stays open as long as the caller's host
+	// acknowledges what it is sent: the caller is busy then, and not gone.
 	Timeout time.Duration `yaml:"timeout"`
 }
 
@@ -123,6 +136,9 @@ type Backend struct {
 	ConnectTimeout time.Duration `yaml:"connectTimeout"`
 	// Ping finds endpoints that are gone without a word.
 	Ping Ping `yaml:"ping"`
+	// MaxResponseHeaderBytes of a header or of trailers that an endpoint sends, counted as HTTP/2 does. Above it, or above what the caller takes,
+	// trailers keep their status and lose the rest; a response's header ends the call with RESOURCE_EXHAUSTED.
+	MaxResponseHeaderBytes Bytes `yaml:"maxResponseHeaderBytes"`
 	// MaxConnections to one endpoint. 0 is as many as its MAX_CONCURRENT_STREAMS makes needed, and another one for calls with large headers.
 	MaxConnections int      `yaml:"maxConnections"`
 	Balance        Balance  `yaml:"balance"`

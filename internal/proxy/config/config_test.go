@@ -35,15 +35,15 @@ func parse(t testing.TB, text string) *config.Config {
 func TestDefaults(t *testing.T) {
 	want := &config.Config{
 		Listeners: []config.Listener{{
-			Address: "127.0.0.1:8080", MaxStreams: 1000, MaxHeaderBytes: 65536, HandshakeTimeout: 10 * time.Second, IdleTimeout: time.Hour,
-			StallTimeout: 30 * time.Second, Keepalive: config.Keepalive{Interval: 30 * time.Second, Timeout: 20 * time.Second},
+			Address: "127.0.0.1:8080", MaxStreams: 100_000, MaxHeaderBytes: 65536, HandshakeTimeout: 10 * time.Second, IdleTimeout: time.Hour,
+			Keepalive: config.Keepalive{Interval: 30 * time.Second, Timeout: 20 * time.Second}, Abuse: config.Abuse{Burst: 10_000, PerSecond: 1000},
 			Forwarded: config.Forwarded{Policy: "append", ClientCertificate: "none"},
 		}},
 		Admin:   config.Admin{Address: "127.0.0.1:9901"},
 		Drain:   config.Drain{Period: 30 * time.Second},
 		Tracing: config.Tracing{Sample: 0.01},
 		Backends: []config.Backend{{
-			Name: "orders", Target: "orders:50051", ConnectTimeout: time.Second, WaitForReady: 3 * time.Second,
+			Name: "orders", Target: "orders:50051", ConnectTimeout: time.Second, MaxResponseHeaderBytes: 16 << 20, WaitForReady: 3 * time.Second,
 			Ping:    config.Ping{Interval: 5 * time.Second, Timeout: 5 * time.Second, Gentle: true},
 			Balance: config.Balance{Decay: 10 * time.Second},
 			Ejection: config.Ejection{

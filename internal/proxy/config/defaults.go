@@ -36,8 +36,9 @@ func (c *Config) SetDefaults() {
 // SetDefaults fills in everything but the address.
 func (l *Listener) SetDefaults() {
 	*l = Listener{
-		// RFC 9113 asks for 100 or more. A thousand idle streams are 2 MB, which a connection may cost.
-		MaxStreams: 1000,
+		// A caller's library keeps calls above it waiting without a word until their deadline, so it is out of the way of callers that mean
+		// well: grpc-go's server has no limit. An idle stream takes 2 KB, and limits.memory bounds what all of them may hold.
+		MaxStreams: 100_000,
 		// grpc-go's is 16 MiB, its callers stay below 8 KiB nearly always; 64 KiB leaves room for large tokens, and is what a
 		// connection can make us keep before anybody was authenticated.
 		MaxHeaderBytes: 64 << 10,
@@ -45,10 +46,13 @@ func (l *Listener) SetDefaults() {
 		HandshakeTimeout: 10 * time.Second,
 		// A connection costs some KB. An hour is beyond what clients keep one for without use (grpc-go: 30 minutes).
 		IdleTimeout: time.Hour,
-		// A healthy peer takes something each round trip. After 30 s its window or its socket is stuck.
-		StallTimeout: 30 * time.Second,
+		// A caller that works on a message for a minute is slow, and not wrong. What it can make us keep is bounded by windows and limits.memory.
+		StallTimeout: 0,
 		// The interval is below the idle timeouts of NATs and cloud balancers (60 s and more); the timeout is gRPC's.
 		Keepalive: Keepalive{Interval: 30 * time.Second, Timeout: 20 * time.Second},
+		// A frame without content costs us a tenth of a microsecond to one, so a connection gets at most a thousandth of a processor. Clients send
+		// some dozens a second.
+		Abuse: Abuse{Burst: 10_000, PerSecond: 1000},
 	}
 	l.Forwarded.SetDefaults()
 }
@@ -64,6 +68,8 @@ func (b *Backend) SetDefaults() {
 	*b = Backend{
 		// A TCP SYN that was lost is sent again after a second: who did not answer the first one is slow enough to try another.
 		ConnectTimeout: time.Second,
+		// What grpc-go's clients take unless they say something else.
+		MaxResponseHeaderBytes: 16 << 20,
 		// An endpoint that vanished is noticed in 10 s, and not at the caller's deadline. Gentle, because a gRPC server answers the third
 		// PING within 5 minutes without data with GOAWAY (too_many_pings), unless it was configured otherwise.
 		Ping: Ping{Interval: 5 * time.Second, Timeout: 5 * time.Second, Gentle: true},

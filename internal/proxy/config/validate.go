@@ -19,20 +19,21 @@ import (
 
 // Bounds of numbers that have no natural one. They are far from what anybody wants; a number beyond is a mistake in its unit.
 const (
-	maxDuration    = 30 * 24 * time.Hour
-	maxConnect     = 5 * time.Minute // connecting and handshakes: nobody waits longer
-	maxConnections = 1_000_000
-	maxStreams     = 1_000_000
-	minHeaderBytes = 4 << 10        // below it ordinary requests do not fit
-	maxHeaderBytes = 256 << 10      // of each request that has no route yet
-	maxMessage     = math.MaxUint32 // what the length in front of a message can say
-	maxHold        = 64 << 20
-	maxBuffer      = 16 << 20
-	minMemory      = 1 << 20
-	maxRate        = 1e9
-	maxAttempts    = 5 // as in gRPC's own retry policy
-	maxWeight      = 1_000_000
-	maxJitter      = 0.5
+	maxDuration            = 30 * 24 * time.Hour
+	maxConnect             = 5 * time.Minute // connecting and handshakes: nobody waits longer
+	maxConnections         = 1_000_000
+	maxStreams             = 1_000_000
+	minHeaderBytes         = 4 << 10  // below it ordinary requests do not fit
+	maxHeaderBytes         = 16 << 20 // what grpc-go's servers take
+	maxResponseHeaderBytes = 256 << 20
+	maxMessage             = math.MaxUint32 // what the length in front of a message can say
+	maxHold                = 64 << 20
+	maxBuffer              = 16 << 20
+	minMemory              = 1 << 20
+	maxRate                = 1e9
+	maxAttempts            = 5 // as in gRPC's own retry policy
+	maxWeight              = 1_000_000
+	maxJitter              = 0.5
 )
 
 // Validate reports everything that cannot work, in the order of the fields. It only looks: at the configuration, and neither at files nor at the
@@ -113,6 +114,9 @@ func (v *validation) listeners() {
 		v.durationOr0(at+".stallTimeout", l.StallTimeout, maxDuration)
 		v.durationOr0(at+".keepalive.interval", l.Keepalive.Interval, maxDuration)
 		v.duration(at+".keepalive.timeout", l.Keepalive.Timeout, maxDuration)
+		if v.count(at+".abuse.burst", l.Abuse.Burst, 0, maxRate) && l.Abuse.Burst > 0 {
+			v.count(at+".abuse.perSecond", l.Abuse.PerSecond, 1, maxRate)
+		}
 		v.forwarded(at+".forwarded", &v.c.Listeners[i].Forwarded, l.TLS != nil && l.TLS.ClientCA != "")
 	}
 	v.admin()
@@ -183,6 +187,7 @@ func (v *validation) backends() {
 		v.duration(at+".connectTimeout", b.ConnectTimeout, maxConnect)
 		v.durationOr0(at+".ping.interval", b.Ping.Interval, maxDuration)
 		v.duration(at+".ping.timeout", b.Ping.Timeout, maxDuration)
+		v.size(at+".maxResponseHeaderBytes", b.MaxResponseHeaderBytes, minHeaderBytes, maxResponseHeaderBytes)
 		v.count(at+".maxConnections", b.MaxConnections, 0, maxConnections)
 		v.durationOr0(at+".balance.slowStart", b.Balance.SlowStart, maxDuration)
 		v.duration(at+".balance.decay", b.Balance.Decay, maxDuration)

@@ -12,6 +12,9 @@ type Writer struct {
 	table   uint32
 }
 
+// keptOut is the most memory that a Writer keeps for its next block.
+const keptOut = 64 << 10
+
 type sliceWriter struct{ b []byte }
 
 func (w *sliceWriter) Write(p []byte) (int, error) {
@@ -55,7 +58,9 @@ func (w *Writer) Block(s *Set) []byte {
 
 // Fields encodes fields. What it returns is overwritten by the next call.
 func (w *Writer) Fields(fields []Field) []byte {
-	w.out.b = w.out.b[:0]
+	if w.out.b = w.out.b[:0]; cap(w.out.b) > keptOut {
+		w.out.b = nil
+	}
 	for _, f := range fields {
 		f.Sensitive = f.Sensitive || unrepeated(f.Name)
 		_ = w.encoder.WriteField(f) // a sliceWriter does not fail

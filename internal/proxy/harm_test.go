@@ -1,0 +1,254 @@
+package proxy
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+)
+
+// What protects the proxy must harm no caller that means well. The suite in test/proxy/honest shows it with real clients; here are the rules it rests on.
+
+// TestCancelsCostNothing: calls that were given to an endpoint, or wait for one, cost nothing of the abuse budget when their callers lose interest, however many there
+// are. They were taken for a rapid reset, and the connection with all of its streams was closed.
+func TestCancelsCostNothing(t *testing.T) {
+	for name, target := range map[string]string{"at a backend": "", "without a backend": "file:///does-not-exist"} {
+		t.Run(name, func(t *testing.T) {
+			back := listen(t)
+			if target == "" {
+				target = back.addr()
+			}
+			p := start(t, oneBackend(target, "listener: abuse: {burst: 10, perSecond: 1}", "backend: waitForReady: 1m"))
+			c := dial(t, p.addr)
+			long := c.begin(false)
+			for range 100 {
+				id := c.begin(true)
+				eventually(t, "the call is open", func() bool { return p.Open() == 2 })
+				eventually(t, "the call has a place", func() bool {
+					f := p.allFronts()[0]
+					f.mu.Lock()
+					defer f.mu.Unlock()
+					return f.streams[id] != nil && f.streams[id].cluster != nil
+				})
+				c.rstStream(id, http2.ErrCodeCancel)
+				eventually(t, "it has ended", func() bool { return p.Open() == 1 })
+			}
+			if p.Stats().OverBudgetCalls > 0 {
+				t.Error("calls were refused")
+			}
+			c.rstStream(long, http2.ErrCodeCancel)
+			eventually(t, "all have ended", func() bool { return p.Open() == 0 })
+			if !c.open() {
+				t.Error("the connection was closed")
+			}
+		})
+	}
+}
+
+// TestNewCallsAreRefusedFirst: a connection that has used up its budget gets no new calls for a while, with a status, a line in the log and a counter. Its open streams
+// go on, and so does everybody else at the same address.
+func TestNewCallsAreRefusedFirst(t *testing.T) {
+	x := listenEcho(t)
+	p := start(t, oneBackend(x.addr(), "listener: abuse: {burst: 100, perSecond: 20}"))
+	c := dial(t, p.addr)
+	long := c.begin(false)
+	c.data(long, prefixed([]byte("one")), false)
+	c.dataOf(long, len(prefixed([]byte("one"))))
+	for range 160 {
+		c.send(func(f *http2.Framer) error { return f.WritePriority(long, http2.PriorityParam{Weight: 1}) })
+	}
+	a := c.unary([]byte("x"))
+	if a.status() != "8" || a.reason() != reasonOverBudget || !a.unprocessed(t) {
+		t.Errorf("a new call ended with %s, %s", a.status(), a.reason())
+	}
+	if p.log.with("abuse budget used up") != 1 || p.Stats().OverBudgetCalls != 1 {
+		t.Errorf("it was said %d times, and counted %d times", p.log.with("abuse budget used up"), p.Stats().OverBudgetCalls)
+	}
+	other := dial(t, p.addr)
+	if a := other.unary([]byte("x")); a.status() != "0" {
+		t.Errorf("another connection from the same address got %s", a.status())
+	}
+	c.data(long, prefixed([]byte("two")), true)
+	if a := c.end(long); a.status() != "0" {
+		t.Errorf("the open stream ended with %s", a.status())
+	}
+	eventually(t, "the budget is filled again", func() bool { return c.unary([]byte("x")).status() == "0" })
+}
+
+// TestTwiceTheBudgetCloses: who goes on is disconnected, which is said, too.
+func TestTwiceTheBudgetCloses(t *testing.T) {
+	back := listen(t)
+	p := start(t, oneBackend(back.addr(), "listener: abuse: {burst: 100, perSecond: 1}"))
+	c := dial(t, p.addr)
+	c.begin(false)
+	for range 400 {
+		c.later(func() error { return c.framer.WritePriority(1, http2.PriorityParam{Weight: 1}) })
+	}
+	c.await("GOAWAY", func(e *event) bool { return e.kind == http2.FrameGoAway && e.code == http2.ErrCodeEnhanceYourCalm })
+	eventually(t, "it is said", func() bool { return p.log.with("connection closed", "openStreams=1") == 1 })
+	if p.Stats().OverBudgetConnections != 1 {
+		t.Error("it is not counted")
+	}
+	if a := dial(t, p.addr); !a.open() {
+		t.Error("the next connection from there was closed")
+	}
+}
+
+// TestAbuseBudgetOff: a burst of 0 is no limit.
+func TestAbuseBudgetOff(t *testing.T) {
+	x := listenEcho(t)
+	p := start(t, oneBackend(x.addr(), "listener: abuse: {burst: 0}"))
+	c := dial(t, p.addr)
+	id := c.begin(false)
+	for range 25_000 {
+		c.later(func() error { return c.framer.WritePriority(id, http2.PriorityParam{Weight: 1}) })
+	}
+	c.data(id, prefixed([]byte("x")), true)
+	if a := c.end(id); a.status() != "0" {
+		t.Errorf("ended with %s", a.status())
+	}
+}
+
+// TestHeadersWithinTheLimit: calls with headers as large as the listener allows are calls like any other, however many come. Their cost grew by the square, and
+// 75 of 60 KB closed the connection.
+func TestHeadersWithinTheLimit(t *testing.T) {
+	x := listenEcho(t)
+	p := start(t, oneBackend(x.addr(), "listener: abuse: {burst: 10, perSecond: 1}"))
+	c := dial(t, p.addr)
+	for range 200 {
+		if a := c.unary([]byte("x"), "large", unique(60_000)); a.status() != "0" {
+			t.Fatalf("ended with %s, %s", a.status(), a.reason())
+		}
+	}
+	var many []string
+	for i := range 1500 { // more fields than fit into one frame, of few bytes each
+		many = append(many, fmt.Sprint("m-", i), "")
+	}
+	if a := c.unary([]byte("x"), many...); a.status() != "0" {
+		t.Errorf("1,500 fields: ended with %s, %s", a.status(), a.reason())
+	}
+}
+
+// TestHeadersAboveTheLimit: a call with more is refused by itself, be it a hundred times too much.
+func TestHeadersAboveTheLimit(t *testing.T) {
+	x := listenEcho(t)
+	p := start(t, oneBackend(x.addr()))
+	c := dial(t, p.addr)
+	long := c.begin(false)
+	for _, size := range []int{66_000, 300_000, 6 << 20} {
+		if a := c.unary([]byte("x"), "large", unique(size)); a.status() != "8" || a.reason() != reasonHeaderSize {
+			t.Errorf("%d bytes: ended with %s, %s", size, a.status(), a.reason())
+		}
+		if a := c.unary([]byte("x"), "some", "thing"); a.status() != "0" {
+			t.Errorf("the call after it ended with %s", a.status())
+		}
+	}
+	c.data(long, prefixed(nil), true)
+	if a := c.end(long); a.status() != "0" {
+		t.Errorf("the open stream ended with %s", a.status())
+	}
+}
+
+// TestStatusSurvivesItsTrailers: a status with large trailers comes through whole if the caller takes them, and cut if not; the code is right in any case, and the
+// backend's connection, which others share, goes on.
+func TestStatusSurvivesItsTrailers(t *testing.T) {
+	for _, test := range []struct {
+		size, caller int // of the trailers, and of what the caller says it takes; 0 is nothing
+		limit        string
+		whole        bool
+	}{
+		{70_000, 0, "16MiB", true}, {300_000, 0, "16MiB", true}, {3 << 20, 0, "16MiB", true}, {3 << 20, 0, "1MiB", false}, {30_000, 8192, "16MiB", false},
+		{300_000, 16384, "64KiB", false}, {100_000, 16384, "64KiB", false},
+	} {
+		for _, only := range []bool{false, true} {
+			t.Run(fmt.Sprint(test.size, test.caller, test.limit, only), func(t *testing.T) {
+				back := listen(t)
+				p := start(t, oneBackend(back.addr(), "backend: maxResponseHeaderBytes: "+test.limit))
+				var s []http2.Setting
+				if test.caller > 0 {
+					s = append(s, http2.Setting{ID: http2.SettingMaxHeaderListSize, Val: uint32(test.caller)})
+				}
+				c := dial(t, p.addr, s...)
+				c.framer.MaxHeaderListSize = 64 << 20
+				other := c.begin(true)
+				e := back.accept()
+				o := e.takeRequest()
+				id := c.begin(true)
+				r := e.takeRequest()
+				message, large := strings.Repeat("m", test.size/2), unique(test.size/2)
+				trailers := []string{"grpc-message", message, "large", large}
+				if only {
+					e.only(r.id, "3", trailers...)
+				} else {
+					e.respond(r.id)
+					e.data(r.id, prefixed([]byte("x")), false)
+					e.finish(r.id, "3", trailers...)
+				}
+				a := c.end(id)
+				if a.status() != "3" {
+					t.Fatalf("the caller got %s, %s", a.status(), a.reason())
+				}
+				got := a.trailers.get("grpc-message")
+				if whole := got == message && a.trailers.get("large") == large; whole != test.whole {
+					t.Errorf("a message of %d bytes came, and trailers %.300v", len(got), a.trailers.fields)
+				}
+				if !test.whole && test.caller > 0 && (len(got) == 0 && test.size < 200_000 || !strings.HasPrefix(message, got) || a.trailers.get("levada-trailers-cut") == "") {
+					t.Errorf("a message of %d bytes came", len(got))
+				}
+				e.only(o.id, "0")
+				if a := c.end(other); a.status() != "0" {
+					t.Errorf("another stream of the backend's connection ended with %s", a.status())
+				}
+			})
+		}
+	}
+}
+
+// TestWindowsShrink: with many calls and little memory, what each of them may keep gets less, and none of them is ended: a caller that is slow but steady gets all of it.
+func TestWindowsShrink(t *testing.T) {
+	const calls, size = 600, 300 << 10
+	back := listen(t)
+	p := start(t, oneBackend(back.addr(), "limits: {memory: 4MiB}"))
+	c := dial(t, p.addr, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1024})
+	c.keep()
+	var ids []uint32
+	for range calls {
+		ids = append(ids, c.begin(true))
+	}
+	e := back.accept()
+	eventually(t, "windows are small", func() bool { return p.window.Load() == leastWindow })
+	answers := map[uint32]uint32{}
+	for range calls {
+		answers[e.takeRequest().id] = 0
+	}
+	e.settle()
+	for id := range answers {
+		e.respond(id)
+	}
+	sent := map[uint32]int{}
+	for id := range answers {
+		sent[id] = e.pour(id, make([]byte, size), false, 50*time.Millisecond)
+		if len(sent) == 60 { // these have more than they may keep; the others need not be tried to see it
+			break
+		}
+	}
+	for id, n := range sent {
+		if n > firstWindow {
+			t.Errorf("stream %d has taken %d bytes", id, n)
+		}
+	}
+	if held := p.held.Load(); held > 2*p.memory {
+		t.Errorf("%d bytes are kept, and the limit is %d", held, p.memory)
+	}
+	if n := p.Open(); n != calls {
+		t.Errorf("%d calls are left of %d", n, calls)
+	}
+	if p.Stats().ShortOfMemory > 0 {
+		t.Error("calls were refused, or ended")
+	}
+	slices.Sort(ids)
+	eventually(t, "all of them go on", func() bool { return c.open() && e.open() })
+}
