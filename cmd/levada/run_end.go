@@ -38,7 +38,7 @@ func (o *runEnd) exitCode() int {
 		kept = o.result.Cut != "" || !o.result.Started
 		for i := range o.result.Pipelines {
 			p := &o.result.Pipelines[i]
-			kept = kept || p.Kept()
+			kept = kept || p.Kept() || p.Lost > 0
 			dead = dead || p.DeadLettered > 0
 		}
 	}
@@ -96,8 +96,12 @@ func (o *runEnd) lines() []string {
 			line += "; nothing is left in buffers"
 		case p.Kept():
 			line += "; " + o.kept(p)
+		case p.Lost > 0:
 		default:
 			line += "; nothing is left in buffers or in flight"
+		}
+		if p.Lost > 0 {
+			line += fmt.Sprintf("; lost: %s that were in the memory of the broker, which has restarted (bufferConfig storage: 1)", humanize.Comma(p.Lost))
 		}
 		lines = append(lines, line)
 	}
@@ -108,7 +112,11 @@ func (o *runEnd) lines() []string {
 func (o *runEnd) kept(p *standalone.PipelineResult) string {
 	var where []string
 	if p.Buffered > 0 {
-		where = append(where, humanize.Comma(p.Buffered)+" in buffers")
+		in := humanize.Comma(p.Buffered) + " in buffers"
+		if p.InMemory > 0 {
+			in += fmt.Sprintf(" (%s of them in the memory of the broker, whose restart loses them)", humanize.Comma(min(p.InMemory, p.Buffered)))
+		}
+		where = append(where, in)
 	}
 	if p.InFlight > 0 {
 		where = append(where, humanize.Comma(p.InFlight)+" not acknowledged to the source")
@@ -158,6 +166,6 @@ func (o *runEnd) log(log *slog.Logger, code int) {
 		p := &o.result.Pipelines[i]
 		log.Log(ctx, level, line, append(common[:len(common):len(common)], "namespace", p.Namespace, "pipeline", p.Name, "finished", p.Finished,
 			"read", p.Read, "delivered", p.Delivered, "deadLetters", p.DeadLettered, "duplicates", p.Duplicates, "dropped", p.Dropped,
-			"inBuffers", p.Buffered, "inFlight", p.InFlight)...)
+			"inBuffers", p.Buffered, "inFlight", p.InFlight, "inBrokerMemory", p.InMemory, "lost", p.Lost)...)
 	}
 }

@@ -103,5 +103,6 @@ var catalogue = []metric{
 	{"levada_source_headers_dropped_total", "Headers of messages that a source dropped because they are not UTF-8, which functions could not take.", counter, []string{"pipeline", "vertex"}, nil},
 	{"levada_buffer_corrupt_total", "Stored blocks that were not what was written.", counter, bufferLabels, nil},
 	{"levada_buffer_gap_total", "Stored blocks that are missing.", counter, bufferLabels, nil},
+	{"levada_buffer_lost_messages_total", "Messages that were lost with a buffer in the memory of a broker, found at the start.", counter, bufferLabels, nil},
 	{"levada_buffer_duplicates_total", "Messages that were stored twice and counted once.", counter, bufferLabels, nil},
 }

@@ -370,6 +370,13 @@ func (b *Buffer) Corrupt() { b.corrupt.Inc() }
 // Gap implements buffer.Metrics.
 func (b *Buffer) Gap(blocks int) { b.gap.Add(float64(blocks)) }
 
+// LostMessages counts messages that were lost with the memory of a broker.
+func (b *Buffer) LostMessages(n int) {
+	if n > 0 {
+		b.set.c("levada_buffer_lost_messages_total", b.name).Add(float64(n))
+	}
+}
+
 // Duplicates implements buffer.Metrics.
 func (b *Buffer) Duplicates(messages int) { b.duplicates.Add(float64(messages)) }
 

@@ -44,9 +44,6 @@ func (r *runner) bufferConfig(p *v1alpha1.Pipeline) (cfg jetstreambuffer.Config,
 			r.log.Warn("bufferConfig asks for storage in memory, using files: the broker in this process would lose the buffers with every stop", "service", name, "pipeline", p.Name)
 		})
 	}
-	if cfg.Memory {
-		r.inMemory.Store(true)
-	}
 	if b.Consumer.MaxAckPending != nil {
 		maxInFlight = int(min(*b.Consumer.MaxAckPending, 1<<16)) // a block holds at least one message
 	}

@@ -32,6 +32,9 @@ type PipelineResult struct {
 	Delivered, DeadLettered, Dropped, Duplicates int64
 	// Buffered are messages in the buffers, InFlight those that were read from sources and are not acknowledged to them.
 	Buffered, InFlight int64
+	// InMemory are those of Buffered that a restart of the broker loses, since it keeps the buffer in memory. Lost are messages whose buffer was in memory, and is
+	// gone: they are in no other count.
+	InMemory, Lost int64
 	// Unread are the source vertices whose input has an end that was not reached.
 	Unread []string
 }
@@ -70,6 +73,15 @@ func (p *Pipeline) result() PipelineResult {
 			}
 		} else if !res.Finished {
 			res.Buffered += s.Pending
+		}
+		for _, part := range p.partitions[v.Name] {
+			switch n := int64(part.Pending()); {
+			case res.Finished || !part.InMemory():
+			case part.Gone():
+				res.Lost, res.Buffered = res.Lost+n, max(0, res.Buffered-n)
+			default:
+				res.InMemory += n
+			}
 		}
 		if v.Kind == v1alpha1.VertexTypeSink || v.Kind == kindMono {
 			res.Delivered += s.Delivered

@@ -464,6 +464,13 @@ func (r *runner) partition(ctx context.Context, vertex string, n int, store jets
 	m := r.metrics.Namespace(p.Namespace).Buffer(name)
 	opt.Name, opt.Metrics, opt.Logger = name, m, r.log
 	opt.OnCorrupt = func(seq uint64, data []byte, err error) error { return r.corrupt(name, seq, data, err) }
+	var lost sync.Once // an attempt that fails after it is tried again
+	store.Lost = func(l jetstreambuffer.Loss) {
+		lost.Do(func() {
+			l.Log(r.log.With("pipeline", p.Name, "vertex", vertex))
+			m.LostMessages(l.Messages)
+		})
+	}
 	part, err := natslink.Retry(open, r.link, r.log, "buffer "+name, func(attempt context.Context) (_ *buffer.Partition, err error) {
 		if store.Stream, store.Tag, err = p.store.buffer(attempt, vertex, n); err != nil {
 			return nil, err
@@ -482,6 +489,9 @@ func (r *runner) partition(ctx context.Context, vertex string, n int, store jets
 		return nil, err
 	}
 	p.metrics = append(p.metrics, bufferMetrics{part, m})
+	if part.InMemory() {
+		r.inMemory.Store(true)
+	}
 	return part, nil
 }
 

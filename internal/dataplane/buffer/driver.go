@@ -55,6 +55,14 @@ type Driver interface {
 	Close() error
 }
 
+// Volatile is implemented by drivers whose log may be in the memory of a store, and is lost when that restarts. The saved state is not.
+type Volatile interface {
+	// Volatile reports whether the log is in memory.
+	Volatile() bool
+	// SavePending keeps durably how many messages are stored and not done, for a later start to say what was lost.
+	SavePending(ctx context.Context, messages int) error
+}
+
 // A Receipt is what became of a Submit.
 type Receipt interface {
 	// Wait returns nil once the data is durable. seq is where it was stored. duplicate says that it had been stored before under the same id.

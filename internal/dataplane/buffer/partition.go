@@ -98,6 +98,7 @@ type Partition struct {
 	driver Driver
 
 	pending    atomic.Int64 // messages stored or being stored, and not done
+	gone       atomic.Bool  // the log is missing
 	writing    atomic.Int64 // writes that are not settled
 	duplicates atomic.Int64 // messages dropped because they were known
 	reserved   atomic.Int64 // messages that are about to be written by those who do not wait for room
@@ -427,9 +428,10 @@ func (w *Write) Wait(ctx context.Context) error {
 	for i := range w.parts {
 		dup, err := w.p.settle(ctx, &w.parts[i])
 		if err != nil {
-			if errors.Is(err, ErrTooLarge) {
+			if errors.Is(err, ErrTooLarge) || errors.Is(err, ErrMissing) {
 				w.p.free(w.messages) // it will never be there
 			}
+			w.p.gone.Store(w.p.gone.Load() || errors.Is(err, ErrMissing))
 			return fmt.Errorf("buffer %s: %w", w.p.opt.Name, err)
 		}
 		duplicate = duplicate && dup
@@ -562,6 +564,7 @@ func (p *Partition) Read(ctx context.Context) (*Delivery, error) {
 		case ctx.Err() != nil:
 			return nil, context.Cause(ctx)
 		case errors.Is(err, ErrMissing), errors.Is(err, ErrClosed):
+			p.gone.Store(p.gone.Load() || errors.Is(err, ErrMissing))
 			return nil, fmt.Errorf("buffer %s: %w", p.opt.Name, err)
 		case errors.Is(err, ErrLostEnd):
 			if p.suspectEnd(ctx, err) != nil {
@@ -934,7 +937,7 @@ func (p *Partition) saveUpTo(ctx context.Context, stored uint64, always bool) er
 	p.mu.Lock()
 	p.saved, p.savedLast = floor, last
 	p.mu.Unlock()
-	return nil
+	return p.savePending(ctx)
 }
 
 // Close saves how far the reader came, so that the next one need not look, and closes the driver.
@@ -942,6 +945,12 @@ func (p *Partition) Close(ctx context.Context) error {
 	err := p.save(ctx, false)
 	for errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
 		err = p.save(ctx, false) // the request went with a broker that was killed
+	}
+	if errors.Is(err, ErrMissing) {
+		p.gone.Store(true)
+		if p.InMemory() { // the number of messages that are lost with it is known exactly now
+			err = errors.Join(err, p.savePending(ctx))
+		}
 	}
 	if errors.Is(err, errDoubt) {
 		p.opt.Logger.Warn("store may have lost its end, the next start finds out", "buffer", p.opt.Name, "error", err)

@@ -197,6 +197,9 @@ type BufferInput struct {
 	// eof is closed when nothing more comes: all that was stored is done. So there is nothing in ahead then.
 	eof chan struct{}
 	end sync.Once
+	// failed is closed when the buffer cannot be read any more; failure says why then.
+	failed  chan struct{}
+	failure error
 }
 
 type readAhead struct {
@@ -252,6 +255,10 @@ func (b *BufferInput) Run(ctx context.Context) {
 	defer close(b.ahead)
 	for {
 		d, err := b.Partition.Read(ctx)
+		if err != nil && ctx.Err() == nil {
+			b.failure = err
+			close(b.failed)
+		}
 		select {
 		case b.ahead <- readAhead{d, err}:
 		case <-ctx.Done():
@@ -263,9 +270,16 @@ func (b *BufferInput) Run(ctx context.Context) {
 	}
 }
 
+// Failure returns why the buffer cannot be read any more, once the channel is closed.
+func (b *BufferInput) Failure() (failed <-chan struct{}, why func() error) {
+	b.init()
+	return b.failed, func() error { return b.failure }
+}
+
 func (b *BufferInput) init() {
 	b.once.Do(func() {
 		b.ahead = make(chan readAhead, 16)
+		b.failed = make(chan struct{})
 		b.eof = make(chan struct{})
 		b.track = newLane(false)
 		b.name = b.Vertex + "/" + strconv.Itoa(b.Index) + "@" + b.Partition.Incarnation()

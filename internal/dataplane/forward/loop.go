@@ -148,6 +148,27 @@ func (l *Loop) Run(ctx, reading context.Context) error {
 	works, working := errgroup.WithContext(ctx)
 	// A work that fails ends the reading too: the input may have nothing more, and then nobody would learn of the failure.
 	defer context.AfterFunc(working, stop)()
+	// So does an input that has failed, at once: works that are tried again and again, or have taken all room, would keep that from everybody.
+	watched := make(chan struct{})
+	failure := func() error { return nil }
+	if f, ok := l.Input.(failing); ok {
+		failed, why := f.Failure()
+		acks.Go(func() {
+			select {
+			case <-failed:
+				stop()
+			case <-watched:
+			}
+		})
+		failure = func() error {
+			select {
+			case <-failed:
+				return why()
+			default:
+				return nil
+			}
+		}
+	}
 	read := func() error {
 		for {
 			begun := time.Now()
@@ -177,12 +198,23 @@ func (l *Loop) Run(ctx, reading context.Context) error {
 		}
 	}
 	err := read()
+	if err != nil {
+		stop()
+	}
 	err = errors.Join(err, ignoreEnd(ctx, works.Wait()))
+	if close(watched); err == nil {
+		err = failure()
+	}
 	for lane := range lanes {
 		close(lane.closing)
 	}
 	acks.Wait()
 	return err
+}
+
+// failing is an input that reads ahead, and knows of a failure before it is read.
+type failing interface {
+	Failure() (failed <-chan struct{}, why func() error)
 }
 
 func ignoreEnd(ctx context.Context, err error) error {

@@ -6,6 +6,7 @@
 package jetstreambuffer
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -44,6 +45,8 @@ type Config struct {
 	Duplicates time.Duration
 	// Room, if not nil, is asked before a block is written: an error means that it must wait for room.
 	Room func() error
+	// Lost, if not nil, is called instead of Logger when a stream in memory is gone. It may be called again if Open fails and is tried again.
+	Lost func(Loss)
 	// Logger hears of replicas that lack blocks which others have. Default: nobody does.
 	Logger *slog.Logger
 }
@@ -66,6 +69,7 @@ type driver struct {
 	js      jetstream.JetStream
 	cfg     Config
 	created time.Time
+	memory  bool // the stream is in memory, whatever the configuration says now
 
 	mu   sync.Mutex
 	next uint64 // the sequence that the cursor gives next
@@ -112,7 +116,9 @@ func Attach(ctx context.Context, js jetstream.JetStream, cfg Config) (buffer.Dri
 	if err != nil {
 		return nil, fmt.Errorf("stream %s: %w", cfg.Stream, err)
 	}
-	d := &driver{js: js, cfg: cfg.withDefaults(), created: stream.CachedInfo().Created}
+	d := &driver{
+		js: js, cfg: cfg.withDefaults(), created: stream.CachedInfo().Created, memory: stream.CachedInfo().Config.Storage == jetstream.MemoryStorage,
+	}
 	d.cfg.Replicas = stream.CachedInfo().Config.Replicas
 	return d, nil
 }
@@ -133,7 +139,7 @@ func (d *driver) open(ctx context.Context) error {
 	stream, err := d.js.Stream(ctx, d.cfg.Stream)
 	switch {
 	case err == nil:
-		d.created = stream.CachedInfo().Created
+		d.created, d.memory = stream.CachedInfo().Created, stream.CachedInfo().Config.Storage == jetstream.MemoryStorage
 		// Whose it is comes first: nothing of another owner's stream is touched.
 		untagged, err := d.cfg.Tag.Check(d.cfg.Stream, stream.CachedInfo().Config.Metadata)
 		if err != nil {
@@ -163,9 +169,10 @@ func (d *driver) open(ctx context.Context) error {
 	case !errors.Is(err, jetstream.ErrStreamNotFound):
 		return err
 	}
-	_, err = d.cfg.State.Get(ctx, d.key("made"))
+	d.memory = d.cfg.Memory
+	made, err := d.cfg.State.Get(ctx, d.key("made"))
 	switch {
-	case err == nil && !d.cfg.Memory:
+	case err == nil && !d.cfg.Memory && !bytes.HasSuffix(made.Value(), []byte(madeInMemory)):
 		return fmt.Errorf("%w, though it was made before: its messages are lost with it unless it is restored from a copy of the store. To go on without them, remove the key %q of the bucket %s",
 			buffer.ErrMissing, d.key("made"), d.cfg.State.Bucket())
 	case err != nil && !errors.Is(err, jetstream.ErrKeyNotFound):
@@ -174,35 +181,16 @@ func (d *driver) open(ctx context.Context) error {
 	if err == nil {
 		d.sayLost(ctx)
 	}
-	if err := d.cfg.State.Purge(ctx, d.key("seen")); err != nil {
-		return err
+	for _, key := range []string{"seen", "pending", "damage"} {
+		if err := d.cfg.State.Purge(ctx, d.key(key)); err != nil {
+			return err
+		}
 	}
 	if stream, err = d.js.CreateStream(ctx, want); err != nil {
 		return explainReplicas(err, 0, want.Replicas)
 	}
 	d.created = stream.CachedInfo().Created
 	return d.noteMade(ctx)
-}
-
-// sayLost logs what was in a stream that the broker's memory has lost, as far as the saved state knows.
-func (d *driver) sayLost(ctx context.Context) {
-	var floor, last uint64
-	entry, err := d.cfg.State.Get(ctx, d.key("seen"))
-	if err == nil {
-		floor, last, err = buffer.SavedBounds(entry.Value())
-	}
-	if err != nil && !errors.Is(err, jetstream.ErrKeyNotFound) {
-		d.cfg.Logger.Error("stream in memory lost, its saved state cannot be read, starting empty", "stream", d.cfg.Stream, "error", err)
-		return
-	}
-	d.cfg.Logger.Error("stream in memory lost, starting empty: blocks in flight at the restart of the broker are lost", "stream", d.cfg.Stream,
-		"done_up_to", floor, "stored_at_least_up_to", last, "blocks_lost_at_least", last-min(floor, last))
-}
-
-// noteMade remembers that the stream was made.
-func (d *driver) noteMade(ctx context.Context) error {
-	_, err := d.cfg.State.Put(ctx, d.key("made"), []byte(time.Now().UTC().Format(time.RFC3339)))
-	return err
 }
 
 func orUnlimited(n int64) int64 {

@@ -55,7 +55,18 @@ func TestLossOfAStreamInMemoryIsReported(t *testing.T) {
 	if _, err := jetstreambuffer.Open(t.Context(), js, cfg); err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(logs.String(), "blocks_lost_at_least=2") {
-		t.Errorf("the loss of two blocks is not reported: %s", &logs)
+	if !strings.Contains(logs.String(), "messages_lost=2") || !strings.Contains(logs.String(), "blocks_lost_at_least=2") {
+		t.Errorf("the loss of two messages is not reported: %s", &logs)
+	}
+	// The manifest asks for files now. The stream was in memory all the same: it is not one of those that must not vanish.
+	if err := js.DeleteStream(t.Context(), "b"); err != nil {
+		t.Fatal(err)
+	}
+	cfg.Memory = false
+	if _, err := jetstreambuffer.Open(t.Context(), js, cfg); err != nil {
+		t.Errorf("a stream in memory that is gone keeps the pipeline from starting: %v", err)
+	}
+	if n := strings.Count(logs.String(), "messages_lost=2"); n != 1 {
+		t.Errorf("the loss is said %d times: %s", n, &logs)
 	}
 }

@@ -1,0 +1,26 @@
+package buffer
+
+import (
+	"context"
+	"fmt"
+)
+
+// InMemory reports whether what is stored is lost when the store restarts.
+func (p *Partition) InMemory() bool {
+	v, ok := p.driver.(Volatile)
+	return ok && v.Volatile()
+}
+
+// Gone reports whether the log was found to be missing while it was in use. What was pending is lost then if it was in memory.
+func (p *Partition) Gone() bool { return p.gone.Load() }
+
+// savePending saves how much would be lost with a log in memory.
+func (p *Partition) savePending(ctx context.Context) error {
+	if !p.InMemory() {
+		return nil
+	}
+	if err := p.driver.(Volatile).SavePending(ctx, p.Pending()); err != nil { //nolint:forcetypeassert // InMemory has looked
+		return fmt.Errorf("save the number of messages in memory: %w", err)
+	}
+	return nil
+}
