@@ -19,7 +19,7 @@ type history struct {
 
 // happened is one thing that took effect.
 type happened struct {
-	what     string // claim, fence, commit, move, release, steer, death
+	what     string // claim, fence, commit, move, release, steer, death, look
 	at       time.Time
 	job      string
 	epoch    uint64
@@ -31,7 +31,8 @@ type happened struct {
 	digest   stream.Digest
 	done     bool
 	stall    stream.Stall  // release
-	after    time.Duration // release: until the next attempt
+	reason   stream.Reason // release
+	due      time.Time     // release, look: when the job is looked at next
 	hand     []uint64      // death: the records that the owner had noted to be in hand, which did not come back
 }
 
@@ -56,6 +57,7 @@ type expectation struct {
 	noProgress time.Duration
 	final      stream.Status
 	pause      time.Duration // the longest pause between attempts
+	lease      time.Duration // how long a lease lasts
 	orphans    int
 	ended      bool // the run went on until every job was final
 }
@@ -217,6 +219,28 @@ var validators = []validator{
 				case row.Class != stream.ClassDeath && !x.bad[row.Seq]:
 					return fmt.Errorf("record %d was put aside (%s: %s), and is good", row.Seq, row.Class, row.Error)
 				}
+			}
+		}
+		return nil
+	}},
+	{"I13 outages: no job fails while everything that is wrong passes", func(events []happened, _ expectation) error {
+		for _, e := range events {
+			if e.what == "release" && e.state == stream.Failed {
+				return fmt.Errorf("the job failed: %s", e.reason)
+			}
+		}
+		return nil
+	}},
+	{"I14 due: a job that waits has a time at which it is tried again, soon, and says why it waits", func(events []happened, x expectation) error {
+		for _, e := range events {
+			if e.what != "release" && e.what != "look" {
+				continue
+			}
+			switch {
+			case e.state == stream.Ready && (e.due.IsZero() || e.due.After(e.at.Add(x.pause))), e.state == stream.Running && (e.due.IsZero() || e.due.After(e.at.Add(x.lease))):
+				return fmt.Errorf("at %v the job is %s and due at %v", e.at, e.state, e.due)
+			case e.what == "release" && e.state == stream.Ready && e.reason == "":
+				return errors.New("the job waits without a reason")
 			}
 		}
 		return nil

@@ -18,7 +18,9 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/levada-io/levada/stream"
@@ -63,12 +65,15 @@ func TestSimulation(t *testing.T) {
 // totals count what the seeds have met: a simulation that meets nothing proves nothing.
 type totals struct {
 	records, commits, kills, freezes, cuts, stops, restarts, outages, unknown, poison, panics, refused, producerBad, steered, hints atomic.Int64
+	handlers, pools, locks, disks, slows, rows, denials, admissions                                                                 atomic.Int64
 }
 
 func (n *totals) each() map[string]*atomic.Int64 {
 	return map[string]*atomic.Int64{"records": &n.records, "commits": &n.commits, "kills": &n.kills, "freezes": &n.freezes, "cuts": &n.cuts,
 		"stops": &n.stops, "restarts": &n.restarts, "outages": &n.outages, "unknown outcomes": &n.unknown, "deaths by poison": &n.poison,
-		"panics": &n.panics, "refused": &n.refused, "bad at the producer": &n.producerBad, "cancelled, paused or retried": &n.steered, "hints": &n.hints}
+		"panics": &n.panics, "refused": &n.refused, "bad at the producer": &n.producerBad, "cancelled, paused or retried": &n.steered, "hints": &n.hints,
+		"failures behind the handler": &n.handlers, "waits for a connection": &n.pools, "waits for a lock": &n.locks, "full disks": &n.disks, "handlers out of time": &n.slows,
+		"rows that come late": &n.rows, "denials": &n.denials, "refusals for lack of room": &n.admissions}
 }
 
 func (n *totals) String() (s string) {
@@ -106,6 +111,8 @@ type system struct {
 	producers []*simProducer
 	processes []*process
 	outage    atomic.Int32 // 1: the store fails, 2: the sink fails, 3: both
+	trouble   atomic.Int32 // what is behind the handlers is away: one of the troubles
+	denied    atomic.Int32 // the code with which producers deny streams, 0: they do not
 	calm      atomic.Bool  // no more faults
 	running   sync.WaitGroup
 
@@ -133,7 +140,7 @@ func simulate(t *testing.T, seed uint64, totals *totals) {
 	s.config = stream.WorkerConfig{
 		Store: s.store, Lease: time.Duration(2+s.n(14)) * time.Second, Sweep: time.Duration(200+s.n(3000)) * time.Millisecond,
 		MaxJobs: 1 + s.n(3), MaxInFlight: 1 + s.n(20000), CommitRecords: []int{1, 3, 17, 64, 1000}[s.n(5)], CommitBytes: 100 + s.n(10000),
-		HandlerTimeout: 10 * time.Second, MaxRecord: 4 << 10, NoProgress: 24 * time.Hour, HandOver: 1 + s.n(8), Deaths: 1 + s.n(3), DrainTimeout: 8 * time.Second,
+		HandlerTimeout: 10 * time.Second, MaxRecord: 4 << 10, NoProgress: 24 * time.Hour, DeniedGrace: time.Hour, DependencyWait: time.Hour, HandOver: 1 + s.n(8), Deaths: 1 + s.n(3), DrainTimeout: 8 * time.Second,
 		Logger: slog.New(slog.DiscardHandler),
 	}
 	if os.Getenv("SIM_SEED") != "" {
@@ -148,7 +155,12 @@ func simulate(t *testing.T, seed uint64, totals *totals) {
 	}
 	// A batch may have a fourth of what the reader takes, and one more record.
 	s.bounded = bounded{limit: uint64(s.config.MaxInFlight + s.config.MaxRecord + 200), frames: map[string][]stream.Event{}}
-	s.config.Observe = s.bounded.observe
+	s.config.Observe = func(e stream.Event) {
+		s.bounded.observe(e)
+		if e.Kind == stream.EventRetry {
+			s.count(e.Reason)
+		}
+	}
 	var jobs []stream.Status
 	for i := range 1 + s.n(3) {
 		name := fmt.Sprintf("stream%d", i)
@@ -176,6 +188,8 @@ func simulate(t *testing.T, seed uint64, totals *totals) {
 	}
 	s.calm.Store(true)
 	s.outage.Store(0)
+	s.trouble.Store(0)
+	s.denied.Store(0)
 	for _, p := range s.all() {
 		p.thaw()
 	}
@@ -216,7 +230,7 @@ func (s *system) check(job stream.Status) {
 	s.t.Helper()
 	final := s.status(job.ID)
 	orphans, _ := s.store.Orphans(context.Background())
-	x := expectation{records: slices.Clone(s.streams[job.Stream]), bad: map[uint64]bool{}, deaths: s.config.Deaths, noProgress: s.config.NoProgress, pause: time.Minute, final: final, orphans: orphans, ended: true}
+	x := expectation{records: slices.Clone(s.streams[job.Stream]), bad: map[uint64]bool{}, deaths: s.config.Deaths, noProgress: s.config.NoProgress, pause: time.Minute, lease: s.config.Lease, final: final, orphans: orphans, ended: true}
 	for seq, nature := range s.nature[job.Stream] {
 		x.bad[seq] = true
 		if nature == "bad" {
@@ -338,13 +352,21 @@ func (s *system) startProducer() *simProducer {
 func (p *simProducer) up() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.listener, p.grpc, p.server, p.done = bufconn.Listen(1<<16), grpc.NewServer(), stream.NewServer(p.s.server), make(chan struct{})
+	p.listener, p.grpc, p.server, p.done = bufconn.Listen(1<<16), grpc.NewServer(grpc.StreamInterceptor(p.s.deny)), stream.NewServer(p.s.server), make(chan struct{})
 	for name := range p.s.streams {
 		p.server.Handle(name, simSource{p.s, name})
 	}
 	p.server.Register(p.grpc)
 	listener, server, done := p.listener, p.grpc, p.done
 	go func() { defer close(done); server.Serve(listener) }()
+}
+
+// deny is a policy, which is the same for all producers.
+func (s *system) deny(server any, in grpc.ServerStream, _ *grpc.StreamServerInfo, serve grpc.StreamHandler) error {
+	if code := codes.Code(s.denied.Load()); code != codes.OK {
+		return status.Error(code, "by policy")
+	}
+	return serve(server, in)
 }
 
 // down ends it, at once.
@@ -559,6 +581,9 @@ func (p *process) handle(ctx context.Context, b *stream.Batch) (func(), error) {
 			return nil, errors.New("no reason at all")
 		}
 	}
+	if err := p.s.troubled(ctx); err != nil {
+		return nil, err
+	}
 	for _, r := range b.Records {
 		switch p.s.nature[b.Job.Stream][r.Seq] {
 		case "kill":
@@ -634,7 +659,7 @@ func (s *system) fault(jobs []stream.Status) {
 		job := jobs[s.n(len(jobs))]
 		s.hints.Send(context.Background(), stream.Hint{Stream: job.Stream, Job: job.ID})
 	}
-	switch s.n(9) {
+	switch s.n(12) {
 	case 0, 1:
 		if p := s.some(); !p.isDead() {
 			s.totals.kills.Add(1)
@@ -678,7 +703,91 @@ func (s *system) fault(jobs []stream.Status) {
 			s.totals.steered.Add(1)
 			s.history.add(happened{what: "steer", job: id, epoch: status.Epoch, state: status.State})
 		}
+	case 9, 10:
+		s.trouble.Store(int32(1 + s.n(len(troubles))))
+		time.Sleep(s.while())
+		s.trouble.Store(0)
+	case 11:
+		s.denied.Store(int32([]codes.Code{codes.PermissionDenied, codes.Unauthenticated, codes.NotFound, codes.Unimplemented}[s.n(4)]))
+		time.Sleep(s.while())
+		s.denied.Store(0)
 	}
+	s.due(jobs)
+}
+
+// while is how long something is away: mostly for less than a pause between attempts, and at times for many of them.
+func (s *system) while() time.Duration {
+	if s.chance(0.1) {
+		return time.Duration(s.n(600)) * time.Second
+	}
+	return time.Duration(s.n(60)) * time.Second
+}
+
+// troubles are what can be away behind a handler, or between it and its database, each as the worker's process sees it.
+var troubles = []func(s *system, ctx context.Context) error{
+	func(*system, context.Context) error { return errors.New("503 Service Unavailable") },
+	func(s *system, ctx context.Context) error { // a pool that others have used up
+		if !sleep(ctx, time.Duration(s.n(15_000))*time.Millisecond) {
+			return stream.WithReason(stream.ReasonPoolExhausted, ctx.Err())
+		}
+		return stream.WithReason(stream.ReasonPoolExhausted, errors.New("no connection became free"))
+	},
+	func(s *system, ctx context.Context) error {
+		if !sleep(ctx, time.Duration(s.n(9_000))*time.Millisecond) {
+			return ctx.Err()
+		}
+		return fmt.Errorf("insert: %w", sqlError([]string{"55P03", "40P01", "40001"}[s.n(3)]))
+	},
+	func(*system, context.Context) error { return sqlError("53100") },
+	func(_ *system, ctx context.Context) error { <-ctx.Done(); return ctx.Err() }, // it hangs
+	func(*system, context.Context) error { return stream.Later(sqlError("23503")) },
+}
+
+// troubled fails as what is behind the handler does at the moment.
+func (s *system) troubled(ctx context.Context) error {
+	if i := s.trouble.Load(); i > 0 {
+		return troubles[i-1](s, ctx)
+	}
+	return nil
+}
+
+// count counts what kept attempts from their work.
+func (s *system) count(reason stream.Reason) {
+	switch reason {
+	case stream.ReasonHandlerFailed:
+		s.totals.handlers.Add(1)
+	case stream.ReasonPoolExhausted:
+		s.totals.pools.Add(1)
+	case stream.ReasonLockWait:
+		s.totals.locks.Add(1)
+	case stream.ReasonStorageFull:
+		s.totals.disks.Add(1)
+	case stream.ReasonTooSlow:
+		s.totals.slows.Add(1)
+	case stream.ReasonDependentRows:
+		s.totals.rows.Add(1)
+	case stream.ReasonTooManyStreams:
+		s.totals.admissions.Add(1)
+	case stream.ReasonPermissionDenied, stream.ReasonUnauthenticated, stream.ReasonUnknownStream, stream.ReasonUnimplemented:
+		s.totals.denials.Add(1)
+	}
+}
+
+// due notes when the store says that each job is looked at next.
+func (s *system) due(jobs []stream.Status) {
+	for _, job := range jobs {
+		s.history.mu.Lock()
+		status := s.status(job.ID)
+		s.history.events = append(s.history.events, happened{what: "look", at: time.Now(), job: job.ID, state: status.State, due: dueAt(status)})
+		s.history.mu.Unlock()
+	}
+}
+
+func dueAt(s stream.Status) time.Time {
+	if s.State == stream.Running {
+		return s.LeaseUntil
+	}
+	return s.NotBefore
 }
 
 func (p *process) isDead() bool {
@@ -831,7 +940,7 @@ func (k *simStore) Release(ctx context.Context, l stream.Lease, r stream.Release
 	h.mu.Lock()
 	err := k.Store.Release(ctx, l, r)
 	if err == nil {
-		h.events = append(h.events, happened{what: "release", job: l.Job, epoch: l.Epoch, state: r.State, stall: r.Stall, after: r.After})
+		h.events = append(h.events, happened{what: "release", job: l.Job, epoch: l.Epoch, state: r.State, at: time.Now(), stall: r.Stall, reason: r.Reason, due: dueAt(k.p.s.status(l.Job))})
 	}
 	h.mu.Unlock()
 	return errors.Join(err, k.lost())
