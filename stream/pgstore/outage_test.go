@@ -1,0 +1,283 @@
+package pgstore_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/levada-io/levada/internal/testserver"
+	"github.com/levada-io/levada/stream"
+	"github.com/levada-io/levada/stream/pgstore"
+)
+
+// outages runs a job of n records with a handler, against a real server, until it ends. meanwhile is called again and again with how the job
+// stands.
+type outages struct {
+	records int
+	limits  pgstore.Limits
+	config  func(*stream.WorkerConfig)
+	handle  func(ctx context.Context, tx pgx.Tx, b *stream.Batch) error
+	look    func(stream.Status)
+}
+
+func (o outages) run(t *testing.T, pool *pgxpool.Pool) (stream.Status, []stream.Quarantined) {
+	t.Helper()
+	store, err := pgstore.New(t.Context(), pool, pgstore.WithLimits(o.limits))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var records []stream.Record
+	for i := range o.records {
+		records = append(records, stream.Record{Key: fmt.Appendf(nil, "%08d", i+1), Value: []byte("value")})
+	}
+	server, g := stream.NewServer(stream.ServerConfig{}), grpc.NewServer()
+	server.Handle("s", stream.Slice(records...))
+	server.Register(g)
+	served := make(chan struct{})
+	go func() { defer close(served); g.Serve(listener) }()
+	defer func() { g.Stop(); <-served }()
+	conns := stream.NewConnections(listener.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	defer conns.Close()
+	config := stream.WorkerConfig{Store: store, Dial: conns.Dial, Sweep: 50 * time.Millisecond, Retry: stream.Backoff{Min: 50 * time.Millisecond, Max: 500 * time.Millisecond},
+		Logger: slog.New(slog.DiscardHandler)}
+	if o.config != nil {
+		o.config(&config)
+	}
+	worker, err := stream.NewWorker(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sink := store.Sink(o.handle)
+	worker.Handle("s", sink)
+	job, err := store.Submit(t.Context(), stream.Job{Stream: "s"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- worker.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	for end := time.Now().Add(2 * time.Minute); !job.State.Final(); time.Sleep(20 * time.Millisecond) {
+		if job, err = store.Get(t.Context(), job.ID); err != nil {
+			t.Fatal(err)
+		}
+		if o.look != nil {
+			o.look(job)
+		}
+		if time.Now().After(end) {
+			t.Fatalf("after 2 min the job is %s %s %+v: %s", job.State, job.Reason, job.Stall, job.LastError)
+		}
+	}
+	rows, err := sink.Quarantined(t.Context(), job.ID, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return job, rows
+}
+
+func counted(t *testing.T, pool *pgxpool.Pool, table string) (n int) {
+	t.Helper()
+	if err := pool.QueryRow(t.Context(), `select count(*) from `+table).Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// What goes wrong between a handler and its database, and passes, with a real server: no job fails for it, no record is put into quarantine, and
+// the job says what it waits for.
+func TestWhatPassesInADatabaseFailsNoJob(t *testing.T) {
+	pool, err := pgxpool.New(t.Context(), testserver.Postgres(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	run := func(sql string) error { _, err := pool.Exec(context.Background(), sql); return err }
+	insert := func(table string) func(ctx context.Context, tx pgx.Tx, b *stream.Batch) error {
+		return func(ctx context.Context, tx pgx.Tx, b *stream.Batch) error {
+			for _, r := range b.Records {
+				if _, err := tx.Exec(ctx, `insert into `+table+` values ($1)`, int64(r.Seq)); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+	}
+	for name, test := range map[string]struct {
+		table  string
+		setup  string
+		passes string // ends what is wrong; the setup is wrong until then
+		reason stream.Reason
+	}{
+		"children before their parents": {"child", `create table parent (n bigint primary key); create table child (n bigint references parent)`,
+			`insert into parent select generate_series(1, 100)`, stream.ReasonDependentRows},
+		"children before their parents, seen at the commit": {"late", `create table elder (n bigint primary key); create table late (n bigint references elder deferrable initially deferred)`,
+			`insert into elder select generate_series(1, 100)`, stream.ReasonDependentRows},
+		"a key that is still taken": {"taken", `create table taken (n bigint primary key); insert into taken values (50)`, `delete from taken where n = 50`, stream.ReasonDependentRows},
+		"a full disk": {"full_disk", `create table full_disk (n bigint);
+			create function no_room() returns trigger language plpgsql as $$ begin raise exception 'could not extend file: No space left on device' using errcode = '53100'; end $$;
+			create trigger t before insert on full_disk for each row execute function no_room()`, `drop trigger t on full_disk`, stream.ReasonStorageFull},
+		"a table that a migration makes later": {"made_later", ``, `create table made_later (n bigint)`, stream.ReasonHandlerFailed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := run(test.setup); err != nil {
+				t.Fatal(err)
+			}
+			waited := false
+			job, rows := outages{records: 100, handle: insert(test.table), look: func(s stream.Status) {
+				if !waited && s.State == stream.Ready && s.Stall.Failures > 0 && s.Reason == test.reason && s.NotBefore.After(s.CreatedAt) {
+					waited = true
+					if err := run(test.passes); err != nil {
+						t.Error(err)
+					}
+				}
+			}, config: func(c *stream.WorkerConfig) { c.HandOver = 3 }}.run(t, pool)
+			if job.State != stream.Completed || len(rows) != 0 || !waited || counted(t, pool, test.table) != 100 {
+				t.Errorf("the job is %s %s %s, %d records are in quarantine, waited: %v", job.State, job.Reason, job.LastError, len(rows), waited)
+			}
+		})
+	}
+	t.Run("a lock that another holds", func(t *testing.T) {
+		if err := run(`create table locked (n bigint)`); err != nil {
+			t.Fatal(err)
+		}
+		tx, err := pool.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tx.Rollback(context.Background())
+		if _, err := tx.Exec(t.Context(), `lock table locked`); err != nil {
+			t.Fatal(err)
+		}
+		waited := false
+		job, rows := outages{records: 100, limits: pgstore.Limits{Lock: 100 * time.Millisecond}, handle: insert("locked"), look: func(s stream.Status) {
+			if !waited && s.State == stream.Ready && s.Reason == stream.ReasonLockWait {
+				waited = true
+				tx.Rollback(context.Background())
+			}
+		}, config: func(c *stream.WorkerConfig) { c.HandOver = 3 }}.run(t, pool)
+		if job.State != stream.Completed || len(rows) != 0 || !waited || counted(t, pool, "locked") != 100 {
+			t.Errorf("the job is %s %s %s, %d records are in quarantine, waited: %v", job.State, job.Reason, job.LastError, len(rows), waited)
+		}
+	})
+}
+
+// A handler that works for longer between two statements than the server lets a transaction wait gets fewer records at once, and comes to the
+// end. It got the whole batch again and again, and the job failed.
+func TestAHandlerThatKeepsItsTransactionWaitingGetsFewerRecords(t *testing.T) {
+	pool, err := pgxpool.New(t.Context(), testserver.Postgres(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	if _, err := pool.Exec(t.Context(), `create table slowly (n bigint)`); err != nil {
+		t.Fatal(err)
+	}
+	const idle = 400 * time.Millisecond
+	largest := 0
+	job, rows := outages{records: 64, limits: pgstore.Limits{Idle: idle}, handle: func(ctx context.Context, tx pgx.Tx, b *stream.Batch) error {
+		if _, err := tx.Exec(ctx, `select 1`); err != nil {
+			return err
+		}
+		select {
+		case <-time.After(time.Duration(len(b.Records)) * idle / 20):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		for _, r := range b.Records {
+			if _, err := tx.Exec(ctx, `insert into slowly values ($1)`, int64(r.Seq)); err != nil {
+				return err
+			}
+		}
+		largest = max(largest, len(b.Records))
+		return nil
+	}, config: func(c *stream.WorkerConfig) { c.NoProgress = stream.AtOnce }}.run(t, pool)
+	if job.State != stream.Completed || len(rows) != 0 || counted(t, pool, "slowly") != 64 {
+		t.Errorf("the job is %s %s %s, %d records are in quarantine", job.State, job.Reason, job.LastError, len(rows))
+	}
+	if largest >= 64 {
+		t.Errorf("a batch of %d was in time", largest)
+	}
+}
+
+// One record that keeps the transaction waiting for too long is too slow: the job waits, and its error names the limit.
+func TestAnErrorOfATransactionThatWaitedNamesItsLimit(t *testing.T) {
+	pool, err := pgxpool.New(t.Context(), testserver.Postgres(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	job, _ := outages{records: 1, limits: pgstore.Limits{Idle: 100 * time.Millisecond}, handle: func(ctx context.Context, tx pgx.Tx, _ *stream.Batch) error {
+		if _, err := tx.Exec(ctx, `select 1`); err != nil {
+			return err
+		}
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+		}
+		_, err := tx.Exec(ctx, `select 1`)
+		return err
+	}, config: func(c *stream.WorkerConfig) { c.NoProgress = time.Second }}.run(t, pool)
+	if job.Reason != stream.ReasonNoProgress || !contains(job.LastError, "Limits.Idle", "100ms", string(stream.ReasonTooSlow)) {
+		t.Errorf("the job is %s %s: %s", job.State, job.Reason, job.LastError)
+	}
+}
+
+// A pool whose connections others hold: the job waits for one, and says so.
+func TestAPoolThatIsUsedUpIsNamed(t *testing.T) {
+	config, err := pgxpool.ParseConfig(testserver.Postgres(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.MaxConns = 3
+	effects, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer effects.Close()
+	sink, err := pgstore.NewSink(t.Context(), effects, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		conn, err := effects.Acquire(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Release()
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, err = sink.Fence(ctx, stream.Lease{Job: "j", Epoch: 1})
+	if stream.ReasonOf(err) != stream.ReasonPoolExhausted || !errors.Is(err, context.DeadlineExceeded) || !contains(err.Error(), "all 3 connections", "MaxJobs") {
+		t.Errorf("%v", err)
+	}
+}
+
+func contains(text string, parts ...string) bool {
+	for _, part := range parts {
+		if !strings.Contains(text, part) {
+			return false
+		}
+	}
+	return true
+}
