@@ -35,6 +35,8 @@ type streamWorkFlags struct {
 	jobs, batch     int
 	lease, drain    time.Duration
 	handler         time.Duration
+	noProgress      limitFlag
+	denied, depends limitFlag
 	untilDone       bool
 	metrics, output string
 	pprof           string
@@ -72,6 +74,10 @@ In a pod, set POD_NAME, POD_UID and CONTAINER_NAME by the downward API: then a r
 	flags.IntVar(&f.batch, "batch", 1000, "records in a commit at most")
 	flags.DurationVar(&f.lease, "lease", 15*time.Second, "how long a job stays with a worker that is not heard of")
 	flags.DurationVar(&f.handler, "handler-timeout", time.Minute, "how long one batch may take")
+	f.noProgress, f.denied, f.depends = limitFlag{24 * time.Hour}, limitFlag{5 * time.Minute}, limitFlag{2 * time.Minute}
+	flags.Var(&f.noProgress, "no-progress", "how long the attempts at a job may fail before the job does, outages not counted; never: it waits for as long as it takes")
+	flags.Var(&f.denied, "denied-grace", "how long a producer may deny a stream, or not know it, before the job fails")
+	flags.Var(&f.depends, "dependency-wait", "how long a record is tried again that needs rows which are not there, before it goes into quarantine")
 	flags.DurationVar(&f.drain, "drain-timeout", 20*time.Second, "time to commit what is in hand and to give jobs back after SIGTERM")
 	flags.BoolVar(&f.untilDone, "until-done", false, "end when no job of these streams is ready or running; exit code 1 if one failed here")
 	flags.StringVar(&f.metrics, "metrics-listen", "", "address of metrics and probes; empty: none")
@@ -154,7 +160,7 @@ func streamWork(cmd *cobra.Command, f *streamWorkFlags) (err error) {
 	idle := make(chan struct{}, 1)
 	worker, err = stream.NewWorker(stream.WorkerConfig{
 		Store: store, Hints: hints, Dial: conns.Dial, Refresh: conns.Refresh, Sole: store.sqlite != nil,
-		Lease: f.lease, Sweep: min(2*time.Second, f.lease/3), MaxJobs: f.jobs, CommitRecords: f.batch, HandlerTimeout: f.handler, DrainTimeout: f.drain,
+		Lease: f.lease, Sweep: min(2*time.Second, f.lease/3), MaxJobs: f.jobs, CommitRecords: f.batch, HandlerTimeout: f.handler, NoProgress: f.noProgress.d, DeniedGrace: f.denied.d, DependencyWait: f.depends.d, DrainTimeout: f.drain,
 		Logger: log,
 		Observe: func(e stream.Event) {
 			metrics.observe(e)
