@@ -95,7 +95,8 @@ func (c *sliceCursor[T]) Close() error { return nil }
 //
 // The iterator starts with the first record that is asked for, and says what it cannot do by yielding an error, which means
 // what it would mean from [Cursor].Next; it is stopped after the first one. An error marked with [Skip] that comes with a key
-// costs that record only. A panic in the iterator ends the stream: values that may panic are better made by a [Cursor] of one's own.
+// costs that record only. A panic in the iterator ends the stream, and nothing after that item is ever sent: values that may panic belong into
+// the value function of [FuncOf].
 //
 // ctx ends when the stream is not read any more, and the iterator must return then. When it returns although ctx has ended, that is
 // not taken for the stream's end.
