@@ -4,6 +4,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,7 +31,16 @@ type cluster struct {
 	known   atomic.Bool // the endpoints, if only that there are none
 
 	mu       sync.Mutex
-	awaiting []ref // calls that wait for an endpoint
+	awaiting []ref     // calls that wait for an endpoint
+	leaving  []*chosen // endpoints that were removed, for as long as they carry streams
+}
+
+// left are the endpoints that were removed and still carry streams.
+func (c *cluster) left() []*chosen {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.leaving = slices.DeleteFunc(c.leaving, func(b *chosen) bool { return b.Open() == 0 })
+	return slices.Clone(c.leaving)
 }
 
 func (c *cluster) config() *config.Backend { return c.current.Load() }
@@ -67,6 +77,10 @@ func orNever[T int | float64](n T) T {
 func (c *cluster) update(addresses []string) {
 	added, removed := c.set.Update(addresses, c.proxy.tick(), func(address string) *endpoint { return newEndpoint(c, address) })
 	c.known.Store(true)
+	c.left() // forgets those that carry nothing any more
+	c.mu.Lock()
+	c.leaving = append(c.leaving, removed...)
+	c.mu.Unlock()
 	for _, b := range removed {
 		b.Of.drain()
 	}
@@ -197,8 +211,9 @@ type route struct {
 	limiter     *rate.Limiter
 	budget      *budget
 	stats       *routeStats
-	calls       []*callStats // for each of clusters
-	forwarded   *forwarding  // nil for the listener's
+	all         counters    // of the calls whose methods are not counted by themselves
+	byMethod    sync.Map    // *method to *counters of the others
+	forwarded   *forwarding // nil for the listener's
 	request     edits
 	response    edits
 }
@@ -266,13 +281,22 @@ type methods struct {
 	mu    sync.Mutex
 	known map[string]*method
 	rest  method // of those above the number that is remembered
+
+	// Which methods are metrics: see configure.
+	named    map[string]bool
+	patterns []string
+	most     int
+	admitted int // by a pattern
 }
 
 const keptMethods = 4096
 
 type method struct {
-	unary atomic.Int32 // positive: short calls with one answer
-	stats methodStats
+	name    string       // as metrics have it: service/method
+	unary   atomic.Int32 // positive: short calls with one answer
+	counted atomic.Bool  // it is a label of metrics
+	wanted  atomic.Bool  // it shall be one once a call of it has succeeded
+	stats   methodStats
 }
 
 func (m *methods) of(path string) *method {
@@ -283,7 +307,8 @@ func (m *methods) of(path string) *method {
 		if len(m.known) >= keptMethods && !m.forgetOne() {
 			return &m.rest
 		}
-		x = &method{}
+		x = &method{name: strings.TrimPrefix(path, "/")}
+		m.classify(x)
 		m.known[path] = x
 	}
 	return x
@@ -294,7 +319,7 @@ func (m *methods) of(path string) *method {
 func (m *methods) forgetOne() bool {
 	tries := 8
 	for path, x := range m.known { // which begins anywhere
-		if x.stats.ended[codes.OK].Load() == 0 {
+		if x.stats.ended[codes.OK].Load() == 0 && !x.counted.Load() {
 			delete(m.known, path)
 			return true
 		}
@@ -303,6 +328,77 @@ func (m *methods) forgetOne() bool {
 		}
 	}
 	return false
+}
+
+// configure says which methods are labels of metrics: those that a route or the configuration names, and up to a number of those that match a pattern of the
+// configuration. The latter become one with the first call that succeeds, since callers can think of any number of names.
+func (m *methods) configure(c *config.Config) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.named, m.patterns, m.most, m.admitted = map[string]bool{}, nil, c.Metrics.MaxMethods, 0
+	for _, r := range c.Routes {
+		if r.Match.Method != "" {
+			m.named[r.Match.Service+"/"+r.Match.Method] = true
+		}
+	}
+	for _, text := range c.Metrics.Methods {
+		if strings.HasSuffix(text, "*") {
+			m.patterns = append(m.patterns, strings.TrimSuffix(text, "*"))
+		} else {
+			m.named[text] = true
+		}
+	}
+	for _, x := range m.known {
+		m.classify(x)
+	}
+}
+
+// classify decides whether a method is a label of metrics. mu is held.
+func (m *methods) classify(x *method) {
+	was := x.counted.Load()
+	matches := slices.ContainsFunc(m.patterns, func(start string) bool { return strings.HasPrefix(x.name, start) }) && isText(x.name)
+	switch {
+	case m.named[x.name]:
+		x.counted.Store(true)
+		x.wanted.Store(false)
+	case matches && was && m.admitted < m.most:
+		m.admitted++
+	default:
+		x.counted.Store(false)
+		x.wanted.Store(matches && m.admitted < m.most)
+	}
+}
+
+// admit makes a method a label of metrics, if there is room for one more.
+func (m *methods) admit(x *method) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !x.wanted.Load() {
+		return
+	}
+	x.wanted.Store(false)
+	if m.admitted < m.most {
+		m.admitted++
+		x.counted.Store(true)
+	}
+}
+
+// names are those of the methods that are labels.
+func (m *methods) names() map[string]bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	all := map[string]bool{}
+	for _, x := range m.known {
+		if x.counted.Load() {
+			all[x.name] = true
+		}
+	}
+	return all
+}
+
+// isText reports whether a name can be a label as it is: printable ASCII, and of a length that gRPC's names have.
+func isText(s string) bool {
+	return len(s) <= 200 && strings.IndexFunc(s, func(r rune) bool { return r <= ' ' || r > '~' }) < 0
 }
 
 const shortCall = 500 * time.Millisecond

@@ -71,7 +71,8 @@ type Proxy struct {
 	backs     map[*back]struct{}
 	listeners []*listener
 	fronts    map[*front]struct{}
-	routes    map[string]*routeStats
+	routes    map[routeKey]*routeStats
+	retired   []*cluster // that a reload has replaced or removed, for as long as they carry streams
 }
 
 // state is a configuration in force.
@@ -104,12 +105,13 @@ func (s *state) route(listener, authority, path string) *route {
 
 // New makes a proxy of a configuration that was validated. Nothing is opened before Run.
 func New(c *config.Config, o Options) (*Proxy, error) {
-	p := &Proxy{log: cmp.Or(o.Logger, slog.Default()), options: o, wheel: wheel.New(), fronts: map[*front]struct{}{}, backs: map[*back]struct{}{}, greeting: map[net.Conn]struct{}{}, routes: map[string]*routeStats{}, begun: time.Now()}
+	p := &Proxy{log: cmp.Or(o.Logger, slog.Default()), options: o, wheel: wheel.New(), fronts: map[*front]struct{}{}, backs: map[*back]struct{}{}, greeting: map[net.Conn]struct{}{}, routes: map[routeKey]*routeStats{}, begun: time.Now()}
 	p.heavy = make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))
 	p.window.Store(firstWindow)
 	p.silent = hostSilent
 	p.crowded = make(chan struct{}, 1)
 	p.methods.known = map[string]*method{}
+	p.methods.configure(c)
 	if p.memory = int64(c.Limits.Memory); p.memory == 0 {
 		p.memory = processMemory() / 4
 	}
@@ -160,7 +162,8 @@ func (p *Proxy) build(c *config.Config, old *state) (*state, error) {
 		r := &c.Routes[i]
 		s.routes[r] = p.route(r, s.clusters)
 	}
-	s.nowhere = &route{name: "none", stats: p.routeStats("none")}
+	s.nowhere = &route{name: "none", stats: p.routeStats(routeKey{route: "none"})}
+	s.nowhere.all = counters{stats: s.nowhere.stats}
 	return s, nil
 }
 
@@ -186,8 +189,8 @@ func (p *Proxy) route(r *config.Route, clusters map[string]*cluster) *route {
 		x.budget = &budget{ratio: r.RetryBudget.Ratio, perSecond: r.RetryBudget.MinPerSecond, at: p.wheel.Now()}
 		x.budget.tokens = x.budget.most()
 	}
-	x.stats = p.routeStats(x.name)
-	x.calls = p.callStats(x.stats, x.clusters)
+	x.stats = p.routeStats(routeKey{route: x.name})
+	x.all = counters{x.stats, x.clusters, p.callStats(x.stats, x.clusters)}
 	return x
 }
 
@@ -408,10 +411,14 @@ func (p *Proxy) Reload(c *config.Config) error {
 		x.tls.Store(changed.tls)
 		x.current.Store(changed.config)
 	}
+	p.methods.configure(c)
 	p.state.Store(next)
 	p.forgetRoutes(next)
 	for name, x := range old.clusters {
 		if next.clusters[name] != x {
+			p.mu.Lock()
+			p.retired = append(p.retired, x)
+			p.mu.Unlock()
 			x.retire()
 		}
 	}

@@ -469,7 +469,7 @@ func TestRetryBudget(t *testing.T) {
 			t.Fatalf("ended with %s", got)
 		}
 	}
-	retries := p.routeStats("*").retries.Load()
+	retries := p.routeStats(routeKey{route: "*"}).retries.Load()
 	if least, most := int64(calls/10), int64(calls/10+15); retries < least || retries > most {
 		t.Errorf("%d retries of %d calls, want %d to %d", retries, calls, least, most)
 	}

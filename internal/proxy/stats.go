@@ -10,8 +10,9 @@ import (
 // What happens is counted here with atomic numbers that whoever counts already has a pointer to. Names and sums are made when somebody looks: see Stats.
 
 // Calls are counted by how long they took; the last bucket is all above.
-var buckets = [...]time.Duration{500 * time.Microsecond, time.Millisecond, 2500 * time.Microsecond, 5 * time.Millisecond, 10 * time.Millisecond, 25 * time.Millisecond,
-	50 * time.Millisecond, 100 * time.Millisecond, 250 * time.Millisecond, 500 * time.Millisecond, time.Second, 2500 * time.Millisecond, 5 * time.Second, 10 * time.Second, time.Minute, 10 * time.Minute}
+var buckets = [...]time.Duration{100 * time.Microsecond, 250 * time.Microsecond, 500 * time.Microsecond, time.Millisecond, 2500 * time.Microsecond, 5 * time.Millisecond, 10 * time.Millisecond,
+	25 * time.Millisecond, 50 * time.Millisecond, 100 * time.Millisecond, 250 * time.Millisecond, 500 * time.Millisecond, time.Second, 2500 * time.Millisecond, 5 * time.Second, 10 * time.Second,
+	30 * time.Second, time.Minute, 5 * time.Minute, 15 * time.Minute, time.Hour, 4 * time.Hour, 12 * time.Hour, 24 * time.Hour}
 
 func bucketOf(took time.Duration) int {
 	i := 0
@@ -43,7 +44,10 @@ type proxyStats struct {
 	shortOfMemory         atomic.Int64 // calls that were refused, or ended, because of limits.memory
 }
 
-// routeStats are those of a route's name: a reload does not set them back.
+// routeKey is what calls are counted by: the route's name, and the method if it is counted by itself.
+type routeKey struct{ route, method string }
+
+// routeStats are those of a route's name, or of one of its methods: a reload does not set them back.
 type routeStats struct {
 	opened     atomic.Int64
 	replays    atomic.Int64
@@ -54,7 +58,33 @@ type routeStats struct {
 	backends map[string]*callStats // of the others; Proxy.mu guards the map
 }
 
-// callStats are of the calls of a route that ended at one backend.
+// counters are where a route's calls are counted, or those of one of its methods.
+type counters struct {
+	stats    *routeStats
+	clusters []*cluster
+	calls    []*callStats // for each of clusters
+}
+
+// counters are those for calls of the method.
+func (r *route) counters(p *Proxy, m *method) *counters {
+	if !m.counted.Load() {
+		return &r.all
+	}
+	if c, ok := r.byMethod.Load(m); ok {
+		return c.(*counters)
+	}
+	stats := p.routeStats(routeKey{r.name, m.name})
+	c, _ := r.byMethod.LoadOrStore(m, &counters{stats, r.clusters, p.callStats(stats, r.clusters)})
+	return c.(*counters)
+}
+
+// traffic is how much of a call has been counted: what open calls have carried is added to the counters when somebody looks, and at their end.
+type traffic struct {
+	requests, answers           int
+	requestBytes, responseBytes int64
+}
+
+// callStats are of the calls of a route that ended at one backend, but for messages and bytes, which are of the open ones, too.
 type callStats struct {
 	ended         [statuses]atomic.Int64
 	reasons       [len(reasons)]atomic.Int64
@@ -97,28 +127,30 @@ func reasonIndex(reason string) int {
 	panic("proxy: the reason " + reason + " is not counted")
 }
 
-func (p *Proxy) routeStats(name string) *routeStats {
+func (p *Proxy) routeStats(key routeKey) *routeStats {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	r := p.routes[name]
+	r := p.routes[key]
 	if r == nil {
 		r = &routeStats{backends: map[string]*callStats{}}
-		p.routes[name] = r
+		p.routes[key] = r
 	}
 	return r
 }
 
-// forgetRoutes drops what was counted of routes that are not configured any more and have no open calls, so that reloads add nothing for ever.
+// forgetRoutes drops what was counted of routes and methods that are not configured any more and have no open calls, so that reloads add nothing for ever.
 func (p *Proxy) forgetRoutes(s *state) {
+	methods := p.methods.names()
+	methods[""] = true
 	configured := map[string]bool{s.nowhere.name: true}
 	for _, r := range s.routes {
 		configured[r.name] = true
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for name, r := range p.routes {
-		if !configured[name] && r.open() == 0 {
-			delete(p.routes, name)
+	for key, r := range p.routes {
+		if !(configured[key.route] && methods[key.method]) && r.open() == 0 {
+			delete(p.routes, key)
 		}
 	}
 }
@@ -149,7 +181,7 @@ func (p *Proxy) callStats(r *routeStats, clusters []*cluster) []*callStats {
 }
 
 // callStats are those for a call that was for c; nil for none.
-func (r *route) callStats(c *cluster) *callStats {
+func (r *counters) callStats(c *cluster) *callStats {
 	if c != nil {
 		for i, x := range r.clusters {
 			if x.name == c.name { // a reload may have made another one of the name
@@ -162,7 +194,7 @@ func (r *route) callStats(c *cluster) *callStats {
 
 // countBegun counts a call.
 func (s *stream) countBegun() {
-	s.counted = s.call.route
+	s.counted = s.call.route.counters(s.front.proxy, s.call.method)
 	s.counted.stats.opened.Add(1)
 	s.call.method.stats.opened.Add(1)
 }
@@ -178,18 +210,45 @@ func (s *stream) countEnded(took time.Duration) {
 	if s.resets && s.reason == endedByBackend {
 		c.resets.Add(1)
 	}
+	s.countTraffic(c)
+	m := s.call.method
+	m.stats.ended[status].Add(1)
+	m.stats.took[bucket].Add(1)
+	m.stats.tookSum.Add(int64(took))
+	if status == codes.OK && s.grpc && s.reason == endedByBackend && m.wanted.Load() {
+		s.front.proxy.methods.admit(m)
+	}
+}
+
+// countTraffic adds what the call has carried since it was counted last. The lock of its front is held, so nothing is counted twice.
+func (s *stream) countTraffic(c *callStats) {
+	now := traffic{s.inMessages.count, s.outMessages.count, s.inBytes, s.outBytes}
+	if now == s.traffic {
+		return
+	}
 	for _, n := range [...]struct {
 		to *atomic.Int64
 		n  int64
-	}{{&c.requests, int64(s.inMessages.count)}, {&c.answers, int64(s.outMessages.count)}, {&c.requestBytes, s.inBytes}, {&c.responseBytes, s.outBytes}} {
+	}{{&c.requests, int64(now.requests - s.traffic.requests)}, {&c.answers, int64(now.answers - s.traffic.answers)},
+		{&c.requestBytes, now.requestBytes - s.traffic.requestBytes}, {&c.responseBytes, now.responseBytes - s.traffic.responseBytes}} {
 		if n.n != 0 {
 			n.to.Add(n.n)
 		}
 	}
-	m := &s.call.method.stats
-	m.ended[status].Add(1)
-	m.took[bucket].Add(1)
-	m.tookSum.Add(int64(took))
+	s.traffic = now
+}
+
+// countOpen adds what open calls have carried to the counters. To do so when somebody looks, and not with each frame, costs calls nothing.
+func (p *Proxy) countOpen() {
+	for _, f := range p.allFronts() {
+		f.mu.Lock()
+		for _, s := range f.streams {
+			if s.cluster != nil && s.counted != nil {
+				s.countTraffic(s.counted.callStats(s.cluster))
+			}
+		}
+		f.mu.Unlock()
+	}
 }
 
 func (c *callStats) count() (n int64) {

@@ -31,7 +31,8 @@ type stream struct {
 // life is what a stream's memory holds for one call. There are very many of them, so numbers are as small as they can be, and lie together.
 type life struct {
 	call    *call
-	counted *route // by which it is counted, although a new configuration may have given it another one
+	counted *counters // by which it is counted, although a new configuration may have given it another route
+	traffic traffic   // that was counted
 	request *header.Set
 	reason  string
 	span    Span // nil for most

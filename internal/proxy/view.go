@@ -69,13 +69,14 @@ type Stats struct {
 	// ShortOfMemory are the calls that were refused or ended because of limits.memory.
 	ShortOfMemory int64
 	Draining      bool
-	Routes        []RouteStats   // sorted by name
+	Routes        []RouteStats   // sorted by name and method
 	Backends      []BackendStats // sorted by name
 }
 
 // RouteStats are those of a route.
 type RouteStats struct {
 	Route                        string
+	Method                       string // empty for all calls whose method is not counted by itself
 	Opened, Open                 int64
 	Replays, Retries, OverBudget int64
 	Calls                        []CallStats // by backend, that of no backend first
@@ -116,17 +117,22 @@ type EndpointStats struct {
 	Open        int
 	Connections int
 	Ejected     bool
+	Removed     bool          // it is no endpoint of the backend any more, and has calls that go on
 	Latency     time.Duration // expected of a unary call; 0 if none was measured
 }
 
 // Stats returns all counters.
 func (p *Proxy) Stats() Stats {
+	p.countOpen()
 	s := Stats{Connections: p.stats.fronts.Load(), Accepted: p.stats.accepted.Load(), RefusedStreams: p.stats.refused.Load(), Full: p.stats.full.Load(),
 		OverBudgetCalls: p.stats.overBudgetCalls.Load(), OverBudgetConnections: p.stats.overBudgetConnections.Load(), ShortOfMemory: p.stats.shortOfMemory.Load(), Draining: p.draining.Load()}
 	p.mu.Lock()
-	for _, name := range slices.Sorted(maps.Keys(p.routes)) {
-		r := p.routes[name]
-		one := RouteStats{Route: name, Open: r.open(), Replays: r.replays.Load(), Retries: r.retries.Load(), OverBudget: r.overBudget.Load(),
+	keys := slices.SortedFunc(maps.Keys(p.routes), func(a, b routeKey) int {
+		return cmp.Or(strings.Compare(a.route, b.route), strings.Compare(a.method, b.method))
+	})
+	for _, key := range keys {
+		r := p.routes[key]
+		one := RouteStats{Route: key.route, Method: key.method, Open: r.open(), Replays: r.replays.Load(), Retries: r.retries.Load(), OverBudget: r.overBudget.Load(),
 			Calls: []CallStats{r.refused.view("")}}
 		one.Opened = r.opened.Load()
 		for _, backend := range slices.Sorted(maps.Keys(r.backends)) {
@@ -140,16 +146,49 @@ func (p *Proxy) Stats() Stats {
 		b := BackendStats{Backend: x.name, Connections: x.stats.connections.Load(), Connected: x.stats.connected.Load(), ConnectFailed: x.stats.connectFailed.Load(),
 			GoAways: x.stats.goAways.Load(), Ejections: x.stats.ejections.Load(), DiscoveryFailing: x.source.Status().Failing}
 		for _, c := range x.set.Backends() {
-			info := c.Info(now)
-			c.Of.mu.Lock()
-			connections := c.Of.open() + len(c.Of.retired)
-			c.Of.mu.Unlock()
-			b.Endpoints = append(b.Endpoints, EndpointStats{Address: c.Address, Open: info.Streams + info.Unary, Connections: connections,
-				Ejected: info.EjectedUntil != 0, Latency: info.Latency})
+			b.add(c, now, false)
+		}
+		for _, c := range x.left() {
+			b.add(c, now, true)
 		}
 		s.Backends = append(s.Backends, b)
 	}
+	for _, x := range p.retiredClusters() {
+		i := slices.IndexFunc(s.Backends, func(b BackendStats) bool { return b.Backend == x.name })
+		if i < 0 {
+			s.Backends = append(s.Backends, BackendStats{Backend: x.name})
+			i = len(s.Backends) - 1
+		}
+		s.Backends[i].Connections += x.stats.connections.Load()
+		for _, c := range x.left() {
+			s.Backends[i].add(c, now, true)
+		}
+	}
+	slices.SortFunc(s.Backends, func(a, b BackendStats) int { return strings.Compare(a.Backend, b.Backend) })
 	return s
+}
+
+// add adds an endpoint. One that was removed may be there again under the same address: they are one for those who look.
+func (b *BackendStats) add(c *chosen, now int64, removed bool) {
+	info := c.Info(now)
+	c.Of.mu.Lock()
+	connections := c.Of.open() + len(c.Of.retired)
+	c.Of.mu.Unlock()
+	if i := slices.IndexFunc(b.Endpoints, func(e EndpointStats) bool { return e.Address == c.Address }); i >= 0 {
+		b.Endpoints[i].Open += info.Streams + info.Unary
+		b.Endpoints[i].Connections += connections
+		return
+	}
+	b.Endpoints = append(b.Endpoints, EndpointStats{Address: c.Address, Open: info.Streams + info.Unary, Connections: connections, Ejected: info.EjectedUntil != 0 && !removed,
+		Removed: removed, Latency: info.Latency})
+}
+
+// retiredClusters are those that still carry streams.
+func (p *Proxy) retiredClusters() []*cluster {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.retired = slices.DeleteFunc(p.retired, func(x *cluster) bool { return len(x.left()) == 0 })
+	return slices.Clone(p.retired)
 }
 
 func (p *Proxy) sortedClusters() []*cluster {
@@ -256,6 +295,7 @@ const (
 	StateFailing    = "failing"    // connecting failed
 	StateEjected    = "ejected"    // it gets no calls for a while
 	StateProbation  = "probation"  // its ejection is over, and a call shall show whether it works again
+	StateRemoved    = "removed"    // it is no endpoint of the backend any more, and has calls that go on
 )
 
 // EndpointView is the state of an endpoint.
@@ -311,6 +351,11 @@ func (p *Proxy) Backends() []BackendView {
 		}
 		for _, c := range x.set.Backends() {
 			v.Endpoints = append(v.Endpoints, c.Of.view(c.Info(now), now, when))
+		}
+		for _, c := range x.left() {
+			e := c.Of.view(c.Info(now), now, when)
+			e.State = StateRemoved
+			v.Endpoints = append(v.Endpoints, e)
 		}
 		all = append(all, v)
 	}

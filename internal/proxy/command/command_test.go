@@ -446,7 +446,7 @@ func TestReload(t *testing.T) {
 		t.Error("nothing says that listeners need a restart")
 	}
 	p.check(client)
-	if _, text := p.get("/metrics"); !strings.Contains(text, `levada_proxy_calls_ended_total{backend="b",grpc_status="OK",route="*"} 2`) {
+	if _, text := p.get("/metrics"); !strings.Contains(text, `levada_proxy_calls_ended_total{backend="b",grpc_status="OK",method="other",route="*"} 2`) {
 		t.Errorf("a reload set counters back:\n%s", text)
 	}
 

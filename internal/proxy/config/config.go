@@ -15,6 +15,7 @@ type Config struct {
 	Admin     Admin      `yaml:"admin"`
 	Drain     Drain      `yaml:"drain"`
 	AccessLog AccessLog  `yaml:"accessLog"`
+	Metrics   Metrics    `yaml:"metrics"`
 	Tracing   Tracing    `yaml:"tracing"`
 	Limits    Limits     `yaml:"limits"`
 	Backends  []Backend  `yaml:"backends"`
@@ -110,6 +111,15 @@ type Drain struct {
 type AccessLog struct {
 	// Path of the file that is appended to; - is the standard output, empty is off.
 	Path string `yaml:"path"`
+}
+
+// Metrics says which methods are counted by themselves.
+type Metrics struct {
+	// Methods that get a value of the label method, beside those that routes name: shop.Orders/Watch, or the beginning of names with a star, as shop.Orders/* and
+	// shop.*. All others are counted as "other".
+	Methods []string `yaml:"methods,omitempty"`
+	// MaxMethods that the stars may add. A method is added when a call of it has succeeded.
+	MaxMethods int `yaml:"maxMethods"`
 }
 
 // Tracing with OpenTelemetry. The exporter is configured by the OTEL_* variables; without them nothing is sent.

@@ -41,6 +41,7 @@ func TestDefaults(t *testing.T) {
 		}},
 		Admin:   config.Admin{Address: "127.0.0.1:9901"},
 		Drain:   config.Drain{Period: 30 * time.Second},
+		Metrics: config.Metrics{MaxMethods: 100},
 		Tracing: config.Tracing{Sample: 0.01},
 		Backends: []config.Backend{{
 			Name: "orders", Target: "orders:50051", ConnectTimeout: time.Second, MaxResponseHeaderBytes: 16 << 20, WaitForReady: 3 * time.Second,

@@ -28,6 +28,8 @@ func (c *Config) SetDefaults() {
 		// At 10,000 streams 333 are opened again each second, which their servers do not notice. What stops the process must wait for longer:
 		// Kubernetes' terminationGracePeriodSeconds, which is 30 by itself, has to be raised.
 		Drain: Drain{Period: 30 * time.Second},
+		// Each is some 40 series for each backend of its route: a hundred are what a server of metrics does not notice.
+		Metrics: Metrics{MaxMethods: 100},
 		// One in a hundred shows what is slow, and costs nothing that could be measured.
 		Tracing: Tracing{Sample: 0.01},
 	}

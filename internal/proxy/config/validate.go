@@ -151,10 +151,30 @@ func (v *validation) admin() {
 func (v *validation) process() {
 	v.durationOr0("drain.period", v.c.Drain.Period, maxDuration)
 	v.durationOr0("drain.notice", v.c.Drain.Notice, maxDuration)
+	v.metrics()
 	v.number("tracing.sample", v.c.Tracing.Sample, 0, 1)
 	if v.c.Limits.Memory != 0 {
 		v.size("limits.memory", v.c.Limits.Memory, minMemory, math.MaxInt64)
 	}
+}
+
+func (v *validation) metrics() {
+	for i, text := range v.c.Metrics.Methods {
+		at := fmt.Sprintf("metrics.methods[%d]", i)
+		service, method, slash := strings.Cut(strings.TrimSuffix(text, "*"), "/")
+		star := strings.HasSuffix(text, "*")
+		ok := text == "*" || isName(service) && (slash && (star && method == "" || isName(method)) || !slash && star && strings.HasSuffix(service, "."))
+		if !ok {
+			p := Problem{Message: "is " + strictyaml.Quote(text), Expected: "a method such as shop.Orders/Watch, or shop.Orders/*, shop.* or * for those that begin like that"}
+			if trimmed := strings.Trim(text, "/"); trimmed != text && strings.Contains(trimmed, "/") {
+				p.DidYouMean = trimmed
+			} else if isName(text) {
+				p.DidYouMean = text + "/*"
+			}
+			v.add(at, p)
+		}
+	}
+	v.count("metrics.maxMethods", v.c.Metrics.MaxMethods, 0, 10_000)
 }
 
 func (v *validation) backends() {

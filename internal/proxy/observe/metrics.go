@@ -11,8 +11,8 @@ import (
 	"github.com/levada-io/levada/internal/proxy/config"
 )
 
-// Metrics makes a proxy's counters metrics, when somebody asks for them. Their labels are names of the configuration and words of ours, and endpoints only
-// where a state is shown: what callers send adds no series.
+// Metrics makes a proxy's counters metrics, when somebody asks for them. Their labels are names of the configuration and words of ours, endpoints only
+// where a state is shown, and up to a number of methods that the configuration asks for and a backend has served: what callers send adds no other series.
 type Metrics struct {
 	Proxy *proxy.Proxy
 	// Log and Tap may be nil.
@@ -66,14 +66,14 @@ func gauge(name, help string, labels ...string) *metric {
 }
 
 var (
-	calls      = counter("calls_total", "Calls that have begun.", "route")
-	open       = gauge("open_streams", "Calls that are open.", "route")
-	ended      = counter("calls_ended_total", "Calls that have ended, by the status that the caller got. The backend is empty for calls that were refused before one was chosen.", "route", "backend", "grpc_status")
-	reasons    = counter("ends_total", "Calls that have ended, by who ended them and why: BACKEND, CALLER, CALLER_GONE, or the reason that the proxy gave.", "route", "backend", "reason")
-	resets     = counter("backend_resets_total", "Calls that the backend ended with RST_STREAM.", "route", "backend")
-	took       = define(prometheus.UntypedValue, "call_duration_seconds", "Time from a call's headers to its end.", "route", "backend")
-	messages   = counter("messages_total", "Whole messages that came in calls that have ended; direction is request or response.", "route", "backend", "direction")
-	data       = counter("data_bytes_total", "Bytes of DATA that came in calls that have ended; direction is request or response.", "route", "backend", "direction")
+	calls      = counter("calls_total", "Calls that have begun.", "route", "method")
+	open       = gauge("open_streams", "Calls that are open.", "route", "method")
+	ended      = counter("calls_ended_total", "Calls that have ended, by the status that the caller got. The backend is empty for calls that were refused before one was chosen.", "route", "method", "backend", "grpc_status")
+	reasons    = counter("ends_total", "Calls that have ended, by who ended them and why: BACKEND, CALLER, CALLER_GONE, or the reason that the proxy gave.", "route", "method", "backend", "reason")
+	resets     = counter("backend_resets_total", "Calls that the backend ended with RST_STREAM.", "route", "method", "backend")
+	took       = define(prometheus.UntypedValue, "call_duration_seconds", "Time from a call's headers to its end.", "route", "method", "backend")
+	messages   = counter("messages_total", "Whole messages that came, also in calls that are open; direction is request or response.", "route", "method", "backend", "direction")
+	data       = counter("data_bytes_total", "Bytes of DATA that came, also in calls that are open; direction is request or response.", "route", "method", "backend", "direction")
 	retries    = counter("retries_total", "Failed calls that were tried again, as the route's policy says.", "route")
 	overBudget = counter("retries_over_budget_total", "Failed calls that were not tried again because the route's budget for retries was used up.", "route")
 	replays    = counter("replays_total", "Calls that were sent again because an endpoint provably had not processed them.", "route")
@@ -95,7 +95,7 @@ var (
 	ejections  = counter("backend_ejections_total", "Endpoints of a backend that were ejected.", "backend")
 	endpoints  = gauge("backend_endpoints", "Endpoints that a backend has.", "backend")
 	lookup     = gauge("backend_discovery_failing", "1 while a backend's endpoints cannot be found; those that were known stay in use.", "backend")
-	endOpen    = gauge("endpoint_open_streams", "Calls that are open at an endpoint.", "backend", "endpoint")
+	endOpen    = gauge("endpoint_open_streams", "Calls that are open at an endpoint, also at one that was removed and still has some.", "backend", "endpoint")
 	endConns   = gauge("endpoint_connections", "Connections to an endpoint that are open.", "backend", "endpoint")
 	endEjected = gauge("endpoint_ejected", "1 while an endpoint gets no calls because it failed too many.", "backend", "endpoint")
 	endLatency = gauge("endpoint_latency_seconds", "Time in which an endpoint is expected to answer a unary call (peak EWMA); absent as long as none was measured.", "backend", "endpoint")
@@ -140,13 +140,16 @@ func (m *Metrics) Collect(out chan<- prometheus.Metric) {
 	send(loaded, float64(cmp.Or(m.loaded.Load(), m.Proxy.Begun().Unix())))
 	for i := range s.Routes {
 		r := &s.Routes[i]
-		send(calls, float64(r.Opened), r.Route)
-		send(open, float64(r.Open), r.Route)
-		send(retries, float64(r.Retries), r.Route)
-		send(overBudget, float64(r.OverBudget), r.Route)
-		send(replays, float64(r.Replays), r.Route)
+		method := cmp.Or(r.Method, otherMethods)
+		send(calls, float64(r.Opened), r.Route, method)
+		send(open, float64(r.Open), r.Route, method)
+		if r.Method == "" { // these are counted for the whole route
+			send(retries, float64(r.Retries), r.Route)
+			send(overBudget, float64(r.OverBudget), r.Route)
+			send(replays, float64(r.Replays), r.Route)
+		}
 		for j := range r.Calls {
-			collectCalls(send, out, r.Route, &r.Calls[j])
+			collectCalls(send, out, r.Route, method, &r.Calls[j])
 		}
 	}
 	for i := range s.Backends {
@@ -156,16 +159,21 @@ func (m *Metrics) Collect(out chan<- prometheus.Metric) {
 		send(failed, float64(b.ConnectFailed), b.Backend)
 		send(goAways, float64(b.GoAways), b.Backend)
 		send(ejections, float64(b.Ejections), b.Backend)
-		send(endpoints, float64(len(b.Endpoints)), b.Backend)
 		send(lookup, one(b.DiscoveryFailing), b.Backend)
+		live := 0
 		for _, e := range b.Endpoints {
 			send(endOpen, float64(e.Open), b.Backend, e.Address)
 			send(endConns, float64(e.Connections), b.Backend, e.Address)
+			if e.Removed {
+				continue
+			}
+			live++
 			send(endEjected, one(e.Ejected), b.Backend, e.Address)
 			if e.Latency > 0 {
 				send(endLatency, e.Latency.Seconds(), b.Backend, e.Address)
 			}
 		}
+		send(endpoints, float64(live), b.Backend)
 	}
 	if m.Log != nil {
 		send(logLines, float64(m.Log.Lines()))
@@ -179,31 +187,38 @@ func (m *Metrics) Collect(out chan<- prometheus.Metric) {
 
 var bounds = proxy.Buckets()
 
-// collectCalls sends what is not zero, and nothing of a backend whose calls have all yet to end.
-func collectCalls(send func(*metric, float64, ...string), out chan<- prometheus.Metric, route string, c *proxy.CallStats) {
+// otherMethods stands for all methods that are not counted by themselves.
+const otherMethods = "other"
+
+// collectCalls sends what is not zero. Of a backend none of whose calls has ended there are messages and bytes only.
+func collectCalls(send func(*metric, float64, ...string), out chan<- prometheus.Metric, route, method string, c *proxy.CallStats) {
 	cumulative := map[float64]uint64{}
 	count := int64(0)
 	for i, bound := range bounds {
 		count += c.Took.Counts[i]
 		cumulative[bound.Seconds()] = uint64(count)
 	}
-	if count += c.Took.Counts[len(bounds)]; count == 0 {
+	count += c.Took.Counts[len(bounds)]
+	if count == 0 && c.Requests == 0 && c.Responses == 0 && c.RequestBytes == 0 && c.ResponseBytes == 0 {
 		return
 	}
-	out <- prometheus.MustNewConstHistogram(took.desc, uint64(count), c.Took.Sum.Seconds(), cumulative, route, c.Backend)
+	send(messages, float64(c.Requests), route, method, c.Backend, "request")
+	send(messages, float64(c.Responses), route, method, c.Backend, "response")
+	send(data, float64(c.RequestBytes), route, method, c.Backend, "request")
+	send(data, float64(c.ResponseBytes), route, method, c.Backend, "response")
+	if count == 0 {
+		return
+	}
+	out <- prometheus.MustNewConstHistogram(took.desc, uint64(count), c.Took.Sum.Seconds(), cumulative, route, method, c.Backend)
 	for code, n := range c.ByStatus {
 		if n > 0 {
-			send(ended, float64(n), route, c.Backend, config.Code(code).String())
+			send(ended, float64(n), route, method, c.Backend, config.Code(code).String())
 		}
 	}
 	for reason, n := range c.ByReason {
-		send(reasons, float64(n), route, c.Backend, reason)
+		send(reasons, float64(n), route, method, c.Backend, reason)
 	}
-	send(resets, float64(c.Resets), route, c.Backend)
-	send(messages, float64(c.Requests), route, c.Backend, "request")
-	send(messages, float64(c.Responses), route, c.Backend, "response")
-	send(data, float64(c.RequestBytes), route, c.Backend, "request")
-	send(data, float64(c.ResponseBytes), route, c.Backend, "response")
+	send(resets, float64(c.Resets), route, method, c.Backend)
 }
 
 func one(yes bool) float64 {
