@@ -52,9 +52,9 @@ func (p *Partition) acknowledged(ctx context.Context, seq, known uint64) error {
 	return p.loseEnd(ctx, seq, fmt.Errorf("%w: it stored a block as %d, and had stored blocks up to %d", ErrLostEnd, seq, p.known.Load()))
 }
 
-// checkEnd compares the last sequence that the store says it has with what is known to be stored. The error is ErrLostEnd once it has said too little for long.
-func (p *Partition) checkEnd(ctx context.Context, last uint64) error {
-	known := p.known.Load()
+// checkEnd compares the last sequence that the store says it has with what was known to be stored before it was asked. The error is ErrLostEnd once it has said
+// too little for long.
+func (p *Partition) checkEnd(ctx context.Context, last, known uint64) error {
 	p.mu.Lock()
 	if last >= known {
 		p.shortSince = time.Time{}

@@ -264,6 +264,37 @@ func TestLostEndIsFoundWithoutWrites(t *testing.T) {
 	})
 }
 
+// busy is a store into which others write while it is asked for its end.
+type busy struct {
+	buffer.Driver
+	write func()
+}
+
+func (b *busy) Bounds(ctx context.Context) (buffer.Bounds, error) {
+	bounds, err := b.Driver.Bounds(ctx)
+	b.write()
+	return bounds, err
+}
+
+// TestWritesDuringACheckAreNoLostEnd: an end that was asked for before the last write was compared with what was known after it.
+func TestWritesDuringACheckAreNoLostEnd(t *testing.T) {
+	s := membuffer.NewStore(1 << 20)
+	d := &busy{Driver: s.Open(), write: func() {}}
+	p := must(buffer.Open(t.Context(), d, buffer.Options{Name: "test"}))
+	pos := uint64(0)
+	d.write = func() {
+		pos++
+		if err := write(p, "in/0@x", pos, pos, 0, 10); err != nil {
+			t.Error(err)
+		}
+	}
+	for range 3 {
+		if err := p.Trim(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func must[T any](v T, err error) T {
 	if err != nil {
 		panic(err)

@@ -890,6 +890,7 @@ const stateHead = 16
 
 // save stores what was seen as of the floor, and how far the store reached: an end that is lost would not be missed otherwise.
 func (p *Partition) save(ctx context.Context, always bool) error {
+	known := p.known.Load() // before the store is asked: more is stored meanwhile
 	bounds, err := p.driver.Bounds(ctx)
 	if err != nil {
 		return fmt.Errorf("save state: %w", err)
@@ -897,7 +898,7 @@ func (p *Partition) save(ctx context.Context, always bool) error {
 	if err := p.saveUpTo(ctx, bounds.Last, always); err != nil {
 		return err
 	}
-	if doubt := p.checkEnd(ctx, bounds.Last); doubt != nil {
+	if doubt := p.checkEnd(ctx, bounds.Last, known); doubt != nil {
 		return fmt.Errorf("%w: %w", errDoubt, doubt)
 	}
 	return nil
