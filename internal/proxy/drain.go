@@ -3,6 +3,7 @@ package proxy
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -86,7 +87,12 @@ func (p *Proxy) Undrain() error {
 
 // reopen listens again after a drain has closed the listeners. Either all of them are open when it returns, or none.
 func (p *Proxy) reopen() error {
-	for _, l := range p.listeners {
+	p.reloading.Lock()
+	defer p.reloading.Unlock()
+	p.mu.Lock()
+	all := slices.Clone(p.listeners)
+	p.mu.Unlock()
+	for _, l := range all {
 		if err := l.listen(); err != nil {
 			p.closeListeners()
 			return fmt.Errorf("listen for callers again: %w", err)
@@ -95,10 +101,8 @@ func (p *Proxy) reopen() error {
 	p.mu.Lock()
 	p.closed = false
 	p.mu.Unlock()
-	for _, l := range p.listeners {
-		socket := l.socket
-		p.background.Go(func() { l.accept(socket) })
-		p.log.Info("listening", "address", socket.Addr().String())
+	for _, l := range all {
+		l.start()
 	}
 	return nil
 }

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/levada-io/levada/internal/proxy/balance"
+	"github.com/levada-io/levada/internal/proxy/discovery"
 	"github.com/levada-io/levada/internal/proxy/frame"
 	"github.com/levada-io/levada/internal/proxy/wheel"
 )
@@ -306,9 +307,12 @@ func (e *endpoint) connection() (*back, error) {
 	dialer := net.Dialer{
 		// The kernel finds out about a peer that vanished even where we may not ask it by PING.
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 3 * time.Second, Count: 3},
-		Control:         lostAfter,
 	}
-	nc, err := dialer.DialContext(ctx, "tcp", e.address)
+	network, address := discovery.Dial(e.address)
+	if network == "tcp" {
+		dialer.Control = lostAfter
+	}
+	nc, err := dialer.DialContext(ctx, network, address)
 	if err != nil {
 		return nil, err
 	}

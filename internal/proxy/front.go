@@ -22,7 +22,8 @@ const (
 // front is a connection of a caller.
 type front struct {
 	conn
-	listener     *listener
+	listener     *terms
+	retired      bool        // its listener was taken from the configuration; guarded by the proxy's lock
 	forwarded    *forwarding // of the listener, for routes that do not say it
 	origin       origin
 	accepted     int64 // when it came

@@ -3,10 +3,12 @@ package proxy
 import (
 	"bytes"
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/levada-io/levada/internal/proxy/config"
@@ -18,88 +20,115 @@ const http1 = "HTTP/1.1 505 HTTP Version Not Supported\r\nContent-Type: text/pla
 
 const http1Text = "This is a proxy for gRPC: it speaks HTTP/2 only, with prior knowledge (h2c) or over TLS by ALPN (h2).\n"
 
-// listener is an address at which callers connect.
+// listener is an address at which callers connect. A reload changes its terms, for those who come then.
 type listener struct {
-	proxy     *Proxy
+	proxy *Proxy
+	terms atomic.Pointer[terms]
+	slots slots
+
+	// Guarded by the proxy's lock.
+	socket net.Listener // nil before it is open
+}
+
+// terms are what the connections of a listener have. Those that are open keep theirs.
+type terms struct {
 	config    *config.Listener
 	tls       *listenerTLS // nil for none
 	forwarded *forwarding
-	socket    net.Listener
-	slots     chan struct{} // nil for no limit
+	of        *listener
+}
+
+func newTerms(p *Proxy, c *config.Listener) (*terms, error) {
+	t := &terms{config: c, forwarded: newForwarding(&c.Forwarded)}
+	if c.TLS != nil {
+		var err error
+		if t.tls, err = newListenerTLS(p.log.With("listener", c.Address), c.TLS); err != nil {
+			return nil, fmt.Errorf("listener %s: %w", c.Address, err)
+		}
+	}
+	return t, nil
 }
 
 func newListener(p *Proxy, c *config.Listener) (*listener, error) {
-	l := &listener{proxy: p, config: c, forwarded: newForwarding(&c.Forwarded)}
-	if c.MaxConnections > 0 {
-		l.slots = make(chan struct{}, c.MaxConnections)
+	t, err := newTerms(p, c)
+	if err != nil {
+		return nil, err
 	}
-	if c.TLS != nil {
-		t, err := newListenerTLS(p.log.With("listener", c.Address), c.TLS)
-		if err != nil {
-			return nil, fmt.Errorf("listener %s: %w", c.Address, err)
-		}
-		l.tls = t
-	}
+	l := &listener{proxy: p}
+	l.adopt(t)
 	return l, nil
 }
 
-// listen opens the socket. After a drain it is the same address again, also where the configuration left the port to the kernel.
-func (l *listener) listen() error {
-	address := l.config.Address
-	if l.socket != nil {
-		address = l.socket.Addr().String()
-	}
-	lc := net.ListenConfig{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 4}}
-	socket, err := lc.Listen(context.Background(), "tcp", address)
-	if err != nil {
-		return err
-	}
-	l.proxy.mu.Lock()
-	l.socket = socket
-	l.proxy.mu.Unlock()
-	return nil
+// adopt makes the terms those of all who come from now on.
+func (l *listener) adopt(t *terms) {
+	t.of = l
+	l.terms.Store(t)
+	l.slots.allow(t.config.MaxConnections)
 }
 
 // accept serves those who connect, until the socket is closed.
 func (l *listener) accept(socket net.Listener) {
 	for {
-		if l.slots != nil {
-			l.slots <- struct{}{}
-		}
+		l.slots.take()
 		nc, err := socket.Accept()
 		if err != nil {
+			l.slots.giveBack()
 			if errors.Is(err, net.ErrClosed) {
-				if l.slots != nil {
-					<-l.slots
-				}
 				return
 			}
 			// No descriptors, for one: those who are served already go on, and leave some.
-			l.proxy.log.Warn("accept", "address", l.config.Address, "error", err)
+			l.proxy.log.Warn("accept", "address", l.terms.Load().config.Address, "error", err)
 			time.Sleep(50 * time.Millisecond)
-			if l.slots != nil {
-				<-l.slots
-			}
 			continue
 		}
 		l.proxy.background.Go(func() {
 			l.serve(newRawSocket(nc))
-			if l.slots != nil {
-				<-l.slots
-			}
+			l.slots.giveBack()
 		})
 	}
 }
 
+// slots bound how many connections are open. Who waits for one when the socket is closed gets one when a connection ends, and finds the socket closed.
+type slots struct {
+	mu    sync.Mutex
+	freed sync.Cond
+	taken int
+	limit int // 0 is none
+}
+
+func (s *slots) allow(limit int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.freed.L = &s.mu
+	s.limit = limit
+	s.freed.Broadcast()
+}
+
+func (s *slots) take() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.limit > 0 && s.taken >= s.limit {
+		s.freed.Wait()
+	}
+	s.taken++
+}
+
+func (s *slots) giveBack() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.taken--
+	s.freed.Signal()
+}
+
 // serve is the reading goroutine of a caller's connection.
 func (l *listener) serve(nc net.Conn) {
-	p := l.proxy
+	p, t := l.proxy, l.terms.Load()
 	if !p.greet(nc) {
 		_ = nc.Close()
 		return
 	}
 	raw := nc
-	nc, first, err := l.greet(nc)
+	nc, first, err := t.greet(nc)
 	p.greeted(raw)
 	if err != nil {
 		p.log.Debug("no HTTP/2 with a caller", "caller", raw.RemoteAddr().String(), "error", err)
@@ -107,18 +136,18 @@ func (l *listener) serve(nc net.Conn) {
 		return
 	}
 	_ = nc.SetWriteDeadline(time.Time{})
-	f := &front{listener: l, streams: map[uint32]*stream{}, stallTimeout: l.config.StallTimeout, limit: uint32(l.config.MaxStreams)}
-	f.init(p, nc, int(l.config.MaxHeaderBytes))
+	f := &front{listener: t, streams: map[uint32]*stream{}, stallTimeout: t.config.StallTimeout, limit: uint32(t.config.MaxStreams)}
+	f.init(p, nc, int(t.config.MaxHeaderBytes))
 	f.heavy = p.heavy
-	f.forwarded, f.origin = l.forwarded, originOf(nc)
+	f.forwarded, f.origin = t.forwarded, originOf(nc)
 	f.accepted = f.now
-	f.budget(l.config.Abuse.Burst, l.config.Abuse.PerSecond)
+	f.budget(t.config.Abuse.Burst, t.config.Abuse.PerSecond)
 	f.watch.Init(f.look)
 	// Until the caller has read what it is allowed, it may send what RFC 9113 allows.
 	f.allowed, f.announced = firstWindow, p.window.Load()
 	f.unacked[0].delta = f.announced - firstWindow
 	f.out = frame.AppendSettings(f.out, frame.Setting{ID: frame.MaxConcurrentStreams, Value: f.limit}, frame.Setting{ID: frame.InitialWindowSize, Value: uint32(f.announced)},
-		frame.Setting{ID: frame.MaxHeaderListSize, Value: uint32(l.config.MaxHeaderBytes)})
+		frame.Setting{ID: frame.MaxHeaderListSize, Value: uint32(t.config.MaxHeaderBytes)})
 	f.out = frame.AppendWindowUpdate(f.out, 0, connWindow-frame.DefaultWindow)
 	if !p.enter(f) {
 		_ = nc.Close()
@@ -128,16 +157,19 @@ func (l *listener) serve(nc net.Conn) {
 	f.setWindow(p.window.Load(), 0) // which may have changed before it was noted
 	f.mu.Unlock()
 	p.wheel.Set(&f.watch, f.now+int64(f.watchEvery()))
+	if f.retired { // it has come through a listener that was about to go
+		f.sayGoodbye()
+	}
 	f.run(first)
 	p.wheel.Stop(&f.watch)
 	p.leave(f)
 }
 
 // greet makes the handshake, and returns what followed the preface.
-func (l *listener) greet(nc net.Conn) (net.Conn, []byte, error) {
-	_ = nc.SetDeadline(time.Now().Add(l.config.HandshakeTimeout))
-	if l.tls != nil {
-		secure, err := l.tls.server(nc)
+func (t *terms) greet(nc net.Conn) (net.Conn, []byte, error) {
+	_ = nc.SetDeadline(time.Now().Add(t.config.HandshakeTimeout))
+	if t.tls != nil {
+		secure, err := t.tls.server(nc)
 		if err != nil {
 			return nc, nil, err
 		}
@@ -201,6 +233,7 @@ func (p *Proxy) enter(f *front) bool {
 		return false
 	}
 	p.fronts[f] = struct{}{}
+	f.retired = !slices.Contains(p.listeners, f.listener.of)
 	f.number = uint64(p.stats.accepted.Add(1))
 	p.stats.fronts.Add(1)
 	return true

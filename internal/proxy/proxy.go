@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -61,8 +62,9 @@ type Proxy struct {
 	stopWorking context.CancelFunc
 	background  sync.WaitGroup
 
-	heavy  chan struct{} // has a place for each goroutine that may work on large headers at the same time; the other processors are for those without
-	drains drains
+	heavy     chan struct{} // has a place for each goroutine that may work on large headers at the same time; the other processors are for those without
+	drains    drains
+	reloading sync.Mutex // held while a configuration is put in force, and while listeners are opened again; above mu
 
 	mu        sync.Mutex
 	closed    bool                  // no new connections of callers
@@ -220,9 +222,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 		p.follow(p.working, x)
 	}
 	for _, l := range p.listeners {
-		socket := l.socket
-		p.background.Go(func() { l.accept(socket) })
-		p.log.Info("listening", "address", socket.Addr().String())
+		l.start()
 	}
 	p.ready.Store(true)
 	<-ctx.Done()
@@ -257,10 +257,11 @@ func (p *Proxy) Addresses() []net.Addr {
 func (p *Proxy) Ready() bool { return p.ready.Load() && !p.draining.Load() }
 
 func (p *Proxy) closeListeners() {
-	for _, l := range p.listeners {
-		if l.socket != nil {
-			_ = l.socket.Close()
-		}
+	p.mu.Lock()
+	all := slices.Clone(p.listeners)
+	p.mu.Unlock()
+	for _, l := range all {
+		l.close()
 	}
 }
 
@@ -395,10 +396,17 @@ func (p *Proxy) release(b *back) {
 	delete(p.backs, b)
 }
 
-// Reload puts another configuration in force. Streams that are open go on as they were opened; listeners stay.
+// Reload puts another configuration in force. Streams that are open go on as they were opened; those of a listener that was removed are drained. With an error, everything
+// is as it was before.
 func (p *Proxy) Reload(c *config.Config) error {
+	p.reloading.Lock()
+	defer p.reloading.Unlock()
 	old := p.state.Load()
 	next, err := p.build(c, old)
+	if err != nil {
+		return err
+	}
+	change, err := p.prepare(c)
 	if err != nil {
 		return err
 	}
@@ -413,6 +421,7 @@ func (p *Proxy) Reload(c *config.Config) error {
 	}
 	p.methods.configure(c)
 	p.state.Store(next)
+	change.commit(c.Drain.Period)
 	p.forgetRoutes(next)
 	for name, x := range old.clusters {
 		if next.clusters[name] != x {

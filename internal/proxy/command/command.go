@@ -55,8 +55,8 @@ func New(o Options) *cobra.Command {
 		Long: `Pass gRPC on to backends, and tell callers the truth about how their streams ended.
 
 SIGTERM drains: the listeners close, the open streams are ended one by one over --drain with a status that their callers can act on, and the process
-ends; a second one ends it at once. SIGHUP, or a change of the --config file, puts the new configuration in force without touching a stream (listeners,
-admin and limits need a restart), and opens the access log anew.
+ends; a second one ends it at once. SIGHUP, or a change of the --config file, puts the new configuration in force without touching a stream (admin
+and limits need a restart, and a listener that is removed is drained), and opens the access log anew.
 
 Every flag can also be given as an environment variable: --listen is LEVADA_LISTEN.
 Spans are sent over OTLP (gRPC) when OTEL_EXPORTER_OTLP_ENDPOINT is set. GOGC is 25, or up to 100 while much is allocated, if it is not set.`,
@@ -340,11 +340,11 @@ func (r *run) load(ctx context.Context) (logPath string) {
 	if err == nil {
 		// What is bound to sockets and to the process stays until a restart, so /config goes on to show it.
 		copied := *next
-		copied.Listeners, copied.Admin, copied.Limits = old.Listeners, old.Admin, old.Limits
+		copied.Admin, copied.Limits = old.Admin, old.Limits
 		for _, part := range []struct {
 			name      string
 			was, asks any
-		}{{"listeners", old.Listeners, next.Listeners}, {"admin", old.Admin, next.Admin}, {"limits", old.Limits, next.Limits}} {
+		}{{"admin", old.Admin, next.Admin}, {"limits", old.Limits, next.Limits}} {
 			if !reflect.DeepEqual(part.was, part.asks) {
 				r.logger.Warn("a changed part of the configuration needs a restart, and stays as it was", "part", part.name)
 			}

@@ -437,13 +437,13 @@ func TestReload(t *testing.T) {
 	client := p.client()
 	p.check(client)
 
-	write(text, 1, log, second.Address)
+	write(strings.Replace(text, "admin: {address: \"127.0.0.1:0\"}", "admin: {address: \"127.0.0.1:1\"}", 1), 0, log, second.Address)
 	p.eventually("the new target", func() bool { _, text := p.get("/config"); return strings.Contains(text, second.Address) })
 	if _, text := p.get("/config"); !strings.Contains(text, "address: 127.0.0.1:0") {
-		t.Errorf("the listeners are said to have changed:\n%s", text)
+		t.Errorf("the administrative address is said to have changed:\n%s", text)
 	}
-	if !strings.Contains(p.stderr.String(), `"part":"listeners"`) {
-		t.Error("nothing says that listeners need a restart")
+	if !strings.Contains(p.stderr.String(), `"part":"admin"`) {
+		t.Error("nothing says that the administrative address needs a restart")
 	}
 	p.check(client)
 	if _, text := p.get("/metrics"); !strings.Contains(text, `levada_proxy_calls_ended_total{backend="b",grpc_status="OK",method="other",route="*"} 2`) {

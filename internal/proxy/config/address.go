@@ -72,3 +72,15 @@ func isLabel(s string) bool {
 		return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' && r != '_'
 	}) < 0
 }
+
+// maxUnixListen is the longest path that a Unix socket can be made at: what the kernel takes, less what it is called while it is made.
+const maxUnixListen = 107 - len(".4194304")
+
+// unixPath is the path of unix:PATH, or unix:///PATH.
+func unixPath(s string) (string, bool) {
+	path, ok := strings.CutPrefix(s, "unix:")
+	if rest, absolute := strings.CutPrefix(path, "//"); ok && absolute {
+		path = rest
+	}
+	return path, ok
+}

@@ -33,8 +33,10 @@ type Config struct {
 type Listener struct {
 	// Name by which routes are for this listener alone. It may be empty.
 	Name string `yaml:"name,omitempty"`
-	// Address is host:port. An empty host is all addresses of the machine; port 0 is any free one.
-	Address string `yaml:"address" expected:"host:port, such as :8080"`
+	// Address is host:port, or unix:PATH. An empty host is all addresses of the machine; port 0 is any free one.
+	Address string `yaml:"address" expected:"host:port, such as :8080, or unix:PATH"`
+	// Mode are the permissions of a Unix socket.
+	Mode FileMode `yaml:"mode"`
 	// TLS of the listener; without it HTTP/2 is spoken in clear text, with prior knowledge.
 	TLS *ListenerTLS `yaml:"tls,omitempty"`
 	// MaxConnections that are open at the same time; 0 is no limit. Those above it wait in the kernel's queue.
@@ -66,6 +68,14 @@ type Abuse struct {
 	Burst int `yaml:"burst"`
 	// PerSecond is how many come back each second. What the connection is sent adds to it as well.
 	PerSecond int `yaml:"perSecond"`
+}
+
+// Network is how a listener is reached, as package net calls it, and its address there: host:port of tcp, or the path of a unix socket.
+func (l *Listener) Network() (network, address string) {
+	if path, ok := unixPath(l.Address); ok {
+		return "unix", path
+	}
+	return "tcp", l.Address
 }
 
 // Keepalive is how a connection of a caller is tested with HTTP/2 PING.

@@ -37,7 +37,7 @@ func TestDefaults(t *testing.T) {
 		Listeners: []config.Listener{{
 			Address: "127.0.0.1:8080", MaxStreams: 100_000, MaxHeaderBytes: 65536, HandshakeTimeout: 10 * time.Second, IdleTimeout: time.Hour,
 			Keepalive: config.Keepalive{Interval: 30 * time.Second, Timeout: 20 * time.Second}, Abuse: config.Abuse{Burst: 10_000, PerSecond: 1000},
-			Forwarded: config.Forwarded{Policy: "append", ClientCertificate: "none"},
+			Forwarded: config.Forwarded{Policy: "append", ClientCertificate: "none"}, Mode: 0o660,
 		}},
 		Admin:   config.Admin{Address: "127.0.0.1:9901"},
 		Drain:   config.Drain{Period: 30 * time.Second},

@@ -57,7 +57,11 @@ func (l *Listener) SetDefaults() {
 		Abuse: Abuse{Burst: 10_000, PerSecond: 1000},
 	}
 	l.Forwarded.SetDefaults()
+	l.Mode = defaultMode
 }
+
+// defaultMode lets the user and the group of the process connect.
+const defaultMode FileMode = 0o660
 
 // SetDefaults fills in everything but the files.
 func (t *ListenerTLS) SetDefaults() {

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"math"
 	"net"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -93,10 +94,17 @@ func (v *validation) listeners() {
 		} else if l.Name != "" {
 			v.unique(names, at+".name", l.Name)
 		}
-		if l.Address == "" {
+		path, unix := unixPath(l.Address)
+		switch {
+		case l.Address == "":
 			v.required(at+".address", "host:port, or :port for all addresses of this machine")
-		} else {
+		case unix:
+			v.unix(at+".address", l.Address, path)
+		default:
 			v.address(at+".address", l.Address)
+		}
+		if l.Mode != defaultMode && !unix {
+			v.add(at+".mode", Problem{Message: fmt.Sprintf("is set, and %s is no Unix socket", strictyaml.Quote(l.Address)), Hint: "leave it away"})
 		}
 		if t := l.TLS; t != nil {
 			if t.Certificate == "" {
@@ -200,6 +208,9 @@ func (v *validation) backends() {
 			case t.Certificate == "" && t.Key != "":
 				v.required(at+".tls.certificate", "the certificate of the key, as there is one")
 			}
+			if t.ServerName == "" && strings.Contains(b.Target, "unix:") {
+				v.required(at+".tls.serverName", "the name in the certificate, which a Unix socket does not have")
+			}
 			if t.ServerName != "" && !isHost(t.ServerName) {
 				v.found(at+".tls.serverName", strictyaml.Quote(t.ServerName), "a name or an address, without a port")
 			}
@@ -232,6 +243,13 @@ func (v *validation) target(at, target string) {
 func (v *validation) loop(at, target string) {
 	for endpoint := range strings.SplitSeq(strings.TrimPrefix(target, "dns:///"), ",") {
 		endpoint = strings.TrimSpace(endpoint)
+		if path, ok := unixPath(endpoint); ok {
+			if l, itself := v.taken.exact["unix:"+filepath.Clean(path)]; itself {
+				v.add(at, Problem{Message: fmt.Sprintf("%s is this proxy itself, %s%s: calls would come again for ever", strictyaml.Quote(endpoint), v.name(l.at), v.line(l.at))})
+				return
+			}
+			continue
+		}
 		host, port, err := splitAddress(endpoint, false)
 		if err != nil {
 			continue // a target of another kind
@@ -481,6 +499,24 @@ func (v *validation) address(at, a string) {
 	if isAll(host) {
 		v.taken.all[port] = this
 	}
+}
+
+// unix reports a path that no socket can be made at, or not together with an earlier one.
+func (v *validation) unix(at, a, path string) {
+	switch {
+	case path == "" || strings.HasSuffix(path, "/") || strings.HasPrefix(path, "@"):
+		v.found(at, strictyaml.Quote(a), "unix:PATH, such as unix:/run/levada/proxy.sock")
+		return
+	case len(path) > maxUnixListen:
+		v.found(at, fmt.Sprintf("a path of %d bytes", len(path)), fmt.Sprintf("at most %d bytes, as the kernel takes for a socket", maxUnixListen))
+		return
+	}
+	key := "unix:" + filepath.Clean(path)
+	if before, twice := v.taken.exact[key]; twice {
+		v.add(at, Problem{Message: fmt.Sprintf("%s is the address of %s%s too", strictyaml.Quote(a), parent(v.name(before.at)), v.line(before.at)), Hint: "give each one its own"})
+		return
+	}
+	v.taken.exact[key] = address{path, a, at}
 }
 
 // unique reports a name that an earlier field has too.

@@ -119,3 +119,25 @@ func (c Code) String() string {
 
 // MarshalText is String.
 func (c Code) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
+
+// FileMode are the permissions of a file. In YAML it is an octal number in quotes, such as "0660".
+type FileMode uint32
+
+// Expected says how a mode is written.
+func (FileMode) Expected() string { return `permissions such as "0660"` }
+
+// UnmarshalText reads a mode.
+func (m *FileMode) UnmarshalText(text []byte) error {
+	n, err := strconv.ParseUint(string(text), 8, 32)
+	if err != nil || len(text) < 3 || n > 0o777 {
+		return fmt.Errorf("%q are no permissions", text)
+	}
+	*m = FileMode(n)
+	return nil
+}
+
+// String is the mode as it is written in YAML.
+func (m FileMode) String() string { return fmt.Sprintf("%04o", uint32(m)) }
+
+// MarshalText is String.
+func (m FileMode) MarshalText() ([]byte, error) { return []byte(m.String()), nil }

@@ -102,7 +102,7 @@ func parseFile(path string, text []byte) ([]string, error) {
 		if line == "" {
 			continue
 		}
-		endpoint, err := ParseEndpoint(line)
+		endpoint, err := parseAny(line)
 		if err != nil {
 			return nil, fmt.Errorf("%s: line %d: %w", path, i+1, err)
 		}
@@ -129,7 +129,7 @@ func parseYAML(path string, text []byte) ([]string, error) {
 		if item.Kind != yaml.ScalarNode {
 			return nil, fmt.Errorf("%s: line %d: expected a host:port", path, item.Line)
 		}
-		endpoint, err := ParseEndpoint(item.Value)
+		endpoint, err := parseAny(item.Value)
 		if err != nil {
 			return nil, fmt.Errorf("%s: line %d: %w", path, item.Line, err)
 		}

@@ -105,7 +105,7 @@ const (
 	Forms                  = always + ", file:///path or kubernetes:///namespace/service:port"
 	FormsWithoutKubernetes = always + " or file:///path"
 
-	always = "host:port[,host:port...], dns:///host:port, dns+srv:///name"
+	always = "host:port[,host:port...], unix:PATH, dns:///host:port, dns+srv:///name"
 )
 
 // New returns the source of a target, which does nothing until Run. An error says what is wrong with the target.
@@ -115,7 +115,7 @@ func New(target string, o Options) (Source, error) {
 		return nil, fmt.Errorf("target %q: "+format, append([]any{target}, args...)...)
 	}
 	scheme, rest, ok := strings.Cut(target, "://")
-	if !ok {
+	if _, unix := strings.CutPrefix(target, unixScheme); !ok || unix {
 		endpoints, err := parseStatic(target)
 		if err != nil {
 			return fail("%w; expected "+Forms, err)
@@ -226,13 +226,46 @@ func allNumbers(s string) bool { return strings.Trim(s, "0123456789.") == "" }
 func parseStatic(target string) ([]string, error) {
 	var endpoints []string
 	for part := range strings.SplitSeq(target, ",") {
-		endpoint, err := ParseEndpoint(strings.TrimSpace(part))
+		endpoint, err := parseAny(strings.TrimSpace(part))
 		if err != nil {
 			return nil, err
 		}
 		endpoints = append(endpoints, endpoint)
 	}
 	return endpoints, nil
+}
+
+const unixScheme = "unix:"
+
+// parseAny is ParseEndpoint, or a Unix socket: unix:PATH, or unix:///PATH as gRPC also writes it.
+func parseAny(s string) (string, error) {
+	path, ok := strings.CutPrefix(s, unixScheme)
+	if !ok {
+		return ParseEndpoint(s)
+	}
+	if rest, absolute := strings.CutPrefix(path, "//"); absolute {
+		if path = rest; !strings.HasPrefix(path, "/") {
+			return "", fmt.Errorf("%q has no absolute path after unix://, as in unix:///run/orders.sock", s)
+		}
+	}
+	if path == "" || strings.HasSuffix(path, "/") || strings.HasPrefix(path, "@") {
+		return "", fmt.Errorf("%q has no path of a socket, as in unix:/run/orders.sock", s)
+	}
+	if len(path) > maxUnixPath {
+		return "", fmt.Errorf("%q has a path of %d bytes, and a socket can have %d", s, len(path), maxUnixPath)
+	}
+	return unixScheme + path, nil
+}
+
+// maxUnixPath is the longest that the kernel takes.
+const maxUnixPath = 107
+
+// Dial is how to connect to an endpoint, as package net calls it.
+func Dial(endpoint string) (network, address string) {
+	if path, ok := strings.CutPrefix(endpoint, unixScheme); ok {
+		return "unix", path
+	}
+	return "tcp", endpoint
 }
 
 func parseService(path string) (Service, error) {

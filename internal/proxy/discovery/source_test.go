@@ -83,7 +83,7 @@ func TestTargets(t *testing.T) {
 		}
 	}
 	for _, c := range []struct{ target, want string }{
-		{"", "there is no host:port; expected host:port[,host:port...], dns:///"},
+		{"", "there is no host:port; expected host:port[,host:port...], unix:PATH, dns:///"},
 		{"localhost", `"localhost" has no port, as in localhost:9000`},
 		{"localhost:0", `the port "0" of "localhost:0" is no number from 1 to 65535`},
 		{"localhost:70000", "the port"},

@@ -1,0 +1,194 @@
+package proxy
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/levada-io/levada/internal/proxy/balance"
+	"github.com/levada-io/levada/internal/proxy/config"
+	"github.com/levada-io/levada/internal/proxy/frame"
+)
+
+// relisten is a change of the listeners that has been prepared: the new ones are open, and nobody is served by them yet.
+type relisten struct {
+	proxy   *Proxy
+	next    []*listener // in the order of the configuration
+	terms   map[*listener]*terms
+	added   []*listener
+	removed []*listener
+	open    bool // the proxy serves; a proxy that has drained opens them when it serves again
+	closed  []*listener
+}
+
+// prepare opens what a configuration adds to the listeners. A listener is the same one as before if its address is. An error leaves everything as it was.
+func (p *Proxy) prepare(c *config.Config) (*relisten, error) {
+	p.mu.Lock()
+	r := &relisten{proxy: p, terms: map[*listener]*terms{}, removed: slices.Clone(p.listeners), open: !p.closed}
+	p.mu.Unlock()
+	for i := range c.Listeners {
+		t, err := newTerms(p, &c.Listeners[i])
+		if err != nil {
+			return nil, err
+		}
+		kept := slices.IndexFunc(r.removed, func(l *listener) bool { return l.terms.Load().config.Address == t.config.Address })
+		if kept < 0 {
+			l := &listener{proxy: p}
+			l.adopt(t)
+			r.added, r.next = append(r.added, l), append(r.next, l)
+			continue
+		}
+		l := r.removed[kept]
+		r.removed = slices.Delete(r.removed, kept, kept+1)
+		r.next, r.terms[l] = append(r.next, l), t
+	}
+	if !r.open {
+		return r, nil
+	}
+	for i, l := range r.added {
+		err := l.listen()
+		if errors.Is(err, syscall.EADDRINUSE) && len(r.closed) < len(r.removed) {
+			// Perhaps the old one is in the way, as :8080 is of 127.0.0.1:8080. Its connections go on.
+			r.closed = r.removed
+			for _, old := range r.removed {
+				old.close()
+			}
+			err = l.listen()
+		}
+		if err != nil {
+			r.added = r.added[:i]
+			err = fmt.Errorf("listen for callers (listeners[].address): %w", err)
+			return nil, errors.Join(append([]error{err}, r.undo()...)...)
+		}
+	}
+	return r, nil
+}
+
+// undo closes what was opened, and opens what was closed.
+func (r *relisten) undo() (failed []error) {
+	for _, l := range r.added {
+		l.close()
+	}
+	for _, l := range r.closed {
+		if err := l.listen(); err != nil {
+			failed = append(failed, fmt.Errorf("listen as before: %w", err))
+			continue
+		}
+		l.start()
+	}
+	return failed
+}
+
+// commit puts the change in force.
+func (r *relisten) commit(drain time.Duration) {
+	p := r.proxy
+	for l, t := range r.terms {
+		if socket, ok := l.current().(*unixSocket); ok && t.config.Mode != l.terms.Load().config.Mode {
+			if err := socket.chmod(fs.FileMode(t.config.Mode)); err != nil {
+				p.log.Warn("permissions of a socket cannot be changed", "address", t.config.Address, "error", err)
+			}
+		}
+		l.adopt(t)
+	}
+	p.mu.Lock()
+	p.listeners = r.next
+	closed := p.closed
+	p.mu.Unlock()
+	if r.open && closed { // it has begun to drain meanwhile
+		for _, l := range r.added {
+			l.close()
+		}
+	} else if r.open {
+		for _, l := range r.added {
+			l.start()
+		}
+	}
+	for _, l := range r.removed {
+		l.close()
+		p.background.Go(func() { l.retire(drain) })
+	}
+}
+
+// current is the socket; nil if there is none yet.
+func (l *listener) current() net.Listener {
+	l.proxy.mu.Lock()
+	defer l.proxy.mu.Unlock()
+	return l.socket
+}
+
+// start accepts connections at the socket that listen has opened.
+func (l *listener) start() {
+	socket := l.current()
+	l.proxy.background.Go(func() { l.accept(socket) })
+	l.proxy.log.Info("listening", "address", socket.Addr().String())
+}
+
+func (l *listener) close() {
+	if socket := l.current(); socket != nil {
+		_ = socket.Close()
+	}
+}
+
+// retire drains a listener that the configuration has no more.
+func (l *listener) retire(period time.Duration) {
+	p := l.proxy
+	mine := func() []*front {
+		return slices.DeleteFunc(p.allFronts(), func(f *front) bool { return f.listener.of != l })
+	}
+	p.log.Info("listener removed, draining", "address", l.terms.Load().config.Address, "period", period, "connections", len(mine()))
+	for _, f := range mine() {
+		f.sayGoodbye()
+	}
+	p.endOver(period, mine)
+	for _, f := range mine() {
+		f.mu.Lock()
+		f.closeAfterOut(f.last, frame.NoError, "drained")
+		f.rouse()
+		f.mu.Unlock()
+	}
+}
+
+// endOver ends the streams of some connections one by one over a period, or until the proxy ends. Calls that are short, by what is known of their methods, may end by
+// themselves until then.
+func (p *Proxy) endOver(period time.Duration, fronts func() []*front) {
+	const step = 20 * time.Millisecond
+	begin, due := time.Now(), 0.0
+	for p.working.Err() == nil {
+		var long []ref
+		left, passed := 0, time.Since(begin)
+		for _, f := range fronts() {
+			f.mu.Lock()
+			for _, s := range f.streams {
+				if left++; !s.outEnd && (s.kind != balance.Unary || passed >= period) {
+					long = append(long, ref{s, s.id})
+				}
+			}
+			f.mu.Unlock()
+		}
+		if left == 0 || passed > period+time.Second {
+			return
+		}
+		now := len(long)
+		if rest := period - passed; rest > step {
+			due += float64(now) * float64(step) / float64(rest)
+			now = min(int(due), now)
+			due -= float64(now)
+		}
+		for _, r := range long[:now] {
+			var w wakes
+			r.s.front.mu.Lock()
+			if r.current() {
+				e := unavailable(reasonDraining, "the listener was removed: open the stream elsewhere")
+				e.retry = 0
+				r.s.end(e, &w)
+			}
+			r.s.front.mu.Unlock()
+			w.flush()
+		}
+		time.Sleep(step)
+	}
+}

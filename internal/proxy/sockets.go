@@ -1,0 +1,107 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"time"
+)
+
+// listen opens the socket. After a drain it is the same address again, also where the configuration left the port to the kernel.
+func (l *listener) listen() error {
+	c := l.terms.Load().config
+	network, address := c.Network()
+	l.proxy.mu.Lock()
+	before := l.socket
+	l.proxy.mu.Unlock()
+	var socket net.Listener
+	var err error
+	switch network {
+	case "unix":
+		socket, err = listenUnix(address, fs.FileMode(c.Mode))
+	default:
+		if before != nil {
+			address = before.Addr().String()
+		}
+		lc := net.ListenConfig{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 4}}
+		socket, err = lc.Listen(context.Background(), network, address)
+	}
+	if err != nil {
+		return err
+	}
+	l.proxy.mu.Lock()
+	l.socket = socket
+	l.proxy.mu.Unlock()
+	return nil
+}
+
+// unixSocket is a listener at a Unix socket, whose file it removes when it is closed, if that is still its own.
+type unixSocket struct {
+	*net.UnixListener
+	path string
+	file fs.FileInfo
+}
+
+// listenUnix listens at a path. A socket at which nobody listens any more, as a process that was killed leaves it, is replaced; everything else that is there is an error.
+// The socket is made under another name and renamed, so that nobody connects before its permissions are right.
+func listenUnix(path string, mode fs.FileMode) (net.Listener, error) {
+	fail := func(err error) (net.Listener, error) {
+		return nil, &net.OpError{Op: "listen", Net: "unix", Addr: &net.UnixAddr{Name: path, Net: "unix"}, Err: err}
+	}
+	switch info, err := os.Lstat(path); {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return fail(reason(err))
+	case info.Mode()&fs.ModeSocket == 0:
+		return fail(errors.New("the file exists and is no socket: remove it, or choose another path"))
+	default:
+		if nc, err := net.DialTimeout("unix", path, time.Second); err == nil {
+			_ = nc.Close()
+			return fail(errors.New("another process listens there: stop it, or choose another path"))
+		}
+	}
+	making := fmt.Sprintf("%s.%d", path, os.Getpid())
+	_ = os.Remove(making)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: making, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	l.SetUnlinkOnClose(false)
+	s := &unixSocket{UnixListener: l, path: path}
+	if err = os.Chmod(making, mode); err == nil {
+		if s.file, err = os.Lstat(making); err == nil {
+			err = os.Rename(making, path)
+		}
+	}
+	if err != nil {
+		_ = l.Close()
+		_ = os.Remove(making)
+		return fail(reason(err))
+	}
+	return s, nil
+}
+
+// reason is an error of a file without its path.
+func reason(err error) error {
+	if e, ok := errors.AsType[*fs.PathError](err); ok {
+		return e.Err
+	}
+	return err
+}
+
+// Close removes the file first, so that who comes later is told at once that nobody listens.
+func (s *unixSocket) Close() error {
+	if now, err := os.Lstat(s.path); err == nil && os.SameFile(now, s.file) {
+		_ = os.Remove(s.path)
+	}
+	return s.UnixListener.Close()
+}
+
+// Addr is the path that callers know.
+func (s *unixSocket) Addr() net.Addr { return &net.UnixAddr{Name: s.path, Net: "unix"} }
+
+// chmod changes the permissions.
+func (s *unixSocket) chmod(mode fs.FileMode) error { return os.Chmod(s.path, mode) }
