@@ -6,8 +6,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/levada-io/levada/stream"
 	"github.com/levada-io/levada/stream/internal/sqlstate"
 )
@@ -42,15 +40,15 @@ func unconnected(pool *tables, err error) error {
 	return err
 }
 
-// impatient explains the error of a handler whose transaction the server has ended, because it idled for too long. took is the time of the
-// whole handler: the error that it gets may be that of a broken connection alone.
-func (s *settings) impatient(conn *pgx.Conn, err error, took time.Duration) error {
+// impatient explains the error of a handler whose transaction the server has ended, because it idled for too long. The error that the
+// handler gets may be that of a broken connection alone.
+func (s *settings) impatient(tx *handlerTx, err error) error {
 	state := sqlState(err)
-	if state != "25P03" && (state != "" || s.idle == 0 || took < s.idle || !conn.IsClosed()) || stream.MarkOf(err) != "" {
+	if state != "25P03" && (state != "" || s.idle == 0 || tx.tx == nil || time.Since(tx.began) < s.idle || !tx.conn.IsClosed()) || stream.MarkOf(err) != "" {
 		return err
 	}
 	return stream.WithReason(stream.ReasonTooSlow, fmt.Errorf(
-		"the handler had the transaction wait for longer than %v between two statements (Limits.Idle), and the server ended it: have it work before its first statement and in small steps, or raise the limit, and the lease with it: %w", s.idle, err))
+		"the handler had the transaction wait for longer than %v between two statements (Limits.Idle), and the server ended it: have it work before its first statement, or in smaller steps, or raise the limit, and the lease with it: %w", s.idle, err))
 }
 
 // fenceWait names what keeps a fence from its row.

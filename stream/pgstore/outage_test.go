@@ -219,6 +219,113 @@ func TestAHandlerThatKeepsItsTransactionWaitingGetsFewerRecords(t *testing.T) {
 	}
 }
 
+// What a handler computes before its first statement keeps no transaction waiting, however long it takes. The server threw the worker out, again and
+// again, and the job failed.
+func TestAHandlerMayWorkBeforeItsFirstStatement(t *testing.T) {
+	pool, err := pgxpool.New(t.Context(), testserver.Postgres(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	if _, err := pool.Exec(t.Context(), `create table computed (n bigint)`); err != nil {
+		t.Fatal(err)
+	}
+	job, rows := outages{records: 30, limits: pgstore.Limits{Idle: 300 * time.Millisecond}, handle: func(ctx context.Context, tx pgx.Tx, b *stream.Batch) error {
+		select {
+		case <-time.After(2 * time.Second):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		batch := &pgx.Batch{}
+		for _, r := range b.Records {
+			batch.Queue(`insert into computed values ($1)`, int64(r.Seq))
+		}
+		return tx.SendBatch(ctx, batch).Close()
+	}, config: func(c *stream.WorkerConfig) { c.NoProgress = 10 * time.Second }}.run(t, pool)
+	if job.State != stream.Completed || len(rows) != 0 || counted(t, pool, "computed") != 30 {
+		t.Errorf("the job is %s %s %s, %d records are in quarantine", job.State, job.Reason, job.LastError, len(rows))
+	}
+}
+
+// Each way to a statement begins the transaction, and what cannot begin is no record's fault, whatever the handler makes of it.
+func TestEveryStatementIsInTheTransaction(t *testing.T) {
+	pool, err := pgxpool.New(t.Context(), testserver.Postgres(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	if _, err := pool.Exec(t.Context(), `create table inside (n bigint)`); err != nil {
+		t.Fatal(err)
+	}
+	const insert = `insert into inside values (1)`
+	ways := map[string]func(ctx context.Context, tx pgx.Tx) error{
+		"Exec": func(ctx context.Context, tx pgx.Tx) error { _, err := tx.Exec(ctx, insert); return err },
+		"QueryRow": func(ctx context.Context, tx pgx.Tx) error {
+			var n int64
+			return tx.QueryRow(ctx, insert+` returning n`).Scan(&n)
+		},
+		"Query": func(ctx context.Context, tx pgx.Tx) error {
+			rows, _ := tx.Query(ctx, insert+` returning n`)
+			_, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+			return err
+		},
+		"CopyFrom": func(ctx context.Context, tx pgx.Tx) error {
+			_, err := tx.CopyFrom(ctx, pgx.Identifier{"inside"}, []string{"n"}, pgx.CopyFromRows([][]any{{int64(1)}}))
+			return err
+		},
+		"SendBatch": func(ctx context.Context, tx pgx.Tx) error {
+			batch := &pgx.Batch{}
+			batch.Queue(insert)
+			return tx.SendBatch(ctx, batch).Close()
+		},
+		"Begin": func(ctx context.Context, tx pgx.Tx) error {
+			return pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error { _, err := tx.Exec(ctx, insert); return err })
+		},
+		"Prepare": func(ctx context.Context, tx pgx.Tx) error {
+			if _, err := tx.Prepare(ctx, "insert_inside", insert); err != nil {
+				return err
+			}
+			_, err := tx.Exec(ctx, "insert_inside")
+			return err
+		},
+		"Conn": func(ctx context.Context, tx pgx.Tx) error { _, err := tx.Conn().Exec(ctx, insert); return err },
+		"LargeObjects": func(ctx context.Context, tx pgx.Tx) error {
+			lo := tx.LargeObjects()
+			_, err := lo.Create(ctx, 0)
+			return err
+		},
+	}
+	for name, way := range ways {
+		for _, broken := range []bool{false, true} {
+			limits := pgstore.Limits{}
+			if broken {
+				limits.Lock = 10000 * time.Hour // more than the server takes for this setting: the transaction cannot begin
+			}
+			sink, err := pgstore.NewSink(t.Context(), pool, func(ctx context.Context, tx pgx.Tx, _ *stream.Batch) error {
+				if err := way(ctx, tx); err != nil {
+					return stream.Skip(err)
+				}
+				return errors.New("undo it")
+			}, pgstore.WithLimits(limits))
+			if err != nil {
+				t.Fatal(err)
+			}
+			lease := stream.Lease{Job: fmt.Sprint(name, broken), Epoch: 1}
+			if _, err := sink.Fence(t.Context(), lease); err != nil {
+				t.Fatal(err)
+			}
+			err = sink.Commit(t.Context(), stream.NewCommit(lease, stream.Checkpoint{}, stream.Checkpoint{Seq: 1, Token: []byte("1")},
+				&stream.Batch{Job: stream.Job{ID: lease.Job}, Records: []stream.Record{{Seq: 1, Key: []byte("k"), Value: []byte("v")}}}))
+			if want := map[bool]string{false: "undo it", true: "begin"}[broken]; err == nil || !strings.Contains(err.Error(), want) || stream.MarkOf(err) != "" {
+				t.Errorf("%s: error %v, marked %q, want one that says %q", name, err, stream.MarkOf(err), want)
+			}
+		}
+	}
+	if n := counted(t, pool, "inside"); n != 0 {
+		t.Errorf("%d rows are there though their transactions were undone", n)
+	}
+}
+
 // One record that keeps the transaction waiting for too long is too slow: the job waits, and its error names the limit.
 func TestAnErrorOfATransactionThatWaitedNamesItsLimit(t *testing.T) {
 	pool, err := pgxpool.New(t.Context(), testserver.Postgres(t))

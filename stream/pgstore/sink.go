@@ -22,8 +22,8 @@ import (
 // (constraints) are taken as marked with [stream.Skip], those of constraints that depend on other rows (foreign keys, uniqueness, exclusion)
 // with [stream.Later], unless the handler has marked them itself.
 //
-// A handler must not spend longer than [Limits.Idle] between two statements, nor before the first: if it does, it is too slow and gets fewer
-// records at once. If one record alone takes it longer, raise the limit, and the lease above it.
+// The transaction begins with the handler's first statement. After that a handler must not spend longer than [Limits.Idle] between two
+// statements, nor after the last: if it does, it is too slow and gets fewer records at once. If one record alone takes it longer, raise the limit, and the lease above it.
 type Handler func(ctx context.Context, tx pgx.Tx, b *stream.Batch) error
 
 // Limits are those of the sink's transactions. They bound how long an owner that froze, or lost its connection, holds what it has
@@ -290,19 +290,18 @@ func (s *sink) transact(ctx context.Context, b *stream.Batch, finish func(*pgx.B
 		return unconnected(s.pool, err)
 	}
 	defer conn.Release()
-	tx, err := conn.BeginTx(ctx, pgx.TxOptions{BeginQuery: s.begin})
-	if err != nil {
-		rollback(ctx, conn.Conn()) // the transaction may have begun, and a setting failed
-		return fmt.Errorf("begin: %w", err)
-	}
+	tx := &handlerTx{ctx: ctx, conn: conn.Conn(), begin: s.begin}
 	committed := false
 	defer func() {
-		if !committed { // also when the handler panics
+		if !committed { // also when the handler panics, or the transaction has begun and a setting failed
 			rollback(ctx, conn.Conn())
 		}
 	}()
-	if err := s.handle(ctx, tx, conn.Conn(), b); err != nil {
+	if err := s.handle(ctx, tx, b); err != nil {
 		return err
+	}
+	if err := tx.start(ctx); err != nil {
+		return fmt.Errorf("begin: %w", err)
 	}
 	batch := &pgx.Batch{}
 	fences, err := finish(batch)
@@ -336,16 +335,20 @@ func (s *sink) transact(ctx context.Context, b *stream.Batch, finish func(*pgx.B
 }
 
 // handle calls the handler.
-func (s *sink) handle(ctx context.Context, tx pgx.Tx, conn *pgx.Conn, b *stream.Batch) error {
+func (s *sink) handle(ctx context.Context, tx *handlerTx, b *stream.Batch) (err error) {
 	b.Reset()
 	if s.handler == nil || len(b.Records) == 0 {
 		return nil
 	}
-	guarded := &handlerTx{Tx: tx}
-	begun := time.Now()
-	err := s.handler(ctx, guarded, b)
+	defer func() {
+		if tx.err != nil { // what the handler made of it, an error or a panic, does not count
+			_ = recover()
+			err = fmt.Errorf("begin: %w", tx.err)
+		}
+	}()
+	err = s.handler(ctx, tx, b)
 	if err != nil {
-		err = s.impatient(conn, err, time.Since(begun))
+		err = s.impatient(tx, err)
 	}
 	where := func(err error) error {
 		return fmt.Errorf("records %d to %d: %w", b.Records[0].Seq, b.Records[len(b.Records)-1].Seq, err)
@@ -355,26 +358,17 @@ func (s *sink) handle(ctx context.Context, tx pgx.Tx, conn *pgx.Conn, b *stream.
 		return where(ctx.Err())
 	case err != nil && !errors.Is(err, errEnded):
 		return where(classify(err))
-	case guarded.ended || err == nil && conn.PgConn().TxStatus() == 'I' && !conn.IsClosed():
+	case tx.ended || err == nil && tx.tx != nil && tx.conn.PgConn().TxStatus() == 'I' && !tx.conn.IsClosed():
 		return where(stream.Halt(errEnded))
 	case err != nil:
 		return where(err)
-	case conn.PgConn().TxStatus() != 'T':
+	case tx.tx != nil && tx.conn.PgConn().TxStatus() != 'T':
 		return where(errors.New("the handler returned nil, but one of its statements had failed, or it left rows open: return the error, or use a savepoint (tx.Begin)"))
 	}
 	return nil
 }
 
-// handlerTx is the transaction as handlers get it.
-type handlerTx struct {
-	pgx.Tx
-	ended bool
-}
-
 var errEnded = errors.New("the handler must leave the end of the transaction to the sink: remove its Commit or Rollback")
-
-func (t *handlerTx) Commit(context.Context) error   { t.ended = true; return errEnded }
-func (t *handlerTx) Rollback(context.Context) error { t.ended = true; return errEnded }
 
 // refusing makes an update one that fails unless it changes a row. Only so can the commit be sent with it: an error keeps the
 // server from executing what comes after.
