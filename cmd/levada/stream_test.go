@@ -280,7 +280,7 @@ func TestWorkerMetricsAndProbes(t *testing.T) {
 	m := newWorkerMetrics(registry, d, func() int { return 2 }, func() int { return 1 })
 	job := stream.Job{ID: "j", Stream: "users"}
 	for _, e := range []stream.Event{
-		{Kind: stream.EventClaimed, Died: true}, {Kind: stream.EventCommitted, From: 1, To: 100, Bytes: 5000, Bad: 3, Took: 30 * time.Millisecond}, {Kind: stream.EventRetry},
+		{Kind: stream.EventClaimed, Died: true}, {Kind: stream.EventCommitted, From: 1, To: 100, Bytes: 5000, Bad: 3, Took: 30 * time.Millisecond}, {Kind: stream.EventRetry, Reason: stream.ReasonLockWait},
 		{Kind: stream.EventCut, Reason: "DRAINING"}, {Kind: stream.EventCut}, {Kind: stream.EventLost}, {Kind: stream.EventReleased, State: stream.Completed},
 	} {
 		e.Job = job
@@ -311,7 +311,7 @@ func TestWorkerMetricsAndProbes(t *testing.T) {
 	}
 	for _, want := range []string{
 		`levada_stream_records_total{stream="users"} 100`, `levada_stream_bytes_total{stream="users"} 5000`, `levada_stream_commit_seconds_bucket{stream="users",le="0.05"} 1`,
-		`levada_stream_quarantined_total{stream="users"} 3`, `levada_stream_retries_total{stream="users"} 1`, `levada_stream_cuts_total{reason="DRAINING",stream="users"} 1`,
+		`levada_stream_quarantined_total{stream="users"} 3`, `levada_stream_retries_total{reason="LOCK_WAIT",stream="users"} 1`, `levada_stream_cuts_total{reason="DRAINING",stream="users"} 1`,
 		`levada_stream_cuts_total{reason="CUT",stream="users"} 1`, `levada_stream_lost_leases_total{stream="users"} 1`, `levada_stream_claims_total{orphaned="true",stream="users"} 1`,
 		`levada_stream_released_total{state="completed",stream="users"} 1`, `levada_stream_jobs{state="ready",stream="users"} 1`, "levada_stream_orphans 0", "levada_stream_stuck_handlers 1",
 		"levada_stream_jobs_in_hand 2",

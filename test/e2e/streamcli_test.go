@@ -289,7 +289,7 @@ func TestStreamQuarantine(t *testing.T) {
 
 	// A job of a stream that nobody has fails with words that help.
 	e.levada(t, "stream", "submit", "nobody", "--id", "lost", "--target", address)
-	e.fails(t, 1, "stream", "work", "--stream", "nobody", "--print", "--until-done")
+	e.fails(t, 1, "stream", "work", "--stream", "nobody", "--print", "--until-done", "--denied-grace", "1s")
 	if s := e.show(t, "lost"); s.State != "failed" || s.Reason != "UNKNOWN_STREAM" {
 		t.Errorf("a job of an unknown stream: %+v", s)
 	}
