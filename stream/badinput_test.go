@@ -127,7 +127,7 @@ func (s *spoiledSink) Fence(ctx context.Context, l stream.Lease) (stream.Checkpo
 // A position is that of a stream and a query: another's is refused.
 func TestForeignPositions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		server := stream.NewServer(stream.ServerConfig{})
+		server := valid(stream.NewServer(stream.ServerConfig{}))
 		server.Handle("a", stream.Slice(numbers(5)...))
 		server.Handle("b", stream.Slice(numbers(5)...))
 		conn, err := onWire(t, server).connections(t).Dial(t.Context(), stream.Job{})
@@ -216,7 +216,7 @@ func hostile(t *testing.T, records []stream.Record, config stream.ServerConfig, 
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		config.Logger = quiet
-		real := stream.NewServer(config)
+		real := valid(stream.NewServer(config))
 		real.Handle("s", stream.Slice(records...))
 		p := onWire(t, scripted{read: func(req *streamv1.ReadRequest, out grpc.ServerStreamingServer[streamv1.Frame]) error {
 			return real.Read(req, tampered{out, change})
@@ -459,10 +459,11 @@ func TestServersThatAreNone(t *testing.T) {
 func TestConfigurationsThatCannotBe(t *testing.T) {
 	l := newLab(t, func(context.Context, stream.Job) (grpc.ClientConnInterface, error) { return nil, nil })
 	for name, spoil := range map[string]func(*stream.WorkerConfig){
-		"Store":     func(c *stream.WorkerConfig) { c.Store = nil },
-		"Dial":      func(c *stream.WorkerConfig) { c.Dial = nil },
-		"negative":  func(c *stream.WorkerConfig) { c.Lease = -1 },
-		"Retry.Max": func(c *stream.WorkerConfig) { c.Retry = stream.Backoff{Min: time.Minute, Max: time.Second} },
+		"Store":                            func(c *stream.WorkerConfig) { c.Store = nil },
+		"Dial":                             func(c *stream.WorkerConfig) { c.Dial = nil },
+		"WorkerConfig.Lease is -1ns":       func(c *stream.WorkerConfig) { c.Lease = -1 },
+		"WorkerConfig.CommitRecords is -5": func(c *stream.WorkerConfig) { c.CommitRecords = -5 },
+		"Retry.Max":                        func(c *stream.WorkerConfig) { c.Retry = stream.Backoff{Min: time.Minute, Max: time.Second} },
 	} {
 		config := l.config
 		spoil(&config)
@@ -470,7 +471,41 @@ func TestConfigurationsThatCannotBe(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	for name, config := range map[string]stream.ServerConfig{
+		"ServerConfig.MaxStreams is -1":      {MaxStreams: -1},
+		"ServerConfig.BatchBytes is -1":      {BatchBytes: -1},
+		"ServerConfig.MarkEvery is -1s":      {MarkEvery: -time.Second},
+		"ServerConfig.MaxStreamAge is -5ns":  {MaxStreamAge: -5},
+		"ServerConfig.MaxRecord is -1, but ": {MaxRecord: -1},
+	} {
+		if _, err := stream.NewServer(config); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 	worker, err := stream.NewWorker(l.config)
+	must(t, err)
+	// nil handlers and sources, and names that no job has, panicked when the first job came.
+	var none *interceptedSink
+	for _, err := range []error{worker.Handle("s", nil), worker.Handle("s", none), worker.Handle("", l.store.Sink(nil)),
+		valid(stream.NewServer(stream.ServerConfig{Logger: quiet})).Handle("s", nil), valid(stream.NewServer(stream.ServerConfig{Logger: quiet})).Handle("", stream.Slice())} {
+		if err == nil || !strings.Contains(err.Error(), "Handle") {
+			t.Errorf("a nil sink or source, or no name: %v", err)
+		}
+	}
+	if err := worker.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "sink is nil") {
+		t.Errorf("a worker with a nil sink runs: %v", err)
+	}
+	for _, mark := range []func(error) error{stream.Skip, stream.Later, stream.Retry, stream.Halt} {
+		if err := mark(nil); err != nil {
+			t.Errorf("nil became %v", err)
+		}
+	}
+	batch := &stream.Batch{Records: []stream.Record{{Seq: 1, Key: []byte("k")}}}
+	batch.Skip(batch.Records[0], nil)
+	if got := batch.Skipped(); len(got) != 1 || got[0].Error == "" {
+		t.Errorf("skipped for no reason: %+v", got)
+	}
+	worker, err = stream.NewWorker(l.config)
 	must(t, err)
 	if err := worker.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "Handle") {
 		t.Errorf("a worker without handlers: %v", err)

@@ -80,18 +80,18 @@ func (e *verdictError) Unwrap() error { return e.err }
 // Skip marks an error as the record's own fault: trying again would not help. The record goes into quarantine, or
 // the job halts, as its policy says. From a handler that was given several records it means that one of them is bad:
 // the batch is halved until it is found; [Batch.Skip] names it at once.
-func Skip(err error) error { return &verdictError{verdictSkip, err} }
+func Skip(err error) error { return marked(verdictSkip, err) }
 
 // Later marks an error that depends on something else that may still come, such as a row of another stream that this one refers to. The
 // records are tried again, with pauses, for WorkerConfig.DependencyWait; then the error is as if marked with Skip.
-func Later(err error) error { return &verdictError{verdictLater, err} }
+func Later(err error) error { return marked(verdictLater, err) }
 
 // Retry marks an error as one that passes, however long it takes: the job waits and never fails for it. Errors without a mark are tried
 // again too, and fail the job after WorkerConfig.NoProgress.
-func Retry(err error) error { return &verdictError{verdictRetry, err} }
+func Retry(err error) error { return marked(verdictRetry, err) }
 
 // Halt marks an error that needs a person: the job fails, and nothing after the last commit is processed.
-func Halt(err error) error { return &verdictError{verdictHalt, err} }
+func Halt(err error) error { return marked(verdictHalt, err) }
 
 func verdictOf(err error) verdict {
 	if v, ok := errors.AsType[*verdictError](err); ok {
@@ -108,4 +108,12 @@ func MarkOf(err error) string {
 		return ""
 	}
 	return map[verdict]string{verdictSkip: "skip", verdictRetry: "retry", verdictHalt: "halt", verdictLater: "later"}[v.verdict]
+}
+
+// marked leaves nil as it is, so that a handler may mark the result of a call without looking at it.
+func marked(v verdict, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &verdictError{v, err}
 }

@@ -17,7 +17,10 @@ import (
 
 // A program that keeps its own checkpoint reads a stream without a job store.
 func ExampleReader() {
-	producer := stream.NewServer(stream.ServerConfig{})
+	producer, err := stream.NewServer(stream.ServerConfig{})
+	if err != nil {
+		log.Fatal(err)
+	}
 	producer.Handle("users", stream.Slice(
 		stream.Record{Key: []byte("1"), Value: []byte("Ada")},
 		stream.Record{Key: []byte("2"), Value: []byte("Grace")},

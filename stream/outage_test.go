@@ -252,7 +252,7 @@ func TestDenialsHaveAGrace(t *testing.T) {
 	} {
 		for _, denied := range []time.Duration{3 * time.Second, 4 * time.Minute, time.Hour} {
 			synctest.Test(t, func(t *testing.T) {
-				real := stream.NewServer(stream.ServerConfig{Logger: quiet})
+				real := valid(stream.NewServer(stream.ServerConfig{Logger: quiet}))
 				real.Handle("s", stream.Slice(numbers(10)...))
 				var until, asked, refreshed atomic.Int64
 				until.Store(time.Now().Add(denied).UnixNano())
@@ -294,7 +294,7 @@ func TestDenialsHaveAGrace(t *testing.T) {
 // One of two replicas is of an old release and does not know the stream: jobs complete, also when the producers end streams by age all the time.
 func TestAnOldReplicaFailsNoJob(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		real := stream.NewServer(stream.ServerConfig{MaxStreamAge: 5 * time.Second, Logger: quiet})
+		real := valid(stream.NewServer(stream.ServerConfig{MaxStreamAge: 5 * time.Second, Logger: quiet}))
 		real.Handle("s", slowly(numbers(3000)))
 		var n atomic.Int64
 		p := onWire(t, scripted{read: func(req *streamv1.ReadRequest, out grpc.ServerStreamingServer[streamv1.Frame]) error {
@@ -400,7 +400,7 @@ func TestOneRecordThatIsTooSlowIsNamed(t *testing.T) {
 // The jobs of a stream whose handler is down do not keep the slots that other streams need.
 func TestWaitingJobsLeaveTheirSlotsToOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		server := stream.NewServer(stream.ServerConfig{Logger: quiet})
+		server := valid(stream.NewServer(stream.ServerConfig{Logger: quiet}))
 		server.Handle("down", stream.Slice(numbers(10)...))
 		server.Handle("up", stream.Slice(numbers(10)...))
 		l := newLab(t, onWire(t, server).connections(t).Dial)

@@ -162,7 +162,7 @@ func startBackend(t *testing.T, addr string, source stream.Source) *tcpBackend {
 	t.Helper()
 	listener, err := net.Listen("tcp", addr)
 	must(t, err)
-	b := &tcpBackend{addr: listener.Addr().String(), grpc: grpc.NewServer(), server: stream.NewServer(stream.ServerConfig{Logger: quiet})}
+	b := &tcpBackend{addr: listener.Addr().String(), grpc: grpc.NewServer(), server: valid(stream.NewServer(stream.ServerConfig{Logger: quiet}))}
 	b.server.Handle("s", source)
 	b.server.Register(b.grpc)
 	done := make(chan struct{})

@@ -58,10 +58,11 @@ func (c ReaderConfig) validate() error {
 		return errors.New("ReaderConfig.Dial is not set: it says how to reach the producer, see Connections")
 	case c.Stream == "":
 		return errors.New("ReaderConfig.Stream is empty: it is the name of the stream at its producer")
-	case c.MaxInFlight < 0, c.MaxRecord < 0, c.MaxRecords < 0, c.MaxBytes < 0, c.IdleTimeout < 0, c.Retry.Min < 0, c.Retry.Max < c.Retry.Min:
-		return errors.New("ReaderConfig: a limit is negative, or Retry.Max is less than Retry.Min")
 	}
-	return nil
+	if err := checkBackoff("ReaderConfig", c.Retry); err != nil {
+		return err
+	}
+	return checkLimits("ReaderConfig", bound{"MaxInFlight", c.MaxInFlight}, bound{"MaxRecord", c.MaxRecord}, bound{"MaxRecords", c.MaxRecords}, bound{"MaxBytes", c.MaxBytes}, bound{"IdleTimeout", c.IdleTimeout})
 }
 
 // Reader reads one stream for a program that keeps the checkpoint itself, without a job store. It resumes by itself when the

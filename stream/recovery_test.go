@@ -550,7 +550,7 @@ func TestSlowSinkHoldsTheProducer(t *testing.T) {
 	for commit, options := range map[time.Duration][]grpc.ServerOption{58 * time.Second: nil, 5 * time.Minute: patient} {
 		source := &counted{n: 60_000, size: 1000}
 		synctest.Test(t, func(t *testing.T) {
-			server := stream.NewServer(stream.ServerConfig{MaxStreamAge: -1})
+			server := valid(stream.NewServer(stream.ServerConfig{MaxStreamAge: -1}))
 			server.Handle("s", source)
 			l := newLab(t, onWire(t, server, options...).connections(t).Dial)
 			l.config.HandlerTimeout, l.config.MaxInFlight = max(time.Minute, commit+time.Second), 1<<20
@@ -609,4 +609,12 @@ func TestOrderAcrossSessions(t *testing.T) {
 			t.Error(order)
 		}
 	})
+}
+
+// valid returns a server whose configuration is known to be valid.
+func valid(s *stream.Server, err error) *stream.Server {
+	if err != nil {
+		panic(err)
+	}
+	return s
 }

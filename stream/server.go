@@ -27,7 +27,7 @@ type ServerConfig struct {
 	// MarkEvery is how often a silent stream shows that it lives. Default 5 s.
 	MarkEvery time.Duration
 	// MaxStreamAge is when a stream is ended on purpose, give or take a tenth, so that readers spread over new
-	// producers. Default 30 min; negative: never.
+	// producers. Default 30 min; [Never]: streams are not ended.
 	MaxStreamAge time.Duration
 	// MaxStreams is how many streams are served at once; further readers are told to come back. Default 1000.
 	MaxStreams int
@@ -64,16 +64,34 @@ type Server struct {
 	idle     chan struct{} // closed when draining and no stream is open
 }
 
-// NewServer returns a server without streams: add them with Handle, then Register it.
-func NewServer(config ServerConfig) *Server {
-	return &Server{config: config.withDefaults(), sources: map[string]Source{}, drain: make(chan struct{}), idle: make(chan struct{})}
+func (c ServerConfig) validate() error {
+	if c.MaxStreamAge < 0 && c.MaxStreamAge != Never {
+		return fmt.Errorf("ServerConfig.MaxStreamAge is %v, but must not be negative; stream.Never keeps streams open, 0 is the default", c.MaxStreamAge)
+	}
+	return checkLimits("ServerConfig", bound{"BatchBytes", c.BatchBytes}, bound{"MaxRecord", c.MaxRecord}, bound{"BatchDelay", c.BatchDelay},
+		bound{"MarkEvery", c.MarkEvery}, bound{"MaxStreams", c.MaxStreams})
+}
+
+// NewServer returns a server without streams: add them with Handle, then Register it. It returns an error that names the field when the
+// configuration cannot be.
+func NewServer(config ServerConfig) (*Server, error) {
+	if err := config.validate(); err != nil {
+		return nil, err
+	}
+	return &Server{config: config.withDefaults(), sources: map[string]Source{}, drain: make(chan struct{}), idle: make(chan struct{})}, nil
 }
 
 // Handle serves a source as the stream of that name. A second source of the same name takes the place of the first.
-func (s *Server) Handle(stream string, source Source) {
+// An empty name or a nil source is an error, and readers of that stream are told that it is unknown.
+func (s *Server) Handle(stream string, source Source) error {
+	if err := checkHandle("Server", "source", stream, source); err != nil {
+		s.config.Logger.Error("stream not served", "error", err)
+		return err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sources[stream] = source
+	return nil
 }
 
 // Register adds the service to a gRPC server.

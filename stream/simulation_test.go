@@ -352,7 +352,7 @@ func (s *system) startProducer() *simProducer {
 func (p *simProducer) up() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.listener, p.grpc, p.server, p.done = bufconn.Listen(1<<16), grpc.NewServer(grpc.StreamInterceptor(p.s.deny)), stream.NewServer(p.s.server), make(chan struct{})
+	p.listener, p.grpc, p.server, p.done = bufconn.Listen(1<<16), grpc.NewServer(grpc.StreamInterceptor(p.s.deny)), valid(stream.NewServer(p.s.server)), make(chan struct{})
 	for name := range p.s.streams {
 		p.server.Handle(name, simSource{p.s, name})
 	}

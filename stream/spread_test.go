@@ -29,7 +29,7 @@ type replica struct {
 // startReplica serves an endless stream on an address of the loopback interface.
 func startReplica(t *testing.T, listener net.Listener, age time.Duration) *replica {
 	t.Helper()
-	r := &replica{Server: stream.NewServer(stream.ServerConfig{MaxStreamAge: age, Logger: quiet}), grpc: grpc.NewServer()}
+	r := &replica{Server: valid(stream.NewServer(stream.ServerConfig{MaxStreamAge: age, Logger: quiet})), grpc: grpc.NewServer()}
 	r.addr, _ = listener.Addr().(*net.TCPAddr)
 	r.Handle("numbers", &counted{n: 1 << 30, at: func(ctx context.Context, seq int) error {
 		if !sleep(ctx, 20*time.Millisecond) {

@@ -122,12 +122,13 @@ func (c WorkerConfig) validate() error {
 		return errors.New("WorkerConfig.Store is not set: it says where the jobs are, see sqlitestore and pgstore")
 	case c.Dial == nil:
 		return errors.New("WorkerConfig.Dial is not set: it says how to reach producers, see Connections")
-	case c.Lease < 0, c.Sweep < 0, c.MaxJobs < 0, c.MaxInFlight < 0, c.MaxRecord < 0, c.CommitRecords < 0, c.CommitBytes < 0,
-		c.HandlerTimeout < 0, c.IdleTimeout < 0, c.Retry.Min < 0, c.Retry.Max < c.Retry.Min, c.HandOver < 0,
-		c.Deaths < 0, c.MaxBad < 0, c.DrainTimeout < 0:
-		return errors.New("WorkerConfig: a limit is negative, or Retry.Max is less than Retry.Min")
 	}
-	return nil
+	if err := checkBackoff("WorkerConfig", c.Retry); err != nil {
+		return err
+	}
+	return checkLimits("WorkerConfig", bound{"Lease", c.Lease}, bound{"Sweep", c.Sweep}, bound{"MaxJobs", c.MaxJobs}, bound{"MaxInFlight", c.MaxInFlight},
+		bound{"MaxRecord", c.MaxRecord}, bound{"CommitRecords", c.CommitRecords}, bound{"CommitBytes", c.CommitBytes}, bound{"HandlerTimeout", c.HandlerTimeout},
+		bound{"IdleTimeout", c.IdleTimeout}, bound{"HandOver", c.HandOver}, bound{"Deaths", c.Deaths}, bound{"MaxBad", c.MaxBad}, bound{"DrainTimeout", c.DrainTimeout})
 }
 
 // Worker claims jobs, reads their streams and has them committed.
@@ -135,6 +136,8 @@ type Worker struct {
 	config WorkerConfig
 	sinks  map[string]Sink
 	codec  frameCodec
+
+	misused error // what Handle has refused
 
 	slots    chan struct{} // holds one for each job that is being worked on
 	freed    chan struct{} // a slot came free: sweep
@@ -162,8 +165,17 @@ func NewWorker(config WorkerConfig) (*Worker, error) {
 	}, nil
 }
 
-// Handle has the records of the streams of that name committed to a sink. It must not be called after Run.
-func (w *Worker) Handle(stream string, sink Sink) { w.sinks[stream] = sink }
+// Handle has the records of the streams of that name committed to a sink. It must not be called after Run. An empty name or a nil sink is an
+// error, which Run returns as well.
+func (w *Worker) Handle(stream string, sink Sink) error {
+	err := checkHandle("Worker", "sink", stream, sink)
+	if err != nil {
+		w.misused = errors.Join(w.misused, err)
+		return err
+	}
+	w.sinks[stream] = sink
+	return nil
+}
 
 // Owner returns the name under which the worker claims jobs.
 func (w *Worker) Owner() Owner { return w.config.Owner }
@@ -178,6 +190,9 @@ func (w *Worker) Stuck() int { return int(w.stuck.Load()) }
 //
 // It returns nil after a shutdown that was in time, else an error that says what was left; the leases of that run out by themselves.
 func (w *Worker) Run(ctx context.Context) error {
+	if w.misused != nil {
+		return w.misused
+	}
 	if len(w.sinks) == 0 {
 		return errors.New("the worker has no handler: call Handle for each stream before Run")
 	}

@@ -36,7 +36,7 @@ type producer struct {
 func startProducer(t *testing.T, config stream.ServerConfig, name string, source stream.Source) *producer {
 	t.Helper()
 	config.Logger = slog.New(slog.DiscardHandler)
-	p := &producer{listener: bufconn.Listen(1 << 20), grpc: grpc.NewServer(), server: stream.NewServer(config)}
+	p := &producer{listener: bufconn.Listen(1 << 20), grpc: grpc.NewServer(), server: valid(stream.NewServer(config))}
 	p.server.Handle(name, source)
 	p.server.Register(p.grpc)
 	done := make(chan struct{})

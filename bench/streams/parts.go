@@ -107,7 +107,10 @@ func (p part) serve(ctx context.Context) error {
 		return err
 	}
 	server := grpc.NewServer()
-	s := stream.NewServer(stream.ServerConfig{})
+	s, err := stream.NewServer(stream.ServerConfig{})
+	if err != nil {
+		return err
+	}
 	s.Handle("rows", rows{p.records, p.size})
 	if p.role == "serve" {
 		s.Register(server)

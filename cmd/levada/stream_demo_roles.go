@@ -194,7 +194,10 @@ func (c *pacedCursor) Close() error { return nil }
 
 func demoProducer(ctx context.Context, listen string, source stream.Source, out io.Writer) error {
 	log := slog.New(slog.DiscardHandler)
-	server := stream.NewServer(stream.ServerConfig{Logger: log})
+	server, err := stream.NewServer(stream.ServerConfig{Logger: log})
+	if err != nil {
+		return err
+	}
 	server.Handle(demoStream, source)
 	g := newStreamServer()
 	server.Register(g)

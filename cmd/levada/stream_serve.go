@@ -100,8 +100,11 @@ func streamServe(cmd *cobra.Command, f *streamServeFlags) error {
 	registry := newStreamRegistry()
 	bad := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "levada_stream_bad_records_total", Help: "Records that could not be made; their readers were told."}, []string{"stream"})
 	registry.MustRegister(bad)
-	server := stream.NewServer(stream.ServerConfig{MaxStreamAge: f.maxAge, MaxStreams: f.maxStreams, Logger: log,
+	server, err := stream.NewServer(stream.ServerConfig{MaxStreamAge: f.maxAge, MaxStreams: f.maxStreams, Logger: log,
 		OnBad: func(name string, _ uint64, _ []byte, _ error) { bad.WithLabelValues(name).Inc() }})
+	if err != nil {
+		return commandline.UsageError(err)
+	}
 	registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "levada_stream_open_streams", Help: "Streams that are being served."}, func() float64 { return float64(server.Open()) }))
 	for _, name := range names {
 		server.Handle(name, sources[name])

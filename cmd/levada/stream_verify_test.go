@@ -63,7 +63,7 @@ func TestReadAgain(t *testing.T) {
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				server := stream.NewServer(stream.ServerConfig{Logger: slog.New(slog.DiscardHandler)})
+				server := valid(stream.NewServer(stream.ServerConfig{Logger: slog.New(slog.DiscardHandler)}))
 				if c.source != nil {
 					server.Handle("s", c.source)
 				}
@@ -102,4 +102,12 @@ func TestReadAgain(t *testing.T) {
 			})
 		})
 	}
+}
+
+// valid returns a server whose configuration is known to be valid.
+func valid(s *stream.Server, err error) *stream.Server {
+	if err != nil {
+		panic(err)
+	}
+	return s
 }

@@ -138,7 +138,10 @@ func Example_sources() {
 	type city struct{ Code, Name string }
 	cities := []city{{"AMS", "Amsterdam"}, {"RTM", "Rotterdam"}}
 
-	server := stream.NewServer(stream.ServerConfig{})
+	server, err := stream.NewServer(stream.ServerConfig{})
+	if err != nil {
+		log.Fatal(err)
+	}
 	server.Handle("users", users)
 	server.Handle("orders", stream.File("orders.ndjson", stream.FileOptions{}))
 	server.Handle("cities", stream.SliceOf(cities,
@@ -301,7 +304,10 @@ func Example_sizes() {
 		log.Fatal(err)
 	}
 	const largest = 16 << 20
-	producer := stream.NewServer(stream.ServerConfig{MaxRecord: largest})
+	producer, err := stream.NewServer(stream.ServerConfig{MaxRecord: largest})
+	if err != nil {
+		log.Fatal(err)
+	}
 	worker, err := stream.NewWorker(stream.WorkerConfig{
 		Store: store, Dial: stream.NewConnections("producer:50051", grpc.WithTransportCredentials(insecure.NewCredentials())).Dial,
 		MaxRecord:   largest,     // a larger one arrives as a bad record, and goes into quarantine

@@ -29,7 +29,10 @@ func ExampleKeyset() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	server := stream.NewServer(stream.ServerConfig{})
+	server, err := stream.NewServer(stream.ServerConfig{})
+	if err != nil {
+		log.Fatal(err)
+	}
 	server.Handle("users", users)
 }
 
@@ -45,6 +48,9 @@ func ExampleSnapshot() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	server := stream.NewServer(stream.ServerConfig{})
+	server, err := stream.NewServer(stream.ServerConfig{})
+	if err != nil {
+		log.Fatal(err)
+	}
 	server.Handle("invoices", invoices)
 }

@@ -45,7 +45,7 @@ func (o outages) run(t *testing.T, pool *pgxpool.Pool) (stream.Status, []stream.
 	for i := range o.records {
 		records = append(records, stream.Record{Key: fmt.Appendf(nil, "%08d", i+1), Value: []byte("value")})
 	}
-	server, g := stream.NewServer(stream.ServerConfig{}), grpc.NewServer()
+	server, g := valid(stream.NewServer(stream.ServerConfig{})), grpc.NewServer()
 	server.Handle("s", stream.Slice(records...))
 	server.Register(g)
 	served := make(chan struct{})
@@ -387,4 +387,12 @@ func contains(text string, parts ...string) bool {
 		}
 	}
 	return true
+}
+
+// valid returns a server whose configuration is known to be valid.
+func valid(s *stream.Server, err error) *stream.Server {
+	if err != nil {
+		panic(err)
+	}
+	return s
 }

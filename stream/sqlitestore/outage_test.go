@@ -49,7 +49,7 @@ func TestWhatPassesInAFileFailsNoJob(t *testing.T) {
 			for i := range 100 {
 				records = append(records, stream.Record{Key: fmt.Appendf(nil, "%08d", i+1), Value: []byte("value")})
 			}
-			listener, g, server := bufconn.Listen(1<<16), grpc.NewServer(), stream.NewServer(stream.ServerConfig{})
+			listener, g, server := bufconn.Listen(1<<16), grpc.NewServer(), valid(stream.NewServer(stream.ServerConfig{}))
 			server.Handle("s", stream.Slice(records...))
 			server.Register(g)
 			served := make(chan struct{})
@@ -99,4 +99,12 @@ func TestWhatPassesInAFileFailsNoJob(t *testing.T) {
 			}
 		})
 	}
+}
+
+// valid returns a server whose configuration is known to be valid.
+func valid(s *stream.Server, err error) *stream.Server {
+	if err != nil {
+		panic(err)
+	}
+	return s
 }

@@ -86,5 +86,9 @@ func Work(t testing.TB, source stream.Source, store stream.Store, sink stream.Re
 
 func newServer(t testing.TB, config stream.ServerConfig) *stream.Server {
 	t.Helper()
-	return stream.NewServer(config)
+	server, err := stream.NewServer(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return server
 }

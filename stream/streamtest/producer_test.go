@@ -48,7 +48,7 @@ type producerFaults struct {
 func startProducer(t *testing.T, faults producerFaults) ProducerUnderTest {
 	records := tenRecords()
 	records[3].Bad = "no value"
-	server := stream.NewServer(stream.ServerConfig{MarkEvery: 50 * time.Millisecond, Logger: slog.New(slog.DiscardHandler)})
+	server := valid(stream.NewServer(stream.ServerConfig{MarkEvery: 50 * time.Millisecond, Logger: slog.New(slog.DiscardHandler)}))
 	server.Handle("ten", stream.Slice(records...))
 	server.Handle("live", waiting{stream.Slice(records...)})
 	g := grpc.NewServer(grpc.StreamInterceptor(func(srv any, s grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
@@ -184,4 +184,12 @@ func TestRunProducerFindsFaults(t *testing.T) {
 			t.Fatalf("there is no check %q", test.check)
 		})
 	}
+}
+
+// valid returns a server whose configuration is known to be valid.
+func valid(s *stream.Server, err error) *stream.Server {
+	if err != nil {
+		panic(err)
+	}
+	return s
 }

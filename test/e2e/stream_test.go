@@ -103,7 +103,7 @@ func serve(t *testing.T, address string, source stream.Source, cut int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := stream.NewServer(stream.ServerConfig{BatchBytes: 2000, Logger: slog.New(slog.DiscardHandler)})
+	server := valid(stream.NewServer(stream.ServerConfig{BatchBytes: 2000, Logger: slog.New(slog.DiscardHandler)}))
 	server.Handle("loud", breaking{source, cut})
 	g := grpc.NewServer()
 	server.Register(g)
@@ -281,4 +281,12 @@ func certificate(t *testing.T) (cert, key string) {
 func (e *example) out(t *testing.T) []string {
 	t.Helper()
 	return lines(e.read(t, "out.txt"))
+}
+
+// valid returns a server whose configuration is known to be valid.
+func valid(s *stream.Server, err error) *stream.Server {
+	if err != nil {
+		panic(err)
+	}
+	return s
 }

@@ -65,9 +65,12 @@ func run(ctx context.Context) error {
 		return err
 	}
 	badRecords := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "producer_bad_records_total", Help: "Records that could not be made."}, []string{"stream"})
-	producer := stream.NewServer(stream.ServerConfig{
+	producer, err := stream.NewServer(stream.ServerConfig{
 		OnBad: func(stream string, _ uint64, _ []byte, _ error) { badRecords.WithLabelValues(stream).Inc() },
 	})
+	if err != nil {
+		return err
+	}
 	producer.Handle("users", users)
 
 	server := grpc.NewServer() // in earnest: with grpc.Creds

@@ -433,7 +433,7 @@ func goUsers(t *testing.T, n int) string {
 		}
 		return append(dst, value(i)...), nil
 	})
-	server := stream.NewServer(stream.ServerConfig{Logger: slog.New(slog.DiscardHandler)})
+	server := valid(stream.NewServer(stream.ServerConfig{Logger: slog.New(slog.DiscardHandler)}))
 	server.Handle("users", source)
 	g := grpc.NewServer()
 	server.Register(g)
@@ -501,4 +501,12 @@ func TestTokenOfAnotherStreamIsRefused(t *testing.T) {
 			t.Errorf("the reader's error is %v (%+v), and should have reason %s", err, cut, reason)
 		}
 	}
+}
+
+// valid returns a server whose configuration is known to be valid.
+func valid(s *stream.Server, err error) *stream.Server {
+	if err != nil {
+		panic(err)
+	}
+	return s
 }

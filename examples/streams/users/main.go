@@ -35,7 +35,10 @@ func run(ctx context.Context) error {
 	for id := 1; id <= 10000; id++ {
 		users = append(users, stream.Record{Key: fmt.Appendf(nil, "%08d", id), Value: fmt.Appendf(nil, "User %d", id)})
 	}
-	producer := stream.NewServer(stream.ServerConfig{})
+	producer, err := stream.NewServer(stream.ServerConfig{})
+	if err != nil {
+		log.Fatal(err)
+	}
 	producer.Handle("users", stream.Slice(users...))
 	server := grpc.NewServer()
 	producer.Register(server)

@@ -119,7 +119,7 @@ func produce(ctx context.Context, r role) error {
 	if err != nil {
 		return err
 	}
-	server := stream.NewServer(stream.ServerConfig{BatchBytes: 32 << 10, MaxStreamAge: 5 * time.Second})
+	server := valid(stream.NewServer(stream.ServerConfig{BatchBytes: 32 << 10, MaxStreamAge: 5 * time.Second}))
 	for i := range r.Streams {
 		server.Handle(fmt.Sprintf("stream%d", i), rows{i, r.Records})
 	}
@@ -210,4 +210,12 @@ func watchPods(ctx context.Context, r role) error {
 		return err
 	}
 	return watcher.Run(ctx)
+}
+
+// valid returns a server whose configuration is known to be valid.
+func valid(s *stream.Server, err error) *stream.Server {
+	if err != nil {
+		panic(err)
+	}
+	return s
 }

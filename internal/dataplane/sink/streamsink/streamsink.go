@@ -130,7 +130,11 @@ func New(ctx context.Context, cfg Config) (*Writer, error) {
 	if cfg.TLS != nil {
 		options = append(options, grpc.Creds(credentials.NewTLS(cfg.TLS)))
 	}
-	w := &Writer{cfg: cfg, log: l, listener: listener, grpc: grpc.NewServer(options...), server: stream.NewServer(cfg.Server)}
+	server, err := stream.NewServer(cfg.Server)
+	if err != nil {
+		return nil, errors.Join(err, listener.Close())
+	}
+	w := &Writer{cfg: cfg, log: l, listener: listener, grpc: grpc.NewServer(options...), server: server}
 	w.queue = groupcommit.New(w.append)
 	w.server.Handle(cfg.Name, l)
 	w.server.Register(w.grpc)

@@ -123,7 +123,7 @@ func serve(t testing.TB, s stream.Source, config stream.ServerConfig, address st
 		t.Fatal(err)
 	}
 	g := grpc.NewServer()
-	server := stream.NewServer(config)
+	server := valid(stream.NewServer(config))
 	server.Handle("tape", s)
 	server.Register(g)
 	done := make(chan error, 1)
@@ -429,4 +429,12 @@ func TestErrors(t *testing.T) {
 			t.Errorf("%s: %v", words, err)
 		}
 	}
+}
+
+// valid returns a server whose configuration is known to be valid.
+func valid(s *stream.Server, err error) *stream.Server {
+	if err != nil {
+		panic(err)
+	}
+	return s
 }
