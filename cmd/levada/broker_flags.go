@@ -110,7 +110,7 @@ func (f *brokerFlags) options(flags *pflag.FlagSet) ([]nats.Option, error) {
 
 // serveProfiles serves Go's profiles at the address of --pprof, if there is one.
 func serveProfiles(cmd *cobra.Command, address string, log *slog.Logger) (stop func(), err error) {
-	at, stop, err := profiling.Serve(address)
+	at, stop, err := profiling.Serve(address, log)
 	if err != nil {
 		return nil, commandline.UsageError(fmt.Errorf("%s: %w", commandline.Given(cmd.Flags().Lookup("pprof")), err))
 	}

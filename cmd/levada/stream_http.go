@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"time"
@@ -17,6 +18,8 @@ type probes struct {
 	registry *prometheus.Registry
 	// live and ready return why the process should be restarted, or should get no work; nil means it is well.
 	live, ready func(context.Context) error
+	// log gets the server's errors.
+	log *slog.Logger
 }
 
 // serve listens on the address, if there is one, until stop is called. It returns the address that it got.
@@ -45,7 +48,7 @@ func (p *probes) serve(listen string) (address string, stop func(), err error) {
 	mux.Handle("GET /metrics", promhttp.HandlerFor(p.registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /livez", probe(p.live))
 	mux.HandleFunc("GET /readyz", probe(p.ready))
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelWarn)}
 	ended := make(chan struct{})
 	go func() { // ends with stop, which waits for it
 		defer close(ended)

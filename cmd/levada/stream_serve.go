@@ -119,7 +119,7 @@ func streamServe(cmd *cobra.Command, f *streamServeFlags) error {
 		return fmt.Errorf("--listen: %w", err)
 	}
 	stopping := cmd.Context()
-	web := probes{registry: registry, ready: func(context.Context) error {
+	web := probes{registry: registry, log: log, ready: func(context.Context) error {
 		if stopping.Err() != nil {
 			return errors.New("shutting down")
 		}

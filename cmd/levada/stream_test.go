@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -286,7 +287,7 @@ func TestWorkerMetricsAndProbes(t *testing.T) {
 		e.Job = job
 		m.observe(e)
 	}
-	p := probes{registry: registry, live: func(context.Context) error { return fmt.Errorf("1 handlers do not come back") }}
+	p := probes{registry: registry, log: slog.New(slog.DiscardHandler), live: func(context.Context) error { return fmt.Errorf("1 handlers do not come back") }}
 	address, stop, err := p.serve("127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -70,7 +70,7 @@ Outside a cluster it uses the kubeconfig, as kubectl does.`,
 			if err != nil {
 				return commandline.ExitError{Code: commandline.ExitUsage, Err: err}
 			}
-			web := probes{registry: registry, ready: func(context.Context) error { return watcher.Health() }}
+			web := probes{registry: registry, log: logger, ready: func(context.Context) error { return watcher.Health() }}
 			address, stopWeb, err := web.serve(http)
 			if err != nil {
 				return err

@@ -197,7 +197,7 @@ func streamWork(cmd *cobra.Command, f *streamWorkFlags) (err error) {
 
 	ctx, stop := context.WithCancel(cmd.Context())
 	defer stop()
-	web := probes{registry: registry,
+	web := probes{registry: registry, log: log,
 		live: func(context.Context) error {
 			if n := worker.Stuck(); n > 0 {
 				return fmt.Errorf("%d handlers do not come back", n)

@@ -37,13 +37,14 @@ type Config struct {
 
 // Broker is a running server. It is restarted in place when its store has failed, see keep.
 type Broker struct {
-	cfg    Config
-	opt    *server.Options
-	server atomic.Pointer[server.Server]
-	room   room
-	failed atomic.Bool // the store does not work, and is restarted when the disk has room
-	stop   context.CancelFunc
-	kept   sync.WaitGroup
+	cfg        Config
+	opt        *server.Options
+	server     atomic.Pointer[server.Server]
+	room       room
+	failed     atomic.Bool // the store does not work, and is restarted when the disk has room
+	stop       context.CancelFunc
+	kept       sync.WaitGroup
+	stuckSince atomic.Int64 // since when the store has failed although there is room, in nanoseconds; 0 if it has not
 }
 
 // Start starts a broker and returns when it is ready. An error says what is wrong with the directory or the address.
@@ -141,6 +142,27 @@ func (b *Broker) Healthy(context.Context) error {
 		return fmt.Errorf("broker: %s", h.Error)
 	}
 	return nil
+}
+
+// stuckAfter is how long the store may fail although the disk has room. Restarting the server in place takes seconds.
+const stuckAfter = time.Minute
+
+// Stuck returns an error if restarting the server in place does not help, so that only a restart of the process may. A full disk is no reason.
+func (b *Broker) Stuck() error {
+	since := b.stuckSince.Load()
+	if since == 0 || time.Since(time.Unix(0, since)) < stuckAfter {
+		return nil
+	}
+	return fmt.Errorf("the broker in this process has failed since %s, and restarting it in place does not help", time.Unix(0, since).UTC().Format(time.RFC3339))
+}
+
+// noteFailure notes whether the store has failed for another reason than the disk.
+func (b *Broker) noteFailure(failed bool) {
+	if !failed || b.room.check() != nil {
+		b.stuckSince.Store(0)
+		return
+	}
+	b.stuckSince.CompareAndSwap(0, time.Now().UnixNano())
 }
 
 // Stop stops the broker and waits for it.

@@ -33,6 +33,7 @@ func (b *Broker) keep(ctx context.Context) {
 		case <-tick.C:
 		}
 		err := b.Healthy(ctx)
+		b.noteFailure(err != nil)
 		switch {
 		case err == nil:
 			failed = time.Time{}
@@ -68,6 +69,7 @@ func (b *Broker) again(ctx context.Context) *server.Server {
 			return s
 		}
 		b.warn("broker does not start, retrying", err)
+		b.noteFailure(true)
 		select {
 		case <-ctx.Done():
 			return nil

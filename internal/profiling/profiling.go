@@ -7,6 +7,7 @@ package profiling
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/pprof"
@@ -28,8 +29,9 @@ func CheckAddress(address string) error {
 	return fmt.Errorf("%q is not a loopback address; profiles show memory and are not authenticated, so use 127.0.0.1 or [::1], and a tunnel from other machines", address)
 }
 
-// Serve serves profiles at /debug/pprof/ of the address until stop is called, which waits for the server. It returns the address that it got.
-func Serve(address string) (got string, stop func(), err error) {
+// Serve serves profiles at /debug/pprof/ of the address until stop is called, which waits for the server. It returns the address that it got. log gets the
+// server's errors.
+func Serve(address string, log *slog.Logger) (got string, stop func(), err error) {
 	if address == "" {
 		return "", func() {}, nil
 	}
@@ -45,7 +47,7 @@ func Serve(address string) (got string, stop func(), err error) {
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
-	server := &http.Server{Handler: knownHosts(mux), ReadHeaderTimeout: 10 * time.Second}
+	server := &http.Server{Handler: knownHosts(mux), ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
 	ended := make(chan struct{})
 	go func() { // ends with stop, which waits for it
 		defer close(ended)

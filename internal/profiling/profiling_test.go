@@ -1,17 +1,20 @@
 package profiling
 
 import (
+	"log/slog"
 	"net/http"
 	"testing"
 )
 
+var quiet = slog.New(slog.DiscardHandler)
+
 func TestProfilesAreServedOnLoopbackOnlyAndWithoutTheCommandLine(t *testing.T) {
 	for _, address := range []string{":6060", "0.0.0.0:0", "192.0.2.1:6060", "example.org:6060", "6060", "[::]:0"} {
-		if _, _, err := Serve(address); err == nil {
+		if _, _, err := Serve(address, quiet); err == nil {
 			t.Errorf("%s: served", address)
 		}
 	}
-	at, stop, err := Serve("127.0.0.1:0")
+	at, stop, err := Serve("127.0.0.1:0", quiet)
 	if err != nil {
 		t.Fatal(err)
 	}

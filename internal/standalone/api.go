@@ -110,8 +110,8 @@ func (a *api) routes() http.Handler {
 		}
 		scrape.ServeHTTP(w, req)
 	})
-	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
-	mux.HandleFunc("GET /readyz", a.readyz)
+	mux.HandleFunc("GET /livez", probe(a.live))
+	mux.HandleFunc("GET /readyz", probe(a.readiness))
 	mux.HandleFunc("GET /api/v1/status", a.private(a.status))
 	mux.HandleFunc("GET /api/v1/buffers", a.private(a.buffers))
 	mux.HandleFunc("GET /api/v1/deadletters", a.private(a.list))
@@ -119,25 +119,6 @@ func (a *api) routes() http.Handler {
 	mux.HandleFunc("POST /api/v1/deadletters/{pipeline}/{name}/replay", a.private(a.replay))
 	mux.HandleFunc("DELETE /api/v1/deadletters/{pipeline}/{name}", a.private(a.drop))
 	return mux
-}
-
-func (a *api) readyz(w http.ResponseWriter, req *http.Request) {
-	err := error(nil)
-	switch {
-	case !a.ready.Load():
-		err = errors.New("starting or stopping")
-	case a.r.broker != nil:
-		if err = a.r.broker.Healthy(req.Context()); err == nil {
-			err = a.r.broker.Room()
-		}
-	case !a.r.conn.IsConnected():
-		err = errors.New("the broker is away")
-	}
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusServiceUnavailable)
-		return
-	}
-	w.WriteHeader(http.StatusNoContent)
 }
 
 func (a *api) private(h func(http.ResponseWriter, *http.Request) error) http.HandlerFunc {

@@ -171,6 +171,9 @@ func TestLossOfUndoneBlocksIsSaidAtEachStart(t *testing.T) {
 	if _, err := p.Read(t.Context()); !errors.Is(err, buffer.ErrLostEnd) {
 		t.Fatalf("reading goes on: %v", err)
 	}
+	if err := p.Health(); !errors.Is(err, buffer.ErrDamaged) {
+		t.Errorf("a buffer whose store lost its end is well: %v", err)
+	}
 	_ = p.Close(t.Context())
 	for range 2 {
 		if _, err := buffer.Open(t.Context(), s.Open(), buffer.Options{Name: "test"}); !errors.Is(err, buffer.ErrLostEnd) {

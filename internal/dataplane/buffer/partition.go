@@ -97,11 +97,12 @@ type Partition struct {
 	opt    Options
 	driver Driver
 
-	pending    atomic.Int64 // messages stored or being stored, and not done
-	gone       atomic.Bool  // the log is missing
-	writing    atomic.Int64 // writes that are not settled
-	duplicates atomic.Int64 // messages dropped because they were known
-	reserved   atomic.Int64 // messages that are about to be written by those who do not wait for room
+	pending    atomic.Int64          // messages stored or being stored, and not done
+	gone       atomic.Bool           // the log is missing
+	refused    atomic.Pointer[error] // why the last attempt to write was refused, if for want of room
+	writing    atomic.Int64          // writes that are not settled
+	duplicates atomic.Int64          // messages dropped because they were known
+	reserved   atomic.Int64          // messages that are about to be written by those who do not wait for room
 	// opened is the last sequence that was stored when the partition was opened, stored the number of entries that this process has seen being stored since.
 	// Invariant: opened + stored is at most the last sequence stored. It is less while an entry is stored whose acknowledgement was lost.
 	opened, stored atomic.Uint64
@@ -119,7 +120,8 @@ type Partition struct {
 	given  sequences        // what the store gave to this process's entries
 	// shortSince is since when the store says that it ends before known, cursorSince since when the cursor says that it ends before what was read.
 	shortSince, cursorSince time.Time
-	lostBase                uint64 // entries whose raised base is not above this were known when the partition was opened
+	unsaved                 time.Time // since when saving the state fails; zero while it succeeds
+	lostBase                uint64    // entries whose raised base is not above this were known when the partition was opened
 	// Bases, see number.go: readBase is that of the last entry read, floorBase of the last one done, writeBase of what this process writes.
 	// Invariant: floorBase <= readBase, and readBase <= writeBase unless another process has added a block.
 	readBase, floorBase, writeBase uint64
@@ -455,6 +457,7 @@ func (p *Partition) settle(ctx context.Context, w *part) (duplicate bool, err er
 		seq, duplicate, err = w.receipt.Wait(ctx)
 		switch {
 		case err == nil:
+			p.refused.Store(nil)
 			if !duplicate {
 				if err := p.acknowledged(ctx, seq, w.known); err != nil {
 					return false, err
@@ -474,6 +477,9 @@ func (p *Partition) settle(ctx context.Context, w *part) (duplicate bool, err er
 			return false, err
 		case ctx.Err() != nil:
 			return false, context.Cause(ctx)
+		}
+		if errors.Is(err, ErrFull) {
+			p.refused.Store(&err)
 		}
 		p.opt.Metrics.WriteFailed(err)
 		p.opt.Logger.Debug("write is tried again", "buffer", p.opt.Name, "block", w.id, "error", err)
@@ -932,11 +938,14 @@ func (p *Partition) saveUpTo(ctx context.Context, stored uint64, always bool) er
 	if err := p.driver.SaveState(ctx, b); err != nil {
 		p.mu.Lock()
 		p.progressed = p.progressed || progressed
+		if p.unsaved.IsZero() {
+			p.unsaved = time.Now()
+		}
 		p.mu.Unlock()
 		return fmt.Errorf("save state: %w", err)
 	}
 	p.mu.Lock()
-	p.saved, p.savedLast = floor, last
+	p.saved, p.savedLast, p.unsaved = floor, last, time.Time{}
 	p.mu.Unlock()
 	return p.savePending(ctx)
 }

@@ -292,7 +292,7 @@ func (d *driver) classify(ctx context.Context, err error) error {
 	switch {
 	case errors.Is(err, nats.ErrMaxPayload):
 		return fmt.Errorf("%w: %w", buffer.ErrTooLarge, err)
-	case errors.As(err, &api) && api.ErrorCode == codeFull:
+	case isFull(err):
 		return fmt.Errorf("%w: %w", buffer.ErrFull, err)
 	case errors.As(err, &api) && api.ErrorCode == codeInProcess:
 		return err
