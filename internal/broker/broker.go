@@ -144,6 +144,16 @@ func (b *Broker) Healthy(context.Context) error {
 	return nil
 }
 
+// Needs is how large the disk of a broker with so many streams of blocks must be, in bytes, beside what is pending. JetStream keeps a file of up to 8 MiB as long as
+// one block in it is pending, and writes into another; a part of the disk stays free so that what is done can be removed.
+func Needs(streams int) uint64 { return uint64(8+16*streams) << 20 }
+
+// Disk is the size of the disk of the broker's directory in bytes; 0 if it is not known.
+func (b *Broker) Disk() uint64 {
+	_, total, _ := diskSpace(b.cfg.Dir)
+	return total
+}
+
 // stuckAfter is how long the store may fail although the disk has room. Restarting the server in place takes seconds.
 const stuckAfter = time.Minute
 

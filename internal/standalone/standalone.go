@@ -247,6 +247,7 @@ func (r *runner) main(ctx context.Context) error {
 		r.mu.Lock()
 		r.pipelines = pipelines
 		r.mu.Unlock()
+		r.warnOfSmallDisk(pipelines)
 		err = r.run(ctx, pipelines)
 	}
 	return r.settle(ctx, pipelines, errors.Join(err, r.closeAll(ctx, pipelines)))
