@@ -201,7 +201,10 @@ func TestDesignNamesCodeThatExists(t *testing.T) {
 	}
 }
 
-var link = regexp.MustCompile(`\]\(([^)#:]+)(#[^)]*)?\)`)
+var (
+	link  = regexp.MustCompile(`\]\(([^)#:]+)(#[^)]*)?\)`)
+	block = regexp.MustCompile("(?s)\n```.*?\n```\n")
+)
 
 // TestLinksOfStreamPages: each file that the pages name is there.
 func TestLinksOfStreamPages(t *testing.T) {
@@ -214,7 +217,7 @@ func TestLinksOfStreamPages(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, m := range link.FindAllSubmatch(text, -1) {
+		for _, m := range link.FindAllSubmatch(block.ReplaceAll(text, nil), -1) {
 			if _, err := os.Stat(filepath.Join(filepath.Dir(page), string(m[1]))); err != nil {
 				t.Errorf("%s: %v", page, err)
 			}

@@ -3,7 +3,6 @@ package streams_test
 import (
 	"context"
 	"database/sql"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -69,21 +68,21 @@ func Example_submitInTransaction() {
 	}
 }
 
-// await waits until a job is final, by asking its store each second.
-func await(ctx context.Context, store stream.Store, id string) (stream.Status, error) {
-	for {
-		job, err := store.Get(ctx, id)
-		switch {
-		case err != nil && !errors.Is(err, stream.ErrNotFound) && ctx.Err() == nil: // the store is away
-		case err != nil || job.State.Final():
-			return job, err
-		}
-		select {
-		case <-time.After(time.Second):
-		case <-ctx.Done():
-			return job, context.Cause(ctx)
-		}
+func Example_wait() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
+	defer cancel()
+	store, err := pgstore.Open(ctx, "postgres://localhost/copy")
+	if err != nil {
+		log.Fatal(err)
 	}
+	job, err := stream.Wait(ctx, store, "5f3a1c7e-0000-4000-8000-000000000000")
+	if failed, ok := errors.AsType[*stream.JobError](err); ok {
+		log.Fatal(failed.Status.Reason, failed.Status.LastError)
+	}
+	if err != nil {
+		log.Fatal(err) // the time was over
+	}
+	fmt.Println(job.Progress.Records, "records, of which", job.Progress.Bad, "are in quarantine")
 }
 
 // A countdown is a source of your own: n, n-1, ... as values, under growing keys.
@@ -149,18 +148,19 @@ func Example_sources() {
 		func(dst []byte, c city) ([]byte, error) { return append(dst, c.Name...), nil }))
 }
 
-// A handler for records that are JSON. It runs in the transaction that moves the offset.
-func storeUsers(ctx context.Context, tx pgx.Tx, b *stream.Batch) error {
-	for _, record := range b.Records {
-		var user struct {
-			ID   int64
-			Name string
-		}
-		if err := json.Unmarshal(record.Value, &user); err != nil {
-			b.Skip(record, err) // into quarantine, in the same transaction
+type user struct {
+	ID   int64
+	Name string
+}
+
+// storeUsers runs in the transaction that moves the offset. Records that are no JSON of a user are in quarantine already.
+func storeUsers(ctx context.Context, tx pgx.Tx, b *stream.Batch, users []stream.Typed[user]) error {
+	for _, u := range users {
+		if u.Value.Name == "" {
+			b.Skip(u.Record, errors.New("a user has a name")) // into quarantine, in the same transaction
 			continue
 		}
-		if _, err := tx.Exec(ctx, "insert into users (id, name) values ($1, $2)", user.ID, user.Name); err != nil {
+		if _, err := tx.Exec(ctx, "insert into users (id, name) values ($1, $2)", u.Value.ID, u.Value.Name); err != nil {
 			return err // an outage is tried again; data that the table refuses is searched for and goes into quarantine
 		}
 	}
@@ -185,7 +185,7 @@ func Example_worker() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	worker.Handle("users", store.Sink(storeUsers))
+	worker.Handle("users", store.Sink(stream.JSON(storeUsers)))
 	if err := worker.Run(ctx); err != nil { // until ctx ends, and all is committed and given back
 		log.Fatal(err)
 	}
@@ -228,23 +228,17 @@ func Example_atLeastOnce() {
 	worker.Handle("users", stream.AtLeastOnce(store.Sink(nil), stream.Each(welcome)))
 }
 
-// A handler is a function of a batch: its logic is tested without a store.
 func TestHandlerSkipsWhatIsRefused(t *testing.T) {
+	source := stream.Slice(stream.Record{Key: []byte("1"), Value: []byte("Ada")}, stream.Record{Key: []byte("2"), Value: []byte("nobody")})
 	handler := stream.Each(func(_ context.Context, _ *stream.Batch, r stream.Record) error {
 		if string(r.Value) == "nobody" {
 			return stream.Skip(errors.New("refused"))
 		}
 		return nil
 	})
-	batch := &stream.Batch{
-		Job:     stream.Job{ID: "j", Stream: "users"},
-		Records: []stream.Record{{Seq: 1, Key: []byte("1"), Value: []byte("Ada")}, {Seq: 2, Key: []byte("2"), Value: []byte("nobody")}},
-	}
-	if err := handler(t.Context(), batch); err != nil {
-		t.Fatal(err)
-	}
-	if skipped := batch.Skipped(); len(skipped) != 1 || skipped[0].Seq != 2 {
-		t.Errorf("in quarantine: %+v", skipped)
+	outcome := streamtest.Handle(t, handler, source)
+	if outcome.Err != nil || len(outcome.Quarantine) != 1 || outcome.Quarantine[0].Seq != 2 {
+		t.Errorf("the job: %v, in quarantine: %+v", outcome.Err, outcome.Quarantine)
 	}
 }
 
@@ -364,18 +358,14 @@ func Example_reader() {
 		log.Fatal(err)
 	}
 	defer reader.Close()
-	for {
-		delivery, err := reader.Next(ctx)
-		if err == io.EOF { // complete: number and digest were the producer's
-			return
-		}
+	for delivery, err := range reader.Deliveries(ctx) {
 		if err != nil {
 			log.Fatal(err)
 		}
 		if err := keep(ctx, db, delivery.Records, delivery.After); err != nil { // in one transaction
 			log.Fatal(err)
 		}
-	}
+	} // complete: number and digest were the producer's
 }
 
 func keep(context.Context, *sql.DB, []stream.Record, stream.Checkpoint) error { return nil }

@@ -78,7 +78,7 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	worker.Handle("users", store.Sink(copyUsers))
+	worker.Handle("users", store.Sink(stream.JSON(copyUsers)))
 
 	a := &admin{store: store, hints: hints, worker: worker}
 	web.Handler = a.handler(metrics)
@@ -97,23 +97,20 @@ func run(ctx context.Context) error {
 	return worker.Run(ctx) // until SIGTERM, and all is committed and given back
 }
 
-// copyUsers writes a batch, in the transaction that moves the job's offset.
-func copyUsers(ctx context.Context, tx pgx.Tx, b *stream.Batch) error {
+type user struct {
+	ID   int64
+	Name string
+}
+
+// copyUsers writes a batch, in the transaction that moves the job's offset. A record that is no JSON of a user is in quarantine already.
+func copyUsers(ctx context.Context, tx pgx.Tx, b *stream.Batch, users []stream.Typed[user]) error {
 	var query struct{ Country string }
 	if err := json.Unmarshal(b.Job.Query, &query); err != nil {
 		return stream.Halt(fmt.Errorf("query of the job: %w", err)) // a person has to look
 	}
 	inserts := &pgx.Batch{}
-	for _, record := range b.Records {
-		var user struct {
-			ID   int64
-			Name string
-		}
-		if err := json.Unmarshal(record.Value, &user); err != nil {
-			b.Skip(record, err) // this record goes into quarantine, and the others on
-			continue
-		}
-		inserts.Queue("insert into copied_users (id, country, name) values ($1, $2, $3)", user.ID, query.Country, user.Name)
+	for _, u := range users {
+		inserts.Queue("insert into copied_users (id, country, name) values ($1, $2, $3)", u.Value.ID, query.Country, u.Value.Name)
 	}
 	return tx.SendBatch(ctx, inserts).Close()
 }
