@@ -17,16 +17,17 @@ type Job struct {
 	Target string `json:"target,omitempty"`
 	// Query holds the parameters of the stream, for its source.
 	Query []byte `json:"query,omitempty"`
-	// DedupeKey, when not empty, makes Submit return the job that has this key already instead of making another.
-	DedupeKey string `json:"dedupe_key,omitempty"`
+	// DedupeKey, when not empty, makes Submit return the job of the same stream that has this key already instead of making another. A
+	// cancelled job has no key any more, and one that was purged neither.
+	DedupeKey string `json:"dedupeKey,omitempty"`
 	// Priority: jobs with a greater one are claimed first.
 	Priority int `json:"priority,omitempty"`
 	// NotBefore is when the job may start. Zero: at once.
-	NotBefore time.Time `json:"not_before,omitzero"`
+	NotBefore time.Time `json:"notBefore,omitzero"`
 	// OnBad says what happens to a record that cannot be processed.
-	OnBad OnBad `json:"on_bad,omitempty"`
+	OnBad OnBad `json:"onBad,omitempty"`
 	// MaxBad is how many records may go into quarantine before the job fails. 0: the worker's default.
-	MaxBad int `json:"max_bad,omitempty"`
+	MaxBad int `json:"maxBad,omitempty"`
 }
 
 // OnBad says what happens to a record that cannot be processed: it panics its handler, kills its process, is refused
@@ -62,7 +63,7 @@ type Owner struct {
 	// Pod is a name for people: the pod's or the host's.
 	Pod string `json:"pod,omitempty"`
 	// PodUID tells pods of the same name apart. Empty outside Kubernetes.
-	PodUID string `json:"pod_uid,omitempty"`
+	PodUID string `json:"podUid,omitempty"`
 	// Container is the name of the worker's container in its pod. Empty: not known.
 	Container string `json:"container,omitempty"`
 	// Incarnation is random, and new at each start of the process. Only [Self] makes one by which other workers of the pod can tell whether
@@ -144,9 +145,9 @@ type Stall struct {
 	// Failures is how many attempts in a row failed, whatever the reason. The pause before the next grows with it.
 	Failures int `json:"failures,omitempty"`
 	// NoProgress, Denied and Dependent are what counts towards the limits NoProgress, DeniedGrace and DependencyWait of [WorkerConfig].
-	NoProgress time.Duration `json:"no_progress_ns,omitempty"`
-	Denied     time.Duration `json:"denied_ns,omitempty"`
-	Dependent  time.Duration `json:"dependent_ns,omitempty"`
+	NoProgress time.Duration `json:"noProgressNs,omitempty"`
+	Denied     time.Duration `json:"deniedNs,omitempty"`
+	Dependent  time.Duration `json:"dependentNs,omitempty"`
 }
 
 // Status is a job, and all that its store knows of it.
@@ -156,9 +157,9 @@ type Status struct {
 	Epoch uint64 `json:"epoch"`
 	// Owner is who has, or had last, the lease.
 	Owner      Owner     `json:"owner,omitzero"`
-	LeaseUntil time.Time `json:"lease_until,omitzero"`
+	LeaseUntil time.Time `json:"leaseUntil,omitzero"`
 	// ClaimedAt is when the last lease began.
-	ClaimedAt time.Time `json:"claimed_at,omitzero"`
+	ClaimedAt time.Time `json:"claimedAt,omitzero"`
 	// Attempts is how often the job was claimed.
 	Attempts int `json:"attempts"`
 	// Stall says how long the job has come no further, across owners.
@@ -167,12 +168,12 @@ type Status struct {
 	// Reason is a stable word for why the job is where it is, LastError the text for people. Those of a job that waits, or that is
 	// tried again, are the reason of its last failure.
 	Reason     Reason    `json:"reason,omitempty"`
-	LastError  string    `json:"last_error,omitempty"`
+	LastError  string    `json:"lastError,omitempty"`
 	Journal    Journal   `json:"journal,omitzero"`
-	CreatedAt  time.Time `json:"created_at"`
-	StartedAt  time.Time `json:"started_at,omitzero"`
-	UpdatedAt  time.Time `json:"updated_at,omitzero"`
-	FinishedAt time.Time `json:"finished_at,omitzero"`
+	CreatedAt  time.Time `json:"createdAt"`
+	StartedAt  time.Time `json:"startedAt,omitzero"`
+	UpdatedAt  time.Time `json:"updatedAt,omitzero"`
+	FinishedAt time.Time `json:"finishedAt,omitzero"`
 	// Existed is set by Submit when the job was there already, by its ID or its DedupeKey.
 	Existed bool `json:"existed,omitempty"`
 	// Died is set by Claim when the job was taken from an owner that did not release it.

@@ -142,7 +142,7 @@ type Quarantined struct {
 	// State is Waiting until somebody marks it; then a worker that claims the job hands it to the handler again, or a person
 	// has dropped it.
 	State     QuarantineState `json:"state"`
-	FirstSeen time.Time       `json:"first_seen"`
+	FirstSeen time.Time       `json:"firstSeen"`
 }
 
 // QuarantineState is where a quarantined record is in its life.

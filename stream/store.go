@@ -9,7 +9,7 @@ import (
 // called concurrently and from many processes (unless the store says otherwise), judge time by the store's own clock, and
 // are atomic. [github.com/levada-io/levada/stream/streamtest.RunStore] is the suite that every store passes.
 type Store interface {
-	// Submit adds a job. Stream and ID have no white space and at most 1024 bytes, since hints carry them. When its ID or DedupeKey is there already, it changes nothing and returns that job, with Existed set.
+	// Submit adds a job. Stream and ID have no white space and at most 1024 bytes, since hints carry them. When its ID is there already, or its DedupeKey at a job of the same stream that is not cancelled, it changes nothing and returns that job, with Existed set.
 	Submit(ctx context.Context, job Job) (Status, error)
 
 	// Claim gives leases on up to c.Max due jobs: those that are ready and whose NotBefore has passed, and those that are
@@ -46,7 +46,7 @@ type Store interface {
 	// Resume makes a paused job ready, not before the time that it had.
 	Resume(ctx context.Context, id string) (Status, error)
 	// Retry makes a job of a final state ready, from where it got, with stall, journal, reason, LastError and
-	// FinishedAt cleared, and Epoch one greater. A completed job has nothing left but records that were marked for replay.
+	// FinishedAt cleared, and Epoch one greater. ErrState also if the job was cancelled and another has its DedupeKey by now. A completed job has nothing left but records that were marked for replay.
 	Retry(ctx context.Context, id string) (Status, error)
 
 	// Owners returns each owner of a running job, once.

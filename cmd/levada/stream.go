@@ -43,7 +43,7 @@ Jobs are kept in a SQLite file, for one worker on one machine, or in Postgres, f
 	}
 	cmd.AddCommand(newStreamServeCommand(), newStreamWorkCommand(), newStreamSubmitCommand(), newStreamListCommand(), newStreamShowCommand())
 	cmd.AddCommand(newStreamChangeCommands()...)
-	cmd.AddCommand(newStreamQuarantineCommand(), newStreamVerifyCommand(), newStreamMigrateCommand(), newStreamWatchCommand(), newStreamDemoCommand())
+	cmd.AddCommand(newStreamQuarantineCommand(), newStreamVerifyCommand(), newStreamMigrateCommand(), newStreamPurgeCommand(), newStreamWatchCommand(), newStreamDemoCommand())
 	cmd.AddCommand(newStreamDemoRoles()...)
 	return cmd
 }

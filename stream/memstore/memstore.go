@@ -48,12 +48,14 @@ func (s *Store) Submit(ctx context.Context, job stream.Job) (stream.Status, erro
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, id := range s.order {
-		if status := s.jobs[id]; status.ID == job.ID || job.DedupeKey != "" && status.DedupeKey == job.DedupeKey {
-			existing := *status
-			existing.Existed = true
-			return existing, nil
-		}
+	existing := s.jobs[job.ID]
+	if existing == nil && job.DedupeKey != "" {
+		existing = s.keyed(job.Stream, job.DedupeKey)
+	}
+	if existing != nil {
+		status := *existing
+		status.Existed = true
+		return status, nil
 	}
 	now := time.Now()
 	if job.NotBefore.IsZero() {
@@ -64,6 +66,16 @@ func (s *Store) Submit(ctx context.Context, job stream.Job) (stream.Status, erro
 	s.jobs[job.ID] = status
 	s.order = append(s.order, job.ID)
 	return *status, nil
+}
+
+// keyed returns the job that has a key, or nil. s.mu is held.
+func (s *Store) keyed(name, key string) *stream.Status {
+	for _, id := range s.order {
+		if status := s.jobs[id]; status.Stream == name && status.DedupeKey == key && status.State != stream.Cancelled {
+			return status
+		}
+	}
+	return nil
 }
 
 func (s *Store) Claim(ctx context.Context, c stream.Claim) ([]stream.Status, error) {
@@ -288,6 +300,9 @@ func (s *Store) steer(ctx context.Context, id string, do func(*stream.Status, ti
 		return stream.Status{}, fmt.Errorf("%w: %s", stream.ErrNotFound, id)
 	}
 	now := time.Now()
+	if status.State == stream.Cancelled && status.DedupeKey != "" && s.keyed(status.Stream, status.DedupeKey) != nil {
+		return *status, jobrule.KeyTaken(id)
+	}
 	if !do(status, now) {
 		return *status, fmt.Errorf("%w: job %s is %s", stream.ErrState, id, status.State)
 	}

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -90,4 +91,28 @@ func TestTablesInASchema(t *testing.T) {
 		s := open(t, pool, WithSchema("jobs"))
 		return streamtest.SinkUnderTest{Sink: s.Sink(recording(handler)), Effects: effects(pool), Store: s}
 	})
+}
+
+// Rows of jobs that had ended were never deleted.
+func TestPurgeDeletesWhatEndedLongAgo(t *testing.T) {
+	pool := connect(t, testserver.Postgres(t))
+	s := open(t, pool)
+	for _, id := range []string{"old", "fresh", "quarantined", "ready"} {
+		if _, err := s.Submit(t.Context(), stream.Job{ID: id, Stream: "users", DedupeKey: id}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mustExec(t, pool, `update levada_job set state = 'completed', finished_at = now() - interval '2 hours' where id in ('old', 'quarantined')`)
+	mustExec(t, pool, `update levada_job set state = 'completed', finished_at = now() where id = 'fresh'`)
+	mustExec(t, pool, `insert into levada_offset (job, version, epoch, token, digest) select id, 1, 1, '', '' from levada_job`)
+	mustExec(t, pool, `insert into levada_quarantine (job, seq, key, error, class, attempts, state) values ('quarantined', 1, '', '', '', 1, 'waiting')`)
+	for i, r := range []stream.Retention{{OlderThan: 3 * time.Hour}, {OlderThan: time.Hour}, {OlderThan: time.Hour, WithQuarantine: true}} {
+		if n, err := s.Purge(t.Context(), r); err != nil || n != min(i, 1) {
+			t.Errorf("purge %d deleted %d jobs, error %v", i+1, n, err)
+		}
+	}
+	var rows int
+	if err := pool.QueryRow(t.Context(), `select (select count(*) from levada_job) + (select count(*) from levada_offset) * 10 + (select count(*) from levada_quarantine) * 100`).Scan(&rows); err != nil || rows != 22 {
+		t.Errorf("what is left counts %d, want two jobs and their offsets (22), error %v", rows, err)
+	}
 }

@@ -273,11 +273,11 @@ func (s *Store) submit(ctx context.Context, job stream.Job, run func(sql string,
 		if err != nil || found {
 			break
 		}
-		err = run(`select `+columns+` from levada_job j where j.id = $1::text or j.dedupe_key = $2::text order by j.id = $1::text desc limit 1`, func(row pgx.Row) error {
+		err = run(`select `+columns+` from levada_job j where j.id = $1::text or j.stream = $3::text and j.dedupe_key = $2::text and j.state <> 'cancelled' order by j.id = $1::text desc limit 1`, func(row pgx.Row) error {
 			found = true
 			st, err = scan(row)
 			return err
-		}, job.ID, dedupe)
+		}, job.ID, dedupe, job.Stream)
 		st.Existed = true
 		// The job that was in the way may have been deleted meanwhile; or the caller's transaction is one that does not see it.
 		if err == nil && !found {
@@ -482,6 +482,9 @@ func (s *Store) change(ctx context.Context, what, id, from, set string) (st stre
 		if st, err = s.Get(ctx, id); err == nil {
 			err = fmt.Errorf("job %s is %s: %w", id, st.State, stream.ErrState)
 		}
+	}
+	if sqlState(err) == "23505" { // only Retry of a cancelled job can meet this
+		err = jobrule.KeyTaken(id)
 	}
 	if err != nil {
 		return stream.Status{}, fmt.Errorf("%s: %w", what, err)

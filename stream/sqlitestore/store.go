@@ -17,6 +17,8 @@ import (
 	"strings"
 	"time"
 
+	sqlite3 "modernc.org/sqlite/lib"
+
 	"github.com/levada-io/levada/stream"
 	"github.com/levada-io/levada/stream/internal/jobrule"
 )
@@ -183,7 +185,7 @@ func submit(ctx context.Context, tx *sql.Tx, job stream.Job, now time.Time) (str
 	if !errors.Is(err, sql.ErrNoRows) {
 		return st, err
 	}
-	st, err = scan(tx.QueryRowContext(ctx, `select `+columns+` from levada_job where id = ?1 or dedupe_key = ?2 order by id = ?1 desc limit 1`, job.ID, dedupe))
+	st, err = scan(tx.QueryRowContext(ctx, `select `+columns+` from levada_job where id = ?1 or stream = ?3 and dedupe_key = ?2 and state <> 'cancelled' order by id = ?1 desc limit 1`, job.ID, dedupe, job.Stream))
 	st.Existed = true
 	return st, err
 }
@@ -416,6 +418,9 @@ func (s *Store) change(ctx context.Context, what, id, from, set string) (st stre
 	err = s.transact(ctx, func(tx *sql.Tx, now time.Time) error {
 		st, err = scan(tx.QueryRowContext(ctx, `update levada_job set updated_at = ?1, lease_until = null, `+set+` where id = ?2 and state in (`+from+`) returning `+columns, now.UnixMicro(), id))
 		if !errors.Is(err, sql.ErrNoRows) {
+			if code(err)&0xff == sqlite3.SQLITE_CONSTRAINT { // only Retry of a cancelled job can meet this
+				err = jobrule.KeyTaken(id)
+			}
 			return err
 		}
 		if st, err = get(ctx, tx, id); err != nil {

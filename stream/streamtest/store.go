@@ -231,6 +231,20 @@ func (s *storeTest) dedupe() {
 	if st := s.add(stream.Job{Stream: "users", DedupeKey: "k"}); !st.Existed || st.ID != "a" || st.State != stream.Completed {
 		s.Errorf("the key of a completed job gave %+v", st)
 	}
+	// It is the stream's: another stream's jobs know nothing of it.
+	if st := s.add(stream.Job{ID: "o", Stream: "orders", DedupeKey: "k"}); st.Existed || st.ID != "o" {
+		s.Errorf("the key of another stream gave %+v", st)
+	}
+	// A cancelled job gives it free, and cannot take it back once another job has it.
+	s.must(s.Store.Cancel(s.ctx, "o"))
+	if st := s.add(stream.Job{ID: "o2", Stream: "orders", DedupeKey: "k"}); st.Existed || st.ID != "o2" {
+		s.Errorf("the key of a cancelled job gave %+v", st)
+	}
+	if _, err := s.Store.Retry(s.ctx, "o"); !errors.Is(err, stream.ErrState) {
+		s.Errorf("retry of a cancelled job whose key is another's: error %v, want ErrState", err)
+	}
+	s.must(s.Store.Cancel(s.ctx, "o2"))
+	s.must(s.Store.Retry(s.ctx, "o"))
 }
 
 func (s *storeTest) dedupeRace() {
@@ -860,7 +874,7 @@ func (m *modelTest) submit(t *rapid.T) {
 	want := job.ID
 	if m.jobs[want] == nil && job.DedupeKey != "" {
 		for _, other := range m.jobs {
-			if other.DedupeKey == job.DedupeKey {
+			if other.DedupeKey == job.DedupeKey && other.State != stream.Cancelled {
 				want = other.ID
 			}
 		}
@@ -992,6 +1006,13 @@ func (m *modelTest) change(t *rapid.T) {
 	what := rapid.SampledFrom([]string{"cancel", "pause", "resume", "retry"}).Draw(t, "change")
 	possible := map[string]bool{"cancel": !st.State.Final(), "pause": !st.State.Final() && st.State != stream.Paused, "resume": st.State == stream.Paused, "retry": st.State.Final()}[what]
 	do := map[string]func(context.Context, string) (stream.Status, error){"cancel": store.Cancel, "pause": store.Pause, "resume": store.Resume, "retry": store.Retry}[what]
+	if what == "retry" && st.State == stream.Cancelled && st.DedupeKey != "" {
+		for _, other := range m.jobs {
+			if other.ID != st.ID && other.DedupeKey == st.DedupeKey && other.State != stream.Cancelled {
+				possible = false // its key is another's by now
+			}
+		}
+	}
 	if _, err := do(m.s.ctx, st.ID); possible && err != nil || !possible && !errors.Is(err, stream.ErrState) {
 		t.Fatalf("%s of a job that is %s: %v", what, st.State, err)
 	}

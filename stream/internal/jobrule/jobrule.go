@@ -186,3 +186,30 @@ func HistoryText(all []stream.Attempt) string {
 	text, _ := json.Marshal(all) // strings and times cannot fail
 	return Text(string(text))
 }
+
+// KeyTaken is the error of a retry of a cancelled job whose DedupeKey another job has by now.
+func KeyTaken(id string) error {
+	return fmt.Errorf("job %s was cancelled, and another job has its DedupeKey by now: %w", id, stream.ErrState)
+}
+
+// Retention checks what is to be deleted, and returns it with its defaults.
+func Retention(r stream.Retention) (stream.Retention, error) {
+	if r.OlderThan < time.Minute {
+		return r, fmt.Errorf("purge: OlderThan is %v, but must be at least a minute", r.OlderThan)
+	}
+	if r.Max < 0 {
+		return r, fmt.Errorf("purge: Max is %d, but must not be negative", r.Max)
+	}
+	if r.States == nil {
+		r.States = []stream.State{stream.Completed, stream.Cancelled}
+	}
+	for _, s := range r.States {
+		if !s.Final() {
+			return r, fmt.Errorf("purge: a job that is %q has not ended; expected some of %q, %q and %q", s, stream.Completed, stream.Failed, stream.Cancelled)
+		}
+	}
+	if r.Max == 0 {
+		r.Max = 10000
+	}
+	return r, nil
+}
