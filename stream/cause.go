@@ -170,7 +170,7 @@ func (r *run) fail(err error, c cause) error {
 	spent := now.Sub(r.tried)
 	r.tries++
 	r.stall.Failures++
-	after := r.w.config.Retry.after(r.stall.Failures)
+	after := r.config.Retry.after(r.stall.Failures)
 	if c.after > 0 {
 		after = max(c.after, min(after, 5*c.after))
 	}
@@ -242,7 +242,7 @@ func (r *run) setPatience(d time.Duration) {
 	}
 	r.w.mu.Lock()
 	defer r.w.mu.Unlock()
-	if d == r.w.config.DependencyWait {
+	if d == r.config.DependencyWait {
 		delete(r.w.patience, r.job.ID)
 		return
 	}

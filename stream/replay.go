@@ -22,7 +22,7 @@ func (r *run) replay() error {
 		}
 	}
 	for {
-		ctx, cancel := context.WithTimeout(r.own, r.w.config.HandlerTimeout)
+		ctx, cancel := context.WithTimeout(r.own, r.config.HandlerTimeout)
 		rows, err := sink.Quarantined(ctx, r.job.ID, 100, Replay)
 		cancel()
 		if err != nil {
@@ -91,7 +91,7 @@ func (r *run) stillBad(sink ReplaySink, seq uint64, class Class, why error) erro
 	attempt := NewAttempt(class, why)
 	r.log.Warn("quarantined record is still bad", "record", seq, "class", class, "error", why, "stack", attempt.Stack)
 	for {
-		ctx, cancel := context.WithTimeout(r.own, r.w.config.HandlerTimeout)
+		ctx, cancel := context.WithTimeout(r.own, r.config.HandlerTimeout)
 		err := sink.RefuseReplay(ctx, r.lease, seq, attempt)
 		cancel()
 		if err == nil || errors.Is(err, ErrFenced) {

@@ -15,11 +15,12 @@ import (
 
 // run is one job in the hands of this worker, from claim to release.
 type run struct {
-	w     *Worker
-	job   Job
-	lease Lease
-	sink  Sink
-	log   *slog.Logger
+	w      *Worker
+	config WorkerConfig // the worker's, with the stream's own limits
+	job    Job
+	lease  Lease
+	sink   Sink
+	log    *slog.Logger
 
 	stop  context.Context // ended: give the job back soon
 	leave context.CancelFunc
@@ -70,11 +71,11 @@ func (w *Worker) work(stop, work context.Context, status Status, since time.Time
 	stop, leave := context.WithCancel(stop)
 	defer leave()
 	r := &run{
-		w: w, job: status.Job, lease: status.Lease(), sink: w.sinks[status.Stream], stop: stop, leave: leave, own: own, lose: lose,
-		journal: status.Journal, stall: status.Stall, noted: status.Stall, tried: time.Now(), patience: w.config.DependencyWait, progress: status.Progress,
+		w: w, config: w.configOf(status.Stream), job: status.Job, lease: status.Lease(), sink: w.sinks[status.Stream], stop: stop, leave: leave, own: own, lose: lose,
+		journal: status.Journal, stall: status.Stall, noted: status.Stall, tried: time.Now(), patience: w.configOf(status.Stream).DependencyWait, progress: status.Progress,
 		log: w.config.Logger.With("job", status.ID, "stream", status.Stream, "epoch", status.Epoch),
 	}
-	r.job.MaxBad = cmp.Or(r.job.MaxBad, w.config.MaxBad)
+	r.job.MaxBad = cmp.Or(r.job.MaxBad, r.config.MaxBad)
 	level := slog.LevelInfo
 	if status.Stall.Failures > 1 && !status.Died {
 		level = slog.LevelDebug // it waits, which was logged, and is claimed for each attempt
@@ -197,7 +198,7 @@ const refreshTimeout = 10 * time.Second
 // leaveTo gives the job back for a reason that only another worker can do something about.
 func (r *run) leaveTo(reason Reason, err error) error {
 	r.stall.Failures++
-	r.last = &leaveError{cause{reason: reason, after: r.w.config.Retry.after(r.stall.Failures)}, err}
+	r.last = &leaveError{cause{reason: reason, after: r.config.Retry.after(r.stall.Failures)}, err}
 	return r.last
 }
 
@@ -247,7 +248,7 @@ func unreached(err error) cause {
 }
 
 func (r *run) askSink() (Checkpoint, error) {
-	ctx, cancel := context.WithTimeout(r.own, r.w.config.HandlerTimeout)
+	ctx, cancel := context.WithTimeout(r.own, r.config.HandlerTimeout)
 	defer cancel()
 	return r.sink.Fence(ctx, r.lease)
 }
@@ -264,7 +265,7 @@ func (r *run) readJournal(died bool) error {
 		}
 		switch {
 		case j.Probe == 0:
-			j = Journal{Probe: max(r.w.config.CommitRecords/2, 1), Until: r.checkpoint.Seq + uint64(r.w.config.CommitRecords)}
+			j = Journal{Probe: max(r.config.CommitRecords/2, 1), Until: r.checkpoint.Seq + uint64(r.config.CommitRecords)}
 		case j.Hand == 0 || j.Hand != r.checkpoint.Seq+1: // between batches, or after a commit
 		case j.Probe == 1:
 			j.Deaths++
@@ -273,7 +274,7 @@ func (r *run) readJournal(died bool) error {
 			j.Probe = (j.Probe + 1) / 2
 		}
 	}
-	if j.Probe == 1 && j.Deaths >= r.w.config.Deaths && j.Hand == r.checkpoint.Seq+1 {
+	if j.Probe == 1 && j.Deaths >= r.config.Deaths && j.Hand == r.checkpoint.Seq+1 {
 		r.condemned = j.Hand
 	} else {
 		if j.Hand != r.checkpoint.Seq+1 {
@@ -319,7 +320,7 @@ func (r *run) beat(ctx context.Context, since time.Time) {
 		if r.hung() {
 			buf := make([]byte, 1<<20)
 			r.w.stuck.Add(1)
-			r.log.Error("the handler does not come back: its job is left to others; end this process", "timeout", r.w.config.HandlerTimeout, "goroutines", string(buf[:runtime.Stack(buf, true)]))
+			r.log.Error("the handler does not come back: its job is left to others; end this process", "timeout", r.config.HandlerTimeout, "goroutines", string(buf[:runtime.Stack(buf, true)]))
 			r.lose(errors.New("the handler does not come back"))
 			r.giveHand()
 			return
@@ -353,7 +354,7 @@ func (r *run) beat(ctx context.Context, since time.Time) {
 func (r *run) hung() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return !r.handed.IsZero() && time.Since(r.handed) > r.w.config.HandlerTimeout+r.w.config.Lease
+	return !r.handed.IsZero() && time.Since(r.handed) > r.config.HandlerTimeout+r.w.config.Lease
 }
 
 // hand notes that the sink is at work, for the watchdog, or that it is back.
@@ -400,7 +401,7 @@ func (r *run) release(ctx context.Context, err error) {
 		return
 	}
 	if release.State.Final() {
-		r.setPatience(r.w.config.DependencyWait)
+		r.setPatience(r.config.DependencyWait)
 	}
 	// Until the lease has run out, another would be told by the store.
 	ctx, cancel := context.WithTimeout(ctx, r.w.config.Lease)
@@ -411,7 +412,7 @@ func (r *run) release(ctx context.Context, err error) {
 			r.event(Event{Kind: EventReleased, State: release.State, Reason: release.Reason})
 			break
 		}
-		if errors.Is(err, ErrFenced) || errors.Is(err, ErrNotFound) || !wait(ctx, r.w.config.Retry.after(failures)) {
+		if errors.Is(err, ErrFenced) || errors.Is(err, ErrNotFound) || !wait(ctx, r.config.Retry.after(failures)) {
 			r.log.Warn("the lease was not given back: it runs out by itself", "error", err)
 			return
 		}
@@ -429,7 +430,7 @@ func (r *run) event(e Event) {
 // process has records committed that follow the checkpoint, in steps. token names the position after the last of them.
 func (r *run) process(records []Record, token []byte) error {
 	for len(records) > 0 {
-		n := min(len(records), r.w.config.CommitRecords)
+		n := min(len(records), r.config.CommitRecords)
 		if r.journal.Probe > 0 {
 			n = min(n, r.journal.Probe)
 		}
@@ -463,9 +464,9 @@ func (r *run) settle(records []Record, token []byte) error {
 		begun := time.Now()
 		err := r.commit(records, token, nil)
 		if err == nil {
-			if r.inTime > 0 && time.Since(begun) < r.w.config.HandlerTimeout/8 {
+			if r.inTime > 0 && time.Since(begun) < r.config.HandlerTimeout/8 {
 				r.inTime *= 2
-				if r.inTime >= r.w.config.CommitRecords {
+				if r.inTime >= r.config.CommitRecords {
 					r.inTime = 0
 				}
 			}
@@ -474,7 +475,7 @@ func (r *run) settle(records []Record, token []byte) error {
 		if tooSlow(err) && len(records) > 1 && r.stop.Err() == nil && !isUnreached(err) {
 			// Nobody knows whether these records or the moment are to blame: it is only tried with fewer.
 			r.inTime = (len(records) + 1) / 2
-			r.log.Warn("handler is too slow, it gets fewer records at once", "reason", ReasonTooSlow, "records", r.inTime, "timeout", r.w.config.HandlerTimeout, "error", err)
+			r.log.Warn("handler is too slow, it gets fewer records at once", "reason", ReasonTooSlow, "records", r.inTime, "timeout", r.config.HandlerTimeout, "error", err)
 			if err := r.settle(records[:r.inTime], r.checkpoint.Token); err != nil {
 				return err
 			}
@@ -650,7 +651,7 @@ func (r *run) step(next Checkpoint, batch *Batch, aside []Quarantined) error {
 	r.setProgress()
 	if next.Seq > prev.Seq {
 		if r.stall.Dependent > 0 && next.Seq > r.waited {
-			r.setPatience(r.w.config.DependencyWait)
+			r.setPatience(r.config.DependencyWait)
 		}
 		r.restart()
 		r.event(Event{Kind: EventCommitted, From: prev.Seq + 1, To: next.Seq, Bytes: next.Bytes - prev.Bytes, Bad: int(next.Bad - prev.Bad), Took: took, Size: r.progress.Size})
@@ -687,7 +688,7 @@ const maxLoggedBad = 10
 
 // call calls the sink, within the handler's time and under the watchdog's eye, and makes a panic an error.
 func (r *run) call(sink func(ctx context.Context) error) (err error) {
-	ctx, cancel := context.WithTimeout(r.own, r.w.config.HandlerTimeout)
+	ctx, cancel := context.WithTimeout(r.own, r.config.HandlerTimeout)
 	defer cancel()
 	r.hand(time.Now())
 	defer r.hand(time.Time{})
@@ -698,7 +699,7 @@ func (r *run) call(sink func(ctx context.Context) error) (err error) {
 		case ReasonPoolExhausted, ReasonLockWait:
 			return err // it was not the handler that took the time
 		}
-		return &tooSlowError{fmt.Errorf("the handler needs more than its %v (HandlerTimeout): %w", r.w.config.HandlerTimeout, err)}
+		return &tooSlowError{fmt.Errorf("the handler needs more than its %v (HandlerTimeout): %w", r.config.HandlerTimeout, err)}
 	}
 	return err
 }

@@ -195,7 +195,7 @@ func (s *session) accept(f *frame) (done bool, err error) {
 func (s *session) room(ctx context.Context) bool {
 	for {
 		s.mu.Lock()
-		limit := s.r.w.config.MaxInFlight
+		limit := s.r.config.MaxInFlight
 		if s.probing {
 			limit = 0 // what was not suspected must not be there to be blamed
 		}

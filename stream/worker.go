@@ -138,6 +138,8 @@ type Worker struct {
 	codec  frameCodec
 
 	misused error // what Handle has refused
+	options map[string]HandleOptions
+	busy    map[string]int // jobs of a stream that are worked on, or being claimed; under mu
 
 	slots    chan struct{} // holds one for each job that is being worked on
 	freed    chan struct{} // a slot came free: sweep
@@ -159,7 +161,7 @@ func NewWorker(config WorkerConfig) (*Worker, error) {
 		return nil, err
 	}
 	return &Worker{
-		config: config, sinks: map[string]Sink{}, codec: newFrameCodec(),
+		config: config, sinks: map[string]Sink{}, options: map[string]HandleOptions{}, busy: map[string]int{}, codec: newFrameCodec(),
 		slots: make(chan struct{}, config.MaxJobs), freed: make(chan struct{}, 1), hands: newHands(config.MaxJobs),
 		pressure: newPressure(), patience: map[string]time.Duration{},
 	}, nil
@@ -168,12 +170,21 @@ func NewWorker(config WorkerConfig) (*Worker, error) {
 // Handle has the records of the streams of that name committed to a sink. It must not be called after Run. An empty name or a nil sink is an
 // error, which Run returns as well.
 func (w *Worker) Handle(stream string, sink Sink) error {
+	return w.HandleWith(stream, sink, HandleOptions{})
+}
+
+// HandleWith is Handle with limits of the stream's own. An option that is negative is an error, as in NewWorker.
+func (w *Worker) HandleWith(stream string, sink Sink, options HandleOptions) error {
 	err := checkHandle("Worker", "sink", stream, sink)
+	if err == nil {
+		err = options.validate(stream)
+	}
 	if err != nil {
 		w.misused = errors.Join(w.misused, err)
 		return err
 	}
 	w.sinks[stream] = sink
+	w.options[stream] = options
 	return nil
 }
 
@@ -282,7 +293,7 @@ func (w *Worker) sweep(ctx, work context.Context) {
 func (w *Worker) listen(ctx, work context.Context) {
 	for failures := 1; ctx.Err() == nil; failures++ {
 		err := w.config.Hints.Listen(ctx, func(ctx context.Context, h Hint) {
-			if h.Stream != "" && w.sinks[h.Stream] == nil || w.full() {
+			if h.Stream != "" && w.sinks[h.Stream] == nil || !w.hasRoom(h.Stream) || w.full() {
 				return
 			}
 			select {
@@ -323,19 +334,41 @@ func (w *Worker) tryTake() (n int) {
 
 // claim claims up to as many jobs as slots were taken, starts them, and frees the slots that are left.
 func (w *Worker) claim(ctx, work context.Context, slots int) (int, error) {
+	total := 0
+	defer func() {
+		for range slots - total {
+			<-w.slots
+		}
+	}()
+	// Streams with a limit of their own bound how many jobs one claim may give, so that none of them gets more than it has room for.
+	for total < slots {
+		streams, most := w.reserve(slots - total)
+		if most == 0 {
+			break
+		}
+		n, err := w.claimOf(ctx, work, streams, most)
+		total += n
+		if err != nil || n < most {
+			return total, err
+		}
+	}
+	return total, nil
+}
+
+// claimOf claims jobs of streams that have room for most of them.
+func (w *Worker) claimOf(ctx, work context.Context, streams []string, most int) (int, error) {
 	since := time.Now()
 	// Not under ctx: a claim that is cut short at shutdown may have happened, and nobody would know.
 	asking, cancel := context.WithTimeout(work, w.config.Lease/3)
 	defer cancel()
-	claimed, err := w.config.Store.Claim(asking, Claim{Owner: w.config.Owner, Streams: w.streams(), TTL: w.config.Lease, Max: slots})
+	claimed, err := w.config.Store.Claim(asking, Claim{Owner: w.config.Owner, Streams: streams, TTL: w.config.Lease, Max: most})
+	w.settleReserved(streams, most, claimed)
 	for _, status := range claimed {
 		w.jobs.Go(func() {
 			defer w.free()
+			defer w.leaveStream(status.Stream)
 			w.work(ctx, work, status, since)
 		})
-	}
-	for range slots - len(claimed) {
-		<-w.slots
 	}
 	return len(claimed), err
 }

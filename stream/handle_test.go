@@ -1,0 +1,56 @@
+package stream_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/levada-io/levada/stream"
+)
+
+// A stream whose jobs are heavy needed a worker of its own to have a limit of its own.
+func TestStreamsHaveLimitsOfTheirOwn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := startProducer(t, stream.ServerConfig{}, "heavy", stream.Slice(numbered(3)...))
+		must(t, p.server.Handle("light", stream.Slice(numbered(3)...)))
+		l := newLab(t, p.connections(t).Dial)
+		l.config.MaxJobs = 10
+		worker, err := stream.NewWorker(l.config)
+		must(t, err)
+		var mu sync.Mutex
+		now, most, largest := map[string]int{}, map[string]int{}, map[string]int{}
+		sink := l.store.Sink(func(ctx context.Context, b *stream.Batch) (func(), error) {
+			mu.Lock()
+			name := b.Job.Stream
+			now[name]++
+			most[name], largest[name] = max(most[name], now[name]), max(largest[name], len(b.Records))
+			mu.Unlock()
+			sleep(ctx, time.Second)
+			mu.Lock()
+			now[name]--
+			mu.Unlock()
+			return nil, ctx.Err()
+		})
+		must(t, worker.HandleWith("heavy", sink, stream.HandleOptions{MaxJobs: 2, CommitRecords: 1}))
+		must(t, worker.Handle("light", sink))
+		for i := range 8 {
+			l.submit(stream.Job{ID: fmt.Sprint("heavy", i), Stream: "heavy"})
+			l.submit(stream.Job{ID: fmt.Sprint("light", i), Stream: "light"})
+		}
+		l.run(worker)
+		for i := range 8 {
+			l.is(l.end(fmt.Sprint("heavy", i), time.Hour), stream.Completed, "")
+			l.is(l.end(fmt.Sprint("light", i), time.Hour), stream.Completed, "")
+		}
+		if most["heavy"] != 2 || most["light"] < 5 || largest["heavy"] != 1 || largest["light"] < 2 {
+			t.Errorf("at once %v jobs, in a batch %v records; want 2 of heavy with 1 record, and more of light", most, largest)
+		}
+		if err := worker.HandleWith("x", sink, stream.HandleOptions{MaxBad: -1}); err == nil || !strings.Contains(err.Error(), "MaxBad is -1") {
+			t.Errorf("a negative option: %v", err)
+		}
+	})
+}
