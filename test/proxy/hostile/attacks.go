@@ -50,6 +50,16 @@ var Front = slices.Concat(floods, []Attack{
 		}
 		return c.WriteRSTStream(c.Stream(), http2.ErrCodeCancel)
 	}},
+	{Name: "rapid reset, a moment later", Connections: 20, Step: func(c *Conn) error { // each call reaches the backend first, as those of callers that lose interest
+		if err := c.Open(echo, false); err != nil {
+			return err
+		}
+		if err := c.Flush(); err != nil {
+			return err
+		}
+		time.Sleep(time.Millisecond)
+		return c.WriteRSTStream(c.Stream(), http2.ErrCodeCancel)
+	}},
 	{Name: "RST_STREAM flood", Want: Closed, Open: open, Step: func(c *Conn) error { return c.WriteRSTStream(c.Stream(), http2.ErrCodeCancel) }},
 	// CVE-2025-8671: the proxy is made to send the resets.
 	{Name: "made reset: WINDOW_UPDATE of 0", Want: Closed, Step: made(func(c *Conn) error { return c.WriteRawFrame(http2.FrameWindowUpdate, 0, c.Stream(), make([]byte, 4)) })},

@@ -147,8 +147,8 @@ var MalformedAnswers = []Answer{
 	{Name: "CR LF in trailers", Parts: [][]byte{Response(), Fields("grpc-status", "0", "x-value", "a\r\nb")}},
 	{Name: "trailers without grpc-status", Parts: [][]byte{Response(), Fields("x-trailer", "x")}},
 	{Name: "empty trailers", Parts: [][]byte{Response(), nil}},
-	alone("headers of 1 MB", Response("x-large", strings.Repeat("x", 1<<20), "grpc-status", "0")),
-	alone("HPACK references, 4 KB x 12,000", bomb(Response("grpc-status", "0"), "x-bomb", 4000)),
+	alone("headers of 1 MB", Response("x-large", strings.Repeat("x", 1<<20), "grpc-status", "13")),
+	alone("HPACK references, 4 KB x 12,000", bomb(Response("grpc-status", "13"), "x-bomb", 4000)),
 	alone("grpc-message of 64 KB", Response("grpc-message", strings.Repeat("x", 64<<10), "grpc-status", "13")),
 }
 

@@ -32,6 +32,11 @@ type Options struct {
 	Backend string // host:port that answers everything; it speaks HTTP/2 without TLS
 	Evil    string // host:port that answers what is below EvilPath; "" for none
 	TLS     bool   // clients speak TLS
+	// Name of the proxy; "" is the one that the environment asks for.
+	Name string
+	// Defaults leaves levada's limits as they are by default, and Memory is its GOMEMLIMIT; "" is 512MiB.
+	Defaults bool
+	Memory   string
 	// MaxMessage is the size in bytes from which on messages are refused; 0 is no limit. Only levada has one.
 	MaxMessage int
 }
@@ -59,7 +64,7 @@ func EvilBackend() string { return cmp.Or(os.Getenv("HOSTILE_EVIL"), "127.0.0.1:
 // Start starts the proxy and waits until it listens. It is killed when the test ends.
 func Start(t testing.TB, o Options) *Proxy {
 	t.Helper()
-	p := &Proxy{Name: Name(), log: &testserver.Tail{}, done: make(chan struct{})}
+	p := &Proxy{Name: cmp.Or(o.Name, Name()), log: &testserver.Tail{}, done: make(chan struct{})}
 	if strings.Contains(p.Name, ":") {
 		p.Addr = p.Name
 		p.PID, _ = strconv.Atoi(os.Getenv("HOSTILE_PID"))
@@ -201,7 +206,10 @@ func levada(t testing.TB, dir string, o Options, addr, admin, cert, key string) 
 		program = filepath.Join(built, "levada")
 	})
 	must(t, buildErr)
-	text := fmt.Sprintf("listeners:\n- address: %s\n  handshakeTimeout: 2s\n  stallTimeout: 2s\n", addr)
+	text := fmt.Sprintf("listeners:\n- address: %s\n", addr)
+	if !o.Defaults {
+		text += "  handshakeTimeout: 2s\n  stallTimeout: 2s\n  maxStreams: 1000\n"
+	}
 	if o.TLS {
 		text += fmt.Sprintf("  tls: {certificate: %s, key: %s}\n", cert, key)
 	}
@@ -217,7 +225,7 @@ func levada(t testing.TB, dir string, o Options, addr, admin, cert, key string) 
 	conf := filepath.Join(dir, "proxy.yaml")
 	must(t, os.WriteFile(conf, []byte(text+"routes:\n"+routes), 0o600))
 	cmd := exec.Command(program, "proxy", "--config", conf)
-	cmd.Env = append(os.Environ(), "GOMEMLIMIT=512MiB") // as in a small pod: the proxy's own bounds follow from it
+	cmd.Env = append(os.Environ(), "GOMEMLIMIT="+cmp.Or(o.Memory, "512MiB")) // as in a small pod: the proxy's own bounds follow from it
 	return cmd
 }
 
