@@ -99,7 +99,7 @@ func (p *Proxy) reopen() error {
 		}
 	}
 	p.mu.Lock()
-	p.closed = false
+	p.closed, p.leaving = false, false
 	p.mu.Unlock()
 	for _, l := range all {
 		l.start()
@@ -127,10 +127,10 @@ func (p *Proxy) drain(run *drainRun) bool {
 			return false
 		}
 	}
+	p.handOver()
 	p.mu.Lock()
 	p.closed = true
 	p.mu.Unlock()
-	p.closeListeners()
 	p.log.Info("draining", "period", d.Period, "streams", p.Open())
 	for _, f := range p.allFronts() {
 		f.sayGoodbye()

@@ -81,8 +81,10 @@ func (l *listener) accept(socket net.Listener) {
 			time.Sleep(50 * time.Millisecond)
 			continue
 		}
+		nc = newRawSocket(nc)
+		l.proxy.greet(nc) // before it can be missed by a drain that waits for the last ones
 		l.proxy.background.Go(func() {
-			l.serve(newRawSocket(nc))
+			l.serve(nc)
 			l.slots.giveBack()
 		})
 	}
@@ -233,7 +235,7 @@ func (p *Proxy) enter(f *front) bool {
 		return false
 	}
 	p.fronts[f] = struct{}{}
-	f.retired = !slices.Contains(p.listeners, f.listener.of)
+	f.retired = p.leaving || !slices.Contains(p.listeners, f.listener.of)
 	f.number = uint64(p.stats.accepted.Add(1))
 	p.stats.fronts.Add(1)
 	return true

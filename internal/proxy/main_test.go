@@ -17,7 +17,12 @@ import (
 	"github.com/levada-io/levada/internal/proxy/config"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if file := os.Getenv(processConfig); file != "" {
+		os.Exit(proxyProcess(file))
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // patience is how long a test waits for what must happen. It is long because the machine may be busy, and no test waits for it to pass.
 const patience = 15 * time.Second

@@ -68,6 +68,7 @@ type Proxy struct {
 
 	mu        sync.Mutex
 	closed    bool                  // no new connections of callers
+	leaving   bool                  // those that still come are told to go elsewhere
 	over      bool                  // nor to endpoints
 	greeting  map[net.Conn]struct{} // of callers, in their handshake
 	backs     map[*back]struct{}

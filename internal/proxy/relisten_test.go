@@ -172,7 +172,7 @@ func TestUnixSockets(t *testing.T) {
 		t.Errorf("after a reload the socket is %v, %v", info, err)
 	}
 
-	if _, err := listenUnix(in, 0o600); err == nil || !strings.Contains(err.Error(), "another process listens there") {
+	if _, err := listenUnix(in, 0o600, false); err == nil || !strings.Contains(err.Error(), "another process listens there") {
 		t.Errorf("a socket that is in use is taken: %v", err)
 	}
 	if a := c.unary([]byte("hello")); a.status() != "0" {
@@ -185,13 +185,13 @@ func TestUnixSockets(t *testing.T) {
 	if err := os.WriteFile(in, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := listenUnix(in, 0o600); err == nil || !strings.Contains(err.Error(), "is no socket") {
+	if _, err := listenUnix(in, 0o600, false); err == nil || !strings.Contains(err.Error(), "is no socket") {
 		t.Errorf("a file is taken: %v", err)
 	}
 	if text, err := os.ReadFile(in); err != nil || string(text) != "precious" {
 		t.Errorf("the file is %q, %v", text, err)
 	}
-	if _, err := listenUnix(filepath.Join(dir, "missing", "x.sock"), 0o600); err == nil {
+	if _, err := listenUnix(filepath.Join(dir, "missing", "x.sock"), 0o600, false); err == nil {
 		t.Error("a socket in a folder that does not exist")
 	}
 }
@@ -199,14 +199,14 @@ func TestUnixSockets(t *testing.T) {
 // TestUnixSocketOfAnother: a process that closes its socket leaves the file of the one that has taken its place.
 func TestUnixSocketOfAnother(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x.sock")
-	old, err := listenUnix(path, 0o600)
+	old, err := listenUnix(path, 0o600, false)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	next, err := listenUnix(path, 0o600)
+	next, err := listenUnix(path, 0o600, false)
 	if err != nil {
 		t.Fatal(err)
 	}

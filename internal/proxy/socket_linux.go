@@ -47,3 +47,34 @@ func hostSilent(nc net.Conn, d time.Duration) bool {
 	})
 	return silent
 }
+
+// reusePort lets another process listen at the same address.
+func reusePort(_, _ string, c syscall.RawConn) error {
+	var err error
+	if e := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) }); e != nil {
+		return e
+	}
+	return err
+}
+
+// refuseSYN makes the kernel drop packets that begin a connection to the socket, and pass on all others. Who sent one sends it again, and reaches the process that listens then.
+func refuseSYN(l *net.TCPListener) error {
+	const loadByte, and, jumpEqual, returns = 0x30, 0x54, 0x15, 0x06 // of classic BPF
+	filter := []unix.SockFilter{
+		{Code: loadByte, K: 13},           // the flags of the TCP header
+		{Code: and, K: 0x12},              // SYN and ACK
+		{Code: jumpEqual, Jf: 1, K: 0x02}, // SYN alone
+		{Code: returns, K: 0},
+		{Code: returns, K: 1<<32 - 1},
+	}
+	raw, err := l.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if e := raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
+	}); e != nil {
+		return e
+	}
+	return err
+}

@@ -3,6 +3,7 @@
 package proxy
 
 import (
+	"errors"
 	"net"
 	"syscall"
 	"time"
@@ -13,3 +14,11 @@ func lostAfter(string, string, syscall.RawConn) error { return nil }
 
 // hostSilent needs an option that only Linux has: elsewhere the peer's own silence decides.
 func hostSilent(net.Conn, time.Duration) bool { return true }
+
+// reusePort needs an option that is another one on each system.
+func reusePort(string, string, syscall.RawConn) error {
+	return errors.New("reusePort is for Linux: leave it away")
+}
+
+// refuseSYN needs an option that only Linux has.
+func refuseSYN(*net.TCPListener) error { return errors.New("only Linux can") }

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"slices"
 	"time"
 )
 
@@ -21,12 +22,17 @@ func (l *listener) listen() error {
 	var err error
 	switch network {
 	case "unix":
-		socket, err = listenUnix(address, fs.FileMode(c.Mode))
+		socket, err = listenUnix(address, fs.FileMode(c.Mode), c.ReusePort)
+	case "systemd":
+		socket, err = listenInherited(address)
 	default:
 		if before != nil {
 			address = before.Addr().String()
 		}
 		lc := net.ListenConfig{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 4}}
+		if c.ReusePort {
+			lc.Control = reusePort
+		}
 		socket, err = lc.Listen(context.Background(), network, address)
 	}
 	if err != nil {
@@ -47,7 +53,9 @@ type unixSocket struct {
 
 // listenUnix listens at a path. A socket at which nobody listens any more, as a process that was killed leaves it, is replaced; everything else that is there is an error.
 // The socket is made under another name and renamed, so that nobody connects before its permissions are right.
-func listenUnix(path string, mode fs.FileMode) (net.Listener, error) {
+//
+// With takeOver the socket of a process that still listens is replaced, too: who comes from then on comes here.
+func listenUnix(path string, mode fs.FileMode, takeOver bool) (net.Listener, error) {
 	fail := func(err error) (net.Listener, error) {
 		return nil, &net.OpError{Op: "listen", Net: "unix", Addr: &net.UnixAddr{Name: path, Net: "unix"}, Err: err}
 	}
@@ -57,7 +65,7 @@ func listenUnix(path string, mode fs.FileMode) (net.Listener, error) {
 		return fail(reason(err))
 	case info.Mode()&fs.ModeSocket == 0:
 		return fail(errors.New("the file exists and is no socket: remove it, or choose another path"))
-	default:
+	case !takeOver:
 		if nc, err := net.DialTimeout("unix", path, time.Second); err == nil {
 			_ = nc.Close()
 			return fail(errors.New("another process listens there: stop it, or choose another path"))
@@ -92,12 +100,17 @@ func reason(err error) error {
 	return err
 }
 
-// Close removes the file first, so that who comes later is told at once that nobody listens.
+// Close ends the listener, and removes its file.
 func (s *unixSocket) Close() error {
+	s.unlink()
+	return s.UnixListener.Close()
+}
+
+// unlink removes the file, if it is still this listener's.
+func (s *unixSocket) unlink() {
 	if now, err := os.Lstat(s.path); err == nil && os.SameFile(now, s.file) {
 		_ = os.Remove(s.path)
 	}
-	return s.UnixListener.Close()
 }
 
 // Addr is the path that callers know.
@@ -105,3 +118,43 @@ func (s *unixSocket) Addr() net.Addr { return &net.UnixAddr{Name: s.path, Net: "
 
 // chmod changes the permissions.
 func (s *unixSocket) chmod(mode fs.FileMode) error { return os.Chmod(s.path, mode) }
+
+// lastCallers is how long a listener that hands over still accepts: who has begun to connect to it is through by then.
+const lastCallers = 500 * time.Millisecond
+
+// handOver makes nobody connect to the listeners any more that another process may listen at, too, while those who are on their way are still taken: the kernel resets what
+// waits at a socket that is closed. It returns when they may be closed.
+func (p *Proxy) handOver() {
+	p.mu.Lock()
+	p.leaving = true
+	all := slices.Clone(p.listeners)
+	p.mu.Unlock()
+	wait := false
+	for _, l := range all {
+		switch socket := l.current().(type) {
+		case *unixSocket:
+			socket.unlink()
+			wait = wait || l.terms.Load().config.ReusePort
+		case *net.TCPListener:
+			if l.terms.Load().config.ReusePort {
+				if err := refuseSYN(socket); err != nil {
+					p.log.Warn("connections may be refused while the listener closes", "address", socket.Addr().String(), "error", err)
+				}
+				wait = true
+			}
+		}
+	}
+	if wait {
+		time.Sleep(lastCallers)
+	}
+	p.closeListeners()
+	// Connections in their handshake get one word at least, to go elsewhere.
+	for end := time.Now().Add(lastCallers); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		p.mu.Lock()
+		left := len(p.greeting)
+		p.mu.Unlock()
+		if left == 0 {
+			return
+		}
+	}
+}

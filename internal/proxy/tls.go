@@ -101,6 +101,10 @@ func loadPool(file string) (*x509.CertPool, error) {
 type listenerTLS struct{ config *watched[*tls.Config] }
 
 func newListenerTLS(log *slog.Logger, c *config.ListenerTLS) (*listenerTLS, error) {
+	files := []string{c.Certificate, c.Key, c.ClientCA}
+	for _, more := range c.Certificates {
+		files = append(files, more.Certificate, more.Key)
+	}
 	w, err := newWatched(log, func() (*tls.Config, error) {
 		pair, err := tls.LoadX509KeyPair(c.Certificate, c.Key)
 		if err != nil {
@@ -114,9 +118,54 @@ func newListenerTLS(log *slog.Logger, c *config.ListenerTLS) (*listenerTLS, erro
 		if pool != nil {
 			t.ClientAuth = tls.RequireAndVerifyClientCert
 		}
+		if len(c.Certificates) > 0 {
+			named := names{}
+			for _, more := range c.Certificates {
+				pair, err := tls.LoadX509KeyPair(more.Certificate, more.Key)
+				if err != nil {
+					return nil, fmt.Errorf("%s: %w", more.Certificate, err)
+				}
+				if len(pair.Leaf.DNSNames) == 0 {
+					return nil, fmt.Errorf("%s has no DNS name, so no caller can ask for it: use a certificate with a subject alternative name", more.Certificate)
+				}
+				named.add(&pair)
+			}
+			t.GetCertificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) { return named.choose(hello, &pair), nil }
+		}
 		return t, nil
-	}, c.Certificate, c.Key, c.ClientCA)
+	}, files...)
 	return &listenerTLS{w}, err
+}
+
+// names are certificates by the names in them, in lower case. A name can have several, of different kinds of keys.
+type names map[string][]*tls.Certificate
+
+func (n names) add(c *tls.Certificate) {
+	for _, name := range c.Leaf.DNSNames {
+		name = strings.ToLower(name)
+		n[name] = append(n[name], c)
+	}
+}
+
+// choose gives the certificate for the name that a caller asks for: the exact one, that of *. and the rest, or the one for all others.
+func (n names) choose(hello *tls.ClientHelloInfo, others *tls.Certificate) *tls.Certificate {
+	name := strings.ToLower(strings.TrimSuffix(hello.ServerName, "."))
+	if name == "" {
+		return others
+	}
+	found := n[name]
+	if _, rest, ok := strings.Cut(name, "."); ok && found == nil {
+		found = n["*."+rest]
+	}
+	for _, c := range found {
+		if hello.SupportsCertificate(c) == nil {
+			return c
+		}
+	}
+	if len(found) > 0 {
+		return found[0] // the caller will say what it misses
+	}
+	return others
 }
 
 // server makes the handshake; the connection's deadline bounds it.

@@ -84,3 +84,6 @@ func unixPath(s string) (string, bool) {
 	}
 	return path, ok
 }
+
+// systemdScheme is before the name of a socket that was passed to the process.
+const systemdScheme = "systemd:"

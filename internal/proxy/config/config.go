@@ -1,6 +1,7 @@
 package config
 
 import (
+	"strings"
 	"time"
 
 	"github.com/levada-io/levada/internal/strictyaml"
@@ -33,10 +34,12 @@ type Config struct {
 type Listener struct {
 	// Name by which routes are for this listener alone. It may be empty.
 	Name string `yaml:"name,omitempty"`
-	// Address is host:port, or unix:PATH. An empty host is all addresses of the machine; port 0 is any free one.
+	// Address is host:port, unix:PATH, or systemd:NAME for a socket that was passed to the process. An empty host is all addresses of the machine; port 0 is any free one.
 	Address string `yaml:"address" expected:"host:port, such as :8080, or unix:PATH"`
 	// Mode are the permissions of a Unix socket.
 	Mode FileMode `yaml:"mode"`
+	// ReusePort lets a new process listen at the address while this one still does (SO_REUSEPORT), and its callers move to it when this one drains.
+	ReusePort bool `yaml:"reusePort"`
 	// TLS of the listener; without it HTTP/2 is spoken in clear text, with prior knowledge.
 	TLS *ListenerTLS `yaml:"tls,omitempty"`
 	// MaxConnections that are open at the same time; 0 is no limit. Those above it wait in the kernel's queue.
@@ -70,10 +73,14 @@ type Abuse struct {
 	PerSecond int `yaml:"perSecond"`
 }
 
-// Network is how a listener is reached, as package net calls it, and its address there: host:port of tcp, or the path of a unix socket.
+// Network is how a listener is reached, as package net calls it, and its address there: host:port of tcp, or the path of a unix socket; or systemd, and the name of a
+// socket that was passed to the process.
 func (l *Listener) Network() (network, address string) {
 	if path, ok := unixPath(l.Address); ok {
 		return "unix", path
+	}
+	if name, ok := strings.CutPrefix(l.Address, systemdScheme); ok {
+		return "systemd", name
 	}
 	return "tcp", l.Address
 }
@@ -92,10 +99,19 @@ type ListenerTLS struct {
 	// Certificate and Key are PEM files: the chain, the leaf first, and its private key.
 	Certificate string `yaml:"certificate"`
 	Key         string `yaml:"key"`
+	// Certificates for other names, which callers ask for by SNI. Each is for the names in it; Certificate is for all others.
+	Certificates []CertificatePair `yaml:"certificates,omitempty"`
 	// ClientCA is a PEM file with the authorities of callers' certificates. With it a caller must have one.
 	ClientCA string `yaml:"clientCA,omitempty"`
 	// MinVersion that a caller must speak.
 	MinVersion TLSVersion `yaml:"minVersion"`
+}
+
+// CertificatePair is a certificate and its key.
+type CertificatePair struct {
+	// Certificate and Key are PEM files: the chain, the leaf first, and its private key.
+	Certificate string `yaml:"certificate"`
+	Key         string `yaml:"key"`
 }
 
 // Admin is where metrics, probes and the state of the proxy are served, in clear text.

@@ -110,7 +110,7 @@ func fieldsOf(v reflect.Value, path string) []field {
 
 // required are the fields that Parse misses.
 func required(t *testing.T) []string {
-	_, err := config.Parse("", []byte("listeners: [{tls: {}}]\nbackends: [{}]\nroutes: [{backends: [{}], headers: {request: {set: [{}], add: [{}]}, response: {set: [{}], add: [{}]}}}]"))
+	_, err := config.Parse("", []byte("listeners: [{tls: {certificates: [{}]}}]\nbackends: [{}]\nroutes: [{backends: [{}], headers: {request: {set: [{}], add: [{}]}, response: {set: [{}], add: [{}]}}}]"))
 	var problems config.Problems
 	if !errors.As(err, &problems) {
 		t.Fatal(err)

@@ -24,6 +24,9 @@ func (c *Config) CheckFiles() Problems {
 		if t := l.TLS; t != nil {
 			at := fmt.Sprintf("listeners[%d].tls", i)
 			v.pair(at, t.Certificate, t.Key)
+			for j, c := range t.Certificates {
+				v.pair(fmt.Sprintf("%s.certificates[%d]", at, j), c.Certificate, c.Key)
+			}
 			v.authorities(at+".clientCA", t.ClientCA)
 		}
 	}
@@ -43,6 +46,9 @@ func (c *Config) CheckTimes(now time.Time) Problems {
 	for i, l := range c.Listeners {
 		if t := l.TLS; t != nil {
 			v.valid(fmt.Sprintf("listeners[%d].tls.certificate", i), t.Certificate, t.Key, now)
+			for j, c := range t.Certificates {
+				v.valid(fmt.Sprintf("listeners[%d].tls.certificates[%d].certificate", i, j), c.Certificate, c.Key, now)
+			}
 		}
 	}
 	for i, b := range c.Backends {

@@ -100,6 +100,8 @@ func (v *validation) listeners() {
 			v.required(at+".address", "host:port, or :port for all addresses of this machine")
 		case unix:
 			v.unix(at+".address", l.Address, path)
+		case strings.HasPrefix(l.Address, systemdScheme):
+			v.systemd(at, &l)
 		default:
 			v.address(at+".address", l.Address)
 		}
@@ -112,6 +114,14 @@ func (v *validation) listeners() {
 			}
 			if t.Key == "" {
 				v.required(at+".tls.key", "the path of a PEM file with the private key")
+			}
+			for j, c := range t.Certificates {
+				if c.Certificate == "" {
+					v.required(fmt.Sprintf("%s.tls.certificates[%d].certificate", at, j), "the path of a PEM file with the certificate and those that signed it")
+				}
+				if c.Key == "" {
+					v.required(fmt.Sprintf("%s.tls.certificates[%d].key", at, j), "the path of a PEM file with the private key")
+				}
 			}
 		}
 		v.count(at+".maxConnections", l.MaxConnections, 0, maxConnections)
@@ -517,6 +527,22 @@ func (v *validation) unix(at, a, path string) {
 		return
 	}
 	v.taken.exact[key] = address{path, a, at}
+}
+
+// systemd reports a name that no passed socket can have, or that an earlier listener has.
+func (v *validation) systemd(at string, l *Listener) {
+	_, name := l.Network()
+	if name == "" || strings.ContainsAny(name, ": ") {
+		v.found(at+".address", strictyaml.Quote(l.Address), "systemd:NAME, with the FileDescriptorName= of the .socket unit")
+		return
+	}
+	if before, twice := v.taken.exact[l.Address]; twice {
+		v.add(at+".address", Problem{Message: fmt.Sprintf("%s is the address of %s%s too", strictyaml.Quote(l.Address), parent(v.name(before.at)), v.line(before.at)), Hint: "give each one its own"})
+	}
+	v.taken.exact[l.Address] = address{name, l.Address, at + ".address"}
+	if l.ReusePort {
+		v.add(at+".reusePort", Problem{Message: "is true, and systemd has opened the socket", Hint: "leave it away: callers wait at the socket of systemd while a process is replaced"})
+	}
 }
 
 // unique reports a name that an earlier field has too.

@@ -1,0 +1,203 @@
+package proxy
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+
+	"github.com/levada-io/levada/internal/proxy/config"
+)
+
+// processConfig names the file of the proxy that this test binary is, instead of testing.
+const processConfig = "LEVADA_TEST_PROXY_CONFIG"
+
+// proxyProcess runs a proxy until SIGTERM, and says "ready" when it serves.
+func proxyProcess(file string) int {
+	c, err := config.Load(file)
+	if err == nil {
+		var p *Proxy
+		if p, err = New(c, Options{}); err == nil {
+			ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+			defer stop()
+			go func() {
+				for !p.Ready() {
+					time.Sleep(time.Millisecond)
+				}
+				fmt.Println("ready")
+			}()
+			err = p.Run(ctx)
+		}
+	}
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	return 0
+}
+
+// startProxyProcess returns when the process serves.
+func startProxyProcess(t *testing.T, cmd *exec.Cmd, file string) *exec.Cmd {
+	t.Helper()
+	cmd.Env = append(os.Environ(), processConfig+"="+file)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	said, err := bufio.NewReader(out).ReadString('\n')
+	if said != "ready\n" {
+		t.Fatalf("the proxy says %q, %v", said, err)
+	}
+	return cmd
+}
+
+// stopProxyProcess drains it, and returns when it has ended.
+func stopProxyProcess(t *testing.T, cmd *exec.Cmd) {
+	t.Helper()
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("the proxy has ended with %v", err)
+	}
+}
+
+// greeted connects and waits for the proxy's SETTINGS: a connection that is taken and closed is as bad as one that is refused.
+func greetedAt(network, address string) error {
+	nc, err := net.DialTimeout(network, address, patience)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = nc.Close() }()
+	_ = nc.SetDeadline(time.Now().Add(patience))
+	if _, err := io.WriteString(nc, http2.ClientPreface+"\x00\x00\x00\x04\x00\x00\x00\x00\x00"); err != nil {
+		return err
+	}
+	head := make([]byte, 9)
+	if _, err := io.ReadFull(nc, head); err != nil {
+		return err
+	}
+	if http2.FrameType(head[3]) != http2.FrameSettings {
+		return errors.New("no SETTINGS")
+	}
+	return nil
+}
+
+// TestRestartsRefuseNobody: a new process serves while the old one drains, and of the callers that connect all the time not one is refused, or taken and dropped.
+func TestRestartsRefuseNobody(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, kind := range []string{"tcp", "unix", "systemd"} {
+		t.Run(kind, func(t *testing.T) {
+			dir := t.TempDir()
+			network, address := "tcp", freePort(t)
+			configured := address + "', reusePort: true, name: 'a"
+			command := func() *exec.Cmd { return exec.Command(self) }
+			switch kind {
+			case "unix":
+				network, address = "unix", filepath.Join(dir, "p.sock")
+				configured = "unix:" + address + "', reusePort: true, name: 'a"
+			case "systemd":
+				l, err := net.Listen("tcp", "127.0.0.1:0")
+				if err != nil {
+					t.Fatal(err)
+				}
+				file, err := l.(*net.TCPListener).File()
+				if err != nil {
+					t.Fatal(err)
+				}
+				address = l.Addr().String()
+				_ = l.Close() // the file is the one that stays
+				t.Cleanup(func() { _ = file.Close() })
+				configured = "systemd:grpc"
+				command = func() *exec.Cmd {
+					cmd := exec.Command("/bin/sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=grpc exec "$0"`, self)
+					cmd.ExtraFiles = []*os.File{file}
+					return cmd
+				}
+			}
+			name := filepath.Join(dir, "proxy.yaml")
+			text := "listeners: [{address: '" + configured + "'}]\nadmin: {address: ''}\ndrain: {period: 100ms}\nbackends: [{name: b, target: '127.0.0.1:1'}]\n"
+			if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			running := startProxyProcess(t, command(), name)
+			var served atomic.Int64
+			var mu sync.Mutex
+			var refused []string
+			done := make(chan struct{})
+			var callers sync.WaitGroup
+			for range 4 {
+				callers.Go(func() {
+					for {
+						select {
+						case <-done:
+							return
+						default:
+						}
+						if err := greetedAt(network, address); err != nil {
+							mu.Lock()
+							refused = append(refused, err.Error())
+							mu.Unlock()
+							return
+						}
+						served.Add(1)
+					}
+				})
+			}
+			for range 3 {
+				before := served.Load()
+				eventually(t, "callers are served", func() bool { return served.Load() > before+20 })
+				next := startProxyProcess(t, command(), name)
+				stopProxyProcess(t, running)
+				running = next
+			}
+			before := served.Load()
+			eventually(t, "callers are served by the last process", func() bool { mu.Lock(); defer mu.Unlock(); return len(refused) > 0 || served.Load() > before+20 })
+			close(done)
+			callers.Wait()
+			stopProxyProcess(t, running)
+			if len(refused) > 0 {
+				t.Errorf("%d callers were refused, after %d that were served: %s", len(refused), served.Load(), strings.Join(refused, "; "))
+			}
+		})
+	}
+}
+
+// TestInheritedSockets: what is wrong with sockets that are passed to the process is said in one error with what there is.
+func TestInheritedSockets(t *testing.T) {
+	if all, err := inheritedFrom("1", "2", ""); err != nil || all != nil {
+		t.Errorf("those of another process are taken: %v, %v", all, err)
+	}
+	pid := fmt.Sprint(os.Getpid())
+	if _, err := inheritedFrom(pid, "x", ""); err == nil || !strings.Contains(err.Error(), "LISTEN_FDS") {
+		t.Error(err)
+	}
+	if _, err := inheritedFrom(pid, "0", ""); err != nil {
+		t.Error(err)
+	}
+	if _, err := listenInherited("grpc"); err == nil || !strings.Contains(err.Error(), "no sockets were passed") {
+		t.Error(err)
+	}
+}
