@@ -32,6 +32,7 @@ func (l *listener) listen() error {
 		lc := net.ListenConfig{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 4}}
 		if c.ReusePort {
 			lc.Control = reusePort
+			lc.SetMultipathTCP(false) // which has no filters, and a hand-over needs one
 		}
 		socket, err = lc.Listen(context.Background(), network, address)
 	}
