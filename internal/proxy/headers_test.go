@@ -138,7 +138,7 @@ func TestClientCertificateIsPassedOn(t *testing.T) {
 		switch {
 		case detail == "none" && got != "":
 			t.Errorf("the backend got %s", got)
-		case detail != "none" && (!strings.HasPrefix(got, "Hash=") || !strings.Contains(got, `;Subject="CN=leaf"`) || !strings.HasSuffix(got, ";DNS=backend.test") || strings.Contains(got, "root")):
+		case detail != "none" && (!strings.HasPrefix(got, "By=spiffe://test/leaf;Hash=") || !strings.Contains(got, `;Subject="CN=leaf";URI=spiffe://test/leaf;`) || !strings.HasSuffix(got, ";DNS=backend.test") || strings.Contains(got, "root")):
 			t.Errorf("%s: the backend got %s", detail, got)
 		case (detail == "full") != strings.Contains(got, `;Cert="-----BEGIN%20CERTIFICATE-----%0A`):
 			t.Errorf("%s: the backend got %s", detail, got)

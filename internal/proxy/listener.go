@@ -142,6 +142,9 @@ func (l *listener) serve(nc net.Conn) {
 	f.init(p, nc, int(t.config.MaxHeaderBytes))
 	f.heavy = p.heavy
 	f.forwarded, f.origin = t.forwarded, originOf(nc)
+	if f.origin.tls != nil {
+		f.origin.by = uriNames(t.tls.shown(f.origin.tls.ServerName))
+	}
 	f.accepted = f.now
 	f.budget(t.config.Abuse.Burst, t.config.Abuse.PerSecond)
 	f.watch.Init(f.look)

@@ -137,6 +137,17 @@ func newListenerTLS(log *slog.Logger, c *config.ListenerTLS) (*listenerTLS, erro
 	return &listenerTLS{w}, err
 }
 
+// shown is the certificate that a caller has seen which asked for a name.
+func (l *listenerTLS) shown(name string) *x509.Certificate {
+	c := l.config.get()
+	if c.GetCertificate != nil {
+		if chosen, err := c.GetCertificate(&tls.ClientHelloInfo{ServerName: name}); err == nil {
+			return chosen.Leaf
+		}
+	}
+	return c.Certificates[0].Leaf
+}
+
 // names are certificates by the names in them, in lower case. A name can have several, of different kinds of keys.
 type names map[string][]*tls.Certificate
 
