@@ -8,7 +8,7 @@ import (
 
 // refreshAge is how old a connection has to be for Refresh to replace it: the jobs of a worker are denied together, and one new
 // connection is for all of them.
-const refreshAge = 10 * time.Second
+const refreshAge = time.Second
 
 // Refresh is for WorkerConfig.Refresh and ReaderConfig.Refresh: the next Dial of the job's target makes a new connection, with a handshake
 // of its own, so certificates and tokens that the credentials read for a connection are read again. Streams on the old connection are
