@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/levada-io/levada/internal/proxy/balance"
+	"github.com/levada-io/levada/internal/proxy/config"
 	"github.com/levada-io/levada/internal/proxy/frame"
 	"github.com/levada-io/levada/internal/proxy/header"
 	"github.com/levada-io/levada/internal/proxy/wheel"
@@ -44,11 +45,12 @@ type back struct {
 	goneAway  string // the code of its GOAWAY; empty as long as there was none
 
 	watch    wheel.Timer
-	watchAt  int64 // when it goes off
-	lastPing int64 // when the last PING was sent
-	pinged   int64 // when the PING was sent that is not answered; 0: none
-	pings    int   // in the silence since quiet
-	quiet    int64 // when the last HEADERS or DATA came
+	watchAt  int64                    // when it goes off
+	lastPing int64                    // when the last PING was sent
+	pinged   int64                    // when the PING was sent that is not answered; 0: none
+	pings    int                      // in the silence since quiet
+	asked    map[config.RoutePing]int // streams whose routes ask for PINGs of their own
+	quiet    int64                    // when the last HEADERS or DATA came
 }
 
 // take makes a stream of the call, if there is room for one. The lock of the stream's front is held.
@@ -63,6 +65,13 @@ func (b *back) take(s *stream) bool {
 	b.streams[s.backID] = s
 	if b.next > frame.MaxStream-2 {
 		b.draining = true
+	}
+	if ping := s.call.route.ping; ping.Interval > 0 {
+		if b.asked == nil {
+			b.asked = map[config.RoutePing]int{}
+		}
+		b.asked[ping]++
+		b.watchBy(s.sentAt + int64(ping.Interval))
 	}
 	if interval := b.endpoint.cluster.config().Ping.Interval; len(b.streams) == 1 && interval > 0 {
 		b.watchBy(s.sentAt + int64(interval))
@@ -111,10 +120,16 @@ func with(fields []header.Field, name, value string) []header.Field {
 func (b *back) remove(id uint32, reset bool, code frame.Code, w *wakes) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.streams[id] == nil {
+	s := b.streams[id]
+	if s == nil {
 		return
 	}
 	delete(b.streams, id)
+	if ping := s.call.route.ping; ping.Interval > 0 {
+		if b.asked[ping]--; b.asked[ping] <= 0 {
+			delete(b.asked, ping)
+		}
+	}
 	if reset && !b.closing && b.err == nil {
 		b.out = frame.AppendReset(b.out, id, code)
 		b.earned.Add(1) // for what is on its way
@@ -308,6 +323,10 @@ func (b *back) nextBlocked() *stream {
 // goAway: no new streams. Those that the endpoint will not process go elsewhere, the others may end in peace.
 func (b *back) goAway(last uint32, code frame.Code, text string) error {
 	b.endpoint.cluster.stats.goAways.Add(1)
+	if code == frame.EnhanceYourCalm && text == "too_many_pings" && !b.endpoint.calm.Swap(true) {
+		b.proxy.log.Warn("endpoint allows fewer PINGs than the configuration asks for, pinging as for gentle: true from now on; raise ping.interval, or allow more at the server",
+			"backend", b.endpoint.cluster.name, "endpoint", b.endpoint.address)
+	}
 	b.mu.Lock()
 	b.draining, b.goneAway = true, code.String()
 	var unseen []*stream
@@ -341,14 +360,35 @@ func (b *back) pushed() error {
 func (b *back) pong(uint64) {
 	b.mu.Lock()
 	b.pinged = 0
+	if ping := b.ping(); ping.Interval > 0 && len(b.streams) > 0 {
+		b.watchBy(b.proxy.wheel.Now() + int64(ping.Interval)) // and not when the answer would have been due
+	}
 	b.mu.Unlock()
+}
+
+// ping is how the connection is tested now: as the backend says, or more often if the route of one of its streams asks for that, unless the endpoint does not allow
+// it. mu is held.
+func (b *back) ping() config.Ping {
+	ping := b.endpoint.cluster.config().Ping
+	if b.endpoint.calm.Load() {
+		ping.Gentle = true
+		return ping
+	}
+	for asked := range b.asked {
+		if ping.Gentle || ping.Interval == 0 || asked.Interval < ping.Interval {
+			ping.Interval = asked.Interval
+		}
+		ping.Timeout = min(ping.Timeout, asked.Timeout)
+		ping.Gentle = false
+	}
+	return ping
 }
 
 // look is called by the wheel when something may be due: is the endpoint still there, and is the connection still wanted?
 func (b *back) look(now int64) {
-	ping := b.endpoint.cluster.config().Ping
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	ping := b.ping()
 	b.watchAt = 0
 	if b.err != nil {
 		return

@@ -30,8 +30,11 @@ type cluster struct {
 	current atomic.Pointer[config.Backend]
 	known   atomic.Bool // the endpoints, if only that there are none
 
+	queued atomic.Int32 // calls in queue, to be read without the lock
+
 	mu       sync.Mutex
 	awaiting []ref     // calls that wait for an endpoint
+	queue    []ref     // calls that wait for room at an endpoint
 	leaving  []*chosen // endpoints that were removed, for as long as they carry streams
 }
 
@@ -81,6 +84,9 @@ func (c *cluster) update(addresses []string) {
 	c.mu.Lock()
 	c.leaving = append(c.leaving, removed...)
 	c.mu.Unlock()
+	for _, b := range added {
+		c.watchHealth(b.Of)
+	}
 	for _, b := range removed {
 		b.Of.drain()
 	}
@@ -106,6 +112,8 @@ func (c *cluster) update(addresses []string) {
 		s.front.mu.Unlock()
 		w.flush()
 	}
+	c.serveQueue(&w)
+	w.flush()
 }
 
 // doubt: an endpoint may not be there any more.
@@ -120,8 +128,9 @@ func (c *cluster) retire() {
 	c.stop()
 	c.update(nil)
 	c.mu.Lock()
-	awaiting := c.awaiting
-	c.awaiting = nil
+	awaiting := append(c.awaiting, c.queue...)
+	c.awaiting, c.queue = nil, nil
+	c.queued.Store(0)
 	c.mu.Unlock()
 	var w wakes
 	for _, r := range awaiting {
@@ -154,23 +163,8 @@ func (c *cluster) forget(s *stream) {
 	if i := slices.Index(c.awaiting, ref{s, s.id}); i >= 0 {
 		c.awaiting = slices.Delete(c.awaiting, i, i+1)
 	}
+	c.leaveQueue(s)
 }
-
-// pick chooses an endpoint; nil if there is none.
-func (c *cluster) pick(kind balance.Kind, avoid *chosen) *chosen {
-	now := c.proxy.now()
-	if b := c.set.Pick(kind, now, avoid, usable); b != nil {
-		return b
-	}
-	for _, b := range c.set.Backends() { // an ejected one that can be connected to is better than one that cannot
-		if b != avoid && b.Of.usable() {
-			return b
-		}
-	}
-	return c.set.Pick(kind, now, avoid, nil)
-}
-
-func usable(b *chosen) bool { return b.Of.usable() }
 
 // others reports whether there is an endpoint beside this one that may be connected to.
 func (c *cluster) others(than *chosen) bool {
@@ -199,6 +193,7 @@ type route struct {
 	weights     []int // running sums
 	timeout     time.Duration
 	idleTimeout time.Duration
+	ping        config.RoutePing
 	streamAge   time.Duration
 	ageJitter   float64
 	retry       config.Retry

@@ -146,6 +146,7 @@ func (c *conn) budget(burst, rate int) {
 type wakes struct {
 	conns     []*conn
 	endpoints []*endpoint // that may have room for a waiting stream
+	clusters  []*cluster  // that may have room for a queued call
 }
 
 func (w *wakes) add(c *conn) {
@@ -158,7 +159,13 @@ func (w *wakes) add(c *conn) {
 }
 
 func (w *wakes) flush() {
-	for len(w.endpoints) > 0 {
+	for len(w.endpoints)+len(w.clusters) > 0 {
+		if n := len(w.clusters); n > 0 {
+			c := w.clusters[n-1]
+			w.clusters = w.clusters[:n-1]
+			c.serveQueue(w)
+			continue
+		}
 		e := w.endpoints[len(w.endpoints)-1]
 		w.endpoints = w.endpoints[:len(w.endpoints)-1]
 		e.serveWaiting(w)

@@ -26,6 +26,7 @@ const (
 	reasonConnectionLost = "CONNECTION_LOST"       // the connection to the endpoint broke, was closed, or fell silent
 	reasonConnectFailed  = "CONNECT_FAILED"        // no connection to an endpoint could be made
 	reasonNoBackend      = "NO_BACKEND"            // there is no endpoint
+	reasonOverloaded     = "OVERLOADED"            // each endpoint has as many calls as it may
 	reasonRefused        = "REFUSED_BY_BACKEND"    // the endpoint refused the stream unseen, twice
 	reasonProtocol       = "BACKEND_PROTOCOL"      // what the endpoint sent is no HTTP/2 or no gRPC
 	reasonNoStatus       = "NO_STATUS"             // the endpoint ended the stream without a status

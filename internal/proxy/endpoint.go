@@ -39,17 +39,23 @@ type endpoint struct {
 	address string
 	waits   atomic.Int32 // calls that wait, to be read without the lock
 	fails   atomic.Bool  // connecting failed last, and it is not yet time to try again
+	calls   atomic.Int32 // that were given to it and have not left it
 
-	mu      sync.Mutex
-	main    pool
-	large   pool    // for calls with large headers, which would keep the others waiting: a header waits for no window
-	retired []*back // that only serve those streams which they have
-	last    error   // of connecting
-	retryAt int64
-	backoff time.Duration
-	redial  wheel.Timer // for those who wait while it is too early to try again
-	share   int64       // until when calls with large headers use the main pool, since connecting once more failed
-	removed bool        // it is not one of the backend's endpoints any more
+	unhealthy atomic.Bool // by active checks
+	calm      atomic.Bool // it has closed a connection for too many PINGs
+
+	mu        sync.Mutex
+	main      pool
+	large     pool    // for calls with large headers, which would keep the others waiting: a header waits for no window
+	retired   []*back // that only serve those streams which they have
+	last      error   // of connecting
+	retryAt   int64
+	backoff   time.Duration
+	redial    wheel.Timer // for those who wait while it is too early to try again
+	share     int64       // until when calls with large headers use the main pool, since connecting once more failed
+	checked   checked
+	unchecked context.CancelFunc // ends the active checks; nil if there are none
+	removed   bool               // it is not one of the backend's endpoints any more
 }
 
 // pool is the connections for some of the calls to an endpoint, whose lock guards it.
@@ -304,23 +310,9 @@ func (e *endpoint) connection() (*back, error) {
 	p, config := e.cluster.proxy, e.cluster.config()
 	ctx, cancel := context.WithTimeout(p.dialing, config.ConnectTimeout)
 	defer cancel()
-	dialer := net.Dialer{
-		// The kernel finds out about a peer that vanished even where we may not ask it by PING.
-		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 3 * time.Second, Count: 3},
-	}
-	network, address := discovery.Dial(e.address)
-	if network == "tcp" {
-		dialer.Control = lostAfter
-	}
-	nc, err := dialer.DialContext(ctx, network, address)
+	nc, err := e.reach(ctx)
 	if err != nil {
 		return nil, err
-	}
-	nc = newRawSocket(nc)
-	if t := e.cluster.tls.Load(); t != nil {
-		if nc, err = (*t).client(ctx, nc, e.address); err != nil {
-			return nil, err
-		}
 	}
 	b := &back{endpoint: e, streams: map[uint32]*stream{}, next: 1, since: time.Now()}
 	maxList := int(config.MaxResponseHeaderBytes)
@@ -351,6 +343,29 @@ func (e *endpoint) connection() (*back, error) {
 	b.watchBy(b.now + int64(idleBack))
 	b.mu.Unlock()
 	return b, nil
+}
+
+// reach makes a connection over which HTTP/2 can be spoken: TCP and TLS.
+func (e *endpoint) reach(ctx context.Context) (net.Conn, error) {
+	dialer := net.Dialer{
+		// The kernel finds out about a peer that vanished even where we may not ask it by PING.
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 3 * time.Second, Count: 3},
+	}
+	network, address := discovery.Dial(e.address)
+	if network == "tcp" {
+		dialer.Control = lostAfter
+	}
+	nc, err := dialer.DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	nc = newRawSocket(nc)
+	if t := e.cluster.tls.Load(); t != nil {
+		if nc, err = (*t).client(ctx, nc, e.address); err != nil {
+			return nil, err
+		}
+	}
+	return nc, nil
 }
 
 // greet reads the endpoint's first frame, which has to be SETTINGS.
@@ -491,6 +506,9 @@ func (e *endpoint) surplus(b *back) bool {
 func (e *endpoint) drain() {
 	e.mu.Lock()
 	e.removed = true
+	if e.unchecked != nil {
+		e.unchecked()
+	}
 	var conns []*back
 	var waiting []ref
 	for _, p := range e.pools() {
@@ -510,7 +528,7 @@ func (e *endpoint) drain() {
 		b.mu.Unlock()
 	}
 	e.each(waiting, func(s *stream, w *wakes) {
-		s.forget(balance.Ignored)
+		s.forget(balance.Ignored, w)
 		s.place(w)
 	})
 }

@@ -146,7 +146,7 @@ func (p *Proxy) build(c *config.Config, old *state) (*state, error) {
 			return nil, fmt.Errorf("backend %s: %w", b.Name, err)
 		}
 		if old != nil {
-			if kept := old.clusters[b.Name]; kept != nil && kept.config().Target == b.Target && kept.config().Ejection == b.Ejection && kept.config().Balance == b.Balance {
+			if kept := old.clusters[b.Name]; kept != nil && kept.config().Target == b.Target && kept.config().Ejection == b.Ejection && kept.config().Balance == b.Balance && kept.config().HealthCheck == b.HealthCheck {
 				s.clusters[b.Name], s.kept[b.Name] = kept, change{b, tls}
 				continue
 			}
@@ -172,7 +172,7 @@ func (p *Proxy) build(c *config.Config, old *state) (*state, error) {
 
 func (p *Proxy) route(r *config.Route, clusters map[string]*cluster) *route {
 	x := &route{
-		name: r.Match.String(), timeout: r.Timeout, idleTimeout: r.IdleTimeout, streamAge: r.StreamAge, ageJitter: r.StreamAgeJitter,
+		name: r.Match.String(), timeout: r.Timeout, idleTimeout: r.IdleTimeout, ping: r.Ping, streamAge: r.StreamAge, ageJitter: r.StreamAgeJitter,
 		retry: r.Retry, replayBytes: int(r.Retry.BufferBytes), maxRequest: r.MaxMessageBytes.Request, maxResponse: r.MaxMessageBytes.Response,
 		holdBytes: int(r.HoldBytes), unmask: r.Unmask, forwarded: newForwarding(r.Forwarded),
 		request: newEdits(r.Headers.Authority, &r.Headers.Request), response: newEdits("", &r.Headers.Response),
@@ -419,6 +419,9 @@ func (p *Proxy) Reload(c *config.Config) error {
 		changed := next.kept[name]
 		x.tls.Store(changed.tls)
 		x.current.Store(changed.config)
+		var w wakes
+		x.serveQueue(&w) // there may be more room
+		w.flush()
 	}
 	p.methods.configure(c)
 	p.state.Store(next)

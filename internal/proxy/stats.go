@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
+
+	"github.com/levada-io/levada/internal/proxy/health"
 )
 
 // What happens is counted here with atomic numbers that whoever counts already has a pointer to. Names and sums are made when somebody looks: see Stats.
@@ -112,9 +114,11 @@ type clusterStats struct {
 	connectFailed atomic.Int64
 	ejections     atomic.Int64
 	goAways       atomic.Int64
+	overloaded    atomic.Int64 // calls that were refused because each endpoint had as many as it may
+	checks        [len(health.Results)]atomic.Int64
 }
 
-var reasons = [...]string{endedByBackend, endedByCaller, callerGone, callerProtocol, reasonConnectionLost, reasonConnectFailed, reasonNoBackend, reasonRefused,
+var reasons = [...]string{endedByBackend, endedByCaller, callerGone, callerProtocol, reasonConnectionLost, reasonConnectFailed, reasonNoBackend, reasonOverloaded, reasonRefused,
 	reasonProtocol, reasonNoStatus, reasonCutMessage, reasonNotGRPC, reasonDeadline, reasonIdle, reasonNoRoute, reasonRateLimit, reasonMessageSize,
 	reasonHeaderSize, reasonBadRequest, reasonStalled, reasonMemory, reasonOverBudget, reasonHidden, reasonDraining, reasonAge}
 

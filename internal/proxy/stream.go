@@ -263,21 +263,29 @@ func (s *stream) place(w *wakes) {
 	if s.cluster == nil {
 		s.cluster = s.call.route.cluster()
 	}
-	c := s.cluster.pick(s.kind, s.avoid)
+	c, full := s.cluster.pick(s.kind, s.avoid)
 	for c == nil {
-		if s.reroute() {
+		over := s.waitEnd != 0 && s.waitEnd <= s.front.proxy.now()
+		switch {
+		case s.reroute():
 			// The configuration has changed since the call came.
-		} else if s.cluster.config().WaitForReady == 0 || s.waitEnd != 0 && s.waitEnd <= s.front.proxy.now() {
+		case full && (over || !s.cluster.enqueue(s)):
+			s.overloaded(w)
+			return
+		case full:
+			s.wait(s.cluster.config().Limits.WaitTimeout)
+			if s.cluster.hasRoom() { // that came before the call was in the queue
+				w.clusters = append(w.clusters, s.cluster)
+			}
+			return
+		case s.cluster.config().WaitForReady == 0 || over:
 			s.unplaced(w)
 			return
-		} else if s.cluster.await(s) {
-			if s.waitEnd == 0 { // else it waits on: what appeared has gone again
-				s.waitEnd = later(s.front.proxy.now(), s.cluster.config().WaitForReady)
-			}
-			s.arm()
+		case s.cluster.await(s):
+			s.wait(s.cluster.config().WaitForReady)
 			return
 		}
-		c = s.cluster.pick(s.kind, s.avoid)
+		c, full = s.cluster.pick(s.kind, s.avoid)
 	}
 	if s.waitEnd != 0 {
 		s.cluster.forget(s)
@@ -287,6 +295,14 @@ func (s *stream) place(w *wakes) {
 	s.sentAt = s.front.proxy.now()
 	c.Start(s.kind, s.sentAt)
 	c.Of.assign(s, w)
+}
+
+// wait sets how long the call waits for an endpoint, unless it waits already: what appeared has gone again.
+func (s *stream) wait(d time.Duration) {
+	if s.waitEnd == 0 {
+		s.waitEnd = later(s.front.proxy.now(), d)
+	}
+	s.arm()
 }
 
 // reroute finds the route of the configuration that is in force now, if that is another one.
@@ -337,7 +353,7 @@ func (s *stream) placed(w *wakes) {
 // notConnected: no connection to the chosen endpoint could be made, so nobody has seen the call.
 func (s *stream) notConnected(err error, w *wakes) {
 	s.lastError = err
-	s.forget(balance.Ignored) // usable tells it already, and an ejection would outlast the reason
+	s.forget(balance.Ignored, w) // usable tells it already, and an ejection would outlast the reason
 	if s.tried++; s.tried < maxTries && (s.reroute() || s.cluster.others(s.avoid)) {
 		s.place(w)
 		return
@@ -353,8 +369,12 @@ func (s *stream) rewind() {
 }
 
 // forget takes the call from the endpoint that was chosen, without a word to it.
-func (s *stream) forget(outcome balance.Outcome) {
+func (s *stream) forget(outcome balance.Outcome, w *wakes) {
 	if c := s.chosen; c != nil {
+		c.Of.calls.Add(-1)
+		if x := c.Of.cluster; x.queued.Load() > 0 {
+			w.clusters = append(w.clusters, x)
+		}
 		now := s.front.proxy.now()
 		c.Done(s.kind, outcome, time.Duration(now-s.sentAt), now)
 		if s.waiting != nil {
@@ -371,7 +391,7 @@ func (s *stream) leave(outcome balance.Outcome, reset bool, code frame.Code, w *
 		s.back = nil
 	}
 	s.tryEnd = 0
-	s.forget(outcome)
+	s.forget(outcome, w)
 }
 
 // retryUnprocessed sends a call again that an endpoint has not processed, provably, if that is still possible.

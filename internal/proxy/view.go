@@ -12,6 +12,7 @@ import (
 
 	"github.com/levada-io/levada/internal/proxy/balance"
 	"github.com/levada-io/levada/internal/proxy/config"
+	"github.com/levada-io/levada/internal/proxy/health"
 )
 
 // What the outside sees: copies, made when somebody asks. Locks are taken one connection at a time.
@@ -107,6 +108,8 @@ type BackendStats struct {
 	Backend                                        string
 	Connections, Connected, ConnectFailed, GoAways int64
 	Ejections                                      int64
+	Waiting, Overloaded                            int64            // calls that wait for room at an endpoint, and those that were refused for lack of it
+	Checks                                         map[string]int64 // of health, by result; nil if the backend has none
 	DiscoveryFailing                               bool
 	Endpoints                                      []EndpointStats
 }
@@ -117,6 +120,7 @@ type EndpointStats struct {
 	Open        int
 	Connections int
 	Ejected     bool
+	Unhealthy   bool          // by active checks
 	Removed     bool          // it is no endpoint of the backend any more, and has calls that go on
 	Latency     time.Duration // expected of a unary call; 0 if none was measured
 }
@@ -144,7 +148,14 @@ func (p *Proxy) Stats() Stats {
 	now := p.wheel.Now()
 	for _, x := range p.sortedClusters() {
 		b := BackendStats{Backend: x.name, Connections: x.stats.connections.Load(), Connected: x.stats.connected.Load(), ConnectFailed: x.stats.connectFailed.Load(),
-			GoAways: x.stats.goAways.Load(), Ejections: x.stats.ejections.Load(), DiscoveryFailing: x.source.Status().Failing}
+			GoAways: x.stats.goAways.Load(), Ejections: x.stats.ejections.Load(),
+			Waiting: int64(x.queued.Load()), Overloaded: x.stats.overloaded.Load(), DiscoveryFailing: x.source.Status().Failing}
+		if x.config().HealthCheck.Interval > 0 {
+			b.Checks = map[string]int64{}
+			for _, r := range health.Results {
+				b.Checks[r.String()] = x.stats.checks[r].Load()
+			}
+		}
 		for _, c := range x.set.Backends() {
 			b.add(c, now, false)
 		}
@@ -179,7 +190,7 @@ func (b *BackendStats) add(c *chosen, now int64, removed bool) {
 		b.Endpoints[i].Connections += connections
 		return
 	}
-	b.Endpoints = append(b.Endpoints, EndpointStats{Address: c.Address, Open: info.Streams + info.Unary, Connections: connections, Ejected: info.EjectedUntil != 0 && !removed,
+	b.Endpoints = append(b.Endpoints, EndpointStats{Address: c.Address, Open: info.Streams + info.Unary, Connections: connections, Ejected: info.EjectedUntil != 0 && !removed, Unhealthy: c.Of.unhealthy.Load() && !removed,
 		Removed: removed, Latency: info.Latency})
 }
 
@@ -295,6 +306,7 @@ const (
 	StateFailing    = "failing"    // connecting failed
 	StateEjected    = "ejected"    // it gets no calls for a while
 	StateProbation  = "probation"  // its ejection is over, and a call shall show whether it works again
+	StateUnhealthy  = "unhealthy"  // the last checks of its health have failed
 	StateRemoved    = "removed"    // it is no endpoint of the backend any more, and has calls that go on
 )
 
@@ -314,6 +326,8 @@ type EndpointView struct {
 	EjectedUntil        *time.Time `json:"ejectedUntil,omitempty"`
 	Ejections           int        `json:"ejections"`
 	ConsecutiveFailures int        `json:"consecutiveFailures"`
+	// Health is what the last active check found: serving, or what was wrong. Empty without checks.
+	Health string `json:"health,omitempty"`
 	// Results of calls within the window of the ejection's configuration, and of them the failures.
 	Results  int `json:"results"`
 	Failures int `json:"failures"`
@@ -393,6 +407,12 @@ func (e *endpoint) view(info balance.Info, now int64, when func(int64) *time.Tim
 		v.State, v.EjectedUntil = StateEjected, when(info.EjectedUntil)
 		if info.Probation {
 			v.State = StateProbation
+		}
+	}
+	if k := e.checked; k.known {
+		v.Health = cmp.Or(k.reason, "serving")
+		if e.unhealthy.Load() {
+			v.State = StateUnhealthy
 		}
 	}
 	for _, some := range [][]*back{e.main.conns, e.large.conns, e.retired} {
@@ -530,7 +550,7 @@ func (s *stream) view(at *chosen, now int64) StreamView {
 	case s.waiting != nil:
 		v.Waits = "connection"
 	case s.back == nil:
-		v.Waits = "endpoint"
+		v.Waits = "endpoint" // to appear, or to have room
 	}
 	return v
 }

@@ -179,6 +179,10 @@ type Backend struct {
 	MaxConnections int      `yaml:"maxConnections"`
 	Balance        Balance  `yaml:"balance"`
 	Ejection       Ejection `yaml:"ejection"`
+	// HealthCheck asks endpoints how they are.
+	HealthCheck HealthCheck `yaml:"healthCheck"`
+	// Limits of the calls that are open at the same time.
+	Limits CallLimits `yaml:"limits"`
 	// WaitForReady is how long a call waits while no endpoint is known, before it gets UNAVAILABLE. When connecting to those that are known
 	// fails, the call is answered at once. 0 never waits.
 	WaitForReady time.Duration `yaml:"waitForReady"`
@@ -204,6 +208,39 @@ type Ping struct {
 	// Gentle sends at most two in a silence of the endpoint with less than 5 minutes between them, since gRPC servers close connections
 	// that ping more often than that.
 	Gentle bool `yaml:"gentle"`
+}
+
+// HealthCheck asks each endpoint by grpc.health.v1.Health/Check, over a connection of its own. One that is not healthy gets no new calls, unless all are not; calls that
+// are open there go on. An endpoint without the service counts as healthy as long as it answers.
+type HealthCheck struct {
+	// Interval between two checks, give or take a tenth; 0 is never.
+	Interval time.Duration `yaml:"interval"`
+	// Timeout of a check, connecting included.
+	Timeout time.Duration `yaml:"timeout"`
+	// Service to ask for; empty is the server as a whole.
+	Service string `yaml:"service,omitempty"`
+	// UnhealthyThreshold of checks in a row without an answer or with an error. That the server says NOT_SERVING counts at once, and so does the first check.
+	UnhealthyThreshold int `yaml:"unhealthyThreshold"`
+	// HealthyThreshold of checks in a row that succeed.
+	HealthyThreshold int `yaml:"healthyThreshold"`
+}
+
+// CallLimits protect endpoints from more calls than they can serve.
+type CallLimits struct {
+	// CallsPerEndpoint that are open at the same time; 0 is no limit.
+	CallsPerEndpoint int `yaml:"callsPerEndpoint"`
+	// Waiting calls that there may be while all endpoints have as many as they may. Those above it get UNAVAILABLE with the reason OVERLOADED. 0 waits never.
+	Waiting int `yaml:"waiting"`
+	// WaitTimeout is how long a call may wait.
+	WaitTimeout time.Duration `yaml:"waitTimeout"`
+}
+
+// RoutePing is how connections to endpoints are tested while calls of a route are open on them.
+type RoutePing struct {
+	// Interval of silence after which a PING is sent, however many there were; 0 leaves it to the backend's Ping.
+	Interval time.Duration `yaml:"interval"`
+	// Timeout is how long the answer may take.
+	Timeout time.Duration `yaml:"timeout"`
 }
 
 // Balance is how an endpoint is chosen for a stream.
@@ -242,6 +279,8 @@ type Route struct {
 	Backends []Share `yaml:"backends,omitempty"`
 	// Timeout of the whole call, from its headers to its status. The client's own deadline counts when it is earlier; 0 is only that.
 	Timeout time.Duration `yaml:"timeout"`
+	// Ping finds endpoints that hang under idle streams of this route within Interval and Timeout. The servers must allow so many PINGs.
+	Ping RoutePing `yaml:"ping"`
 	// IdleTimeout ends a call on which no message went either way for this long; 0 is never.
 	IdleTimeout time.Duration `yaml:"idleTimeout"`
 	// StreamAge ends a call that lives longer with UNAVAILABLE, between two messages; 0 is never.

@@ -45,14 +45,17 @@ func TestDefaults(t *testing.T) {
 		Tracing: config.Tracing{Sample: 0.01},
 		Backends: []config.Backend{{
 			Name: "orders", Target: "orders:50051", ConnectTimeout: time.Second, MaxResponseHeaderBytes: 16 << 20, WaitForReady: 3 * time.Second,
-			Ping:    config.Ping{Interval: 5 * time.Second, Timeout: 5 * time.Second, Gentle: true},
-			Balance: config.Balance{Decay: 10 * time.Second},
+			Ping:        config.Ping{Interval: 5 * time.Second, Timeout: 5 * time.Second, Gentle: true},
+			Balance:     config.Balance{Decay: 10 * time.Second},
+			Limits:      config.CallLimits{WaitTimeout: 3 * time.Second},
+			HealthCheck: config.HealthCheck{Timeout: time.Second, UnhealthyThreshold: 3, HealthyThreshold: 2},
 			Ejection: config.Ejection{
 				ConsecutiveFailures: 5, FailureShare: 0.4, MinRequests: 20, Window: 10 * time.Second, BaseTime: 10 * time.Second,
 				MaxTime: 5 * time.Minute, MaxEjected: 0.5, PanicThreshold: 0.5,
 			},
 		}},
 		Routes: []config.Route{{
+			Ping:    config.RoutePing{Timeout: 5 * time.Second},
 			Backend: "orders", StreamAge: 0, StreamAgeJitter: 0.1, HoldBytes: 4 << 20,
 			Retry: config.Retry{
 				Attempts: 1, On: []config.Code{config.Code(codes.Unavailable), config.Code(codes.ResourceExhausted)}, BufferBytes: 65536,

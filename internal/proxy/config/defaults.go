@@ -91,6 +91,10 @@ func (b *Backend) SetDefaults() {
 			// Half of the endpoints must carry the load of all; less would bring them down too.
 			MaxEjected: 0.5, PanicThreshold: 0.5,
 		},
+		// Two lost packets are no failure of three checks, and NOT_SERVING counts at once.
+		HealthCheck: HealthCheck{Timeout: time.Second, UnhealthyThreshold: 3, HealthyThreshold: 2},
+		// As long as for an endpoint that is to appear.
+		Limits: CallLimits{WaitTimeout: 3 * time.Second},
 		// Outlasts a pod that restarts quickly or a slow DNS answer, and stays below the deadlines that callers usually set.
 		WaitForReady: 3 * time.Second,
 	}
@@ -101,6 +105,8 @@ func (r *Route) SetDefaults() {
 	*r = Route{
 		// A proxy ends nobody's stream unasked.
 		StreamAge: 0,
+		// As for a backend. The interval is for who knows that the servers allow it.
+		Ping: RoutePing{Timeout: 5 * time.Second},
 		// With an age of half an hour, streams that were opened in the same second end over 6 minutes.
 		StreamAgeJitter: 0.1,
 		Retry: Retry{

@@ -233,7 +233,30 @@ func (v *validation) backends() {
 		v.durationOr0(at+".balance.slowStart", b.Balance.SlowStart, maxDuration)
 		v.duration(at+".balance.decay", b.Balance.Decay, maxDuration)
 		v.ejection(at+".ejection", b.Ejection)
+		v.healthCheck(at+".healthCheck", b.HealthCheck)
+		v.limits(at+".limits", b.Limits)
 		v.durationOr0(at+".waitForReady", b.WaitForReady, maxDuration)
+	}
+}
+
+func (v *validation) healthCheck(at string, h HealthCheck) {
+	v.durationOr0(at+".interval", h.Interval, maxDuration)
+	v.duration(at+".timeout", h.Timeout, maxConnect)
+	if h.Service != "" && !isName(h.Service) {
+		v.found(at+".service", strictyaml.Quote(h.Service), "the full name of a service such as shop.Orders")
+	}
+	v.count(at+".unhealthyThreshold", h.UnhealthyThreshold, 1, 1000)
+	v.count(at+".healthyThreshold", h.HealthyThreshold, 1, 1000)
+	if h.Interval == 0 && h.Service != "" {
+		v.required(at+".interval", "the time between two checks, such as 5s, as there is a service to check")
+	}
+}
+
+func (v *validation) limits(at string, l CallLimits) {
+	v.count(at+".callsPerEndpoint", l.CallsPerEndpoint, 0, math.MaxInt32)
+	v.duration(at+".waitTimeout", l.WaitTimeout, maxDuration)
+	if v.count(at+".waiting", l.Waiting, 0, 1_000_000) && l.Waiting > 0 && l.CallsPerEndpoint == 0 {
+		v.required(at+".callsPerEndpoint", "the calls that an endpoint may have, as calls may wait for room")
 	}
 }
 
@@ -329,6 +352,8 @@ func (v *validation) routes() {
 		v.shares(at, r)
 		v.durationOr0(at+".timeout", r.Timeout, maxDuration)
 		v.durationOr0(at+".idleTimeout", r.IdleTimeout, maxDuration)
+		v.durationOr0(at+".ping.interval", r.Ping.Interval, maxDuration)
+		v.duration(at+".ping.timeout", r.Ping.Timeout, maxDuration)
 		v.durationOr0(at+".streamAge", r.StreamAge, maxDuration)
 		v.number(at+".streamAgeJitter", r.StreamAgeJitter, 0, maxJitter)
 		v.retry(at+".retry", r)

@@ -95,9 +95,13 @@ var (
 	ejections  = counter("backend_ejections_total", "Endpoints of a backend that were ejected.", "backend")
 	endpoints  = gauge("backend_endpoints", "Endpoints that a backend has.", "backend")
 	lookup     = gauge("backend_discovery_failing", "1 while a backend's endpoints cannot be found; those that were known stay in use.", "backend")
+	waiting    = gauge("backend_calls_waiting", "Calls that wait for room at an endpoint of a backend, as limits says.", "backend")
+	overloaded = counter("backend_calls_overloaded_total", "Calls that were refused because each endpoint of a backend had as many as limits allows.", "backend")
+	checks     = counter("backend_health_checks_total", "Checks of the health of a backend's endpoints; result is serving, not_serving, unimplemented or failed.", "backend", "result")
 	endOpen    = gauge("endpoint_open_streams", "Calls that are open at an endpoint, also at one that was removed and still has some.", "backend", "endpoint")
 	endConns   = gauge("endpoint_connections", "Connections to an endpoint that are open.", "backend", "endpoint")
 	endEjected = gauge("endpoint_ejected", "1 while an endpoint gets no calls because it failed too many.", "backend", "endpoint")
+	endHealthy = gauge("endpoint_healthy", "0 while an endpoint gets no calls because checks of its health failed, else 1; absent without healthCheck.", "backend", "endpoint")
 	endLatency = gauge("endpoint_latency_seconds", "Time in which an endpoint is expected to answer a unary call (peak EWMA); absent as long as none was measured.", "backend", "endpoint")
 	logLines   = counter("access_log_lines_total", "Lines of the access log that were written.")
 	logDropped = counter("access_log_dropped_total", "Lines of the access log that were dropped because its file was too slow or failed.")
@@ -160,6 +164,11 @@ func (m *Metrics) Collect(out chan<- prometheus.Metric) {
 		send(goAways, float64(b.GoAways), b.Backend)
 		send(ejections, float64(b.Ejections), b.Backend)
 		send(lookup, one(b.DiscoveryFailing), b.Backend)
+		send(waiting, float64(b.Waiting), b.Backend)
+		send(overloaded, float64(b.Overloaded), b.Backend)
+		for result, n := range b.Checks {
+			send(checks, float64(n), b.Backend, result)
+		}
 		live := 0
 		for _, e := range b.Endpoints {
 			send(endOpen, float64(e.Open), b.Backend, e.Address)
@@ -169,6 +178,9 @@ func (m *Metrics) Collect(out chan<- prometheus.Metric) {
 			}
 			live++
 			send(endEjected, one(e.Ejected), b.Backend, e.Address)
+			if b.Checks != nil {
+				send(endHealthy, one(!e.Unhealthy), b.Backend, e.Address)
+			}
 			if e.Latency > 0 {
 				send(endLatency, e.Latency.Seconds(), b.Backend, e.Address)
 			}
