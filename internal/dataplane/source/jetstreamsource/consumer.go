@@ -160,7 +160,7 @@ func (r *Reader) reopen() (bool, error) {
 	// What is in flight is of the old stream, and can be acknowledged to nobody: the sequences mean other messages now. It goes before the new
 	// consumer exists, so that no acknowledgement of an old message reaches that.
 	r.mu.Lock()
-	r.inHand = map[uint64]*item{}
+	r.inHand = map[place]*item{}
 	r.life = &opened{created: before.created, consumer: before.consumer, partition: before.partition} // nobody's
 	r.mu.Unlock()
 	after, err := r.cfg.open(ctx, r.js)

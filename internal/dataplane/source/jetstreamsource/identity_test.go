@@ -2,6 +2,7 @@ package jetstreamsource_test
 
 import (
 	"context"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -88,6 +89,32 @@ func TestRecreatedStreamHasOtherIDs(t *testing.T) {
 			t.Errorf("%d messages of the new stream are in flight, want 10", n)
 		}
 	})
+}
+
+// A server that loses its newest messages gives their sequences to others. Those were dropped as duplicates of what had been read before.
+func TestMessagesAfterALostEndHaveOtherIDs(t *testing.T) {
+	s := start(t)
+	s.publish(t, "in.a", 0, 5)
+	s.broker.Stop()
+	older := t.TempDir()
+	must(t, os.CopyFS(older, os.DirFS(s.dir)))
+	s.restart(t)
+	s.publish(t, "in.a", 5, 10)
+	before, _ := ids(t, open(t, jetstreamsource.Config{Conn: s.conn}), 10, false) // in flight
+	s.broker.Stop()
+	must(t, os.RemoveAll(s.dir))
+	must(t, os.CopyFS(s.dir, os.DirFS(older)))
+	s.restart(t)
+	s.publish(t, "in.a", 20, 25) // with sequences 6 to 10 again
+	after, _ := ids(t, open(t, jetstreamsource.Config{Conn: s.conn, Consumer: "d", Stream: "IN"}), 10, false)
+	if !slices.Equal(after[:5], before[:5]) {
+		t.Errorf("the same messages had other ids: %v, %v", before[:5], after[:5])
+	}
+	for _, id := range after[5:] {
+		if slices.Contains(before, id) {
+			t.Errorf("%s names two messages", id)
+		}
+	}
 }
 
 // An acknowledgement to a stream that is gone does not hold up the vertex.

@@ -1,7 +1,7 @@
 // Package jetstreamsource reads a stream, which must exist, with a durable consumer that pods share.
 //
-// Delivery is at least once, and a message has the same id each time: its stream, when that was created, and its sequence, by which a reader drops what
-// it has seen. It has no position in the pipeline's sense. Sequences ascend, but a message that was nacked or not acknowledged in time comes behind later ones, and
+// Delivery is at least once, and a message has the same id each time: its stream, when that was created, its sequence, and when it was stored. A reader drops what it
+// has seen by it. The time is there for a server that loses its newest messages, by a power loss or an older copy of its store, and gives their sequences to others. It has no position in the pipeline's sense. Sequences ascend, but a message that was nacked or not acknowledged in time comes behind later ones, and
 // several pods each get some of them: no pod could promise that it has all up to a point.
 package jetstreamsource
 
@@ -84,7 +84,7 @@ type Reader struct {
 	mu      sync.Mutex
 	life    *opened
 	ackWait time.Duration
-	inHand  map[uint64]*item // by stream sequence, of this life: from its arrival to its ack or nack
+	inHand  map[place]*item // messages of this life from their arrival to their ack or nack
 
 	stop    context.CancelFunc
 	ctx     context.Context //nolint:containedctx // the life of the goroutines
@@ -92,9 +92,15 @@ type Reader struct {
 	close   sync.Once
 }
 
+// place is where a message stands in its stream. The sequence alone is not enough: see the package comment.
+type place struct {
+	seq    uint64
+	stored int64 // nanoseconds since 1970, by the server's clock
+}
+
 // item is a message in hand.
 type item struct {
-	seq     uint64
+	place
 	life    *opened
 	message flow.Message
 	in      jetstream.Msg // the last delivery of it
@@ -128,7 +134,7 @@ func New(ctx context.Context, cfg Config) (*Reader, error) {
 	}
 	r := &Reader{
 		cfg: cfg, js: js, life: life, ackWait: life.consumer.CachedInfo().Config.AckWait, acks: acks,
-		ready: make(chan *item, cfg.ReadAhead), taken: make(chan struct{}, 1), trouble: make(chan error, 1), inHand: map[uint64]*item{},
+		ready: make(chan *item, cfg.ReadAhead), taken: make(chan struct{}, 1), trouble: make(chan error, 1), inHand: map[place]*item{},
 	}
 	r.ctx, r.stop = context.WithCancel(context.Background())
 	r.running.Go(r.pump)
@@ -260,8 +266,8 @@ func (r *Reader) ack(ctx context.Context, items []*item) error {
 // letGo forgets a message. The lock is held.
 func (r *Reader) letGo(it *item) {
 	it.done = true
-	if r.inHand[it.seq] == it {
-		delete(r.inHand, it.seq)
+	if r.inHand[it.place] == it {
+		delete(r.inHand, it.place)
 	}
 }
 

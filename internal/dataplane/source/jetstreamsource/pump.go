@@ -79,26 +79,34 @@ func (r *Reader) arrived(life *opened, in jetstream.Msg) error {
 	if err != nil {
 		return err
 	}
-	seq := about.Sequence.Stream
+	at := place{seq: about.Sequence.Stream, stored: about.Timestamp.UnixNano()}
 	r.mu.Lock()
-	if it := r.inHand[seq]; it != nil {
+	if it := r.inHand[at]; it != nil {
 		it.in = in // the server did not hear from us for long; it is answered by the newer delivery
 		r.mu.Unlock()
 		return nil
 	}
-	it := &item{seq: seq, life: life, in: in, message: flow.Message{
-		ID: r.cfg.Stream + ":" + strconv.FormatUint(seq, 10), Value: in.Data(),
-		EventTime: about.Timestamp.UnixNano(), Ingested: time.Now().UnixNano(),
+	it := &item{place: at, life: life, in: in, message: flow.Message{
+		ID: r.id(life, at), Value: in.Data(), EventTime: at.stored, Ingested: time.Now().UnixNano(),
 	}}
 	for name, values := range in.Headers() {
 		for _, value := range values {
 			it.message.Headers = flow.AppendHeader(it.message.Headers, name, value)
 		}
 	}
-	r.inHand[seq] = it
+	r.inHand[at] = it
 	r.mu.Unlock()
 	r.ready <- it
 	return nil
+}
+
+// id names a message within a life of the stream. In a life that a store from before creation times knows by its plain name, ids are those of then.
+func (r *Reader) id(life *opened, at place) string {
+	id := r.cfg.Stream + ":" + strconv.FormatUint(at.seq, 10)
+	if life.partition == r.cfg.Stream {
+		return id
+	}
+	return id + ":" + strconv.FormatInt(at.stored, 36)
 }
 
 // keepAlive tells the server what is in hand, three times in the time after which it would give it to another.
