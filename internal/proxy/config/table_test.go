@@ -93,9 +93,7 @@ func TestMatchProblems(t *testing.T) {
 		"routes: [{match: {authority: '*.A.com'}}, {match: {authority: '*.a.com'}}]":                          "can never match",
 	} {
 		text := strings.TrimSuffix(strings.TrimPrefix(text, "{"), "}")
-		if strings.Contains(text, ", listeners: ") {
-			text = strings.Replace(text, ", listeners: ", "\nlisteners: ", 1)
-		}
+		text = strings.Replace(text, ", listeners: ", "\nlisteners: ", 1)
 		_, err := config.Parse("p.yaml", []byte("backends: [{name: a, target: 'h:1'}]\n"+text))
 		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: %v, want one error with %q", text, err, want)
