@@ -195,6 +195,13 @@ func (w *Worker) Owner() Owner { return w.config.Owner }
 // the goroutine is lost, the worker claims no more, and a liveness probe should end the process.
 func (w *Worker) Stuck() int { return int(w.stuck.Load()) }
 
+// Running returns how many jobs the worker works on.
+func (w *Worker) Running() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.running)
+}
+
 // Run works until ctx ends, and then shuts down: it claims no more, interrupts streams, also those that wait in Recv, has what
 // is in hand committed, gives the leases back and sends a hint for each, all of it within DrainTimeout. Nothing is lost if it
 // is killed at any point of that. Afterwards close the hints, then the stores.

@@ -137,19 +137,6 @@ func (v *workView) observe(e stream.Event) {
 	}
 }
 
-// inHand returns how many jobs are being worked on.
-func (v *workView) inHand() int {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	n := 0
-	for _, j := range v.jobs {
-		if j.ended.IsZero() {
-			n++
-		}
-	}
-	return n
-}
-
 // failed returns how many jobs have failed here.
 func (v *workView) failed() int {
 	v.mu.Lock()

@@ -11,7 +11,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
@@ -21,6 +20,7 @@ import (
 	"github.com/levada-io/levada/internal/commandline"
 	"github.com/levada-io/levada/stream"
 	"github.com/levada-io/levada/stream/pgsource"
+	"github.com/levada-io/levada/stream/streammetrics"
 )
 
 type streamServeFlags struct {
@@ -98,14 +98,13 @@ func streamServe(cmd *cobra.Command, f *streamServeFlags) error {
 	defer closeSources()
 
 	registry := newStreamRegistry()
-	bad := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "levada_stream_bad_records_total", Help: "Records that could not be made; their readers were told."}, []string{"stream"})
-	registry.MustRegister(bad)
-	server, err := stream.NewServer(stream.ServerConfig{MaxStreamAge: f.maxAge, MaxStreams: f.maxStreams, Logger: log,
-		OnBad: func(name string, _ uint64, _ []byte, _ error) { bad.WithLabelValues(name).Inc() }})
+	metrics := streammetrics.NewServer()
+	registry.MustRegister(metrics)
+	server, err := stream.NewServer(stream.ServerConfig{MaxStreamAge: f.maxAge, MaxStreams: f.maxStreams, Logger: log, OnBad: metrics.OnBad})
 	if err != nil {
 		return commandline.UsageError(err)
 	}
-	registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "levada_stream_open_streams", Help: "Streams that are being served."}, func() float64 { return float64(server.Open()) }))
+	metrics.Watch(server)
 	for _, name := range names {
 		server.Handle(name, sources[name])
 	}
@@ -132,20 +131,20 @@ func streamServe(cmd *cobra.Command, f *streamServeFlags) error {
 		return err
 	}
 	defer stopProfiles()
-	metrics, stopWeb, err := web.serve(f.metrics)
+	address, stopWeb, err := web.serve(f.metrics)
 	if err != nil {
 		listener.Close()
 		return err
 	}
 	defer stopWeb()
 	if f.out.json() {
-		err = encode(cmd.OutOrStdout(), false, map[string]any{"event": "serving", "address": listener.Addr().String(), "streams": names, "metrics": metrics})
+		err = encode(cmd.OutOrStdout(), false, map[string]any{"event": "serving", "address": listener.Addr().String(), "streams": names, "metrics": address})
 	} else {
 		for _, name := range names {
 			fmt.Fprintf(cmd.OutOrStdout(), "serving %s on %s\n", name, listener.Addr())
 		}
-		if metrics != "" {
-			fmt.Fprintf(cmd.OutOrStdout(), "metrics on http://%s/metrics\n", metrics)
+		if address != "" {
+			fmt.Fprintf(cmd.OutOrStdout(), "metrics on http://%s/metrics\n", address)
 		}
 	}
 	if err != nil {

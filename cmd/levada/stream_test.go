@@ -17,6 +17,7 @@ import (
 	"github.com/levada-io/levada/internal/commandline"
 	"github.com/levada-io/levada/stream"
 	"github.com/levada-io/levada/stream/sqlitestore"
+	"github.com/levada-io/levada/stream/streammetrics"
 )
 
 // levada runs a command line.
@@ -278,14 +279,20 @@ func TestWorkerMetricsAndProbes(t *testing.T) {
 		t.Fatal(err)
 	}
 	registry := newStreamRegistry()
-	m := newWorkerMetrics(registry, d, func() int { return 2 }, func() int { return 1 })
+	m := streammetrics.NewWorker()
+	registry.MustRegister(m, streammetrics.NewStore(d.Store))
+	worker, err := stream.NewWorker(stream.WorkerConfig{Store: d, Dial: stream.NewConnections("").Dial})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Watch(worker)
 	job := stream.Job{ID: "j", Stream: "users"}
 	for _, e := range []stream.Event{
 		{Kind: stream.EventClaimed, Died: true}, {Kind: stream.EventCommitted, From: 1, To: 100, Bytes: 5000, Bad: 3, Took: 30 * time.Millisecond}, {Kind: stream.EventRetry, Reason: stream.ReasonLockWait},
 		{Kind: stream.EventCut, Reason: "DRAINING"}, {Kind: stream.EventCut}, {Kind: stream.EventLost}, {Kind: stream.EventReleased, State: stream.Completed},
 	} {
 		e.Job = job
-		m.observe(e)
+		m.Observe(e)
 	}
 	p := probes{registry: registry, log: slog.New(slog.DiscardHandler), live: func(context.Context) error { return fmt.Errorf("1 handlers do not come back") }}
 	address, stop, err := p.serve("127.0.0.1:0")
@@ -314,8 +321,8 @@ func TestWorkerMetricsAndProbes(t *testing.T) {
 		`levada_stream_records_total{stream="users"} 100`, `levada_stream_bytes_total{stream="users"} 5000`, `levada_stream_commit_seconds_bucket{stream="users",le="0.05"} 1`,
 		`levada_stream_quarantined_total{stream="users"} 3`, `levada_stream_retries_total{reason="LOCK_WAIT",stream="users"} 1`, `levada_stream_cuts_total{reason="DRAINING",stream="users"} 1`,
 		`levada_stream_cuts_total{reason="CUT",stream="users"} 1`, `levada_stream_lost_leases_total{stream="users"} 1`, `levada_stream_claims_total{orphaned="true",stream="users"} 1`,
-		`levada_stream_released_total{state="completed",stream="users"} 1`, `levada_stream_jobs{state="ready",stream="users"} 1`, "levada_stream_orphans 0", "levada_stream_stuck_handlers 1",
-		"levada_stream_jobs_in_hand 2",
+		`levada_stream_released_total{state="completed",stream="users"} 1`, `levada_stream_jobs{state="ready",stream="users"} 1`, "levada_stream_orphans 0", "levada_stream_stuck_handlers 0",
+		"levada_stream_jobs_in_hand 0", "levada_stream_store_up 1",
 	} {
 		if !strings.Contains(text, want+"\n") {
 			t.Errorf("there is no %s", want)

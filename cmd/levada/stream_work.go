@@ -22,6 +22,7 @@ import (
 
 	"github.com/levada-io/levada/internal/commandline"
 	"github.com/levada-io/levada/stream"
+	"github.com/levada-io/levada/stream/streammetrics"
 )
 
 type streamWorkFlags struct {
@@ -155,15 +156,15 @@ func streamWork(cmd *cobra.Command, f *streamWorkFlags) (err error) {
 	defer closeHints()
 
 	registry := newStreamRegistry()
-	var worker *stream.Worker
-	metrics := newWorkerMetrics(registry, store, view.inHand, func() int { return worker.Stuck() })
+	metrics := streammetrics.NewWorker()
+	registry.MustRegister(metrics, streammetrics.NewStore(store.Store))
 	idle := make(chan struct{}, 1)
-	worker, err = stream.NewWorker(stream.WorkerConfig{
+	worker, err := stream.NewWorker(stream.WorkerConfig{
 		Store: store, Hints: hints, Dial: conns.Dial, Refresh: conns.Refresh, Sole: store.sqlite != nil,
 		Lease: f.lease, Sweep: min(2*time.Second, f.lease/3), MaxJobs: f.jobs, CommitRecords: f.batch, HandlerTimeout: f.handler, NoProgress: f.noProgress.d, DeniedGrace: f.denied.d, DependencyWait: f.depends.d, DrainTimeout: f.drain,
 		Logger: log,
 		Observe: func(e stream.Event) {
-			metrics.observe(e)
+			metrics.Observe(e)
 			view.observe(e)
 			if e.Kind == stream.EventReleased {
 				select {
@@ -176,6 +177,7 @@ func streamWork(cmd *cobra.Command, f *streamWorkFlags) (err error) {
 	if err != nil {
 		return err
 	}
+	metrics.Watch(worker)
 	for _, name := range names {
 		var sink stream.ReplaySink
 		switch {

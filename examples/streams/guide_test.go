@@ -24,6 +24,7 @@ import (
 	"github.com/levada-io/levada/stream/pgsource"
 	"github.com/levada-io/levada/stream/pgstore"
 	"github.com/levada-io/levada/stream/sqlitestore"
+	"github.com/levada-io/levada/stream/streammetrics"
 	"github.com/levada-io/levada/stream/streamtest"
 )
 
@@ -315,20 +316,35 @@ func Example_sizes() {
 }
 
 func Example_metrics() {
-	records := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "records_total", Help: "Records that were committed."}, []string{"stream"})
-	cuts := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "cuts_total", Help: "Streams that ended before their end."}, []string{"stream", "reason"})
-	prometheus.MustRegister(records, cuts)
-	config := stream.WorkerConfig{
+	ctx := context.Background()
+	store, err := pgstore.Open(ctx, "postgres://localhost/copy")
+	if err != nil {
+		log.Fatal(err)
+	}
+	connections := stream.NewConnections("producer:50051", grpc.WithTransportCredentials(insecure.NewCredentials()))
+	ofWorker := streammetrics.NewWorker()
+	worker, err := stream.NewWorker(stream.WorkerConfig{
+		Store: store, Dial: connections.Dial,
 		Observe: func(e stream.Event) { // called from many goroutines; it must not wait
-			switch e.Kind {
-			case stream.EventCommitted:
-				records.WithLabelValues(e.Job.Stream).Add(float64(e.To - e.From + 1))
-			case stream.EventCut:
-				cuts.WithLabelValues(e.Job.Stream, string(e.Reason)).Inc()
+			ofWorker.Observe(e)
+			if e.Kind == stream.EventLost {
+				log.Printf("job %s lost: %v", e.Job.ID, e.Err)
 			}
 		},
+	})
+	if err != nil {
+		log.Fatal(err)
 	}
-	_ = config
+	ofWorker.Watch(worker)
+	prometheus.MustRegister(ofWorker, streammetrics.NewStore(store))
+
+	ofServer := streammetrics.NewServer()
+	server, err := stream.NewServer(stream.ServerConfig{OnBad: ofServer.OnBad})
+	if err != nil {
+		log.Fatal(err)
+	}
+	ofServer.Watch(server)
+	prometheus.MustRegister(ofServer)
 }
 
 func Example_tls() {

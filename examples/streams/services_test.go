@@ -323,12 +323,12 @@ func TestServicesCopyExactly(t *testing.T) {
 	s.same(n)
 	wait(t, "the producer's metrics say that no stream is open", func() bool {
 		_, text := s.producer.get("/metrics")
-		return strings.Contains(text, "producer_open_streams 0\n")
+		return strings.Contains(text, "levada_stream_open_streams 0\n")
 	})
 	counted := false
 	for _, w := range s.workers {
 		_, text := w.get("/metrics")
-		counted = counted || regexp.MustCompile(`(?m)^worker_records_total\{stream="users"\} [1-9]`).MatchString(text)
+		counted = counted || regexp.MustCompile(`(?m)^levada_stream_records_total\{stream="users"\} [1-9]`).MatchString(text)
 	}
 	if !counted {
 		t.Error("the workers' metrics have no records, and the last interruption came before the last records")

@@ -26,6 +26,7 @@ import (
 
 	"github.com/levada-io/levada/stream"
 	"github.com/levada-io/levada/stream/pgsource"
+	"github.com/levada-io/levada/stream/streammetrics"
 )
 
 // The table. xid is what makes reading by key safe while others write: rows of transactions that commit late wait for their turn.
@@ -64,14 +65,13 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	badRecords := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "producer_bad_records_total", Help: "Records that could not be made."}, []string{"stream"})
-	producer, err := stream.NewServer(stream.ServerConfig{
-		OnBad: func(stream string, _ uint64, _ []byte, _ error) { badRecords.WithLabelValues(stream).Inc() },
-	})
+	metrics := streammetrics.NewServer()
+	producer, err := stream.NewServer(stream.ServerConfig{OnBad: metrics.OnBad})
 	if err != nil {
 		return err
 	}
 	producer.Handle("users", users)
+	metrics.Watch(producer)
 
 	server := grpc.NewServer() // in earnest: with grpc.Creds
 	producer.Register(server)
@@ -84,8 +84,7 @@ func run(ctx context.Context) error {
 
 	var draining atomic.Bool
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(badRecords, collectors.NewGoCollector(), prometheus.NewGaugeFunc(
-		prometheus.GaugeOpts{Name: "producer_open_streams", Help: "Streams that are being served."}, func() float64 { return float64(producer.Open()) }))
+	registry.MustRegister(metrics, collectors.NewGoCollector())
 	admin := http.NewServeMux()
 	admin.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 	admin.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })

@@ -28,6 +28,7 @@ import (
 	"github.com/levada-io/levada/stream"
 	"github.com/levada-io/levada/stream/pgstore"
 	"github.com/levada-io/levada/stream/rabbithints"
+	"github.com/levada-io/levada/stream/streammetrics"
 )
 
 const schema = `create table if not exists copied_users (id bigint primary key, country text not null, name text not null)`
@@ -69,9 +70,9 @@ func run(ctx context.Context) error {
 	}
 	defer hints.Close()
 
-	metrics := newMetrics()
+	metrics := streammetrics.NewWorker()
 	worker, err := stream.NewWorker(stream.WorkerConfig{
-		Store: store, Hints: hints, Dial: connections.Dial, Observe: metrics.observe,
+		Store: store, Hints: hints, Dial: connections.Dial, Observe: metrics.Observe,
 		Owner:        stream.Self(), // the pod: POD_NAME, POD_UID, CONTAINER_NAME
 		DrainTimeout: 20 * time.Second,
 	})
@@ -79,9 +80,12 @@ func run(ctx context.Context) error {
 		return err
 	}
 	worker.Handle("users", store.Sink(stream.JSON(copyUsers)))
+	metrics.Watch(worker)
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(metrics, streammetrics.NewStore(store), collectors.NewGoCollector())
 
 	a := &admin{store: store, hints: hints, worker: worker}
-	web.Handler = a.handler(metrics)
+	web.Handler = a.handler(registry)
 	failed := make(chan error, 1)
 	go func() { failed <- web.Serve(adminListener) }()
 	ctx, cancel := context.WithCancel(ctx)
@@ -123,9 +127,9 @@ type admin struct {
 	draining atomic.Bool
 }
 
-func (a *admin) handler(m *metrics) http.Handler {
+func (a *admin) handler(metrics prometheus.Gatherer) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
 		if a.worker.Stuck() > 0 { // a handler that ignores its context: only a restart helps
 			http.Error(w, "a handler does not come back", http.StatusServiceUnavailable)
@@ -139,12 +143,7 @@ func (a *admin) handler(m *metrics) http.Handler {
 	mux.HandleFunc("POST /copies/{country}", func(w http.ResponseWriter, r *http.Request) {
 		query, _ := json.Marshal(map[string]string{"country": r.PathValue("country")})
 		// The key makes a repeated request the same job. SubmitTx would do it in a transaction of your own.
-		job, err := a.store.Submit(r.Context(), stream.Job{Stream: "users", Query: query, DedupeKey: "copy/" + r.PathValue("country")})
-		if err == nil && !job.Existed {
-			if err := a.hints.Send(r.Context(), stream.Hint{Stream: job.Stream, Job: job.ID}); err != nil {
-				slog.Warn("hint not sent, the job starts with the next sweep", "job", job.ID, "error", err)
-			}
-		}
+		job, err := stream.Submit(r.Context(), a.store, a.hints, stream.Job{Stream: "users", Query: query, DedupeKey: "copy/" + r.PathValue("country")})
 		answer(w, job, err)
 	})
 	mux.HandleFunc("GET /jobs/{id}", func(w http.ResponseWriter, r *http.Request) {
@@ -161,34 +160,4 @@ func answer(w http.ResponseWriter, job stream.Status, err error) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	json.NewEncoder(w).Encode(job)
-}
-
-// metrics counts what happens to jobs.
-type metrics struct {
-	registry               *prometheus.Registry
-	records, bad, released *prometheus.CounterVec
-	commit                 prometheus.Histogram
-}
-
-func newMetrics() *metrics {
-	m := &metrics{
-		registry: prometheus.NewRegistry(),
-		records:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "worker_records_total", Help: "Records that were committed."}, []string{"stream"}),
-		bad:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "worker_quarantined_total", Help: "Records that went into quarantine."}, []string{"stream"}),
-		released: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "worker_released_total", Help: "Jobs that were given back, by their state."}, []string{"state"}),
-		commit:   prometheus.NewHistogram(prometheus.HistogramOpts{Name: "worker_commit_seconds", Help: "Time of a commit.", Buckets: prometheus.ExponentialBuckets(.001, 2, 15)}),
-	}
-	m.registry.MustRegister(m.records, m.bad, m.released, m.commit, collectors.NewGoCollector())
-	return m
-}
-
-func (m *metrics) observe(e stream.Event) {
-	switch e.Kind {
-	case stream.EventCommitted:
-		m.records.WithLabelValues(e.Job.Stream).Add(float64(e.To - e.From + 1))
-		m.bad.WithLabelValues(e.Job.Stream).Add(float64(e.Bad))
-		m.commit.Observe(e.Took.Seconds())
-	case stream.EventReleased:
-		m.released.WithLabelValues(string(e.State)).Inc()
-	}
 }
