@@ -25,6 +25,7 @@ func Program(t testing.TB, name, debian string) string {
 	}}
 	path, err := k.find()
 	if err != nil {
+		t.Logf("%s is missing: Debian's package %s is installed now if this is Debian and the user is root", name, debian)
 		if err = install(debian); err == nil {
 			path, err = k.find()
 		}

@@ -3,7 +3,6 @@ package matrix
 import (
 	"bufio"
 	"context"
-	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -39,7 +38,7 @@ type order struct {
 }
 
 // clientNames is the order of the codes in a cell.
-var clientNames = []string{"Go", "Node", "Python"}
+var clientNames = []string{"Go", "Node", "Python", "Java", "C++"}
 
 // startClients starts a process per gRPC implementation, by name. Outside of CI those that cannot be run here are left out, and the log says so.
 func startClients(t *testing.T) map[string]*process {
@@ -56,6 +55,8 @@ func startClients(t *testing.T) map[string]*process {
 			testserver.Program(t, "../lib/python3/dist-packages/grpc/__init__.py", "python3-grpcio")
 			return exec.Command("/usr/bin/python3", filepath.Join("clients", "client.py"))
 		},
+		"Java": javaClient,
+		"C++":  cppClient,
 	}
 	started := map[string]*process{}
 	for _, name := range clientNames {
@@ -77,47 +78,23 @@ func startClients(t *testing.T) map[string]*process {
 func nodeModules(t *testing.T) string {
 	t.Helper()
 	npm := testserver.Program(t, "npm", "npm")
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		cache = os.TempDir()
+	files := map[string]string{}
+	for _, name := range []string{"package.json", "package-lock.json"} {
+		files[name] = source(t, name)
 	}
-	var files [2][]byte
-	names := [2]string{"package.json", "package-lock.json"}
-	for i, name := range names {
-		if files[i], err = os.ReadFile(filepath.Join("clients", name)); err != nil {
-			t.Fatal(err)
+	dir := cached(t, "grpc-js", []string{files["package-lock.json"]}, func(dir string) {
+		for name, content := range files {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
 		}
-	}
-	parent := filepath.Join(cache, "levada-test")
-	dir := filepath.Join(parent, fmt.Sprintf("grpc-js-%x", sha256.Sum256(files[1])))
-	modules := filepath.Join(dir, "node_modules")
-	if _, err := os.Stat(modules); err == nil {
-		return modules
-	}
-	if err := os.MkdirAll(parent, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	fresh, err := os.MkdirTemp(parent, "new-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(fresh)
-	for i, name := range names {
-		if err := os.WriteFile(filepath.Join(fresh, name), files[i], 0o600); err != nil {
-			t.Fatal(err)
+		install := exec.Command(npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund")
+		install.Dir = dir
+		if said, err := install.CombinedOutput(); err != nil {
+			t.Fatalf("npm ci for grpc-js: %v\n%s", err, said)
 		}
-	}
-	install := exec.Command(npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund")
-	install.Dir = fresh
-	if said, err := install.CombinedOutput(); err != nil {
-		t.Fatalf("npm ci for grpc-js: %v\n%s", err, said)
-	}
-	if err := os.Rename(fresh, dir); err != nil {
-		if _, stat := os.Stat(modules); stat != nil { // else another run was first
-			t.Fatal(err)
-		}
-	}
-	return modules
+	})
+	return filepath.Join(dir, "node_modules")
 }
 
 // clientMain is the grpc-go client.

@@ -112,20 +112,20 @@ type scenario struct {
 const twice = "?"
 
 var scenarios = []scenario{
-	{name: "age", levada: "14", direct: "14", nginx: "13", haproxy: "13/13/2", nghttpx: "13", by: byProxy,
+	{name: "age", levada: "14", direct: "14", nginx: "13", haproxy: "13/13/2/13/2", nghttpx: "13", by: byProxy,
 		backend: backendOptions{Age: 3 * time.Second, Grace: 2 * time.Second}, from: gone, calm: true},
 	{name: "streamage", levada: "14", direct: "14", nginx: "14", haproxy: "14", nghttpx: "14", by: byBackend,
 		backend: backendOptions{StreamAge: 3 * time.Second}, from: returned, calm: true},
-	{name: "kill", levada: "14", direct: "14", nginx: "13", haproxy: "13/13/2", nghttpx: "13", by: byProxy, strike: (*run).kill, lasting: true},
-	{name: "term", levada: "14", direct: "14", nginx: "13", haproxy: "13/13/2", nghttpx: "13", by: byProxy, strike: (*run).term, from: gone, calm: true, lasting: true},
-	{name: "rst", levada: "14", direct: "14", nginx: "13", haproxy: "13/13/2", nghttpx: "13", by: byProxy, strike: (*run).rst},
-	{name: "fin", levada: "14", direct: "14", nginx: "13", haproxy: "13/13/2", nghttpx: "13", by: byProxy, strike: (*run).fin},
+	{name: "kill", levada: "14", direct: "14", nginx: "13", haproxy: "13/13/2/13/2", nghttpx: "13", by: byProxy, strike: (*run).kill, lasting: true},
+	{name: "term", levada: "14", direct: "14", nginx: "13", haproxy: "13/13/2/13/2", nghttpx: "13", by: byProxy, strike: (*run).term, from: gone, calm: true, lasting: true},
+	{name: "rst", levada: "14", direct: "14", nginx: "13", haproxy: "13/13/2/13/2", nghttpx: "13", by: byProxy, strike: (*run).rst},
+	{name: "fin", levada: "14", direct: "14", nginx: "13", haproxy: "13/13/2/13/2", nghttpx: "13", by: byProxy, strike: (*run).fin},
 	{name: "blackhole", levada: "4", direct: "4", nginx: "4", haproxy: "4", nghttpx: "4", strike: (*run).freeze, lasting: true, from: due,
 		patience: patient, deadline: 8 * time.Second, calm: true},
-	{name: "blackhole_to", levada: "14", direct: "4", nginx: "13", haproxy: "13/13/2", nghttpx: "13", by: byProxy, strike: (*run).freeze, lasting: true, from: outOfPatience, early: impatient.pingEvery, // who asks may have asked before the fault
+	{name: "blackhole_to", levada: "14", direct: "4", nginx: "13", haproxy: "13/13/2/13/2", nghttpx: "13", by: byProxy, strike: (*run).freeze, lasting: true, from: outOfPatience, early: impatient.pingEvery, // who asks may have asked before the fault
 		patience: impatient, deadline: 12 * time.Second, calm: true},
 	{name: "refuse", levada: "14", direct: "14", nginx: "14", haproxy: "14", nghttpx: "14", by: byProxy, nobody: "refuse", from: started},
-	{name: "noth2", levada: "14", direct: "14", nginx: "14", haproxy: "14", nghttpx: "13", by: byProxy, nobody: "noth2", from: started},
+	{name: "noth2", levada: "14", direct: "14/14/14/13/14", nginx: "14", haproxy: "14", nghttpx: "13", by: byProxy, nobody: "noth2", from: started},
 	{name: "drop", levada: "14", direct: "14", nginx: "14", haproxy: "14", nghttpx: "13", by: byProxy, nobody: "drop", from: started},
 	{name: "hold", levada: "4", direct: "4", nginx: "4", haproxy: "4", nghttpx: "4", nobody: "hold", from: due, deadline: 8 * time.Second, calm: true},
 	{name: "u_kill", levada: "14", direct: "14", nginx: "14", haproxy: "14", nghttpx: "13", by: byProxy, unary: true, strike: (*run).kill, lasting: true},
@@ -246,14 +246,14 @@ func TestMatrix(t *testing.T) {
 	})
 	var all []time.Duration
 	var table strings.Builder
-	fmt.Fprintf(&table, "%s: %s, %d calls each\n%-13s%-12s%-12s%-24s%-10s%s\n", h.path, strings.Join(clientNames, "/"), callsEach,
+	fmt.Fprintf(&table, "%s: %s, %d calls each\n%-13s%-16s%-12s%-24s%-10s%s\n", h.path, strings.Join(clientNames, "/"), callsEach,
 		"scenario", "codes", "must be", "status after, ms", "attempts", "ended by the proxy")
 	for i, r := range rows {
 		if r.cells == "" {
 			continue
 		}
 		slices.Sort(r.delays)
-		fmt.Fprintf(&table, "%-13s%-12s%-12s%-24s%-10s%s\n", scenarios[i].name, r.cells, scenarios[i].levada,
+		fmt.Fprintf(&table, "%-13s%-16s%-12s%-24s%-10s%s\n", scenarios[i].name, r.cells, scenarios[i].levada,
 			fmt.Sprintf("%.1f to %.1f", milliseconds(r.delays[0]), milliseconds(r.delays[len(r.delays)-1])), r.attempts, r.ended)
 		all = append(all, r.delays...)
 	}
