@@ -455,7 +455,16 @@ func TestLeaseThatCannotBeRenewed(t *testing.T) {
 			}
 			return nil
 		}}
-		l.start("s", l.store.Sink(handler(&first)))
+		// Commits renew the lease, too: a worker loses it whose handler takes longer.
+		quick := handler(&first)
+		l.start("s", l.store.Sink(func(ctx context.Context, b *stream.Batch) (func(), error) {
+			if away.Load() {
+				first = append(first, time.Now())
+				sleep(ctx, time.Hour)
+				return nil, ctx.Err()
+			}
+			return quick(ctx, b)
+		}))
 		job := l.submit(stream.Job{Stream: "s"})
 		l.await("at work", time.Minute, func() bool { return l.table.len() > 20 })
 		l.config.Owner = stream.Owner{Incarnation: stream.NewID()}

@@ -114,7 +114,12 @@ func (r *run) callReplay(sink ReplaySink, record Record) error {
 		return err
 	}
 	batch := &Batch{Job: r.job, Epoch: r.lease.Epoch, Records: []Record{record}}
-	return r.call(func(ctx context.Context) error { return sink.CommitReplay(ctx, r.lease, batch) })
+	reserved, release, err := r.reserve(r.own)
+	if err != nil {
+		return err
+	}
+	defer release()
+	return r.call(reserved, func(ctx context.Context) error { return sink.CommitReplay(ctx, r.lease, batch) })
 }
 
 // fetch asks the producer once more for a record that it could not make.

@@ -22,6 +22,9 @@ type run struct {
 	sink   Sink
 	log    *slog.Logger
 
+	before <-chan struct{} // closed when the run ends that had the job before, in this process; nil: there was none
+	over   chan struct{}   // closed when this run ends
+
 	stop  context.Context // ended: give the job back soon
 	leave context.CancelFunc
 	own   context.Context // ended: the job is not ours any more, or the time to shut down is over
@@ -44,6 +47,7 @@ type run struct {
 
 	mu       sync.Mutex // for the heartbeat
 	progress Progress
+	leased   time.Time // when the lease was last renewed for certain, by the heartbeat or with a commit
 	handed   time.Time // when the sink was called; zero when it is not at work
 	holds    int       // hands that are taken, see takeHand
 	alone    bool
@@ -53,6 +57,8 @@ type run struct {
 var (
 	errStopping = errors.New("the worker is shutting down")
 	errReopen   = errors.New("the stream is opened anew")
+
+	errNotRenewed = errors.New("the lease could not be renewed")
 )
 
 // failure ends a job until a person looks at it.
@@ -71,7 +77,7 @@ func (w *Worker) work(stop, work context.Context, status Status, since time.Time
 	stop, leave := context.WithCancel(stop)
 	defer leave()
 	r := &run{
-		w: w, config: w.configOf(status.Stream), job: status.Job, lease: status.Lease(), sink: w.sinks[status.Stream], stop: stop, leave: leave, own: own, lose: lose,
+		w: w, config: w.configOf(status.Stream), job: status.Job, lease: status.Lease(), sink: w.sinks[status.Stream], stop: stop, leave: leave, own: own, lose: lose, over: make(chan struct{}),
 		journal: status.Journal, stall: status.Stall, noted: status.Stall, tried: time.Now(), patience: w.configOf(status.Stream).DependencyWait, progress: status.Progress,
 		log: w.config.Logger.With("job", status.ID, "stream", status.Stream, "epoch", status.Epoch),
 	}
@@ -84,6 +90,10 @@ func (w *Worker) work(stop, work context.Context, status Status, since time.Time
 	r.event(Event{Kind: EventClaimed, Attempt: status.Attempts, Died: status.Died})
 
 	w.mu.Lock()
+	before := slices.IndexFunc(w.running, func(other *run) bool { return other.job.ID == r.job.ID })
+	if before >= 0 {
+		r.before = w.running[before].over
+	}
 	w.running = append(w.running, r)
 	if d, ok := w.patience[status.ID]; ok {
 		r.patience = d
@@ -93,15 +103,40 @@ func (w *Worker) work(stop, work context.Context, status Status, since time.Time
 		w.mu.Lock()
 		w.running = slices.DeleteFunc(w.running, func(other *run) bool { return other == r })
 		w.mu.Unlock()
+		close(r.over)
 	}()
 
 	var heart sync.WaitGroup
 	beating, still := context.WithCancel(own)
-	heart.Go(func() { r.beat(beating, since) })
-	err := r.run(status.Died)
+	r.renewed(since)
+	heart.Go(func() { r.beat(beating) })
+	err := r.await()
+	if err == nil {
+		err = r.run(status.Died)
+	}
 	still()
 	heart.Wait()
 	r.release(work, err)
+}
+
+// await waits for the run that had the job before in this process, if its lease was lost: it may still be at work, and what it finishes
+// must be committed before this run looks at the checkpoint, or its records would be handed over again.
+func (r *run) await() error {
+	if r.before == nil {
+		return nil
+	}
+	patience := time.NewTimer(r.config.HandlerTimeout + r.w.config.Lease)
+	defer patience.Stop()
+	select {
+	case <-r.before:
+		return nil
+	case <-r.own.Done():
+		return context.Cause(r.own)
+	case <-r.stop.Done():
+		return errStopping
+	case <-patience.C:
+		return r.leaveTo(ReasonTooSlow, errors.New("the handler of this process that had the job before does not come back"))
+	}
 }
 
 // run returns nil when the job is complete.
@@ -314,7 +349,7 @@ func (r *run) note(j Journal) error {
 
 // beat renews the lease until ctx ends or the lease is lost. It counts from before the last renewal that worked, and gives up
 // when two thirds of the lease are over, so that this process stops before another starts.
-func (r *run) beat(ctx context.Context, since time.Time) {
+func (r *run) beat(ctx context.Context) {
 	lease := r.w.config.Lease
 	for pause := lease / 3; wait(ctx, pause); {
 		if r.hung() {
@@ -325,7 +360,7 @@ func (r *run) beat(ctx context.Context, since time.Time) {
 			r.giveHand()
 			return
 		}
-		start := time.Now()
+		start, since := time.Now(), r.sinceRenewal()
 		r.mu.Lock()
 		progress := r.progress
 		r.mu.Unlock()
@@ -335,14 +370,14 @@ func (r *run) beat(ctx context.Context, since time.Time) {
 		pause = lease / 3
 		switch {
 		case err == nil:
-			since = start
+			r.renewed(start)
 		case ctx.Err() != nil:
 			return
 		case errors.Is(err, ErrFenced):
 			r.lose(err)
 			return
-		case time.Since(since) >= lease*2/3-lease/30:
-			r.lose(fmt.Errorf("the lease could not be renewed: %w", err))
+		case time.Since(r.sinceRenewal()) >= lease*2/3-lease/30:
+			r.lose(fmt.Errorf("%w: %w", errNotRenewed, err))
 			return
 		default:
 			pause = lease / 30
@@ -377,6 +412,7 @@ func (r *run) setProgress() {
 func (r *run) release(ctx context.Context, err error) {
 	release := Release{State: Ready, Stall: r.stall, Progress: r.progress, Journal: r.journal}
 	release.Journal.Hand = 0
+	patient := false // the lease has run out, or will: others may have the job, which the store will say
 	failed, isFailure := errors.AsType[*failure](err)
 	leave, isLeave := errors.AsType[*leaveError](err)
 	switch {
@@ -389,12 +425,16 @@ func (r *run) release(ctx context.Context, err error) {
 	case errors.Is(err, errStopping):
 		release.Reason = ReasonShutdown
 	case isLeave:
+		patient = true // as below
 		release.Reason, release.LastError, release.After = leave.reason, leave.err.Error(), leave.after
 		r.log.Debug("job waits, it is given back until its next attempt", "reason", leave.reason, "next_in", leave.after.Round(time.Millisecond))
 	default:
 		r.event(Event{Kind: EventLost, Err: err})
 		r.log.Warn("job lost", "reason", err)
-		if !errors.Is(err, ErrFenced) && r.own.Err() == nil {
+		// A lease that this process could not renew is given back as soon as the store can be reached: that the job is claimed meanwhile,
+		// as one of a dead owner, would make its records suspects.
+		if lost := errors.Is(err, errNotRenewed); lost || !errors.Is(err, ErrFenced) && r.own.Err() == nil {
+			patient = lost
 			release.Reason, release.LastError = ReasonOutage, err.Error()
 			break
 		}
@@ -404,8 +444,11 @@ func (r *run) release(ctx context.Context, err error) {
 		r.setPatience(r.config.DependencyWait)
 	}
 	// Until the lease has run out, another would be told by the store.
-	ctx, cancel := context.WithTimeout(ctx, r.w.config.Lease)
-	defer cancel()
+	if !patient {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, r.w.config.Lease)
+		defer cancel()
+	}
 	for failures := 1; ; failures++ {
 		err := r.w.config.Store.Release(ctx, r.lease, release)
 		if err == nil {
@@ -622,7 +665,12 @@ func (r *run) step(next Checkpoint, batch *Batch, aside []Quarantined) error {
 	start := time.Now()
 	r.tried = start
 	commit := &Commit{Lease: r.lease, Prev: prev, Batch: batch, next: next, quarantine: aside}
-	err := r.call(func(ctx context.Context) error { return r.sink.Commit(ctx, commit) })
+	reserved, release, err := r.reserve(r.own)
+	if err != nil {
+		return err
+	}
+	err = r.call(reserved, func(ctx context.Context) error { return r.sink.Commit(ctx, commit) })
+	release()
 	took := time.Since(start)
 	if err != nil {
 		_, isPanic := errors.AsType[*PanicError](err)
@@ -644,6 +692,7 @@ func (r *run) step(next Checkpoint, batch *Batch, aside []Quarantined) error {
 		next.Bad = stored.Bad
 	} else {
 		next.Bad = prev.Bad + uint64(len(aside)+len(batch.skipped))
+		r.renewed(commit.renewed)
 	}
 	r.logQuarantined(slices.Concat(aside, batch.skipped))
 	next.Token = clone(next.Token)
@@ -687,14 +736,15 @@ func (r *run) logQuarantined(rows []Quarantined) {
 const maxLoggedBad = 10
 
 // call calls the sink, within the handler's time and under the watchdog's eye, and makes a panic an error.
-func (r *run) call(sink func(ctx context.Context) error) (err error) {
-	ctx, cancel := context.WithTimeout(r.own, r.config.HandlerTimeout)
+func (r *run) call(ctx context.Context, sink func(ctx context.Context) error) (err error) {
+	parent := ctx
+	ctx, cancel := context.WithTimeout(ctx, r.config.HandlerTimeout)
 	defer cancel()
 	r.hand(time.Now())
 	defer r.hand(time.Time{})
 	defer recovered(&err)
 	err = sink(ctx)
-	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) && r.own.Err() == nil {
+	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) && parent.Err() == nil {
 		switch ReasonOf(err) {
 		case ReasonPoolExhausted, ReasonLockWait:
 			return err // it was not the handler that took the time

@@ -53,6 +53,7 @@ type Commit struct {
 
 	next       Checkpoint
 	quarantine []Quarantined
+	renewed    time.Time // when the lease was renewed with it; zero: it was not
 }
 
 // NewCommit is for tests of sinks; workers make their commits themselves. The records between prev and next are those of the

@@ -15,7 +15,8 @@ type Store interface {
 	// Claim gives leases on up to c.Max due jobs: those that are ready and whose NotBefore has passed, and those that are
 	// running and whose lease has run out. Jobs with a greater Priority come first, then those that have been due longest. Each
 	// claimed job is running, with Epoch and Attempts one greater, the owner's name, a lease of c.TTL from now, and ClaimedAt
-	// now; the Status returned also has Died set if it was running before. No job is ever given to two claims in the same epoch.
+	// now; the Status returned also has Died set if it was running before, and its owner was another process (or did not name its incarnation):
+	// one that claims its own job again has lost the lease, and lives. No job is ever given to two claims in the same epoch.
 	Claim(ctx context.Context, c Claim) ([]Status, error)
 
 	// Renew makes the lease last ttl from now, and stores the progress. ErrFenced if the lease is not the job's current one, or

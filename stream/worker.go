@@ -214,6 +214,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	if len(w.sinks) == 0 {
 		return errors.New("the worker has no handler: call Handle for each stream before Run")
 	}
+	w.sayCapacity()
 	leave := live(w.config.Owner.Incarnation)
 	if err := w.bury(ctx); err != nil {
 		leave()

@@ -100,7 +100,7 @@ func (s *Store) Claim(ctx context.Context, c stream.Claim) ([]stream.Status, err
 	})
 	var claimed []stream.Status
 	for _, status := range due[:min(max(c.Max, 0), len(due))] {
-		died := status.State == stream.Running
+		died := status.State == stream.Running && (status.Owner.Incarnation == "" || status.Owner.Incarnation != c.Owner.Incarnation)
 		status.State, status.Owner = stream.Running, c.Owner
 		status.Epoch++
 		status.Attempts++

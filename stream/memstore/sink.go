@@ -77,6 +77,7 @@ func (k *Sink) Commit(ctx context.Context, c *stream.Commit) error {
 	if until := now.Add(s.ttl[status.ID]); until.After(status.LeaseUntil) {
 		status.LeaseUntil = until
 	}
+	c.LeaseRenewed(now)
 	status.Progress.Records, status.Progress.Bytes, status.Progress.Bad, status.UpdatedAt = next.Seq, next.Bytes, next.Bad, now
 	for _, row := range rows {
 		if s.quarantine[row.Job] == nil {

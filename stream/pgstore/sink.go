@@ -248,7 +248,9 @@ func refuses(err error) bool {
 
 // Commit implements [stream.Sink].
 func (s *sink) Commit(ctx context.Context, c *stream.Commit) error {
+	var sent time.Time
 	err := s.transact(ctx, c.Batch, func(batch *pgx.Batch) ([]int, error) {
+		sent = time.Now()
 		next, quarantine, err := c.Result()
 		if err == nil {
 			err = jobrule.Commit(c.Lease, c.Prev, next)
@@ -258,6 +260,9 @@ func (s *sink) Commit(ctx context.Context, c *stream.Commit) error {
 		}
 		return s.advance(batch, c, next, quarantine), nil
 	})
+	if err == nil && s.jobs != nil {
+		c.LeaseRenewed(sent)
+	}
 	return s.explain(ctx, "commit", c.Lease, &c.Prev, err)
 }
 
@@ -285,11 +290,11 @@ func (s *sink) explain(ctx context.Context, what string, l stream.Lease, prev *s
 // that freezes at any point, or loses its connection, leaves no lock on the checkpoint behind. finish returns the numbers of the
 // statements that fail if the fence refuses them.
 func (s *sink) transact(ctx context.Context, b *stream.Batch, finish func(*pgx.Batch) (fences []int, err error)) error {
-	conn, err := s.pool.Acquire(ctx)
+	conn, release, err := s.acquire(ctx)
 	if err != nil {
 		return unconnected(s.pool, err)
 	}
-	defer conn.Release()
+	defer release()
 	tx := &handlerTx{ctx: ctx, conn: conn.Conn(), begin: s.begin}
 	committed := false
 	defer func() {

@@ -27,6 +27,7 @@ const HintChannel = hintbus.Channel
 // Store is a [stream.Store] in Postgres.
 type Store struct {
 	pool   *tables
+	leases leasePool
 	own    bool // the pool is ours to close
 	notify bool
 	sink   settings
@@ -100,8 +101,9 @@ func New(ctx context.Context, pool *pgxpool.Pool, opts ...Option) (*Store, error
 	return &Store{pool: t, notify: !o.quiet, sink: sink}, nil
 }
 
-// Close ends the connections, if the store has made them itself.
+// Close ends the connections that the store has made itself: those for leases, and with [Open] the pool.
 func (s *Store) Close() error {
+	s.leases.close()
 	if s.own {
 		s.pool.Close()
 	}
@@ -295,6 +297,10 @@ func (s *Store) submit(ctx context.Context, job stream.Job, run func(sql string,
 
 // Claim implements [stream.Store].
 func (s *Store) Claim(ctx context.Context, c stream.Claim) ([]stream.Status, error) {
+	leases, err := s.leases.open(s.pool)
+	if err != nil {
+		return nil, err
+	}
 	if err := jobrule.Claim(c); err != nil {
 		return nil, err
 	}
@@ -305,12 +311,12 @@ func (s *Store) Claim(ctx context.Context, c stream.Claim) ([]stream.Status, err
 	var got []claimed
 	owner := jobrule.Owner(c.Owner)
 	// The two kinds of due jobs have an index each. What is locked and not chosen is free again at once.
-	_, err := once(ctx, s.pool, `with ready as materialized (
-			select id, state, priority, not_before as due from levada_job
+	_, err = once(ctx, leases, `with ready as materialized (
+			select id, state, priority, not_before as due, owner_incarnation from levada_job
 			where state = 'ready' and not_before <= now() and ($1::text[] is null or stream = any ($1::text[]))
 			order by priority desc, not_before limit $2::bigint for update skip locked),
 		lost as materialized (
-			select id, state, priority, lease_until as due from levada_job
+			select id, state, priority, lease_until as due, owner_incarnation from levada_job
 			where state = 'running' and lease_until <= now() and ($1::text[] is null or stream = any ($1::text[]))
 			order by priority desc, lease_until limit $2::bigint for update skip locked),
 		chosen as materialized (
@@ -320,7 +326,7 @@ func (s *Store) Claim(ctx context.Context, c stream.Claim) ([]stream.Status, err
 			lease_ttl = $7::bigint, lease_until = clock_timestamp() + `+interval(`$7`)+`, claimed_at = clock_timestamp(),
 			started_at = coalesce(j.started_at, clock_timestamp()), updated_at = clock_timestamp()
 		from chosen where j.id = chosen.id
-		returning chosen.due, chosen.state = 'running', `+columns, func(row pgx.Row) error {
+		returning chosen.due, chosen.state = 'running' and (chosen.owner_incarnation = '' or chosen.owner_incarnation <> $6::text), `+columns, func(row pgx.Row) error {
 		var one claimed
 		var died bool
 		st, err := scan(row, &one.due, &died)
@@ -343,7 +349,11 @@ func (s *Store) Claim(ctx context.Context, c stream.Claim) ([]stream.Status, err
 
 // leased runs an update of the job whose current lease is l; the update's parameters begin with $3.
 func (s *Store) leased(ctx context.Context, l stream.Lease, update string, args ...any) error {
-	changed, err := once(ctx, s.pool, `with j as (update levada_job set updated_at = clock_timestamp(), `+update+`
+	leases, err := s.leases.open(s.pool)
+	if err != nil {
+		return err
+	}
+	changed, err := once(ctx, leases, `with j as (update levada_job set updated_at = clock_timestamp(), `+update+`
 		where id = $1::text and epoch = $2::bigint and state = 'running' returning *) select `+due(`($3::boolean and j.state = 'ready' and j.not_before <= clock_timestamp())`)+` from j`,
 		nil, append([]any{l.Job, int64(l.Epoch), s.notify}, args...)...)
 	if err != nil || changed == 1 {
@@ -354,7 +364,11 @@ func (s *Store) leased(ctx context.Context, l stream.Lease, update string, args 
 
 // fenced says why the lease is not the job's current one.
 func (s *Store) fenced(ctx context.Context, l stream.Lease) error {
-	st, err := s.Get(ctx, l.Job)
+	leases, err := s.leases.open(s.pool)
+	if err != nil {
+		return err
+	}
+	st, err := get(ctx, leases, l.Job)
 	if errors.Is(err, stream.ErrNotFound) {
 		return jobrule.Fenced(l, "there is no such job")
 	}
@@ -417,6 +431,10 @@ func (s *Store) Release(ctx context.Context, l stream.Lease, r stream.Release) e
 
 // Expire implements [stream.Store].
 func (s *Store) Expire(ctx context.Context, dead stream.Dead) (int, error) {
+	leases, err := s.leases.open(s.pool)
+	if err != nil {
+		return 0, err
+	}
 	if err := jobrule.Dead(dead); err != nil {
 		return 0, err
 	}
@@ -425,7 +443,7 @@ func (s *Store) Expire(ctx context.Context, dead stream.Dead) (int, error) {
 		before = &dead.ClaimedBefore
 	}
 	// The row's lock is waited for at most for the time of a commit; now() is not later than the claim that comes after it.
-	n, err := once(ctx, s.pool, `with j as (update levada_job set lease_until = now(), updated_at = clock_timestamp()
+	n, err := once(ctx, leases, `with j as (update levada_job set lease_until = now(), updated_at = clock_timestamp()
 			where state = 'running' and lease_until > now()
 			and ($1::text = '' or owner_pod_uid = $1::text) and ($2::text = '' or owner_incarnation = $2::text) and ($3::text = '' or owner_container in ('', $3::text))
 			and ($4::text = '' or owner_incarnation <> $4::text) and ($5::timestamptz is null or claimed_at < $5::timestamptz) returning *)
@@ -438,7 +456,11 @@ func (s *Store) Expire(ctx context.Context, dead stream.Dead) (int, error) {
 
 // Get implements [stream.Store].
 func (s *Store) Get(ctx context.Context, id string) (stream.Status, error) {
-	st, err := scan(s.pool.QueryRow(ctx, `select `+columns+` from levada_job j where j.id = $1::text`, jobrule.Text(id)))
+	return get(ctx, s.pool, id)
+}
+
+func get(ctx context.Context, pool *tables, id string) (stream.Status, error) {
+	st, err := scan(pool.QueryRow(ctx, `select `+columns+` from levada_job j where j.id = $1::text`, jobrule.Text(id)))
 	if errors.Is(err, pgx.ErrNoRows) {
 		return stream.Status{}, fmt.Errorf("job %q: %w", id, stream.ErrNotFound)
 	}
@@ -515,7 +537,11 @@ func (s *Store) Retry(ctx context.Context, id string) (stream.Status, error) {
 
 // Owners implements [stream.Store].
 func (s *Store) Owners(ctx context.Context) ([]stream.Owner, error) {
-	rows, err := s.pool.Query(ctx, `select distinct owner_pod, owner_pod_uid, owner_container, owner_incarnation from levada_job where state = 'running'`)
+	leases, err := s.leases.open(s.pool)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := leases.Query(ctx, `select distinct owner_pod, owner_pod_uid, owner_container, owner_incarnation from levada_job where state = 'running'`)
 	if err != nil {
 		return nil, fmt.Errorf("owners: %w", err)
 	}

@@ -24,6 +24,32 @@ type sink struct {
 	now         func() time.Time
 	handler     Handler
 	statements  *statements
+	store       *Store // nil when the jobs are in another database
+}
+
+// Reserve implements [stream.ReservingSink]: commits wait for each other here, outside the handler's time.
+func (s *sink) Reserve(ctx context.Context) (context.Context, func(), error) {
+	if s.store == nil {
+		return ctx, func() {}, nil
+	}
+	select {
+	case s.store.turn <- struct{}{}:
+		return ctx, func() { <-s.store.turn }, nil
+	case <-ctx.Done():
+		return nil, nil, context.Cause(ctx)
+	}
+}
+
+// Capacity implements [stream.ReservingSink]: SQLite has one writer, which is no setting.
+func (s *sink) Capacity() int { return 0 }
+
+// hold has renewals know that a transaction of ours has the right to write, until it is called.
+func (s *sink) hold() (done func()) {
+	if s.store == nil {
+		return func() {}
+	}
+	s.store.held.Add(1)
+	return func() { s.store.held.Add(-1) }
 }
 
 // statements are those of each commit.
@@ -68,7 +94,7 @@ func (s *statements) close() error {
 // lease's epoch, and renews the lease: a job that was cancelled or paused commits nothing more. Without a handler it keeps
 // checkpoints only, for effects that are elsewhere.
 func (s *Store) Sink(handler Handler) stream.ReplaySink {
-	return &sink{write: s.write, read: s.read, now: s.now, handler: handler, statements: s.sinks}
+	return &sink{write: s.write, read: s.read, now: s.now, handler: handler, statements: s.sinks, store: s}
 }
 
 // NewSink returns a sink in another database than the store's, and makes its tables there. db is to be used with
@@ -195,6 +221,7 @@ func (s *sink) Commit(ctx context.Context, c *stream.Commit) error {
 	if err != nil {
 		return fmt.Errorf("commit of job %s: %w", c.Lease.Job, err)
 	}
+	defer s.hold()()
 	defer tx.Rollback() // also when the handler panics; after Commit it does nothing
 	if err := s.handle(ctx, tx, c.Batch); err != nil {
 		// A stale owner meets the rows of its successor: that is not the records' fault.
@@ -210,8 +237,12 @@ func (s *sink) Commit(ctx context.Context, c *stream.Commit) error {
 	if err != nil {
 		return err
 	}
+	now := time.Now()
 	if err := s.advance(ctx, tx, c, next, quarantine); err != nil {
 		return fmt.Errorf("commit of job %s: %w", c.Lease.Job, outage(ended(ctx, err)))
+	}
+	if s.store != nil {
+		c.LeaseRenewed(now)
 	}
 	return s.commit(tx, c.Lease.Job)
 }
@@ -324,6 +355,7 @@ func (s *sink) replay(ctx context.Context, l stream.Lease, b *stream.Batch, r st
 	if err != nil {
 		return err
 	}
+	defer s.hold()()
 	defer tx.Rollback() // also when the handler panics; after Commit it does nothing
 	if err := s.check(ctx, tx, l, nil); err != nil {
 		return err

@@ -15,6 +15,8 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	sqlite3 "modernc.org/sqlite/lib"
@@ -29,7 +31,12 @@ type Store struct {
 	write, read *sql.DB
 	now         func() time.Time
 	sinks       *statements
-	keep        bool // do not migrate
+	keep        bool          // do not migrate
+	turn        chan struct{} // held by the one commit of the sinks that is under way
+	held        atomic.Int32  // how many transactions of the sinks have the right to write
+
+	mu       sync.Mutex
+	renewals map[stream.Lease]time.Time // renewals that could not be written, and until when they last
 }
 
 // Option changes how a store is opened.
@@ -41,7 +48,7 @@ func WithClock(now func() time.Time) Option { return func(s *Store) { s.now = no
 // Open opens the file, or creates it, and brings its tables up to date, unless told [WithoutMigrate]. It returns an error that wraps [stream.ErrNewer] when a newer
 // version of this package has changed them.
 func Open(ctx context.Context, path string, options ...Option) (*Store, error) {
-	s := &Store{now: time.Now}
+	s := &Store{now: time.Now, turn: make(chan struct{}, 1)}
 	for _, option := range options {
 		option(s)
 	}
@@ -200,9 +207,14 @@ func (s *Store) Claim(ctx context.Context, c stream.Claim) (claimed []stream.Sta
 		return nil, fmt.Errorf("claim: %w", err)
 	}
 	owner := jobrule.Owner(c.Owner)
+	var renewals map[stream.Lease]time.Time
 	err = s.transact(ctx, func(tx *sql.Tx, now time.Time) error {
 		claimed = nil
-		due, err := dueJobs(ctx, tx, now, string(streams), c.Max)
+		var err error
+		if renewals, err = s.renewDeferred(ctx, tx); err != nil {
+			return err
+		}
+		due, err := dueJobs(ctx, tx, now, string(streams), owner.Incarnation, c.Max)
 		if err != nil {
 			return err
 		}
@@ -219,6 +231,9 @@ func (s *Store) Claim(ctx context.Context, c stream.Claim) (claimed []stream.Sta
 		}
 		return nil
 	})
+	if err == nil {
+		s.forgetDeferred(renewals)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("claim: %w", err)
 	}
@@ -230,16 +245,16 @@ type dueJob struct {
 	died bool
 }
 
-func dueJobs(ctx context.Context, tx *sql.Tx, now time.Time, streams string, most int) (due []dueJob, err error) {
+func dueJobs(ctx context.Context, tx *sql.Tx, now time.Time, streams, incarnation string, most int) (due []dueJob, err error) {
 	rows, err := tx.QueryContext(ctx, `select n, died from (
 			select * from (select n, 0 as died, priority, not_before as due from levada_job
 				where state = 'ready' and not_before <= ?1 and (?2 = 'null' or stream in (select value from json_each(?2)))
 				order by priority desc, not_before limit ?3)
 			union all
-			select * from (select n, 1 as died, priority, lease_until as due from levada_job
+			select * from (select n, owner_incarnation = '' or owner_incarnation <> ?4 as died, priority, lease_until as due from levada_job
 				where state = 'running' and lease_until <= ?1 and (?2 = 'null' or stream in (select value from json_each(?2)))
 				order by priority desc, lease_until limit ?3))
-		order by priority desc, due, n limit ?3`, now.UnixMicro(), streams, most)
+		order by priority desc, due, n limit ?3`, now.UnixMicro(), streams, most, incarnation)
 	if err != nil {
 		return nil, err
 	}
@@ -285,9 +300,16 @@ func (s *Store) Renew(ctx context.Context, l stream.Lease, p stream.Progress, tt
 	if err := jobrule.TTL("renew", ttl); err != nil {
 		return err
 	}
-	err := s.leased(ctx, l, `update levada_job set lease_ttl = ?, lease_until = ?, records = ?, bytes = ?, bad = ?, size = ?, updated_at = ?`, func(now time.Time) []any {
+	since := s.now()
+	trying, cancel := withinHalf(ctx, renewWait)
+	defer cancel()
+	err := s.leased(trying, l, `update levada_job set lease_ttl = ?, lease_until = ?, records = ?, bytes = ?, bad = ?, size = ?, updated_at = ?`, func(now time.Time) []any {
 		return []any{ttl.Microseconds(), now.Add(ttl).UnixMicro(), int64(p.Records), int64(p.Bytes), int64(p.Bad), int64(p.Size), now.UnixMicro()}
 	})
+	if err != nil && trying.Err() != nil && ctx.Err() == nil && s.held.Load() > 0 {
+		s.deferRenewal(l, since.Add(ttl))
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("renew: %w", err)
 	}

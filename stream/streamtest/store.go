@@ -914,8 +914,8 @@ func (m *modelTest) claim(t *rapid.T) {
 		}
 		last = st.Priority
 		want := m.jobs[st.ID]
-		if st.Died != (want.State == stream.Running) {
-			t.Fatalf("%s: Died is %v, but it was %s", st.ID, st.Died, want.State)
+		if died := want.State == stream.Running && want.Owner.Incarnation != c.Owner.Incarnation; st.Died != died {
+			t.Fatalf("%s: Died is %v, but it was %s and owned by %v", st.ID, st.Died, want.State, want.Owner)
 		}
 		due = slices.DeleteFunc(due, func(id string) bool { return id == st.ID })
 		want.State, want.Epoch, want.Attempts, want.Owner = stream.Running, want.Epoch+1, want.Attempts+1, c.Owner

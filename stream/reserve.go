@@ -1,0 +1,68 @@
+package stream
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// ReservingSink is a Sink whose commits need something of which there is little, such as a connection of a pool. The worker waits for it before
+// the handler's time begins, and for as long as it takes: a pool that is too small makes jobs slow, and nothing else.
+type ReservingSink interface {
+	Sink
+	// Reserve waits for what a commit needs, and returns a context that gives it to the one commit that follows. The caller calls release
+	// after that.
+	Reserve(ctx context.Context) (reserved context.Context, release func(), err error)
+	// Capacity is how many commits can be under way at once; 0: any number.
+	Capacity() int
+}
+
+// sayAfter is how long something is waited for before the log says so.
+const sayAfter = 5 * time.Second
+
+// reserve waits for what a commit needs.
+func (r *run) reserve(ctx context.Context) (context.Context, func(), error) {
+	sink, ok := r.sink.(ReservingSink)
+	if !ok {
+		return ctx, func() {}, nil
+	}
+	say := time.AfterFunc(sayAfter, func() {
+		r.log.Warn("commit is waiting for a connection, other commits or the handlers themselves hold all of the pool's", "connections", sink.Capacity(), "max_jobs", r.w.config.MaxJobs)
+	})
+	defer say.Stop()
+	reserved, release, err := sink.Reserve(ctx)
+	if err != nil {
+		return nil, nil, &unreachedError{fmt.Errorf("reserve a connection for the commit: %w", err)}
+	}
+	return reserved, release, nil
+}
+
+// sayCapacity warns of sinks that cannot serve as many jobs at once as the worker takes.
+func (w *Worker) sayCapacity() {
+	for _, name := range w.streams() {
+		if sink, ok := w.sinks[name].(ReservingSink); ok && sink.Capacity() > 0 && sink.Capacity() < w.config.MaxJobs {
+			w.config.Logger.Warn("MaxJobs is larger than the sink's connection pool, jobs will wait for each other: raise the pool's size (pool_max_conns in the connection string) or lower MaxJobs",
+				"stream", name, "max_jobs", w.config.MaxJobs, "connections", sink.Capacity())
+		}
+	}
+}
+
+// LeaseRenewed says that the commit has also renewed the lease in the job store, at a time not before at. Sinks in the job store's own database
+// call it: a job that commits keeps its lease then, also when nothing else reaches the store.
+func (c *Commit) LeaseRenewed(at time.Time) { c.renewed = at }
+
+// renewed notes that the lease was renewed at some time.
+func (r *run) renewed(at time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if at.After(r.leased) {
+		r.leased = at
+	}
+}
+
+// sinceRenewal is when the lease was last renewed for certain.
+func (r *run) sinceRenewal() time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.leased
+}
