@@ -13,7 +13,7 @@ type ReservingSink interface {
 	// Reserve waits for what a commit needs, and returns a context that gives it to the one commit that follows. The caller calls release
 	// after that.
 	Reserve(ctx context.Context) (reserved context.Context, release func(), err error)
-	// Capacity is how many commits can be under way at once; 0: any number.
+	// Capacity is how many commits can be under way at once; 0: that is no setting of the user's, such as the one writer of a SQLite file.
 	Capacity() int
 }
 
@@ -27,6 +27,10 @@ func (r *run) reserve(ctx context.Context) (context.Context, func(), error) {
 		return ctx, func() {}, nil
 	}
 	say := time.AfterFunc(sayAfter, func() {
+		if sink.Capacity() == 0 {
+			r.log.Warn("commit is waiting, the handler of another job holds the right to write: have it work in smaller steps, or set CommitRecords lower", "commit_records", r.config.CommitRecords)
+			return
+		}
 		r.log.Warn("commit is waiting for a connection, other commits or the handlers themselves hold all of the pool's", "connections", sink.Capacity(), "max_jobs", r.w.config.MaxJobs)
 	})
 	defer say.Stop()

@@ -114,9 +114,10 @@ func (w *Worker) work(stop, work context.Context, status Status, since time.Time
 	if err == nil {
 		err = r.run(status.Died)
 	}
+	// The heart beats until the lease is given back: that may take as long as a renewal, and a job that is complete must not run out meanwhile.
+	r.release(work, err)
 	still()
 	heart.Wait()
-	r.release(work, err)
 }
 
 // await waits for the run that had the job before in this process, if its lease was lost: it may still be at work, and what it finishes
@@ -412,7 +413,6 @@ func (r *run) setProgress() {
 func (r *run) release(ctx context.Context, err error) {
 	release := Release{State: Ready, Stall: r.stall, Progress: r.progress, Journal: r.journal}
 	release.Journal.Hand = 0
-	patient := false // the lease has run out, or will: others may have the job, which the store will say
 	failed, isFailure := errors.AsType[*failure](err)
 	leave, isLeave := errors.AsType[*leaveError](err)
 	switch {
@@ -425,7 +425,6 @@ func (r *run) release(ctx context.Context, err error) {
 	case errors.Is(err, errStopping):
 		release.Reason = ReasonShutdown
 	case isLeave:
-		patient = true // as below
 		release.Reason, release.LastError, release.After = leave.reason, leave.err.Error(), leave.after
 		r.log.Debug("job waits, it is given back until its next attempt", "reason", leave.reason, "next_in", leave.after.Round(time.Millisecond))
 	default:
@@ -433,8 +432,7 @@ func (r *run) release(ctx context.Context, err error) {
 		r.log.Warn("job lost", "reason", err)
 		// A lease that this process could not renew is given back as soon as the store can be reached: that the job is claimed meanwhile,
 		// as one of a dead owner, would make its records suspects.
-		if lost := errors.Is(err, errNotRenewed); lost || !errors.Is(err, ErrFenced) && r.own.Err() == nil {
-			patient = lost
+		if errors.Is(err, errNotRenewed) || !errors.Is(err, ErrFenced) && r.own.Err() == nil {
 			release.Reason, release.LastError = ReasonOutage, err.Error()
 			break
 		}
@@ -443,17 +441,18 @@ func (r *run) release(ctx context.Context, err error) {
 	if release.State.Final() {
 		r.setPatience(r.config.DependencyWait)
 	}
-	// Until the lease has run out, another would be told by the store.
-	if !patient {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, r.w.config.Lease)
-		defer cancel()
-	}
+	// It is tried until the store answers, also when the lease has run out meanwhile: whether another has the job, the store will say, and one
+	// that is left running would be claimed as that of a dead owner.
 	for failures := 1; ; failures++ {
-		err := r.w.config.Store.Release(ctx, r.lease, release)
+		asking, cancel := context.WithTimeout(ctx, r.w.config.Lease) // a connection that is dead and does not say so is given up
+		err := r.w.config.Store.Release(asking, r.lease, release)
+		cancel()
 		if err == nil {
 			r.event(Event{Kind: EventReleased, State: release.State, Reason: release.Reason})
 			break
+		}
+		if failures == 1 && ctx.Err() == nil && !errors.Is(err, ErrFenced) && !errors.Is(err, ErrNotFound) {
+			r.log.Warn("lease not given back yet, the attempt is repeated until the job store answers", "error", err)
 		}
 		if errors.Is(err, ErrFenced) || errors.Is(err, ErrNotFound) || !wait(ctx, r.config.Retry.after(failures)) {
 			r.log.Warn("the lease was not given back: it runs out by itself", "error", err)

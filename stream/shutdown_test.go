@@ -41,6 +41,7 @@ func TestShutdownOfTheWorker(t *testing.T) {
 		}, 0, stream.ReasonShutdown, false},
 		"the sink refuses": {func(l *lab, k *interceptedSink) {
 			l.config.Retry = stream.Backoff{Min: 100 * time.Millisecond, Max: time.Second}
+			l.config.HandOver = 1000 // the worker has the job when it is stopped: after enough attempts it would be given back until the next one
 			k.before = func(context.Context, string) error { return errors.New("connection refused") }
 		}, 0, stream.ReasonShutdown, false},
 		"the sink is silent": {func(_ *lab, k *interceptedSink) { k.before = hang }, 20 * time.Second, "-", false},

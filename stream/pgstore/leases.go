@@ -55,7 +55,7 @@ type reservedKey struct{}
 func (s *sink) Reserve(ctx context.Context) (context.Context, func(), error) {
 	conn, err := s.pool.Acquire(ctx)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, unconnected(s.pool, err)
 	}
 	r := &reserved{pool: s.pool, conn: conn}
 	return context.WithValue(ctx, reservedKey{}, r), conn.Release, nil

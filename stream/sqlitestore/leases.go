@@ -9,7 +9,7 @@ import (
 	"github.com/levada-io/levada/stream"
 )
 
-// SQLite has one writer, and a handler has the right to write for as long as it takes. A lease cannot be renewed meanwhile, and need not be:
+// SQLite has one writer, and a handler has the right to write for as long as it takes; on a slow disk short transactions do, too. A lease cannot be renewed meanwhile, and need not be:
 // nobody else can write, so nobody can claim. Such a renewal is kept in memory, and is written by the next claim of this process before it looks
 // which leases have run out. A process that writes the file beside the only worker (see [Store.LockWorker]) does not claim.
 
@@ -57,5 +57,46 @@ func (s *Store) forgetDeferred(written map[stream.Lease]time.Time) {
 		if s.renewals[l].Equal(until) {
 			delete(s.renewals, l)
 		}
+	}
+}
+
+// hold has renewals know that a transaction of ours has the right to write, until done is called.
+func (s *Store) hold() (done func()) {
+	s.held.Add(1)
+	return func() { s.held.Add(-1) }
+}
+
+// waits has commits let one of the store's own transactions go first, until it has begun. Those take milliseconds, and have deadlines; a commit
+// takes as long as its handler, and would otherwise get the right to write before them as often as not.
+func (s *Store) waits() (begun func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.short++; s.calm == nil {
+		s.calm = make(chan struct{})
+	}
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.short--; s.short == 0 {
+			close(s.calm)
+			s.calm = nil
+		}
+	}
+}
+
+// letShortGo waits until no transaction of the store's own waits for the right to write. It ends in any case: when another process has that
+// right, there is nothing to go first for.
+func (s *Store) letShortGo(ctx context.Context) {
+	s.mu.Lock()
+	calm := s.calm
+	s.mu.Unlock()
+	if calm == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, renewWait)
+	defer cancel()
+	select {
+	case <-calm:
+	case <-ctx.Done():
 	}
 }

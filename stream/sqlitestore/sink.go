@@ -34,10 +34,11 @@ func (s *sink) Reserve(ctx context.Context) (context.Context, func(), error) {
 	}
 	select {
 	case s.store.turn <- struct{}{}:
-		return ctx, func() { <-s.store.turn }, nil
 	case <-ctx.Done():
 		return nil, nil, context.Cause(ctx)
 	}
+	s.store.letShortGo(ctx)
+	return ctx, func() { <-s.store.turn }, nil
 }
 
 // Capacity implements [stream.ReservingSink]: SQLite has one writer, which is no setting.
@@ -48,8 +49,15 @@ func (s *sink) hold() (done func()) {
 	if s.store == nil {
 		return func() {}
 	}
-	s.store.held.Add(1)
-	return func() { s.store.held.Add(-1) }
+	return s.store.hold()
+}
+
+// waits has commits let a short transaction go first, until it has begun.
+func (s *sink) waits() (begun func()) {
+	if s.store == nil {
+		return func() {}
+	}
+	return s.store.waits()
 }
 
 // statements are those of each commit.
@@ -161,10 +169,13 @@ func (s *sink) Fence(ctx context.Context, l stream.Lease) (stream.Checkpoint, er
 }
 
 func (s *sink) fence(ctx context.Context, l stream.Lease) (stream.Checkpoint, error) {
+	begun := s.waits()
 	tx, err := s.begin(ctx)
+	begun()
 	if err != nil {
 		return stream.Checkpoint{}, err
 	}
+	defer s.hold()()
 	defer tx.Rollback() // after Commit it does nothing
 	c, ok, err := load(ctx, tx, l.Job)
 	switch {
@@ -387,6 +398,7 @@ func (s *sink) RefuseReplay(ctx context.Context, l stream.Lease, seq uint64, a s
 	if err != nil {
 		return err
 	}
+	defer s.hold()()
 	defer tx.Rollback() // after Commit it does nothing
 	if err := s.check(ctx, tx, l, nil); err != nil {
 		return err
@@ -457,6 +469,7 @@ func (s *sink) MarkQuarantined(ctx context.Context, job string, to stream.Quaran
 	if err != nil {
 		return 0, fmt.Errorf("quarantine of job %s: %w", job, err)
 	}
+	defer s.hold()()
 	defer tx.Rollback() // after Commit it does nothing
 	mark := func(condition string, args ...any) error {
 		done, err := tx.ExecContext(ctx, `update levada_quarantine set state = ?1 where job = ? and state in ('waiting', 'replay') and state <> ?1`+condition, append([]any{string(to), job}, args...)...)

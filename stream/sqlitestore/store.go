@@ -33,10 +33,12 @@ type Store struct {
 	sinks       *statements
 	keep        bool          // do not migrate
 	turn        chan struct{} // held by the one commit of the sinks that is under way
-	held        atomic.Int32  // how many transactions of the sinks have the right to write
+	held        atomic.Int32  // how many of our transactions have the right to write
 
 	mu       sync.Mutex
 	renewals map[stream.Lease]time.Time // renewals that could not be written, and until when they last
+	short    int                        // how many of the store's own transactions wait for the right to write
+	calm     chan struct{}              // closed when short becomes 0; nil while it is
 }
 
 // Option changes how a store is opened.
@@ -143,10 +145,13 @@ func scan(row scanner) (stream.Status, error) {
 // transact runs do in a transaction that has the right to write from its beginning. now is taken once it has that right, so
 // times of transactions grow in their order.
 func (s *Store) transact(ctx context.Context, do func(tx *sql.Tx, now time.Time) error) error {
+	begun := s.waits()
 	tx, err := s.write.BeginTx(ctx, nil)
+	begun()
 	if err != nil {
 		return err
 	}
+	defer s.hold()()
 	defer tx.Rollback() // after Commit it does nothing
 	if err := do(tx, s.now()); err != nil {
 		return err
