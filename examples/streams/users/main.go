@@ -7,6 +7,7 @@ package main
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"log"
 	"net"
@@ -37,7 +38,7 @@ func run(ctx context.Context) error {
 	}
 	producer, err := stream.NewServer(stream.ServerConfig{})
 	if err != nil {
-		log.Fatal(err)
+		return err
 	}
 	producer.Handle("users", stream.Slice(users...))
 	server := grpc.NewServer()
@@ -70,13 +71,7 @@ func run(ctx context.Context) error {
 	}
 	conns := stream.NewConnections(listener.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	defer conns.Close()
-	ctx, done := context.WithCancel(ctx)
-	worker, err := stream.NewWorker(stream.WorkerConfig{Store: store, Dial: conns.Dial, Sole: true, Sweep: 100 * time.Millisecond,
-		Observe: func(e stream.Event) {
-			if e.Kind == stream.EventReleased && e.State.Final() {
-				done() // a service would go on and wait for the next job
-			}
-		}})
+	worker, err := stream.NewWorker(stream.WorkerConfig{Store: store, Dial: conns.Dial, Sole: true, Sweep: 100 * time.Millisecond})
 	if err != nil {
 		return err
 	}
@@ -89,14 +84,16 @@ func run(ctx context.Context) error {
 		return nil
 	}))
 	job, err := store.Submit(ctx, stream.Job{Stream: "users", DedupeKey: "users of today"}) // again: the same job
-	if err == nil && !job.State.Final() {
-		err = worker.Run(ctx)
-	}
 	if err != nil {
 		return err
 	}
-	if job, err = store.Get(context.Background(), job.ID); err == nil {
-		fmt.Printf("job %s: %d users copied\n", job.State, job.Progress.Records)
+	ctx, stop := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() { ended <- worker.Run(ctx) }()
+	status, err := stream.Wait(ctx, store, job.ID)
+	stop() // a service would go on with the next job
+	if err = errors.Join(err, <-ended); err == nil {
+		fmt.Printf("job %s: %d users copied\n", status.State, status.Progress.Records)
 	}
 	return err
 }
