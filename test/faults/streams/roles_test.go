@@ -152,8 +152,13 @@ func workOn(ctx context.Context, r role) error {
 	defer hints.Close()
 	conns := stream.NewConnections(r.Address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	defer conns.Close()
+	for name, value := range map[string]string{"POD_NAME": r.Pod, "POD_UID": cmp.Or(r.PodUID, r.Pod), "CONTAINER_NAME": "worker"} { // as the downward API sets them
+		if err := os.Setenv(name, value); err != nil {
+			return err
+		}
+	}
 	worker, err := stream.NewWorker(stream.WorkerConfig{
-		Store: store, Hints: hints, Dial: conns.Dial, Owner: stream.Owner{Pod: r.Pod, PodUID: cmp.Or(r.PodUID, r.Pod), Container: "worker", Incarnation: stream.NewID()},
+		Store: store, Hints: hints, Dial: conns.Dial, Owner: stream.Self(),
 		CommitRecords: 1000, Lease: r.Lease, Sweep: r.Sweep, MaxJobs: 4, MaxInFlight: 1 << 20, DrainTimeout: 5 * time.Second,
 		// Killed from outside two times in a hundred milliseconds looks like a record that kills: these records do not.
 		Deaths: 1000,
