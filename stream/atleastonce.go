@@ -27,6 +27,9 @@ func (s *atLeastOnce) Commit(ctx context.Context, c *Commit) error {
 		if err := s.handle(ctx, c.Batch); err != nil {
 			return err
 		}
+		if err := c.Batch.misused; err != nil {
+			return Halt(err)
+		}
 	}
 	// The sink below has no handler; to it, what this one has put aside was so from the start.
 	below := *c
@@ -40,8 +43,8 @@ func (s *atLeastOnce) CommitReplay(ctx context.Context, l Lease, b *Batch) error
 	if err := s.handle(ctx, b); err != nil {
 		return err
 	}
-	if len(b.skipped) > 0 {
-		return Skip(fmt.Errorf("refused again: %s", b.skipped[0].Error))
+	if skipped := b.Skipped(); len(skipped) > 0 {
+		return Skip(fmt.Errorf("refused again: %s", skipped[0].Error))
 	}
 	return s.ReplaySink.CommitReplay(ctx, l, b)
 }

@@ -2,7 +2,6 @@ package stream
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 )
@@ -63,8 +62,12 @@ func NewCommit(l Lease, prev, next Checkpoint, batch *Batch, quarantine ...Quara
 }
 
 // Result returns what to store. A sink calls it once the handler has returned nil, since the handler may have put records
-// aside with Batch.Skip. It fails with ErrTooManyBad, or halts, when the job's policy does not allow that.
+// aside with Batch.Skip. It fails with ErrTooManyBad, or halts, when the job's policy does not allow that, and halts when
+// Skip was called with a record that is not in the batch.
 func (c *Commit) Result() (Checkpoint, []Quarantined, error) {
+	if err := c.Batch.misused; err != nil {
+		return c.next, nil, Halt(err)
+	}
 	next, rows := c.next, append(c.quarantine[:len(c.quarantine):len(c.quarantine)], c.Batch.skipped...)
 	next.Bad = c.Prev.Bad + uint64(len(rows))
 	if len(rows) == 0 {
@@ -89,27 +92,11 @@ type Batch struct {
 	// Records are only valid until the handler returns.
 	Records []Record
 
+	all     []Record // Records as the sink got them, where Reset was called
 	skipped []Quarantined
+	last    uint64 // greatest Seq in skipped
+	misused error  // the first call of Skip that cannot be
 }
-
-// Skip puts a record of this batch into quarantine, with the reason why. The handler must leave no effect of it. The handler's other effects
-// and the quarantine become durable together.
-func (b *Batch) Skip(r Record, why error) {
-	if why == nil {
-		why = errNoReason
-	}
-	attempt := NewAttempt(ClassRefused, why)
-	b.skipped = append(b.skipped, Quarantined{Seq: r.Seq, Key: clone(r.Key), Payload: clone(r.Value), Error: attempt.Error, Class: ClassRefused, Attempts: 1, History: []Attempt{attempt}})
-}
-
-// errNoReason stands for the error that a handler did not give.
-var errNoReason = errors.New("the handler gave no reason")
-
-// Skipped returns the records that the handler has put aside so far.
-func (b *Batch) Skipped() []Quarantined { return b.skipped }
-
-// Reset forgets what was skipped. A sink calls it before each call of the handler.
-func (b *Batch) Reset() { b.skipped = nil }
 
 // IdempotencyKey names the record for effects outside the sink's transaction: it stays the same however often, and by
 // whomever, the record is handed over.

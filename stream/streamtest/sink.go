@@ -58,6 +58,7 @@ func RunSink(t *testing.T, open func(t *testing.T, handler SinkHandler) SinkUnde
 		{"Replay of a record that is refused again", (*sinkTest).replayRefused},
 		{"Cancel and pause keep the owner from committing", (*sinkTest).stopped},
 		{"Commit keeps the lease", (*sinkTest).keepsLease},
+		{"Skip of a record that is not in the batch", (*sinkTest).skipForeign},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -587,16 +588,16 @@ func (s *sinkTest) quarantine() {
 	next.Seq, next.Token, next.Bad = 7, []byte("t"), c.Bad+2
 	effects := len(s.Effects(s.T, "a"))
 	s.then(func(_ context.Context, b *stream.Batch) error {
-		b.Skip(stream.Record{Seq: 5, Key: []byte{0xff, 0}, Value: []byte{0, 1}}, errors.New("odd: \xff\x00."))
+		b.Skip(b.Records[0], errors.New("odd: \xff\x00."))
 		return nil
 	})
-	odd := stream.NewCommit(l, c, next, &stream.Batch{Job: stream.Job{ID: "a"}, Records: []stream.Record{record(7)}}, bad(6, stream.ClassDeath))
+	odd := stream.NewCommit(l, c, next, &stream.Batch{Job: stream.Job{ID: "a"}, Records: []stream.Record{{Seq: 5, Key: []byte{0xff, 0}, Value: []byte{0, 1}}, record(7)}}, bad(6, stream.ClassDeath))
 	s.is(s.Sink.Commit(s.ctx, odd), nil, "Commit")
 	if got := s.fenced(l); !same(got, next) {
 		s.Errorf("the checkpoint is %+v, want %+v", got, next)
 	}
-	if got := len(s.Effects(s.T, "a")); got != effects+1 {
-		s.Errorf("%d effects, want %d", got, effects+1)
+	if got := len(s.Effects(s.T, "a")); got != effects+2 { // this handler leaves the effect of what it skips
+		s.Errorf("%d effects, want %d", got, effects+2)
 	}
 	all, err := s.replays().Quarantined(s.ctx, "a", 0)
 	if err != nil || len(all) != 4 || all[2].Seq != 5 || all[3].Seq != 6 {
@@ -628,7 +629,7 @@ func (s *sinkTest) tooManyBad() {
 		for _, early := range []bool{true, false} {
 			next := c
 			next.Seq, next.Token = c.Seq+3, []byte(name)
-			batch := &stream.Batch{Job: test.job, Records: []stream.Record{record(c.Seq + 1)}}
+			batch := &stream.Batch{Job: test.job, Records: []stream.Record{record(c.Seq + 1), record(c.Seq + 3)}}
 			before := []stream.Quarantined{bad(c.Seq+2, stream.ClassProducer)}
 			s.then(func(_ context.Context, b *stream.Batch) error {
 				if !early {
@@ -637,6 +638,7 @@ func (s *sinkTest) tooManyBad() {
 				return nil
 			})
 			if early {
+				batch.Records = batch.Records[:1]
 				before = append(before, bad(c.Seq+3, stream.ClassProducer))
 			}
 			err := s.Sink.Commit(s.ctx, stream.NewCommit(l, c, next, batch, before...))
@@ -653,6 +655,39 @@ func (s *sinkTest) tooManyBad() {
 	next.Seq, next.Bad = c.Seq+1, c.Bad+1
 	s.is(s.Sink.Commit(s.ctx, stream.NewCommit(l, c, next, &stream.Batch{Job: stream.Job{ID: "a", MaxBad: 2}}, bad(4, stream.ClassPanic))), nil, "Commit at the limit")
 	s.kept(bad(2, stream.ClassPanic), bad(4, stream.ClassPanic))
+}
+
+// skipForeign: the record that the handler has left out would be neither in the effects nor in the quarantine.
+func (s *sinkTest) skipForeign() {
+	l, c := s.owner("a")
+	c = s.mustCommit(l, c, 3, bad(2, stream.ClassPanic))
+	foreign := func(_ context.Context, b *stream.Batch) error {
+		b.Skip(record(99), errors.New("why"))
+		return nil
+	}
+	s.then(foreign)
+	next, _ := step(l, c, 2)
+	if err := s.Sink.Commit(s.ctx, next); stream.MarkOf(err) != "halt" || !strings.Contains(err.Error(), "record 99") {
+		s.Errorf("Commit: error is %v, marked %q, want one that halts and names the record", err, stream.MarkOf(err))
+	}
+	s.then(nil)
+	s.stands(l, c, 2)
+	r, ok := s.Sink.(stream.ReplaySink)
+	if !ok {
+		return
+	}
+	if n, err := r.MarkQuarantined(s.ctx, "a", stream.Replay); n != 1 || err != nil {
+		s.Fatalf("marked %d, error %v", n, err)
+	}
+	s.then(foreign)
+	if err := r.CommitReplay(s.ctx, l, again(2)); stream.MarkOf(err) != "skip" || !strings.Contains(err.Error(), "record 99") {
+		s.Errorf("CommitReplay: error is %v, marked %q, want one that refuses the record", err, stream.MarkOf(err))
+	}
+	s.then(nil)
+	s.stands(l, c, 2)
+	if got, err := r.Quarantined(s.ctx, "a", 0, stream.Replayed); len(got) != 0 || err != nil {
+		s.Errorf("replayed: %v, %v", got, err)
+	}
 }
 
 func (s *sinkTest) mark() {
