@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
 	"github.com/levada-io/levada/internal/commandline"
@@ -50,7 +49,7 @@ Update the tables first, and the workers afterwards. A worker that is older than
 			var migrate func() error
 			var versions func() ([]tableVersion, error)
 			if kind == storePostgres {
-				pool, err := pgxpool.New(asking, name)
+				pool, err := pgstore.Connect(asking, name)
 				if err != nil {
 					return fmt.Errorf("--store: %w", err)
 				}

@@ -272,24 +272,29 @@ func Example_replay() {
 
 func Example_pool() {
 	ctx := context.Background()
-	config, err := pgxpool.ParseConfig("postgres://localhost/copy")
+	config, err := pgxpool.ParseConfig("postgres://pgbouncer:6432/copy")
 	if err != nil {
 		log.Fatal(err)
 	}
 	const jobs = 16
 	config.MaxConns = jobs + 4 // one for each job's transaction, and some for claims, leases and probes
-	// Through PgBouncer in transaction mode, statements cannot be kept prepared:
+	// Through PgBouncer in transaction mode, statements cannot be kept prepared. pgstore.Open sees that by itself:
 	config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer pool.Close()
-	store, err := pgstore.New(ctx, pool, pgstore.WithoutNotify()) // NOTIFY needs sessions; use rabbithints or natshints
+	store, err := pgstore.New(ctx, pool)
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer store.Close()
+	hints, err := pghints.New(ctx, "postgres://localhost:5432/copy") // to the server itself: LISTEN needs a session
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer hints.Close()
 }
 
 func Example_sizes() {

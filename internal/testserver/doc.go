@@ -4,6 +4,8 @@
 // [Postgres] and [RabbitMQ] share one server per test binary. [PostgresServer] and [RabbitMQServer] start one that the test has to
 // itself, and may stop, kill, freeze and start again.
 //
+// [PgBouncer] puts a connection pooler in front of a Postgres server.
+//
 // [NATS] and [NewNATSCluster] start NATS servers with JetStream, which are processes of the test binary itself and need no program.
 //
 // Without the server's program, root on Debian installs its package; elsewhere the test is skipped, or fails if CI is "true".

@@ -29,6 +29,9 @@ func Postgres(t testing.TB) string { t.Helper(); t.Skip(unsupported); return "" 
 // PostgresServer skips the test.
 func PostgresServer(t testing.TB) *Server { t.Helper(); t.Skip(unsupported); return nil }
 
+// PgBouncer skips the test.
+func PgBouncer(t testing.TB, dsn, mode string) *Server { t.Helper(); t.Skip(unsupported); return nil }
+
 // RabbitMQ skips the test.
 func RabbitMQ(t testing.TB) string { t.Helper(); t.Skip(unsupported); return "" }
 

@@ -1,7 +1,9 @@
 // Package pghints sends hints with LISTEN and NOTIFY of Postgres. Each listener gets each hint. The Postgres job store sends the same
 // notifications within its transactions, so that a hint comes exactly when its job is there.
 //
-// A listener has a session of its own. It cannot be one that a pooler such as PgBouncer shares between transactions.
+// A listener needs a session of its own. Through a connection pooler that shares server connections between clients, such as PgBouncer in transaction
+// mode, notifications would go astray: [New], [FromPool] and [Hints.Listen] return [ErrPooler]. Lead pghints to the server directly, and all else
+// through the pooler.
 package pghints
 
 import (
@@ -11,6 +13,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -19,6 +22,7 @@ import (
 
 	"github.com/levada-io/levada/stream"
 	"github.com/levada-io/levada/stream/internal/hintbus"
+	"github.com/levada-io/levada/stream/internal/pooler"
 )
 
 // Channel is the notification channel.
@@ -31,6 +35,10 @@ func Encode(h stream.Hint) string { return hintbus.Encode(h) }
 // Decode reads what Encode made.
 func Decode(payload string) (stream.Hint, error) { return hintbus.Decode(payload) }
 
+// ErrPooler says that the connection cannot listen.
+var ErrPooler = errors.New("pghints: LISTEN does not work through a connection pooler in transaction mode (PgBouncer, pool_mode = transaction): " +
+	"give pghints a connection string that leads to the server directly, or to a pool with pool_mode = session")
+
 // Hints is a [stream.Hints] on a Postgres database.
 type Hints struct {
 	life        hintbus.Life
@@ -39,6 +47,7 @@ type Hints struct {
 	log         *slog.Logger
 	sendTimeout time.Duration
 	checkEvery  time.Duration
+	direct      atomic.Bool // the connections were checked, and can listen
 }
 
 var _ stream.Hints = (*Hints)(nil)
@@ -56,7 +65,7 @@ func WithSendTimeout(d time.Duration) Option { return func(h *Hints) { h.sendTim
 func WithCheckEvery(d time.Duration) Option { return func(h *Hints) { h.checkEvery = d } }
 
 // New takes a connection string or URL. A server that cannot be reached yet is no error, since workers start without hints, too;
-// one that refuses us is.
+// one that refuses us is, and a pooler through which nothing can listen ([ErrPooler]).
 func New(ctx context.Context, dsn string, opts ...Option) (*Hints, error) {
 	cfg, err := pgxpool.ParseConfig(dsn)
 	if err != nil {
@@ -93,8 +102,29 @@ func FromPool(ctx context.Context, pool *pgxpool.Pool, opts ...Option) (*Hints, 
 			return nil, fmt.Errorf("pghints: %w", err)
 		}
 		h.log.Warn("hints: the database cannot be reached yet", "error", err)
+		return h, nil
 	}
-	return h, nil
+	err := pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error { return h.canListen(ctx, conn.Conn()) })
+	if errors.Is(err, ErrPooler) {
+		return nil, err
+	}
+	return h, nil // another error is met again when a listener connects
+}
+
+// canListen returns ErrPooler if the connection's session is shared. It asks until it knows.
+func (h *Hints) canListen(ctx context.Context, conn *pgx.Conn) error {
+	if h.direct.Load() {
+		return nil
+	}
+	shared, err := pooler.SharesSessions(ctx, conn)
+	switch {
+	case shared:
+		return ErrPooler
+	case err != nil:
+		return fmt.Errorf("check the connection for a pooler: %w", err)
+	}
+	h.direct.Store(true)
+	return nil
 }
 
 // refused reports whether the server does not want us, rather than being away: SQLSTATE classes 28 (authorization), 3D (no such
@@ -127,7 +157,9 @@ func (h *Hints) Listen(ctx context.Context, wake func(context.Context, stream.Hi
 	defer leave()
 	todo := newBacklog()
 	var reading sync.WaitGroup
-	reading.Go(func() { h.receive(inner, todo) })
+	inner, fail := context.WithCancelCause(inner)
+	defer fail(nil)
+	reading.Go(func() { fail(h.receive(inner, todo)) })
 	defer reading.Wait()
 	for {
 		hint, err := todo.take(inner)
@@ -141,8 +173,8 @@ func (h *Hints) Listen(ctx context.Context, wake func(context.Context, stream.Hi
 	}
 }
 
-// receive puts into todo what is notified, over as many connections as it takes, until ctx ends.
-func (h *Hints) receive(ctx context.Context, todo *backlog) {
+// receive puts into todo what is notified, over as many connections as it takes, until ctx ends. It returns ErrPooler if none can listen.
+func (h *Hints) receive(ctx context.Context, todo *backlog) error {
 	pauses := hintbus.Pauses()
 	for first := true; ; first = false {
 		err := h.session(ctx, func() {
@@ -152,12 +184,15 @@ func (h *Hints) receive(ctx context.Context, todo *backlog) {
 			}
 		}, todo)
 		if ctx.Err() != nil {
-			return
+			return ctx.Err()
+		}
+		if errors.Is(err, ErrPooler) {
+			return err
 		}
 		pause := pauses.NextBackOff()
 		h.log.Warn("hints: connection lost", "error", err, "retry_in", pause)
 		if !hintbus.Sleep(ctx, pause) {
-			return
+			return ctx.Err()
 		}
 	}
 }
@@ -219,7 +254,9 @@ func (h *Hints) open(ctx context.Context) (*pgx.Conn, error) {
 	}
 	conn := pooled.Hijack()
 	// A listener is idle for as long as nothing happens, whatever is set for others. Servers before 14 do not know the setting.
-	_, err = conn.Exec(ctx, "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'")
+	if err = h.canListen(ctx, conn); err == nil {
+		_, err = conn.Exec(ctx, "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'")
+	}
 	if err == nil {
 		_, err = conn.Exec(ctx, "LISTEN "+Channel)
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -16,6 +17,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/levada-io/levada/stream"
+	"github.com/levada-io/levada/stream/internal/pooler"
 )
 
 // Keyset makes a Source of a query over a live table, page by page in the order of the key. It holds no connection between pages
@@ -32,6 +34,8 @@ func Keyset(pool *pgxpool.Pool, q Query) (stream.Source, error) {
 type keyset struct {
 	pool *pgxpool.Pool
 	q    Query
+	// listens: the connections were checked for a pooler, and can listen.
+	listens atomic.Bool
 }
 
 // Schema implements [stream.Schema].
@@ -76,12 +80,33 @@ func (s *keyset) Open(ctx context.Context, q stream.Query) (_ stream.Cursor, err
 		conn.Release()
 		return c, nil
 	}
+	if err := s.canListen(ctx, conn.Conn()); err != nil {
+		conn.Release()
+		return nil, err
+	}
 	if _, err = conn.Exec(ctx, "listen "+pgx.Identifier{s.q.Notify}.Sanitize()); err != nil {
 		conn.Release()
 		return nil, err
 	}
 	c.listening = conn
 	return c, nil
+}
+
+// canListen returns an error for connections whose sessions a pooler shares among its clients.
+func (s *keyset) canListen(ctx context.Context, conn *pgx.Conn) error {
+	if s.listens.Load() {
+		return nil
+	}
+	shared, err := pooler.SharesSessions(ctx, conn)
+	switch {
+	case shared:
+		return fmt.Errorf("pgsource: Notify %q does not work through a connection pooler in transaction mode (PgBouncer, pool_mode = transaction): "+
+			"give the source a pool that leads to the server directly, or leave Notify out: Poll finds the rows", s.q.Notify)
+	case err != nil:
+		return fmt.Errorf("check the connection for a pooler: %w", err)
+	}
+	s.listens.Store(true)
+	return nil
 }
 
 const (

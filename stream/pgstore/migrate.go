@@ -4,10 +4,8 @@ import (
 	"context"
 	"database/sql"
 	"embed"
-	"errors"
 	"fmt"
 	"io/fs"
-	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
@@ -36,7 +34,10 @@ func Migrate(ctx context.Context, pool *pgxpool.Pool, opts ...Option) error {
 	if err != nil {
 		return err
 	}
-	t := newTables(pool, o.schema)
+	t, err := connectTables(ctx, pool, o.schema)
+	if err != nil {
+		return err
+	}
 	for _, s := range allSets {
 		if err := migrate(ctx, t, s.name, s.what); err != nil {
 			return err
@@ -60,7 +61,10 @@ func Versions(ctx context.Context, pool *pgxpool.Pool, opts ...Option) ([]Versio
 	if err != nil {
 		return nil, err
 	}
-	t := newTables(pool, o.schema)
+	t, err := connectTables(ctx, pool, o.schema)
+	if err != nil {
+		return nil, err
+	}
 	db := stdlib.OpenDBFromPool(pool)
 	defer db.Close()
 	var all []Version
@@ -112,26 +116,18 @@ func bringUp(ctx context.Context, t *tables, s set, mayMigrate bool) error {
 func migrate(ctx context.Context, t *tables, set, what string) error {
 	db := stdlib.OpenDBFromPool(t.Pool)
 	defer db.Close() // gives the pool's connections back, and leaves the pool open
-	files, err := fs.Sub(migrations, "migrations/"+set)
+	known, err := knownVersion(set)
 	if err != nil {
 		return err
 	}
-	table := t.versionTable(set)
-	provider, err := goose.NewProvider(goose.DialectPostgres, db, qualifiedFiles{files, t}, goose.WithTableName(table), goose.WithDisableGlobalRegistry(true),
-		goose.WithSessionLocker(locker{}))
-	if err != nil {
-		return fmt.Errorf("migrations of %s: %w", what, err)
-	}
-	sources := provider.ListSources()
-	known := sources[len(sources)-1].Version
-	stored, err := schemaVersion(ctx, db, table)
+	stored, err := schemaVersion(ctx, db, t.versionTable(set))
 	if err == nil && stored < known {
 		// Where all is up to date, nothing but reading is needed: not even the right to make tables.
 		if err := t.createSchema(ctx); err != nil {
 			return err
 		}
-		if _, err = provider.Up(ctx); err == nil {
-			stored, err = schemaVersion(ctx, db, table)
+		if err = up(ctx, t, set); err == nil {
+			stored, err = schemaVersion(ctx, db, t.versionTable(set))
 		}
 	}
 	if err != nil {
@@ -170,36 +166,4 @@ func schemaVersion(ctx context.Context, db *sql.DB, table string) (version int64
 	}
 	err = db.QueryRowContext(ctx, `select coalesce(max(version_id), 0) from `+table+` where is_applied`).Scan(&version)
 	return version, err
-}
-
-// locker keeps two processes from migrating at once. It asks again and again rather than wait in the server, where a statement
-// timeout of the pool's could end the wait.
-type locker struct{}
-
-// lockKey is "levada" in ASCII.
-const lockKey = 0x6c6576616461
-
-func (locker) SessionLock(ctx context.Context, conn *sql.Conn) error {
-	for {
-		var got bool
-		if err := conn.QueryRowContext(ctx, `select pg_try_advisory_lock($1::bigint)`, int64(lockKey)).Scan(&got); err != nil || got {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
-}
-
-func (locker) SessionUnlock(ctx context.Context, conn *sql.Conn) error {
-	var had bool
-	if err := conn.QueryRowContext(ctx, `select pg_advisory_unlock($1::bigint)`, int64(lockKey)).Scan(&had); err != nil {
-		return err
-	}
-	if !had {
-		return errors.New("the lock for migrations was lost: is there a connection pooler that needs another mode?")
-	}
-	return nil
 }

@@ -108,7 +108,10 @@ func NewSink(ctx context.Context, pool *pgxpool.Pool, handler Handler, opts ...O
 	if err != nil {
 		return nil, err
 	}
-	t := newTables(pool, o.schema)
+	t, err := connectTables(ctx, pool, o.schema)
+	if err != nil {
+		return nil, err
+	}
 	if err := bringUp(ctx, t, sinkSet, o.migrate); err != nil {
 		return nil, err
 	}

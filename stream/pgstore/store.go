@@ -66,9 +66,9 @@ func WithoutNotify() Option { return func(o *options) { o.quiet = true } }
 // WithLimits sets the limits of the sink's transactions.
 func WithLimits(l Limits) Option { return func(o *options) { o.limits = l } }
 
-// Open connects to a database, and otherwise does what [New] does. [Store.Close] ends the connections.
+// Open connects to a database as [Connect] does, and otherwise does what [New] does. [Store.Close] ends the connections.
 func Open(ctx context.Context, dsn string, opts ...Option) (*Store, error) {
-	pool, err := pgxpool.New(ctx, dsn)
+	pool, err := Connect(ctx, dsn)
 	if err != nil {
 		return nil, fmt.Errorf("open the Postgres store: %w", err)
 	}
@@ -88,7 +88,10 @@ func New(ctx context.Context, pool *pgxpool.Pool, opts ...Option) (*Store, error
 	if err != nil {
 		return nil, err
 	}
-	t := newTables(pool, o.schema)
+	t, err := connectTables(ctx, pool, o.schema)
+	if err != nil {
+		return nil, err
+	}
 	for _, set := range allSets {
 		if err := bringUp(ctx, t, set, o.migrate); err != nil {
 			return nil, err
