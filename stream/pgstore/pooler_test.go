@@ -37,23 +37,15 @@ func TestStoreConformanceThroughPgBouncer(t *testing.T) {
 }
 
 func TestSinkConformanceThroughPgBouncer(t *testing.T) {
-	for name, opener := range map[string]func(t *testing.T, dsn string) *Store{
-		"chosen": func(t *testing.T, dsn string) *Store { return openDSN(t, dsn) },
-		"exec": func(t *testing.T, dsn string) *Store {
-			return openDSN(t, dsn+"&default_query_exec_mode=exec")
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			streamtest.RunSink(t, func(t *testing.T, handler streamtest.SinkHandler) streamtest.SinkUnderTest {
-				dsn := testserver.Postgres(t)
-				direct := connect(t, dsn)
-				mustExec(t, direct, effectTable)
-				bouncer := testserver.PgBouncer(t, dsn, "transaction")
-				s := opener(t, bouncer.DSN())
-				return streamtest.SinkUnderTest{Sink: s.Sink(recording(handler)), More: []stream.Sink{opener(t, bouncer.DSN()).Sink(recording(handler))}, Effects: effects(direct), Store: s}
-			})
-		})
-	}
+	streamtest.RunSink(t, func(t *testing.T, handler streamtest.SinkHandler) streamtest.SinkUnderTest {
+		dsn := testserver.Postgres(t)
+		direct := connect(t, dsn)
+		mustExec(t, direct, effectTable)
+		bouncer := testserver.PgBouncer(t, dsn, "transaction")
+		s := openDSN(t, bouncer.DSN())
+		more := openDSN(t, bouncer.DSN()+"&default_query_exec_mode=exec").Sink(recording(handler))
+		return streamtest.SinkUnderTest{Sink: s.Sink(recording(handler)), More: []stream.Sink{more}, Effects: effects(direct), Store: s}
+	})
 }
 
 // A lock of the session stayed on a server connection that other clients used, and processes that started later waited for it without end.
