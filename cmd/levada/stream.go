@@ -166,14 +166,6 @@ func (d *database) openQuery(ctx context.Context, query, job string) (*streamtab
 	return streamtable.OpenSQLiteQuery(ctx, d.path, query, job)
 }
 
-// orphans counts jobs that nobody would ever look at again. There are none, unless a store is broken.
-func (d *database) orphans(ctx context.Context) (int, error) {
-	if d.postgres != nil {
-		return d.postgres.Orphans(ctx)
-	}
-	return d.sqlite.Orphans(ctx)
-}
-
 // closing closes the store at the end of a command, and tells what went wrong if nothing else did.
 func (d *database) closing(err *error) {
 	if e := d.Close(); e != nil && *err == nil {
