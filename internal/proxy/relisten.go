@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"net"
 	"slices"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -51,12 +52,7 @@ func (p *Proxy) prepare(c *config.Config) (*relisten, error) {
 	}
 	for i, l := range r.added {
 		err := l.listen()
-		if errors.Is(err, syscall.EADDRINUSE) && len(r.closed) < len(r.removed) {
-			// Perhaps the old one is in the way, as :8080 is of 127.0.0.1:8080. Its connections go on.
-			r.closed = r.removed
-			for _, old := range r.removed {
-				old.close()
-			}
+		if errors.Is(err, syscall.EADDRINUSE) && r.makeWay(l) {
 			err = l.listen()
 		}
 		if err != nil {
@@ -66,6 +62,31 @@ func (p *Proxy) prepare(c *config.Config) (*relisten, error) {
 		}
 	}
 	return r, nil
+}
+
+// makeWay closes the removed listeners that are in the way of a new one, as :8080 is of 127.0.0.1:8080, and reports whether there are any. Their connections go on. Others
+// stay open until the change is certain: a change that is refused must not refuse a caller.
+func (r *relisten) makeWay(l *listener) bool {
+	found := false
+	for _, old := range r.removed {
+		if port := old.port(); port != "" && port == l.port() && !slices.Contains(r.closed, old) {
+			old.close()
+			r.closed, found = append(r.closed, old), true
+		}
+	}
+	return found
+}
+
+// port is that of a TCP address; empty for other sockets.
+func (l *listener) port() string {
+	_, port, err := net.SplitHostPort(l.terms.Load().config.Address)
+	if err != nil {
+		return ""
+	}
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return "" // unix:PATH, systemd:NAME
+	}
+	return port
 }
 
 // undo closes what was opened, and opens what was closed.

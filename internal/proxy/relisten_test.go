@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -92,6 +93,14 @@ func TestReloadWithABadListenerChangesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = taken.Close() }()
+	// The sockets are the same ones afterwards: closed ones that are opened again refuse callers in between.
+	sockets := func() (all []net.Listener) {
+		for _, l := range p.listeners {
+			all = append(all, l.current())
+		}
+		return all
+	}
+	before := sockets()
 	for _, bad := range []string{
 		listening("{address: '"+one+"'}", "{address: '"+free+"'}", "{address: '"+taken.Addr().String()+"'}"),
 		listening("{address: '" + taken.Addr().String() + "'}"),
@@ -100,6 +109,9 @@ func TestReloadWithABadListenerChangesNothing(t *testing.T) {
 		err := p.Reload(parse(t, bad+rest))
 		if err == nil || strings.Contains(err.Error(), "\n") {
 			t.Fatalf("Reload gave %v", err)
+		}
+		if after := sockets(); !slices.Equal(after, before) {
+			t.Errorf("after %q other sockets listen: %v instead of %v", err, after, before)
 		}
 		for _, address := range []string{one, two} {
 			if a := dial(t, address).unary([]byte("x")); a.status() != "0" {
