@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -30,7 +31,18 @@ import (
 	"github.com/levada-io/levada/internal/testserver/kubeapi"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(collected{m}) }
+
+// collected runs the garbage collector after the tests: client-go ends the goroutines of a transport when the transport is collected.
+type collected struct{ *testing.M }
+
+func (m collected) Run() int {
+	code := m.M.Run()
+	for range 3 { // cleanups run after a collection, and what they release goes with a later one
+		runtime.GC()
+	}
+	return code
+}
 
 // cluster writes what the controllers of a cluster would.
 type cluster struct {
