@@ -38,11 +38,12 @@ ifdef PKG
 else
 	@failed=0; \
 	if [ "$$CI" = true ]; then LEVADA_KUBE_JOBS=2 bash test/kube/build.sh - controlplane > /dev/null || exit 1; fi; \
-	plain=$$(go list ./... | grep -vE '^github.com/levada-io/levada/((internal|sdk|stream)(/|$$)|test/proxy/)'); \
+	plain="$$(go list ./... | grep -vE '^github.com/levada-io/levada/((internal|sdk|stream)(/|$$)|test/proxy/)') ./internal/manifest"; \
+	racing=$$(go list ./internal/... ./sdk/... ./stream/... | grep -v '/internal/manifest$$'); \
 	echo "go test (without the race detector)"; go test -timeout 15m -run '$(RUN)' $$plain || failed=1; \
 	echo "go test of the proxy as a process (one after the other, since some measure times)"; go test -p 1 -timeout 20m -run '$(RUN)' ./test/proxy/... || failed=1; \
 	if [ '$(RUN)' = . ]; then echo "go test: 10,000 seeds of the simulation of streams"; SIM_SEEDS=10000 go test -timeout 15m -run '^TestSimulation$$' ./stream || failed=1; fi; \
-	echo "go test $(RACE)"; go test $(RACE) -timeout 20m -run '$(RUN)' ./internal/... ./sdk/... ./stream/... || failed=1; \
+	echo "go test $(RACE)"; go test $(RACE) -timeout 20m -run '$(RUN)' $$racing || failed=1; \
 	exit $$failed
 endif
 
