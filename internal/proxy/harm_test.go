@@ -211,7 +211,7 @@ func TestStatusSurvivesItsTrailers(t *testing.T) {
 func TestWindowsShrink(t *testing.T) {
 	const calls, size = 600, 300 << 10
 	back := listen(t)
-	p := start(t, oneBackend(back.addr(), "limits: {memory: 4MiB}"))
+	p := start(t, oneBackend(back.addr(), "limits: {memory: 4MiB}", "backend: maxConnections: 1")) // the test takes the requests of one connection
 	c := dial(t, p.addr, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1024})
 	c.keep()
 	var ids []uint32
