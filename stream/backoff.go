@@ -7,7 +7,7 @@ import (
 )
 
 // Backoff says how long to wait before another attempt: a random time up to Min, doubled at each failure in a row, up to Max
-// ("full jitter": Brooker, Exponential Backoff And Jitter, 2015). A committed record starts it anew.
+// ("full jitter": Brooker, Exponential Backoff And Jitter, 2015). A committed record resets it.
 type Backoff struct {
 	Min, Max time.Duration
 }

@@ -36,7 +36,7 @@ func (c Cut) cause() cause {
 	switch {
 	case c.Denied:
 		return cause{c.Reason, denied, c.After}
-	case status.Code(c.Err) == codes.ResourceExhausted: // no room for now says nothing of the stream, whoever says it
+	case status.Code(c.Err) == codes.ResourceExhausted: // a refusal for lack of room says nothing about the stream, from the producer or a proxy
 		return cause{c.Reason.or(ReasonBusy), noLimit, c.After}
 	case c.Transport:
 		return cause{c.Reason.or(ReasonOutage), noLimit, c.After}

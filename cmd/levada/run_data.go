@@ -51,7 +51,7 @@ func newManifestRecord(args []string, objects []manifest.Object) (manifestRecord
 	return r, nil
 }
 
-// checkDefaultDir refuses to begin anew in a default data directory when another one beside it holds the state of the same pipeline, and the manifest that it was
+// checkDefaultDir refuses to start over in a default data directory when another one beside it holds the state of the same pipeline, and the manifest that it was
 // written for is gone or is one of this run's. A copy of a manifest beside the original may be what the user wants: that is logged only.
 func (r manifestRecord) checkDefaultDir(dataDir string, log *slog.Logger) error {
 	if _, err := os.Stat(dataDir); !errors.Is(err, fs.ErrNotExist) {

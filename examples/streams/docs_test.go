@@ -19,7 +19,7 @@ import (
 	"github.com/levada-io/levada/stream/pgstore"
 )
 
-var updateGuide = flag.Bool("update-guide", false, "write the code blocks of docs/streams-guide.md anew, from guide_test.go")
+var updateGuide = flag.Bool("update-guide", false, "rewrite the code blocks of docs/streams-guide.md from guide_test.go")
 
 const docs = "../../docs"
 

@@ -93,7 +93,7 @@ func (s countdown) Open(_ context.Context, q stream.Query) (stream.Cursor, error
 	c := &countdownCursor{n: s.n}
 	if len(q.After) > 0 { // go on after this key
 		if _, err := fmt.Sscanf(string(q.After), "%010d", &c.at); err != nil || c.at > s.n {
-			return nil, &stream.PositionGoneError{} // a reader is told, and does not begin elsewhere
+			return nil, &stream.PositionGoneError{} // the reader gets an error and does not start elsewhere
 		}
 	}
 	return c, nil

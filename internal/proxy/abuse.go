@@ -13,7 +13,7 @@ import (
 // What bounds a caller that means harm must not cost one that means well anything. So nothing is held against an address, which many programs may share;
 // a call that got as far as an endpoint costs nothing of the budget, however it ends; and new calls are refused before a connection with open streams is closed.
 
-// warnings are said once a second at most, whoever causes them: an attacker must not be able to fill the log.
+// warnings are logged at most once a second for all callers together, so that an attacker cannot fill the log.
 type warnings struct {
 	mu   sync.Mutex
 	next time.Time

@@ -142,7 +142,7 @@ func (p *Proxy) routeStats(key routeKey) *routeStats {
 	return r
 }
 
-// forgetRoutes drops what was counted of routes and methods that are not configured any more and have no open calls, so that reloads add nothing for ever.
+// forgetRoutes drops what was counted of routes and methods that are not configured any more and have no open calls, so that reloads do not accumulate series.
 func (p *Proxy) forgetRoutes(s *state) {
 	methods := p.methods.names()
 	methods[""] = true

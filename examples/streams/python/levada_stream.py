@@ -325,7 +325,7 @@ class _Reading:
         if bad:
             # What is cut off at the limit may be a part of a character.
             value, bad = b"", bad.encode("utf-8", "replace")[:MAX_BAD_TEXT].decode("utf-8", "ignore")
-            log.error("record is bad, the reader is told, stream=%s record=%d key=%r: %s", self.request.stream, self.read_to.seq + 1, key, bad)
+            log.error("record cannot be read, error sent to the reader, stream=%s record=%d key=%r: %s", self.request.stream, self.read_to.seq + 1, key, bad)
         self.read_to.advance(key, value)
         if self.skip:
             self.skip -= 1

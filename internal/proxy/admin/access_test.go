@@ -118,7 +118,7 @@ func listen(t *testing.T, address string) net.Listener {
 	return socket
 }
 
-// Whoever reaches a public administrative address could otherwise close the listeners of the proxy, read its configuration and watch its callers.
+// Any client that reaches a public administrative address could otherwise close the listeners of the proxy, read its configuration and watch its callers.
 func TestOtherMachinesGetProbesAndMetricsOnly(t *testing.T) {
 	p := proxytest.Start(t, proxytest.Config(t, proxytest.NewBackend(t).Address, nil), proxy.Options{Logger: slog.New(slog.DiscardHandler)})
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}

@@ -46,7 +46,7 @@ func (s *Set) Get(name string) (string, bool) {
 	return "", false
 }
 
-// Derive is a Set with other fields, which are to go on in place of those of s. It may come again as often as s does, if whoever makes it keeps it.
+// Derive is a Set with other fields, which are to go on in place of those of s. It may come again as often as s does, if its maker keeps it.
 func (s *Set) Derive(fields []Field) *Set {
 	d := &Set{Fields: fields, Err: s.Err, cached: s.cached}
 	for _, f := range fields {

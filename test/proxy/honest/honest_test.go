@@ -33,7 +33,7 @@ func TestMain(m *testing.M) { target.Run(m) }
 // patient is how long a call may take that must not fail: the machine may be busy.
 const patient = 20 * time.Second
 
-// lasts is how long a scenario goes on that could go on for ever.
+// lasts is how long a scenario without an end of its own lasts.
 func lasts(t *testing.T) time.Duration {
 	t.Helper()
 	n, err := strconv.ParseFloat(cmp.Or(os.Getenv("HONEST_SECONDS"), "3"), 64)

@@ -107,7 +107,7 @@ type Reader struct {
 	eof   bool          // nothing will be appended any more
 	// identified says that the identity of this file is saved. Nothing is given before that.
 	identified atomic.Bool
-	tail       []byte // what lies before the end of what was read, to see whether somebody wrote the file anew
+	tail       []byte // what lies before the end of what was read, to detect that the file was rewritten
 
 	// For Pending: the end of what was read, and the usual size of a record.
 	end, average atomic.Int64
