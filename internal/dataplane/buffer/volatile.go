@@ -16,10 +16,11 @@ func (p *Partition) Gone() bool { return p.gone.Load() }
 
 // savePending saves how much would be lost with a log in memory.
 func (p *Partition) savePending(ctx context.Context) error {
-	if !p.InMemory() {
+	v, ok := p.driver.(Volatile)
+	if !ok || !v.Volatile() {
 		return nil
 	}
-	if err := p.driver.(Volatile).SavePending(ctx, p.Pending()); err != nil { //nolint:forcetypeassert // InMemory has looked
+	if err := v.SavePending(ctx, p.Pending()); err != nil {
 		return fmt.Errorf("save the number of messages in memory: %w", err)
 	}
 	return nil
