@@ -32,7 +32,7 @@ MAX_KEY = 16 << 10
 MAX_BAD_TEXT = 1 << 10
 MASK = (1 << 64) - 1
 
-try:  # Debian: python3-crc32c. In C, it makes the digest of a megabyte some hundred times faster.
+try:  # Debian: python3-crc32c. The one in Python below reads about 5 MB a second.
     from crc32c import crc32c
 except ImportError:
 
