@@ -1,9 +1,11 @@
 package stream_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"testing"
@@ -189,4 +191,42 @@ func TestReplayOfRecordsThatAreOthersByNow(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A process that dies between a commit and its next note leaves the number of a record that is committed. The next owner took it for one that was being replayed, and
+// logged a record in quarantine that had never been there.
+func TestADeathAfterACommitIsNoReplay(t *testing.T) {
+	withProducer(t, stream.Slice(numbers(20)...), func(l *lab) {
+		l.config.CommitRecords = 5
+		reached := func() bool { return l.table.len() >= 10 }
+		first := l.start("s", l.store.Sink(func(ctx context.Context, b *stream.Batch) (func(), error) {
+			if reached() {
+				return nil, stream.Retry(errors.New("not yet"))
+			}
+			return l.table.handle(ctx, b)
+		}))
+		job := l.submit(stream.Job{Stream: "s"})
+		l.await("half of it is committed", time.Minute, reached)
+		must(t, first.stop())
+		dead := stream.Owner{Incarnation: "dead"}
+		l.await("the job is due", time.Minute, func() bool {
+			claimed, err := l.store.Claim(t.Context(), stream.Claim{Owner: dead, TTL: time.Second, Max: 1})
+			must(t, err)
+			if len(claimed) == 0 {
+				return false
+			}
+			lease := stream.Lease{Job: job.ID, Epoch: claimed[0].Epoch, Owner: dead}
+			must(t, l.store.Note(t.Context(), lease, stream.Journal{Probe: 1, Until: 20, Hand: 7}, stream.Stall{}))
+			return true
+		})
+		time.Sleep(2 * time.Second)
+		var logged bytes.Buffer
+		l.config.Logger = slog.New(slog.NewTextHandler(&logged, nil))
+		second := l.start("s", l.store.Sink(l.table.handle))
+		l.is(l.end(job.ID, time.Minute), stream.Completed, "")
+		must(t, second.stop())
+		if strings.Contains(logged.String(), "still bad") {
+			t.Errorf("nothing was replayed:\n%s", &logged)
+		}
+	})
 }

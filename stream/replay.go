@@ -5,8 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
+
+// maxReplayRead is how many marked records are read at a time.
+const maxReplayRead = 100
 
 // replay hands the quarantined records that a person has marked to the handler again, in their order, after all that was
 // committed since.
@@ -15,21 +19,27 @@ func (r *run) replay() error {
 	if !ok {
 		return nil
 	}
-	if r.replayed > 0 {
-		// One death is enough: the record was suspected before, and who wants another attempt can mark it again.
-		if err := r.stillBad(sink, r.replayed, ClassDeath, errors.New("a process died while it was replayed")); err != nil {
-			return err
-		}
-	}
 	for {
 		ctx, cancel := context.WithTimeout(r.own, r.config.HandlerTimeout)
-		rows, err := sink.Quarantined(ctx, r.job.ID, 100, Replay)
+		rows, err := sink.Quarantined(ctx, r.job.ID, maxReplayRead, Replay)
 		cancel()
 		if err != nil {
 			if err := r.fail(fmt.Errorf("the quarantine cannot be read: %w", err), unreached(err)); err != nil {
 				return err
 			}
 			continue
+		}
+		if seq := r.replayed; seq > 0 {
+			r.replayed = 0
+			// The record is not marked if it was one of a batch: that was committed, and the process died before the next note.
+			marked := slices.ContainsFunc(rows, func(q Quarantined) bool { return q.Seq == seq })
+			if marked || len(rows) == maxReplayRead {
+				// One death is enough: the record was suspected before, and who wants another attempt can mark it again.
+				if err := r.stillBad(sink, seq, ClassDeath, errors.New("a process died while it was replayed")); err != nil {
+					return err
+				}
+				continue
+			}
 		}
 		if len(rows) == 0 && r.journal.Hand > 0 && r.journal.Hand <= r.checkpoint.Seq {
 			j := r.journal
