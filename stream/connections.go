@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -44,7 +45,7 @@ type connection struct {
 	made    time.Time
 	asked   time.Time // when Dial last returned it
 	streams atomic.Int64
-	stale   atomic.Bool // new streams shall go elsewhere: a stream was ended on purpose, or fell silent
+	stale   atomic.Bool // new streams shall go elsewhere: a stream was ended on purpose or fell silent, or a job was denied
 }
 
 // stream is the interceptor that knows how many streams are open, and why they end.
@@ -114,10 +115,7 @@ func NewConnections(target string, options ...grpc.DialOption) *Connections {
 
 // Dial is for WorkerConfig.Dial. Streams are to be opened on the connection soon, within a minute: ask again for later ones.
 func (c *Connections) Dial(_ context.Context, job Job) (grpc.ClientConnInterface, error) {
-	target := job.Target
-	if target == "" {
-		target = c.target
-	}
+	target := cmp.Or(job.Target, c.target)
 	if target == "" {
 		return nil, fmt.Errorf("job %s names no target, and the worker has none: give it one, such as dns:///producer:50051", job.ID)
 	}
@@ -146,6 +144,19 @@ func (c *Connections) Dial(_ context.Context, job Job) (grpc.ClientConnInterface
 	}
 	conn.asked = now
 	return conn.ClientConn, nil
+}
+
+// Refresh is for WorkerConfig.Refresh and ReaderConfig.Refresh: the next Dial of the job's target makes a new connection, with a handshake
+// of its own, so certificates and tokens that the credentials read for a connection are read again. Streams on the old connection are
+// not touched; it is closed once it has none. A connection of less than a second stays: the jobs of a worker are denied together, and one new connection is
+// for all of them.
+func (c *Connections) Refresh(_ context.Context, job Job, _ error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if conn := c.conns[cmp.Or(job.Target, c.target)]; conn != nil && time.Since(conn.made) >= replaceEvery {
+		conn.stale.Store(true)
+	}
+	return nil
 }
 
 // unused reports whether the connection carries no stream, and will get none.

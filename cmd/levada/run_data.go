@@ -64,11 +64,13 @@ func (r manifestRecord) checkDefaultDir(dataDir string, log *slog.Logger) error 
 	for _, file := range others {
 		var other manifestRecord
 		text, err := os.ReadFile(file)
-		if err != nil {
-			return err
+		if err == nil {
+			err = json.Unmarshal(text, &other)
 		}
-		if err := json.Unmarshal(text, &other); err != nil {
-			return fmt.Errorf("%s: %w", file, err)
+		if err != nil { // it may be another pipeline's, which is no reason not to run this one
+			log.Warn("record of manifests cannot be read, not known whether that directory holds the same pipeline", "event.action", "data-directory", "file", file,
+				"error.message", err.Error())
+			continue
 		}
 		same := slices.IndexFunc(r.Pipelines, func(p string) bool { return slices.Contains(other.Pipelines, p) })
 		if same < 0 {
