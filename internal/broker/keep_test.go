@@ -12,12 +12,14 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/levada-io/levada/internal/testserver"
 )
 
 // TestFailedStoreIsRestartedOnANearlyFullDisk: the removal of what is done may be what waits for the restart. If the restart waited until writers have room again, neither
 // would ever happen.
 func TestFailedStoreIsRestartedOnANearlyFullDisk(t *testing.T) {
-	dir := mountSmallDisk(t, "24m")
+	dir := testserver.SmallDisk(t, "24m")
 	b, err := Start(Config{Dir: filepath.Join(dir, "broker")})
 	if err != nil {
 		t.Fatal(err)
@@ -80,27 +82,4 @@ func TestFailedStoreIsRestartedOnANearlyFullDisk(t *testing.T) {
 	if err := b.Room(); !errors.Is(err, ErrNoRoom) {
 		t.Errorf("writers are to wait while the disk is nearly full: %v", err)
 	}
-}
-
-func mountSmallDisk(t *testing.T, size string) string {
-	t.Helper()
-	unless := func(err error) {
-		if os.Getenv("CI") == "true" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
-	if os.Getuid() != 0 {
-		unless(errors.New("mounting a small disk needs root"))
-	}
-	dir := t.TempDir()
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size="+size); err != nil {
-		unless(err)
-	}
-	t.Cleanup(func() {
-		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
-	return dir
 }

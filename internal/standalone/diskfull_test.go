@@ -7,18 +7,18 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/levada-io/levada/internal/standalone"
+	"github.com/levada-io/levada/internal/testserver"
 )
 
 // TestFullDiskRecoversWithoutARestart fills the disk of the data directory while a pipeline runs, and makes room again after some seconds: streams stayed in "critical
 // write error" until levada was restarted.
 func TestFullDiskRecoversWithoutARestart(t *testing.T) {
 	s := newSite(t)
-	s.cfg.DataDir = smallDisk(t, "24m")
+	s.cfg.DataDir = testserver.SmallDisk(t, "24m")
 	lines := numbered(strings.Repeat("x", 200), 100_000)
 	s.write(t, "data.txt", lines...)
 	filled := make(chan struct{})
@@ -59,35 +59,4 @@ func TestFullDiskRecoversWithoutARestart(t *testing.T) {
 	if got := s.lines(t, "out.txt"); len(got) != len(lines) {
 		t.Errorf("%d lines of %d", len(got), len(lines))
 	}
-}
-
-// unlessCI skips the test with the reason, which is a failure under CI=true.
-func unlessCI(t *testing.T, reason string) {
-	t.Helper()
-	if os.Getenv("CI") == "true" {
-		t.Fatal(reason)
-	}
-	t.Skip(reason)
-}
-
-// smallDisk mounts a file system in memory of a size.
-func smallDisk(t *testing.T, size string) string {
-	t.Helper()
-	if os.Getuid() != 0 {
-		unlessCI(t, "mounting a small disk needs root")
-	}
-	dir := t.TempDir()
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size="+size); err != nil {
-		unlessCI(t, "mounting a small disk: "+err.Error())
-	}
-	t.Cleanup(func() {
-		flags := 0
-		if t.Failed() {
-			flags = syscall.MNT_DETACH // its files may still be open
-		}
-		if err := syscall.Unmount(dir, flags); err != nil {
-			t.Error(err)
-		}
-	})
-	return dir
 }

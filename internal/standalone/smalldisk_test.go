@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/levada-io/levada/internal/testserver"
 )
 
 const twoHops = `
@@ -36,7 +38,7 @@ func TestSmallDiskIsEnoughForASmallBacklog(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newSite(t)
-			s.cfg.DataDir = smallDisk(t, c.size)
+			s.cfg.DataDir = testserver.SmallDisk(t, c.size)
 			var lines []string
 			for i := range 80_000 {
 				lines = append(lines, fmt.Sprintf("%0400d", i)) // 32 MB
