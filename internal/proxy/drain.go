@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/levada-io/levada/internal/proxy/balance"
 	"github.com/levada-io/levada/internal/proxy/frame"
 )
 
@@ -135,7 +136,7 @@ func (p *Proxy) drain(run *drainRun) bool {
 	for _, f := range p.allFronts() {
 		f.sayGoodbye()
 	}
-	if !p.endStreams(d.Period, run) {
+	if !endStreams(d.Period, p.allFronts, "the proxy is draining: open the stream again", run.wait) {
 		return false
 	}
 	for _, f := range p.allFronts() {
@@ -149,6 +150,51 @@ func (p *Proxy) drain(run *drainRun) bool {
 	}
 	p.log.Info("drained")
 	return true
+}
+
+// endStreams ends the streams of some connections one by one over a period. Calls that are short, by what is known of their methods, may end by themselves until then. Wait
+// reports after a time whether to go on. The result is false if that was not so before the end.
+func endStreams(period time.Duration, fronts func() []*front, why string, wait func(time.Duration) bool) bool {
+	const step = 20 * time.Millisecond
+	begin := time.Now()
+	due := 0.0 // streams that should have been ended by now
+	for {
+		var long []ref
+		left, passed := 0, time.Since(begin)
+		for _, f := range fronts() {
+			f.mu.Lock()
+			for _, s := range f.streams {
+				if left++; !s.outEnd && (s.kind != balance.Unary || passed >= period) {
+					long = append(long, ref{s, s.id})
+				}
+			}
+			f.mu.Unlock()
+		}
+		if left == 0 || passed > period+time.Second {
+			return true
+		}
+		// As many now as it takes to be done with all in the rest of the time.
+		now := len(long)
+		if rest := period - passed; rest > step {
+			due += float64(now) * float64(step) / float64(rest)
+			now = min(int(due), now)
+			due -= float64(now)
+		}
+		for _, r := range long[:now] {
+			var w wakes
+			r.s.front.mu.Lock()
+			if r.current() {
+				e := unavailable(reasonDraining, "%s", why)
+				e.retry = 0
+				r.s.end(e, &w)
+			}
+			r.s.front.mu.Unlock()
+			w.flush()
+		}
+		if !wait(step) {
+			return false
+		}
+	}
 }
 
 // wait reports whether the drain still goes on after a time.

@@ -266,54 +266,6 @@ func (p *Proxy) closeListeners() {
 	}
 }
 
-// endStreams ends the streams one by one over the period, and reports whether the drain goes on. A call that is short by what is known of its method may end by
-// itself until the end.
-func (p *Proxy) endStreams(period time.Duration, run *drainRun) bool {
-	begin := time.Now()
-	due := 0.0 // streams that should have been ended by now
-	for {
-		var long []*stream
-		var ids []uint32
-		left := 0
-		for _, f := range p.allFronts() {
-			f.mu.Lock()
-			for _, s := range f.streams {
-				if left++; !s.outEnd && (s.kind != balance.Unary || time.Since(begin) >= period) {
-					long, ids = append(long, s), append(ids, s.id)
-				}
-			}
-			f.mu.Unlock()
-		}
-		passed := time.Since(begin)
-		if left == 0 || passed > period+time.Second {
-			return true
-		}
-		// As many now as it takes to be done with all in the rest of the time.
-		const step = 20 * time.Millisecond
-		now := len(long)
-		if rest := period - passed; rest > step {
-			due += float64(len(long)) * float64(step) / float64(rest)
-			now = min(int(due), now)
-			due -= float64(now)
-		}
-		for i := range now {
-			s, f := long[i], long[i].front
-			var w wakes
-			f.mu.Lock()
-			if s.open && s.id == ids[i] {
-				e := unavailable(reasonDraining, "the proxy is draining: open the stream again")
-				e.retry = 0
-				s.end(e, &w)
-			}
-			f.mu.Unlock()
-			w.flush()
-		}
-		if !run.wait(step) {
-			return false
-		}
-	}
-}
-
 func (p *Proxy) allFronts() []*front {
 	p.mu.Lock()
 	defer p.mu.Unlock()

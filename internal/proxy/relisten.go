@@ -10,7 +10,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/levada-io/levada/internal/proxy/balance"
 	"github.com/levada-io/levada/internal/proxy/config"
 	"github.com/levada-io/levada/internal/proxy/frame"
 )
@@ -164,52 +163,20 @@ func (l *listener) retire(period time.Duration) {
 	for _, f := range mine() {
 		f.sayGoodbye()
 	}
-	p.endOver(period, mine)
+	endStreams(period, mine, "the listener was removed: open the stream elsewhere", func(d time.Duration) bool {
+		timer := time.NewTimer(d)
+		defer timer.Stop()
+		select {
+		case <-p.working.Done():
+			return false
+		case <-timer.C:
+			return true
+		}
+	})
 	for _, f := range mine() {
 		f.mu.Lock()
 		f.closeAfterOut(f.last, frame.NoError, "drained")
 		f.rouse()
 		f.mu.Unlock()
-	}
-}
-
-// endOver ends the streams of some connections one by one over a period, or until the proxy ends. Calls that are short, by what is known of their methods, may end by
-// themselves until then.
-func (p *Proxy) endOver(period time.Duration, fronts func() []*front) {
-	const step = 20 * time.Millisecond
-	begin, due := time.Now(), 0.0
-	for p.working.Err() == nil {
-		var long []ref
-		left, passed := 0, time.Since(begin)
-		for _, f := range fronts() {
-			f.mu.Lock()
-			for _, s := range f.streams {
-				if left++; !s.outEnd && (s.kind != balance.Unary || passed >= period) {
-					long = append(long, ref{s, s.id})
-				}
-			}
-			f.mu.Unlock()
-		}
-		if left == 0 || passed > period+time.Second {
-			return
-		}
-		now := len(long)
-		if rest := period - passed; rest > step {
-			due += float64(now) * float64(step) / float64(rest)
-			now = min(int(due), now)
-			due -= float64(now)
-		}
-		for _, r := range long[:now] {
-			var w wakes
-			r.s.front.mu.Lock()
-			if r.current() {
-				e := unavailable(reasonDraining, "the listener was removed: open the stream elsewhere")
-				e.retry = 0
-				r.s.end(e, &w)
-			}
-			r.s.front.mu.Unlock()
-			w.flush()
-		}
-		time.Sleep(step)
 	}
 }
