@@ -119,6 +119,13 @@ func (p *Proxy) end() {
 	}
 }
 
+// Ending reports whether the process is about to end: a drain cannot be called off any more.
+func (p *Proxy) Ending() bool {
+	p.drains.mu.Lock()
+	defer p.drains.mu.Unlock()
+	return p.drains.ending
+}
+
 // drain reports whether it came to its end.
 func (p *Proxy) drain(run *drainRun) bool {
 	d := p.state.Load().config.Drain

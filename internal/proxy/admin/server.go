@@ -340,7 +340,7 @@ func (s *Server) beginDrain(from string) <-chan struct{} {
 		s.drained = over
 		s.background.Go(func() {
 			defer close(over)
-			if finish() {
+			if finish() && !s.Proxy.Ending() {
 				s.Logger.Info("drained, waiting for SIGTERM or for levada proxy undrain")
 			}
 		})

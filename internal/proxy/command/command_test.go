@@ -606,6 +606,9 @@ func TestDrainUntilTheEnd(t *testing.T) {
 	if code := drain.wait(); code != 0 || !strings.HasSuffix(drain.stdout.String(), "\ndrained\n") {
 		t.Errorf("exit code %d:\n%s%s", code, &drain.stdout, &drain.stderr)
 	}
+	if said := p.stderr.String(); strings.Contains(said, "waiting for SIGTERM") {
+		t.Errorf("SIGTERM has come already:\n%s", said)
+	}
 }
 
 func TestDrainTimeout(t *testing.T) {
