@@ -394,6 +394,9 @@ func newStreamShowCommand() *cobra.Command {
 			for i := range rows {
 				v.Quarantine[rows[i].State]++
 			}
+			if status.State == stream.Completed {
+				v.Next = completedNext(shortID(status.ID), v.Quarantine[stream.Waiting])
+			}
 			if status.Epoch > 0 {
 				switch checkpoint, err := readCheckpoint(cmd.Context(), d, status.ID); {
 				case err == nil:
@@ -524,6 +527,14 @@ func textOrHex(b []byte) string {
 	return fmt.Sprintf("%x (hexadecimal)", b)
 }
 
+// completedNext says what to do about a completed job of which so many records wait in quarantine. Those that were replayed or dropped do not.
+func completedNext(id string, waiting int) string {
+	if waiting > 0 {
+		return fmt.Sprintf("levada stream quarantine list %s: %d records wait in quarantine", id, waiting)
+	}
+	return "nothing: it is complete"
+}
+
 // whatNext says what a person can do about a job.
 func whatNext(s *stream.Status) string {
 	id := shortID(s.ID)
@@ -546,10 +557,7 @@ func whatNext(s *stream.Status) string {
 	case stream.Cancelled:
 		return fmt.Sprintf("nothing; levada stream retry %s goes on after the last commit", id)
 	case stream.Completed:
-		if s.Progress.Bad > 0 {
-			return fmt.Sprintf("levada stream quarantine list %s: %d records could not be processed", id, s.Progress.Bad)
-		}
-		return "nothing: it is complete"
+		return completedNext(id, int(s.Progress.Bad))
 	}
 	retry := fmt.Sprintf("then levada stream retry %s, which goes on after the last commit", id)
 	switch s.Reason {

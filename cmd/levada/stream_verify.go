@@ -484,7 +484,7 @@ func (r *verified) verdict() string {
 	case !r.rowsCompared():
 		return "equal: " + compared + "; no rows were compared: whether a table has the records is not known (--table, --query)"
 	}
-	return fmt.Sprintf("equal: %s: %s records, each once, %d of them in quarantine", compared, humanize.Comma(int64(r.Checkpoint.Records)), r.Quarantine)
+	return fmt.Sprintf("equal: %s: %s records, each once, %d of them put into quarantine at first", compared, humanize.Comma(int64(r.Checkpoint.Records)), r.Quarantine)
 }
 
 // endWithin is how long a producer that has sent all records of a job may take to say that these were all. It has none to say if it follows

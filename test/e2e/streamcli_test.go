@@ -54,7 +54,8 @@ func (e *example) users(t *testing.T, from, to int) {
 // jobStatus is what show prints.
 type jobStatus struct {
 	State, Reason string
-	LastError     string `json:"last_error"`
+	Next          string
+	LastError     string `json:"lastError"`
 	Attempts      int
 	Progress      struct{ Records, Bad uint64 }
 	Quarantine    map[string]int
@@ -256,7 +257,8 @@ func TestStreamQuarantine(t *testing.T) {
 	command := `tee lines.new | { if grep -q '"value":"poison"' && ! test -e mended; then exit 65; fi; } && cat lines.new >> lines`
 	work := func() { e.levada(t, "stream", "work", "--stream", "users", "--exec", command, "--until-done") }
 	work()
-	if s := e.show(t, job); s.State != "completed" || s.Progress.Records != 1001 || s.Progress.Bad != 1 || s.Quarantine["waiting"] != 1 {
+	if s := e.show(t, job); s.State != "completed" || s.Progress.Records != 1001 || s.Progress.Bad != 1 || s.Quarantine["waiting"] != 1 ||
+		!strings.Contains(s.Next, "1 records wait in quarantine") {
 		t.Fatalf("the job: %+v", s)
 	}
 	if got := len(lines(e.read(t, "lines"))); got != 1000 {
@@ -280,7 +282,7 @@ func TestStreamQuarantine(t *testing.T) {
 	}
 	e.levada(t, "stream", "quarantine", "replay", job, "501")
 	work()
-	if s := e.show(t, job); s.State != "completed" || s.Quarantine["replayed"] != 1 {
+	if s := e.show(t, job); s.State != "completed" || s.Quarantine["replayed"] != 1 || s.Next != "nothing: it is complete" {
 		t.Errorf("after the replay: %+v", s)
 	}
 	if got := lines(e.read(t, "lines")); len(got) != 1001 || !strings.Contains(got[1000], "poison") {
