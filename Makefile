@@ -66,7 +66,7 @@ bench: ## Benchmarks: make bench CASE=name for one of bench/cases/
 	bash bench/run.sh $(CASE)
 
 .PHONY: generate
-generate: ## Make the Go code of proto/ anew (needs npx)
+generate: ## Regenerate the Go code of proto/ (needs npx)
 	bash proto/generate.sh
 
 .PHONY: clean
