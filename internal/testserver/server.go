@@ -243,19 +243,29 @@ func (n *node) write(name, content string, mode os.FileMode) error {
 }
 
 // watch waits until its input ends, which it does when the test binary does. Then it ends what runs and removes the directory.
-// A line on its input means that there is nothing to do any more.
+// A line on its input means that there is nothing to do any more. A server may have been frozen together with the processes that it had started: they can
+// neither end nor notice that it has ended before they continue.
 const watch = `
 read -r line && exit 0
+family() { # prints the process $1 and those that it has started
+	echo "$1"
+	for stat in /proc/[0-9]*/stat; do
+		read -r line <"$stat" || continue
+		pid=${line%% *} rest=${line##*) }
+		rest=${rest#* }
+		[ "${rest%% *}" = "$1" ] && echo "$pid"
+	done
+}
 for pause in 0.1 0.2 0.5 1 1 1 1 1; do
 	alive=
 	for f in "$1"/*.pid; do
-		[ -e "$f" ] && read -r signal pid <"$f" && kill -s "$signal" "$pid" && kill -s CONT "$pid" && alive=yes
+		[ -e "$f" ] && read -r signal pid <"$f" && kill -s "$signal" "$pid" && kill -s CONT $(family "$pid") && alive=yes
 	done 2>/dev/null
 	[ "$alive" ] || break
 	sleep $pause
 done
 for f in "$1"/*.pid; do
-	[ -e "$f" ] && read -r signal pid <"$f" && kill -s KILL "$pid"
+	[ -e "$f" ] && read -r signal pid <"$f" && kill -s KILL $(family "$pid")
 done 2>/dev/null
 rm -rf "$1"
 `
