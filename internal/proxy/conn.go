@@ -34,6 +34,7 @@ const (
 	controlRate  = 1000      // more of them a second
 	controlEarn  = 4         // more of them for each frame with content that we sent to it
 	costly       = 4         // of them for a frame that carries more than it may
+	settingsCost = 25        // of them for SETTINGS after the first: each changes how all streams go on, and ordinary peers send a handful in a connection's life
 	lastWords    = 500 * time.Millisecond
 )
 
@@ -677,7 +678,7 @@ func (c *conn) settings(s side, h frame.Header, p []byte) error {
 		}
 		return c.spend(1, "SETTINGS frames")
 	}
-	if err := c.spend(1+len(p)/60, "SETTINGS frames"); err != nil {
+	if err := c.spend(c.settingsCost()+len(p)/60, "SETTINGS frames"); err != nil {
 		return err
 	}
 	c.mu.Lock()
@@ -707,6 +708,15 @@ func (c *conn) settings(s side, h frame.Header, p []byte) error {
 		return err
 	}
 	return s.settled(grown)
+}
+
+// settingsCost is what SETTINGS take from the budget. Calls that are answered fill it, so a peer that changes its settings with each call would never use it up
+// if they cost no more than a PING: the answer of a unary call gives back 3*controlEarn.
+func (c *conn) settingsCost() int {
+	if !c.peer.known {
+		return 1
+	}
+	return min(settingsCost, 1+int(c.burst)/20) // of a small burst not so much that a handful would use it up
 }
 
 // reply appends what answers a frame of the peer. A peer that asks and does not read is not served for ever.

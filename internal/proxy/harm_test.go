@@ -97,6 +97,27 @@ func TestTwiceTheBudgetCloses(t *testing.T) {
 	}
 }
 
+// TestSettingsWithEachCall: a caller that changes its settings with each call is disconnected, although its calls are answered, which fills its budget.
+func TestSettingsWithEachCall(t *testing.T) {
+	x := listenEcho(t)
+	p := start(t, oneBackend(x.addr(), "listener: abuse: {burst: 5000, perSecond: 1}"))
+	c := dial(t, p.addr)
+	for i := 0; c.open(); i++ {
+		if i == 5000 { // 1,200 are enough
+			t.Fatal("the connection is open")
+		}
+		id := c.begin(false)
+		c.later(func() error {
+			return c.framer.WriteSettings(http2.Setting{ID: http2.SettingHeaderTableSize, Val: uint32(i%2) * 4096})
+		})
+		c.data(id, prefixed([]byte("x")), true)
+		if _, err := c.endFor(id, 10*time.Second); err != nil {
+			break
+		}
+	}
+	c.await("GOAWAY", func(e *event) bool { return e.kind == http2.FrameGoAway && e.code == http2.ErrCodeEnhanceYourCalm })
+}
+
 // TestAbuseBudgetOff: a burst of 0 is no limit.
 func TestAbuseBudgetOff(t *testing.T) {
 	x := listenEcho(t)
