@@ -2,9 +2,7 @@ package buffer
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"math"
 	"time"
 
 	"github.com/levada-io/levada/internal/flow"
@@ -151,83 +149,6 @@ func (p *Partition) lostItsEnd() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.lost
-}
-
-// record saves a record of damage. Without it the next start finds the damage again, if it can.
-func (p *Partition) record(ctx context.Context, d Damage) {
-	note, err := json.Marshal(d)
-	if err == nil {
-		err = p.insist(ctx, "saving what is damaged", func(ctx context.Context) error { return p.driver.SaveDamage(ctx, note) })
-	}
-	if err != nil {
-		p.opt.Logger.Warn("damage not recorded", "buffer", p.opt.Name, "error", err)
-	}
-}
-
-// loss is what recover learns about an end that the store has lost.
-type loss struct {
-	floor uint64 // all up to here was done before
-	base  uint64 // of the entry at floor
-	// span are the sequences concerned, and why says how that shows; Hi is 0 if there is no loss, or none that was not accepted before.
-	span flow.Span
-	why  error
-	// again is the first entry that took the place of another and was not read; 0 if there is none. raised is the highest base of such entries.
-	again, raised uint64
-	// recorded says that there is a record, accepted what it says of raised bases.
-	recorded bool
-	accepted uint64
-}
-
-func (l *loss) add(first, last uint64, why error) {
-	if l.span.Hi == 0 {
-		l.span, l.why = flow.Span{Lo: first, Hi: last}, why
-		return
-	}
-	l.span.Lo, l.span.Hi = min(l.span.Lo, first), max(l.span.Hi, last)
-}
-
-// see looks at a stored entry. It returns true at the first one that took the place of another and has not been read: the floor must be before it. One that was
-// read has raised the base of the floor.
-func (l *loss) see(e Entry) bool {
-	raised := raisedBase(e)
-	if raised == 0 || raised <= l.base {
-		return false
-	}
-	if l.raised = max(l.raised, raised); raised > l.accepted {
-		l.add(e.Seq, e.After, fmt.Errorf("%w: block %d was stored after blocks up to %d had been", ErrLostEnd, e.Seq, e.After))
-	}
-	if l.again != 0 {
-		return false
-	}
-	l.again = e.Seq
-	return true
-}
-
-// judge asks what to do about an end that is lost, if anything that was not done is lost with it. changed says that the state must be saved.
-func (p *Partition) judge(ctx context.Context, l *loss) (changed bool, err error) {
-	p.lostBase = max(l.accepted, l.raised)
-	if l.span.Hi == 0 {
-		if l.recorded && l.again == 0 { // all is done that made the record necessary
-			err = p.driver.SaveDamage(ctx, nil)
-		}
-		return false, err
-	}
-	if lo := max(l.floor+1, l.span.Lo); lo <= l.span.Hi {
-		why := fmt.Errorf("%w; blocks %d to %d were not done, and are lost", l.why, lo, l.span.Hi)
-		p.opt.Metrics.Gap(int(min(l.span.Hi-lo+1, math.MaxInt32)))
-		p.record(ctx, Damage{First: l.span.Lo, Last: l.span.Hi, Found: time.Now().UTC(), Why: l.why.Error(), LostEnd: true})
-		if err := p.opt.OnCorrupt(lo, nil, why); err != nil {
-			return false, err
-		}
-	} else {
-		p.opt.Logger.Warn("store lost its end, going on: all lost blocks were done", "buffer", p.opt.Name, "first", l.span.Lo, "last", l.span.Hi, "error", l.why)
-	}
-	if l.again == 0 {
-		return true, p.driver.SaveDamage(ctx, nil)
-	}
-	// Until the entries that took the place of others are done, each start meets them again.
-	p.record(ctx, Damage{First: l.span.Lo, Last: l.span.Hi, Found: time.Now().UTC(), Why: l.why.Error(), LostEnd: true, Accepted: p.lostBase})
-	return true, nil
 }
 
 // sequences is a set of numbers most of which come in order.

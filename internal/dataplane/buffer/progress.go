@@ -2,14 +2,9 @@ package buffer
 
 import (
 	"context"
-	"encoding/binary"
-	"errors"
-	"fmt"
-	"hash/crc32"
 	"maps"
 	"slices"
 
-	"github.com/levada-io/levada/internal/dataplane/identity"
 	"github.com/levada-io/levada/internal/flow"
 )
 
@@ -163,144 +158,6 @@ func inSpans(spans []flow.Span, place uint64) bool {
 		return 1
 	})
 	return i < len(spans) && spans[i].Lo <= place
-}
-
-// The saved state is
-//
-//	"LVSTATE\xff" version(1) crc32(rest, 4) floor(8) last(8) base(8) top(8) len(seen) seen count { seq stored(8) spans { lo hi } }
-//
-// with numbers little endian, or uvarints where no length is given. Sequences are relative to the one before, 0 spans say that all is done, and a span is
-// relative to the end of the one before. Version 2 has neither base nor top, and before it the state was floor(8) last(8) seen. A version that does not know
-// this form stops: with the numbers that it would give to blocks, they would be dropped downstream.
-const (
-	stateMagic   = "LVSTATE\xff"
-	stateVersion = 3
-	// maxProgress bounds the part for progress, in bytes. What does not fit is repeated after a restart.
-	maxProgress = 64 << 10
-)
-
-type savedState struct {
-	floor, last uint64
-	base        uint64 // of the entry at floor; see number.go
-	top         uint64 // no entry up to last has a higher number
-	seen        []byte
-	progress    map[uint64]progress
-}
-
-func (s *savedState) marshal() []byte {
-	count, entries, before := 0, []byte(nil), s.floor
-	for _, seq := range slices.Sorted(maps.Keys(s.progress)) {
-		pr := s.progress[seq]
-		if seq <= s.floor || !pr.all && len(pr.spans) == 0 {
-			continue
-		}
-		entry := binary.AppendUvarint(entries, seq-before)
-		entry = binary.LittleEndian.AppendUint64(entry, uint64(pr.stored))
-		if pr.all {
-			entry = binary.AppendUvarint(entry, 0)
-		} else {
-			entry = binary.AppendUvarint(entry, uint64(len(pr.spans)))
-			at := uint64(0)
-			for _, sp := range pr.spans {
-				entry = binary.AppendUvarint(binary.AppendUvarint(entry, sp.Lo-at), sp.Hi-sp.Lo)
-				at = sp.Hi
-			}
-		}
-		if len(entry) > maxProgress {
-			break
-		}
-		entries, before = entry, seq
-		count++
-	}
-	b := append([]byte(stateMagic), stateVersion, 0, 0, 0, 0)
-	for _, v := range []uint64{s.floor, s.last, s.base, s.top} {
-		b = binary.LittleEndian.AppendUint64(b, v)
-	}
-	b = append(binary.AppendUvarint(b, uint64(len(s.seen))), s.seen...)
-	b = append(binary.AppendUvarint(b, uint64(count)), entries...)
-	binary.LittleEndian.PutUint32(b[len(stateMagic)+1:], crc32.ChecksumIEEE(b[len(stateMagic)+5:]))
-	return b
-}
-
-// SavedBounds are the sequences that a saved state knows of: all up to floor was done, and last was stored.
-func SavedBounds(state []byte) (floor, last uint64, err error) {
-	s, err := unmarshalState(state)
-	if err != nil {
-		return 0, 0, err
-	}
-	return s.floor, s.last, nil
-}
-
-// errStateVersion means that the state was written by a version that knows more.
-var errStateVersion = errors.New("saved state has an unknown format")
-
-func unmarshalState(b []byte) (*savedState, error) {
-	if len(b) < stateHead {
-		return nil, fmt.Errorf("%w: %d bytes", identity.ErrState, len(b))
-	}
-	if string(b[:len(stateMagic)]) != stateMagic {
-		last := binary.LittleEndian.Uint64(b[8:])
-		return &savedState{floor: binary.LittleEndian.Uint64(b), last: last, top: last, seen: b[stateHead:]}, nil
-	}
-	b = b[len(stateMagic):]
-	version, head := b[0], stateHead
-	switch version {
-	case 2:
-	case stateVersion:
-		head += 16
-	default:
-		return nil, fmt.Errorf("%w: it has format %d, and this version of Levada reads formats up to %d; run the version that wrote it, or a later one", errStateVersion, b[0], stateVersion)
-	}
-	if len(b) < 5+head || binary.LittleEndian.Uint32(b[1:]) != crc32.ChecksumIEEE(b[5:]) {
-		return nil, fmt.Errorf("%w: %d bytes", identity.ErrState, len(b))
-	}
-	b = b[5:]
-	s := &savedState{floor: binary.LittleEndian.Uint64(b), last: binary.LittleEndian.Uint64(b[8:]), progress: map[uint64]progress{}}
-	s.top = s.last
-	if version > 2 {
-		s.base, s.top = binary.LittleEndian.Uint64(b[16:]), binary.LittleEndian.Uint64(b[24:])
-	}
-	b = b[head:]
-	bad := false
-	next := func() uint64 {
-		v, n := binary.Uvarint(b)
-		if n <= 0 {
-			bad, b = true, nil
-			return 0
-		}
-		b = b[n:]
-		return v
-	}
-	if n := next(); n <= uint64(len(b)) {
-		s.seen, b = b[:n], b[n:]
-	} else {
-		bad = true
-	}
-	seq := s.floor
-	for range next() {
-		seq += next()
-		if bad || len(b) < 8 {
-			return nil, identity.ErrState
-		}
-		pr := progress{stored: int64(binary.LittleEndian.Uint64(b))}
-		b = b[8:]
-		count := next()
-		pr.all = count == 0
-		at := uint64(0)
-		for range count {
-			if bad {
-				return nil, identity.ErrState
-			}
-			lo := at + next()
-			at = lo + next()
-			pr.spans = append(pr.spans, flow.Span{Lo: lo, Hi: at})
-		}
-		s.progress[seq] = pr
-	}
-	if bad || len(b) > 0 {
-		return nil, identity.ErrState
-	}
-	return s, nil
 }
 
 // progressNow is what is done above the floor, of blocks that were read and of those that have not been read again. mu is held.
