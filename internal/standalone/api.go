@@ -7,31 +7,27 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/levada-io/levada/internal/dataplane/buffer"
 	"github.com/levada-io/levada/internal/dataplane/deadletter"
+	"github.com/levada-io/levada/internal/dataplane/engine"
 	"github.com/levada-io/levada/internal/flow"
-	"github.com/levada-io/levada/internal/metrics"
 )
 
 // api is the HTTP side of a run: metrics and probes for everybody on this machine, the rest for who can read the data directory.
 type api struct {
 	r         *runner
 	pipelines []*Pipeline
+	process   *engine.Process
+	listener  net.Listener
 	address   string
 	token     string
-	ready     atomic.Bool
 }
 
 // Control is the file in the data directory that tells other commands how to reach a run.
@@ -43,75 +39,36 @@ type Control struct {
 
 const controlFile = "control.json"
 
-// serve starts the server; it ends with ctx.
-func (r *runner) serve(ctx context.Context, services *errgroup.Group, pipelines []*Pipeline) (*api, error) {
+// listen opens the address of metrics, probes and the API, and writes the control file.
+func (r *runner) listen(p *engine.Process, pipelines []*Pipeline) (*api, error) {
 	listener, err := net.Listen("tcp", r.cfg.Listen)
 	if err != nil {
 		return nil, fmt.Errorf("listen for metrics and the API (--listen): %w", err)
 	}
-	a := &api{r: r, pipelines: pipelines, address: listener.Addr().String(), token: rand.Text()}
+	a := &api{r: r, process: p, pipelines: pipelines, listener: listener, address: listener.Addr().String(), token: rand.Text()}
 	control, err := json.Marshal(Control{Address: a.address, Token: a.token, PID: os.Getpid()})
-	if err != nil {
-		return nil, err
+	if err == nil {
+		err = os.WriteFile(filepath.Join(r.cfg.DataDir, controlFile), control, 0o600)
 	}
-	path := filepath.Join(r.cfg.DataDir, controlFile)
-	if err := os.WriteFile(path, control, 0o600); err != nil {
+	if err != nil {
 		return nil, errors.Join(err, listener.Close())
 	}
 	r.mu.Lock()
 	r.serving = true
 	r.mu.Unlock()
-	server := &http.Server{
-		Handler: a.routes(), ReadHeaderTimeout: 10 * time.Second,
-		ErrorLog: slog.NewLogLogger(r.log.Handler(), slog.LevelWarn), // net/http would write plain text to standard error
-	}
-	services.Go(func() error {
-		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-			return err
-		}
-		return nil
-	})
-	services.Go(func() error { sample(ctx, pipelines); return nil })
-	services.Go(func() error {
-		<-ctx.Done()
-		_ = os.Remove(path)
-		stop, cancel := context.WithTimeout(context.Background(), min(2*time.Second, r.budget.close()/2))
-		defer cancel()
-		if err := server.Shutdown(stop); err != nil {
-			return server.Close()
-		}
-		return nil
-	})
 	return a, nil
 }
 
-// sample takes what is pending into the averages, until ctx ends.
-func sample(ctx context.Context, pipelines []*Pipeline) {
-	tick := time.NewTicker(metrics.SampleEvery)
-	defer tick.Stop()
-	for {
-		for _, p := range pipelines {
-			p.Stats(ctx)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-	}
+// serve answers requests until ctx ends.
+func (a *api) serve(ctx context.Context) error {
+	err := engine.ServeHTTP(ctx, a.listener, a.routes(), a.r.log, func() time.Duration { return min(2*time.Second, a.r.budget.Close()/2) })
+	_ = os.Remove(filepath.Join(a.r.cfg.DataDir, controlFile))
+	return err
 }
 
 func (a *api) routes() http.Handler {
 	mux := http.NewServeMux()
-	scrape := promhttp.HandlerFor(a.r.metrics.Registry, promhttp.HandlerOpts{})
-	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, req *http.Request) {
-		for _, p := range a.pipelines {
-			p.Stats(req.Context()) // gauges are as of now
-		}
-		scrape.ServeHTTP(w, req)
-	})
-	mux.HandleFunc("GET /livez", probe(a.live))
-	mux.HandleFunc("GET /readyz", probe(a.readiness))
+	a.process.Routes(mux, a.r.metrics)
 	mux.HandleFunc("GET /api/v1/status", a.private(a.status))
 	mux.HandleFunc("GET /api/v1/buffers", a.private(a.buffers))
 	mux.HandleFunc("GET /api/v1/deadletters", a.private(a.list))
@@ -136,7 +93,7 @@ func (a *api) private(h func(http.ResponseWriter, *http.Request) error) http.Han
 			if errors.Is(err, errBadCursor) {
 				status = http.StatusBadRequest
 			}
-			if errors.Is(err, errEnding) {
+			if errors.Is(err, engine.ErrEnding) {
 				status = http.StatusConflict
 			}
 			http.Error(w, err.Error(), status)
@@ -190,7 +147,7 @@ func statusOf(ctx context.Context, pipelines []*Pipeline) []Status {
 		s := Status{Namespace: p.Namespace, Name: p.Name, Kind: p.Kind, Finished: p.Finished()}
 		for i, v := range p.Stats(ctx) {
 			vs := VertexStatus{Name: v.Name, Kind: v.Kind, Runs: v.Runs, Read: v.In, Written: v.Out, Pending: v.Pending, Errors: v.Errors, Dropped: v.Dropped, DeadLetters: v.DeadLetters}
-			for _, f := range p.vertices[i].Functions() {
+			for _, f := range p.Vertices()[i].Functions() {
 				if pid := f.PID(); pid != 0 {
 					vs.PIDs = append(vs.PIDs, pid)
 				}
@@ -272,7 +229,7 @@ func (a *api) replay(w http.ResponseWriter, req *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return p.ending.fromOutside(l.Vertex, func() error { return replay(req.Context(), p.letters, l, into(p.partitions[l.Vertex])) })
+	return p.Inject(l.Vertex, func() error { return replay(req.Context(), p.letters, l, into(p.buffers(l.Vertex))) })
 }
 
 // replay gives a letter to its vertex once more, as a new message, and drops it once that is durable. The message is told by its id, so that a replay that

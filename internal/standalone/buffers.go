@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/levada-io/levada/internal/dataplane/buffer/jetstreambuffer"
+	"github.com/levada-io/levada/internal/dataplane/engine"
 	"github.com/levada-io/levada/internal/dataplane/naming"
 	"github.com/levada-io/levada/internal/dataplane/ownership"
 	"github.com/levada-io/levada/internal/dataplane/topology"
@@ -272,9 +273,9 @@ func (b *Buffers) Drop(ctx context.Context, view BufferView) (int, error) {
 func Drain(ctx context.Context, cfg Config, wanted func(namespace, name string) bool) (drained int, err error) {
 	cfg = cfg.withDefaults()
 	cfg.Command = "levada buffers drain"
-	r := &runner{cfg: cfg, log: cfg.Logger, metrics: metrics.New(cfg.Version), secrets: newSecrets(cfg), budget: newBudget(cfg.DrainTimeout)}
-	defer r.budget.stop()
-	defer context.AfterFunc(ctx, r.budget.begin)()
+	r := &runner{cfg: cfg, log: cfg.Logger, metrics: metrics.New(cfg.Version), secrets: newSecrets(cfg), budget: engine.NewBudget(cfg.DrainTimeout)}
+	defer r.budget.Stop()
+	defer context.AfterFunc(ctx, r.budget.Begin)()
 	defer func() {
 		for i := len(r.close) - 1; i >= 0; i-- {
 			r.close[i]()

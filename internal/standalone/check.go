@@ -81,7 +81,7 @@ func fileSinks(o manifest.Object) (found []fileSink) {
 func commandsFor(all map[string]string, pipeline string) map[string]string {
 	commands := maps.Clone(all)
 	for name, command := range all {
-		if rest, ok := cutPrefix(name, pipeline+"/"); ok {
+		if rest, ok := strings.CutPrefix(name, pipeline+"/"); ok {
 			commands[rest] = command
 		}
 	}

@@ -2,7 +2,6 @@ package standalone
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -145,17 +144,5 @@ func TestPipelineWithACycleEndsByItself(t *testing.T) {
 		writeLines(t, filepath.Join(dir, "in.txt"), []int{0, 3, 10}[run], n)
 		rerun(t, dir, cyclicPipeline)
 		wantLines(t, filepath.Join(dir, "out.txt"), n)
-	}
-}
-
-// TestNobodyWritesIntoAnEndedVertex: a dead letter that is replayed while the run ends is refused, or processed before the end.
-func TestNobodyWritesIntoAnEndedVertex(t *testing.T) {
-	e := &ending{closed: map[string]bool{"out": true}}
-	if err := e.fromOutside("out", func() error { t.Error("it was written"); return nil }); !errors.Is(err, errEnding) {
-		t.Errorf("error %v, want %v", err, errEnding)
-	}
-	wrote := false
-	if err := e.fromOutside("in", func() error { wrote = true; return nil }); err != nil || !wrote {
-		t.Errorf("error %v, written %t", err, wrote)
 	}
 }

@@ -9,9 +9,7 @@ import (
 func (r *Running) Reopen(ctx context.Context) error {
 	var errs []error
 	for _, p := range r.Pipelines {
-		for _, v := range p.vertices {
-			errs = append(errs, v.Reopen(ctx))
-		}
+		errs = append(errs, p.Reopen(ctx))
 	}
 	return errors.Join(errs...)
 }

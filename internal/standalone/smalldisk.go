@@ -13,7 +13,7 @@ func (r *runner) warnOfSmallDisk(pipelines []*Pipeline) {
 	}
 	buffers := 0
 	for _, p := range pipelines {
-		buffers += len(p.metrics)
+		buffers += len(p.Inputs())
 	}
 	have, need := r.broker.Disk(), broker.Needs(buffers)
 	if buffers == 0 || have == 0 || have >= need {

@@ -2,7 +2,6 @@
 package standalone
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,23 +17,16 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"golang.org/x/sync/errgroup"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/levada-io/levada/api/v1alpha1"
 	"github.com/levada-io/levada/internal/broker"
-	"github.com/levada-io/levada/internal/dataplane/buffer"
-	"github.com/levada-io/levada/internal/dataplane/buffer/jetstreambuffer"
 	"github.com/levada-io/levada/internal/dataplane/deadletter"
+	"github.com/levada-io/levada/internal/dataplane/engine"
 	"github.com/levada-io/levada/internal/dataplane/function"
-	"github.com/levada-io/levada/internal/dataplane/naming"
 	"github.com/levada-io/levada/internal/dataplane/natslink"
 	"github.com/levada-io/levada/internal/dataplane/ownership"
 	"github.com/levada-io/levada/internal/dataplane/vertex"
-	"github.com/levada-io/levada/internal/flow"
 	"github.com/levada-io/levada/internal/manifest"
 	"github.com/levada-io/levada/internal/metrics"
-	"github.com/levada-io/levada/internal/redact"
 )
 
 // Config says what to run. The zero value of a field is its default.
@@ -104,46 +96,25 @@ type Running struct {
 
 // Pipeline is a running Pipeline or MonoVertex.
 type Pipeline struct {
-	Namespace, Name, Kind string
+	*engine.Pipeline
 
-	store      *store
-	vertices   []*vertex.Vertex
-	partitions map[string][]*buffer.Partition
-	letters    *deadletter.Store
-	metrics    []bufferMetrics
-	finished   atomic.Bool
-	ending     *ending
-	paused     bool // by its manifest: nothing of it runs
+	store   *store
+	letters *deadletter.Store
+	// partitions are those of each vertex that has a buffer: this process reads and writes all of them.
+	partitions map[string][]engine.Input
 }
 
-type bufferMetrics struct {
-	p *buffer.Partition
-	m *metrics.Buffer
+// Result is what is where when a run has ended.
+type Result struct {
+	// Cut says why the run was ended before it had stopped in order; empty if it had. What was in flight then is not acknowledged, and comes again.
+	Cut string
+	// Started says that everything ran.
+	Started   bool
+	Pipelines []PipelineResult
 }
 
-// Stats are the counters of the vertices, in the order of the manifest.
-func (p *Pipeline) Stats(ctx context.Context) []vertex.Stats {
-	stats := make([]vertex.Stats, len(p.vertices))
-	for i, v := range p.vertices {
-		stats[i] = v.Stats(ctx)
-	}
-	for _, b := range p.metrics {
-		b.m.Usage(b.p.Pending(), b.p.InFlight(), b.p.MaxLength())
-	}
-	return stats
-}
-
-// Counts are the counters of the vertices, without asking anybody outside.
-func (p *Pipeline) Counts() []vertex.Stats {
-	stats := make([]vertex.Stats, len(p.vertices))
-	for i, v := range p.vertices {
-		stats[i] = v.Counts()
-	}
-	return stats
-}
-
-// Finished reports whether all its sources have ended and all that they gave is delivered, dropped or dead-lettered: nothing is left in its buffers.
-func (p *Pipeline) Finished() bool { return p.finished.Load() }
+// PipelineResult says where the messages of a pipeline are.
+type PipelineResult = engine.Result
 
 type runner struct {
 	cfg     Config
@@ -156,7 +127,7 @@ type runner struct {
 	sockets string
 	files   vertex.Files
 	secrets secrets
-	budget  *budget
+	budget  *engine.Budget
 	close   []func()
 
 	held     []*held     // what was taken over
@@ -167,12 +138,11 @@ type runner struct {
 	leases   []*ownership.Lease
 	owned    context.Context //nolint:containedctx // ends with its cause when another process took a pipeline over
 	draining *draining       // of a run that only drains
-	cutShort atomic.Bool     // the drain at the end was not finished
 
 	mu        sync.Mutex
-	pipelines []*Pipeline // once all are built
-	serving   bool        // the control file is this run's
-	started   bool        // all vertices run
+	pipelines []*Pipeline     // once all are built
+	process   *engine.Process // which runs them
+	serving   bool            // the control file is this run's
 }
 
 func (cfg Config) withDefaults() Config {
@@ -200,9 +170,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if cfg.NATS == "" && cfg.Replicas > 1 {
 		return fmt.Errorf("--replicas %d: the broker in this process is one server and keeps one copy; name a cluster of brokers with --nats, or leave --replicas out", cfg.Replicas)
 	}
-	r := &runner{cfg: cfg, log: cfg.Logger, metrics: metrics.New(cfg.Version), secrets: newSecrets(cfg), budget: newBudget(cfg.DrainTimeout)}
-	defer r.budget.stop()
-	defer context.AfterFunc(ctx, r.budget.begin)()
+	r := &runner{cfg: cfg, log: cfg.Logger, metrics: metrics.New(cfg.Version), secrets: newSecrets(cfg), budget: engine.NewBudget(cfg.DrainTimeout)}
+	defer r.budget.Stop()
+	defer context.AfterFunc(ctx, r.budget.Begin)()
 	ended := make(chan error, 1)
 	go func() { ended <- r.main(ctx) }() // ends before Run does, unless Run gives up waiting
 	cut := ""
@@ -210,7 +180,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	case err = <-ended:
 	case <-cfg.Abort:
 		cut = "a second signal came"
-	case <-r.budget.over:
+	case <-r.budget.Over():
 		cut = fmt.Sprintf("the time to drain (%v) was over", cfg.DrainTimeout)
 	}
 	res := r.result(cut)
@@ -253,439 +223,66 @@ func (r *runner) main(ctx context.Context) error {
 	return r.settle(ctx, pipelines, errors.Join(err, r.closeAll(ctx, pipelines)))
 }
 
-// open takes the data directory and connects to the broker.
-func (r *runner) open(ctx context.Context) error {
-	release, err := broker.LockDir(r.cfg.DataDir)
-	if err != nil {
-		return err
-	}
-	r.close = append(r.close, release)
-	if r.sockets, err = function.NewSocketRoot(); err != nil {
-		return fmt.Errorf("directory for sockets: %w", err)
-	}
-	r.close = append(r.close, func() { _ = os.RemoveAll(r.sockets) })
-	options := []nats.Option{
-		nats.MaxReconnects(-1), nats.ReconnectWait(100 * time.Millisecond), nats.ReconnectJitter(50*time.Millisecond, 50*time.Millisecond),
-		nats.ReconnectBufSize(-1), nats.PingInterval(10 * time.Second),
-		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
-			if err != nil {
-				r.log.Warn("broker disconnected, reconnecting", "error", redact.Error(err))
-			}
-		}),
-		nats.ReconnectHandler(func(c *nats.Conn) {
-			r.log.Info("broker reconnected", "url", c.ConnectedUrlRedacted())
-			r.recheck()
-		}),
-	}
-	if r.cfg.NATS != "" {
-		options = append(append(options, nats.Name("levada")), r.cfg.NATSOptions...)
-		if r.link, err = natslink.Dial(ctx, r.cfg.NATS, r.log, options...); err != nil {
-			return err
-		}
-		r.conn = r.link.Conn
-		r.close = append(r.close, r.conn.Close)
-		if err := natslink.CheckVersion(r.link.URL, r.link.Conn.ConnectedServerVersion()); err != nil {
-			return err
-		}
-		if err := r.link.CheckJetStream(ctx, r.log, jetstreambuffer.MinPayload); err != nil {
-			return err
-		}
-	} else {
-		over := waiting(r.log, "broker in this process to open its store", nil, "data", r.cfg.DataDir)
-		r.broker, err = broker.Start(broker.Config{
-			Dir: filepath.Join(r.cfg.DataDir, "broker"), MaxPayload: max(minPayload, r.maxPayload()), SyncInterval: r.cfg.SyncInterval, Logger: r.log,
-		})
-		over(err)
-		if err != nil {
-			return err
-		}
-		r.close = append(r.close, r.broker.Stop)
-		// Pull requests that end are no news; what matters is told by the calls that fail.
-		options = append(options, nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { r.log.Debug("broker", "error", err) }))
-		if r.conn, err = r.broker.Connect(options...); err != nil {
-			return fmt.Errorf("connect to the broker: %w", err)
-		}
-		r.close = append(r.close, r.conn.Close)
-	}
-	r.js, err = jetstream.New(r.conn, jetstream.WithDefaultTimeout(10*time.Second))
-	return err
-}
-
-// minPayload is the largest message of the broker in this process, unless a manifest asks for more. Blocks that are larger are stored in pieces.
-const minPayload = 8 << 20
-
-func (r *runner) maxPayload() (n int32) {
-	for _, o := range r.cfg.Objects {
-		if s, ok := o.Manifest.(*v1alpha1.InterStepBufferService); ok && s.Spec.JetStream != nil {
-			n = max(n, maxPayloadOf(s.Spec.JetStream.Settings))
-		}
-	}
-	return min(n, 64<<20)
-}
-
-// build opens the buffers of a pipeline and builds its vertices. It returns nil for objects that are nothing to run.
-func (r *runner) build(ctx context.Context, o manifest.Object) (*Pipeline, error) {
-	switch m := o.Manifest.(type) {
-	case *v1alpha1.Pipeline:
-		return r.pipeline(ctx, m)
-	case *v1alpha1.MonoVertex:
-		return r.mono(ctx, m)
-	case *v1alpha1.ServingPipeline, *v1alpha1.Vertex:
-		r.log.Warn("this kind is not run by this version", "kind", o.Kind())
-	}
-	return nil, nil
-}
-
-func (r *runner) env(p *Pipeline, meta metav1.Object) *vertex.Env {
-	commands := commandsFor(r.cfg.Commands, p.Name)
-	env := &vertex.Env{
-		Namespace: p.Namespace, Pipeline: p.Name, Owner: p.store.owner, Meta: meta, State: p.store.state, DeadLetters: p.letters, Metrics: r.metrics.Namespace(p.Namespace),
-		Partitions: func(v string) []*buffer.Partition { return p.partitions[v] },
-		Logger:     r.log.With("pipeline", p.Name), SocketRoot: r.sockets, Dir: r.cfg.Dir, Data: r.cfg.DataDir, Files: &r.files, Commands: commands, Timeout: r.cfg.FunctionTimeout,
-		Secret: r.secrets.get, Values: r.secrets.all, FunctionEnv: r.cfg.FunctionEnv, FunctionUser: r.cfg.FunctionUser, ListenHTTP: r.cfg.ListenHTTP, Stdin: r.cfg.Stdin, Stdout: r.cfg.Stdout,
-		Output: func(v string, role function.Role) func(string) {
-			return func(line string) { r.cfg.Output(p.Name, v, role, line) }
-		},
-		Announce: func(v, what, address string) {
-			r.log.Info("listening", "pipeline", p.Name, "vertex", v, "for", what, "address", address)
-		},
-	}
-	if r.draining != nil {
-		env.Source = r.draining.source
-	}
-	return env
-}
-
-func (r *runner) prepare(ctx context.Context, meta *metav1.ObjectMeta, kind naming.Kind, vertices []string) (*Pipeline, error) {
-	p := &Pipeline{Namespace: cmp.Or(meta.Namespace, "default"), Name: meta.Name, Kind: string(kind), partitions: map[string][]*buffer.Partition{}}
-	owner, err := naming.New(p.Namespace, kind, p.Name)
-	if err != nil {
-		return nil, err
-	}
-	for _, v := range vertices {
-		if err := owner.CheckVertex(v); err != nil {
-			return nil, err
-		}
-	}
-	open, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	p.store, err = natslink.Retry(open, r.link, r.log, "the store of "+owner.String(), func(ctx context.Context) (*store, error) {
-		return openStore(ctx, r.js, owner, vertices, r.cfg.Replicas, r.log)
-	})
-	if err != nil {
-		return nil, err
-	}
-	p.letters, err = natslink.Retry(open, r.link, r.log, "the dead letters of "+owner.String(), p.store.deadLetters)
-	return p, err
-}
-
-func (r *runner) mono(ctx context.Context, m *v1alpha1.MonoVertex) (*Pipeline, error) {
-	p, err := r.prepare(ctx, &m.ObjectMeta, naming.MonoVertex, []string{m.Name})
-	if err != nil {
-		return nil, err
-	}
-	p.store.opened()
-	over := waiting(r.log, "source and sink of MonoVertex", nil, "pipeline", m.Name)
-	v, err := vertex.Mono(ctx, r.env(p, m), m.Name, &m.Spec)
-	over(err)
-	if err != nil {
-		return nil, fmt.Errorf("MonoVertex %s: %w", m.Name, err)
-	}
-	p.vertices = append(p.vertices, v)
-	p.ending, err = newEnding(nil, p.vertices, nil)
-	return p, err
-}
-
-func (r *runner) pipeline(ctx context.Context, m *v1alpha1.Pipeline) (*Pipeline, error) {
-	var names []string
-	for i := range m.Spec.Vertices {
-		names = append(names, m.Spec.Vertices[i].Name)
-	}
-	p, err := r.prepare(ctx, &m.ObjectMeta, naming.Pipeline, names)
-	if err != nil {
-		return nil, err
-	}
-	if m.Spec.Lifecycle.DesiredPhase == "Paused" {
-		r.log.Warn("pipeline is paused by its manifest (lifecycle.desiredPhase) and does not run", "pipeline", m.Name)
-		p.paused = true
-		p.ending, err = newEnding(nil, nil, nil)
-		return p, err
-	}
-	store, inFlight, err := r.bufferConfig(m)
-	if err != nil {
-		return p, err
-	}
-	compression := flow.None
-	if b := m.Spec.InterStepBuffer; b != nil && b.Compression != nil {
-		if compression, err = flow.ParseCompression(string(b.Compression.Type)); err != nil {
-			return p, err
-		}
-	}
-	for i := range m.Spec.Vertices {
-		spec := &m.Spec.Vertices[i]
-		if spec.IsSource() {
-			continue
-		}
-		limits := v1alpha1.EffectiveLimits(&m.Spec, spec)
-		for n := range spec.PartitionCount() {
-			part, err := r.partition(ctx, spec.Name, n, store, buffer.Options{
-				MaxLength: int(limits.BufferMaxLength), UsageLimit: int(limits.BufferUsageLimit), Compression: compression, MaxInFlight: inFlight,
-			}, p)
-			if err != nil {
-				return p, fmt.Errorf("pipeline %s, vertex %s: %w", m.Name, spec.Name, err)
-			}
-			p.partitions[spec.Name] = append(p.partitions[spec.Name], part)
-		}
-	}
-	p.store.opened()
-	env := r.env(p, m)
-	for i := range m.Spec.Vertices {
-		over := waiting(r.log, "source or sink of vertex", nil, "pipeline", m.Name, "vertex", m.Spec.Vertices[i].Name)
-		v, err := vertex.Pipeline(ctx, env, &m.Spec, &m.Spec.Vertices[i])
-		over(err)
-		if err != nil {
-			return p, fmt.Errorf("pipeline %s: %w", m.Name, err)
-		}
-		p.vertices = append(p.vertices, v)
-	}
-	if p.ending, err = newEnding(m.Spec.Edges, p.vertices, p.partitions); err != nil {
-		return p, fmt.Errorf("pipeline %s: %w", m.Name, err)
-	}
-	return p, nil
-}
-
-func (r *runner) partition(ctx context.Context, vertex string, n int, store jetstreambuffer.Config, opt buffer.Options, p *Pipeline) (*buffer.Partition, error) {
-	open, cancel := context.WithTimeout(ctx, 5*time.Minute)
-	defer cancel()
-	name := p.store.owner.OldBuffer(vertex, n) // of metrics and logs, whatever the stream is called
-	store.State, store.Changed = p.store.state, p.store.changed
-	if lease := r.leaseOf(p.store.owner); lease != nil {
-		store.Fence = lease.Check
-	}
-	m := r.metrics.Namespace(p.Namespace).Buffer(name)
-	opt.Name, opt.Metrics, opt.Logger = name, m, r.log
-	opt.OnCorrupt = func(seq uint64, data []byte, err error) error { return r.corrupt(name, seq, data, err) }
-	var lost sync.Once // an attempt that fails after it is tried again
-	store.Lost = func(l jetstreambuffer.Loss) {
-		lost.Do(func() {
-			l.Log(r.log.With("pipeline", p.Name, "vertex", vertex))
-			m.LostMessages(l.Messages)
-		})
-	}
-	part, err := natslink.Retry(open, r.link, r.log, "buffer "+name, func(attempt context.Context) (_ *buffer.Partition, err error) {
-		if store.Stream, store.Tag, err = p.store.buffer(attempt, vertex, n); err != nil {
-			return nil, err
-		}
-		driver, err := jetstreambuffer.Open(open, r.js, store)
-		if err != nil {
-			return nil, err
-		}
-		part, err := buffer.Open(open, driver, opt)
-		if err != nil {
-			return nil, errors.Join(err, driver.Close())
-		}
-		return part, nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	p.metrics = append(p.metrics, bufferMetrics{part, m})
-	if part.InMemory() {
-		r.inMemory.Store(true)
-	}
-	return part, nil
-}
-
-// corrupt decides what to do about stored blocks that neither the stream nor any replica of it has as they were written.
-func (r *runner) corrupt(name string, seq uint64, data []byte, err error) error {
-	if !r.cfg.SkipCorrupt {
-		return fmt.Errorf("%w. Nothing was removed. Restore the broker's store from a copy that has these blocks, or start the servers that have them. "+
-			"If there is no such copy, --skip-corrupt goes on without them: it skips only what cannot be read anywhere, and keeps damaged bytes in %s",
-			err, filepath.Join(r.cfg.DataDir, "corrupt"))
-	}
-	r.log.Error("stored data is damaged and skipped", "buffer", name, "seq", seq, "error", err)
-	if len(data) == 0 {
-		return nil
-	}
-	dir := filepath.Join(r.cfg.DataDir, "corrupt")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(dir, fmt.Sprintf("%s-%d.block", name, seq)), data, 0o600)
-}
-
-// run runs what was built. The order of its end is the point: first sources stop reading, then what is in hand is finished, then functions end.
+// run runs what was built.
 func (r *runner) run(ctx context.Context, pipelines []*Pipeline) error {
-	working, stopWorking := context.WithCancelCause(context.WithoutCancel(ctx))
-	defer stopWorking(nil)
-	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopServing()
-	sourcing, stopSourcing := context.WithCancel(ctx)
-	defer stopSourcing()
-	reading, stopReading := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopReading()
-	// Once another process owns a pipeline, everything here is cut short: what this process still did would be done twice.
-	defer context.AfterFunc(r.owned, func() {
-		stopWorking(context.Cause(r.owned))
-		stopSourcing()
-	})()
-
-	// Functions and the care of buffers go on until everything else has ended.
-	var services errgroup.Group
-	failed := make(chan error, 1)
-	fail := func(err error) {
-		if err != nil {
-			select {
-			case failed <- err:
-			default:
-			}
-		}
+	p := &engine.Process{Budget: r.budget, Owned: r.owned, Broker: brokerHealth{r}, Logger: r.log, Services: []func(context.Context) error{limitMemory}}
+	for _, pl := range pipelines {
+		p.Pipelines = append(p.Pipelines, pl.Pipeline)
 	}
-	for _, p := range pipelines {
-		for _, v := range p.vertices {
-			services.Go(func() error { fail(v.RunFunctions(serving)); return nil })
-		}
-		for _, parts := range p.partitions {
-			for _, part := range parts {
-				services.Go(func() error { return part.Run(serving) })
-			}
-		}
-	}
-	services.Go(func() error { limitMemory(serving); return nil })
-	services.Go(func() error { r.warnOfDuplicates(serving, pipelines); return nil })
-	api, err := r.serve(serving, &services, pipelines)
+	api, err := r.listen(p, pipelines)
 	if err != nil {
-		stopServing()
-		return errors.Join(err, services.Wait())
+		return err
 	}
-
-	var sources, others, unfinished sync.WaitGroup
-	start := func() error {
-		for _, p := range pipelines {
-			for _, v := range p.vertices {
-				if err := r.ready(sourcing, p, v); err != nil {
-					return fmt.Errorf("vertex %s: %w", v.Name, err)
-				}
-			}
-		}
-		for _, p := range pipelines {
-			for _, v := range p.vertices {
-				if isSource(v) {
-					sources.Go(func() {
-						fail(v.Run(working, sourcing))
-						p.tellEnded(v)
-					})
-				} else {
-					others.Go(func() {
-						fail(v.Run(working, reading))
-						p.tellEnded(v)
-					})
-				}
-			}
-			unfinished.Go(func() {
-				// Only an error or the end of sourcing is told here: then the run ends, and not because everything is delivered.
-				if err := p.follow(sourcing, r.log); err == nil {
-					p.finished.Store(true)
-				} else if sourcing.Err() == nil {
-					fail(fmt.Errorf("%s %s: %w", p.Kind, p.Name, err))
-					<-sourcing.Done()
-				}
-			})
-		}
-		return nil
-	}
-	err = start()
-	done := make(chan struct{})
-	if err == nil {
-		api.ready.Store(true)
-		r.mu.Lock()
-		r.started = true
-		r.mu.Unlock()
+	p.Services = append(p.Services, api.serve)
+	p.Started = func() {
 		if r.cfg.Started != nil {
 			r.cfg.Started(&Running{Address: api.address, Pipelines: pipelines, Durability: r.durability()})
 		}
-		go func() { // ends with the pipelines, at the latest with sourcing
-			unfinished.Wait()
-			if !slices.ContainsFunc(pipelines, func(p *Pipeline) bool { return !p.Finished() }) {
-				close(done)
-			}
-		}()
-		select {
-		case <-done:
-		case <-ctx.Done():
-			r.log.Info("run is stopping, finishing messages in flight", "reason", context.Cause(ctx), "at_most", r.cfg.DrainTimeout)
-		case err = <-failed:
-		case <-r.owned.Done():
-		}
-	} else if ctx.Err() != nil {
-		err = nil
-	} else {
-		select { // a function that cannot be started says more of itself
-		case err = <-failed:
-		default:
-		}
 	}
-	api.ready.Store(false)
-
-	deadline := time.AfterFunc(r.budget.work(), func() {
-		r.log.Warn("messages in flight are not finished in time and are left for the next start")
-		r.cutShort.Store(true)
-		stopWorking(errors.New("the time to drain is over"))
-	})
-	defer deadline.Stop()
-	stopSourcing()
-	unfinished.Wait()
-	sources.Wait()
-	stopReading()
-	others.Wait()
-	stopWorking(nil)
-	r.recount(ctx, pipelines)
-	patience := r.budget.functions()
-	for _, p := range pipelines {
-		for _, v := range p.vertices {
-			v.StopWithin(patience)
-		}
-	}
-	stopServing()
-	if e := services.Wait(); e != nil && err == nil {
-		err = e
-	}
-	if r.owned.Err() != nil {
-		return context.Cause(r.owned)
-	}
-	return err
+	r.mu.Lock()
+	r.process = p
+	r.mu.Unlock()
+	return p.Run(ctx)
 }
 
-// close saves what is known, in the order of the flow.
-func (p *Pipeline) close(ctx context.Context) (err error) {
-	for _, v := range p.vertices {
-		err = errors.Join(err, v.Close(ctx))
+// cutShort reports whether messages in flight were not finished at the end.
+func (r *runner) cutShort() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.process != nil && r.process.CutShort()
+}
+
+// result says where the messages are. cut is the reason if the run is ended before it has stopped in order.
+func (r *runner) result(cut string) *Result {
+	res := &Result{Cut: cut}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	res.Started = r.process != nil && r.process.HasStarted()
+	for _, p := range r.pipelines {
+		res.Pipelines = append(res.Pipelines, p.Result())
 	}
+	return res
+}
+
+// abandon ends what would outlive this process.
+func (r *runner) abandon() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.process != nil {
+		r.process.Abandon()
+	}
+	if r.serving {
+		_ = os.Remove(filepath.Join(r.cfg.DataDir, controlFile))
+	}
+}
+
+// close saves what is known, in the order of the flow: what vertices know, and then what the partitions know.
+func (p *Pipeline) close(ctx context.Context) error {
+	err := p.Close(ctx)
 	for _, name := range slices.Sorted(maps.Keys(p.partitions)) {
-		for _, part := range p.partitions[name] {
-			err = errors.Join(err, part.Close(ctx))
+		for _, in := range p.partitions[name] {
+			err = errors.Join(err, in.Partition.Close(ctx))
 		}
 	}
 	return err
-}
-
-func (r *runner) durability() string {
-	switch {
-	case r.cfg.NATS != "" && r.inMemory.Load():
-		return "buffers are in the memory of the broker at " + redact.Text(r.cfg.NATS) + " (bufferConfig storage: 1): its restart loses what is in flight"
-	case r.cfg.NATS != "" && r.cfg.Replicas <= 1:
-		return "survives any kill of levada; one copy at the broker at " + redact.Text(r.cfg.NATS) + " (a power loss there costs nothing only with sync_interval: always; --replicas 3 survives the loss of a server)"
-	case r.cfg.NATS != "":
-		return "as the broker at " + redact.Text(r.cfg.NATS) + " is set up (levada needs sync_interval: always to survive a power loss)"
-	case r.cfg.SyncInterval > 0:
-		return fmt.Sprintf("survives any kill; a power loss may cost the last %v (--sync-interval)", r.cfg.SyncInterval)
-	}
-	return "survives any kill, and a power loss"
-}
-
-func cutPrefix(s, prefix string) (string, bool) {
-	if len(s) > len(prefix) && s[:len(prefix)] == prefix {
-		return s[len(prefix):], true
-	}
-	return s, false
 }

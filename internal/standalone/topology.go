@@ -20,6 +20,7 @@ import (
 	"github.com/levada-io/levada/api/v1alpha1"
 	"github.com/levada-io/levada/internal/dataplane/buffer"
 	"github.com/levada-io/levada/internal/dataplane/buffer/jetstreambuffer"
+	"github.com/levada-io/levada/internal/dataplane/engine"
 	"github.com/levada-io/levada/internal/dataplane/naming"
 	"github.com/levada-io/levada/internal/dataplane/natslink"
 	"github.com/levada-io/levada/internal/dataplane/ownership"
@@ -672,10 +673,10 @@ func (r *runner) note(ctx context.Context, h *held, s settled) error {
 
 // settle notes which pipelines stopped in an orderly way: everything that was begun is finished, and every position is saved. err is what the run ended with.
 func (r *runner) settle(ctx context.Context, pipelines []*Pipeline, err error) error {
-	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(5*time.Second, r.budget.close()))
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(5*time.Second, r.budget.Close()))
 	defer cancel()
 	for _, h := range r.held {
-		s := settled{Settled: err == nil && !r.cutShort.Load()}
+		s := settled{Settled: err == nil && !r.cutShort()}
 		if !s.Settled && h.settled.Settled && !hasRead(end, pipelines, h) {
 			s = h.settled // it never got so far
 		}
@@ -771,10 +772,10 @@ func (r *runner) drainOne(ctx context.Context, h *held) (err error) {
 	old := &runner{
 		cfg: r.cfg, log: r.log.With("draining", true), metrics: metrics.New(r.cfg.Version), broker: r.broker, conn: r.conn, js: r.js, sockets: r.sockets, secrets: r.secrets,
 		owned: r.owned, held: []*held{h}, draining: &draining{h: h, settled: map[string]bool{}},
-		budget: newBudget(r.cfg.DrainTimeout), // which begins again for the run after this one
+		budget: engine.NewBudget(r.cfg.DrainTimeout), // which begins again for the run after this one
 	}
-	defer old.budget.stop()
-	defer context.AfterFunc(ctx, old.budget.begin)()
+	defer old.budget.Stop()
+	defer context.AfterFunc(ctx, old.budget.Begin)()
 	old.cfg.Objects, old.cfg.Dir, old.cfg.Started, old.cfg.Listen = append(objects, secretsOf(r.cfg.Objects)...), h.stored.Dir, nil, "127.0.0.1:0"
 	old.cfg.Replicas = max(r.cfg.Replicas, h.stored.Replicas)
 	old.cfg.Commands = maps.Clone(h.stored.Functions)
@@ -812,7 +813,7 @@ func (r *runner) drainOne(ctx context.Context, h *held) (err error) {
 	switch {
 	case err != nil:
 		return fmt.Errorf("%s: --drain-old: what is in flight cannot be finished with the stored topology: %w", h.of(), err)
-	case ctx.Err() != nil || old.cutShort.Load():
+	case ctx.Err() != nil || old.cutShort():
 		return context.Cause(ctx) // it goes on at the next start
 	}
 	s := settled{Settled: true}
@@ -837,10 +838,8 @@ func (r *runner) sayProgress(ctx context.Context, pipelines []*Pipeline) {
 		}
 		for _, p := range pipelines {
 			left := 0
-			for _, parts := range p.partitions {
-				for _, part := range parts {
-					left += max(0, part.Pending())
-				}
+			for _, part := range p.Inputs() {
+				left += max(0, part.Pending())
 			}
 			r.log.Info("still draining", "pipeline", p.Name, "pending", left)
 		}
@@ -856,29 +855,6 @@ func secretsOf(objects []manifest.Object) (secrets []manifest.Object) {
 		}
 	}
 	return secrets
-}
-
-// buildAll builds all objects. What it returns must be closed, also with an error.
-func (r *runner) buildAll(ctx context.Context) (pipelines []*Pipeline, err error) {
-	for _, o := range r.cfg.Objects {
-		p, err := r.build(ctx, o)
-		if p != nil {
-			pipelines = append(pipelines, p)
-		}
-		if err != nil {
-			return pipelines, err
-		}
-	}
-	return pipelines, nil
-}
-
-func (r *runner) closeAll(ctx context.Context, pipelines []*Pipeline) (err error) {
-	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.budget.close())
-	defer cancel()
-	for _, p := range pipelines {
-		err = errors.Join(err, p.close(end))
-	}
-	return err
 }
 
 // draining stands between a source and its vertex while a pipeline is drained: the source gives again what it gave before and did not save, and nothing new.

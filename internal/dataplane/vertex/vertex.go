@@ -45,6 +45,9 @@ type Vertex struct {
 	logger     *slog.Logger
 }
 
+// KindMono is the kind of the only vertex of a MonoVertex.
+const KindMono v1alpha1.VertexType = "MonoVertex"
+
 // limits of a vertex, with all defaults.
 type limits struct {
 	batch, concurrency int
@@ -130,7 +133,7 @@ func Pipeline(ctx context.Context, env *Env, p *v1alpha1.PipelineSpec, spec *v1a
 
 // Mono builds a MonoVertex: source, transformer, function and sink in one loop, without a buffer.
 func Mono(ctx context.Context, env *Env, name string, spec *v1alpha1.MonoVertexSpec) (*Vertex, error) {
-	v := &Vertex{Name: name, Kind: "MonoVertex", env: env, logger: env.Logger.With("vertex", name)}
+	v := &Vertex{Name: name, Kind: KindMono, env: env, logger: env.Logger.With("vertex", name)}
 	b := builder{v: v, env: env, lim: newLimits(v1alpha1.EffectiveMonoVertexLimits(spec), false), name: name, mono: true, volumes: spec.Volumes}
 	m := env.Metrics.Vertex(metrics.VertexLabels{Pipeline: env.Pipeline, Vertex: name, Type: "MonoVertex", Mono: true}, name, "transformer")
 	m.BatchSize(b.lim.batch)

@@ -1,4 +1,4 @@
-package standalone
+package engine
 
 import (
 	"bytes"
@@ -15,8 +15,8 @@ func TestWhoIsWaitedForIsSaidOnceWithTheReason(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
 		log := slog.New(slog.NewTextHandler(&out, nil))
-		waiting(log, "function", nil)(nil)
-		over := waiting(log, "function", func() string { return "no server info yet" }, "vertex", "cat")
+		Waiting(log, "function", nil)(nil)
+		over := Waiting(log, "function", func() string { return "no server info yet" }, "vertex", "cat")
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if got := out.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "waiting for function") || !strings.Contains(got, "no server info yet") || !strings.Contains(got, "vertex=cat") {
@@ -28,7 +28,7 @@ func TestWhoIsWaitedForIsSaidOnceWithTheReason(t *testing.T) {
 			t.Errorf("%s", got)
 		}
 		out.Reset()
-		over = waiting(log, "broker", nil)
+		over = Waiting(log, "broker", nil)
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		out.Reset()

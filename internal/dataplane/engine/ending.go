@@ -1,4 +1,4 @@
-package standalone
+package engine
 
 import (
 	"context"
@@ -11,7 +11,6 @@ import (
 	"github.com/levada-io/levada/api/v1alpha1"
 	"github.com/levada-io/levada/internal/dataplane/buffer"
 	"github.com/levada-io/levada/internal/dataplane/termination"
-	"github.com/levada-io/levada/internal/dataplane/vertex"
 )
 
 // ending brings a pipeline to its end once its sources have ended. See package termination for the rule.
@@ -24,11 +23,11 @@ type ending struct {
 	closed  map[string]bool
 }
 
-func newEnding(edges []v1alpha1.Edge, vertices []*vertex.Vertex, partitions map[string][]*buffer.Partition) (*ending, error) {
+func newEnding(edges []v1alpha1.Edge, vertices []*Vertex) (*ending, error) {
 	e := &ending{ended: make(chan string, len(vertices)), closed: map[string]bool{}}
 	var nodes []termination.Vertex
 	for _, v := range vertices {
-		nodes = append(nodes, termination.Vertex{Name: v.Name, Partitions: len(partitions[v.Name])})
+		nodes = append(nodes, termination.Vertex{Name: v.Name, Partitions: len(v.Inputs)})
 	}
 	var ways []termination.Edge
 	for _, w := range edges {
@@ -39,22 +38,29 @@ func newEnding(edges []v1alpha1.Edge, vertices []*vertex.Vertex, partitions map[
 	return e, err
 }
 
-// errEnding refuses to write into a buffer that has been found empty for good.
-var errEnding = errors.New("the run is ending: its sources have ended and this vertex has finished")
+// ErrEnding refuses to write into a buffer that has been found empty for good.
+var ErrEnding = errors.New("the run is ending: its sources have ended and this vertex has finished")
 
-// tellEnded is called when a vertex has returned.
-func (p *Pipeline) tellEnded(v *vertex.Vertex) {
-	if v.Ended() {
+// vertexEnded is called when Run of a vertex has returned.
+func (p *Pipeline) vertexEnded(v *Vertex) {
+	if p.ending != nil && v.Ended() {
 		p.ending.ended <- v.Name // there is room for all
 	}
 }
 
-// fromOutside writes into a vertex's buffer on behalf of somebody outside of the pipeline.
-func (e *ending) fromOutside(vertex string, write func() error) error {
+// Inject writes into a vertex's buffer from outside of the pipeline. It returns ErrEnding once nothing may be written there any more.
+func (p *Pipeline) Inject(vertex string, write func() error) error {
+	if p.ending == nil {
+		return write()
+	}
+	return p.ending.inject(vertex, write)
+}
+
+func (e *ending) inject(vertex string, write func() error) error {
 	e.writers.RLock()
 	defer e.writers.RUnlock()
 	if e.closed[vertex] {
-		return errEnding
+		return ErrEnding
 	}
 	return write()
 }
@@ -69,10 +75,6 @@ const (
 // follow returns nil once all that the sources gave is delivered: every vertex has ended. It returns context.Cause(ctx) when ctx ends before.
 func (p *Pipeline) follow(ctx context.Context, log *slog.Logger) error {
 	e := p.ending
-	by := map[string]*vertex.Vertex{}
-	for _, v := range p.vertices {
-		by[v.Name] = v
-	}
 	floors := map[*buffer.Partition]uint64{}
 	for {
 		a := e.tracker.Next()
@@ -84,11 +86,11 @@ func (p *Pipeline) follow(ctx context.Context, log *slog.Logger) error {
 				return err
 			}
 		case termination.ReadFloor:
-			part := p.partitions[a.Vertex][a.Partition]
+			part := p.Vertex(a.Vertex).Inputs[a.Partition].Partition
 			floors[part] = part.ReadFloor()
 			e.tracker.Floor(floors[part])
 		case termination.ReadEnd:
-			part := p.partitions[a.Vertex][a.Partition]
+			part := p.Vertex(a.Vertex).Inputs[a.Partition].Partition
 			end := part.KnownEnd()
 			if !p.behind(a.Group, floors) {
 				var err error
@@ -106,10 +108,10 @@ func (p *Pipeline) follow(ctx context.Context, log *slog.Logger) error {
 			e.tracker.Closed()
 		case termination.EndInput:
 			for _, name := range a.Group {
-				for _, part := range p.partitions[name] {
-					part.GiveUpPieces(ctx)
+				for _, in := range p.Vertex(name).Inputs {
+					in.Partition.GiveUpPieces(ctx)
 				}
-				by[name].EndInput()
+				p.Vertex(name).EndInput()
 			}
 		}
 	}
@@ -118,8 +120,8 @@ func (p *Pipeline) follow(ctx context.Context, log *slog.Logger) error {
 // behind reports whether a partition is known to hold more than what is done: then the store need not be asked.
 func (p *Pipeline) behind(group []string, floors map[*buffer.Partition]uint64) bool {
 	for _, name := range group {
-		for _, part := range p.partitions[name] {
-			if floors[part] < part.KnownEnd() {
+		for _, in := range p.Vertex(name).Inputs {
+			if floors[in.Partition] < in.Partition.KnownEnd() {
 				return true
 			}
 		}
@@ -133,7 +135,8 @@ func (p *Pipeline) wait(ctx context.Context, group []string, floors map[*buffer.
 	var moved <-chan struct{}
 	var timer <-chan time.Time
 	for _, name := range group {
-		for _, part := range p.partitions[name] {
+		for _, in := range p.Vertex(name).Inputs {
+			part := in.Partition
 			was, read := floors[part]
 			if !read {
 				continue // the writers have not ended yet

@@ -16,9 +16,9 @@ const (
 )
 
 // limitMemory keeps the soft memory limit near what is alive, until ctx ends. A GOMEMLIMIT or GOGC of the user's wins.
-func limitMemory(ctx context.Context) {
+func limitMemory(ctx context.Context) error {
 	if os.Getenv("GOMEMLIMIT") != "" || os.Getenv("GOGC") != "" {
-		return
+		return nil
 	}
 	defer debug.SetMemoryLimit(debug.SetMemoryLimit(smallestLimit))
 	live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
@@ -27,7 +27,7 @@ func limitMemory(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
-			return
+			return nil
 		case <-tick.C:
 			metrics.Read(live)
 			debug.SetMemoryLimit(max(smallestLimit, int64(limitOfLive*float64(live[0].Value.Uint64()))))

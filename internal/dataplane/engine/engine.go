@@ -1,0 +1,106 @@
+// Package engine runs vertices, wherever that is: all of a pipeline in one process, or one of them.
+//
+// A Vertex has the parts of one vertex that must run together: its functions, the upkeep of the partitions that it reads, and its loops. A Pipeline holds the
+// vertices of one pipeline that run in this process. A Process runs pipelines, answers probes, and ends everything in order.
+//
+// # The order of the end
+//
+// A process ends in four stages. Each begins when the one before is over, and all of them share one Budget of time:
+//
+//  1. Sources stop reading. What they have read is processed, written and acknowledged.
+//  2. The other vertices stop reading. What they have read is processed, written and acknowledged. No source writes any more, so this comes to an end.
+//  3. Work ends: what is not finished by then, because time was short, is left unacknowledged, and is processed by the next process.
+//  4. Functions, the upkeep of partitions and the server of metrics end. Functions come last because messages in flight need them until they are finished.
+//
+// A vertex that is alone in its process goes through the same stages; the first or the second of them is empty.
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/levada-io/levada/api/v1alpha1"
+	"github.com/levada-io/levada/internal/dataplane/buffer"
+	"github.com/levada-io/levada/internal/dataplane/drain"
+	"github.com/levada-io/levada/internal/dataplane/vertex"
+	"github.com/levada-io/levada/internal/metrics"
+)
+
+// Input is a partition that a vertex reads, with its metrics.
+type Input struct {
+	Partition *buffer.Partition
+	Metrics   *metrics.Buffer
+}
+
+// Vertex runs one vertex.
+type Vertex struct {
+	*vertex.Vertex
+	// Inputs are the partitions that the vertex reads, by number. This process is the only reader of each; a source has none.
+	Inputs []Input
+}
+
+// IsSource reports whether the vertex reads from outside of the pipeline.
+func (v *Vertex) IsSource() bool {
+	return v.Kind == v1alpha1.VertexTypeSource || v.Kind == vertex.KindMono
+}
+
+// IsSink reports whether the vertex writes to outside of the pipeline.
+func (v *Vertex) IsSink() bool { return v.Kind == v1alpha1.VertexTypeSink || v.Kind == vertex.KindMono }
+
+// Serve keeps functions and the upkeep of the inputs going until ctx ends. It must outlive Run. An error means that a function cannot be started at all.
+func (v *Vertex) Serve(ctx context.Context) error {
+	var services errgroup.Group
+	services.Go(func() error { return v.RunFunctions(ctx) })
+	for _, in := range v.Inputs {
+		services.Go(func() error { return in.Partition.Run(ctx) })
+	}
+	return services.Wait()
+}
+
+// Ready waits until all functions are, and logs a line for each that keeps the vertex from starting.
+func (v *Vertex) Ready(ctx context.Context, log *slog.Logger) error {
+	for _, f := range v.Functions() {
+		var reason func() string
+		if w, ok := any(f).(interface{ Waiting() string }); ok {
+			reason = w.Waiting
+		}
+		over := Waiting(log, "function", reason, "vertex", v.Name, "function", f.Name())
+		err := f.Ready(ctx)
+		over(err)
+		if err != nil {
+			return fmt.Errorf("vertex %s: %w", v.Name, err)
+		}
+	}
+	return nil
+}
+
+// Run moves messages until intake ends or the input does, and then finishes what is in flight.
+func (v *Vertex) Run(d drain.Context) error { return v.Vertex.Run(d.Work, d.Intake) }
+
+// Health returns what keeps the inputs from taking or giving messages; nil if nothing does.
+func (v *Vertex) Health() error {
+	var errs []error
+	for _, in := range v.Inputs {
+		errs = append(errs, in.Partition.Health())
+	}
+	return errors.Join(errs...)
+}
+
+// Stats are the counters of the vertex. The gauges of its metrics are set on the way.
+func (v *Vertex) Stats(ctx context.Context) vertex.Stats {
+	for _, in := range v.Inputs {
+		in.Metrics.Usage(in.Partition.Pending(), in.Partition.InFlight(), in.Partition.MaxLength())
+	}
+	return v.Vertex.Stats(ctx)
+}
+
+// recount makes the counts of what is pending exact where that is cheap: where nothing is.
+func (v *Vertex) recount(ctx context.Context) {
+	for _, in := range v.Inputs {
+		in.Partition.Recount(ctx)
+	}
+}

@@ -1,0 +1,254 @@
+package standalone
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/levada-io/levada/api/v1alpha1"
+	"github.com/levada-io/levada/internal/dataplane/buffer"
+	"github.com/levada-io/levada/internal/dataplane/buffer/jetstreambuffer"
+	"github.com/levada-io/levada/internal/dataplane/engine"
+	"github.com/levada-io/levada/internal/dataplane/function"
+	"github.com/levada-io/levada/internal/dataplane/naming"
+	"github.com/levada-io/levada/internal/dataplane/natslink"
+	"github.com/levada-io/levada/internal/dataplane/vertex"
+	"github.com/levada-io/levada/internal/flow"
+	"github.com/levada-io/levada/internal/manifest"
+)
+
+// buildAll builds all objects. What it returns must be closed, also with an error.
+func (r *runner) buildAll(ctx context.Context) (pipelines []*Pipeline, err error) {
+	for _, o := range r.cfg.Objects {
+		p, err := r.build(ctx, o)
+		if p != nil {
+			pipelines = append(pipelines, p)
+		}
+		if err != nil {
+			return pipelines, err
+		}
+	}
+	return pipelines, nil
+}
+
+func (r *runner) closeAll(ctx context.Context, pipelines []*Pipeline) (err error) {
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.budget.Close())
+	defer cancel()
+	for _, p := range pipelines {
+		err = errors.Join(err, p.close(end))
+	}
+	return err
+}
+
+// build opens the buffers of a pipeline and builds its vertices. It returns nil for objects that are nothing to run.
+func (r *runner) build(ctx context.Context, o manifest.Object) (*Pipeline, error) {
+	switch m := o.Manifest.(type) {
+	case *v1alpha1.Pipeline:
+		return r.pipeline(ctx, m)
+	case *v1alpha1.MonoVertex:
+		return r.mono(ctx, m)
+	case *v1alpha1.ServingPipeline, *v1alpha1.Vertex:
+		r.log.Warn("this kind is not run by this version", "kind", o.Kind())
+	}
+	return nil, nil
+}
+
+func (r *runner) env(p *Pipeline, meta metav1.Object) *vertex.Env {
+	commands := commandsFor(r.cfg.Commands, p.Name)
+	env := &vertex.Env{
+		Namespace: p.Namespace, Pipeline: p.Name, Owner: p.store.owner, Meta: meta, State: p.store.state, DeadLetters: p.letters, Metrics: r.metrics.Namespace(p.Namespace),
+		Partitions: p.buffers,
+		Logger:     r.log.With("pipeline", p.Name), SocketRoot: r.sockets, Dir: r.cfg.Dir, Data: r.cfg.DataDir, Files: &r.files, Commands: commands, Timeout: r.cfg.FunctionTimeout,
+		Secret: r.secrets.get, Values: r.secrets.all, FunctionEnv: r.cfg.FunctionEnv, FunctionUser: r.cfg.FunctionUser, ListenHTTP: r.cfg.ListenHTTP, Stdin: r.cfg.Stdin, Stdout: r.cfg.Stdout,
+		Output: func(v string, role function.Role) func(string) {
+			return func(line string) { r.cfg.Output(p.Name, v, role, line) }
+		},
+		Announce: func(v, what, address string) {
+			r.log.Info("listening", "pipeline", p.Name, "vertex", v, "for", what, "address", address)
+		},
+	}
+	if r.draining != nil {
+		env.Source = r.draining.source
+	}
+	return env
+}
+
+func (r *runner) prepare(ctx context.Context, meta *metav1.ObjectMeta, kind naming.Kind, vertices []string) (*Pipeline, error) {
+	p := &Pipeline{
+		Pipeline:   &engine.Pipeline{Namespace: cmp.Or(meta.Namespace, "default"), Name: meta.Name, Kind: string(kind)},
+		partitions: map[string][]engine.Input{},
+	}
+	owner, err := naming.New(p.Namespace, kind, p.Name)
+	if err != nil {
+		return nil, err
+	}
+	for _, v := range vertices {
+		if err := owner.CheckVertex(v); err != nil {
+			return nil, err
+		}
+	}
+	open, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	p.store, err = natslink.Retry(open, r.link, r.log, "the store of "+owner.String(), func(ctx context.Context) (*store, error) {
+		return openStore(ctx, r.js, owner, vertices, r.cfg.Replicas, r.log)
+	})
+	if err != nil {
+		return nil, err
+	}
+	p.letters, err = natslink.Retry(open, r.link, r.log, "the dead letters of "+owner.String(), p.store.deadLetters)
+	return p, err
+}
+
+func (r *runner) mono(ctx context.Context, m *v1alpha1.MonoVertex) (*Pipeline, error) {
+	p, err := r.prepare(ctx, &m.ObjectMeta, naming.MonoVertex, []string{m.Name})
+	if err != nil {
+		return nil, err
+	}
+	p.store.opened()
+	over := engine.Waiting(r.log, "source and sink of MonoVertex", nil, "pipeline", m.Name)
+	v, err := vertex.Mono(ctx, r.env(p, m), m.Name, &m.Spec)
+	over(err)
+	if err != nil {
+		return nil, fmt.Errorf("MonoVertex %s: %w", m.Name, err)
+	}
+	p.Add(&engine.Vertex{Vertex: v})
+	return p, p.Whole(nil)
+}
+
+func (r *runner) pipeline(ctx context.Context, m *v1alpha1.Pipeline) (*Pipeline, error) {
+	var names []string
+	for i := range m.Spec.Vertices {
+		names = append(names, m.Spec.Vertices[i].Name)
+	}
+	p, err := r.prepare(ctx, &m.ObjectMeta, naming.Pipeline, names)
+	if err != nil {
+		return nil, err
+	}
+	if m.Spec.Lifecycle.DesiredPhase == "Paused" {
+		r.log.Warn("pipeline is paused by its manifest (lifecycle.desiredPhase) and does not run", "pipeline", m.Name)
+		p.Paused = true
+		return p, p.Whole(nil)
+	}
+	if err := r.openBuffers(ctx, p, m); err != nil {
+		return p, fmt.Errorf("pipeline %s: %w", m.Name, err)
+	}
+	p.store.opened()
+	env := r.env(p, m)
+	for i := range m.Spec.Vertices {
+		over := engine.Waiting(r.log, "source or sink of vertex", nil, "pipeline", m.Name, "vertex", m.Spec.Vertices[i].Name)
+		v, err := vertex.Pipeline(ctx, env, &m.Spec, &m.Spec.Vertices[i])
+		over(err)
+		if err != nil {
+			return p, fmt.Errorf("pipeline %s: %w", m.Name, err)
+		}
+		p.Add(&engine.Vertex{Vertex: v, Inputs: p.partitions[v.Name]})
+	}
+	if err := p.Whole(m.Spec.Edges); err != nil {
+		return p, fmt.Errorf("pipeline %s: %w", m.Name, err)
+	}
+	return p, nil
+}
+
+// buffers are the partitions of a vertex's buffer.
+func (p *Pipeline) buffers(vertex string) (all []*buffer.Partition) {
+	for _, in := range p.partitions[vertex] {
+		all = append(all, in.Partition)
+	}
+	return all
+}
+
+// openBuffers opens the partitions of all vertices that have a buffer.
+func (r *runner) openBuffers(ctx context.Context, p *Pipeline, m *v1alpha1.Pipeline) error {
+	store, inFlight, err := r.bufferConfig(m)
+	if err != nil {
+		return err
+	}
+	compression := flow.None
+	if b := m.Spec.InterStepBuffer; b != nil && b.Compression != nil {
+		if compression, err = flow.ParseCompression(string(b.Compression.Type)); err != nil {
+			return err
+		}
+	}
+	for i := range m.Spec.Vertices {
+		spec := &m.Spec.Vertices[i]
+		if spec.IsSource() {
+			continue
+		}
+		limits := v1alpha1.EffectiveLimits(&m.Spec, spec)
+		opt := buffer.Options{MaxLength: int(limits.BufferMaxLength), UsageLimit: int(limits.BufferUsageLimit), Compression: compression, MaxInFlight: inFlight}
+		for n := range spec.PartitionCount() {
+			in, err := r.partition(ctx, spec.Name, n, store, opt, p)
+			if err != nil {
+				return fmt.Errorf("vertex %s: %w", spec.Name, err)
+			}
+			p.partitions[spec.Name] = append(p.partitions[spec.Name], in)
+		}
+	}
+	return nil
+}
+
+func (r *runner) partition(ctx context.Context, vertex string, n int, store jetstreambuffer.Config, opt buffer.Options, p *Pipeline) (in engine.Input, err error) {
+	open, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	defer cancel()
+	name := p.store.owner.OldBuffer(vertex, n) // of metrics and logs, whatever the stream is called
+	store.State, store.Changed = p.store.state, p.store.changed
+	if lease := r.leaseOf(p.store.owner); lease != nil {
+		store.Fence = lease.Check
+	}
+	m := r.metrics.Namespace(p.Namespace).Buffer(name)
+	opt.Name, opt.Metrics, opt.Logger = name, m, r.log
+	opt.OnCorrupt = func(seq uint64, data []byte, err error) error { return r.corrupt(name, seq, data, err) }
+	var lost sync.Once // an attempt that fails after it is tried again
+	store.Lost = func(l jetstreambuffer.Loss) {
+		lost.Do(func() {
+			l.Log(r.log.With("pipeline", p.Name, "vertex", vertex))
+			m.LostMessages(l.Messages)
+		})
+	}
+	part, err := natslink.Retry(open, r.link, r.log, "buffer "+name, func(attempt context.Context) (_ *buffer.Partition, err error) {
+		if store.Stream, store.Tag, err = p.store.buffer(attempt, vertex, n); err != nil {
+			return nil, err
+		}
+		driver, err := jetstreambuffer.Open(open, r.js, store)
+		if err != nil {
+			return nil, err
+		}
+		part, err := buffer.Open(open, driver, opt)
+		if err != nil {
+			return nil, errors.Join(err, driver.Close())
+		}
+		return part, nil
+	})
+	if err != nil {
+		return in, err
+	}
+	if part.InMemory() {
+		r.inMemory.Store(true)
+	}
+	return engine.Input{Partition: part, Metrics: m}, nil
+}
+
+// corrupt decides what to do about stored blocks that neither the stream nor any replica of it has as they were written.
+func (r *runner) corrupt(name string, seq uint64, data []byte, err error) error {
+	if !r.cfg.SkipCorrupt {
+		return fmt.Errorf("%w. Nothing was removed. Restore the broker's store from a copy that has these blocks, or start the servers that have them. "+
+			"If there is no such copy, --skip-corrupt goes on without them: it skips only what cannot be read anywhere, and keeps damaged bytes in %s",
+			err, filepath.Join(r.cfg.DataDir, "corrupt"))
+	}
+	r.log.Error("stored data is damaged and skipped", "buffer", name, "seq", seq, "error", err)
+	if len(data) == 0 {
+		return nil
+	}
+	dir := filepath.Join(r.cfg.DataDir, "corrupt")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, fmt.Sprintf("%s-%d.block", name, seq)), data, 0o600)
+}
