@@ -23,7 +23,7 @@ type HandleOptions struct {
 
 func (o HandleOptions) validate(stream string) error {
 	return checkLimits("HandleOptions of stream "+stream+": HandleOptions", bound{"MaxJobs", o.MaxJobs}, bound{"MaxInFlight", o.MaxInFlight}, bound{"MaxRecord", o.MaxRecord},
-		bound{"CommitRecords", o.CommitRecords}, bound{"CommitBytes", o.CommitBytes}, bound{"HandlerTimeout", o.HandlerTimeout}, bound{"Deaths", o.Deaths}, bound{"MaxBad", o.MaxBad})
+		bound{"CommitRecords", o.CommitRecords}, bound{"CommitBytes", o.CommitBytes}, bound{"HandlerTimeout", o.HandlerTimeout}, bound{"Deaths", o.Deaths}, bound{"MaxBad", count(o.MaxBad)})
 }
 
 // configOf returns the worker's configuration with the limits of a stream.

@@ -49,7 +49,7 @@ func TestStreamsHaveLimitsOfTheirOwn(t *testing.T) {
 		if most["heavy"] != 2 || most["light"] < 5 || largest["heavy"] != 1 || largest["light"] < 2 {
 			t.Errorf("at once %v jobs, in a batch %v records; want 2 of heavy with 1 record, and more of light", most, largest)
 		}
-		if err := worker.HandleWith("x", sink, stream.HandleOptions{MaxBad: -1}); err == nil || !strings.Contains(err.Error(), "MaxBad is -1") {
+		if err := worker.HandleWith("x", sink, stream.HandleOptions{MaxBad: -2}); err == nil || !strings.Contains(err.Error(), "MaxBad is -2") || !strings.Contains(err.Error(), "stream.None") {
 			t.Errorf("a negative option: %v", err)
 		}
 	})

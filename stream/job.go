@@ -26,7 +26,8 @@ type Job struct {
 	NotBefore time.Time `json:"notBefore,omitzero"`
 	// OnBad says what happens to a record that cannot be processed.
 	OnBad OnBad `json:"onBad,omitempty"`
-	// MaxBad is how many records may go into quarantine before the job fails. 0: the worker's default.
+	// MaxBad is how many records may go into quarantine before the job fails. 0: the worker's default; [None]: the first bad record fails
+	// the job; [Unlimited]: it never fails for that.
 	MaxBad int `json:"maxBad,omitempty"`
 }
 

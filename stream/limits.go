@@ -9,21 +9,26 @@ import (
 // bound is a field of a configuration that must not be negative. Zero means the default.
 type bound struct {
 	field string
-	value any // int or time.Duration
+	value any // int, count or time.Duration
 }
+
+// count is a number of which None is a value too.
+type count int
 
 // checkLimits returns an error that names the first field that is negative.
 func checkLimits(config string, limits ...bound) error {
 	for _, l := range limits {
-		negative := false
+		negative, instead := false, "0 is the default"
 		switch v := l.value.(type) {
+		case count:
+			negative, instead = v < 0 && int(v) != None, "stream.None allows none, 0 is the default"
 		case int:
 			negative = v < 0
 		case time.Duration:
 			negative = v < 0
 		}
 		if negative {
-			return fmt.Errorf("%s.%s is %v, but must not be negative; 0 is the default", config, l.field, l.value)
+			return fmt.Errorf("%s.%s is %v, but must not be negative; %s", config, l.field, l.value, instead)
 		}
 	}
 	return nil

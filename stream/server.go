@@ -22,7 +22,8 @@ type ServerConfig struct {
 	// MaxRecord is the largest record that is sent, in bytes, if the reader takes it; a larger one becomes a bad record.
 	// Default 3.5 MiB, which fits the message limit that gRPC clients have by default.
 	MaxRecord int
-	// BatchDelay is how long the first record of a batch waits for others while the source is waiting too. Default 1 ms.
+	// BatchDelay is how long the first record of a batch waits for others while the source is waiting too. Default 1 ms; [AtOnce]: it
+	// does not wait.
 	BatchDelay time.Duration
 	// MarkEvery is how often a silent stream shows that it lives. Default 5 s.
 	MarkEvery time.Duration
@@ -68,7 +69,10 @@ func (c ServerConfig) validate() error {
 	if c.MaxStreamAge < 0 && c.MaxStreamAge != Never {
 		return fmt.Errorf("ServerConfig.MaxStreamAge is %v, but must not be negative; stream.Never keeps streams open, 0 is the default", c.MaxStreamAge)
 	}
-	return checkLimits("ServerConfig", bound{"BatchBytes", c.BatchBytes}, bound{"MaxRecord", c.MaxRecord}, bound{"BatchDelay", c.BatchDelay},
+	if c.BatchDelay < 0 {
+		return fmt.Errorf("ServerConfig.BatchDelay is %v, but must not be negative; stream.AtOnce sends a record at once, 0 is the default", c.BatchDelay)
+	}
+	return checkLimits("ServerConfig", bound{"BatchBytes", c.BatchBytes}, bound{"MaxRecord", c.MaxRecord},
 		bound{"MarkEvery", c.MarkEvery}, bound{"MaxStreams", c.MaxStreams})
 }
 
@@ -235,6 +239,7 @@ func (s *Server) send(ctx context.Context, r *reading, out grpc.ServerStreamingS
 		case <-delay.C:
 			flush, waiting = true, false
 		case <-r.changed:
+			flush = s.config.BatchDelay == AtOnce
 		}
 		batch, size, end, err := r.take(flush)
 		if batch != nil {

@@ -76,8 +76,8 @@ func (c *Commit) Result() (Checkpoint, []Quarantined, error) {
 	if c.Batch.Job.OnBad == HaltJob {
 		return next, nil, Halt(fmt.Errorf("record %d (key %q) cannot be processed, and the job halts at such records: %s", rows[0].Seq, rows[0].Key, rows[0].Error))
 	}
-	if limit := c.Batch.Job.MaxBad; limit > 0 && next.Bad > uint64(limit) {
-		return next, nil, Halt(fmt.Errorf("%w: record %d (key %q) would be the %d. in quarantine, and %d are allowed: %s", ErrTooManyBad, rows[0].Seq, rows[0].Key, next.Bad, limit, rows[0].Error))
+	if limit := c.Batch.Job.MaxBad; limit != 0 && next.Bad > uint64(max(limit, 0)) {
+		return next, nil, Halt(fmt.Errorf("%w: with record %d (key %q) %d would be in quarantine, MaxBad allows %d: %s", ErrTooManyBad, rows[0].Seq, rows[0].Key, next.Bad, max(limit, 0), rows[0].Error))
 	}
 	for i := range rows {
 		rows[i].Job = c.Lease.Job

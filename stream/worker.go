@@ -15,10 +15,16 @@ import (
 	"google.golang.org/grpc"
 )
 
-// Never and AtOnce are for limits of which zero means the default.
+// Never and AtOnce are for times of which zero means the default: no limit, and none to wait for.
 const (
 	Never  time.Duration = -1
 	AtOnce time.Duration = 1
+)
+
+// None and Unlimited are for MaxBad, of which zero means the default: the first bad record fails the job, or none does.
+const (
+	None      int = -1
+	Unlimited int = math.MaxInt
 )
 
 // WorkerConfig says how a worker works. Store and Dial must be set.
@@ -77,7 +83,8 @@ type WorkerConfig struct {
 	HandOver int
 	// Deaths is how many processes a record may kill while it is alone in hand before it goes into quarantine. Default 2.
 	Deaths int
-	// MaxBad is how many records of a job may go into quarantine, unless the job says otherwise. Default 100.
+	// MaxBad is how many records of a job may go into quarantine, unless the job says otherwise. Default 100; [None]: the first bad record
+	// fails the job; [Unlimited]: it never fails for that.
 	MaxBad int
 	// DrainTimeout bounds the shutdown, all of it. Default 20 s, which fits Kubernetes' grace of 30 s.
 	DrainTimeout time.Duration
@@ -128,7 +135,7 @@ func (c WorkerConfig) validate() error {
 	}
 	return checkLimits("WorkerConfig", bound{"Lease", c.Lease}, bound{"Sweep", c.Sweep}, bound{"MaxJobs", c.MaxJobs}, bound{"MaxInFlight", c.MaxInFlight},
 		bound{"MaxRecord", c.MaxRecord}, bound{"CommitRecords", c.CommitRecords}, bound{"CommitBytes", c.CommitBytes}, bound{"HandlerTimeout", c.HandlerTimeout},
-		bound{"IdleTimeout", c.IdleTimeout}, bound{"HandOver", c.HandOver}, bound{"Deaths", c.Deaths}, bound{"MaxBad", c.MaxBad}, bound{"DrainTimeout", c.DrainTimeout})
+		bound{"IdleTimeout", c.IdleTimeout}, bound{"HandOver", c.HandOver}, bound{"Deaths", c.Deaths}, bound{"MaxBad", count(c.MaxBad)}, bound{"DrainTimeout", c.DrainTimeout})
 }
 
 // Worker claims jobs, reads their streams and has them committed.

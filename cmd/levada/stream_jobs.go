@@ -57,8 +57,8 @@ func newStreamSubmitCommand() *cobra.Command {
 					return commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("--query-file: %w", err)}
 				}
 			}
-			if job.MaxBad < 0 {
-				return commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("--max-bad is %d, and must not be negative", job.MaxBad)}
+			if job.MaxBad < 0 && job.MaxBad != stream.None {
+				return commandline.UsageError(fmt.Errorf("--max-bad is %d, but must not be negative; -1 allows none, 0 is the worker's default", job.MaxBad))
 			}
 			if job.NotBefore, err = parseTime(notBefore, time.Now()); err != nil {
 				return commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("--not-before: %w", err)}
@@ -118,7 +118,8 @@ func newStreamSubmitCommand() *cobra.Command {
 	flags.IntVar(&job.Priority, "priority", 0, "jobs with a greater one are claimed first")
 	commandline.AnyNumber(flags, "priority")
 	flags.StringVar(&onBad, "on-bad", string(stream.Quarantine), "what becomes of a record that cannot be processed: quarantine (put it aside and go on) or halt (fail the job)")
-	flags.IntVar(&job.MaxBad, "max-bad", 0, "how many records may go into quarantine before the job fails; 0: the worker's default")
+	flags.IntVar(&job.MaxBad, "max-bad", 0, "how many records may go into quarantine before the job fails; 0: the worker's default, -1: none")
+	commandline.AnyNumber(flags, "max-bad")
 	flags.StringVar(&notBefore, "not-before", "", "start no earlier: a time as 2026-11-21T18:00:00Z, or from now on, as 10m")
 	flags.BoolVar(&wait, "wait", false, "show the progress, and end when the job has: with 0 if it is complete")
 	return cmd
@@ -473,7 +474,7 @@ func showJob(out io.Writer, v *jobView, now time.Time) error {
 	if s.DedupeKey != "" {
 		field("dedupe key", "%s", printable(s.DedupeKey))
 	}
-	field("on bad", "%s, at most %s", s.OnBad, map[bool]string{true: "the worker's default", false: fmt.Sprint(s.MaxBad)}[s.MaxBad == 0])
+	field("on bad", "%s, at most %s", s.OnBad, limitText(s.MaxBad))
 	if s.Priority != 0 {
 		field("priority", "%d", s.Priority)
 	}
@@ -642,4 +643,15 @@ func newStreamChangeCommands() []*cobra.Command {
 		change("cancel", "End jobs; what they have committed stays", "cancelled", false, func(d *database, ctx context.Context, id string) (stream.Status, error) { return d.Cancel(ctx, id) }),
 		newStreamRetryCommand(change("retry", "Let failed or cancelled jobs go on after their last commit", "retried", true, func(d *database, ctx context.Context, id string) (stream.Status, error) { return d.Retry(ctx, id) })),
 	}
+}
+
+// limitText says how many records may go into a job's quarantine.
+func limitText(maxBad int) string {
+	switch maxBad {
+	case 0:
+		return "the worker's default"
+	case stream.None:
+		return "none"
+	}
+	return fmt.Sprint(maxBad)
 }

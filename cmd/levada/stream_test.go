@@ -52,7 +52,7 @@ func TestStreamBadInput(t *testing.T) {
 		{"submit a b", 2, "the name of one stream"},
 		{"submit a --on-bad skip", 2, "quarantine or halt"},
 		{"submit a --not-before soon", 2, "such as 10m"},
-		{"submit a --max-bad -1", 2, "must be 0 or more"},
+		{"submit a --max-bad -2", 2, "-1 allows none"},
 		{"submit a --query x --query-file y", 2, "exclude each other"},
 		{"submit a --query-file " + dir + "/none", 2, "no such file"},
 		{"submit a --hints smoke", 2, "an amqp:// or a nats:// URL"},
@@ -145,7 +145,7 @@ func TestStreamJobs(t *testing.T) {
 		}
 		return o.stdout
 	}
-	first := strings.TrimSpace(ok("submit", "users", "--dedupe-key", "k", "--target", "dns:///shop:50051", "--query", `{"since":1}`, "--priority", "3", "--on-bad", "halt", "--max-bad", "7", "--not-before", "1h"))
+	first := strings.TrimSpace(ok("submit", "users", "--dedupe-key", "k", "--target", "dns:///shop:50051", "--query", `{"since":1}`, "--priority", "3", "--on-bad", "halt", "--max-bad", "-1", "--not-before", "1h"))
 	if again := strings.TrimSpace(ok("submit", "users", "--dedupe-key", "k")); again != first {
 		t.Errorf("the second submit made job %s, and %s is there", again, first)
 	}
@@ -153,7 +153,7 @@ func TestStreamJobs(t *testing.T) {
 	if err := json.Unmarshal([]byte(ok("show", first[:6], "-o", "json")), &status); err != nil {
 		t.Fatal(err)
 	}
-	if status.ID != first || status.Target != "dns:///shop:50051" || string(status.Query) != `{"since":1}` || status.Priority != 3 || status.OnBad != stream.HaltJob || status.MaxBad != 7 ||
+	if status.ID != first || status.Target != "dns:///shop:50051" || string(status.Query) != `{"since":1}` || status.Priority != 3 || status.OnBad != stream.HaltJob || status.MaxBad != stream.None ||
 		time.Until(status.NotBefore) < 50*time.Minute || status.State != stream.Ready {
 		t.Errorf("the job is %+v", status)
 	}

@@ -625,6 +625,7 @@ func (s *sinkTest) tooManyBad() {
 	}{
 		"halt":  {stream.Job{ID: "a", OnBad: stream.HaltJob}, nil},
 		"limit": {stream.Job{ID: "a", OnBad: stream.Quarantine, MaxBad: 2}, stream.ErrTooManyBad},
+		"none":  {stream.Job{ID: "a", OnBad: stream.Quarantine, MaxBad: stream.None}, stream.ErrTooManyBad},
 	} {
 		for _, early := range []bool{true, false} {
 			next := c

@@ -161,7 +161,7 @@ var sameTime = cmpopts.EquateApproxTime(time.Microsecond)
 
 func (s *storeTest) submit() {
 	job := stream.Job{ID: "a", Stream: "users", Target: "dns:///users:443", Query: []byte{0, 255, '\'', 10}, DedupeKey: "users/ü", Priority: -7,
-		NotBefore: time.Now().Add(48 * time.Hour).Truncate(time.Microsecond), OnBad: stream.HaltJob, MaxBad: 3}
+		NotBefore: time.Now().Add(48 * time.Hour).Truncate(time.Microsecond), OnBad: stream.HaltJob, MaxBad: stream.None}
 	st := s.add(job)
 	if diff := cmp.Diff(job, st.Job, sameTime); diff != "" {
 		s.Errorf("Submit returned another job (-want +got):\n%s", diff)
@@ -185,7 +185,7 @@ func (s *storeTest) submitBad() {
 	for name, job := range map[string]stream.Job{
 		"no stream":            {ID: "a"},
 		"an unknown policy":    {Stream: "users", OnBad: "skip"},
-		"a negative limit":     {Stream: "users", MaxBad: -1},
+		"a negative limit":     {Stream: "users", MaxBad: -2},
 		"a space in a name":    {Stream: "two words"},
 		"a line break in a ID": {ID: "a\nb", Stream: "users"},
 	} {

@@ -42,8 +42,8 @@ func Job(j stream.Job) (stream.Job, error) {
 	default:
 		return j, fmt.Errorf("job %s: OnBad is %q, but must be %q or %q", j.ID, j.OnBad, stream.Quarantine, stream.HaltJob)
 	}
-	if j.MaxBad < 0 {
-		return j, fmt.Errorf("job %s: MaxBad is %d, but must not be negative", j.ID, j.MaxBad)
+	if j.MaxBad < 0 && j.MaxBad != stream.None {
+		return j, fmt.Errorf("job %s: MaxBad is %d, but must not be negative; stream.None (%d) allows none, 0 is the worker's default", j.ID, j.MaxBad, stream.None)
 	}
 	return j, nil
 }
