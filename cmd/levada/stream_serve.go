@@ -222,9 +222,12 @@ func (f *streamServeFlags) sources(ctx context.Context) (sources map[string]stre
 	if kinds != 1 {
 		return nil, nil, nil, usage("say of the tables exactly one of --horizon COLUMN (rows appear while jobs read), --snapshot (a copy for each job) and --static (rows do not change)")
 	}
-	pool, err := pgxpool.New(ctx, f.postgres)
-	if err != nil {
+	if _, err := pgxpool.ParseConfig(f.postgres); err != nil {
 		return nil, nil, nil, usage("--postgres: %w", err)
+	}
+	pool, err := pgsource.Connect(ctx, f.postgres)
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("--postgres: %w", err)
 	}
 	for _, name := range tableNames {
 		if _, twice := sources[name]; twice {

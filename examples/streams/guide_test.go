@@ -126,7 +126,7 @@ func TestCountdown(t *testing.T) {
 
 func Example_sources() {
 	ctx := context.Background()
-	pool, err := pgxpool.New(ctx, "postgres://localhost/shop")
+	pool, err := pgsource.Connect(ctx, "postgres://localhost/shop")
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -28,11 +28,11 @@ func Keyset(pool *pgxpool.Pool, q Query) (stream.Source, error) {
 	if err := q.checkKeyset(); err != nil {
 		return nil, fmt.Errorf("pgsource.Keyset: %w", err)
 	}
-	return &keyset{pool: pool, q: q}, nil
+	return &keyset{pool: &connections{Pool: pool}, q: q}, nil
 }
 
 type keyset struct {
-	pool *pgxpool.Pool
+	pool *connections
 	q    Query
 	// listens: the connections were checked for a pooler, and can listen.
 	listens atomic.Bool
@@ -51,6 +51,9 @@ func (s *keyset) Generation(ctx context.Context, _ stream.Query) (string, error)
 	if s.q.Generation != nil {
 		return s.q.Generation(ctx)
 	}
+	if err := s.pool.check(ctx); err != nil {
+		return "", err
+	}
 	var system, database, timeline string
 	if err := s.pool.QueryRow(ctx, askGeneration).Scan(&system, &database, &timeline); err != nil {
 		return "", fmt.Errorf("asking which database this is (Query.Generation can say it instead): %w", err)
@@ -62,6 +65,9 @@ func (s *keyset) Generation(ctx context.Context, _ stream.Query) (string, error)
 }
 
 func (s *keyset) Open(ctx context.Context, q stream.Query) (_ stream.Cursor, err error) {
+	if err := s.pool.check(ctx); err != nil {
+		return nil, err
+	}
 	conn, err := s.pool.Acquire(ctx)
 	if err != nil {
 		return nil, err
@@ -71,7 +77,7 @@ func (s *keyset) Open(ctx context.Context, q stream.Query) (_ stream.Cursor, err
 		conn.Release()
 		return nil, err
 	}
-	c := &cursor{bound: b, pool: s.pool, limit: min(s.q.Page, firstPage)}
+	c := &cursor{bound: b, pool: s.pool.Pool, limit: min(s.q.Page, firstPage)}
 	if err = c.start(ctx, conn, q.After); err != nil {
 		conn.Release()
 		return nil, err

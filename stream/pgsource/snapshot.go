@@ -46,7 +46,7 @@ create table if not exists levada_snapshot_row (
 // The key of a record is its number in the copy, 8 bytes, big endian, and the copy's id. A job whose copy is gone gets a
 // [stream.PositionGoneError].
 type SnapshotSource struct {
-	pool  *pgxpool.Pool
+	pool  *connections
 	q     Query
 	ready atomic.Bool // the tables are there
 }
@@ -62,7 +62,7 @@ func Snapshot(pool *pgxpool.Pool, q Query) (*SnapshotSource, error) {
 	if err != nil {
 		return nil, fmt.Errorf("pgsource.Snapshot: %w", err)
 	}
-	return &SnapshotSource{pool: pool, q: q}, nil
+	return &SnapshotSource{pool: &connections{Pool: pool}, q: q}, nil
 }
 
 // Schema implements [stream.Schema].
@@ -77,6 +77,9 @@ func (s *SnapshotSource) query(q stream.Query) string {
 func (s *SnapshotSource) tables(ctx context.Context) error {
 	if s.ready.Load() {
 		return nil
+	}
+	if err := s.pool.check(ctx); err != nil {
+		return err
 	}
 	var there bool
 	if err := s.pool.QueryRow(ctx, "select to_regclass('levada_snapshot_row') is not null").Scan(&there); err != nil {

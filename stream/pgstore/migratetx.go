@@ -11,6 +11,8 @@ import (
 
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
+
+	"github.com/levada-io/levada/stream/internal/pooler"
 )
 
 const (
@@ -37,7 +39,7 @@ func up(ctx context.Context, t *tables, set string) error {
 	defer func() { _ = conn.Conn.Close() }() // gives the pool its connection back
 	defer rollback(ctx, conn.Conn.Conn())
 	if err := conn.lock(ctx, set); err != nil {
-		return unpooled(err)
+		return pooler.Unpooled(err)
 	}
 	db := sql.OpenDB(migrationConnector{conn})
 	defer db.Close() // leaves the connection open
