@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/levada-io/levada/internal/commandline"
-	"github.com/levada-io/levada/internal/dataplane/function/builtin"
+	"github.com/levada-io/levada/internal/dataplane/catalogue"
 )
 
 func newBuiltinsCommand() *cobra.Command {
@@ -22,9 +22,9 @@ func newBuiltinsCommand() *cobra.Command {
 
 Use one in a manifest with udf: {builtin: {name: NAME}}, or keep a sample's image: it is replaced by the builtin where no container engine runs.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			list := builtin.List()
+			list := catalogue.List()
 			if len(args) == 1 {
-				if list = slices.DeleteFunc(list, func(d builtin.Description) bool { return d.Name != args[0] }); len(list) == 0 {
+				if list = slices.DeleteFunc(list, func(d catalogue.Description) bool { return d.Name != args[0] }); len(list) == 0 {
 					return commandline.UsageError(fmt.Errorf("no builtin is called %q; levada builtins lists them", args[0]))
 				}
 			}
@@ -48,7 +48,7 @@ Use one in a manifest with udf: {builtin: {name: NAME}}, or keep a sample's imag
 // summaryWidth bounds the last column, so that a row fits into a terminal of 110 columns.
 const summaryWidth = 72
 
-func tableOfBuiltins(out io.Writer, list []builtin.Description) error {
+func tableOfBuiltins(out io.Writer, list []catalogue.Description) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "NAME\tKIND\tDESCRIPTION")
 	for i := range list {
@@ -79,7 +79,7 @@ func summary(text string) string {
 	return cut + "..."
 }
 
-func describeBuiltin(out io.Writer, d builtin.Description) error {
+func describeBuiltin(out io.Writer, d catalogue.Description) error {
 	fmt.Fprintf(out, "%s (%s)\n\n%s\n", d.Name, d.Kind, wrapped(d.Does, 100))
 	if len(d.Takes) > 0 {
 		fmt.Fprintf(out, "\narguments: %s (the first is required)\n", strings.Join(d.Takes, ", "))

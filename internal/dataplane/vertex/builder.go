@@ -11,9 +11,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/levada-io/levada/api/v1alpha1"
+	"github.com/levada-io/levada/internal/dataplane/catalogue"
 	"github.com/levada-io/levada/internal/dataplane/forward"
 	"github.com/levada-io/levada/internal/dataplane/function"
-	"github.com/levada-io/levada/internal/dataplane/function/builtin"
 	"github.com/levada-io/levada/internal/dataplane/natslink"
 	"github.com/levada-io/levada/internal/dataplane/sink"
 	"github.com/levada-io/levada/internal/dataplane/sink/blackholesink"
@@ -53,13 +53,13 @@ func (b *builder) says(what string) {
 }
 
 // function makes the process for a container, or finds its built-in equivalent. Exactly one of the results is set.
-func (b *builder) function(role function.Role, c *v1alpha1.Container) (*function.Function, *builtin.Program, error) {
+func (b *builder) function(role function.Role, c *v1alpha1.Container) (*function.Function, *catalogue.Program, error) {
 	pl, err := b.env.plan(b.name, b.mono, role, c, b.volumes)
 	if err != nil {
 		return nil, nil, fmt.Errorf("its %s: %w", role, err)
 	}
 	if pl.command == nil {
-		p, err := builtinFor(pl, role, b.name, builtin.Options{Args: pl.args, Env: pl.values, Vertex: b.name, Logger: b.v.logger, Stdout: b.env.Stdout, Positions: b.env.positions(b.name)})
+		p, err := builtinFor(pl, role, b.name, catalogue.Options{Args: pl.args, Env: pl.values, Vertex: b.name, Logger: b.v.logger, Stdout: b.env.Stdout, Positions: b.env.positions(b.name)})
 		if err != nil {
 			return nil, nil, err
 		}
@@ -92,10 +92,10 @@ func (b *builder) function(role function.Role, c *v1alpha1.Container) (*function
 // stage is a function or a transformer as a stage of the loop.
 func (b *builder) stage(role function.Role, c *v1alpha1.Container, named *v1alpha1.Builtin, retry *v1alpha1.RetryStrategy) (forward.Stage, error) {
 	s := forward.Stage{Name: b.name, Retry: retryStrategy(retry), NeedsIDs: true}
-	var program *builtin.Program
+	var program *catalogue.Program
 	var err error
 	if command, _, _ := b.env.program(b.name, role, c); named != nil && command == nil {
-		program, err = builtin.Named(named.Name, named.Args, named.KWArgs, builtin.Options{Vertex: b.name, Logger: b.v.logger, Stdout: b.env.Stdout})
+		program, err = catalogue.Named(named.Name, named.Args, named.KWArgs, catalogue.Options{Vertex: b.name, Logger: b.v.logger, Stdout: b.env.Stdout})
 		if err == nil {
 			b.says(string(role) + " " + program.Name + " (built in)")
 		}

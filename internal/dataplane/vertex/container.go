@@ -15,8 +15,8 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/levada-io/levada/api/v1alpha1"
+	"github.com/levada-io/levada/internal/dataplane/catalogue"
 	"github.com/levada-io/levada/internal/dataplane/function"
-	"github.com/levada-io/levada/internal/dataplane/function/builtin"
 	"github.com/levada-io/levada/internal/manifest"
 )
 
@@ -44,10 +44,10 @@ func (e *Env) Check(p manifest.PlacedContainer) error {
 	if err != nil || pl.command != nil {
 		return err
 	}
-	opt := builtin.Options{Env: pl.values, Args: pl.args, Vertex: p.Vertex}
-	var program *builtin.Program
+	opt := catalogue.Options{Env: pl.values, Args: pl.args, Vertex: p.Vertex}
+	var program *catalogue.Program
 	if p.Builtin != nil {
-		program, err = builtin.Named(p.Builtin.Name, p.Builtin.Args, p.Builtin.KWArgs, opt)
+		program, err = catalogue.Named(p.Builtin.Name, p.Builtin.Args, p.Builtin.KWArgs, opt)
 	} else {
 		program, err = builtinFor(pl, role, p.Vertex, opt)
 	}
@@ -66,11 +66,11 @@ func (e *Env) Check(p manifest.PlacedContainer) error {
 }
 
 // builtinFor finds what stands in for an image.
-func builtinFor(pl *plan, role function.Role, vertex string, opt builtin.Options) (*builtin.Program, error) {
+func builtinFor(pl *plan, role function.Role, vertex string, opt catalogue.Options) (*catalogue.Program, error) {
 	if pl.image == "" {
 		return nil, fmt.Errorf("its %s has neither an image nor a command: say which program it is with --function %s=COMMAND", role, vertex)
 	}
-	p, err := builtin.ForImage(pl.image, opt)
+	p, err := catalogue.ForImage(pl.image, opt)
 	if err != nil {
 		return nil, fmt.Errorf("its %s is the image %s, and there is no container engine here: %w. Say which local program stands in for it with --function %s=COMMAND", role, pl.image, err, vertex)
 	}

@@ -96,7 +96,7 @@ func (c *sprigCheck) Visit(node *ast.Node) {
 	of, ok1 := m.Node.(*ast.IdentifierNode)
 	name, ok2 := m.Property.(*ast.StringNode)
 	if ok1 && ok2 && of.Value == "sprig" && sprig[name.Value] == nil && c.err == nil {
-		c.err = fmt.Errorf("there is no sprig.%s here%s", name.Value, near(name.Value, sprig))
+		c.err = fmt.Errorf("there is no sprig.%s here%s", name.Value, Near(name.Value, sprig))
 	}
 }
 
@@ -168,47 +168,47 @@ func shorten(s string) string {
 	return s[:most] + "..."
 }
 
-func makeFilter(p *Program, given map[string]string, _ Options) error {
+// Filter keeps the messages for which the argument expression is true.
+func Filter(given map[string]string, _ Options) (Map, error) {
 	x, err := compile(given["expression"])
 	if err != nil {
-		return err
+		return nil, err
 	}
-	p.Map = each(func(m *flow.Message) (bool, error) { return x.bool(m.Value) })
-	return nil
+	return Each(func(m *flow.Message) (bool, error) { return x.bool(m.Value) }), nil
 }
 
-func makeTimeExtractor(p *Program, given map[string]string, opt Options) error {
+// TimeExtractor sets the event time to what the argument expression finds in the payload, read with the argument format, a layout of Go.
+func TimeExtractor(given map[string]string, opt Options) (Map, error) {
 	extract, err := newExtractor(given["expression"], given["format"], opt)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	p.Map = each(func(m *flow.Message) (bool, error) {
+	return Each(func(m *flow.Message) (bool, error) {
 		extract.setTime(m)
 		return true, nil
-	})
-	return nil
+	}), nil
 }
 
-func makeTimeExtractionFilter(p *Program, given map[string]string, opt Options) error {
+// TimeExtractionFilter keeps the messages for which filterExpr is true, and sets their event time with eventTimeExpr and eventTimeFormat.
+func TimeExtractionFilter(given map[string]string, opt Options) (Map, error) {
 	keep, err := compile(given["filterExpr"])
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if strings.TrimSpace(given["eventTimeExpr"]) == "" {
-		return errors.New(`the argument "eventTimeExpr" is missing`)
+		return nil, errors.New(`the argument "eventTimeExpr" is missing`)
 	}
 	extract, err := newExtractor(given["eventTimeExpr"], given["eventTimeFormat"], opt)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	p.Map = each(func(m *flow.Message) (bool, error) {
+	return Each(func(m *flow.Message) (bool, error) {
 		ok, err := keep.bool(m.Value)
 		if ok {
 			extract.setTime(m)
 		}
 		return ok, err
-	})
-	return nil
+	}), nil
 }
 
 // extractor finds the event time in a payload.
@@ -224,7 +224,7 @@ func newExtractor(text, format string, opt Options) (*extractor, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &extractor{at: x, format: format, opt: opt}, nil
+	return &extractor{at: x, format: format, opt: opt.withDefaults()}, nil
 }
 
 // setTime keeps the event time if there is no other to be found.

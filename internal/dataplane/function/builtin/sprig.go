@@ -19,6 +19,9 @@ import (
 	"unicode"
 )
 
+// Sprig are the names of the functions that expressions find under sprig, sorted.
+func Sprig() []string { return slices.Sorted(maps.Keys(sprig)) }
+
 // sprig is what expressions find under that name: the functions of the sprig library that have a use on a payload, with its order of arguments.
 // Those that make random values, keys or certificates, or read the environment, are left out.
 var sprig = map[string]any{

@@ -1,4 +1,5 @@
-package builtin
+// Package builtinsource has the sources that Levada brings along, equivalents of the sample sources of Numaflow. The package catalogue names them.
+package builtinsource
 
 import (
 	"cmp"
@@ -13,6 +14,7 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/source"
 	"github.com/levada-io/levada/internal/dataplane/source/position"
 	"github.com/levada-io/levada/internal/flow"
+	"github.com/levada-io/levada/internal/flow/metadata"
 )
 
 // counter is a source of the numbers from 0. Number n has the position n+1 and always the same content but for its times, so what comes again
@@ -29,23 +31,31 @@ type counter struct {
 	closed atomic.Bool
 }
 
-func makeSimpleSource(p *Program, _ map[string]string, opt Options) error {
-	p.Source = newCounter(opt)
-	return nil
+// Options say what a source runs for. The zero value of each field is allowed.
+type Options struct {
+	// Vertex is the name of the vertex, for errors.
+	Vertex string
+	// Partition is the name of its one partition. Default "0".
+	Partition string
+	// Positions remembers how far the source is. Default: it begins at 0 with each process, under the same positions.
+	Positions source.Positions
 }
 
-// counted is how many messages source-metadata has.
-const counted = 100
+// Counted is how many messages Metadata has.
+const Counted = 100
 
-func makeMetadataSource(p *Program, _ map[string]string, opt Options) error {
+// Simple counts: 0, 1, 2 and so on, without an end.
+func Simple(opt Options) source.Reader { return newCounter(opt) }
+
+// Metadata counts from 0 to 99, each number with user metadata, and then ends.
+func Metadata(opt Options) source.Reader {
 	c := newCounter(opt)
-	c.count, c.metadata = counted, true
-	p.Source = c
-	return nil
+	c.count, c.metadata = Counted, true
+	return c
 }
 
 func newCounter(opt Options) *counter {
-	c := &counter{opt: opt, partition: cmp.Or(opt.Env["NUMAFLOW_REPLICA"], "0")}
+	c := &counter{opt: opt, partition: cmp.Or(opt.Partition, "0")}
 	if opt.Positions != nil {
 		c.saver = &position.Saver{
 			Store: opt.Positions, Partition: c.partition, Every: position.Every,
@@ -84,9 +94,9 @@ func (c *counter) Read(ctx context.Context, limit int) (*source.Batch, error) {
 		*m = flow.Message{Pos: number + 1, Value: values[start:len(values):len(values)], EventTime: now, Ingested: now}
 		m.Headers = flow.AppendHeader(nil, "x-txn-id", c.transaction(number))
 		if c.metadata {
-			user := groups{}
-			user.set("simple-source", "txn-id", []byte(c.transaction(number)))
-			m.Metadata = withUserGroups(nil, user)
+			user := metadata.Groups{}
+			user.Set("simple-source", "txn-id", []byte(c.transaction(number)))
+			m.Metadata = metadata.WithUser(nil, user)
 		}
 	}
 	c.last = b.Hi

@@ -1,13 +1,10 @@
-// Package builtin is the functions, sources and sinks that Levada brings along: the named ones of a manifest (udf: {builtin: {name: cat}}), and
-// equivalents of Numaflow's sample images, so that its example manifests run where there is no container engine.
-//
-// They are written from what the samples do, in this process. Two things differ on purpose. What cannot be processed is put aside with the
-// reason, where a sample ends its process. And keys, headers and metadata are kept, where a sample forgets them.
-package builtin
+// Package catalogue lists the functions, sources and sinks that Levada brings along: the named ones of a manifest (udf: {builtin: {name: cat}}), and
+// equivalents of Numaflow's sample images, so that its example manifests run where there is no container engine. What they do is in
+// function/builtin, source/builtinsource and sink/builtinsink.
+package catalogue
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -15,10 +12,11 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/levada-io/levada/internal/dataplane/function"
+	"github.com/levada-io/levada/internal/dataplane/function/builtin"
 	"github.com/levada-io/levada/internal/dataplane/sink"
+	"github.com/levada-io/levada/internal/dataplane/sink/builtinsink"
 	"github.com/levada-io/levada/internal/dataplane/source"
-	"github.com/levada-io/levada/internal/flow"
+	"github.com/levada-io/levada/internal/dataplane/source/builtinsource"
 )
 
 // ErrUnknown means that there is no builtin for the image or of the name.
@@ -43,15 +41,16 @@ type Options struct {
 	Positions source.Positions
 }
 
-func (o Options) withDefaults() Options {
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
-	}
-	if o.Stdout == nil {
-		o.Stdout = io.Discard
-	}
-	o.Vertex = cmp.Or(o.Vertex, "builtin")
-	return o
+func (o Options) function() builtin.Options {
+	return builtin.Options{Env: o.Env, Vertex: o.Vertex, Logger: o.Logger, Stdout: o.Stdout}
+}
+
+func (o Options) source() builtinsource.Options {
+	return builtinsource.Options{Vertex: o.Vertex, Partition: o.Env["NUMAFLOW_REPLICA"], Positions: o.Positions}
+}
+
+func (o Options) sink() builtinsink.Options {
+	return builtinsink.Options{Env: o.Env, Vertex: o.Vertex, Logger: o.Logger, Stdout: o.Stdout}
 }
 
 // Kind is what a program is in a vertex.
@@ -69,12 +68,9 @@ const (
 type Program struct {
 	Name, Does string
 	Kind       Kind
-	// Map of a map or a transformer makes one outcome for each message. It may be called concurrently, keeps no state, and gives the same
-	// results when it is called again with the same messages, except where Does speaks of the present time. Results have what their
-	// message had (Pos and ID too, until the caller sets them) but for what the program changes. The only error is that ctx ended.
-	Map    func(ctx context.Context, in []flow.Message) ([]function.Outcome, error)
-	Source source.Reader
-	Sink   sink.Writer
+	Map        builtin.Map // of a map or a transformer
+	Source     source.Reader
+	Sink       sink.Writer
 }
 
 // ForImage returns the program that stands in for a sample image of Numaflow, such as quay.io/numaio/numaflow-go/map-cat:stable. Registry, owner and tag
@@ -88,7 +84,7 @@ func ForImage(image string, opt Options) (*Program, error) {
 	s, ok := byImage[name]
 	switch {
 	case !ok:
-		return nil, fmt.Errorf("%w stands in for the image %s%s", ErrUnknown, image, near(name, byImage))
+		return nil, fmt.Errorf("%w stands in for the image %s%s", ErrUnknown, image, builtin.Near(name, byImage))
 	case !ours(family):
 		return nil, fmt.Errorf("%w stands in for the image %s: it has the name of Numaflow's sample, but does not lie in a folder such as numaflow-go; if it does the same, write builtin: {name: %s}", ErrUnknown, image, s.of.name)
 	}
@@ -109,7 +105,7 @@ func Named(name string, args []string, kwargs map[string]string, opt Options) (*
 	}
 	s, ok := byImage[name]
 	if !ok {
-		return nil, fmt.Errorf("%w is called %q%s", ErrUnknown, name, near(name, byName))
+		return nil, fmt.Errorf("%w is called %q%s", ErrUnknown, name, builtin.Near(name, byName))
 	}
 	if len(kwargs) == 0 {
 		kwargs = s.kwargs
@@ -154,9 +150,41 @@ type entry struct {
 	kind  Kind
 	does  string
 	takes []string // names of arguments; the first is required
-	make  func(p *Program, given map[string]string, opt Options) error
+	// make sets Map, Source or Sink.
+	make func(p *Program, given map[string]string, opt Options) error
 	// samples are the images it stands in for.
 	samples []sample
+}
+
+// each, whole, mapOf, sourceOf and sinkOf make programs of the kinds.
+
+func each(f builtin.One) func(*Program, map[string]string, Options) error {
+	return mapOf(func(map[string]string, builtin.Options) (builtin.Map, error) { return builtin.Each(f), nil })
+}
+
+func whole(f builtin.Map) func(*Program, map[string]string, Options) error {
+	return mapOf(func(map[string]string, builtin.Options) (builtin.Map, error) { return f, nil })
+}
+
+func mapOf(create func(map[string]string, builtin.Options) (builtin.Map, error)) func(*Program, map[string]string, Options) error {
+	return func(p *Program, given map[string]string, opt Options) (err error) {
+		p.Map, err = create(given, opt.function())
+		return err
+	}
+}
+
+func sourceOf(create func(builtinsource.Options) source.Reader) func(*Program, map[string]string, Options) error {
+	return func(p *Program, _ map[string]string, opt Options) error {
+		p.Source = create(opt.source())
+		return nil
+	}
+}
+
+func sinkOf(create func(builtinsink.Options) (sink.Writer, error)) func(*Program, map[string]string, Options) error {
+	return func(p *Program, _ map[string]string, opt Options) (err error) {
+		p.Sink, err = create(opt.sink())
+		return err
+	}
 }
 
 // sample is an image's name, the languages there are of it, and what is built into it.
@@ -191,7 +219,8 @@ func (e *entry) program(given arguments, opt Options) (*Program, error) {
 		return nil, fmt.Errorf("builtin %s: the argument %q is missing; %s", e.name, e.takes[0], e.usage())
 	}
 	p := &Program{Name: e.name, Does: e.does, Kind: e.kind}
-	if err := e.make(p, named, opt.withDefaults()); err != nil {
+	opt.Vertex = cmp.Or(opt.Vertex, "builtin")
+	if err := e.make(p, named, opt); err != nil {
 		return nil, fmt.Errorf("builtin %s: %w", e.name, err)
 	}
 	return p, nil
@@ -233,52 +262,3 @@ func split(image string) (family, name string) {
 
 // ours says that a folder is of Numaflow's samples.
 func ours(family string) bool { return strings.HasPrefix(family, "numaflow-") }
-
-// near lists the names that look like the one that was asked for, or all if none does.
-func near[V any](name string, known map[string]V) string {
-	type candidate struct {
-		name     string
-		distance int
-	}
-	var all []candidate
-	for k := range known {
-		d := distance(strings.ToLower(name), strings.ToLower(k))
-		if strings.Contains(k, name) || strings.Contains(name, k) {
-			d = min(d, 1)
-		}
-		all = append(all, candidate{k, d})
-	}
-	slices.SortFunc(all, func(a, b candidate) int {
-		return cmp.Or(cmp.Compare(a.distance, b.distance), cmp.Compare(a.name, b.name))
-	})
-	var names []string
-	for _, c := range all {
-		if c.distance <= max(2, len(name)/3) && len(names) < 5 {
-			names = append(names, c.name)
-		}
-	}
-	if len(names) > 0 && len(name) <= 64 {
-		return "; near it are " + strings.Join(names, ", ")
-	}
-	return "; `levada builtins` lists those that there are"
-}
-
-// distance counts the insertions, deletions and replacements that make a into b.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := 1
-			if a[i] == b[j] {
-				cost = 0
-			}
-			diagonal, row[j+1] = row[j+1], min(row[j+1]+1, row[j]+1, diagonal+cost)
-		}
-	}
-	return row[len(b)]
-}

@@ -1,4 +1,4 @@
-package builtin
+package catalogue
 
 import (
 	"bytes"
@@ -11,8 +11,10 @@ import (
 
 	"github.com/levada-io/levada/internal/dataplane/sink"
 	"github.com/levada-io/levada/internal/dataplane/source"
+	"github.com/levada-io/levada/internal/dataplane/source/builtinsource"
 	"github.com/levada-io/levada/internal/dataplane/source/sourcetest"
 	"github.com/levada-io/levada/internal/flow"
+	"github.com/levada-io/levada/internal/flow/metadata"
 )
 
 // memory is source.Positions that a test may keep over a restart.
@@ -38,7 +40,7 @@ func TestSourceConformance(t *testing.T) {
 		at := memory{}
 		return sourcetest.Harness{
 			Open: func(t *testing.T) source.Reader { return open(t, "source-metadata", Options{Positions: at}) },
-			Made: counted, Finite: true,
+			Made: builtinsource.Counted, Finite: true,
 		}
 	})
 }
@@ -82,14 +84,14 @@ func TestMetadataSource(t *testing.T) {
 			t.Fatal(err)
 		}
 		for i := range b.Messages {
-			user, err := userGroups(b.Messages[i].Metadata)
-			if err != nil || len(user.get("simple-source", "txn-id")) != 36 {
+			user, err := metadata.User(b.Messages[i].Metadata)
+			if err != nil || len(user.Get("simple-source", "txn-id")) != 36 {
 				t.Fatalf("%v, %v", user, err)
 			}
 			n++
 		}
 	}
-	if n != counted {
+	if n != builtinsource.Counted {
 		t.Errorf("%d messages", n)
 	}
 }

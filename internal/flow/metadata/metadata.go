@@ -1,4 +1,5 @@
-package builtin
+// Package metadata reads and writes the user metadata of a message, which travels encoded.
+package metadata
 
 import (
 	"errors"
@@ -8,28 +9,32 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// groups are the user metadata of a message, by group and key. Metadata is the fields 2 (system) and 3 (user) of the contract's Metadata: maps of
+// Groups are the user metadata of a message, by group and key. Encoded metadata is the fields 2 (system) and 3 (user) of the contract's Metadata: maps of
 // KeyValueGroup, which is a map of bytes.
-type groups map[string]map[string][]byte
+type Groups map[string]map[string][]byte
 
 const userField = 3
 
-var errMetadata = errors.New("the metadata of the message is malformed")
+// ErrMalformed means that metadata cannot be decoded.
+var ErrMalformed = errors.New("the metadata of the message is malformed")
 
-func (g groups) get(group, key string) []byte { return g[group][key] }
+// Get returns the value of a key, nil if there is none.
+func (g Groups) Get(group, key string) []byte { return g[group][key] }
 
-func (g groups) set(group, key string, value []byte) {
+// Set sets the value of a key.
+func (g Groups) Set(group, key string, value []byte) {
 	if g[group] == nil {
 		g[group] = map[string][]byte{}
 	}
 	g[group][key] = value
 }
 
-func (g groups) names() []string { return slices.Sorted(maps.Keys(g)) }
+// Names are the names of the groups, sorted.
+func (g Groups) Names() []string { return slices.Sorted(maps.Keys(g)) }
 
-// userGroups decodes the user metadata; of two entries with one name the last counts, as protobuf has it.
-func userGroups(metadata []byte) (groups, error) {
-	g := groups{}
+// User decodes the user metadata; of two entries with one name the last counts, as protobuf has it.
+func User(metadata []byte) (Groups, error) {
+	g := Groups{}
 	err := visit(metadata, func(field protowire.Number, entry []byte) error {
 		if field != userField {
 			return nil
@@ -52,8 +57,8 @@ func userGroups(metadata []byte) (groups, error) {
 	return g, err
 }
 
-// withUserGroups replaces the user metadata, in sorted order, so that the same message is always the same bytes. metadata is not changed.
-func withUserGroups(metadata []byte, user groups) []byte {
+// WithUser replaces the user metadata, in sorted order, so that the same message is always the same bytes. metadata is not changed.
+func WithUser(metadata []byte, user Groups) []byte {
 	var b []byte
 	for rest := metadata; len(rest) > 0; {
 		field, kind, n := protowire.ConsumeTag(rest)
@@ -69,7 +74,7 @@ func withUserGroups(metadata []byte, user groups) []byte {
 		}
 		rest = rest[n+m:]
 	}
-	for _, name := range user.names() {
+	for _, name := range user.Names() {
 		var group []byte
 		for _, key := range slices.Sorted(maps.Keys(user[name])) {
 			group = appendBytes(group, 1, appendBytes(appendBytes(nil, 1, []byte(key)), 2, user[name][key]))
@@ -101,19 +106,19 @@ func visit(b []byte, f func(field protowire.Number, v []byte) error) error {
 	for len(b) > 0 {
 		field, kind, n := protowire.ConsumeTag(b)
 		if n < 0 {
-			return errMetadata
+			return ErrMalformed
 		}
 		b = b[n:]
 		if kind != protowire.BytesType {
 			if n = protowire.ConsumeFieldValue(field, kind, b); n < 0 {
-				return errMetadata
+				return ErrMalformed
 			}
 			b = b[n:]
 			continue
 		}
 		v, n := protowire.ConsumeBytes(b)
 		if n < 0 {
-			return errMetadata
+			return ErrMalformed
 		}
 		if err := f(field, v); err != nil {
 			return err

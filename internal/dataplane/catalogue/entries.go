@@ -1,4 +1,10 @@
-package builtin
+package catalogue
+
+import (
+	"github.com/levada-io/levada/internal/dataplane/function/builtin"
+	"github.com/levada-io/levada/internal/dataplane/sink/builtinsink"
+	"github.com/levada-io/levada/internal/dataplane/source/builtinsource"
+)
 
 // What the expressions of the samples are.
 const (
@@ -10,7 +16,7 @@ const (
 var catalogue = []entry{
 	// Sources.
 	{
-		name: "simple-source", kind: Source, make: makeSimpleSource,
+		name: "simple-source", kind: Source, make: sourceOf(builtinsource.Simple),
 		does: "counts: 0, 1, 2 and so on, as fast as the pipeline takes it",
 		samples: []sample{
 			{name: "source-simple-source", languages: "go java"},
@@ -18,14 +24,14 @@ var catalogue = []entry{
 		},
 	},
 	{
-		name: "source-metadata", kind: Source, make: makeMetadataSource,
+		name: "source-metadata", kind: Source, make: sourceOf(builtinsource.Metadata),
 		does:    "counts from 0 to 99, each with user metadata simple-source/txn-id, and then ends",
 		samples: []sample{{name: "source-metadata", languages: "go"}},
 	},
 
 	// Transformers.
 	{
-		name: "assign-event-time", kind: Transformer, make: plain(assignEventTime),
+		name: "assign-event-time", kind: Transformer, make: each(builtin.AssignEventTime),
 		does: "sets the event time to when the message came in",
 		samples: []sample{
 			{name: "mapt-assign-event-time", languages: "go"},
@@ -33,7 +39,7 @@ var catalogue = []entry{
 		},
 	},
 	{
-		name: "event-time-filter", kind: Transformer, make: plain(eventTimeFilter),
+		name: "event-time-filter", kind: Transformer, make: each(builtin.EventTimeFilter),
 		does: "drops what is older than 2022; tags the rest within_year_2022 or after_year_2022 and sets its event time to the start of 2022 or 2023",
 		samples: []sample{
 			{name: "mapt-event-time-filter", languages: "go python rs"},
@@ -42,7 +48,7 @@ var catalogue = []entry{
 		},
 	},
 	{
-		name: "eventTimeExtractor", kind: Transformer, make: makeTimeExtractor, takes: []string{"expression", "format"},
+		name: "eventTimeExtractor", kind: Transformer, make: mapOf(builtin.TimeExtractor), takes: []string{"expression", "format"},
 		does: "sets the event time to what an expression finds in the payload, read with a Go layout or as one of the usual forms; keeps the event time where that fails",
 		samples: []sample{
 			{name: "mapt-event-time-extractor", languages: "go", kwargs: map[string]string{"expression": `json(payload).item[1].time`}},
@@ -50,21 +56,21 @@ var catalogue = []entry{
 		},
 	},
 	{
-		name: "timeExtractionFilter", kind: Transformer, make: makeTimeExtractionFilter, takes: []string{"filterExpr", "eventTimeExpr", "eventTimeFormat"},
+		name: "timeExtractionFilter", kind: Transformer, make: mapOf(builtin.TimeExtractionFilter), takes: []string{"filterExpr", "eventTimeExpr", "eventTimeFormat"},
 		does: "keeps the messages for which an expression is true, and sets their event time as eventTimeExtractor does",
 		samples: []sample{
 			{name: "mapt-time-extraction-filter", languages: "go", kwargs: map[string]string{"filterExpr": lowID, "eventTimeExpr": `json(payload).time`}},
 		},
 	},
 	{
-		name: "transformer-metadata", kind: Transformer, make: plain(metadataEventTime),
+		name: "transformer-metadata", kind: Transformer, make: each(builtin.MetadataEventTime),
 		does:    "sets the event time to when the message came in, and writes it to user metadata event-time-group/event-time",
 		samples: []sample{{name: "transformer-metadata", languages: "go"}},
 	},
 
 	// Maps; those without a word of event time serve as transformers too.
 	{
-		name: "cat", kind: Map, make: makeCat,
+		name: "cat", kind: Map, make: whole(builtin.Cat),
 		does: "hands each message on as it is",
 		samples: []sample{
 			{name: "map-cat", languages: "go rs"},
@@ -75,17 +81,17 @@ var catalogue = []entry{
 		},
 	},
 	{
-		name: "bypass-cat", kind: Map, make: plain(bypassCat),
+		name: "bypass-cat", kind: Map, make: each(builtin.BypassCat),
 		does:    "tags messages that contain fallback, on-success or primary with fallback, onSuccess or sink, and hands all on",
 		samples: []sample{{name: "map-bypass-cat", languages: "rs"}},
 	},
 	{
-		name: "bypass-transformer", kind: Transformer, make: plain(bypassTransformer),
+		name: "bypass-transformer", kind: Transformer, make: each(builtin.BypassTransformer),
 		does:    "tags as bypass-cat, and sets the event time to when the message came in",
 		samples: []sample{{name: "source-transformer-bypass", languages: "rs"}},
 	},
 	{
-		name: "even-odd", kind: Map, make: plain(evenOdd),
+		name: "even-odd", kind: Map, make: each(builtin.EvenOdd),
 		does: "gives a whole number the key even or odd and the tag even-tag or odd-tag, and drops anything else",
 		samples: []sample{
 			{name: "map-even-odd", languages: "go rs"},
@@ -93,7 +99,7 @@ var catalogue = []entry{
 		},
 	},
 	{
-		name: "filter", kind: Map, make: makeFilter, takes: []string{"expression"},
+		name: "filter", kind: Map, make: mapOf(builtin.Filter), takes: []string{"expression"},
 		does: "keeps the messages for which an expression over the payload is true; a transformer as well",
 		samples: []sample{
 			{name: "map-filter", languages: "go", kwargs: map[string]string{"expression": goodGreetings}},
@@ -102,7 +108,7 @@ var catalogue = []entry{
 		},
 	},
 	{
-		name: "flatmap", kind: Map, make: makeFlatmap,
+		name: "flatmap", kind: Map, make: whole(builtin.Flatmap),
 		does: "makes a message of each part of the payload between commas",
 		samples: []sample{
 			{name: "map-flatmap", languages: "go python java"},
@@ -114,22 +120,22 @@ var catalogue = []entry{
 		},
 	},
 	{
-		name: "map-metadata", kind: Map, make: makeMapMetadata,
+		name: "map-metadata", kind: Map, make: mapOf(builtin.Metadata),
 		does:    "adds user metadata map-group/map-key=map-value, and prints the groups that were there",
 		samples: []sample{{name: "map-metadata", languages: "go"}},
 	},
 	{
-		name: "retry", kind: Map, make: plain(retryTwice),
+		name: "retry", kind: Map, make: each(builtin.RetryTwice),
 		does:    "tags a message retry the first two times it comes, and hands it on the third time; for a vertex with an edge to itself",
 		samples: []sample{{name: "map-retry", languages: "go"}},
 	},
 	{
-		name: "slow-cat", kind: Map, make: makeSlowCat,
+		name: "slow-cat", kind: Map, make: mapOf(builtin.SlowCat),
 		does:    "hands each message on after SLEEP_SECONDS (10), all of a block at the same time",
 		samples: []sample{{name: "map-slow-cat", languages: "go"}},
 	},
 	{
-		name: "tickgen", kind: Map, make: plain(tickgen),
+		name: "tickgen", kind: Map, make: each(builtin.Tickgen),
 		does: `makes {"Value":...,"Time":...} of {"Data":{"value":...},"Createdts":...}, and drops what is no JSON`,
 		samples: []sample{
 			{name: "map-tickgen", languages: "go"},
@@ -139,7 +145,7 @@ var catalogue = []entry{
 
 	// Sinks.
 	{
-		name: "sink-log", kind: Sink, make: makeLogSink,
+		name: "sink-log", kind: Sink, make: sinkOf(builtinsink.Log),
 		does: "prints each payload",
 		samples: []sample{
 			{name: "sink-log", languages: "go python rs"},
@@ -148,22 +154,22 @@ var catalogue = []entry{
 		},
 	},
 	{
-		name: "sink-metadata", kind: Sink, make: makeMetadataSink,
+		name: "sink-metadata", kind: Sink, make: sinkOf(builtinsink.Metadata),
 		does:    "prints the user metadata of each message",
 		samples: []sample{{name: "sink-metadata", languages: "go"}},
 	},
 	{
-		name: "fb-sink-log", kind: Sink, make: makeFallbackSink,
+		name: "fb-sink-log", kind: Sink, make: sinkOf(builtinsink.Fallback),
 		does:    "turns each message down, for the fallback sink, and prints it",
 		samples: []sample{{name: "fb-sink-log", languages: "go"}},
 	},
 	{
-		name: "on-success-log", kind: Sink, make: makeOnSuccessLog,
+		name: "on-success-log", kind: Sink, make: sinkOf(builtinsink.OnSuccess),
 		does:    "takes each message, prints it, and gives on-success-message to the on-success sink",
 		samples: []sample{{name: "on-success-log", languages: "go"}},
 	},
 	{
-		name: "on-success-sink", kind: Sink, make: makeAllSinks,
+		name: "on-success-sink", kind: Sink, make: sinkOf(builtinsink.All),
 		does: "takes about half of the messages, which go to the on-success sink as well, and turns the others down for the fallback sink; which, is up to the id",
 		samples: []sample{
 			{name: "on-success-sink", languages: "go java"},
@@ -171,7 +177,7 @@ var catalogue = []entry{
 		},
 	},
 	{
-		name: "sink-failure", kind: Sink, make: makeFailingSink,
+		name: "sink-failure", kind: Sink, make: sinkOf(builtinsink.Failing),
 		does: "fails each message, for the retry strategy",
 		samples: []sample{
 			{name: "sink-failure", languages: "go"},
@@ -179,12 +185,12 @@ var catalogue = []entry{
 		},
 	},
 	{
-		name: "sink-panic", kind: Sink, make: makePanicSink,
+		name: "sink-panic", kind: Sink, make: sinkOf(builtinsink.Panicking),
 		does:    "breaks on each message, which is put aside",
 		samples: []sample{{name: "sink-panic", languages: "go"}},
 	},
 	{
-		name: "redis-sink", kind: Sink, make: makeRedisSink,
+		name: "redis-sink", kind: Sink, make: sinkOf(builtinsink.Redis),
 		does: "a stand-in without Redis: counts each payload under SINK_HASH_KEY and prints the count; with CHECK_ORDER and MESSAGE_COUNT also whether that many came in the order of their event times",
 		samples: []sample{
 			{name: "redis-sink", languages: "go rs"},
