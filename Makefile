@@ -66,7 +66,8 @@ bench: ## Benchmarks: make bench CASE=name for one of bench/cases/
 	bash bench/run.sh $(CASE)
 
 .PHONY: generate
-generate: ## Regenerate the Go code of proto/ (needs npx)
+generate: ## Regenerate docs/reference.md, and the Go code of proto/ (needs npx)
+	go test ./docs -run TestReferenceIsGenerated -update
 	bash proto/generate.sh
 
 .PHONY: clean
