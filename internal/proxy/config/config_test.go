@@ -218,7 +218,7 @@ routes: [{streamAge: 0s, unmask: true}]`)
 	s = config.DefaultSimple()
 	s.Listen, s.Admin, s.Backend = "127.0.0.1:1", ":1", "127.0.0.1:1"
 	const twice = `--admin: ":1" and "127.0.0.1:1", the address of --listen, have the same port on the same addresses; give each one its own
---backend: "127.0.0.1:1" is this proxy itself, --listen: calls would come again for ever`
+--backend: "127.0.0.1:1" is this proxy itself, --listen: calls would come again without end`
 	if _, err = s.Config(); err == nil || err.Error() != twice {
 		t.Errorf("%v, want %s", err, twice)
 	}

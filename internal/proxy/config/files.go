@@ -7,14 +7,16 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 )
 
-// CheckFiles reports certificates and keys that are missing, cannot be read or do not belong together. It is apart from Validate because a
+// CheckFiles reports certificates and keys that are missing, cannot be read or do not belong together, and Unix sockets at one path. It is apart from Validate because a
 // configuration is often checked on a machine that has no keys. Paths are taken from the working directory.
 func (c *Config) CheckFiles() Problems {
 	v := &validation{c: c}
+	v.sockets()
 	if file := c.Admin.TokenFile; file != "" {
 		if text, ok := v.read("admin.tokenFile", file); ok && len(strings.TrimSpace(string(text))) < 16 {
 			v.add("admin.tokenFile", Problem{Message: file + " has a token of less than 16 bytes", Expected: "such as the output of openssl rand -base64 32"})
@@ -38,6 +40,54 @@ func (c *Config) CheckFiles() Problems {
 		}
 	}
 	return v.problems
+}
+
+// file is one that a field names.
+type file struct{ at, path string }
+
+// files are those that the proxy reads.
+func (c *Config) files() []file {
+	all := []file{{"admin.tokenFile", c.Admin.TokenFile}}
+	for i, l := range c.Listeners {
+		t := l.TLS
+		if t == nil {
+			continue
+		}
+		at := fmt.Sprintf("listeners[%d].tls", i)
+		all = append(all, file{at + ".certificate", t.Certificate}, file{at + ".key", t.Key}, file{at + ".clientCA", t.ClientCA})
+		for j, pair := range t.Certificates {
+			all = append(all, file{fmt.Sprintf("%s.certificates[%d].certificate", at, j), pair.Certificate}, file{fmt.Sprintf("%s.certificates[%d].key", at, j), pair.Key})
+		}
+	}
+	for i, b := range c.Backends {
+		at := fmt.Sprintf("backends[%d]", i)
+		if path, ok := strings.CutPrefix(b.Target, "file://"); ok {
+			all = append(all, file{at + ".target", path})
+		}
+		if t := b.TLS; t != nil {
+			all = append(all, file{at + ".tls.ca", t.CA}, file{at + ".tls.certificate", t.Certificate}, file{at + ".tls.key", t.Key})
+		}
+	}
+	return all
+}
+
+// sockets reports Unix sockets at one path that are written differently because a folder is a symbolic link, as /run and /var/run often are.
+func (v *validation) sockets() {
+	v.taken = newTaken()
+	note := func(at, text string) {
+		path, unix := unixPath(text)
+		if !unix || path == "" {
+			return
+		}
+		if folder, err := filepath.EvalSymlinks(filepath.Dir(path)); err == nil { // one that is missing is reported when the socket is made
+			path = filepath.Join(folder, filepath.Base(path))
+		}
+		v.exactly(at, text, unixKey(path), path)
+	}
+	for i, l := range v.c.Listeners {
+		note(fmt.Sprintf("listeners[%d].address", i), l.Address)
+	}
+	note(adminControl, v.c.Admin.Control)
 }
 
 // CheckTimes reports certificates that are not valid now. It is apart from CheckFiles because a proxy works with them: it is for its peers to refuse them.

@@ -6,7 +6,6 @@ import (
 	"maps"
 	"math"
 	"net"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,7 +13,6 @@ import (
 
 	"google.golang.org/grpc/codes"
 
-	"github.com/levada-io/levada/internal/proxy/discovery"
 	"github.com/levada-io/levada/internal/strictyaml"
 )
 
@@ -60,11 +58,6 @@ type validation struct {
 	problems Problems
 }
 
-// taken are the addresses of listeners: each by its host and port, and one by its port alone, as well as one that is all addresses of the machine.
-type taken struct{ exact, port, all map[string]address }
-
-type address struct{ host, text, at string }
-
 func (v *validation) add(path string, p Problem) {
 	p.Path = v.name(path)
 	if r := []rune(p.Message); len(r) > 500 {
@@ -76,16 +69,11 @@ func (v *validation) add(path string, p Problem) {
 // name of a field, or of the flag that it is set by.
 func (v *validation) name(path string) string { return cmp.Or(v.c.flags[path], path) }
 
-const (
-	adminAddress = "admin.address"
-	adminControl = "admin.control"
-)
-
 func (v *validation) listeners() {
 	if len(v.c.Listeners) == 0 {
 		v.add("listeners", Problem{Message: "there is none", Expected: "at least one, or leave the field away for 127.0.0.1:8080"})
 	}
-	v.taken = taken{exact: map[string]address{}, port: map[string]address{}, all: map[string]address{}}
+	v.taken = newTaken()
 	names := map[string]string{}
 	for i, l := range v.c.Listeners {
 		at := fmt.Sprintf("listeners[%d]", i)
@@ -140,35 +128,11 @@ func (v *validation) listeners() {
 	v.admin()
 }
 
-// maxSocketPath is what the kernel takes for the path of a Unix socket, less what is appended to it while the socket is made.
-const maxSocketPath = 107 - len(".4194304")
-
-func (v *validation) admin() {
-	a := v.c.Admin
-	if a.Address != "" {
-		v.address(adminAddress, a.Address)
-	}
-	path, unix := strings.CutPrefix(a.Control, "unix:")
-	switch {
-	case a.Control == "":
-	case unix && path == "":
-		v.found(adminControl, strictyaml.Quote(a.Control), "unix:PATH, such as unix:/run/levada/admin.sock")
-	case unix && len(path) > maxSocketPath:
-		v.found(adminControl, fmt.Sprintf("a path of %d bytes", len(path)), fmt.Sprintf("at most %d bytes, as the kernel takes for a socket", maxSocketPath))
-	case unix:
-	default:
-		v.address(adminControl, a.Control)
-		if host, _, err := splitAddress(a.Control, true); err == nil && !isLoopback(host) && a.TokenFile == "" {
-			v.add(adminControl, Problem{Message: strictyaml.Quote(a.Control) + " can be reached from other machines, and there is no token",
-				Hint: "set admin.tokenFile (--admin-token-file), or listen at 127.0.0.1 or unix:PATH"})
-		}
-	}
-}
-
 // process is what concerns none of the lists.
 func (v *validation) process() {
 	v.durationOr0("drain.period", v.c.Drain.Period, maxDuration)
 	v.durationOr0("drain.notice", v.c.Drain.Notice, maxDuration)
+	v.accessLog()
 	v.metrics()
 	v.number("tracing.sample", v.c.Tracing.Sample, 0, 1)
 	if v.c.Limits.Memory != 0 {
@@ -257,44 +221,6 @@ func (v *validation) limits(at string, l CallLimits) {
 	v.duration(at+".waitTimeout", l.WaitTimeout, maxDuration)
 	if v.count(at+".waiting", l.Waiting, 0, 1_000_000) && l.Waiting > 0 && l.CallsPerEndpoint == 0 {
 		v.required(at+".callsPerEndpoint", "the calls that an endpoint may have, as calls may wait for room")
-	}
-}
-
-// target asks those who will follow it.
-func (v *validation) target(at, target string) {
-	_, err := discovery.New(target, discovery.Options{Kubernetes: func(discovery.Service, discovery.Options) (discovery.Source, error) { return nil, nil }})
-	if target == "" {
-		v.required(at, discovery.Forms)
-	} else if err != nil {
-		v.add(at, Problem{Message: strings.TrimPrefix(err.Error(), fmt.Sprintf("target %q: ", target))})
-	} else {
-		v.loop(at, target)
-	}
-}
-
-// loop reports a target that is a listener of the proxy itself: each call would come again for ever.
-func (v *validation) loop(at, target string) {
-	for endpoint := range strings.SplitSeq(strings.TrimPrefix(target, "dns:///"), ",") {
-		endpoint = strings.TrimSpace(endpoint)
-		if path, ok := unixPath(endpoint); ok {
-			if l, itself := v.taken.exact["unix:"+filepath.Clean(path)]; itself {
-				v.add(at, Problem{Message: fmt.Sprintf("%s is this proxy itself, %s%s: calls would come again for ever", strictyaml.Quote(endpoint), v.name(l.at), v.line(l.at))})
-				return
-			}
-			continue
-		}
-		host, port, err := splitAddress(endpoint, false)
-		if err != nil {
-			continue // a target of another kind
-		}
-		l, itself := v.taken.exact[net.JoinHostPort(host, port)]
-		if !itself && isLoopback(host) {
-			l, itself = v.taken.all[port]
-		}
-		if itself && l.at != adminAddress && l.at != adminControl {
-			v.add(at, Problem{Message: fmt.Sprintf("%s is this proxy itself, %s%s: calls would come again for ever", strictyaml.Quote(endpoint), v.name(l.at), v.line(l.at))})
-			return
-		}
 	}
 }
 
@@ -500,74 +426,6 @@ func (v *validation) retry(at string, r *Route) {
 		v.found(at+".perTryTimeout", short(y.PerTryTimeout), fmt.Sprintf("at most the timeout of the route (%s)", short(r.Timeout)))
 	}
 	v.size(at+".bufferBytes", y.BufferBytes, 0, maxBuffer)
-}
-
-// address reports one that cannot be listened on, or not together with an earlier one. Port 0 is a new one each time.
-func (v *validation) address(at, a string) {
-	host, port, err := splitAddress(a, true)
-	if err != nil {
-		v.add(at, Problem{Message: err.Error(), Expected: "host:port, or :port for all addresses of this machine"})
-		return
-	}
-	if port == "0" {
-		return
-	}
-	key := net.JoinHostPort(host, port)
-	before, twice := v.taken.exact[key]
-	if !twice {
-		before, twice = v.taken.all[port]
-	}
-	if !twice && isAll(host) {
-		before, twice = v.taken.port[port]
-	}
-	if twice {
-		message := fmt.Sprintf("%s is the address of %s%s too", strictyaml.Quote(a), parent(v.name(before.at)), v.line(before.at))
-		if host != before.host {
-			message = fmt.Sprintf("%s and %s, the address of %s%s, have the same port on the same addresses", strictyaml.Quote(a), strictyaml.Quote(before.text),
-				parent(v.name(before.at)), v.line(before.at))
-		}
-		v.add(at, Problem{Message: message, Hint: "give each one its own"})
-		return
-	}
-	this := address{host, a, at}
-	v.taken.exact[key], v.taken.port[port] = this, this
-	if isAll(host) {
-		v.taken.all[port] = this
-	}
-}
-
-// unix reports a path that no socket can be made at, or not together with an earlier one.
-func (v *validation) unix(at, a, path string) {
-	switch {
-	case path == "" || strings.HasSuffix(path, "/") || strings.HasPrefix(path, "@"):
-		v.found(at, strictyaml.Quote(a), "unix:PATH, such as unix:/run/levada/proxy.sock")
-		return
-	case len(path) > maxUnixListen:
-		v.found(at, fmt.Sprintf("a path of %d bytes", len(path)), fmt.Sprintf("at most %d bytes, as the kernel takes for a socket", maxUnixListen))
-		return
-	}
-	key := "unix:" + filepath.Clean(path)
-	if before, twice := v.taken.exact[key]; twice {
-		v.add(at, Problem{Message: fmt.Sprintf("%s is the address of %s%s too", strictyaml.Quote(a), parent(v.name(before.at)), v.line(before.at)), Hint: "give each one its own"})
-		return
-	}
-	v.taken.exact[key] = address{path, a, at}
-}
-
-// systemd reports a name that no passed socket can have, or that an earlier listener has.
-func (v *validation) systemd(at string, l *Listener) {
-	_, name := l.Network()
-	if name == "" || strings.ContainsAny(name, ": ") {
-		v.found(at+".address", strictyaml.Quote(l.Address), "systemd:NAME, with the FileDescriptorName= of the .socket unit")
-		return
-	}
-	if before, twice := v.taken.exact[l.Address]; twice {
-		v.add(at+".address", Problem{Message: fmt.Sprintf("%s is the address of %s%s too", strictyaml.Quote(l.Address), parent(v.name(before.at)), v.line(before.at)), Hint: "give each one its own"})
-	}
-	v.taken.exact[l.Address] = address{name, l.Address, at + ".address"}
-	if l.ReusePort {
-		v.add(at+".reusePort", Problem{Message: "is true, and systemd has opened the socket", Hint: "leave it away: callers wait at the socket of systemd while a process is replaced"})
-	}
 }
 
 // unique reports a name that an earlier field has too.
