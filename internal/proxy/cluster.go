@@ -21,6 +21,7 @@ import (
 type cluster struct {
 	proxy  *Proxy
 	name   string
+	number uint64 // grows with each cluster that is made
 	set    *balance.Set[*endpoint]
 	source discovery.Source
 	stop   context.CancelFunc

@@ -39,7 +39,7 @@ type endpoint struct {
 	address string
 	waits   atomic.Int32 // calls that wait, to be read without the lock
 	fails   atomic.Bool  // connecting failed last, and it is not yet time to try again
-	calls   atomic.Int32 // that were given to it and have not left it
+	calls   *openCalls   // that were given to it and have not left it; shared with its former incarnations
 
 	unhealthy atomic.Bool // by active checks
 	calm      atomic.Bool // it has closed a connection for too many PINGs
@@ -74,7 +74,7 @@ func (e *endpoint) poolOf(s *stream) *pool {
 }
 
 func newEndpoint(c *cluster, address string) *endpoint {
-	e := &endpoint{cluster: c, address: address}
+	e := &endpoint{cluster: c, address: address, calls: c.proxy.callCounts.of(c, address)}
 	e.redial.Init(func(int64) {
 		e.cluster.proxy.tick()
 		e.mu.Lock()

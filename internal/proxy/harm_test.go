@@ -261,8 +261,8 @@ func TestWindowsShrink(t *testing.T) {
 			t.Errorf("stream %d has taken %d bytes", id, n)
 		}
 	}
-	if held := p.held.Load(); held > 2*p.memory {
-		t.Errorf("%d bytes are kept, and the limit is %d", held, p.memory)
+	if held := p.held.Load(); held > 2*p.memory.Load() {
+		t.Errorf("%d bytes are kept, and the limit is %d", held, p.memory.Load())
 	}
 	if n := p.Open(); n != calls {
 		t.Errorf("%d calls are left of %d", n, calls)

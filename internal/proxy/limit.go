@@ -2,8 +2,12 @@ package proxy
 
 import (
 	"net/http"
+	"runtime"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
+	"weak"
 
 	"github.com/levada-io/levada/internal/proxy/balance"
 )
@@ -13,17 +17,62 @@ import (
 // overloadedAfter is when a caller is asked to come back.
 const overloadedAfter = time.Second
 
+// openCalls are the calls that one backend has at one address. Every endpoint with this backend's name and address shares them: one that discovery has removed and found
+// again, and one of a backend that a reload has replaced. Calls that are open at the former endpoint count, so that the server behind it never has more than it may.
+type openCalls struct {
+	n atomic.Int32
+	// serves has the queue for room that becomes free: the backend that was configured last of those with an endpoint here.
+	serves atomic.Pointer[cluster]
+}
+
+// callCounts finds openCalls again for as long as an endpoint, or a call at one, refers to them.
+type callCounts struct {
+	mu  sync.Mutex
+	all map[callsKey]weak.Pointer[openCalls]
+}
+
+type callsKey struct{ backend, address string }
+
+// of returns those for an endpoint of the backend that is being made.
+func (c *callCounts) of(x *cluster, address string) *openCalls {
+	key := callsKey{x.name, address}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	calls := c.all[key].Value()
+	if calls == nil {
+		calls = &openCalls{}
+		if c.all == nil {
+			c.all = map[callsKey]weak.Pointer[openCalls]{}
+		}
+		c.all[key] = weak.Make(calls)
+		runtime.AddCleanup(calls, c.forget, key)
+	}
+	if now := calls.serves.Load(); now == nil || now.number <= x.number { // one that is about to be replaced may still find endpoints
+		calls.serves.Store(x)
+	}
+	return calls
+}
+
+// forget drops what nobody refers to any more.
+func (c *callCounts) forget(key callsKey) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.all[key].Value() == nil {
+		delete(c.all, key)
+	}
+}
+
 // reserve takes a place for a call at the endpoint; limit 0 is none.
 func (e *endpoint) reserve(limit int) bool {
-	if e.calls.Add(1) <= int32(limit) || limit == 0 {
+	if e.calls.n.Add(1) <= int32(limit) || limit == 0 {
 		return true
 	}
-	e.calls.Add(-1)
+	e.calls.n.Add(-1)
 	return false
 }
 
 // below reports whether the endpoint has room for a call.
-func (e *endpoint) below(limit int) bool { return limit == 0 || e.calls.Load() < int32(limit) }
+func (e *endpoint) below(limit int) bool { return limit == 0 || e.calls.n.Load() < int32(limit) }
 
 // pick chooses an endpoint, at which it takes a place for the call; nil if there is none. Full: there are some, and no room at any of them.
 func (c *cluster) pick(kind balance.Kind, avoid *chosen) (b *chosen, full bool) {

@@ -28,6 +28,7 @@ type listener struct {
 
 	// Guarded by the proxy's lock.
 	socket net.Listener // nil before it is open
+	shared bool         // reusePort was set when it was opened: another process may listen there
 }
 
 // terms are what the connections of a listener have. Those that are open keep theirs.

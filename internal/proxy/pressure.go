@@ -36,21 +36,21 @@ type windowSize struct {
 }
 
 // pressed reports whether streams hold so much that they should hold less.
-func (p *Proxy) pressed() bool { return p.held.Load() > p.memory/2 }
+func (p *Proxy) pressed() bool { return p.held.Load() > p.memory.Load()/2 }
 
 // short reports whether a connection gets no new calls because it holds more than its share, and all of them too much.
-func (p *Proxy) short(f *front) bool { return p.held.Load() > p.memory && f.overShare() }
+func (p *Proxy) short(f *front) bool { return p.held.Load() > p.memory.Load() && f.overShare() }
 
 // overShare reports whether the connection holds more than its share of limits.memory. mu is held.
 func (f *front) overShare() bool {
-	return int64(f.held)*f.proxy.stats.fronts.Load() >= f.proxy.memory
+	return int64(f.held)*f.proxy.stats.fronts.Load() >= f.proxy.memory.Load()
 }
 
 // refusedForMemory ends a call whose connection is short of memory. mu is held.
 func (f *front) refusedForMemory() *ending {
 	p := f.proxy
 	p.stats.shortOfMemory.Add(1)
-	p.warn("memory limit reached, refusing new calls of the connection", "caller", f.nc.RemoteAddr().String(), "connectionBytes", f.held, "allBytes", p.held.Load(), "limit", p.memory)
+	p.warn("memory limit reached, refusing new calls of the connection", "caller", f.nc.RemoteAddr().String(), "connectionBytes", f.held, "allBytes", p.held.Load(), "limit", p.memory.Load())
 	e := failure(codes.ResourceExhausted, reasonMemory, http.StatusServiceUnavailable, "streams hold more than limits.memory, and those of this connection more than their share")
 	e.unprocessed, e.retry = true, time.Second
 	return e
@@ -60,9 +60,9 @@ func (f *front) refusedForMemory() *ending {
 func (s *stream) tooMuch(all int64) bool {
 	p := s.front.proxy
 	switch {
-	case all <= 2*p.memory || !s.open || !s.front.overShare():
+	case all <= 2*p.memory.Load() || !s.open || !s.front.overShare():
 		return false
-	case all > 3*p.memory:
+	case all > 3*p.memory.Load():
 		return true
 	}
 	return s.stuck != 0 && p.now()-s.stuck > int64(stuckTime)
@@ -70,7 +70,7 @@ func (s *stream) tooMuch(all int64) bool {
 
 // wantedWindow is a window with which all open calls could be full in one direction, and take half of limits.memory; halved once for each step of pressure.
 func (p *Proxy) wantedWindow(pressure int) int32 {
-	share := p.memory / 2 / max(p.calls.Load(), 1)
+	share := p.memory.Load() / 2 / max(p.calls.Load(), 1)
 	w := int32(firstWindow)
 	for ; w > leastWindow && int64(w) > share; w /= 2 {
 	}
@@ -79,11 +79,28 @@ func (p *Proxy) wantedWindow(pressure int) int32 {
 
 // opened notes that a call is open, and has windows made smaller if there are many more than before.
 func (p *Proxy) opened() {
-	if n := p.calls.Add(1); int64(p.window.Load()) > leastWindow && n*int64(p.window.Load()) > p.memory/2 {
+	if n := p.calls.Add(1); int64(p.window.Load()) > leastWindow && n*int64(p.window.Load()) > p.memory.Load()/2 {
 		select {
 		case p.crowded <- struct{}{}:
 		default:
 		}
+	}
+}
+
+// limitMemory puts limits.memory in force; windows follow. 0 is a quarter of what the process may use.
+func (p *Proxy) limitMemory(configured int64) {
+	limit := configured
+	if limit == 0 {
+		limit = processMemory() / 4
+	}
+	before := p.memory.Swap(limit)
+	if before == 0 || before == limit {
+		return
+	}
+	p.log.Info("memory limit changed", "before", before, "limit", limit)
+	select {
+	case p.crowded <- struct{}{}:
+	default:
 	}
 }
 
@@ -99,9 +116,9 @@ func (p *Proxy) adjustWindows(ctx context.Context) {
 			return
 		case <-p.crowded:
 		case <-ticker.C:
-			if held := p.held.Load(); held > p.memory/2 {
+			if held := p.held.Load(); held > p.memory.Load()/2 {
 				pressure = min(pressure+1, maxPressure)
-			} else if held < p.memory/4 {
+			} else if held < p.memory.Load()/4 {
 				pressure = max(pressure-1, 0)
 			}
 		}
@@ -111,7 +128,7 @@ func (p *Proxy) adjustWindows(ctx context.Context) {
 		}
 		p.window.Store(want)
 		changed = time.Now()
-		p.log.Debug("windows of streams changed", "bytes", want, "calls", p.calls.Load(), "held", p.held.Load(), "limit", p.memory)
+		p.log.Debug("windows of streams changed", "bytes", want, "calls", p.calls.Load(), "held", p.held.Load(), "limit", p.memory.Load())
 		for _, f := range p.allFronts() {
 			f.mu.Lock()
 			f.setWindow(want, 0)

@@ -268,7 +268,7 @@ func TestLimitIsExactUnderLoad(t *testing.T) {
 		}
 	}
 	for _, b := range p.state.Load().clusters["one"].set.Backends() {
-		if n := b.Of.calls.Load(); n != 0 {
+		if n := b.Of.calls.n.Load(); n != 0 {
 			t.Errorf("%d places were not given back", n)
 		}
 	}

@@ -51,7 +51,7 @@ type Proxy struct {
 	clock    atomic.Int64               // see now
 	held     atomic.Int64               // bytes that wait in streams
 	calls    atomic.Int64               // that are open
-	memory   int64                      // that held may be
+	memory   atomic.Int64               // that held may be: limits.memory
 	window   atomic.Int32               // of a new stream: see adjustWindows
 	crowded  chan struct{}              // there are many more calls than window was made for
 	watchers atomic.Pointer[[]*Watcher] // nil for none
@@ -62,9 +62,12 @@ type Proxy struct {
 	stopWorking context.CancelFunc
 	background  sync.WaitGroup
 
-	heavy     chan struct{} // has a place for each goroutine that may work on large headers at the same time; the other processors are for those without
-	drains    drains
-	reloading sync.Mutex // held while a configuration is put in force, and while listeners are opened again; above mu
+	heavy  chan struct{} // has a place for each goroutine that may work on large headers at the same time; the other processors are for those without
+	drains drains
+
+	clusters   uint64     // that were made; reloading guards it
+	callCounts callCounts // of endpoints, by backend and address
+	reloading  sync.Mutex // held while a configuration is put in force, and while listeners are opened again; above mu
 
 	mu        sync.Mutex
 	closed    bool                  // no new connections of callers
@@ -115,9 +118,7 @@ func New(c *config.Config, o Options) (*Proxy, error) {
 	p.crowded = make(chan struct{}, 1)
 	p.methods.known = map[string]*method{}
 	p.methods.configure(c)
-	if p.memory = int64(c.Limits.Memory); p.memory == 0 {
-		p.memory = processMemory() / 4
-	}
+	p.limitMemory(int64(c.Limits.Memory))
 	p.working, p.stopWorking = context.WithCancel(context.Background())
 	p.dialing, p.stopDialing = context.WithCancel(p.working)
 	next, err := p.build(c, nil)
@@ -151,7 +152,8 @@ func (p *Proxy) build(c *config.Config, old *state) (*state, error) {
 				continue
 			}
 		}
-		x := &cluster{proxy: p, name: b.Name}
+		p.clusters++
+		x := &cluster{proxy: p, name: b.Name, number: p.clusters}
 		x.current.Store(b)
 		x.tls.Store(tls)
 		x.set = balance.New[*endpoint](options(x, *b))
@@ -377,6 +379,7 @@ func (p *Proxy) Reload(c *config.Config) error {
 	}
 	p.methods.configure(c)
 	p.state.Store(next)
+	p.limitMemory(int64(c.Limits.Memory))
 	change.commit(c.Drain.Period)
 	p.forgetRoutes(next)
 	for name, x := range old.clusters {

@@ -112,6 +112,7 @@ func (r *relisten) commit(drain time.Duration) {
 				p.log.Warn("permissions of a socket cannot be changed", "address", t.config.Address, "error", err)
 			}
 		}
+		r.noteReusePort(l, t)
 		l.adopt(t)
 	}
 	p.mu.Lock()
@@ -131,6 +132,19 @@ func (r *relisten) commit(drain time.Duration) {
 		l.close()
 		p.background.Go(func() { l.retire(drain) })
 	}
+}
+
+// noteReusePort says when a changed reusePort counts. The kernel takes it when a socket is opened; that of a path is a file, which can be replaced at any time.
+func (r *relisten) noteReusePort(l *listener, t *terms) {
+	now := t.config.ReusePort
+	if now == l.terms.Load().config.ReusePort {
+		return
+	}
+	if network, _ := t.config.Network(); network == "unix" {
+		r.proxy.log.Info("reusePort of a listener changed", "address", t.config.Address, "reusePort", now)
+		return
+	}
+	r.proxy.log.Warn("reusePort of a listener changed, in force when its socket is opened again: restart the proxy", "address", t.config.Address, "reusePort", now)
 }
 
 // current is the socket; nil if there is none yet.

@@ -40,7 +40,7 @@ func (l *listener) listen() error {
 		return err
 	}
 	l.proxy.mu.Lock()
-	l.socket = socket
+	l.socket, l.shared = socket, c.ReusePort
 	l.proxy.mu.Unlock()
 	return nil
 }
@@ -132,12 +132,15 @@ func (p *Proxy) handOver() {
 	p.mu.Unlock()
 	wait := false
 	for _, l := range all {
-		switch socket := l.current().(type) {
+		p.mu.Lock()
+		socket, shared := l.socket, l.shared
+		p.mu.Unlock()
+		switch socket := socket.(type) {
 		case *unixSocket:
 			socket.unlink()
 			wait = wait || l.terms.Load().config.ReusePort
 		case *net.TCPListener:
-			if l.terms.Load().config.ReusePort {
+			if shared { // with the option of a socket as it was opened, whatever a reload has made of the configuration
 				if err := refuseSYN(socket); err != nil {
 					p.log.Warn("connections may be refused while the listener closes", "address", socket.Addr().String(), "error", err)
 				}

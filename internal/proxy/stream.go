@@ -371,8 +371,8 @@ func (s *stream) rewind() {
 // forget takes the call from the endpoint that was chosen, without a word to it.
 func (s *stream) forget(outcome balance.Outcome, w *wakes) {
 	if c := s.chosen; c != nil {
-		c.Of.calls.Add(-1)
-		if x := c.Of.cluster; x.queued.Load() > 0 {
+		c.Of.calls.n.Add(-1)
+		if x := c.Of.calls.serves.Load(); x.queued.Load() > 0 {
 			w.clusters = append(w.clusters, x)
 		}
 		now := s.front.proxy.now()
@@ -519,7 +519,7 @@ func (s *stream) account(w *wakes) {
 	all := p.held.Add(int64(more))
 	if more > 0 && s.tooMuch(all) {
 		p.stats.shortOfMemory.Add(1)
-		p.warn("stream ended, limits.memory is exceeded", "caller", f.nc.RemoteAddr().String(), "path", s.call.path, "bytes", n, "connectionBytes", f.held, "allBytes", all, "limit", p.memory)
+		p.warn("stream ended, limits.memory is exceeded", "caller", f.nc.RemoteAddr().String(), "path", s.call.path, "bytes", n, "connectionBytes", f.held, "allBytes", all, "limit", p.memory.Load())
 		s.drop(failure(codes.ResourceExhausted, reasonMemory, http.StatusServiceUnavailable, "what waits for the caller is more than limits.memory allows"), w)
 	}
 }
@@ -617,7 +617,7 @@ func (s *stream) creditIn(n int, w *wakes) {
 // growth is by how much a window becomes larger, since what comes through it is passed on at once.
 func (s *stream) growth(size *int32, passes bool) int32 {
 	more := min(*size, largeWindow-*size)
-	if p := s.front.proxy; !passes || more <= 0 || s.front.grown+int(more) > int(min(grownLimit, p.memory/8)) || p.pressed() {
+	if p := s.front.proxy; !passes || more <= 0 || s.front.grown+int(more) > int(min(grownLimit, p.memory.Load()/8)) || p.pressed() {
 		return 0
 	}
 	s.front.grown += int(more)

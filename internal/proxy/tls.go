@@ -66,6 +66,9 @@ func (w *watched[T]) get() T {
 		w.checked = now
 		if found := stamps(w.files); !slices.Equal(found, w.stamps) {
 			w.reload(found)
+		} else if w.bad != nil {
+			w.bad = nil
+			w.log.Info("TLS files can be read again, unchanged", "files", w.files)
 		}
 	}
 	return w.current

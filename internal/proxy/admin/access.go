@@ -13,7 +13,7 @@ import (
 )
 
 // Probes and metrics are for every client that reaches the address. The rest shows what callers send, or changes what the proxy does, so it is served at
-// Server.Elsewhere if that is set, and otherwise to connections over the loopback interface or a Unix socket only; and with a token if there is one.
+// Access.Elsewhere if that is set, and otherwise to connections over the loopback interface or a Unix socket only; and with a token if there is one.
 
 // MinToken is the least length of a token in bytes: 128 bits in base64 have 22.
 const MinToken = 16
@@ -91,11 +91,12 @@ func checked(h http.Handler) http.Handler {
 // control serves what is not for every client.
 func (s *Server) control(h http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		if s.Elsewhere != "" {
-			http.Error(w, "only probes and metrics are served here: the rest is at admin.control, "+s.Elsewhere, http.StatusForbidden)
+		access := s.accessNow()
+		if access.Elsewhere != "" {
+			http.Error(w, "only probes and metrics are served here: the rest is at admin.control, "+access.Elsewhere, http.StatusForbidden)
 			return
 		}
-		if s.TokenFile == "" {
+		if access.TokenFile == "" {
 			if !isLocal(r) {
 				http.Error(w, "only probes and metrics are served to other machines: ask at a loopback address, or set admin.control and admin.tokenFile", http.StatusForbidden)
 				return
@@ -103,8 +104,8 @@ func (s *Server) control(h http.HandlerFunc) http.HandlerFunc {
 			h(w, r)
 			return
 		}
-		if s.Remote || isLocal(r) {
-			switch err := s.authorize(r); {
+		if access.Remote || isLocal(r) {
+			switch err := authorize(access.TokenFile, r); {
 			case err == nil:
 				h(w, r)
 			case errors.Is(err, errToken):
@@ -123,8 +124,8 @@ func (s *Server) control(h http.HandlerFunc) http.HandlerFunc {
 var errToken = errors.New("this needs the token of admin.tokenFile, as Authorization: Bearer TOKEN (--admin-token-file)")
 
 // authorize reads the token each time, so that a file that was replaced is in force at once.
-func (s *Server) authorize(r *http.Request) error {
-	token, err := ReadToken(s.TokenFile)
+func authorize(tokenFile string, r *http.Request) error {
+	token, err := ReadToken(tokenFile)
 	if err != nil {
 		return err
 	}

@@ -186,8 +186,8 @@ func TestControlWithAToken(t *testing.T) {
 	write(token + "\n")
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	far, near := listen(t, "127.0.0.1:0"), listen(t, "127.0.0.1:0")
-	serve(t, &admin.Server{Proxy: p.Proxy, TokenFile: file, Remote: true}, remote{far})
-	serve(t, &admin.Server{Proxy: p.Proxy, TokenFile: file}, near)
+	serve(t, withAccess(&admin.Server{Proxy: p.Proxy}, admin.Access{TokenFile: file, Remote: true}), remote{far})
+	serve(t, withAccess(&admin.Server{Proxy: p.Proxy}, admin.Access{TokenFile: file}), near)
 	for _, socket := range []net.Listener{far, near} {
 		url := "http://" + socket.Addr().String()
 		for _, path := range probesAndMetrics {
@@ -258,8 +258,8 @@ func TestControlAtAUnixSocket(t *testing.T) {
 		t.Errorf("at a file: %v", err)
 	}
 	public := listen(t, "127.0.0.1:0")
-	serve(t, &admin.Server{Proxy: p.Proxy, Remote: true}, socket)
-	serve(t, &admin.Server{Proxy: p.Proxy, Elsewhere: "unix:" + path}, public)
+	serve(t, withAccess(&admin.Server{Proxy: p.Proxy}, admin.Access{Remote: true}), socket)
+	serve(t, withAccess(&admin.Server{Proxy: p.Proxy}, admin.Access{Elsewhere: "unix:" + path}), public)
 	plain := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	for _, c := range controls {
 		if code, text := ask(t, plain, c.method, "http://"+public.Addr().String()+c.path); code != http.StatusForbidden || !strings.Contains(text, path) {
@@ -403,4 +403,9 @@ func TestUndrainWithoutTheAddress(t *testing.T) {
 	if _, err := p.Client(t).Check(t.Context(), nil); err != nil {
 		t.Error(err)
 	}
+}
+
+func withAccess(s *admin.Server, a admin.Access) *admin.Server {
+	s.SetAccess(a)
+	return s
 }

@@ -22,6 +22,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -48,16 +49,33 @@ type Server struct {
 	Version string
 	// Pprof serves Go's profiles, to clients on this machine only.
 	Pprof bool
+	// Notes are lines for /readyz?verbose that do not decide whether the proxy is ready; nil for none.
+	Notes func() []string
+
+	access     atomic.Pointer[Access]
+	background sync.WaitGroup
+	mu         sync.Mutex
+	drained    chan struct{} // closed once the last drain that was asked for here is over
+}
+
+// Access is who may ask what. The zero value serves everything, and all but probes and metrics to clients on this machine only.
+type Access struct {
 	// TokenFile holds the token without which only probes and metrics are served; empty is none.
 	TokenFile string
 	// Remote serves other machines that have the token, too.
 	Remote bool
 	// Elsewhere is the address of the server that has what this one does not serve; empty if this one serves all.
 	Elsewhere string
+}
 
-	background sync.WaitGroup
-	mu         sync.Mutex
-	drained    chan struct{} // closed once the last drain that was asked for here is over
+// SetAccess changes who may ask what, for requests that come from now on.
+func (s *Server) SetAccess(a Access) { s.access.Store(&a) }
+
+func (s *Server) accessNow() Access {
+	if a := s.access.Load(); a != nil {
+		return *a
+	}
+	return Access{}
 }
 
 // Serve answers until ctx ends. When it returns, nothing it started still runs; a drain that somebody asked for has to be over, so ctx should be
@@ -90,7 +108,7 @@ const index = `levada proxy %s, up for %v
 
 GET  /metrics    metrics for Prometheus
 GET  /livez      200 as long as the process works
-GET  /readyz     200 while callers should come: it listens, and does not drain
+GET  /readyz     200 while callers should come: it listens, and does not drain; ?verbose says more
 
 For clients on this machine, or with the token:
 
@@ -121,7 +139,7 @@ func (s *Server) Handler() http.Handler {
 		_, _ = fmt.Fprintf(w, index, s.Version, time.Since(s.Proxy.Begun()).Round(time.Second))
 	})
 	plain("GET /livez", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
-	plain("GET /readyz", s.readyz)
+	plain("GET /readyz", s.readyz, "verbose")
 	metrics := promhttp.HandlerFor(s.Metrics, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: 4})
 	plain("GET /metrics", metrics.ServeHTTP, "name[]")
 	control("GET /config", func(w http.ResponseWriter, _ *http.Request) {
@@ -166,17 +184,27 @@ func local(h http.HandlerFunc) http.HandlerFunc {
 	}
 }
 
-func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) {
+func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
+	status, text := http.StatusOK, "ok"
 	switch {
 	case s.Proxy.Ready():
-		_, _ = io.WriteString(w, "ok\n")
 	case s.Proxy.Drained():
-		http.Error(w, "drained: it serves again after POST /undrain (levada proxy undrain)", http.StatusServiceUnavailable)
+		status, text = http.StatusServiceUnavailable, "drained: it serves again after POST /undrain (levada proxy undrain)"
 	case s.Proxy.Draining():
-		http.Error(w, "draining", http.StatusServiceUnavailable)
+		status, text = http.StatusServiceUnavailable, "draining"
 	default:
-		http.Error(w, "not listening yet", http.StatusServiceUnavailable)
+		status, text = http.StatusServiceUnavailable, "not listening yet"
 	}
+	if r.URL.Query().Has("verbose") && s.Notes != nil {
+		for _, note := range s.Notes() {
+			text += "\n" + note
+		}
+	}
+	if status != http.StatusOK {
+		http.Error(w, text, status)
+		return
+	}
+	_, _ = io.WriteString(w, text+"\n")
 }
 
 // Overview is what /overview answers with.

@@ -12,14 +12,11 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"reflect"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
@@ -55,8 +52,8 @@ func New(o Options) *cobra.Command {
 		Long: `Pass gRPC on to backends, and tell callers the truth about how their streams ended.
 
 SIGTERM drains: the listeners close, the open streams are ended one by one over --drain with a status that their callers can act on, and the process
-ends; a second one ends it at once. SIGHUP, or a change of the --config file, puts the new configuration in force without touching a stream (admin
-and limits need a restart, and a listener that is removed is drained), and opens the access log anew.
+ends; a second one ends it at once. SIGHUP, or a change of the --config file, puts the new configuration in force without touching a stream (a
+listener that is removed is drained), and opens the access log anew. While the file cannot be read, what was loaded before stays in force.
 
 Every flag can also be given as an environment variable: --listen is LEVADA_LISTEN.
 Spans are sent over OTLP (gRPC) when OTEL_EXPORTER_OTLP_ENDPOINT is set. GOGC is 25, or up to 100 while much is allocated, if it is not set.`,
@@ -67,7 +64,7 @@ Spans are sent over OTLP (gRPC) when OTEL_EXPORTER_OTLP_ENDPOINT is set. GOGC is
 			if err != nil {
 				return err
 			}
-			r := &run{Options: o, file: file, pprof: pprof, logger: logger, stdin: cmd.InOrStdin(), stdout: cmd.OutOrStdout()}
+			r := &run{Options: o, file: configFile{path: file}, pprof: pprof, logger: logger, stdin: cmd.InOrStdin(), stdout: cmd.OutOrStdout()}
 			c, err := r.config(cmd.Flags(), simple)
 			if err != nil {
 				return commandline.UsageError(err)
@@ -117,7 +114,7 @@ const ofSimple = "of the simple configuration"
 
 // config is that of the flags or of the file.
 func (r *run) config(flags *pflag.FlagSet, simple config.Simple) (*config.Config, error) {
-	if r.file == "" {
+	if r.file.path == "" {
 		if simple.Backend == "" {
 			return nil, errors.New("say where calls go: --backend TARGET, or --config FILE")
 		}
@@ -132,11 +129,11 @@ func (r *run) config(flags *pflag.FlagSet, simple config.Simple) (*config.Config
 	if len(both) > 0 {
 		return nil, fmt.Errorf("--config takes the place of other flags: move %s to the file", strings.Join(both, ", "))
 	}
-	if r.file == "-" {
-		r.file = ""
+	if r.file.path == "-" {
+		r.file.path = ""
 		return r.checked(readInput(r.stdin))
 	}
-	return r.checked(config.Load(r.file))
+	return r.checked(config.Load(r.file.path))
 }
 
 // readInput is the configuration that the standard input is.
@@ -170,13 +167,14 @@ func (r *run) checked(c *config.Config, err error) (*config.Config, error) {
 // run is a proxy with all that is around it.
 type run struct {
 	Options
-	file   string // empty when the configuration came from flags or from the standard input
+	file   configFile // without a path when the configuration came from flags or from the standard input
 	pprof  bool
 	logger *slog.Logger
 	stdin  io.Reader
 	stdout io.Writer
 
 	proxy     *proxy.Proxy
+	admin     *adminAddresses
 	metrics   *observe.Metrics
 	log       *observe.AccessLog
 	tracing   *observe.Tracing // nil without
@@ -207,7 +205,7 @@ func (r *run) run(ctx context.Context, c *config.Config) (err error) {
 		return err
 	}
 	tap := observe.NewTap(r.proxy)
-	r.metrics = &observe.Metrics{Proxy: r.proxy, Log: r.log, Tap: tap}
+	r.metrics = &observe.Metrics{Proxy: r.proxy, Log: r.log, Tap: tap, File: r.file.readable}
 
 	// What shows the proxy outlasts it: the end of a drain is seen, and logged.
 	showing, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -218,9 +216,12 @@ func (r *run) run(ctx context.Context, c *config.Config) (err error) {
 	}()
 	group.Go(func() { r.log.Run(showing) })
 	r.watchLog(c.AccessLog.Path)
-	if err := r.serveAdmin(showing, c.Admin, tap, &group); err != nil {
+	r.admin = newAdminAddresses(showing, r, tap, &group)
+	change, err := r.admin.prepare(c.Admin)
+	if err != nil {
 		return err
 	}
+	change.commit()
 	reloading, stopReloading := context.WithCancel(ctx)
 	var reloader sync.WaitGroup
 	reloader.Go(func() { r.reload(reloading, hangUp) })
@@ -231,40 +232,6 @@ func (r *run) run(ctx context.Context, c *config.Config) (err error) {
 	stopReloading()
 	reloader.Wait()
 	return err
-}
-
-// serveAdmin listens at the administrative addresses, and serves them in the group until ctx ends.
-func (r *run) serveAdmin(ctx context.Context, c config.Admin, tap *observe.Tap, group *sync.WaitGroup) error {
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(r.metrics, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "levada_build_info", Help: "1, with the version as a label.",
-			ConstLabels: prometheus.Labels{"version": r.Version}}, func() float64 { return 1 }))
-	serve := func(address, elsewhere, what, field string) error {
-		if address == "" {
-			return nil
-		}
-		socket, err := admin.Listen(address)
-		if err != nil {
-			return fmt.Errorf("listen for %s (%s): %w", what, field, err)
-		}
-		server := &admin.Server{Proxy: r.proxy, Tap: tap, Metrics: prometheus.Gatherer(registry), Logger: r.logger, Version: r.Version, Pprof: r.pprof,
-			TokenFile: c.TokenFile, Remote: c.Control != "" && elsewhere == "", Elsewhere: elsewhere}
-		r.logger.Info(what, "address", socket.Addr().String())
-		group.Go(func() {
-			if err := server.Serve(ctx, socket); err != nil {
-				r.logger.Error("the administrative address is not served any more", "error", err)
-			}
-		})
-		return nil
-	}
-	what := "metrics, probes and the state"
-	if c.Control != "" {
-		what = "metrics and probes"
-	}
-	if err := serve(c.Address, c.Control, what, "--admin, admin.address"); err != nil {
-		return err
-	}
-	return serve(c.Control, "", "control and the state", "--admin-control, admin.control")
 }
 
 func (r *run) closeTracing() {
@@ -284,89 +251,6 @@ func (r *run) watchLog(path string) {
 		r.unwatched()
 		r.unwatched = nil
 	}
-}
-
-// reload reads the configuration again after SIGHUP, and when its file has changed.
-func (r *run) reload(ctx context.Context, hangUp <-chan os.Signal) {
-	look := time.NewTicker(time.Second)
-	defer look.Stop()
-	used := stampOf(r.file)
-	seen := used
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-hangUp:
-			used = stampOf(r.file)
-			path := r.proxy.Config().AccessLog.Path
-			if r.file != "" {
-				path = r.load(ctx)
-			}
-			r.log.Reopen(path)
-		case <-look.C:
-			// A file that is being written counts once two looks agree.
-			now := stampOf(r.file)
-			if now != used && now == seen && now.size >= 0 {
-				used = now
-				if was, path := r.proxy.Config().AccessLog.Path, r.load(ctx); path != was {
-					r.log.Reopen(path)
-				}
-			}
-			seen = now
-		}
-	}
-}
-
-type fileStamp struct {
-	modified time.Time
-	size     int64 // negative: there is no file
-}
-
-func stampOf(file string) fileStamp {
-	if file == "" {
-		return fileStamp{size: -1}
-	}
-	info, err := os.Stat(file)
-	if err != nil {
-		return fileStamp{size: -1}
-	}
-	return fileStamp{info.ModTime(), info.Size()}
-}
-
-// load puts the file in force, if it can be, and returns the path of the access log that is then to be written.
-func (r *run) load(ctx context.Context) (logPath string) {
-	old := r.proxy.Config()
-	next, err := r.checked(config.Load(r.file))
-	if err == nil {
-		// What is bound to sockets and to the process stays until a restart, so /config goes on to show it.
-		copied := *next
-		copied.Admin, copied.Limits = old.Admin, old.Limits
-		for _, part := range []struct {
-			name      string
-			was, asks any
-		}{{"admin", old.Admin, next.Admin}, {"limits", old.Limits, next.Limits}} {
-			if !reflect.DeepEqual(part.was, part.asks) {
-				r.logger.Warn("a changed part of the configuration needs a restart, and stays as it was", "part", part.name)
-			}
-		}
-		err = r.proxy.Reload(&copied)
-	}
-	if r.metrics.Reloaded(err); err != nil {
-		var problems config.Problems
-		if errors.As(err, &problems) {
-			for _, p := range problems {
-				r.logger.Error("the changed configuration is not used", "problem", p.Error())
-			}
-		} else {
-			r.logger.Error("the changed configuration is not used", "error", err)
-		}
-		return old.AccessLog.Path
-	}
-	if r.tracing != nil {
-		r.tracing.SetSample(next.Tracing.Sample)
-	}
-	r.watchLog(next.AccessLog.Path)
-	return next.AccessLog.Path
 }
 
 // adminFlag is the address of commands that ask a proxy.

@@ -18,6 +18,8 @@ type Metrics struct {
 	// Log and Tap may be nil.
 	Log *AccessLog
 	Tap *Tap
+	// File reports whether the file of the configuration can be read, and whether there is one; nil for none.
+	File func() (readable, ok bool)
 
 	reloads, failedReloads atomic.Int64
 	loaded                 atomic.Int64 // Unix time
@@ -88,6 +90,7 @@ var (
 	draining   = gauge("draining", "1 while the proxy drains, and after that.")
 	reloads    = counter("config_reloads_total", "Attempts to put another configuration in force; result is success or failure.", "result")
 	loaded     = gauge("config_loaded_timestamp_seconds", "When the configuration that is in force was loaded.")
+	readable   = gauge("config_file_readable", "0 while the configuration file cannot be read and what was loaded before stays in force, else 1; absent without a file.")
 	backConns  = gauge("backend_connections", "Connections to a backend that are open.", "backend")
 	connected  = counter("backend_connections_total", "Connections that were made to a backend.", "backend")
 	failed     = counter("backend_connect_failures_total", "Connections to a backend that could not be made.", "backend")
@@ -142,6 +145,11 @@ func (m *Metrics) Collect(out chan<- prometheus.Metric) {
 	send(reloads, float64(m.reloads.Load()), "success")
 	send(reloads, float64(m.failedReloads.Load()), "failure")
 	send(loaded, float64(cmp.Or(m.loaded.Load(), m.Proxy.Begun().Unix())))
+	if m.File != nil {
+		if yes, ok := m.File(); ok {
+			send(readable, one(yes))
+		}
+	}
 	for i := range s.Routes {
 		r := &s.Routes[i]
 		method := cmp.Or(r.Method, otherMethods)
