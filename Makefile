@@ -66,9 +66,14 @@ bench: ## Benchmarks: make bench CASE=name for one of bench/cases/
 	bash bench/run.sh $(CASE)
 
 .PHONY: generate
-generate: ## Regenerate docs/reference.md, and the Go code of proto/ (needs npx)
+generate: ## Regenerate the Go code of proto/, the deep copies of api/, and docs/reference.md
+	go -C tools/generate run .
 	go test ./docs -run TestReferenceIsGenerated -update
-	bash proto/generate.sh
+
+.PHONY: generated
+generated: ## Regenerate the Go code, and fail if that changes a file
+	@before=$$(mktemp -d) && trap 'rm -rf "$$before"' EXIT && cp -r proto api "$$before/" && go -C tools/generate run . && \
+	for d in proto api; do diff -r "$$before/$$d" $$d || { echo "$$d/ had stale generated files: commit what \`make generate\` writes"; exit 1; }; done
 
 .PHONY: clean
 clean: ## Remove what was built and what the examples wrote
