@@ -27,7 +27,7 @@ build: ## Build bin/levada, bin/levada-proxy (the proxy alone), and the example 
 check: ## Formatting, go vet and staticcheck: no finding is left
 	@unformatted=$$("$$(go env GOROOT)/bin/gofmt" -l $$(git ls-files --cached --others --exclude-standard '*.go' | while read -r f; do [ -f "$$f" ] && echo "$$f"; done)); \
 	if [ -n "$$unformatted" ]; then echo "gofmt would change:"; echo "$$unformatted"; exit 1; fi
-	go vet ./...
+	go vet ./... && go -C tools/generate vet .
 	go tool -modfile=tools/go.mod staticcheck ./...
 
 # Where goroutines meet runs with the race detector; the rest has none, or runs programs that it would not look into.
