@@ -172,8 +172,8 @@ func TestDrivers(t *testing.T) {
 			}
 			known[imported] = true
 			builtin := pkg == "internal/dataplane/catalogue" && strings.HasPrefix(imported[strings.LastIndexByte(imported, '/')+1:], "builtin")
-			if pkg != "internal/dataplane/vertex" && pkg != "internal/standalone" && !builtin {
-				t.Errorf("%s knows the driver %s: only internal/dataplane/vertex and internal/standalone do", file, imported)
+			if pkg != "internal/dataplane/vertex" && pkg != "internal/dataplane/isb" && pkg != "internal/standalone" && !builtin {
+				t.Errorf("%s knows the driver %s: only internal/dataplane/vertex, internal/dataplane/isb and internal/standalone do", file, imported)
 			}
 		}
 	}

@@ -15,98 +15,11 @@ import (
 
 	"github.com/levada-io/levada/internal/dataplane/buffer/jetstreambuffer"
 	"github.com/levada-io/levada/internal/dataplane/engine"
+	"github.com/levada-io/levada/internal/dataplane/isb"
 	"github.com/levada-io/levada/internal/dataplane/naming"
 	"github.com/levada-io/levada/internal/dataplane/ownership"
-	"github.com/levada-io/levada/internal/dataplane/topology"
 	"github.com/levada-io/levada/internal/metrics"
 )
-
-// stateBucket is what a broker keeps of one pipeline.
-type stateBucket struct {
-	kv      jetstream.KeyValue
-	owner   *naming.Owner      // nil for an old store that nobody has adopted yet
-	record  *topology.Topology // nil if there is none
-	streams []stream
-}
-
-// stateBuckets lists all pipelines at a broker, also those that no manifest speaks of.
-func stateBuckets(ctx context.Context, js jetstream.JetStream) (all []stateBucket, err error) {
-	names := js.KeyValueStoreNames(ctx)
-	var buckets []string
-	for name := range names.Name() {
-		if strings.HasSuffix(name, "_STATE") {
-			buckets = append(buckets, name)
-		}
-	}
-	if err := names.Error(); err != nil {
-		return nil, fmt.Errorf("list buckets: %w", err)
-	}
-	for _, name := range buckets {
-		b, err := openStateBucket(ctx, js, name)
-		if err != nil {
-			return nil, err
-		}
-		if b != nil {
-			all = append(all, *b)
-		}
-	}
-	return all, nil
-}
-
-func openStateBucket(ctx context.Context, js jetstream.JetStream, name string) (*stateBucket, error) {
-	kv, err := js.KeyValue(ctx, name)
-	if errors.Is(err, jetstream.ErrBucketNotFound) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("bucket %s: %w", name, err)
-	}
-	b := &stateBucket{kv: kv}
-	status, err := kv.Status(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("bucket %s: %w", name, err)
-	}
-	old := naming.Owner{}
-	if tag, ok := naming.TagOf(status.Metadata()); ok {
-		if tag.Role != naming.RoleState {
-			return nil, nil
-		}
-		b.owner = &tag.Owner
-		old = tag.Owner
-	}
-	e, err := kv.Get(ctx, keyTopology)
-	if err == nil {
-		// A record of a newer Levada, or a damaged one, does not hide the buffers.
-		if b.record, err = topology.Decode(e.Value()); err != nil {
-			b.record = nil
-		}
-	} else if !errors.Is(err, jetstream.ErrKeyNotFound) {
-		return nil, fmt.Errorf("bucket %s: %w", name, err)
-	}
-	keys, err := kv.Keys(ctx)
-	if err != nil && !errors.Is(err, jetstream.ErrNoKeysFound) {
-		return nil, fmt.Errorf("bucket %s: %w", name, err)
-	}
-	for _, key := range keys {
-		rest, buffer := strings.CutPrefix(key, "buffer.")
-		stored, made := strings.CutSuffix(rest, ".made")
-		if !buffer || !made {
-			continue
-		}
-		s, err := identify(ctx, js, old, stored)
-		if err != nil {
-			return nil, fmt.Errorf("stream %s: %w", stored, err)
-		}
-		if s == nil {
-			if _, err := js.Stream(ctx, stored); err != nil {
-				continue
-			}
-			s = &stream{Vertex: stored, Stream: stored} // an old name of which the parts are not known
-		}
-		b.streams = append(b.streams, *s)
-	}
-	return b, nil
-}
 
 // BufferView is a partition of a vertex's input buffer, as people see it.
 type BufferView struct {
@@ -193,26 +106,26 @@ func (b *Buffers) List(ctx context.Context) (all []BufferView, err error) {
 }
 
 func listBuffers(ctx context.Context, js jetstream.JetStream) (all []BufferView, err error) {
-	pipelines, err := stateBuckets(ctx, js)
+	pipelines, err := isb.List(ctx, js)
 	if err != nil {
 		return nil, err
 	}
 	for i := range pipelines {
 		p := &pipelines[i]
 		owner := ""
-		if last, _, owned, err := ownership.Last(ctx, ownership.InBucket(p.kv)); err == nil && owned && !ownership.Gone(last) {
+		if last, _, owned, err := ownership.Last(ctx, ownership.InBucket(p.KV)); err == nil && owned && !ownership.Gone(last) {
 			owner = last.String()
 		}
-		for _, s := range p.streams {
+		for _, s := range p.Streams {
 			v := BufferView{Vertex: s.Vertex, Partition: s.Partition, Stream: s.Stream, Owner: owner}
-			if p.owner != nil {
-				v.Namespace, v.Pipeline = p.owner.Namespace, p.owner.Name
+			if p.Owner != nil {
+				v.Namespace, v.Pipeline = p.Owner.Namespace, p.Owner.Name
 			}
-			v.Recorded = p.recorded(s)
+			v.Recorded = p.Recorded(s)
 			if found, err := js.Stream(ctx, s.Stream); err == nil {
 				v.Replicas, v.Storage = found.CachedInfo().Config.Replicas, strings.ToLower(found.CachedInfo().Config.Storage.String())
 			}
-			c, err := inspectStream(ctx, js, p.kv, s.Stream)
+			c, err := isb.Inspect(ctx, js, p.KV, s.Stream)
 			switch {
 			case ctx.Err() != nil:
 				return nil, context.Cause(ctx)
@@ -232,37 +145,28 @@ func listBuffers(ctx context.Context, js jetstream.JetStream) (all []BufferView,
 	return all, nil
 }
 
-// recorded reports whether the stored topology has a partition.
-func (b *stateBucket) recorded(s stream) bool {
-	if b.record == nil {
-		return false
-	}
-	v := b.record.Vertex(s.Vertex)
-	return v != nil && s.Partition < v.Partitions
-}
-
 // Drop drops for good the messages of a buffer, and returns their number. A pipeline that runs is refused. A buffer that nothing reads any more is removed.
 func (b *Buffers) Drop(ctx context.Context, view BufferView) (int, error) {
 	if b.remote != nil {
 		return 0, fmt.Errorf("the data directory is used by process %d: stop that run first", b.remote.PID)
 	}
-	pipelines, err := stateBuckets(ctx, b.js)
+	pipelines, err := isb.List(ctx, b.js)
 	if err != nil {
 		return 0, err
 	}
 	for i := range pipelines {
 		p := &pipelines[i]
-		at := slices.IndexFunc(p.streams, func(s stream) bool { return s.Stream == view.Stream })
+		at := slices.IndexFunc(p.Streams, func(s isb.Stream) bool { return s.Stream == view.Stream })
 		if at < 0 {
 			continue
 		}
-		lease, err := ownership.Acquire(ctx, ownership.Config{Store: ownership.InBucket(p.kv), Self: ownership.Self("levada buffers drop", ""), Sole: b.sole})
+		lease, err := ownership.Acquire(ctx, ownership.Config{Store: ownership.InBucket(p.KV), Self: ownership.Self("levada buffers drop", ""), Sole: b.sole})
 		if err != nil {
 			return 0, err
 		}
-		n, err := dropStream(ctx, b.js, p.kv, view.Stream)
-		if err == nil && p.record != nil && !p.recorded(p.streams[at]) {
-			err = jetstreambuffer.Remove(ctx, b.js, p.kv, view.Stream)
+		n, err := isb.Drop(ctx, b.js, p.KV, view.Stream)
+		if err == nil && p.Record != nil && !p.Recorded(p.Streams[at]) {
+			err = jetstreambuffer.Remove(ctx, b.js, p.KV, view.Stream)
 		}
 		return n, errors.Join(err, lease.Release(context.WithoutCancel(ctx)))
 	}
@@ -287,16 +191,16 @@ func Drain(ctx context.Context, cfg Config, wanted func(namespace, name string) 
 	owned, lost := context.WithCancelCause(context.WithoutCancel(ctx))
 	r.owned = owned
 	r.close = append(r.close, func() { lost(nil) })
-	pipelines, err := stateBuckets(ctx, r.js)
+	pipelines, err := isb.List(ctx, r.js)
 	if err != nil {
 		return 0, err
 	}
 	for _, p := range pipelines {
-		if p.owner == nil || p.record == nil || p.owner.Kind != naming.Pipeline || !wanted(p.owner.Namespace, p.owner.Name) {
+		if p.Owner == nil || p.Record == nil || p.Owner.Kind != naming.Pipeline || !wanted(p.Owner.Namespace, p.Owner.Name) {
 			continue
 		}
 		h := &held{}
-		if h.store, err = openStore(ctx, r.js, *p.owner, nil, p.record.Replicas, r.log); err != nil {
+		if h.store, err = isb.Open(ctx, r.js, *p.Owner, nil, p.Record.Replicas, r.log); err != nil {
 			return 0, err
 		}
 		r.held = append(r.held, h)

@@ -17,6 +17,7 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/buffer/jetstreambuffer"
 	"github.com/levada-io/levada/internal/dataplane/engine"
 	"github.com/levada-io/levada/internal/dataplane/function"
+	"github.com/levada-io/levada/internal/dataplane/isb"
 	"github.com/levada-io/levada/internal/dataplane/naming"
 	"github.com/levada-io/levada/internal/dataplane/natslink"
 	"github.com/levada-io/levada/internal/dataplane/vertex"
@@ -63,7 +64,7 @@ func (r *runner) build(ctx context.Context, o manifest.Object) (*Pipeline, error
 func (r *runner) env(p *Pipeline, meta metav1.Object) *vertex.Env {
 	commands := commandsFor(r.cfg.Commands, p.Name)
 	env := &vertex.Env{
-		Namespace: p.Namespace, Pipeline: p.Name, Owner: p.store.owner, Meta: meta, State: p.store.state, DeadLetters: p.letters, Metrics: r.metrics.Namespace(p.Namespace),
+		Namespace: p.Namespace, Pipeline: p.Name, Owner: p.store.Owner, Meta: meta, State: p.store.State, DeadLetters: p.letters, Metrics: r.metrics.Namespace(p.Namespace),
 		Partitions: p.buffers,
 		Logger:     r.log.With("pipeline", p.Name), SocketRoot: r.sockets, Dir: r.cfg.Dir, Data: r.cfg.DataDir, Files: &r.files, Commands: commands, Timeout: r.cfg.FunctionTimeout,
 		Secret: r.secrets.get, Values: r.secrets.all, FunctionEnv: r.cfg.FunctionEnv, FunctionUser: r.cfg.FunctionUser, ListenHTTP: r.cfg.ListenHTTP, Stdin: r.cfg.Stdin, Stdout: r.cfg.Stdout,
@@ -96,13 +97,13 @@ func (r *runner) prepare(ctx context.Context, meta *metav1.ObjectMeta, kind nami
 	}
 	open, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	p.store, err = natslink.Retry(open, r.link, r.log, "the store of "+owner.String(), func(ctx context.Context) (*store, error) {
-		return openStore(ctx, r.js, owner, vertices, r.cfg.Replicas, r.log)
+	p.store, err = natslink.Retry(open, r.link, r.log, "the store of "+owner.String(), func(ctx context.Context) (*isb.Store, error) {
+		return isb.Open(ctx, r.js, owner, vertices, r.cfg.Replicas, r.log)
 	})
 	if err != nil {
 		return nil, err
 	}
-	p.letters, err = natslink.Retry(open, r.link, r.log, "the dead letters of "+owner.String(), p.store.deadLetters)
+	p.letters, err = natslink.Retry(open, r.link, r.log, "the dead letters of "+owner.String(), p.store.DeadLetters)
 	return p, err
 }
 
@@ -111,7 +112,7 @@ func (r *runner) mono(ctx context.Context, m *v1alpha1.MonoVertex) (*Pipeline, e
 	if err != nil {
 		return nil, err
 	}
-	p.store.opened()
+	p.store.LogChanges()
 	over := engine.Waiting(r.log, "source and sink of MonoVertex", nil, "pipeline", m.Name)
 	v, err := vertex.Mono(ctx, r.env(p, m), m.Name, &m.Spec)
 	over(err)
@@ -139,7 +140,7 @@ func (r *runner) pipeline(ctx context.Context, m *v1alpha1.Pipeline) (*Pipeline,
 	if err := r.openBuffers(ctx, p, m); err != nil {
 		return p, fmt.Errorf("pipeline %s: %w", m.Name, err)
 	}
-	p.store.opened()
+	p.store.LogChanges()
 	env := r.env(p, m)
 	for i := range m.Spec.Vertices {
 		over := engine.Waiting(r.log, "source or sink of vertex", nil, "pipeline", m.Name, "vertex", m.Spec.Vertices[i].Name)
@@ -197,9 +198,9 @@ func (r *runner) openBuffers(ctx context.Context, p *Pipeline, m *v1alpha1.Pipel
 func (r *runner) partition(ctx context.Context, vertex string, n int, store jetstreambuffer.Config, opt buffer.Options, p *Pipeline) (in engine.Input, err error) {
 	open, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
-	name := p.store.owner.OldBuffer(vertex, n) // of metrics and logs, whatever the stream is called
-	store.State, store.Changed = p.store.state, p.store.changed
-	if lease := r.leaseOf(p.store.owner); lease != nil {
+	name := p.store.Owner.OldBuffer(vertex, n) // of metrics and logs, whatever the stream is called
+	store.State, store.Changed = p.store.State, p.store.Changed
+	if lease := r.leaseOf(p.store.Owner); lease != nil {
 		store.Fence = lease.Check
 	}
 	m := r.metrics.Namespace(p.Namespace).Buffer(name)
@@ -213,7 +214,7 @@ func (r *runner) partition(ctx context.Context, vertex string, n int, store jets
 		})
 	}
 	part, err := natslink.Retry(open, r.link, r.log, "buffer "+name, func(attempt context.Context) (_ *buffer.Partition, err error) {
-		if store.Stream, store.Tag, err = p.store.buffer(attempt, vertex, n); err != nil {
+		if store.Stream, store.Tag, err = p.store.Buffer(attempt, vertex, n); err != nil {
 			return nil, err
 		}
 		driver, err := jetstreambuffer.Open(open, r.js, store)

@@ -22,6 +22,7 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/deadletter"
 	"github.com/levada-io/levada/internal/dataplane/engine"
 	"github.com/levada-io/levada/internal/dataplane/function"
+	"github.com/levada-io/levada/internal/dataplane/isb"
 	"github.com/levada-io/levada/internal/dataplane/natslink"
 	"github.com/levada-io/levada/internal/dataplane/ownership"
 	"github.com/levada-io/levada/internal/dataplane/vertex"
@@ -98,7 +99,7 @@ type Running struct {
 type Pipeline struct {
 	*engine.Pipeline
 
-	store   *store
+	store   *isb.Store
 	letters *deadletter.Store
 	// partitions are those of each vertex that has a buffer: this process reads and writes all of them.
 	partitions map[string][]engine.Input

@@ -216,7 +216,7 @@ func (b *builder) router(p *v1alpha1.PipelineSpec, spec *v1alpha1.AbstractVertex
 		}
 		r.Edges = append(r.Edges, forward.Edge{
 			To: e.To, Condition: condition(e.Conditions), Partitions: b.env.Partitions(e.To), ByKey: p.IsOrdered(target),
-			Discard: e.OnFull != nil && *e.OnFull == v1alpha1.OnFullDiscardLatest, Back: leadsTo(p, e.To, spec.Name),
+			Discard: discards(e), Back: leadsTo(p, e.To, spec.Name),
 		})
 	}
 	return r

@@ -1,4 +1,4 @@
-package standalone
+package isb
 
 import (
 	"log/slog"
@@ -34,12 +34,12 @@ func TestOpenersOfOneStoreAgreeOnItsIncarnation(t *testing.T) {
 		var opening sync.WaitGroup
 		for i := range got {
 			opening.Go(func() {
-				s, err := openStore(t.Context(), js, owner, nil, 1, slog.New(slog.DiscardHandler))
+				s, err := Open(t.Context(), js, owner, nil, 1, slog.New(slog.DiscardHandler))
 				if err != nil {
 					t.Error(err)
 					return
 				}
-				got[i] = s.owner.Incarnation
+				got[i] = s.Owner.Incarnation
 			})
 		}
 		opening.Wait()
