@@ -69,10 +69,41 @@ func causeOf(err error) cause {
 			return cause{reason: reason}
 		}
 	}
+	reason := ReasonOf(err).or(correctable(err)).or(ReasonHandlerFailed)
 	if MarkOf(err) == "retry" {
-		return cause{reason: ReasonOf(err).or(ReasonHandlerFailed)}
+		return cause{reason: reason}
 	}
-	return cause{reason: ReasonOf(err).or(ReasonHandlerFailed), limit: noProgress}
+	return cause{reason: reason, limit: noProgress}
+}
+
+// correctable recognises what a person has to put right in a database: privileges and the schema. No such error ends by itself, and yet one may be
+// that of a rollout whose other half is still to come: so the job does not fail at once either. Empty: it is neither.
+func correctable(err error) Reason {
+	switch reason := ReasonOf(err); reason {
+	case ReasonPrivilege, ReasonSchema:
+		return reason
+	case "":
+	default:
+		return ""
+	}
+	switch sqlstate.Of(stateOf(err)) {
+	case sqlstate.Privilege:
+		return ReasonPrivilege
+	case sqlstate.Schema:
+		return ReasonSchema
+	}
+	return ""
+}
+
+// stateOf returns the SQLSTATE of an error, as those of pgx and lib/pq have it.
+func stateOf(err error) string {
+	if e, ok := errors.AsType[interface {
+		error
+		SQLState() string
+	}](err); ok {
+		return e.SQLState()
+	}
+	return ""
 }
 
 // outageOf recognises errors of what handlers and sinks use, however they are wrapped. Empty: it knows none.
@@ -84,12 +115,8 @@ func outageOf(err error) Reason {
 	default:
 		return ""
 	}
-	// As the errors of pgx and lib/pq have it.
-	if e, ok := errors.AsType[interface {
-		error
-		SQLState() string
-	}](err); ok {
-		switch sqlstate.Of(e.SQLState()) {
+	if state := stateOf(err); state != "" {
+		switch sqlstate.Of(state) {
 		case sqlstate.Lock:
 			return ReasonLockWait
 		case sqlstate.Slow:

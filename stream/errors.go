@@ -12,6 +12,8 @@ var (
 	ErrFenced = errors.New("the job has a newer owner or was stopped")
 	// ErrNotFound: there is no such job.
 	ErrNotFound = errors.New("no such job")
+	// ErrExists: another job has the ID or the DedupeKey, one for other records.
+	ErrExists = errors.New("another job exists")
 	// ErrState: the job is in a state in which this cannot be done.
 	ErrState = errors.New("not possible in the job's state")
 	// ErrConflict: the stored checkpoint is not the one that the commit goes on from.

@@ -17,8 +17,8 @@ type Job struct {
 	Target string `json:"target,omitempty"`
 	// Query holds the parameters of the stream, for its source.
 	Query []byte `json:"query,omitempty"`
-	// DedupeKey, when not empty, makes Submit return the job of the same stream that has this key already instead of making another. A
-	// cancelled job has no key any more, and one that was purged neither.
+	// DedupeKey, when not empty, makes Submit return the job of the same stream that has this key already instead of making another; [ErrExists] if
+	// that one has another Target or Query, so moves other records. A cancelled job has no key any more, and one that was purged neither.
 	DedupeKey string `json:"dedupeKey,omitempty"`
 	// Priority: jobs with a greater one are claimed first.
 	Priority int `json:"priority,omitempty"`

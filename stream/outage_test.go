@@ -49,7 +49,7 @@ func TestAnOutageBehindTheHandlerFailsNoJob(t *testing.T) {
 		"a deadlock, again":          {sqlError("40P01"), 2, stream.ReasonLockWait},
 		"a standby":                  {sqlError("25006"), 2, stream.ReasonOutage},
 		"a pool that is too small":   {stream.WithReason(stream.ReasonPoolExhausted, errors.New("none is free")), 2, stream.ReasonPoolExhausted},
-		"a table that is not there":  {sqlError("42P01"), 3, stream.ReasonHandlerFailed},
+		"a table that is not there":  {sqlError("42P01"), 3, stream.ReasonSchema},
 		"no space left on this disk": {fmt.Errorf("write: %w", syscall.ENOSPC), 2, stream.ReasonStorageFull},
 	} {
 		t.Run(name, func(t *testing.T) {

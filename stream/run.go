@@ -268,7 +268,7 @@ func (r *run) fence() error {
 		case errors.Is(err, ErrNewer):
 			return r.leaveTo(ReasonNewer, err)
 		}
-		if err := r.fail(fmt.Errorf("the sink does not answer: %w", err), unreached(err)); err != nil {
+		if err := r.fail(fmt.Errorf("%s: %w", unanswered("the sink", err), err), unreached(err)); err != nil {
 			return err
 		}
 	}
@@ -276,11 +276,25 @@ func (r *run) fence() error {
 
 // unreached is the cause of a failure of the sink or the store about which nothing more is known than that it did not do its work.
 func unreached(err error) cause {
+	if reason := correctable(err); reason != "" {
+		return cause{reason: reason, limit: noProgress}
+	}
 	reason := outageOf(err)
 	if reason == "" || reason == ReasonTooSlow {
 		reason = ReasonOutage
 	}
 	return cause{reason: reason}
+}
+
+// unanswered says of a sink or a store what its error means: a refusal is an answer.
+func unanswered(who string, err error) string {
+	switch correctable(err) {
+	case ReasonPrivilege:
+		return who + " refuses this worker"
+	case ReasonSchema:
+		return who + " has other tables than this worker needs"
+	}
+	return who + " does not answer"
 }
 
 func (r *run) askSink() (Checkpoint, error) {
@@ -342,7 +356,7 @@ func (r *run) note(j Journal) error {
 		case r.own.Err() != nil:
 			return context.Cause(r.own)
 		}
-		if err := r.fail(fmt.Errorf("the job store does not answer: %w", err), unreached(err)); err != nil {
+		if err := r.fail(fmt.Errorf("%s: %w", unanswered("the job store", err), err), unreached(err)); err != nil {
 			return err
 		}
 	}

@@ -56,6 +56,8 @@ const (
 	ReasonTooSlow          Reason = "TOO_SLOW"          // one record alone takes longer than the handler may: NoProgress
 	ReasonCorrupt          Reason = "CORRUPT_FRAMES"    // what comes contradicts itself: NoProgress
 	ReasonDependentRows    Reason = "DEPENDENT_ROWS"    // rows that a record refers to, or collides with, are in the way: DependencyWait
+	ReasonPrivilege        Reason = "NO_PRIVILEGE"      // the database role of the sink, the store or the handler lacks a privilege: NoProgress
+	ReasonSchema           Reason = "SCHEMA_MISMATCH"   // a table or a column that a statement names is missing, or is another: NoProgress
 	ReasonUnauthenticated  Reason = "UNAUTHENTICATED"   // DeniedGrace
 	ReasonPermissionDenied Reason = "PERMISSION_DENIED" // DeniedGrace
 	ReasonUnimplemented    Reason = "UNIMPLEMENTED"     // DeniedGrace: who answers does not serve streams

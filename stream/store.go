@@ -9,7 +9,9 @@ import (
 // called concurrently and from many processes (unless the store says otherwise), judge time by the store's own clock, and
 // are atomic. [github.com/levada-io/levada/stream/streamtest.RunStore] is the suite that every store passes.
 type Store interface {
-	// Submit adds a job. Stream and ID have no white space and at most 1024 bytes, since hints carry them. When its ID is there already, or its DedupeKey at a job of the same stream that is not cancelled, it changes nothing and returns that job, with Existed set.
+	// Submit adds a job. Stream and ID have no white space and at most 1024 bytes, since hints carry them. When its ID is there already, or its DedupeKey at a job of the same stream that is not cancelled, it changes nothing
+	// and returns that job, with Existed set; ErrExists if that job has another Stream, Target or Query, or was found by its ID and has another
+	// DedupeKey. OnBad, MaxBad, Priority and NotBefore may differ: those of the first stay.
 	Submit(ctx context.Context, job Job) (Status, error)
 
 	// Claim gives leases on up to c.Max due jobs: those that are ready and whose NotBefore has passed, and those that are

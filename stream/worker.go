@@ -273,7 +273,7 @@ func (w *Worker) bury(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		w.config.Logger.Warn("the job store does not answer", "error", err)
+		w.config.Logger.Warn(unanswered("the job store", err), "error", err)
 		wait(ctx, w.config.Retry.after(failures))
 	}
 }
@@ -294,7 +294,7 @@ func (w *Worker) sweep(ctx, work context.Context) {
 		if free := w.tryTake(); free > 0 {
 			if _, err := w.claim(ctx, work, free); err != nil && ctx.Err() == nil {
 				failures++
-				w.config.Logger.Warn("the job store does not answer", "error", err)
+				w.config.Logger.Warn(unanswered("the job store", err), "error", err)
 				pause = max(pause, w.config.Retry.after(failures))
 			} else {
 				failures = 0
@@ -317,7 +317,7 @@ func (w *Worker) listen(ctx, work context.Context) {
 				return
 			}
 			if _, err := w.claim(ctx, work, 1); err != nil && ctx.Err() == nil {
-				w.config.Logger.Warn("the job store does not answer", "error", err)
+				w.config.Logger.Warn(unanswered("the job store", err), "error", err)
 			}
 		})
 		if ctx.Err() != nil {

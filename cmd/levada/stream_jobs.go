@@ -32,7 +32,8 @@ func newStreamSubmitCommand() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use: "submit STREAM", Short: "Submit a job: a stream to be read to its end, once",
-		Long: `Submit a job and print its id. With --dedupe-key, submitting the same job again returns the one that is there.`,
+		Long: `Submit a job and print its id. With --dedupe-key or --id, submitting the same job again returns the one that is there. A job with this key or
+id that moves other records, since its stream, target or query is another, is an error.`,
 		Example: `  levada stream submit users --target dns:///shop:50051 --dedupe-key users/2026-11-21 --wait
   levada stream submit orders --query '{"since":"2026-11-01"}' --on-bad halt`,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -79,7 +80,7 @@ func newStreamSubmitCommand() *cobra.Command {
 				return err
 			}
 			if status.Existed {
-				fmt.Fprintf(cmd.ErrOrStderr(), "the job is there already, and is %s\n", status.State)
+				fmt.Fprintf(cmd.ErrOrStderr(), "the job is there already, and is %s%s\n", status.State, keptPolicy(job, status.Job))
 			}
 			if !wait {
 				if out.json() {
@@ -111,10 +112,10 @@ func newStreamSubmitCommand() *cobra.Command {
 	hints.register(flags)
 	out.register(flags)
 	flags.StringVar(&job.Target, "target", "", "where the producer is, for instance dns:///orders:50051; empty: the worker knows")
-	flags.StringVar(&job.ID, "id", "", "the job's id; empty: a random one")
+	flags.StringVar(&job.ID, "id", "", "the job's id; empty: a random one. A job with this id that has another stream, target, query or key is an error")
 	flags.StringVar(&query, "query", "", "parameters of the stream, for its source")
 	flags.StringVar(&queryFile, "query-file", "", "file with the parameters; - is standard input")
-	flags.StringVar(&job.DedupeKey, "dedupe-key", "", "if there is a job with this key, return it instead of making another")
+	flags.StringVar(&job.DedupeKey, "dedupe-key", "", "if the stream has a job with this key, return it instead of making another; an error if its target or query is another")
 	flags.IntVar(&job.Priority, "priority", 0, "jobs with a greater one are claimed first")
 	commandline.AnyNumber(flags, "priority")
 	flags.StringVar(&onBad, "on-bad", string(stream.Quarantine), "what becomes of a record that cannot be processed: quarantine (put it aside and go on) or halt (fail the job)")
@@ -123,6 +124,20 @@ func newStreamSubmitCommand() *cobra.Command {
 	flags.StringVar(&notBefore, "not-before", "", "start no earlier: a time as 2026-11-21T18:00:00Z, or from now on, as 10m")
 	flags.BoolVar(&wait, "wait", false, "show the progress, and end when the job has: with 0 if it is complete")
 	return cmd
+}
+
+// keptPolicy says in what a job that was there already differs from the one that was submitted, if in anything.
+func keptPolicy(asked, found stream.Job) string {
+	text := ""
+	for _, p := range []struct {
+		flag        string
+		asked, kept any
+	}{{"--on-bad", asked.OnBad, found.OnBad}, {"--max-bad", asked.MaxBad, found.MaxBad}, {"--priority", asked.Priority, found.Priority}} {
+		if p.asked != p.kept {
+			text += fmt.Sprintf("; it keeps %s %v", p.flag, p.kept)
+		}
+	}
+	return text
 }
 
 func readAll(cmd *cobra.Command, file string) ([]byte, error) {
@@ -363,7 +378,9 @@ type jobView struct {
 	stream.Status
 	Checkpoint *checkpointView                `json:"checkpoint,omitempty"`
 	Quarantine map[stream.QuarantineState]int `json:"quarantine"`
-	Next       string                         `json:"next"`
+	// Unread is why checkpoint and quarantine are not known, though the job is: the sink's tables could not be read.
+	Unread string `json:"unread,omitempty"`
+	Next   string `json:"next"`
 }
 
 type checkpointView struct {
@@ -388,23 +405,11 @@ func newStreamShowCommand() *cobra.Command {
 				return err
 			}
 			v := jobView{Status: status, Quarantine: map[stream.QuarantineState]int{}, Next: whatNext(&status)}
-			rows, err := d.offsets().Quarantined(cmd.Context(), status.ID, 100000)
-			if err != nil {
-				return err
-			}
-			for i := range rows {
-				v.Quarantine[rows[i].State]++
-			}
-			if status.State == stream.Completed {
-				v.Next = completedNext(shortID(status.ID), v.Quarantine[stream.Waiting])
-			}
-			if status.Epoch > 0 {
-				switch checkpoint, err := readCheckpoint(cmd.Context(), d, status.ID); {
-				case err == nil:
-					v.Checkpoint = &checkpointView{checkpoint.Seq, checkpoint.Digest.String(), checkpoint.Done}
-				case !errors.Is(err, stream.ErrFenced):
+			if err := v.readSink(cmd.Context(), d); err != nil {
+				if cmd.Context().Err() != nil {
 					return err
 				}
+				v.Unread = err.Error()
 			}
 			if out.json() {
 				return encode(cmd.OutOrStdout(), true, v)
@@ -415,6 +420,31 @@ func newStreamShowCommand() *cobra.Command {
 	store.register(cmd.Flags())
 	out.register(cmd.Flags())
 	return cmd
+}
+
+// readSink adds what the sink knows of the job.
+func (v *jobView) readSink(ctx context.Context, d *database) error {
+	rows, err := d.offsets().Quarantined(ctx, v.ID, 100000)
+	if err != nil {
+		return err
+	}
+	for i := range rows {
+		v.Quarantine[rows[i].State]++
+	}
+	if v.State == stream.Completed {
+		v.Next = completedNext(shortID(v.ID), v.Quarantine[stream.Waiting])
+	}
+	if v.Epoch == 0 {
+		return nil
+	}
+	checkpoint, err := readCheckpoint(ctx, d, v.ID)
+	if err == nil {
+		v.Checkpoint = &checkpointView{checkpoint.Seq, checkpoint.Digest.String(), checkpoint.Done}
+	}
+	if errors.Is(err, stream.ErrFenced) {
+		return nil
+	}
+	return err
 }
 
 // readCheckpoint asks the sink of the store's database how far a job has come. It uses the job's current epoch, which changes nothing.
@@ -464,6 +494,9 @@ func showJob(out io.Writer, v *jobView, now time.Time) error {
 			}
 		}
 		field("quarantine", "%s", strings.Join(parts, ", "))
+	}
+	if v.Unread != "" {
+		field("checkpoint, quarantine", "not known: %s", printable(v.Unread))
 	}
 	if s.Target != "" {
 		field("target", "%s", printable(s.Target))

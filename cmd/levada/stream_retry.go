@@ -34,6 +34,8 @@ var reasonText = map[stream.Reason]string{
 	stream.ReasonTooSlow:           "one record alone takes longer than the handler may",
 	stream.ReasonCorrupt:           "what the producer sends contradicts itself",
 	stream.ReasonDependentRows:     "rows that a record depends on are missing or in the way",
+	stream.ReasonPrivilege:         "the database role lacks a privilege that a statement needs",
+	stream.ReasonSchema:            "a table or column that a statement names is missing, or is another",
 	stream.ReasonUnknownStream:     "the producer has no stream of that name",
 	stream.ReasonUnauthenticated:   "the producer does not accept the worker's credentials",
 	stream.ReasonPermissionDenied:  "the producer denies the worker the stream",
@@ -66,6 +68,10 @@ func waitingText(reason stream.Reason) string {
 		return "make the handler quicker, or raise its limit, which the last error names"
 	case stream.ReasonUnauthenticated, stream.ReasonPermissionDenied, stream.ReasonUnknownStream, stream.ReasonUnimplemented:
 		return "it fails if this stays for the grace of some minutes: check target, credentials and policy"
+	case stream.ReasonPrivilege:
+		return "grant the privilege that the last error names; the job fails if it is missing for the time of --no-progress"
+	case stream.ReasonSchema:
+		return "apply the migration that is missing, or run the version of the worker that fits the tables; the job fails if that takes longer than --no-progress"
 	case stream.ReasonDependentRows:
 		return "the records go into quarantine if the rows do not come"
 	}

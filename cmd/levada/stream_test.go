@@ -146,8 +146,16 @@ func TestStreamJobs(t *testing.T) {
 		return o.stdout
 	}
 	first := strings.TrimSpace(ok("submit", "users", "--dedupe-key", "k", "--target", "dns:///shop:50051", "--query", `{"since":1}`, "--priority", "3", "--on-bad", "halt", "--max-bad", "-1", "--not-before", "1h"))
-	if again := strings.TrimSpace(ok("submit", "users", "--dedupe-key", "k")); again != first {
-		t.Errorf("the second submit made job %s, and %s is there", again, first)
+	again := levada(t, "stream", "submit", "users", "--dedupe-key", "k", "--target", "dns:///shop:50051", "--query", `{"since":1}`)
+	if again.code != 0 || strings.TrimSpace(again.stdout) != first || !strings.Contains(again.stderr, "there already") || !strings.Contains(again.stderr, "it keeps --on-bad halt; it keeps --max-bad -1") {
+		t.Errorf("the second submit gives %+v, and %s is there", again, first)
+	}
+	// A job for other records is not taken for the one that was asked for: its records would be missed.
+	for _, other := range [][]string{{"users", "--dedupe-key", "k"}, {"users", "--dedupe-key", "k", "--target", "dns:///shop:50051", "--query", `{"since":2}`}, {"orders", "--id", first}} {
+		o := levada(t, append([]string{"stream", "submit"}, other...)...)
+		if o.code != 1 || o.stdout != "" || !strings.Contains(o.stderr, first) || !strings.Contains(o.stderr, "another job exists") || strings.Count(o.stderr, "\n") != 1 {
+			t.Errorf("submit %v: expected one error that names job %s: %+v", other, first, o)
+		}
 	}
 	var status stream.Status
 	if err := json.Unmarshal([]byte(ok("show", first[:6], "-o", "json")), &status); err != nil {

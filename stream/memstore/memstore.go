@@ -53,6 +53,9 @@ func (s *Store) Submit(ctx context.Context, job stream.Job) (stream.Status, erro
 		existing = s.keyed(job.Stream, job.DedupeKey)
 	}
 	if existing != nil {
+		if err := jobrule.Same(job, existing.Job); err != nil {
+			return stream.Status{}, fmt.Errorf("submit: %w", err)
+		}
 		status := *existing
 		status.Existed = true
 		return status, nil

@@ -18,6 +18,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/levada-io/levada/stream"
+	"github.com/levada-io/levada/stream/internal/sqlstate"
 )
 
 // Query says which rows are records, and in which order.
@@ -199,6 +200,13 @@ func (q Query) bind(params []byte) ([][]byte, error) {
 func permanent(err error) error {
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && (strings.HasPrefix(pg.Code, "22") || pg.Code == "42601" || pg.Code == "42P02") {
 		return stream.Halt(err)
+	} else if ok {
+		switch class := sqlstate.Of(pg.Code); class {
+		case sqlstate.Privilege:
+			return fmt.Errorf("%w: %s", err, sqlstate.Advice(class, "the producer's role", false))
+		case sqlstate.Schema:
+			return fmt.Errorf("%w: %s", err, sqlstate.Advice(class, "the producer's database", false))
+		}
 	}
 	return err
 }

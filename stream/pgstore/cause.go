@@ -25,6 +25,33 @@ func classify(err error) error {
 	return err
 }
 
+// named gives an error of privileges or of the schema its reason, and says what to do: as whom the statement ran, and where, stands in no error of
+// Postgres. statement is the handler's, as far as it is known; own: the statement is the store's.
+func (t *tables) named(err error, statement string, own bool) error {
+	class := sqlstate.Of(sqlState(err))
+	if class != sqlstate.Privilege && class != sqlstate.Schema || stream.ReasonOf(err) != "" {
+		return err
+	}
+	config := t.Config().ConnConfig
+	advice := sqlstate.Advice(class, fmt.Sprintf("role %q in database %q", config.User, config.Database), own)
+	if statement = strings.Join(strings.Fields(statement), " "); statement != "" {
+		advice = fmt.Sprintf("in the statement %q: %s", shortened(statement, 200), advice)
+	}
+	reason := stream.ReasonPrivilege
+	if class == sqlstate.Schema {
+		reason = stream.ReasonSchema
+	}
+	return stream.WithReason(reason, fmt.Errorf("%w: %s", err, advice))
+}
+
+// shortened cuts a text to at most so many bytes.
+func shortened(text string, most int) string {
+	if len(text) <= most {
+		return text
+	}
+	return strings.ToValidUTF8(text[:most], "") + "..."
+}
+
 // recordsFault reports whether the database has refused data.
 func recordsFault(err error) bool {
 	state := sqlState(err)

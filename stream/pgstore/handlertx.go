@@ -2,6 +2,7 @@ package pgstore
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -19,6 +20,8 @@ type handlerTx struct {
 	began time.Time // when it did
 	err   error     // why it could not
 	ended bool      // the handler has tried to end it
+	// statement is the last one that the handler has sent by itself, which an error is about; empty: it was a batch, or none.
+	statement string
 }
 
 // start begins the transaction, once.
@@ -38,6 +41,7 @@ func (t *handlerTx) Begin(ctx context.Context) (pgx.Tx, error) {
 	if err := t.start(ctx); err != nil {
 		return nil, err
 	}
+	t.statement = ""
 	return t.tx.Begin(ctx)
 }
 
@@ -45,13 +49,18 @@ func (t *handlerTx) CopyFrom(ctx context.Context, table pgx.Identifier, columns 
 	if err := t.start(ctx); err != nil {
 		return 0, err
 	}
-	return t.tx.CopyFrom(ctx, table, columns, rows)
+	n, err := t.tx.CopyFrom(ctx, table, columns, rows)
+	if err != nil {
+		t.statement = "copy " + table.Sanitize() + " (" + strings.Join(columns, ", ") + ") from stdin"
+	}
+	return n, err
 }
 
 func (t *handlerTx) Prepare(ctx context.Context, name, sql string) (*pgconn.StatementDescription, error) {
 	if err := t.start(ctx); err != nil {
 		return nil, err
 	}
+	t.statement = sql
 	return t.tx.Prepare(ctx, name, sql)
 }
 
@@ -59,6 +68,7 @@ func (t *handlerTx) Exec(ctx context.Context, sql string, args ...any) (pgconn.C
 	if err := t.start(ctx); err != nil {
 		return pgconn.CommandTag{}, err
 	}
+	t.statement = sql
 	return t.tx.Exec(ctx, sql, args...)
 }
 
@@ -66,6 +76,7 @@ func (t *handlerTx) Query(ctx context.Context, sql string, args ...any) (pgx.Row
 	if err := t.start(ctx); err != nil {
 		return failed{err}, err // as pgx does: rows that hold the error
 	}
+	t.statement = sql
 	return t.tx.Query(ctx, sql, args...)
 }
 
@@ -73,6 +84,7 @@ func (t *handlerTx) QueryRow(ctx context.Context, sql string, args ...any) pgx.R
 	if err := t.start(ctx); err != nil {
 		return failed{err}
 	}
+	t.statement = sql
 	return t.tx.QueryRow(ctx, sql, args...)
 }
 
@@ -80,6 +92,7 @@ func (t *handlerTx) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResult
 	if err := t.start(ctx); err != nil {
 		return failedBatch{err}
 	}
+	t.statement = ""
 	return t.tx.SendBatch(ctx, b)
 }
 

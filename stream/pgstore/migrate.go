@@ -74,7 +74,7 @@ func Versions(ctx context.Context, pool *pgxpool.Pool, opts ...Option) ([]Versio
 			return nil, err
 		}
 		if v.Stored, err = schemaVersion(ctx, db, t.versionTable(s.name)); err != nil {
-			return nil, fmt.Errorf("read the version of the tables of %s: %w", s.what, err)
+			return nil, unreadVersion(t, s.what, err)
 		}
 		all = append(all, v)
 	}
@@ -98,7 +98,7 @@ func bringUp(ctx context.Context, t *tables, s set, mayMigrate bool) error {
 	defer db.Close()
 	stored, err := schemaVersion(ctx, db, t.versionTable(s.name))
 	if err != nil {
-		return fmt.Errorf("read the version of the tables of %s: %w", s.what, err)
+		return unreadVersion(t, s.what, err)
 	}
 	known, err := knownVersion(s.name)
 	switch {
@@ -121,22 +121,30 @@ func migrate(ctx context.Context, t *tables, set, what string) error {
 		return err
 	}
 	stored, err := schemaVersion(ctx, db, t.versionTable(set))
-	if err == nil && stored < known {
+	if err != nil {
+		return unreadVersion(t, what, err)
+	}
+	if stored < known {
 		// Where all is up to date, nothing but reading is needed: not even the right to make tables.
 		if err := t.createSchema(ctx); err != nil {
 			return err
 		}
-		if err = up(ctx, t, set); err == nil {
-			stored, err = schemaVersion(ctx, db, t.versionTable(set))
+		if err := up(ctx, t, set); err != nil {
+			return fmt.Errorf("migrate the tables of %s from version %d to %d: %w", what, stored, known, t.named(err, "", false))
 		}
-	}
-	if err != nil {
-		return fmt.Errorf("migrate the tables of %s from version %d to %d: %w", what, stored, known, err)
+		if stored, err = schemaVersion(ctx, db, t.versionTable(set)); err != nil {
+			return unreadVersion(t, what, err)
+		}
 	}
 	if stored > known {
 		return jobrule.NewerSchema(what, stored, known)
 	}
 	return nil
+}
+
+// unreadVersion is the error for a version that could not be read, so none is named.
+func unreadVersion(t *tables, what string, err error) error {
+	return fmt.Errorf("read the version of the tables of %s: %w", what, t.named(err, "", true))
 }
 
 // createSchema creates the schema if it is not there. Two processes may do so at once.

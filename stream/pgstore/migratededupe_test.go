@@ -51,7 +51,7 @@ func TestMigrationKeepsDedupeKeys(t *testing.T) {
 		job     stream.Job
 		existed string // the id of the job that has the key; empty: none
 	}{
-		{stream.Job{Stream: "users", DedupeKey: "k1"}, "ready"},
+		{stream.Job{Stream: "users", DedupeKey: "k1", Query: []byte("{}")}, "ready"},
 		{stream.Job{Stream: "users", DedupeKey: "k2"}, "done"},
 		{stream.Job{Stream: "orders", DedupeKey: "k1"}, ""},
 		{stream.Job{Stream: "users", DedupeKey: "k3"}, ""},

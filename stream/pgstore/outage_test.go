@@ -136,7 +136,7 @@ func TestWhatPassesInADatabaseFailsNoJob(t *testing.T) {
 		"a full disk": {"full_disk", `create table full_disk (n bigint);
 			create function no_room() returns trigger language plpgsql as $$ begin raise exception 'could not extend file: No space left on device' using errcode = '53100'; end $$;
 			create trigger t before insert on full_disk for each row execute function no_room()`, `drop trigger t on full_disk`, stream.ReasonStorageFull},
-		"a table that a migration makes later": {"made_later", ``, `create table made_later (n bigint)`, stream.ReasonHandlerFailed},
+		"a table that a migration makes later": {"made_later", ``, `create table made_later (n bigint)`, stream.ReasonSchema},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if err := run(test.setup); err != nil {

@@ -59,18 +59,38 @@ func (t *tables) qualifyBatch(batch *pgx.Batch) *pgx.Batch {
 
 // Query hides that of the pool.
 func (t *tables) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
-	return t.Pool.Query(ctx, t.qualify(sql), args...)
+	rows, err := t.Pool.Query(ctx, t.qualify(sql), args...)
+	if err != nil {
+		return rows, t.named(err, "", true)
+	}
+	return namedRows{rows, t}, nil
 }
+
+// namedRows names the errors of a statement on the store's tables: privileges are looked at when it is executed.
+type namedRows struct {
+	pgx.Rows
+	t *tables
+}
+
+func (r namedRows) Err() error { return r.t.named(r.Rows.Err(), "", true) }
 
 // QueryRow hides that of the pool.
 func (t *tables) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
-	return t.Pool.QueryRow(ctx, t.qualify(sql), args...)
+	return namedRow{t.Pool.QueryRow(ctx, t.qualify(sql), args...), t}
 }
+
+// namedRow names the errors of a statement on the store's tables.
+type namedRow struct {
+	pgx.Row
+	t *tables
+}
+
+func (r namedRow) Scan(dest ...any) error { return r.t.named(r.Row.Scan(dest...), "", true) }
 
 // Exec hides that of the pool.
 func (t *tables) Exec(ctx context.Context, sql string, args ...any) (int64, error) {
 	tag, err := t.Pool.Exec(ctx, t.qualify(sql), args...)
-	return tag.RowsAffected(), err
+	return tag.RowsAffected(), t.named(err, "", true)
 }
 
 // versionTable is where the version of a set of tables is kept.

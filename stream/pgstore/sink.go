@@ -327,8 +327,9 @@ func (s *sink) transact(ctx context.Context, b *stream.Batch, finish func(*pgx.B
 		case err == nil:
 			continue
 		case i == last: // constraints that are checked only now are the handler's as well
-			err = classify(err)
+			err = classify(s.pool.named(err, "", false))
 		default:
+			err = s.pool.named(err, "", true)
 			for _, fence := range fences {
 				if i == fence && sqlState(err) == "22012" {
 					err = errRefused
@@ -356,7 +357,7 @@ func (s *sink) handle(ctx context.Context, tx *handlerTx, b *stream.Batch) (err 
 	}()
 	err = s.handler(ctx, tx, b)
 	if err != nil {
-		err = s.impatient(tx, err)
+		err = s.pool.named(s.impatient(tx, err), tx.statement, false)
 	}
 	where := func(err error) error {
 		return fmt.Errorf("records %d to %d: %w", b.Records[0].Seq, b.Records[len(b.Records)-1].Seq, err)

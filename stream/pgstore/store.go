@@ -190,7 +190,7 @@ func send(ctx context.Context, pool *tables, batch *pgx.Batch) error {
 	if err = conn.SendBatch(ctx, pool.qualifyBatch(batch)).Close(); err != nil {
 		rollback(ctx, conn.Conn())
 	}
-	return err
+	return pool.named(err, "", true)
 }
 
 // rollbackTimeout bounds the end of a transaction whose context has ended.
@@ -291,6 +291,9 @@ func (s *Store) submit(ctx context.Context, job stream.Job, run func(sql string,
 			}
 		}
 		break
+	}
+	if err == nil && st.Existed {
+		err = jobrule.Same(job, st.Job)
 	}
 	if err != nil {
 		return stream.Status{}, fmt.Errorf("submit: %w", err)

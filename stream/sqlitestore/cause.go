@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	sqlite3 "modernc.org/sqlite/lib"
 
@@ -39,10 +40,26 @@ func outage(err error) error {
 		return stream.WithReason(stream.ReasonStorageFull, err)
 	case sqlite3.SQLITE_NOMEM:
 		return stream.WithReason(stream.ReasonOverloaded, err)
-	case sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY:
+	case sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN:
 		return stream.WithReason(stream.ReasonOutage, err)
+	case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH:
+		return stream.WithReason(stream.ReasonPrivilege, fmt.Errorf("%w: this process must be able to write the database file and its directory: give its user that right, or remount the file system for writing", err))
+	case sqlite3.SQLITE_ERROR, sqlite3.SQLITE_SCHEMA:
+		if foreignSchema(err) {
+			return stream.WithReason(stream.ReasonSchema, fmt.Errorf("%w: the statement does not fit the tables of the database file: apply the migration that is missing, or run the version of the program that fits", err))
+		}
 	}
 	return err
+}
+
+// foreignSchema reports whether a statement names what the database does not have. SQLite has no code for that, and its words have stayed the same.
+func foreignSchema(err error) bool {
+	for _, words := range []string{"no such table", "no such column", "has no column named", "no such view", "no such function"} {
+		if strings.Contains(err.Error(), words) {
+			return true
+		}
+	}
+	return false
 }
 
 // unbegun says why a transaction could not begin.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -26,8 +27,10 @@ func TestWhatPassesInAFileFailsNoJob(t *testing.T) {
 	}{
 		"children before their parents": {`create table parent (n integer primary key); create table child (n integer references parent deferrable initially deferred)`,
 			`with recursive s(n) as (select 1 union all select n + 1 from s where n < 100) insert into parent select n from s`, `insert into child values (?)`, stream.ReasonDependentRows},
-		"a key that is still taken": {`create table taken (n integer primary key); insert into taken values (50)`, `delete from taken where n = 50`, `insert into taken values (?)`, stream.ReasonDependentRows},
-		"a file that may not grow":  {`create table growing (n integer, b blob)`, `pragma max_page_count = 100000`, `insert into growing values (?, zeroblob(20000))`, stream.ReasonStorageFull},
+		"a key that is still taken":             {`create table taken (n integer primary key); insert into taken values (50)`, `delete from taken where n = 50`, `insert into taken values (?)`, stream.ReasonDependentRows},
+		"a file that may not grow":              {`create table growing (n integer, b blob)`, `pragma max_page_count = 100000`, `insert into growing values (?, zeroblob(20000))`, stream.ReasonStorageFull},
+		"a table that a migration makes later":  {``, `create table made_later (n integer)`, `insert into made_later values (?)`, stream.ReasonSchema},
+		"a column that a migration makes later": {`create table narrow (x integer)`, `alter table narrow add column n integer`, `insert into narrow (n) values (?)`, stream.ReasonSchema},
 	} {
 		t.Run(name, func(t *testing.T) {
 			store, err := sqlitestore.Open(t.Context(), filepath.Join(t.TempDir(), "jobs.db"))
@@ -107,4 +110,20 @@ func valid(s *stream.Server, err error) *stream.Server {
 		panic(err)
 	}
 	return s
+}
+
+// A file that this process may not write is named as that: taken for an outage, nobody would look at its permissions.
+func TestAFileThatMayOnlyBeReadIsNamed(t *testing.T) {
+	store, err := sqlitestore.Open(t.Context(), filepath.Join(t.TempDir(), "jobs.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	if _, err := store.DB().ExecContext(t.Context(), `pragma query_only = 1`); err != nil { // SQLite gives it the code of a file without the permission
+		t.Fatal(err)
+	}
+	_, err = store.Submit(t.Context(), stream.Job{Stream: "s"})
+	if stream.ReasonOf(err) != stream.ReasonPrivilege || !strings.Contains(err.Error(), "write the database file and its directory") {
+		t.Errorf("submitting to a file that may only be read: %v (reason %q)", err, stream.ReasonOf(err))
+	}
 }

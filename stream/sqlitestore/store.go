@@ -149,14 +149,14 @@ func (s *Store) transact(ctx context.Context, do func(tx *sql.Tx, now time.Time)
 	tx, err := s.write.BeginTx(ctx, nil)
 	begun()
 	if err != nil {
-		return err
+		return outage(err)
 	}
 	defer s.hold()()
 	defer tx.Rollback() // after Commit it does nothing
 	if err := do(tx, s.now()); err != nil {
-		return err
+		return outage(err)
 	}
-	return tx.Commit()
+	return outage(tx.Commit())
 }
 
 // Submit implements [stream.Store].
@@ -198,6 +198,9 @@ func submit(ctx context.Context, tx *sql.Tx, job stream.Job, now time.Time) (str
 		return st, err
 	}
 	st, err = scan(tx.QueryRowContext(ctx, `select `+columns+` from levada_job where id = ?1 or stream = ?3 and dedupe_key = ?2 and state <> 'cancelled' order by id = ?1 desc limit 1`, job.ID, dedupe, job.Stream))
+	if err == nil {
+		err = jobrule.Same(job, st.Job)
+	}
 	st.Existed = true
 	return st, err
 }

@@ -199,13 +199,28 @@ func (s *storeTest) submitBad() {
 }
 
 func (s *storeTest) dedupe() {
-	first := s.add(stream.Job{ID: "a", Stream: "users", DedupeKey: "k", Query: []byte("1")})
+	first := s.add(stream.Job{ID: "a", Stream: "users", DedupeKey: "k", Query: []byte("1"), Target: "dns:///users:443"})
+	// One that asks for other records must not get it: the caller would take those of the first for its own.
 	for name, job := range map[string]stream.Job{
-		"the same key":         {Stream: "users", DedupeKey: "k", Query: []byte("2")},
-		"the same ID":          {ID: "a", Stream: "orders"},
-		"the same key and ID":  {ID: "a", Stream: "users", DedupeKey: "k"},
-		"the key, another ID":  {ID: "b", Stream: "users", DedupeKey: "k"},
-		"the ID, another key.": {ID: "a", Stream: "users", DedupeKey: "other"},
+		"the key, another query":  {Stream: "users", DedupeKey: "k", Query: []byte("2"), Target: "dns:///users:443"},
+		"the key, no query":       {Stream: "users", DedupeKey: "k", Target: "dns:///users:443"},
+		"the key, another target": {Stream: "users", DedupeKey: "k", Query: []byte("1"), Target: "dns:///copy:443"},
+		"the ID, another stream":  {ID: "a", Stream: "orders", DedupeKey: "k", Query: []byte("1"), Target: "dns:///users:443"},
+		"the ID, another query":   {ID: "a", Stream: "users", DedupeKey: "k", Query: []byte("2"), Target: "dns:///users:443"},
+		"the ID, another target":  {ID: "a", Stream: "users", DedupeKey: "k", Query: []byte("1")},
+		"the ID, another key":     {ID: "a", Stream: "users", DedupeKey: "other", Query: []byte("1"), Target: "dns:///users:443"},
+		"the ID, no key":          {ID: "a", Stream: "users", Query: []byte("1"), Target: "dns:///users:443"},
+	} {
+		st, err := s.Store.Submit(s.ctx, job)
+		if !errors.Is(err, stream.ErrExists) || st.ID != "" {
+			s.Errorf("%s: Submit returned job %q and error %v, want ErrExists", name, st.ID, err)
+		}
+	}
+	for name, job := range map[string]stream.Job{
+		"the same key":        {Stream: "users", DedupeKey: "k", Query: []byte("1"), Target: "dns:///users:443"},
+		"the same key and ID": {ID: "a", Stream: "users", DedupeKey: "k", Query: []byte("1"), Target: "dns:///users:443"},
+		"the key, another ID": {ID: "b", Stream: "users", DedupeKey: "k", Query: []byte("1"), Target: "dns:///users:443"},
+		"another policy":      {Stream: "users", DedupeKey: "k", Query: []byte("1"), Target: "dns:///users:443", OnBad: stream.HaltJob, MaxBad: 7, Priority: 9, NotBefore: time.Now().Add(time.Hour)},
 	} {
 		st := s.add(job)
 		if !st.Existed {
@@ -228,7 +243,7 @@ func (s *storeTest) dedupe() {
 			s.is(s.Store.Release(s.ctx, st.Lease(), stream.Release{State: stream.Completed}), nil, "release")
 		}
 	}
-	if st := s.add(stream.Job{Stream: "users", DedupeKey: "k"}); !st.Existed || st.ID != "a" || st.State != stream.Completed {
+	if st := s.add(stream.Job{Stream: "users", DedupeKey: "k", Query: []byte("1"), Target: "dns:///users:443"}); !st.Existed || st.ID != "a" || st.State != stream.Completed {
 		s.Errorf("the key of a completed job gave %+v", st)
 	}
 	// It is the stream's: another stream's jobs know nothing of it.
@@ -868,6 +883,12 @@ func (m *modelTest) submit(t *rapid.T) {
 		job.DedupeKey = fmt.Sprint(m.stream, "/", key)
 	}
 	got, err := m.s.Store.Submit(m.s.ctx, job)
+	if there := m.jobs[job.ID]; there != nil && there.DedupeKey != job.DedupeKey {
+		if !errors.Is(err, stream.ErrExists) {
+			t.Fatalf("Submit of job %s with key %q, which is there with key %q: error %v, want ErrExists", job.ID, job.DedupeKey, there.DedupeKey, err)
+		}
+		return
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

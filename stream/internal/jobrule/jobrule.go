@@ -48,6 +48,30 @@ func Job(j stream.Job) (stream.Job, error) {
 	return j, nil
 }
 
+// Same returns an error that wraps [stream.ErrExists] unless the job that was found by the ID or the DedupeKey of another that is submitted moves the
+// same records. How it moves them, and when, may differ: that of the first stays.
+func Same(asked, found stream.Job) error {
+	var differs []string
+	differ := func(field, want, is string) {
+		if want != is {
+			differs = append(differs, fmt.Sprintf("%s %.200q (asked for: %.200q)", field, is, want))
+		}
+	}
+	differ("Stream", asked.Stream, found.Stream)
+	differ("Target", asked.Target, found.Target)
+	differ("Query", string(asked.Query), string(found.Query))
+	what := fmt.Sprintf("the job of stream %q with DedupeKey %q, %s,", found.Stream, found.DedupeKey, found.ID)
+	do := "give a job for other records another DedupeKey"
+	if asked.ID == found.ID {
+		differ("DedupeKey", asked.DedupeKey, found.DedupeKey)
+		what, do = fmt.Sprintf("the job with ID %s", found.ID), "give this one another ID, or leave it empty"
+	}
+	if len(differs) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: %s has %s: %s", stream.ErrExists, what, strings.Join(differs, ", "), do)
+}
+
 // name checks what stands in hints, separated by spaces.
 func name(field, s string) error {
 	if strings.ContainsFunc(s, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }) {

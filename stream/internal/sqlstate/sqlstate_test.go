@@ -15,7 +15,8 @@ func TestOf(t *testing.T) {
 		"57014": sqlstate.Slow, "25P03": sqlstate.Slow, "25P04": sqlstate.Slow,
 		"53100": sqlstate.Full, "53200": sqlstate.Overload, "53300": sqlstate.Overload,
 		"57P01": sqlstate.Outage, "57P03": sqlstate.Outage, "08006": sqlstate.Outage, "25006": sqlstate.Outage, "28P01": sqlstate.Outage, "58030": sqlstate.Outage,
-		"42P01": sqlstate.Other, "42501": sqlstate.Other, "P0001": sqlstate.Other, "25P02": sqlstate.Other, "XX000": sqlstate.Other, "": sqlstate.Other, "2": sqlstate.Other,
+		"42501": sqlstate.Privilege, "42P01": sqlstate.Schema, "42703": sqlstate.Schema, "42883": sqlstate.Schema, "42704": sqlstate.Schema, "42P10": sqlstate.Schema, "42804": sqlstate.Schema, "3F000": sqlstate.Schema,
+		"42601": sqlstate.Other, "P0001": sqlstate.Other, "25P02": sqlstate.Other, "XX000": sqlstate.Other, "": sqlstate.Other, "2": sqlstate.Other,
 	} {
 		if got := sqlstate.Of(code); got != want {
 			t.Errorf("%q is of class %d, not %d", code, got, want)
