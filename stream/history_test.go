@@ -59,6 +59,7 @@ type expectation struct {
 	pause      time.Duration // the longest pause between attempts
 	lease      time.Duration // how long a lease lasts
 	orphans    int
+	outside    bool // the effects are outside the sink: AtLeastOnce
 	ended      bool // the run went on until every job was final
 }
 
@@ -166,7 +167,7 @@ var validators = []validator{
 		}
 		return nil
 	}},
-	{"I8 terminal is final", func(events []happened, _ expectation) error {
+	{"I8 terminal is final", func(events []happened, x expectation) error {
 		ended := false
 		for _, e := range events {
 			switch {
@@ -174,7 +175,7 @@ var validators = []validator{
 				ended = true
 			case e.what == "steer" && e.state == stream.Ready:
 				ended = false
-			case ended && (e.what == "claim" || e.what == "commit"):
+			case ended && (e.what == "claim" || e.what == "commit" && !x.outside): // a job that is cancelled keeps effects that have happened
 				return fmt.Errorf("a %s follows the job's end", e.what)
 			}
 		}
@@ -218,6 +219,39 @@ var validators = []validator{
 					return fmt.Errorf("record %d was put aside for %d deaths, and %d owners did not come back that had it alone in hand", row.Seq, x.deaths, deaths[row.Seq])
 				case row.Class != stream.ClassDeath && !x.bad[row.Seq]:
 					return fmt.Errorf("record %d was put aside (%s: %s), and is good", row.Seq, row.Class, row.Error)
+				}
+			}
+		}
+		return nil
+	}},
+	{"I15 at least once: nothing is handed over twice without a crash, and nothing is committed that was not", func(events []happened, x expectation) error {
+		if !x.outside {
+			return nil
+		}
+		handed := map[uint64]string{} // record: the owner that finished it last
+		taken := map[string]bool{}    // owners from whom the job was taken before they gave it back, by another
+		owner := ""
+		for _, e := range events {
+			switch e.what {
+			case "claim":
+				if owner != "" && owner != e.owner {
+					taken[owner] = true
+				}
+				owner = e.owner
+			case "release":
+				owner = ""
+			case "handed":
+				for _, seq := range e.seqs {
+					if before, ok := handed[seq]; ok && !taken[before] {
+						return fmt.Errorf("record %d was handed over again by %s, and %s had finished it and did not crash", seq, e.owner, before)
+					}
+					handed[seq] = e.owner
+				}
+			case "commit":
+				for _, seq := range e.seqs {
+					if _, ok := handed[seq]; !ok {
+						return fmt.Errorf("record %d was committed and never handed over", seq)
+					}
 				}
 			}
 		}

@@ -115,7 +115,7 @@ func NewReader(config ReaderConfig, after Checkpoint) (*Reader, error) {
 	stop, leave := context.WithCancel(own)
 	r := &Reader{sink: sink, close: cancel, ended: make(chan struct{})}
 	r.run = &run{
-		w: w, config: w.config, job: job, lease: Lease{Job: job.ID, Owner: w.config.Owner}, sink: sink, pinned: true, tried: time.Now(), stop: stop, leave: leave, own: own, lose: cancel,
+		w: w, config: w.config, job: job, lease: Lease{Job: job.ID, Owner: w.config.Owner}, sink: sink, pinned: true, tried: time.Now(), stop: stop, leave: leave, own: own, lose: cancel, term: stop, drain: own,
 		log: w.config.Logger.With("stream", job.Stream, "reader", job.ID),
 	}
 	r.run.checkpoint = after

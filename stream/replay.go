@@ -62,13 +62,18 @@ func (r *run) replay() error {
 
 func (r *run) replayOne(sink ReplaySink, row Quarantined) error {
 	record := Record{Seq: row.Seq, Key: row.Key, Value: row.Payload}
+	batch := &Batch{}
+	defer func() { r.under = nil }()
 	for {
 		err := error(nil)
-		if row.Class == ClassProducer {
-			record, err = r.fetch(row.Seq, row.Key)
+		if !batch.outside {
+			if row.Class == ClassProducer {
+				record, err = r.fetch(row.Seq, row.Key)
+			}
+			batch = &Batch{Job: r.job, Epoch: r.lease.Epoch, Records: []Record{record}}
 		}
 		if err == nil {
-			err = r.callReplay(sink, record)
+			err = r.callReplay(sink, batch)
 		}
 		_, isPanic := errors.AsType[*PanicError](err)
 		switch {
@@ -85,7 +90,9 @@ func (r *run) replayOne(sink ReplaySink, row Quarantined) error {
 		case verdictOf(err) == verdictSkip, verdictOf(err) == verdictLater && r.patience >= 0 && r.stall.Dependent >= r.patience:
 			return r.stillBad(sink, row.Seq, ClassRefused, err)
 		}
-		if _, isCut := errors.AsType[*cutError](err); isCut {
+		if _, isCut := errors.AsType[*cutError](err); batch.outside {
+			err = r.insist(err) // the handler is not called again, only the mark is missing
+		} else if isCut {
 			err = r.judge(err, false)
 		} else {
 			err = r.afterRefusal(err)
@@ -113,18 +120,31 @@ func (r *run) stillBad(sink ReplaySink, seq uint64, class Class, why error) erro
 	}
 }
 
-func (r *run) callReplay(sink ReplaySink, record Record) error {
+// callReplay hands a record over again, unless the handler of AtLeastOnce has processed it already: then only the mark is missing.
+func (r *run) callReplay(sink ReplaySink, batch *Batch) error {
+	if batch.outside {
+		return r.commitReplay(sink, batch)
+	}
 	if err := r.takeHand(true); err != nil {
 		return err
 	}
 	defer r.giveHand()
 	j := r.journal
-	j.Hand = record.Seq // before the checkpoint: that is how it is told from a batch
+	j.Hand = batch.Records[0].Seq // before the checkpoint: that is how it is told from a batch
 	if err := r.note(j); err != nil {
 		return err
 	}
-	batch := &Batch{Job: r.job, Epoch: r.lease.Epoch, Records: []Record{record}}
-	reserved, release, err := r.reserve(r.own)
+	if sink, ok := sink.(*atLeastOnce); ok {
+		if err := r.callHandler(func(ctx context.Context) error { return sink.replay(ctx, batch) }); err != nil {
+			return err
+		}
+		r.under = r.drain
+	}
+	return r.commitReplay(sink, batch)
+}
+
+func (r *run) commitReplay(sink ReplaySink, batch *Batch) error {
+	reserved, release, err := r.reserve(r.sinkContext())
 	if err != nil {
 		return err
 	}

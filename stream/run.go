@@ -29,11 +29,18 @@ type run struct {
 	leave context.CancelFunc
 	own   context.Context // ended: the job is not ours any more, or the time to shut down is over
 	lose  context.CancelCauseFunc
+	term  context.Context // ended: the worker shuts down
+	drain context.Context // ended: its time to shut down is over
+	under context.Context // what ends calls of the sink instead of own; nil: own does
+
+	created time.Time // of the job
 
 	checkpoint Checkpoint // as the sink has it
 	journal    Journal    // as the store has it
 	condemned  uint64     // the record that has killed its processes; 0: none
 	replayed   uint64     // the record that was being replayed when the last owner died; 0: none
+	slice      int        // how many records a handler of AtLeastOnce gets at once; 0: it was given none yet
+	search     uint64     // slices do not grow up to this record, one of which is bad; 0: none is
 	inTime     int        // how many records the handler gets at once, since it was too slow for more; 0: it was not
 
 	stall    Stall         // attempts in a row that failed, of former owners too
@@ -71,13 +78,13 @@ func (f *failure) Error() string { return f.err.Error() }
 func (f *failure) Unwrap() error { return f.err }
 
 // work has the job as far as it will go, and gives it back.
-func (w *Worker) work(stop, work context.Context, status Status, since time.Time) {
+func (w *Worker) work(term, work context.Context, status Status, since time.Time) {
 	own, lose := context.WithCancelCause(work)
 	defer lose(nil)
-	stop, leave := context.WithCancel(stop)
+	stop, leave := context.WithCancel(term)
 	defer leave()
 	r := &run{
-		w: w, config: w.configOf(status.Stream), job: status.Job, lease: status.Lease(), sink: w.sinks[status.Stream], stop: stop, leave: leave, own: own, lose: lose, over: make(chan struct{}),
+		w: w, config: w.configOf(status.Stream), job: status.Job, lease: status.Lease(), sink: w.sinks[status.Stream], stop: stop, leave: leave, own: own, lose: lose, term: term, drain: work, created: status.CreatedAt, over: make(chan struct{}),
 		journal: status.Journal, stall: status.Stall, noted: status.Stall, tried: time.Now(), patience: w.configOf(status.Stream).DependencyWait, progress: status.Progress,
 		log: w.config.Logger.With("job", status.ID, "stream", status.Stream, "epoch", status.Epoch),
 	}
@@ -146,6 +153,9 @@ func (r *run) run(died bool) error {
 		return r.leaveTo(ReasonNoHandler, fmt.Errorf("this worker has no handler for stream %q", r.job.Stream))
 	}
 	if err := r.fence(); err != nil {
+		return err
+	}
+	if err := r.resume(); err != nil {
 		return err
 	}
 	if err := r.readJournal(died); err != nil {
@@ -298,7 +308,7 @@ func unanswered(who string, err error) string {
 }
 
 func (r *run) askSink() (Checkpoint, error) {
-	ctx, cancel := context.WithTimeout(r.own, r.config.HandlerTimeout)
+	ctx, cancel := context.WithTimeout(r.sinkContext(), r.config.HandlerTimeout)
 	defer cancel()
 	return r.sink.Fence(ctx, r.lease)
 }
@@ -485,6 +495,9 @@ func (r *run) event(e Event) {
 
 // process has records committed that follow the checkpoint, in steps. token names the position after the last of them.
 func (r *run) process(records []Record, token []byte) error {
+	if sink, ok := r.sink.(*atLeastOnce); ok {
+		return r.deliver(sink, records, token)
+	}
 	for len(records) > 0 {
 		n := min(len(records), r.config.CommitRecords)
 		if r.journal.Probe > 0 {
@@ -678,7 +691,7 @@ func (r *run) step(next Checkpoint, batch *Batch, aside []Quarantined) error {
 	start := time.Now()
 	r.tried = start
 	commit := &Commit{Lease: r.lease, Prev: prev, Batch: batch, next: next, quarantine: aside}
-	reserved, release, err := r.reserve(r.own)
+	reserved, release, err := r.reserve(r.sinkContext())
 	if err != nil {
 		return err
 	}
@@ -706,6 +719,9 @@ func (r *run) step(next Checkpoint, batch *Batch, aside []Quarantined) error {
 	} else {
 		next.Bad = prev.Bad + uint64(len(aside)+len(batch.skipped))
 		r.renewed(commit.renewed)
+		if commit.lost {
+			r.lose(fmt.Errorf("%w: what was finished is committed", ErrFenced))
+		}
 	}
 	r.logQuarantined(slices.Concat(aside, batch.skipped))
 	next.Token = clone(next.Token)

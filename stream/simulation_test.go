@@ -104,6 +104,7 @@ type system struct {
 
 	streams map[string][]stream.Record
 	nature  map[string]map[uint64]string // of records: kill, panic, refuse, bad
+	outside map[string]string            // streams whose effects are outside the sink: each, batch
 	flaky   float64                      // how often a handler fails for no reason
 
 	hints     *simHints // nil: none
@@ -135,7 +136,7 @@ func (s *system) chance(p float64) bool {
 func simulate(t *testing.T, seed uint64, totals *totals) {
 	s := &system{
 		t: t, rng: rand.New(rand.NewPCG(seed, 0)), totals: totals, history: &history{}, store: memstore.New(),
-		streams: map[string][]stream.Record{}, nature: map[string]map[uint64]string{},
+		streams: map[string][]stream.Record{}, nature: map[string]map[uint64]string{}, outside: map[string]string{},
 	}
 	s.config = stream.WorkerConfig{
 		Store: s.store, Lease: time.Duration(2+s.n(14)) * time.Second, Sweep: time.Duration(200+s.n(3000)) * time.Millisecond,
@@ -230,7 +231,7 @@ func (s *system) check(job stream.Status) {
 	s.t.Helper()
 	final := s.status(job.ID)
 	orphans, _ := s.store.Orphans(context.Background())
-	x := expectation{records: slices.Clone(s.streams[job.Stream]), bad: map[uint64]bool{}, deaths: s.config.Deaths, noProgress: s.config.NoProgress, pause: time.Minute, lease: s.config.Lease, final: final, orphans: orphans, ended: true}
+	x := expectation{records: slices.Clone(s.streams[job.Stream]), bad: map[uint64]bool{}, deaths: s.config.Deaths, noProgress: s.config.NoProgress, pause: time.Minute, lease: s.config.Lease, final: final, orphans: orphans, outside: s.outside[job.Stream] != "", ended: true}
 	for seq, nature := range s.nature[job.Stream] {
 		x.bad[seq] = true
 		if nature == "bad" {
@@ -265,6 +266,7 @@ func (s *system) makeStream(name string) {
 		}
 	}
 	s.streams[name], s.nature[name] = records, nature
+	s.outside[name] = []string{"", "", "each", "batch"}[s.n(4)]
 }
 
 // simSource has the values of bad records panic.
@@ -497,7 +499,7 @@ func (s *system) start(pod string) *process {
 		s.t.Fatal(err)
 	}
 	for name := range s.streams {
-		worker.Handle(name, &simSink{p: p, inner: s.store.Sink(p.handle)})
+		worker.Handle(name, p.sink(name))
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	p.worker, p.cancel = worker, cancel
@@ -960,6 +962,61 @@ func (k *simStore) Owners(ctx context.Context) ([]stream.Owner, error) {
 	return k.Store.Owners(ctx)
 }
 
+// sink returns the sink of a stream, whose effects are in it or outside.
+func (p *process) sink(name string) stream.Sink {
+	inner := p.s.store.Sink(nil)
+	sink := &simSink{p: p, inner: inner}
+	switch p.s.outside[name] {
+	case "each":
+		return stream.AtLeastOnce(&simOffsets{inner, sink}, stream.Each(func(ctx context.Context, b *stream.Batch, r stream.Record) error {
+			one := &stream.Batch{Job: b.Job, Epoch: b.Epoch, Records: []stream.Record{r}}
+			_, err := p.handle(ctx, one)
+			if err == nil && len(one.Skipped()) > 0 {
+				return stream.Skip(errors.New("this one"))
+			}
+			return p.finished(ctx, b, err, r.Seq)
+		}))
+	case "batch":
+		return stream.AtLeastOnce(&simOffsets{inner, sink}, func(ctx context.Context, b *stream.Batch) error {
+			_, err := p.handle(ctx, b)
+			var seqs []uint64
+			for _, r := range b.Records {
+				seqs = append(seqs, r.Seq)
+			}
+			for _, q := range b.Skipped() {
+				seqs = slices.DeleteFunc(seqs, func(seq uint64) bool { return seq == q.Seq })
+			}
+			return p.finished(ctx, b, err, seqs...)
+		})
+	}
+	return sink
+}
+
+// finished notes effects outside the sink, if the process is still there to have them.
+func (p *process) finished(ctx context.Context, b *stream.Batch, err error, seqs ...uint64) error {
+	if err == nil {
+		err = p.gate(ctx)
+	}
+	if err == nil {
+		p.s.history.add(happened{what: "handed", job: b.Job.ID, epoch: b.Epoch, owner: p.owner.Incarnation, seqs: seqs})
+	}
+	return err
+}
+
+// simOffsets keeps the checkpoints of effects that are outside.
+type simOffsets struct {
+	stream.ReplaySink
+	sink *simSink
+}
+
+func (k *simOffsets) Fence(ctx context.Context, l stream.Lease) (stream.Checkpoint, error) {
+	return k.sink.Fence(ctx, l)
+}
+
+func (k *simOffsets) Commit(ctx context.Context, c *stream.Commit) error {
+	return k.sink.Commit(ctx, c)
+}
+
 // simSink is the sink as a process reaches it.
 type simSink struct {
 	p     *process
@@ -1053,6 +1110,17 @@ func (k *simSink) committed(c *stream.Commit) {
 	for _, r := range c.Batch.Records {
 		if !skipped[r.Seq] {
 			e.seqs = append(e.seqs, r.Seq)
+		}
+	}
+	if c.Batch.EffectsOutside() {
+		bad := map[uint64]bool{}
+		for _, row := range aside {
+			bad[row.Seq] = true
+		}
+		for seq := e.from; seq <= e.to; seq++ {
+			if !bad[seq] {
+				e.seqs = append(e.seqs, seq)
+			}
 		}
 	}
 	k.p.s.history.events = append(k.p.s.history.events, e)

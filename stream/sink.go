@@ -52,8 +52,12 @@ type Commit struct {
 
 	next       Checkpoint
 	quarantine []Quarantined
+	lost       bool      // the lease was lost when the sink took the commit
 	renewed    time.Time // when the lease was renewed with it; zero: it was not
 }
+
+// LeaseLost says that the sink has taken the commit although the lease is lost, see [Batch.EffectsOutside].
+func (c *Commit) LeaseLost() { c.lost = true }
 
 // NewCommit is for tests of sinks; workers make their commits themselves. The records between prev and next are those of the
 // batch and the quarantined ones.
@@ -96,7 +100,15 @@ type Batch struct {
 	skipped []Quarantined
 	last    uint64 // greatest Seq in skipped
 	misused error  // the first call of Skip that cannot be
+	pace    *pace  // between a handler of Each and the worker; nil: no worker called it
+	outside bool   // a handler of AtLeastOnce has processed the records
 }
+
+// EffectsOutside is for sinks. It reports that the effects which Commit or CommitReplay is to account for have happened already, outside the sink
+// (see [AtLeastOnce]): a call that is refused has them happen again. A sink refuses it only if a greater epoch was fenced, or the checkpoint is
+// another one. A sink in the job store's own database takes it also if the job was paused or cancelled, or its lease was lost: it
+// notes the progress, leaves state, epoch and lease as they are, and calls [Commit.LeaseLost].
+func (b *Batch) EffectsOutside() bool { return b.outside }
 
 // IdempotencyKey names the record for effects outside the sink's transaction: it stays the same however often, and by
 // whomever, the record is handed over.

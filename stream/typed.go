@@ -31,12 +31,12 @@ func Proto[Tx any, M proto.Message](handle func(ctx context.Context, tx Tx, b *B
 }
 
 // EachJSON is [Each] for decoded JSON values, for [AtLeastOnce]. A record whose value is no JSON of T goes into quarantine.
-func EachJSON[T any](handle func(ctx context.Context, b *Batch, item Typed[T]) error) func(ctx context.Context, b *Batch) error {
+func EachJSON[T any](handle func(ctx context.Context, b *Batch, item Typed[T]) error) EachHandler {
 	return eachDecoded(decodeJSON[T], handle)
 }
 
 // EachProto is [EachJSON] for protobuf messages.
-func EachProto[M proto.Message](handle func(ctx context.Context, b *Batch, item Typed[M]) error) func(ctx context.Context, b *Batch) error {
+func EachProto[M proto.Message](handle func(ctx context.Context, b *Batch, item Typed[M]) error) EachHandler {
 	return eachDecoded(decodeProto[M], handle)
 }
 
@@ -98,7 +98,7 @@ func decoded[Tx, T any](decode func([]byte) (T, error), handle func(context.Cont
 	}
 }
 
-func eachDecoded[T any](decode func([]byte) (T, error), handle func(context.Context, *Batch, Typed[T]) error) func(context.Context, *Batch) error {
+func eachDecoded[T any](decode func([]byte) (T, error), handle func(context.Context, *Batch, Typed[T]) error) EachHandler {
 	return Each(func(ctx context.Context, b *Batch, r Record) error {
 		item, err := decode(r.Value)
 		if err != nil {

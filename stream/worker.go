@@ -159,6 +159,7 @@ type Worker struct {
 	running []*run // the oldest first
 	// patience is how long records of a job wait for others, where such a wait was in vain before.
 	patience map[string]time.Duration
+	finished map[string]finished // by job
 }
 
 // NewWorker returns a worker without handlers: add them with Handle, then Run it.
@@ -170,7 +171,7 @@ func NewWorker(config WorkerConfig) (*Worker, error) {
 	return &Worker{
 		config: config, sinks: map[string]Sink{}, options: map[string]HandleOptions{}, busy: map[string]int{}, codec: newFrameCodec(),
 		slots: make(chan struct{}, config.MaxJobs), freed: make(chan struct{}, 1), hands: newHands(config.MaxJobs),
-		pressure: newPressure(), patience: map[string]time.Duration{},
+		pressure: newPressure(), patience: map[string]time.Duration{}, finished: map[string]finished{},
 	}, nil
 }
 

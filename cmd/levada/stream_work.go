@@ -54,7 +54,9 @@ func newStreamWorkCommand() *cobra.Command {
   --stream NAME=TABLE   into a table of the job store's database, with the columns job, seq, key and value: exactly once
   --print               to standard output, one JSON object a line: at least once
   --exec COMMAND        to a command for each batch, as JSON lines on its standard input: at least once. Exit code 0 means done,
-                        65 that one of the records is bad (it is searched for and put into quarantine), others are tried again
+                        65 that one of the records is bad (it is searched for and put into quarantine), others are tried again.
+                        Batches grow from one record to what the command does in about a second. One that ended with 0 is handed
+                        over again only after a crash
 
 In a pod, set POD_NAME, POD_UID and CONTAINER_NAME by the downward API: then a restarted container takes over its own jobs at once.`,
 		Example: `  levada stream work --stream users --target 127.0.0.1:50051

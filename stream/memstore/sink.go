@@ -64,7 +64,7 @@ func (k *Sink) Commit(ctx context.Context, c *stream.Commit) error {
 	s := k.store
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	at, err := s.fenced(c.Lease)
+	at, owned, err := s.fenced(c.Lease, c.Batch)
 	if err != nil {
 		return err
 	}
@@ -74,10 +74,14 @@ func (k *Sink) Commit(ctx context.Context, c *stream.Commit) error {
 	next.Token = bytes.Clone(next.Token)
 	at.checkpoint = next
 	status, now := s.jobs[c.Lease.Job], time.Now()
-	if until := now.Add(s.ttl[status.ID]); until.After(status.LeaseUntil) {
-		status.LeaseUntil = until
+	if owned {
+		if until := now.Add(s.ttl[status.ID]); until.After(status.LeaseUntil) {
+			status.LeaseUntil = until
+		}
+		c.LeaseRenewed(now)
+	} else {
+		c.LeaseLost()
 	}
-	c.LeaseRenewed(now)
 	status.Progress.Records, status.Progress.Bytes, status.Progress.Bad, status.UpdatedAt = next.Seq, next.Bytes, next.Bad, now
 	for _, row := range rows {
 		if s.quarantine[row.Job] == nil {
@@ -90,14 +94,18 @@ func (k *Sink) Commit(ctx context.Context, c *stream.Commit) error {
 	return nil
 }
 
-// fenced returns the offset of a job that this lease may change. s.mu is held.
-func (s *Store) fenced(l stream.Lease) (*offset, error) {
-	at := s.offsets[l.Job]
+// fenced returns the offset of a job that this lease may change. owned is false if the lease is lost, and only effects that have happened are
+// accounted for. s.mu is held.
+func (s *Store) fenced(l stream.Lease, b *stream.Batch) (at *offset, owned bool, err error) {
+	at = s.offsets[l.Job]
 	if at == nil || at.epoch != l.Epoch {
-		return nil, jobrule.Fenced(l, "it is not the epoch that was fenced last")
+		return nil, false, jobrule.Fenced(l, "it is not the epoch that was fenced last")
 	}
-	_, err := s.owned(l)
-	return at, err
+	_, err = s.owned(l)
+	if err != nil && b.EffectsOutside() && s.jobs[l.Job] != nil {
+		return at, false, nil
+	}
+	return at, true, err
 }
 
 func (k *Sink) process(ctx context.Context, b *stream.Batch) (keep func(), err error) {
@@ -143,7 +151,7 @@ func (k *Sink) CommitReplay(ctx context.Context, l stream.Lease, b *stream.Batch
 	s := k.store
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, err := s.fenced(l); err != nil {
+	if _, _, err := s.fenced(l, b); err != nil {
 		return err
 	}
 	row, ok := s.quarantine[l.Job][record.Seq]
@@ -163,7 +171,7 @@ func (k *Sink) refused(l stream.Lease, seq uint64, a stream.Attempt) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	row, ok := s.quarantine[l.Job][seq]
-	if _, err := s.fenced(l); err != nil {
+	if _, _, err := s.fenced(l, &stream.Batch{}); err != nil {
 		return err
 	}
 	if ok && row.State == stream.Replay {

@@ -97,7 +97,7 @@ type sink struct {
 
 // Sink returns a sink in the store's own database. Each commit also checks, in its transaction, that the job is still running in the
 // lease's epoch, and renews the lease: a job that was cancelled or paused commits nothing more. Without a handler it keeps
-// checkpoints only, for effects that are elsewhere.
+// checkpoints only, for effects that are elsewhere: of those it also accounts for what had happened by then ([stream.Batch.EffectsOutside]).
 func (s *Store) Sink(handler Handler) stream.ReplaySink {
 	return &sink{settings: s.sink, pool: s.pool, handler: handler, jobs: s}
 }
@@ -214,8 +214,8 @@ func (s *sink) fence(ctx context.Context, l stream.Lease) (stream.Checkpoint, er
 }
 
 // check returns the error for a lease that may not commit, or for a checkpoint that is not the stored one; nil if both are right.
-// It asks after the transaction has failed: what it sees may be newer, never older.
-func (s *sink) check(ctx context.Context, l stream.Lease, prev *stream.Checkpoint) error {
+// It asks after the transaction has failed: what it sees may be newer, never older. Of effects outside it does not check that the lease is the job's.
+func (s *sink) check(ctx context.Context, l stream.Lease, prev *stream.Checkpoint, outside bool) error {
 	c, err := scanOffset(s.pool.QueryRow(ctx, `select `+offsetColumns+` from levada_offset where job = $1::text`, l.Job))
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
@@ -230,7 +230,7 @@ func (s *sink) check(ctx context.Context, l stream.Lease, prev *stream.Checkpoin
 		if err != nil && !errors.Is(err, stream.ErrNotFound) {
 			return err
 		}
-		if err != nil || st.Epoch != l.Epoch || st.State != stream.Running {
+		if err != nil || !outside && (st.Epoch != l.Epoch || st.State != stream.Running) {
 			return s.jobs.fenced(ctx, l)
 		}
 	}
@@ -251,6 +251,19 @@ func refuses(err error) bool {
 
 // Commit implements [stream.Sink].
 func (s *sink) Commit(ctx context.Context, c *stream.Commit) error {
+	outside := c.Batch.EffectsOutside()
+	err := s.commit(ctx, c, true)
+	if errors.Is(err, errRefused) && outside && s.jobs != nil {
+		// The lease may be lost, which is no reason to have the effects again. No handler is called with these.
+		if err = s.commit(ctx, c, false); err == nil {
+			c.LeaseLost()
+		}
+	}
+	return s.explain(ctx, "commit", c.Lease, &c.Prev, outside, err)
+}
+
+// commit is one transaction of Commit. owned: it is refused unless the lease is the job's, and renews it.
+func (s *sink) commit(ctx context.Context, c *stream.Commit, owned bool) error {
 	var sent time.Time
 	err := s.transact(ctx, c.Batch, func(batch *pgx.Batch) ([]int, error) {
 		sent = time.Now()
@@ -261,12 +274,12 @@ func (s *sink) Commit(ctx context.Context, c *stream.Commit) error {
 		if err != nil {
 			return nil, err
 		}
-		return s.advance(batch, c, next, quarantine), nil
+		return s.advance(batch, c, next, quarantine, owned), nil
 	})
-	if err == nil && s.jobs != nil {
+	if err == nil && owned && s.jobs != nil {
 		c.LeaseRenewed(sent)
 	}
-	return s.explain(ctx, "commit", c.Lease, &c.Prev, err)
+	return err
 }
 
 // errRefused: one of the statements that check the fence found no row.
@@ -274,12 +287,12 @@ var errRefused = errors.New("the fence refused the commit")
 
 // explain finds out what kept a transaction from committing. A stale owner meets the rows of its successor, which looks as if its
 // records were bad: so it is asked also when the handler failed at data.
-func (s *sink) explain(ctx context.Context, what string, l stream.Lease, prev *stream.Checkpoint, err error) error {
+func (s *sink) explain(ctx context.Context, what string, l stream.Lease, prev *stream.Checkpoint, outside bool, err error) error {
 	if err == nil {
 		return nil
 	}
 	if errors.Is(err, errRefused) || recordsFault(err) {
-		if fault := s.check(ctx, l, prev); refuses(fault) {
+		if fault := s.check(ctx, l, prev, outside); refuses(fault) {
 			return fmt.Errorf("%s: %w", what, fault)
 		} else if errors.Is(err, errRefused) {
 			// Whoever was in the way has gone again, or cannot be asked for.
@@ -392,13 +405,14 @@ var (
 	keepLease = refusing(`update levada_job set lease_until = greatest(lease_until, clock_timestamp() + lease_ttl * interval '1 microsecond'),
 		records = $3::bigint, bytes = $4::bigint, bad = $5::bigint, updated_at = clock_timestamp()
 		where id = $1::text and epoch = $2::bigint and state = 'running'`)
-	keepOffset = refusing(`update levada_offset set updated_at = clock_timestamp() where job = $1::text and epoch = $2::bigint`)
-	touchLease = refusing(`update levada_job set lease_until = greatest(lease_until, clock_timestamp() + lease_ttl * interval '1 microsecond'), updated_at = clock_timestamp()
+	keepOffset   = refusing(`update levada_offset set updated_at = clock_timestamp() where job = $1::text and epoch = $2::bigint`)
+	noteFinished = refusing(`update levada_job set records = $2::bigint, bytes = $3::bigint, bad = $4::bigint, updated_at = clock_timestamp() where id = $1::text`)
+	touchLease   = refusing(`update levada_job set lease_until = greatest(lease_until, clock_timestamp() + lease_ttl * interval '1 microsecond'), updated_at = clock_timestamp()
 		where id = $1::text and epoch = $2::bigint and state = 'running'`)
 )
 
 // advance queues what goes with the effects. The fence comes last, and so its lock lasts for the commit alone.
-func (s *sink) advance(batch *pgx.Batch, c *stream.Commit, next stream.Checkpoint, quarantine []stream.Quarantined) (fences []int) {
+func (s *sink) advance(batch *pgx.Batch, c *stream.Commit, next stream.Checkpoint, quarantine []stream.Quarantined, owned bool) (fences []int) {
 	for _, q := range quarantine {
 		batch.Queue(`insert into levada_quarantine (job, seq, key, payload, error, class, attempts, history, state)
 			values ($1::text, $2::bigint, $3::bytea, $4::bytea, $5::text, $6::text, $7::bigint, $8::text, 'waiting')
@@ -408,7 +422,11 @@ func (s *sink) advance(batch *pgx.Batch, c *stream.Commit, next stream.Checkpoin
 	epoch, prev := int64(c.Lease.Epoch), c.Prev
 	if s.jobs != nil {
 		fences = append(fences, batch.Len())
-		batch.Queue(keepLease, c.Lease.Job, epoch, int64(next.Seq), int64(next.Bytes), int64(next.Bad))
+		if owned {
+			batch.Queue(keepLease, c.Lease.Job, epoch, int64(next.Seq), int64(next.Bytes), int64(next.Bad))
+		} else {
+			batch.Queue(noteFinished, c.Lease.Job, int64(next.Seq), int64(next.Bytes), int64(next.Bad))
+		}
 	}
 	fences = append(fences, batch.Len())
 	batch.Queue(advanceOffset, c.Lease.Job, epoch,
@@ -425,9 +443,9 @@ func notNull(b []byte) []byte {
 	return b
 }
 
-// keep queues the fence of a transaction that leaves the checkpoint as it is.
-func (s *sink) keep(batch *pgx.Batch, l stream.Lease) (fences []int) {
-	if s.jobs != nil {
+// keep queues the fence of a transaction that leaves the checkpoint as it is. owned: the lease has to be the job's, and is renewed.
+func (s *sink) keep(batch *pgx.Batch, l stream.Lease, owned bool) (fences []int) {
+	if s.jobs != nil && owned {
 		fences = append(fences, batch.Len())
 		batch.Queue(touchLease, l.Job, int64(l.Epoch))
 	}
@@ -455,20 +473,20 @@ func (s *sink) CommitReplay(ctx context.Context, l stream.Lease, b *stream.Batch
 			panic(p)
 		}
 	}()
-	marked := -1
+	outside := b.EffectsOutside()
 	err = s.transact(ctx, b, func(batch *pgx.Batch) ([]int, error) {
 		if skipped := b.Skipped(); len(skipped) > 0 {
 			return nil, stream.Skip(errors.New(skipped[0].Error))
 		}
-		marked = batch.Len()
+		marked := batch.Len()
 		batch.Queue(refusing(`update levada_quarantine set state = 'replayed', attempts = attempts + 1 where job = $1::text and seq = $2::bigint and state = 'replay'`), l.Job, int64(r.Seq))
-		return append(s.keep(batch, l), marked), nil
+		return append(s.keep(batch, l, !outside), marked), nil
 	})
 	settled = true
-	if errors.Is(err, errRefused) && s.check(ctx, l, nil) == nil {
+	if errors.Is(err, errRefused) && s.check(ctx, l, nil, outside) == nil {
 		return fmt.Errorf("replay: job %s: record %d is not marked for replay: %w", l.Job, r.Seq, stream.ErrConflict)
 	}
-	err = s.explain(ctx, "replay", l, nil, err)
+	err = s.explain(ctx, "replay", l, nil, outside, err)
 	if stream.MarkOf(err) == "skip" {
 		err = errors.Join(err, s.RefuseReplay(ctx, l, r.Seq, stream.NewAttempt(stream.ClassRefused, err)))
 	}
@@ -490,9 +508,9 @@ func (s *sink) RefuseReplay(ctx context.Context, l stream.Lease, seq uint64, a s
 		batch.Queue(`update levada_quarantine set state = $3::text, attempts = $4::bigint, class = $5::text, error = $6::text, history = $7::text
 			where job = $1::text and seq = $2::bigint and state = 'replay'`,
 			l.Job, int64(seq), string(q.State), q.Attempts, string(q.Class), jobrule.Text(q.Error), jobrule.HistoryText(q.History))
-		return s.keep(batch, l), nil
+		return s.keep(batch, l, true), nil
 	})
-	return s.explain(ctx, "put back into quarantine", l, nil, err)
+	return s.explain(ctx, "put back into quarantine", l, nil, false, err)
 }
 
 const quarantineColumns = `job, seq, key, payload, error, class, attempts, history, state, first_seen`

@@ -112,7 +112,7 @@ func fencedThenFrozen(ctx context.Context, store *Store, order zombieOrder) erro
 		return err
 	}
 	batch := &pgx.Batch{}
-	s.advance(batch, c, next, nil)
+	s.advance(batch, c, next, nil, true)
 	if err := tx.SendBatch(ctx, batch).Close(); err != nil {
 		return err
 	}

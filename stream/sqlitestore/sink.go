@@ -100,7 +100,7 @@ func (s *statements) close() error {
 
 // Sink returns a sink in the store's own file. Each commit also checks, in its transaction, that the job is still running in the
 // lease's epoch, and renews the lease: a job that was cancelled or paused commits nothing more. Without a handler it keeps
-// checkpoints only, for effects that are elsewhere.
+// checkpoints only, for effects that are elsewhere: of those it also accounts for what had happened by then ([stream.Batch.EffectsOutside]).
 func (s *Store) Sink(handler Handler) stream.ReplaySink {
 	return &sink{write: s.write, read: s.read, now: s.now, handler: handler, statements: s.sinks, store: s}
 }
@@ -197,7 +197,8 @@ func (s *sink) fence(ctx context.Context, l stream.Lease) (stream.Checkpoint, er
 }
 
 // check returns the error for a lease that may not commit in this transaction, or for a checkpoint that is not the stored one.
-func (s *sink) check(ctx context.Context, tx *sql.Tx, l stream.Lease, prev *stream.Checkpoint) error {
+// Of effects outside it does not check that the lease is the job's.
+func (s *sink) check(ctx context.Context, tx *sql.Tx, l stream.Lease, prev *stream.Checkpoint, outside bool) error {
 	c, ok, err := load(ctx, tx, l.Job)
 	switch {
 	case err != nil:
@@ -212,7 +213,7 @@ func (s *sink) check(ctx context.Context, tx *sql.Tx, l stream.Lease, prev *stre
 		if err != nil && !errors.Is(err, stream.ErrNotFound) {
 			return err
 		}
-		if err != nil || st.Epoch != l.Epoch || st.State != stream.Running {
+		if err != nil || !outside && (st.Epoch != l.Epoch || st.State != stream.Running) {
 			return fenced(ctx, tx, l)
 		}
 	}
@@ -236,7 +237,7 @@ func (s *sink) Commit(ctx context.Context, c *stream.Commit) error {
 	defer tx.Rollback() // also when the handler panics; after Commit it does nothing
 	if err := s.handle(ctx, tx, c.Batch); err != nil {
 		// A stale owner meets the rows of its successor: that is not the records' fault.
-		if fault := s.check(ctx, tx, c.Lease, &c.Prev); errors.Is(fault, stream.ErrFenced) || errors.Is(fault, stream.ErrConflict) {
+		if fault := s.check(ctx, tx, c.Lease, &c.Prev, false); errors.Is(fault, stream.ErrFenced) || errors.Is(fault, stream.ErrConflict) {
 			return fmt.Errorf("commit: %w", fault)
 		}
 		return err
@@ -249,10 +250,14 @@ func (s *sink) Commit(ctx context.Context, c *stream.Commit) error {
 		return err
 	}
 	now := time.Now()
-	if err := s.advance(ctx, tx, c, next, quarantine); err != nil {
+	owned, err := s.advance(ctx, tx, c, next, quarantine)
+	if err != nil {
 		return fmt.Errorf("commit of job %s: %w", c.Lease.Job, outage(ended(ctx, err)))
 	}
-	if s.store != nil {
+	switch {
+	case !owned:
+		c.LeaseLost()
+	case s.store != nil:
 		c.LeaseRenewed(now)
 	}
 	return s.commit(tx, c.Lease.Job)
@@ -281,24 +286,32 @@ func ended(ctx context.Context, err error) error {
 	return err
 }
 
-// advance writes what goes with the effects. The fence comes last.
-func (s *sink) advance(ctx context.Context, tx *sql.Tx, c *stream.Commit, next stream.Checkpoint, quarantine []stream.Quarantined) error {
+// advance writes what goes with the effects. The fence comes last. owned is false if the lease is lost, and the effects have happened outside.
+func (s *sink) advance(ctx context.Context, tx *sql.Tx, c *stream.Commit, next stream.Checkpoint, quarantine []stream.Quarantined) (owned bool, err error) {
 	now := s.now().UnixMicro()
 	for _, q := range quarantine {
 		_, err := tx.ExecContext(ctx, `insert into levada_quarantine (job, seq, key, payload, error, class, attempts, history, state, first_seen) values (?, ?, ?, ?, ?, ?, ?, ?, 'waiting', ?)
 			on conflict (job, seq) do update set key = excluded.key, payload = excluded.payload, error = excluded.error, class = excluded.class, attempts = excluded.attempts, history = excluded.history, state = excluded.state`,
 			c.Lease.Job, int64(q.Seq), bytes(q.Key), q.Payload, jobrule.Text(q.Error), string(q.Class), q.Attempts, jobrule.HistoryText(q.History), now)
 		if err != nil {
-			return err
+			return false, err
 		}
 	}
+	owned = true
 	if s.statements.job != nil {
 		done, err := tx.StmtContext(ctx, s.statements.job).ExecContext(ctx, now, int64(next.Seq), int64(next.Bytes), int64(next.Bad), c.Lease.Job, int64(c.Lease.Epoch))
 		if err != nil {
-			return err
+			return false, err
 		}
-		if n, err := done.RowsAffected(); err != nil || n != 1 {
-			return errors.Join(err, s.check(ctx, tx, c.Lease, &c.Prev))
+		n, err := done.RowsAffected()
+		owned = n == 1
+		if err != nil || !owned && !c.Batch.EffectsOutside() {
+			return false, errors.Join(err, s.check(ctx, tx, c.Lease, &c.Prev, false))
+		}
+		if !owned {
+			if err := s.noteFinished(ctx, tx, c.Lease, next); err != nil {
+				return false, err
+			}
 		}
 	}
 	prev := c.Prev
@@ -306,15 +319,27 @@ func (s *sink) advance(ctx context.Context, tx *sql.Tx, c *stream.Commit, next s
 		stream.CheckpointVersion, int64(next.Seq), bytes(next.Token), next.Digest[:], int64(next.Bytes), int64(next.Bad), next.Done, now,
 		c.Lease.Job, int64(c.Lease.Epoch), int64(prev.Seq), bytes(prev.Token), prev.Digest[:], int64(prev.Bytes), int64(prev.Bad), prev.Done)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if n, err := done.RowsAffected(); err != nil || n == 1 {
+		return owned, err
+	}
+	if err := s.check(ctx, tx, c.Lease, &prev, c.Batch.EffectsOutside()); err != nil {
+		return false, err
+	}
+	return false, errors.New("the checkpoint is the expected one, and yet could not be moved: the table levada_offset was changed by something else")
+}
+
+// noteFinished has the job show effects that have happened outside, although the lease is lost.
+func (s *sink) noteFinished(ctx context.Context, tx *sql.Tx, l stream.Lease, next stream.Checkpoint) error {
+	done, err := tx.ExecContext(ctx, `update levada_job set records = ?, bytes = ?, bad = ?, updated_at = ? where id = ?`, int64(next.Seq), int64(next.Bytes), int64(next.Bad), s.now().UnixMicro(), l.Job)
+	if err != nil {
 		return err
 	}
-	if err := s.check(ctx, tx, c.Lease, &prev); err != nil {
-		return err
+	if n, err := done.RowsAffected(); err != nil || n != 1 {
+		return errors.Join(err, fenced(ctx, tx, l))
 	}
-	return errors.New("the checkpoint is the expected one, and yet could not be moved: the table levada_offset was changed by something else")
+	return nil
 }
 
 // bytes keeps an empty value from becoming NULL.
@@ -368,7 +393,7 @@ func (s *sink) replay(ctx context.Context, l stream.Lease, b *stream.Batch, r st
 	}
 	defer s.hold()()
 	defer tx.Rollback() // also when the handler panics; after Commit it does nothing
-	if err := s.check(ctx, tx, l, nil); err != nil {
+	if err := s.check(ctx, tx, l, nil, b.EffectsOutside()); err != nil {
 		return err
 	}
 	if err := s.handle(ctx, tx, b); err != nil {
@@ -386,7 +411,7 @@ func (s *sink) replay(ctx context.Context, l stream.Lease, b *stream.Batch, r st
 	} else if n == 0 {
 		return fmt.Errorf("job %s: record %d is not marked for replay: %w", l.Job, r.Seq, stream.ErrConflict)
 	}
-	if err := s.check(ctx, tx, l, nil); err != nil {
+	if err := s.check(ctx, tx, l, nil, b.EffectsOutside()); err != nil {
 		return err
 	}
 	return s.commit(tx, l.Job)
@@ -400,7 +425,7 @@ func (s *sink) RefuseReplay(ctx context.Context, l stream.Lease, seq uint64, a s
 	}
 	defer s.hold()()
 	defer tx.Rollback() // after Commit it does nothing
-	if err := s.check(ctx, tx, l, nil); err != nil {
+	if err := s.check(ctx, tx, l, nil, false); err != nil {
 		return err
 	}
 	q, err := scanQuarantined(tx.QueryRowContext(ctx, `select `+quarantineColumns+` from levada_quarantine where job = ? and seq = ? and state = 'replay'`, l.Job, int64(seq)))

@@ -29,7 +29,7 @@ type Outcome struct {
 //
 // The logic of a handler with a transaction is best kept in a function of the decoded records, and tested with this; the handler itself
 // with [Work], over a store that is real, such as sqlitestore in t.TempDir().
-func Handle(t testing.TB, handle func(ctx context.Context, b *stream.Batch) error, source stream.Source) Outcome {
+func Handle[H ~func(ctx context.Context, b *stream.Batch) error](t testing.TB, handle H, source stream.Source) Outcome {
 	t.Helper()
 	store := memstore.New()
 	return Work(t, source, store, stream.AtLeastOnce(store.Sink(nil), handle))

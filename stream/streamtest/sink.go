@@ -59,6 +59,9 @@ func RunSink(t *testing.T, open func(t *testing.T, handler SinkHandler) SinkUnde
 		{"Cancel and pause keep the owner from committing", (*sinkTest).stopped},
 		{"Commit keeps the lease", (*sinkTest).keepsLease},
 		{"Skip of a record that is not in the batch", (*sinkTest).skipForeign},
+		{"Effects outside are accounted for although the lease is lost", (*sinkTest).outside},
+		{"A replay outside is accounted for although the lease is lost", (*sinkTest).replayOutside},
+		{"At least once: a pause or a cancel hands nothing over twice", (*sinkTest).atLeastOnce},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
