@@ -1,3 +1,8 @@
+// Package function keeps user code running and calls it: functions, transformers, sinks and sources, in processes that it starts and restarts. It finds
+// the messages that end them.
+//
+// The parts: process starts and ends one process and says how it ended; client speaks to a server of user code, whoever started it. Function is the
+// supervisor above the two: it has one instance at a time, replaces it when it ends, and gives messages that were in it to Isolate.
 package function
 
 import (
@@ -5,20 +10,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/protobuf/encoding/protowire"
-
 	"github.com/levada-io/levada/internal/dataplane/deadletter"
-	"github.com/levada-io/levada/internal/dataplane/function/wire"
+	"github.com/levada-io/levada/internal/dataplane/function/client"
+	"github.com/levada-io/levada/internal/dataplane/function/process"
 	"github.com/levada-io/levada/internal/flow"
 )
 
@@ -74,8 +73,22 @@ func (c Config) withDefaults() Config {
 	if c.Died == nil {
 		c.Died = func(string) {}
 	}
-	c.Logger = logger(c.Logger).With("function", c.Name)
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	c.Logger = c.Logger.With("function", c.Name)
 	return c
+}
+
+func (c *Config) process() process.Config {
+	return process.Config{
+		Role: c.Role, Command: c.Command, Env: c.Env, Dir: c.Dir, Mounts: c.Mounts, User: c.User, SocketRoot: c.SocketRoot,
+		Concurrency: c.Concurrency, ReadyTimeout: c.ReadyTimeout, Output: c.Output, Logger: c.Logger,
+	}
+}
+
+func (c *Config) limits() client.Limits {
+	return client.Limits{Concurrency: c.Concurrency, BatchSize: c.BatchSize, MaxMessage: c.MaxMessage, Timeout: c.Timeout, NoBlocks: c.NoBlocks}
 }
 
 // Function is user code in a process of its own, kept alive.
@@ -98,13 +111,38 @@ type Function struct {
 	isolated      *worker
 }
 
-// worker is a process that is ready, and the way to call it.
+// instance is running user code that is ready to be called.
+type instance interface {
+	Open(ctx context.Context, l client.Limits, strays *atomic.Uint64) (client.Caller, error)
+	// PID is its process id; 0 if that is not known.
+	PID() int
+	// Exited is closed once it has ended. Ending, Label and LastLine then say how: for people, for metrics and in its own last words.
+	Exited() <-chan struct{}
+	Ending() string
+	Label() string
+	LastLine() string
+	// InCode follows the calls that it announces.
+	InCode() *process.InCode
+	// Panicking is closed when it has told of a panic. EndPanicked ends it if it answers nothing since, and reports whether it did.
+	Panicking() <-chan struct{}
+	EndPanicked(c client.Caller, over <-chan struct{}) bool
+	// End gives it patience to end by itself, and ends it then, for the given reason. Dump asks it for stacks first. Stop asks it to end. Kill ends it at
+	// once. Stop and Kill remove its files, as Remove does.
+	End(patience time.Duration, why process.Kill)
+	Dump(why process.Kill)
+	Stop(patience time.Duration)
+	Kill(why process.Kill)
+	Remove()
+	// Diagnose ends it, after a call that ended with err while messages were unanswered, and says what is known of why.
+	Diagnose(err error, timeout time.Duration) *deadletter.Failure
+}
+
+// worker is an instance and the way to call it.
 type worker struct {
-	*instance
-	caller
+	instance
+	client.Caller
 	over chan struct{} // closed when it is of no more use
 	once sync.Once
-	hung atomic.Bool
 }
 
 // Name is {vertex}/{role}.
@@ -130,8 +168,7 @@ func (f *Function) Blocks() bool {
 	if f.current == nil {
 		return false
 	}
-	_, ok := f.current.caller.(*blockPipe)
-	return ok
+	return client.TakesBlocks(f.current.Caller)
 }
 
 // PID is the process id of the running process, 0 if there is none.
@@ -141,7 +178,7 @@ func (f *Function) PID() int {
 	if f.current == nil {
 		return 0
 	}
-	return f.current.cmd.Process.Pid
+	return f.current.PID()
 }
 
 // firstTries is how often a function may fail to start before it has ever been ready, until that is an error.
@@ -154,7 +191,7 @@ func (f *Function) Run(ctx context.Context) error {
 	var retired *worker
 	retire := func(w *worker) {
 		if retired != nil {
-			_ = os.RemoveAll(retired.dir)
+			retired.Remove()
 		}
 		retired = w
 	}
@@ -163,10 +200,10 @@ func (f *Function) Run(ctx context.Context) error {
 	ready, failures := false, 0
 	for {
 		begun := time.Now()
-		w, err := f.start(ctx, &f.cfg)
+		w, err := f.start(ctx)
 		if ctx.Err() != nil {
 			if w != nil {
-				w.stop(time.Duration(f.patience.Load()))
+				w.Stop(time.Duration(f.patience.Load()))
 			}
 			f.set(nil, context.Cause(ctx))
 			return nil
@@ -185,7 +222,7 @@ func (f *Function) Run(ctx context.Context) error {
 			}
 		} else {
 			if ready {
-				f.cfg.Logger.Info("function runs again", "pid", w.cmd.Process.Pid)
+				f.cfg.Logger.Info("function runs again", "pid", w.PID())
 			}
 			ready, failures = true, 0
 			f.set(w, nil)
@@ -193,16 +230,16 @@ func (f *Function) Run(ctx context.Context) error {
 			case <-ctx.Done():
 				f.set(nil, context.Cause(ctx))
 				w.Close()
-				w.stop(time.Duration(f.patience.Load()))
+				w.Stop(time.Duration(f.patience.Load()))
 				return nil
 			case <-w.over:
-			case <-w.exited:
+			case <-w.Exited():
 			}
 			f.set(nil, nil)
-			w.end(200*time.Millisecond, killingFor(nil))
+			w.End(200*time.Millisecond, process.KillFor(nil))
 			w.Close()
-			f.cfg.Died(f.diedOf(w))
-			f.cfg.Logger.Warn("function ended, restarting", "how", w.ending(), "after", time.Since(begun).Round(time.Millisecond), "output", lastLine(w.tail.String()))
+			f.cfg.Died(w.Label())
+			f.cfg.Logger.Warn("function ended, restarting", "how", w.Ending(), "after", time.Since(begun).Round(time.Millisecond), "output", w.LastLine())
 			// Callers read what it announced; the files of the one before have been read.
 			retire(w)
 			if w.Progress() > 0 || time.Since(begun) > 5*time.Second {
@@ -221,41 +258,20 @@ func (f *Function) Run(ctx context.Context) error {
 
 const stopPatience = 5 * time.Second
 
-// lastLine is for logs; the whole is evidence.
-func lastLine(s string) string {
-	s = strings.TrimSpace(s)
-	return s[strings.LastIndexByte(s, '\n')+1:]
-}
-
-func (f *Function) diedOf(w *worker) string {
-	if w.hung.Load() {
-		return diedHang
-	}
-	if k := w.killed.Load(); k != nil {
-		return k.label
-	}
-	if s, ok := w.state.Sys().(syscall.WaitStatus); ok && s.Signaled() {
-		return "signal"
-	}
-	return "exit"
-}
-
-func (f *Function) start(ctx context.Context, cfg *Config) (*worker, error) {
-	i, err := startInstance(ctx, cfg)
+func (f *Function) start(ctx context.Context) (*worker, error) {
+	cfg := f.cfg.process()
+	i, err := process.Start(ctx, &cfg)
 	if err != nil {
 		return nil, err
 	}
 	// A socket that is there may still refuse for a moment.
-	open, cancel := context.WithTimeout(ctx, cfg.ReadyTimeout)
+	open, cancel := context.WithTimeout(ctx, f.cfg.ReadyTimeout)
 	defer cancel()
-	c, err := i.open(open, &f.strays)
-	i.slow.Stop()
+	c, err := i.Open(open, f.cfg.limits(), &f.strays)
 	if err != nil {
-		words := i.lastWords()
-		i.kill(killing{diedStop, "its stream could not be opened"})
-		return nil, fmt.Errorf("it answers that it is ready, but its stream cannot be opened: %w%s", err, words)
+		return nil, err
 	}
-	w := &worker{instance: i, caller: c, over: make(chan struct{})}
+	w := &worker{instance: i, Caller: c, over: make(chan struct{})}
 	go f.watch(w) // ends with the process
 	return w, nil
 }
@@ -264,40 +280,31 @@ func (f *Function) start(ctx context.Context, cfg *Config) (*worker, error) {
 func (f *Function) watch(w *worker) {
 	tick := time.NewTicker(max(10*time.Millisecond, min(time.Second, f.cfg.Timeout/8)))
 	defer tick.Stop()
-	calls := w.inCode()
-	panicking := w.panicking
+	calls := w.InCode()
+	panicking := w.Panicking()
 	for {
 		select {
-		case <-w.exited:
+		case <-w.Exited():
 			w.finish()
 			return
 		case <-w.over:
 			return
 		case <-tick.C:
 			now := time.Now()
-			if since := earliest(w.Oldest(), calls.oldest(now)); !since.IsZero() && now.Sub(since) > f.cfg.Timeout {
+			if since := client.Earliest(w.Oldest(), calls.Oldest(now)); !since.IsZero() && now.Sub(since) > f.cfg.Timeout {
 				f.cfg.Logger.Warn("function exceeded its processing timeout, process killed", "timeout", f.cfg.Timeout)
-				w.hung.Store(true)
-				w.dump(killing{diedHang, fmt.Sprintf("a call took longer than the processing timeout of %v", f.cfg.Timeout)})
+				w.Dump(process.Kill{Label: process.LabelHang, Why: fmt.Sprintf("a call took longer than the processing timeout of %v", f.cfg.Timeout)})
 				w.finish()
 				return
 			}
 		case <-panicking:
-			if f.endPanicked(w) {
+			if w.EndPanicked(w.Caller, w.over) {
 				w.finish()
 				return
 			}
 			panicking = nil
 		}
 	}
-}
-
-// earliest of two times, of which zero is none.
-func earliest(a, b time.Time) time.Time {
-	if a.IsZero() || !b.IsZero() && b.Before(a) {
-		return b
-	}
-	return a
 }
 
 func (w *worker) finish() { w.once.Do(func() { close(w.over) }) }
@@ -308,6 +315,57 @@ func (f *Function) set(w *worker, err error) {
 	f.current, f.failed = w, err
 	close(f.changed)
 	f.changed = make(chan struct{})
+}
+
+// encodable returns in with strings that protobuf can carry; see client.Encodable.
+func (f *Function) encodable(in []flow.Message) []flow.Message {
+	out, n, first := client.Encodable(in)
+	if n > 0 && f.replaced.Add(uint64(n)) == uint64(n) { // once for each function
+		f.cfg.Logger.Warn("message has keys or headers that are not valid UTF-8, invalid bytes replaced by U+FFFD", "id", fmt.Sprintf("%q", in[first].ID), "messages", n)
+	}
+	return out
+}
+
+// Replaced is the number of messages so far whose keys, headers or metadata were not valid UTF-8.
+func (f *Function) Replaced() uint64 { return f.replaced.Load() }
+
+// SourceClient waits until the user-defined source runs, and returns the way to call it. An error of ErrStart says that it never will.
+func (f *Function) SourceClient(ctx context.Context) (*client.Source, error) {
+	_, c, err := f.source(ctx)
+	return c, err
+}
+
+func (f *Function) source(ctx context.Context) (*worker, *client.Source, error) {
+	w, err := f.worker(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	c, ok := w.Caller.(*client.Source)
+	if !ok {
+		return nil, nil, fmt.Errorf("%w: %s is a %s, not a source", ErrStart, f.cfg.Name, f.cfg.Role)
+	}
+	return w, c, nil
+}
+
+// Source calls the user-defined source. After an error of use the source is ended and replaced, and the error that is returned says what is known of why.
+func (f *Function) Source(ctx context.Context, use func(*client.Source) error) error {
+	w, c, err := f.source(ctx)
+	if err != nil {
+		return err
+	}
+	if err = use(c); err == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		if c.CannotAck() {
+			w.finish()
+		}
+		return context.Cause(ctx)
+	}
+	// A stream that broke takes no more acknowledgements, even where the process lives on.
+	failure := w.Diagnose(err, f.cfg.Timeout)
+	w.finish()
+	return errors.New(failure.Error)
 }
 
 // Ready waits until the function runs, and returns why it never will.
@@ -329,7 +387,7 @@ func (f *Function) workerUntil(ctx context.Context, part *Part) (*worker, error)
 		}
 		select {
 		case <-changed:
-		case <-part.done():
+		case <-part.Done():
 			return nil, nil
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
@@ -347,8 +405,8 @@ func (f *Function) Map(ctx context.Context, in []flow.Message) ([]Outcome, error
 func (f *Function) MapPart(ctx context.Context, in []flow.Message, part *Part) ([]Outcome, error) {
 	begun := time.Now()
 	in = f.encodable(in)
-	part.use(nil)
-	defer part.queued()
+	part.Use(nil)
+	defer part.NoteQueued()
 	out, unsent, err := f.mapOnce(ctx, in, part)
 	if len(unsent) == 0 {
 		if err == nil && len(in) > 0 {
@@ -357,7 +415,7 @@ func (f *Function) MapPart(ctx context.Context, in []flow.Message, part *Part) (
 		return out, endError(ctx, err)
 	}
 	for len(unsent) > 0 && endError(ctx, err) == nil {
-		if part.over() {
+		if part.Over() {
 			for _, i := range unsent {
 				out[i] = Outcome{Verdict: Unbegun}
 			}
@@ -367,7 +425,7 @@ func (f *Function) MapPart(ctx context.Context, in []flow.Message, part *Part) (
 		for k, i := range unsent {
 			again[k] = in[i]
 		}
-		part.use(unsent)
+		part.Use(unsent)
 		var more []Outcome
 		var left []int
 		more, left, err = f.mapOnce(ctx, again, part)
@@ -391,15 +449,10 @@ func (f *Function) MapPart(ctx context.Context, in []flow.Message, part *Part) (
 	return out, endError(ctx, err)
 }
 
-// errUnusable marks errors after which there is no use in trying again.
-type unusable struct{ error }
-
-func (u unusable) Unwrap() error { return u.error }
-
 func endError(ctx context.Context, err error) error {
-	var u unusable
+	var u client.Unusable
 	if errors.As(err, &u) {
-		return u.error
+		return u.Err
 	}
 	if ctx.Err() != nil && err != nil {
 		return context.Cause(ctx)
@@ -410,14 +463,14 @@ func endError(ctx context.Context, err error) error {
 func (f *Function) mapOnce(ctx context.Context, in []flow.Message, part *Part) ([]Outcome, []int, error) {
 	w, err := f.workerUntil(ctx, part)
 	if err != nil {
-		return nil, allOf(in), unusable{err}
+		return nil, allOf(in), client.Unusable{Err: err}
 	}
 	if w == nil {
 		return make([]Outcome, len(in)), allOf(in), nil
 	}
 	out, unsent, err := w.Call(ctx, in, part)
 	if err != nil && ctx.Err() == nil {
-		failure := f.autopsy(ctx, w, err)
+		failure := w.Diagnose(err, f.cfg.Timeout)
 		for i := range out {
 			if out[i].Verdict == Suspect && out[i].Failure == nil {
 				out[i].Failure = failure
@@ -441,242 +494,4 @@ func (f *Function) observe(each time.Duration) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.took += (each - f.took) / 8
-}
-
-// autopsy waits for the end of a process whose stream broke, and says what is known of why.
-func (f *Function) autopsy(ctx context.Context, w *worker, err error) *deadletter.Failure {
-	w.end(200*time.Millisecond, killingFor(err))
-	failure := &deadletter.Failure{Reason: deadletter.Crash, Error: "the process ended: " + w.ending(), Attempts: 1, Output: w.tail.String()}
-	killed := w.killed.Load()
-	if killed == nil {
-		failure.ExitCode = w.state.ExitCode()
-		if s, ok := w.state.Sys().(syscall.WaitStatus); ok && s.Signaled() {
-			failure.Signal = s.Signal().String()
-		}
-	}
-	var status *wire.Status
-	var protocol *protocolError
-	switch {
-	case w.hung.Load():
-		failure.Reason, failure.Error = deadletter.Hang, fmt.Sprintf("no answer within %v; the process was killed for it", f.cfg.Timeout)
-		failure.Stack, failure.Output = w.tail.stacks(), ""
-	case errors.As(err, &protocol):
-		failure.Reason, failure.Error = deadletter.Protocol, protocol.Error()
-	case errors.As(err, &status) && status.Code == codes.ResourceExhausted:
-		failure.Reason, failure.Error = deadletter.Oversize, status.Error()
-	case errors.As(err, &status) && strings.Contains(status.Message, "UDF_EXECUTION_ERROR"):
-		failure.Reason, failure.Error, failure.Stack = deadletter.Error, status.Message, debugInfo(status.Details)
-		if strings.Contains(failure.Stack, "panic") || strings.Contains(status.Message, "panic") {
-			failure.Reason = deadletter.Panic
-		}
-	case killed != nil && killed.label == diedPanic:
-		failure.Reason, failure.Error, failure.Stack = deadletter.Panic, lastLine(*w.panicked.Load()), w.tail.String()
-	case killed != nil:
-		k := killingFor(err)
-		failure.Reason, failure.Error = k.reason(), k.why
-	}
-	return failure
-}
-
-// debugInfo finds the stack in an encoded google.rpc.Status: details (3) holds Any{type_url 1, value 2} of google.rpc.DebugInfo{stack_entries 1, detail 2}.
-func debugInfo(status []byte) (stack string) {
-	_ = fields(status, func(f protowire.Number, v []byte, _ uint64) error {
-		if f != 3 {
-			return nil
-		}
-		var kind string
-		var value []byte
-		_ = fields(v, func(f protowire.Number, v []byte, _ uint64) error {
-			switch f {
-			case 1:
-				kind = string(v)
-			case 2:
-				value = v
-			}
-			return nil
-		})
-		if !strings.HasSuffix(kind, "google.rpc.DebugInfo") {
-			return nil
-		}
-		return fields(value, func(f protowire.Number, v []byte, _ uint64) error {
-			if f == 1 || f == 2 {
-				stack += string(v)
-			}
-			return nil
-		})
-	})
-	return stack
-}
-
-// Isolate gives suspects to the function again, each alone, in a process of its own beside the one that goes on with the rest. A message that ends
-// that process twice is Broken; the others are innocent, and what was made of them is the outcome.
-//
-// Trying each alone finds a message that kills in three deaths whatever the size of the batch it came in; where that would take long, because the
-// function is slow, groups are tried first and halved.
-func (f *Function) Isolate(ctx context.Context, suspects []flow.Message) ([]Outcome, error) {
-	f.isolating.Lock()
-	defer f.isolating.Unlock()
-	f.lastIsolation.Store(time.Now().UnixNano())
-	// A second process costs memory; it goes when nothing has needed it for a while.
-	defer time.AfterFunc(isolatedIdle, func() {
-		if time.Since(time.Unix(0, f.lastIsolation.Load())) < isolatedIdle || !f.isolating.TryLock() {
-			return
-		}
-		defer f.isolating.Unlock()
-		f.stopIsolated()
-	})
-	out := make([]Outcome, len(suspects))
-	return out, f.isolate(ctx, f.encodable(suspects), out)
-}
-
-// isolatedIdle is how long the process for suspects is kept for the next one.
-const isolatedIdle = 30 * time.Second
-
-// aloneBudget is how long trying the suspects one after the other may take before they are tried in groups.
-const aloneBudget = 5 * time.Second
-
-func (f *Function) isolate(ctx context.Context, in []flow.Message, out []Outcome) error {
-	f.mu.Lock()
-	took := f.took
-	f.mu.Unlock()
-	if len(in) == 1 || took*time.Duration(len(in)) < aloneBudget {
-		for i := range in {
-			if err := f.confirm(ctx, in[i:i+1], &out[i]); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	w, err := f.isolatedWorker(ctx)
-	if err != nil {
-		return err
-	}
-	part, unsent, err := w.Call(ctx, in, nil)
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	if err != nil {
-		f.autopsy(ctx, w, err)
-		f.stopIsolated()
-	}
-	open := unsent
-	for i := range part {
-		if part[i].Verdict == Suspect {
-			open = append(open, i)
-		} else {
-			out[i] = part[i]
-		}
-	}
-	for len(open) > 0 {
-		half := open[:(len(open)+1)/2]
-		open = open[len(half):]
-		group, results := make([]flow.Message, len(half)), make([]Outcome, len(half))
-		for k, i := range half {
-			group[k] = in[i]
-		}
-		if err := f.isolate(ctx, group, results); err != nil {
-			return err
-		}
-		for k, i := range half {
-			out[i] = results[k]
-		}
-	}
-	return nil
-}
-
-// deathsToBlame is how often a message has to end a process alone.
-const deathsToBlame = 2
-
-func (f *Function) confirm(ctx context.Context, one []flow.Message, out *Outcome) error {
-	for deaths := 0; ; {
-		w, err := f.isolatedWorker(ctx)
-		if err != nil {
-			return err
-		}
-		got, unsent, err := w.Call(ctx, one, nil)
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		failure := got[0].Failure
-		if err != nil {
-			failure = f.autopsy(ctx, w, err)
-			f.stopIsolated()
-			f.cfg.Died("isolated")
-			if len(unsent) > 0 {
-				continue // it died without having had the message
-			}
-		}
-		if got[0].Verdict != Suspect {
-			*out = got[0]
-			return nil
-		}
-		if deaths++; deaths < deathsToBlame {
-			continue
-		}
-		failure.Attempts, failure.ConfirmedAlone = deaths+1, deaths
-		*out = Outcome{Verdict: Broken, Failure: failure}
-		return nil
-	}
-}
-
-// isolatedWorker returns the process beside the main one, which lives until something kills it or the function is stopped.
-func (f *Function) isolatedWorker(ctx context.Context) (*worker, error) {
-	f.mu.Lock()
-	w := f.isolated
-	f.mu.Unlock()
-	if w != nil {
-		select {
-		case <-w.over:
-			f.stopIsolated()
-		case <-w.exited:
-			f.stopIsolated()
-		default:
-			return w, nil
-		}
-	}
-	wait := 20 * time.Millisecond
-	for {
-		w, err := f.start(ctx, &f.cfg)
-		if err == nil {
-			f.mu.Lock()
-			f.isolated = w
-			f.mu.Unlock()
-			return w, nil
-		}
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
-		f.cfg.Logger.Warn("function did not start for a suspect", "error", err)
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		}
-		wait = min(2*wait, 5*time.Second)
-	}
-}
-
-func (f *Function) stopIsolated() {
-	f.mu.Lock()
-	w := f.isolated
-	f.isolated = nil
-	f.mu.Unlock()
-	if w != nil {
-		w.finish()
-		w.kill(killing{diedStop, "it is of no more use"})
-		w.Close()
-	}
-}
-
-// NewSocketRoot makes a directory for Config.SocketRoot, and removes those of processes that are gone. Remove it at the end.
-func NewSocketRoot() (string, error) {
-	base := os.TempDir()
-	old, _ := filepath.Glob(filepath.Join(base, "levada-*-*"))
-	for _, dir := range old {
-		pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), "levada-"), "-")
-		if n, err := strconv.Atoi(pid); err == nil && errors.Is(syscall.Kill(n, 0), syscall.ESRCH) {
-			_ = os.RemoveAll(dir)
-		}
-	}
-	return os.MkdirTemp(base, fmt.Sprintf("levada-%d-", os.Getpid()))
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/levada-io/levada/internal/dataplane/function"
+	"github.com/levada-io/levada/internal/dataplane/source/udsource"
 	"github.com/levada-io/levada/sdk"
 )
 
@@ -103,7 +104,7 @@ func TestQueueIsNoHang(t *testing.T) {
 
 // TestSourceHangsInAck: the process is ended as for any call that hangs, and the source goes on.
 func TestSourceHangsInAck(t *testing.T) {
-	s := &function.Source{Function: myself(t, "source", function.Config{Role: function.UDSource, Timeout: 300 * time.Millisecond}), Timeout: time.Second}
+	s := &udsource.Source{Function: myself(t, "source", function.Config{Role: function.UDSource, Timeout: 300 * time.Millisecond}), Timeout: time.Second}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	for range 2 {
@@ -122,7 +123,7 @@ func TestSourceHangsInAck(t *testing.T) {
 
 // TestSourceWithNothing: one that answers at once that it has nothing is not asked in a busy loop.
 func TestSourceWithNothing(t *testing.T) {
-	s := &function.Source{Function: myself(t, "source", function.Config{Role: function.UDSource}), Timeout: time.Second}
+	s := &udsource.Source{Function: myself(t, "source", function.Config{Role: function.UDSource}), Timeout: time.Second}
 	if _, err := s.Read(t.Context(), 1); err != nil {
 		t.Fatal(err)
 	}

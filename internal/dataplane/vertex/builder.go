@@ -23,8 +23,10 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/sink/natssink"
 	"github.com/levada-io/levada/internal/dataplane/sink/render"
 	"github.com/levada-io/levada/internal/dataplane/sink/stdoutsink"
+	"github.com/levada-io/levada/internal/dataplane/sink/udsink"
 	"github.com/levada-io/levada/internal/dataplane/source"
 	"github.com/levada-io/levada/internal/dataplane/source/generatorsource"
+	"github.com/levada-io/levada/internal/dataplane/source/udsource"
 	"github.com/levada-io/levada/internal/metrics"
 )
 
@@ -168,7 +170,7 @@ func (b *builder) reader(ctx context.Context, s *v1alpha1.Source) (source.Reader
 			return nil, err
 		}
 		if f != nil {
-			return &function.Source{Function: f, Timeout: b.lim.timeout}, nil
+			return &udsource.Source{Function: f, Timeout: b.lim.timeout}, nil
 		}
 		if p.Source == nil {
 			return nil, fmt.Errorf("its udsource is %s, which is no source", p.Name)
@@ -315,7 +317,7 @@ func (b *builder) openWriter(ctx context.Context, role function.Role, s *v1alpha
 			return nil, err
 		}
 		if f != nil {
-			return function.Sink{Function: f}, nil
+			return udsink.Sink{Function: f}, nil
 		}
 		if p.Sink == nil {
 			return nil, fmt.Errorf("its %s is %s, which is no sink", role, p.Name)

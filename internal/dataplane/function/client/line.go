@@ -1,4 +1,4 @@
-package function
+package client
 
 import (
 	"context"
@@ -33,7 +33,7 @@ func (l *line) leave(c *call) {
 func (c *call) awaitTurn(ctx context.Context, part *Part, ended <-chan struct{}) {
 	select {
 	case <-c.turn:
-	case <-part.done():
+	case <-part.Done():
 	case <-ended:
 	case <-ctx.Done():
 	}

@@ -1,4 +1,4 @@
-package function
+package client
 
 import (
 	"context"
@@ -9,23 +9,24 @@ import (
 	"io"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/levada-io/levada/internal/dataplane/function/wire"
-	"github.com/levada-io/levada/internal/dataplane/source"
 	"github.com/levada-io/levada/internal/flow"
 )
 
-// sourcePipe reads a user-defined source and acknowledges to it, over two streams. See source.v1 in section 3.3 of the contract.
-type sourcePipe struct {
+// Source is the Caller of a user-defined source. It reads and acknowledges, over two streams. See source.v1 in section 3.3 of the contract.
+type Source struct {
 	socket     string
 	maxMessage int
 	reading    *wire.Stream
 
-	acking sync.Mutex
-	acks   *wire.Stream
+	acking  sync.Mutex
+	acks    *wire.Stream
+	ackless atomic.Bool // acks was closed because a context ended
 
 	mu       sync.Mutex
 	reads    time.Time // when the call of Read that is under way began
@@ -36,7 +37,7 @@ type sourcePipe struct {
 // sotRead and sotAck are the handshakes.
 var sotRead, sotAck = mark(2), mark(2)
 
-func openSource(ctx context.Context, socket string, maxMessage int) (*sourcePipe, error) {
+func openSource(ctx context.Context, socket string, maxMessage int) (*Source, error) {
 	reading, err := openStream(ctx, socket, "/source.v1.Source/ReadFn", sotRead, maxMessage)
 	if err != nil {
 		return nil, err
@@ -46,15 +47,16 @@ func openSource(ctx context.Context, socket string, maxMessage int) (*sourcePipe
 		reading.Close()
 		return nil, err
 	}
-	return &sourcePipe{socket: socket, maxMessage: maxMessage, reading: reading, acks: acks}, nil
+	return &Source{socket: socket, maxMessage: maxMessage, reading: reading, acks: acks}, nil
 }
 
-// Call is not what sources are for.
-func (s *sourcePipe) Call(context.Context, []flow.Message, *Part) ([]Outcome, []int, error) {
-	return nil, nil, unusable{fmt.Errorf("a source was called as a function")}
+// Call implements Caller. It is not what sources are for.
+func (s *Source) Call(context.Context, []flow.Message, *Part) ([]Outcome, []int, error) {
+	return nil, nil, Unusable{fmt.Errorf("a source was called as a function")}
 }
 
-func (s *sourcePipe) Oldest() time.Time {
+// Oldest implements Caller.
+func (s *Source) Oldest() time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.reads.IsZero() || !s.asks.IsZero() && s.asks.Before(s.reads) {
@@ -64,7 +66,7 @@ func (s *sourcePipe) Oldest() time.Time {
 }
 
 // note remembers in at that a call is under way, until the function that it returns is called.
-func (s *sourcePipe) note(at *time.Time) (over func()) {
+func (s *Source) note(at *time.Time) (over func()) {
 	set := func(t time.Time) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -74,24 +76,26 @@ func (s *sourcePipe) note(at *time.Time) (over func()) {
 	return func() { set(time.Time{}) }
 }
 
-func (s *sourcePipe) Progress() uint64 {
+// Progress implements Caller.
+func (s *Source) Progress() uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.progress
 }
 
-func (s *sourcePipe) Close() {
+// Close implements Caller.
+func (s *Source) Close() {
 	s.reading.Close()
 	s.acks.Close()
 }
 
-// offset is a message's name at its source.
-type offset struct {
+// Offset is a message's name at its source.
+type Offset struct {
 	bytes     []byte
 	partition int32
 }
 
-func (o offset) append(b []byte) []byte {
+func (o Offset) append(b []byte) []byte {
 	b = append(appendField(b, 1, len(o.bytes)), o.bytes...)
 	if o.partition != 0 {
 		b = binary.AppendUvarint(append(b, 2<<3), uint64(int64(o.partition)))
@@ -99,7 +103,19 @@ func (o offset) append(b []byte) []byte {
 	return b
 }
 
-func (s *sourcePipe) read(limit int, timeout time.Duration) ([]flow.Message, []offset, error) {
+// Read asks for up to limit messages, which the source may wait for. It ends the stream when ctx ends: what had been sent is not acknowledged, and comes
+// again from the next one.
+func (s *Source) Read(ctx context.Context, limit int, timeout time.Duration) ([]flow.Message, []Offset, error) {
+	messages, offsets, err := s.read(ctx, limit, timeout)
+	var status *wire.Status
+	if err != nil && ctx.Err() == nil && !errors.As(err, &status) && !errors.Is(err, io.EOF) {
+		err = &ProtocolError{fmt.Sprintf("the function answered against the contract: %v", err)}
+	}
+	return messages, offsets, err
+}
+
+func (s *Source) read(ctx context.Context, limit int, timeout time.Duration) ([]flow.Message, []Offset, error) {
+	defer context.AfterFunc(ctx, s.reading.Close)()
 	defer s.note(&s.reads)()
 	var request []byte
 	request = binary.AppendUvarint(append(request, 1<<3), uint64(limit))
@@ -109,7 +125,7 @@ func (s *sourcePipe) read(limit int, timeout time.Duration) ([]flow.Message, []o
 		return nil, nil, err
 	}
 	var messages []flow.Message
-	var offsets []offset
+	var offsets []Offset
 	for {
 		msg, err := s.reading.Recv()
 		if err != nil {
@@ -171,7 +187,7 @@ func readStatus(b []byte) (end bool, err error) {
 	return end, err
 }
 
-func decodeSourced(b []byte) (m flow.Message, o offset, err error) {
+func decodeSourced(b []byte) (m flow.Message, o Offset, err error) {
 	hasTime := false
 	err = fields(b, func(f protowire.Number, v []byte, _ uint64) (err error) {
 		switch f {
@@ -220,7 +236,12 @@ func decodeSourced(b []byte) (m flow.Message, o offset, err error) {
 	return m, o, err
 }
 
-func (s *sourcePipe) ack(offsets []offset) error {
+// Ack acknowledges. The stream for it ends when ctx does.
+func (s *Source) Ack(ctx context.Context, offsets []Offset) error {
+	defer context.AfterFunc(ctx, func() {
+		s.ackless.Store(true)
+		s.acks.Close()
+	})()
 	s.acking.Lock()
 	defer s.acking.Unlock()
 	defer s.note(&s.asks)()
@@ -237,110 +258,12 @@ func (s *sourcePipe) ack(offsets []offset) error {
 	return err
 }
 
-// Source is a user-defined source as a source.Reader.
-type Source struct {
-	Function *Function
-	// Timeout is how long the source may wait for messages (limits.readTimeout).
-	Timeout time.Duration
-}
+// CannotAck reports whether the stream for acknowledgements was ended by the end of a context.
+func (s *Source) CannotAck() bool { return s.ackless.Load() }
 
-// Read implements source.Reader.
-func (s *Source) Read(ctx context.Context, limit int) (*source.Batch, error) {
-	for pause := time.Millisecond; ; pause = min(2*pause, emptyPause) {
-		w, err := s.Function.worker(ctx)
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil, err
-			}
-			return nil, &source.PermanentError{Err: err}
-		}
-		p := w.caller.(*sourcePipe)
-		stop := context.AfterFunc(ctx, p.reading.Close) // what it had sent is not acknowledged, and comes again
-		messages, offsets, err := p.read(limit, s.Timeout)
-		stop()
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil, ctx.Err()
-			}
-			var status *wire.Status
-			if !errors.As(err, &status) && !errors.Is(err, io.EOF) {
-				err = &protocolError{fmt.Sprintf("the function answered against the contract: %v", err)}
-			}
-			failure := s.Function.autopsy(ctx, w, err)
-			w.finish()
-			return nil, fmt.Errorf("user-defined source: %s", failure.Error)
-		}
-		if len(messages) > 0 {
-			return &source.Batch{Partition: "0", ByID: true, Messages: messages, Token: &handed{offsets: offsets, acked: make([]bool, len(offsets))}}, nil
-		}
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-	}
-}
-
-// emptyPause is how long to wait at most before a source is asked again that had nothing. Many do not wait themselves: they have nothing as long as the
-// last batch is not acknowledged, and say so at once.
-const emptyPause = 20 * time.Millisecond
-
-// Ack implements source.Reader.
-func (s *Source) Ack(ctx context.Context, b *source.Batch) error {
-	return s.AckPart(ctx, b, 0, len(b.Messages))
-}
-
-// handed are the offsets of a batch, and which of them were acknowledged: a source is told of each once.
-type handed struct {
-	offsets []offset
-	acked   []bool
-}
-
-// AckPart implements source.PartAcker.
-func (s *Source) AckPart(ctx context.Context, b *source.Batch, from, to int) error {
-	h := b.Token.(*handed)
-	var offsets []offset
-	for i := from; i < to; i++ {
-		if !h.acked[i] {
-			offsets = append(offsets, h.offsets[i])
-		}
-	}
-	if len(offsets) == 0 {
-		return nil
-	}
-	w, err := s.Function.worker(ctx)
-	if err != nil {
-		return err
-	}
-	p := w.caller.(*sourcePipe)
-	stop := context.AfterFunc(ctx, p.acks.Close)
-	defer stop()
-	if err := p.ack(offsets); err != nil {
-		if ctx.Err() != nil {
-			w.finish()
-			return context.Cause(ctx)
-		}
-		// A stream that broke takes no more acknowledgements, even where the process lives on.
-		failure := s.Function.autopsy(ctx, w, err)
-		w.finish()
-		return fmt.Errorf("user-defined source: acknowledge: %s", failure.Error)
-	}
-	for i := from; i < to; i++ {
-		h.acked[i] = true
-	}
-	return nil
-}
-
-// Nack implements source.Reader. The vertex keeps the message: it holds the whole batch until all of it is done.
-func (s *Source) Nack(context.Context, *source.Batch, int, time.Duration) bool { return false }
-
-// Pending implements source.Reader.
+// Pending is how many messages the source has; -1 if that is not known.
 func (s *Source) Pending(ctx context.Context) (int64, error) {
-	w, err := s.Function.worker(ctx)
-	if err != nil {
-		return -1, err
-	}
-	answer, err := wire.Call(ctx, w.socket, "/source.v1.Source/PendingFn", nil, 1<<20)
+	answer, err := wire.Call(ctx, s.socket, "/source.v1.Source/PendingFn", nil, 1<<20)
 	if err != nil {
 		return -1, err
 	}
@@ -355,6 +278,3 @@ func (s *Source) Pending(ctx context.Context) (int64, error) {
 	})
 	return max(count, -1), err
 }
-
-// Close implements source.Reader.
-func (s *Source) Close(context.Context) error { return nil }

@@ -1,4 +1,4 @@
-package function
+package client
 
 import (
 	"context"
@@ -47,19 +47,21 @@ func (p *Part) Open(collect func(visit func(i int, o *Outcome))) {
 // Close is called when the call has ended.
 func (p *Part) Close() { p.Open(nil) }
 
-func (p *Part) sending() {
+func (p *Part) noteSending() {
 	if p != nil && p.Sending != nil {
 		p.Sending()
 	}
 }
 
-func (p *Part) queued() {
+// NoteQueued calls Queued. Safe on nil, as the methods below are.
+func (p *Part) NoteQueued() {
 	if p != nil && p.Queued != nil {
 		p.Queued()
 	}
 }
 
-func (p *Part) use(index []int) {
+// Use says which of the messages of MapPart the next call is about; nil: all of them.
+func (p *Part) Use(index []int) {
 	if p == nil {
 		return
 	}
@@ -68,11 +70,11 @@ func (p *Part) use(index []int) {
 	p.index = index
 }
 
-// over reports whether nothing more may be begun.
-func (p *Part) over() bool { return p != nil && p.Until != nil && p.Until.Err() != nil }
+// Over reports whether nothing more may be begun.
+func (p *Part) Over() bool { return p != nil && p.Until != nil && p.Until.Err() != nil }
 
-// done is closed when nothing more may be begun; nil if that never happens.
-func (p *Part) done() <-chan struct{} {
+// Done is closed when nothing more may be begun; nil if that never happens.
+func (p *Part) Done() <-chan struct{} {
 	if p == nil || p.Until == nil {
 		return nil
 	}

@@ -1,4 +1,4 @@
-package function
+package client
 
 import (
 	"context"
@@ -8,8 +8,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/levada-io/levada/internal/dataplane/function/wire"
 	"github.com/levada-io/levada/internal/flow"
@@ -50,7 +48,7 @@ type group struct {
 	byID    func(id []byte) (int, bool)
 	strays  *atomic.Uint64
 	reply   response
-	results []sinkResult // sinks only
+	results []SinkResult // sinks only
 }
 
 func (g *group) answered(i int) bool {
@@ -113,11 +111,11 @@ func (b *batchPipe) Call(ctx context.Context, in []flow.Message, part *Part) ([]
 }
 
 // run sends c in groups of at most limit messages and gathers the answers.
-func (b *batchPipe) run(ctx context.Context, c *call, part *Part, name func(int) string, find func([]byte) (int, bool), results []sinkResult) error {
-	part.queued() // those who wait for the turn get it in their order
+func (b *batchPipe) run(ctx context.Context, c *call, part *Part, name func(int) string, find func([]byte) (int, bool), results []SinkResult) error {
+	part.NoteQueued() // those who wait for the turn get it in their order
 	select {
 	case <-b.turn:
-	case <-part.done():
+	case <-part.Done():
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
@@ -125,7 +123,7 @@ func (b *batchPipe) run(ctx context.Context, c *call, part *Part, name func(int)
 	defer func() { b.turn <- struct{}{} }()
 	stop := context.AfterFunc(ctx, b.stream.Close)
 	defer stop()
-	for first := 0; first < len(c.in) && !part.over(); first += b.limit {
+	for first := 0; first < len(c.in) && !part.Over(); first += b.limit {
 		last := min(first+b.limit, len(c.in))
 		if err := b.runGroup(c, first, last, name, &group{call: c, byID: find, strays: b.strays, results: results}); err != nil {
 			if ctx.Err() != nil {
@@ -171,7 +169,7 @@ func (b *batchPipe) runGroup(c *call, first, last int, name func(int) string, g 
 	if err == nil {
 		if missing := countSent(c.state[first:last]); missing > 0 {
 			b.stream.Close()
-			err = &protocolError{fmt.Sprintf("the function ended a batch of %d with %d messages unanswered", last-first, missing)}
+			err = &ProtocolError{fmt.Sprintf("the function ended a batch of %d with %d messages unanswered", last-first, missing)}
 		}
 	}
 	if err != nil {
@@ -199,9 +197,9 @@ func (b *batchPipe) gather(g *group) error {
 		}
 		end, err := b.codec.answer(msg, g)
 		if err != nil {
-			var p *protocolError
+			var p *ProtocolError
 			if !errors.As(err, &p) {
-				err = &protocolError{fmt.Sprintf("the function answered against the contract: %v", err)}
+				err = &ProtocolError{fmt.Sprintf("the function answered against the contract: %v", err)}
 			}
 			return err
 		}
@@ -224,67 +222,3 @@ func (b *batchPipe) Progress() uint64 {
 }
 
 func (b *batchPipe) Close() { b.stream.Close() }
-
-// sinkResult is a result of sink.v1 for one message.
-type sinkResult struct {
-	set       bool
-	status    uint64
-	err       string
-	serve     []byte
-	onSuccess []byte // SinkResponse.Result.Message
-	nack      []byte
-}
-
-var sinkBatch = batchCodec{
-	method: "/sink.v1.Sink/SinkFn", handshake: mark(3), end: mark(2),
-	request: func(b []byte, m *flow.Message, id string) []byte { return appendInnerRequest(b, &sinkLayout, m, id) },
-	answer: func(msg []byte, g *group) (end bool, err error) {
-		err = fields(msg, func(f protowire.Number, v []byte, _ uint64) error {
-			switch f {
-			case 1:
-				return g.sinkResult(v)
-			case 3:
-				return fields(v, func(f protowire.Number, _ []byte, n uint64) error {
-					end = end || f == 1 && n != 0
-					return nil
-				})
-			}
-			return nil
-		})
-		return end, err
-	},
-}
-
-func (g *group) sinkResult(b []byte) error {
-	var id []byte
-	r := sinkResult{set: true}
-	err := fields(b, func(f protowire.Number, v []byte, n uint64) error {
-		switch f {
-		case 1:
-			id = v
-		case 2:
-			r.status = n
-		case 3:
-			r.err = text(v)
-		case 4:
-			r.serve = v
-		case 5:
-			r.onSuccess = v
-		case 6:
-			r.nack = v
-		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	i, ok := g.byID(id)
-	if !ok {
-		g.strays.Add(1)
-		return nil
-	}
-	if g.answered(i) {
-		g.results[i] = r
-	}
-	return nil
-}

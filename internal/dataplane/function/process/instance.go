@@ -1,4 +1,9 @@
-package function
+// Package process starts user code as a child process with its own socket directory and, where the system allows it, mount namespace; ends it; and says
+// afterwards how it ended.
+//
+// A process has one Instance from Start until it has exited. Whoever ends it says why (Kill), and the first reason counts: a signal that we sent says
+// nothing of the function.
+package process
 
 import (
 	"bufio"
@@ -19,22 +24,19 @@ import (
 	"syscall"
 	"time"
 
-	"google.golang.org/protobuf/encoding/protowire"
-
-	"github.com/levada-io/levada/internal/dataplane/function/wire"
+	"github.com/levada-io/levada/internal/dataplane/function/client"
 )
 
-// instance is one running process of user code.
-type instance struct {
+// Instance is one running process of user code.
+type Instance struct {
 	cfg    *Config
-	dir    string // its sockets and files
-	cmd    *exec.Cmd
+	dir    string    // its sockets and files
+	cmd    *exec.Cmd // started before Start returns it
 	tail   tail
 	exited chan struct{}
 	state  *os.ProcessState // once exited is closed
-	info   *serverInfo
-	socket string
-	killed atomic.Pointer[killing]
+	peer   client.Peer
+	killed atomic.Pointer[Kill] // why this program ended it; the first reason counts
 	// panicked is the line by which it told of a panic, if it did; panicking is closed then.
 	panicked  atomic.Pointer[string]
 	panicking chan struct{}
@@ -46,13 +48,35 @@ type instance struct {
 // ErrStart means that trying again will not help: the command cannot be run, or is not the kind of function it should be.
 var ErrStart = errors.New("function cannot be started")
 
-// startInstance starts the process and returns once it is ready. The directory is made for it and goes with it.
-func startInstance(ctx context.Context, cfg *Config) (*instance, error) {
+// Config says what to run.
+type Config struct {
+	Role    client.Role
+	Command []string
+	// Env is the whole environment, but for what names sockets; see Inherited. Dir is the working directory.
+	Env []string
+	Dir string
+	// Mounts are its volumes. They need CanMount.
+	Mounts []Mount
+	// User is whom it runs as; nil for the user of this process.
+	User *User
+	// SocketRoot is where the process gets its socket directory. The path must be short: Unix sockets allow 107 bytes.
+	SocketRoot string
+	// Concurrency is told to the process.
+	Concurrency int
+	// ReadyTimeout is how long the process may take to become ready.
+	ReadyTimeout time.Duration
+	// Output gets what the process prints, by the line. It is called concurrently; nil: it is not wanted.
+	Output func(line string)
+	Logger *slog.Logger
+}
+
+// Start starts the process and returns once it is ready. The directory is made for it and goes with it.
+func Start(ctx context.Context, cfg *Config) (*Instance, error) {
 	dir, err := os.MkdirTemp(cfg.SocketRoot, "f")
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrStart, err)
 	}
-	i := &instance{cfg: cfg, dir: dir, exited: make(chan struct{}), panicking: make(chan struct{})}
+	i := &Instance{cfg: cfg, dir: dir, peer: client.Peer{Role: cfg.Role, Dir: dir}, exited: make(chan struct{}), panicking: make(chan struct{})}
 	if err := i.exec(); err != nil {
 		_ = os.RemoveAll(dir)
 		return nil, err
@@ -62,7 +86,7 @@ func startInstance(ctx context.Context, cfg *Config) (*instance, error) {
 	defer cancel()
 	if err := i.waitReady(ready); err != nil {
 		i.slow.Stop()
-		i.kill(killing{diedStop, "it was not ready"})
+		i.Kill(Kill{LabelStop, "it was not ready"})
 		return nil, err
 	}
 	return i, nil
@@ -74,7 +98,7 @@ const slowStart = 2 * time.Second
 var errNotReady = errors.New("the time to become ready is over")
 
 // sayWaiting reports what a start waits for.
-func (i *instance) sayWaiting() {
+func (i *Instance) sayWaiting() {
 	reason := "it has not started"
 	if r := i.waitsFor.Load(); r != nil {
 		reason = *r
@@ -88,7 +112,7 @@ func lastLines(s string, n int) string {
 	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }
 
-func (i *instance) exec() error {
+func (i *Instance) exec() error {
 	if len(i.cfg.Command) == 0 {
 		return fmt.Errorf("%w: no command", ErrStart)
 	}
@@ -99,7 +123,7 @@ func (i *instance) exec() error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrStart, err)
 	}
-	if err := createAnnounceFile(filepath.Join(i.dir, announceFile)); err != nil {
+	if err := client.CreateAnnounceFile(filepath.Join(i.dir, client.AnnounceFile)); err != nil {
 		return fmt.Errorf("%w: %w", ErrStart, err)
 	}
 	if err := i.cfg.User.own(i.cfg.SocketRoot, i.dir); err != nil {
@@ -107,7 +131,7 @@ func (i *instance) exec() error {
 	}
 	i.cmd, err = command(i.cfg, i.dir, append([]string{path}, i.cfg.Command[1:]...), func(socketDir string) []string {
 		return append(append([]string(nil), i.cfg.Env...),
-			"LEVADA_SOCKET_DIR="+socketDir, "LEVADA_ANNOUNCE_FILE="+filepath.Join(socketDir, announceFile),
+			"LEVADA_SOCKET_DIR="+socketDir, "LEVADA_ANNOUNCE_FILE="+filepath.Join(socketDir, client.AnnounceFile),
 			fmt.Sprintf("LEVADA_CONCURRENCY=%d", i.cfg.Concurrency), "NUMAFLOW_UD_CONTAINER_TYPE="+string(i.cfg.Role))
 	})
 	if err != nil {
@@ -126,7 +150,7 @@ func (i *instance) exec() error {
 
 // live starts the process and waits for its end, on one thread: the kernel kills the process when the thread that started it ends, and
 // with it, when we do.
-func (i *instance) live(started chan<- error, stdout, stderr io.ReadCloser) {
+func (i *Instance) live(started chan<- error, stdout, stderr io.ReadCloser) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	if err := i.cmd.Start(); err != nil {
@@ -153,7 +177,7 @@ func (i *instance) live(started chan<- error, stdout, stderr io.ReadCloser) {
 }
 
 // copyLines passes on what the process writes, and keeps its end.
-func (i *instance) copyLines(r io.Reader, keep io.Writer) {
+func (i *Instance) copyLines(r io.Reader, keep io.Writer) {
 	lines := bufio.NewReaderSize(r, 16<<10)
 	for {
 		line, err := lines.ReadSlice('\n')
@@ -173,32 +197,22 @@ func (i *instance) copyLines(r io.Reader, keep io.Writer) {
 }
 
 // waitReady waits for the server info, checks it, and waits until the server says that it is ready.
-func (i *instance) waitReady(ctx context.Context) error {
-	at := endpoints[i.cfg.Role]
+func (i *Instance) waitReady(ctx context.Context) error {
 	poll := time.NewTicker(5 * time.Millisecond)
 	defer poll.Stop()
 	waits := ""
 	for {
-		reason := fmt.Sprintf("it did not write %s%s", at.info, whereToListen())
-		if i.info == nil {
-			info, err := i.findInfo(at)
-			if err != nil {
-				return err
-			}
-			i.info = info
+		ready, reason, err := i.askReady(ctx)
+		if err != nil {
+			return err
 		}
-		if i.info != nil {
-			ready, why := i.askReady(ctx, at)
-			if ctx.Err() == nil || waits == "" { // the end of the time is no reason
-				reason = why
-			} else {
-				reason = waits
-			}
-			if ready {
-				reason = "it is ready, but does not answer the handshake on " + filepath.Base(i.socket)
-				i.waitsFor.Store(&reason)
-				return nil
-			}
+		if ctx.Err() != nil && waits != "" { // the end of the time is no reason
+			reason = waits
+		}
+		if ready {
+			reason = "it is ready, but does not answer the handshake on " + i.peer.SocketName()
+			i.waitsFor.Store(&reason)
+			return nil
 		}
 		if reason != waits {
 			waits = reason
@@ -212,39 +226,33 @@ func (i *instance) waitReady(ctx context.Context) error {
 			if !errors.Is(context.Cause(ctx), errNotReady) {
 				return context.Cause(ctx)
 			}
-			return fmt.Errorf("%w: it was not ready within %v: %s. Start the command by itself to see what it does; it must serve a %s with an SDK of Levada or Numaflow%s", ErrStart, i.cfg.ReadyTimeout, waits, at.kind, i.lastWords())
+			return fmt.Errorf("%w: it was not ready within %v: %s. Start the command by itself to see what it does; it must serve a %s with an SDK of Levada or Numaflow%s", ErrStart, i.cfg.ReadyTimeout, waits, i.peer.Kind(), i.lastWords())
 		}
 	}
 }
 
-// askReady asks the server once, and returns why it is not ready.
-func (i *instance) askReady(ctx context.Context, at endpoint) (ready bool, reason string) {
-	if _, err := os.Stat(i.socket); err != nil {
-		return false, "it wrote its server info, but there is no socket " + filepath.Base(i.socket)
+// askReady looks for the server and asks it once. An error means that it will never do.
+func (i *Instance) askReady(ctx context.Context) (ready bool, reason string, err error) {
+	if !i.peer.Found() {
+		found, err := i.peer.Find()
+		if err != nil {
+			return false, "", fmt.Errorf("%w: %w", ErrStart, err)
+		}
+		if !found {
+			return false, fmt.Sprintf("it did not write %s%s", i.peer.InfoFile(), whereToListen()), nil
+		}
 	}
-	call, cancel := context.WithTimeoutCause(ctx, time.Second, errors.New("no answer within 1s"))
-	defer cancel()
-	answer, err := wire.Call(call, i.socket, at.ready, nil, 1<<20)
-	if err != nil {
-		return false, fmt.Sprintf("%s on %s fails: %v", at.ready, filepath.Base(i.socket), err)
-	}
-	err = fields(answer, func(f protowire.Number, _ []byte, n uint64) error {
-		ready = ready || f == 1 && n != 0
-		return nil
-	})
-	if err != nil || !ready {
-		return false, at.ready + " answers that it is not ready"
-	}
-	return true, ""
+	ready, reason = i.peer.AskReady(ctx)
+	return ready, reason, nil
 }
 
 // endedEarly is the error for a process that ended before it was ready. Where a second try cannot help, it says so.
-func (i *instance) endedEarly() error {
+func (i *Instance) endedEarly() error {
 	if b, err := os.ReadFile(filepath.Join(i.dir, enterErrorFile)); err == nil && len(b) > 0 {
 		return fmt.Errorf("%w: %s", ErrStart, b)
 	}
 	words := i.lastWords()
-	err := fmt.Errorf("it ended before it was ready: %s%s", i.ending(), words)
+	err := fmt.Errorf("it ended before it was ready: %s%s", i.Ending(), words)
 	if strings.Contains(words, "ermission denied") || strings.Contains(words, "ead-only file system") {
 		err = fmt.Errorf("%w%s", err, privilegeHint())
 	}
@@ -255,86 +263,51 @@ func (i *instance) endedEarly() error {
 	return err
 }
 
-func (i *instance) findInfo(at endpoint) (*serverInfo, error) {
-	info, err := readServerInfo(filepath.Join(i.dir, at.info))
+// Open opens the way to call it. strays counts answers that nobody asked for.
+func (i *Instance) Open(ctx context.Context, limits client.Limits, strays *atomic.Uint64) (client.Caller, error) {
+	defer i.slow.Stop()
+	c, err := i.peer.Open(ctx, limits, strays, client.Signs{
+		Announced: i.announced,
+		Panicked:  func() bool { return i.panicked.Load() != nil && !i.survived.Load() },
+	})
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrStart, err)
+		words := i.lastWords()
+		i.Kill(Kill{LabelStop, "its stream could not be opened"})
+		return nil, fmt.Errorf("it answers that it is ready, but its stream cannot be opened: %w%s", err, words)
 	}
-	if info == nil {
-		for role, other := range endpoints {
-			if other.info == at.info {
-				continue
-			}
-			if found, _ := readServerInfo(filepath.Join(i.dir, other.info)); found != nil {
-				return nil, fmt.Errorf("%w: it is a %s (it serves as %s), and a %s is needed here", ErrStart, other.kind, role, at.kind)
-			}
-		}
-		return nil, nil
-	}
-	if err := info.check(at.kind); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrStart, err)
-	}
-	socket := at.socket
-	if i.cfg.Role == UDF {
-		mode := info.Metadata["MAP_MODE"]
-		if mode == "" {
-			mode = modeUnary
-		}
-		if socket = modeSocket[mode]; socket == "" {
-			return nil, fmt.Errorf("%w: its map mode is %q, expected %s, %s or %s", ErrStart, mode, modeUnary, modeStream, modeBatch)
-		}
-	}
-	i.socket = filepath.Join(i.dir, socket)
-	return info, nil
+	return c, nil
 }
 
-// open opens the way to call it that both sides know best.
-func (i *instance) open(ctx context.Context, strays *atomic.Uint64) (caller, error) {
-	limit, size := i.cfg.Concurrency, i.cfg.MaxMessage
-	switch i.cfg.Role {
-	case Transformer:
-		return openPipe(ctx, i.socket, &transform, limit, size, strays, i.announced)
-	case UDSink, FallbackSink, OnSuccessSink:
-		b, err := openBatch(ctx, i.socket, &sinkBatch, i.cfg.BatchSize, size, i.cfg.Timeout, strays)
-		if err != nil {
-			return nil, err
-		}
-		return sinkPipe{b}, nil
-	case UDSource:
-		return openSource(ctx, i.socket, size)
-	}
-	switch i.info.Metadata["MAP_MODE"] {
-	case modeBatch:
-		return openBatch(ctx, i.socket, &batchMap, i.cfg.BatchSize, size, i.cfg.Timeout, strays)
-	case modeStream:
-		p, err := openPipe(ctx, i.socket, &streamMap, limit, size, strays, i.announced)
-		if err != nil {
-			return nil, err
-		}
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		p.panicked = func() bool { return i.panicked.Load() != nil && !i.survived.Load() }
-		return p, nil
-	}
-	if i.info.Metadata["LEVADA_BLOCKS"] == "1" && !i.cfg.NoBlocks {
-		return openBlocks(ctx, i.socket, limit, size, strays, i.announced)
-	}
-	return openPipe(ctx, i.socket, &unaryMap, limit, size, strays, i.announced)
+// PID is its process id.
+func (i *Instance) PID() int { return i.cmd.Process.Pid }
+
+// Exited is closed once the process has ended.
+func (i *Instance) Exited() <-chan struct{} { return i.exited }
+
+// LastLine is the last line of its standard error, for logs; the whole is evidence.
+func (i *Instance) LastLine() string { return lastLine(i.tail.String()) }
+
+// Remove removes its files. What it announced is in one of them.
+func (i *Instance) Remove() { _ = os.RemoveAll(i.dir) }
+
+func lastLine(s string) string {
+	s = strings.TrimSpace(s)
+	return s[strings.LastIndexByte(s, '\n')+1:]
 }
 
 // announced makes sure that the process is gone, and returns what it had in user code.
-func (i *instance) announced(ctx context.Context, err error) map[uint64]bool {
-	i.end(200*time.Millisecond, killingFor(err))
+func (i *Instance) announced(ctx context.Context, err error) map[uint64]bool {
+	i.End(200*time.Millisecond, KillFor(err))
 	select {
 	case <-i.exited:
 	case <-ctx.Done():
 		return nil
 	}
-	return readAnnounceFile(filepath.Join(i.dir, announceFile))
+	return client.ReadAnnounceFile(filepath.Join(i.dir, client.AnnounceFile))
 }
 
-// end ends a process that is of no more use: it gets patience to end by itself, and then it is killed, for the given reason.
-func (i *instance) end(patience time.Duration, why killing) {
+// End ends a process that is of no more use: it gets patience to end by itself, and then it is killed, for the given reason.
+func (i *Instance) End(patience time.Duration, why Kill) {
 	t := time.NewTimer(patience)
 	defer t.Stop()
 	select {
@@ -346,31 +319,31 @@ func (i *instance) end(patience time.Duration, why killing) {
 	}
 }
 
-// kill ends it at once and removes its files.
-func (i *instance) kill(why killing) {
-	i.end(0, why)
+// Kill ends it at once and removes its files.
+func (i *Instance) Kill(why Kill) {
+	i.End(0, why)
 	_ = os.RemoveAll(i.dir)
 }
 
-// stop asks it to end, and kills it if it has not after patience.
-func (i *instance) stop(patience time.Duration) {
+// Stop asks it to end, and kills it if it has not after patience.
+func (i *Instance) Stop(patience time.Duration) {
 	i.signal(syscall.SIGTERM)
-	i.end(patience, killing{diedStop, fmt.Sprintf("it did not end within %v of SIGTERM", patience)})
-	if k := i.killed.Load(); k != nil && k.label == diedStop {
+	i.End(patience, Kill{LabelStop, fmt.Sprintf("it did not end within %v of SIGTERM", patience)})
+	if k := i.killed.Load(); k != nil && k.Label == LabelStop {
 		i.cfg.Logger.Warn("function did not end after SIGTERM, process killed", "waited", patience)
 	}
 	_ = os.RemoveAll(i.dir)
 }
 
-// dump asks for a stack (Go programs write it to standard error and end), for the evidence, and then ends it.
-func (i *instance) dump(why killing) {
+// Dump asks for a stack (Go programs write it to standard error and end), for the evidence, and then ends it.
+func (i *Instance) Dump(why Kill) {
 	i.note(why)
 	i.signal(syscall.SIGQUIT)
-	i.end(2*time.Second, why)
+	i.End(2*time.Second, why)
 }
 
 // signal reaches what the process started as well, where it is a shell or a launcher, say: each function is the head of a process group.
-func (i *instance) signal(s syscall.Signal) {
+func (i *Instance) signal(s syscall.Signal) {
 	select {
 	case <-i.exited:
 	default:
@@ -379,7 +352,7 @@ func (i *instance) signal(s syscall.Signal) {
 }
 
 // lastWords is the end of its standard error, for an error message.
-func (i *instance) lastWords() string {
+func (i *Instance) lastWords() string {
 	if t := i.tail.String(); t != "" {
 		return ". Its standard error ends with:\n" + t
 	}
@@ -442,11 +415,4 @@ func (t *tail) stacks() string {
 		return t.String()
 	}
 	return strings.Join(found, "\n\n")
-}
-
-func logger(l *slog.Logger) *slog.Logger {
-	if l == nil {
-		return slog.New(slog.DiscardHandler)
-	}
-	return l
 }

@@ -1,4 +1,4 @@
-package function
+package client
 
 import (
 	"sync/atomic"
@@ -168,8 +168,8 @@ func FuzzAnswers(f *testing.F) {
 		_ = c.outcome(0, b)
 		_, _, _ = decodeSourced(b)
 		_, _ = readStatus(b)
-		_ = debugInfo(b)
-		g := group{call: c, byID: func(id []byte) (int, bool) { n, ok := parseID(id); return int(n), ok && n < 2 }, results: make([]sinkResult, 2), strays: &strayCount}
+		_ = DebugInfo(b)
+		g := group{call: c, byID: func(id []byte) (int, bool) { n, ok := parseID(id); return int(n), ok && n < 2 }, results: make([]SinkResult, 2), strays: &strayCount}
 		_, _ = sinkBatch.answer(b, &g)
 		_, _ = batchMap.answer(b, &g)
 	})

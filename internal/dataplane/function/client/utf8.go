@@ -1,4 +1,4 @@
-package function
+package client
 
 import (
 	"fmt"
@@ -14,10 +14,9 @@ import (
 // metadata come from outside and can be anything, so what we send is made valid before it is encoded: invalid bytes become U+FFFD, as Numaflow
 // makes it of keys and headers of Kafka.
 
-// encodable returns in with strings that protobuf can carry. in itself is not changed; it is returned as it is if all of it is valid.
-func (f *Function) encodable(in []flow.Message) []flow.Message {
-	var out []flow.Message
-	first, n := 0, 0
+// Encodable returns in with strings that protobuf can carry, how many messages had others, and the first of those. in itself is not changed; it is
+// returned as it is if all of it is valid.
+func Encodable(in []flow.Message) (out []flow.Message, replaced, first int) {
 	for i := range in {
 		if validStrings(&in[i]) {
 			continue
@@ -26,20 +25,13 @@ func (f *Function) encodable(in []flow.Message) []flow.Message {
 			out, first = append([]flow.Message(nil), in...), i
 		}
 		makeValid(&out[i])
-		n++
+		replaced++
 	}
 	if out == nil {
-		return in
+		out = in
 	}
-	total := f.replaced.Add(uint64(n))
-	if total == uint64(n) { // once for each function
-		f.cfg.Logger.Warn("message has keys or headers that are not valid UTF-8, invalid bytes replaced by U+FFFD", "id", fmt.Sprintf("%q", in[first].ID), "messages", n)
-	}
-	return out
+	return out, replaced, first
 }
-
-// Replaced is the number of messages so far whose keys, headers or metadata were not valid UTF-8.
-func (f *Function) Replaced() uint64 { return f.replaced.Load() }
 
 func validStrings(m *flow.Message) bool {
 	if !utf8.ValidString(m.ID) {

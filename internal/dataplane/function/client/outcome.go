@@ -1,6 +1,9 @@
-// Package function calls user code: functions, transformers, sinks and sources in processes of their own, over the Numaflow wire contract or
-// in whole blocks where the function can. It starts the processes, starts them again when they die, and finds the messages that kill them.
-package function
+// Package client calls a running server of user code on its Unix sockets: maps, transformers, sinks and sources, over the Numaflow wire contract or in whole
+// blocks where the server can. It knows nothing of how the server was started.
+//
+// A Peer is the server: it is found by the server info in its socket directory. Peer.Open returns a Caller, one stream to it. When the stream ends, each
+// message that was sent and not answered is Suspect, or unsent where the server announces what it has in user code and did not announce that one.
+package client
 
 import (
 	"time"
@@ -22,7 +25,8 @@ type Outcome struct {
 	Reason        string
 	// Failure is set when the verdict is Broken, and says what was in the way so far when it is Suspect.
 	Failure *deadletter.Failure
-	sink    *sinkResult // what a sink answered
+	// Sink is what a sink answered; nil if it did not.
+	Sink *SinkResult
 }
 
 // Verdict is what to do with a message.

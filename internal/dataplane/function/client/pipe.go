@@ -1,4 +1,4 @@
-package function
+package client
 
 import (
 	"context"
@@ -15,8 +15,8 @@ import (
 	"github.com/levada-io/levada/internal/flow"
 )
 
-// caller gives messages to one running process, until it dies.
-type caller interface {
+// Caller gives messages to one running process, until it dies.
+type Caller interface {
 	// Call gives each message to user code. It returns one outcome for each; those that were not answered because the process died, or was ended
 	// because a deadline passed, are Suspect if they had been sent and unsent otherwise. err says why there are such, or that ctx ended.
 	// part may be nil. Once it is over nothing more is sent, and what was not is unsent without an error.
@@ -28,10 +28,10 @@ type caller interface {
 	Close()
 }
 
-// protocolError is an answer that the contract does not allow.
-type protocolError struct{ text string }
+// ProtocolError is an answer that the contract does not allow.
+type ProtocolError struct{ text string }
 
-func (e *protocolError) Error() string { return e.text }
+func (e *ProtocolError) Error() string { return e.text }
 
 // codec is what differs between unary map, stream map and transformers: all send single requests and match answers by id.
 type codec struct {
@@ -60,7 +60,7 @@ type pipe struct {
 	stream *wire.Stream
 	strays *atomic.Uint64 // answers nobody asked for
 	// announced tells which requests were in user code when the process died
-	announced announcements
+	announced Announcements
 
 	sending sync.Mutex
 	out     []byte
@@ -138,7 +138,7 @@ func (c *call) finish() (out []Outcome, notSent []int) {
 }
 
 // openPipe opens the stream and shakes hands. strays is told of answers that nobody asked for.
-func openPipe(ctx context.Context, address string, c *codec, limit, maxMessage int, strays *atomic.Uint64, announced announcements) (*pipe, error) {
+func openPipe(ctx context.Context, address string, c *codec, limit, maxMessage int, strays *atomic.Uint64, announced Announcements) (*pipe, error) {
 	stream, err := openStream(ctx, address, c.method, c.handshake, maxMessage)
 	if err != nil {
 		return nil, err
@@ -246,22 +246,22 @@ func (p *pipe) send(ctx context.Context, c *call, part *Part) error {
 	p.mu.Lock()
 	p.line.join(c)
 	p.mu.Unlock()
-	part.queued()
+	part.NoteQueued()
 	defer func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.line.leave(c)
 	}()
 	c.awaitTurn(ctx, part, p.ended)
-	part.sending()
+	part.noteSending()
 	for next := 0; next < len(c.in); {
 		p.mu.Lock()
 		// Waking for each free slot would cost a switch for each message: wait for some.
 		want := min(len(c.in)-next, max(1, len(p.slots)/4))
-		for p.err == nil && ctx.Err() == nil && !part.over() && len(p.free) < want {
+		for p.err == nil && ctx.Err() == nil && !part.Over() && len(p.free) < want {
 			p.room.Wait()
 		}
-		if part.over() && p.err == nil && ctx.Err() == nil {
+		if part.Over() && p.err == nil && ctx.Err() == nil {
 			defer p.mu.Unlock()
 			c.cut(len(c.in) - next)
 			return nil
@@ -310,7 +310,7 @@ func (p *pipe) receive() {
 				err = p.answer(&r)
 			}
 			if err != nil {
-				err = &protocolError{fmt.Sprintf("the function answered against the contract: %v", err)}
+				err = &ProtocolError{fmt.Sprintf("the function answered against the contract: %v", err)}
 			}
 		}
 		if err != nil {

@@ -1,4 +1,4 @@
-package function
+package client
 
 import (
 	"context"
@@ -12,18 +12,20 @@ const (
 	announceSlots     = 1024
 	announceUnary     = 1 << 63
 	announceIndexBits = 20
-	announceFile      = "announce"
+	// AnnounceFile is the name of the file in the socket directory.
+	AnnounceFile = "announce"
 )
 
-// announcements waits until the process is gone, whose call ended with err, and returns what it had announced; nil if it announces nothing.
-type announcements func(ctx context.Context, err error) map[uint64]bool
+// Announcements waits until the process is gone, whose call ended with err, and returns what it had announced; nil if it announces nothing.
+type Announcements func(ctx context.Context, err error) map[uint64]bool
 
-func createAnnounceFile(path string) error {
+// CreateAnnounceFile makes an empty one.
+func CreateAnnounceFile(path string) error {
 	return os.WriteFile(path, make([]byte, announceSlots*8), 0o600)
 }
 
-// readAnnounceFile returns what is announced; nil if nothing is, as with an SDK that does not know of the file.
-func readAnnounceFile(path string) map[uint64]bool {
+// ReadAnnounceFile returns what is announced; nil if nothing is, as with an SDK that does not know of the file.
+func ReadAnnounceFile(path string) map[uint64]bool {
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return nil

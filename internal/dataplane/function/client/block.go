@@ -1,4 +1,4 @@
-package function
+package client
 
 import (
 	"context"
@@ -19,7 +19,7 @@ import (
 type blockPipe struct {
 	stream    *wire.Stream
 	strays    *atomic.Uint64
-	announced announcements
+	announced Announcements
 
 	sending sync.Mutex
 	out     []byte
@@ -51,7 +51,7 @@ type blockCall struct {
 // maxBlock bounds the bytes of one MapBlock: the SDK takes 64 MiB.
 const maxBlock = 32 << 20
 
-func openBlocks(ctx context.Context, address string, concurrency, maxMessage int, strays *atomic.Uint64, announced announcements) (*blockPipe, error) {
+func openBlocks(ctx context.Context, address string, concurrency, maxMessage int, strays *atomic.Uint64, announced Announcements) (*blockPipe, error) {
 	stream, err := openStream(ctx, address, "/levada.function.v1.BlockMap/MapFn", nil, maxMessage)
 	if err != nil {
 		return nil, err
@@ -119,14 +119,14 @@ func (b *blockPipe) sendAll(ctx context.Context, c *call, part *Part) error {
 	b.mu.Lock()
 	b.line.join(c)
 	b.mu.Unlock()
-	part.queued()
+	part.NoteQueued()
 	defer func() {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		b.line.leave(c)
 	}()
 	c.awaitTurn(ctx, part, b.ended)
-	part.sending()
+	part.noteSending()
 	for next := 0; next < len(c.in); {
 		k, err := b.next(ctx, c, next, part)
 		if err != nil || k == nil {
@@ -174,7 +174,7 @@ func (b *blockPipe) next(ctx context.Context, c *call, first int, part *Part) (*
 		defer context.AfterFunc(ctx, wake)()
 		defer part.onOver(wake)()
 	}
-	for b.err == nil && ctx.Err() == nil && !part.over() && !room() {
+	for b.err == nil && ctx.Err() == nil && !part.Over() && !room() {
 		b.room.Wait()
 	}
 	switch {
@@ -182,7 +182,7 @@ func (b *blockPipe) next(ctx context.Context, c *call, first int, part *Part) (*
 		return nil, b.err
 	case ctx.Err() != nil:
 		return nil, context.Cause(ctx)
-	case part.over():
+	case part.Over():
 		c.cut(len(c.in) - first)
 		return nil, nil
 	}
@@ -263,7 +263,7 @@ func (b *blockPipe) receive() {
 		msg, err := b.stream.Recv()
 		if err == nil {
 			if err = b.answer(msg); err != nil {
-				err = &protocolError{fmt.Sprintf("the function answered against the contract: %v", err)}
+				err = &ProtocolError{fmt.Sprintf("the function answered against the contract: %v", err)}
 			}
 		}
 		if err != nil {
@@ -369,7 +369,7 @@ func (b *blockPipe) Oldest() (t time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, c := range b.calls {
-		t = earliest(t, c.sent)
+		t = Earliest(t, c.sent)
 	}
 	if !t.IsZero() && t.Before(b.moved) {
 		t = b.moved

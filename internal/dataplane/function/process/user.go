@@ -1,4 +1,4 @@
-package function
+package process
 
 import (
 	"errors"
