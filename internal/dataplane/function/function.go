@@ -15,6 +15,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"github.com/levada-io/levada/internal/dataplane/deadletter"
 	"github.com/levada-io/levada/internal/dataplane/function/client"
 	"github.com/levada-io/levada/internal/dataplane/function/process"
@@ -45,6 +47,9 @@ type Config struct {
 	ReadyTimeout time.Duration
 	// MaxMessage is the largest answer, in bytes (NUMAFLOW_GRPC_MAX_MESSAGE_SIZE). Default 64 MiB.
 	MaxMessage int
+	// Attach is a socket directory in which another program starts the function and restarts it. Nothing is started then: Command, Env, Dir, Mounts, User,
+	// SocketRoot and Output are of no use, and the server may appear at any time.
+	Attach string
 	// NoBlocks keeps to the Numaflow contract with functions that could take blocks.
 	NoBlocks bool
 	// Output gets what the process prints, by the line. It is called concurrently.
@@ -106,6 +111,9 @@ type Function struct {
 	changed chan struct{} // closed and replaced when current or failed changes
 	took    time.Duration // what a message takes, about
 
+	// use is how calls and trials of suspects share an attached server; see exclusive.
+	use *semaphore.Weighted
+
 	isolating     sync.Mutex // one isolation at a time
 	lastIsolation atomic.Int64
 	isolated      *worker
@@ -153,7 +161,7 @@ func (f *Function) StopWithin(d time.Duration) { f.patience.Store(int64(d)) }
 
 // New returns a function that Run starts.
 func New(cfg Config) *Function {
-	f := &Function{cfg: cfg.withDefaults(), changed: make(chan struct{})}
+	f := &Function{cfg: cfg.withDefaults(), use: semaphore.NewWeighted(exclusive), changed: make(chan struct{})}
 	f.StopWithin(stopPatience)
 	return f
 }
@@ -222,7 +230,7 @@ func (f *Function) Run(ctx context.Context) error {
 			}
 		} else {
 			if ready {
-				f.cfg.Logger.Info("function runs again", "pid", w.PID())
+				f.cfg.Logger.Info("function runs again", f.which(w)...)
 			}
 			ready, failures = true, 0
 			f.set(w, nil)
@@ -239,7 +247,7 @@ func (f *Function) Run(ctx context.Context) error {
 			w.End(200*time.Millisecond, process.KillFor(nil))
 			w.Close()
 			f.cfg.Died(w.Label())
-			f.cfg.Logger.Warn("function ended, restarting", "how", w.Ending(), "after", time.Since(begun).Round(time.Millisecond), "output", w.LastLine())
+			f.logEnd(w, time.Since(begun))
 			// Callers read what it announced; the files of the one before have been read.
 			retire(w)
 			if w.Progress() > 0 || time.Since(begun) > 5*time.Second {
@@ -256,9 +264,29 @@ func (f *Function) Run(ctx context.Context) error {
 	}
 }
 
+// which names a running function in a log line.
+func (f *Function) which(w *worker) []any {
+	if f.cfg.Attach != "" {
+		return []any{"directory", f.cfg.Attach}
+	}
+	return []any{"pid", w.PID()}
+}
+
+func (f *Function) logEnd(w *worker, after time.Duration) {
+	after = after.Round(time.Millisecond)
+	if f.cfg.Attach != "" {
+		f.cfg.Logger.Warn("function disconnected, reconnecting", "how", w.Ending(), "after", after, "directory", f.cfg.Attach)
+		return
+	}
+	f.cfg.Logger.Warn("function ended, restarting", "how", w.Ending(), "after", after, "output", w.LastLine())
+}
+
 const stopPatience = 5 * time.Second
 
 func (f *Function) start(ctx context.Context) (*worker, error) {
+	if f.cfg.Attach != "" {
+		return f.attach(ctx)
+	}
 	cfg := f.cfg.process()
 	i, err := process.Start(ctx, &cfg)
 	if err != nil {
@@ -292,7 +320,11 @@ func (f *Function) watch(w *worker) {
 		case <-tick.C:
 			now := time.Now()
 			if since := client.Earliest(w.Oldest(), calls.Oldest(now)); !since.IsZero() && now.Sub(since) > f.cfg.Timeout {
-				f.cfg.Logger.Warn("function exceeded its processing timeout, process killed", "timeout", f.cfg.Timeout)
+				what := "process killed"
+				if f.cfg.Attach != "" {
+					what = "connection ended"
+				}
+				f.cfg.Logger.Warn("function exceeded its processing timeout, "+what, "timeout", f.cfg.Timeout)
 				w.Dump(process.Kill{Label: process.LabelHang, Why: fmt.Sprintf("a call took longer than the processing timeout of %v", f.cfg.Timeout)})
 				w.finish()
 				return
@@ -308,6 +340,15 @@ func (f *Function) watch(w *worker) {
 }
 
 func (w *worker) finish() { w.once.Do(func() { close(w.over) }) }
+
+func (w *worker) isOver() bool {
+	select {
+	case <-w.over:
+		return true
+	default:
+		return false
+	}
+}
 
 func (f *Function) set(w *worker, err error) {
 	f.mu.Lock()
@@ -382,6 +423,9 @@ func (f *Function) workerUntil(ctx context.Context, part *Part) (*worker, error)
 		f.mu.Lock()
 		w, err, changed := f.current, f.failed, f.changed
 		f.mu.Unlock()
+		if w != nil && err == nil && w.isOver() { // Run is about to replace it
+			w = nil
+		}
 		if w != nil || err != nil {
 			return w, err
 		}
@@ -468,7 +512,12 @@ func (f *Function) mapOnce(ctx context.Context, in []flow.Message, part *Part) (
 	if w == nil {
 		return make([]Outcome, len(in)), allOf(in), nil
 	}
+	release, err := f.share(ctx, part)
+	if release == nil {
+		return make([]Outcome, len(in)), allOf(in), err
+	}
 	out, unsent, err := w.Call(ctx, in, part)
+	release()
 	if err != nil && ctx.Err() == nil {
 		failure := w.Diagnose(err, f.cfg.Timeout)
 		for i := range out {

@@ -11,11 +11,20 @@ import (
 // Isolate gives suspects to the function again, each alone, in a process of its own beside the one that goes on with the rest. A message that ends
 // that process twice is Broken; the others are innocent, and what was made of them is the outcome.
 //
+// Where another program started the function there is no second process: calls wait until the suspects have been tried, one at a time, in the one there is,
+// after it has come back from each of its ends.
+//
 // Trying each alone finds a message that kills in three deaths whatever the size of the batch it came in; where that would take long, because the
 // function is slow, groups are tried first and halved.
 func (f *Function) Isolate(ctx context.Context, suspects []flow.Message) ([]Outcome, error) {
 	f.isolating.Lock()
 	defer f.isolating.Unlock()
+	if f.cfg.Attach != "" {
+		if f.use.Acquire(ctx, exclusive) != nil {
+			return nil, context.Cause(ctx)
+		}
+		defer f.use.Release(exclusive)
+	}
 	f.lastIsolation.Store(time.Now().UnixNano())
 	// A second process costs memory; it goes when nothing has needed it for a while.
 	defer time.AfterFunc(isolatedIdle, func() {
@@ -57,6 +66,7 @@ func (f *Function) isolate(ctx context.Context, in []flow.Message, out []Outcome
 	}
 	if err != nil {
 		w.Diagnose(err, f.cfg.Timeout)
+		w.finish()
 		f.stopIsolated()
 	}
 	open := unsent
@@ -100,6 +110,7 @@ func (f *Function) confirm(ctx context.Context, one []flow.Message, out *Outcome
 		failure := got[0].Failure
 		if err != nil {
 			failure = w.Diagnose(err, f.cfg.Timeout)
+			w.finish()
 			f.stopIsolated()
 			f.cfg.Died("isolated")
 			if len(unsent) > 0 {
@@ -119,8 +130,11 @@ func (f *Function) confirm(ctx context.Context, one []flow.Message, out *Outcome
 	}
 }
 
-// isolatedWorker returns the process beside the main one, which lives until something kills it or the function is stopped.
+// isolatedWorker returns the process beside the main one, which lives until something kills it or the function is stopped. An attached function has none.
 func (f *Function) isolatedWorker(ctx context.Context) (*worker, error) {
+	if f.cfg.Attach != "" {
+		return f.worker(ctx)
+	}
 	f.mu.Lock()
 	w := f.isolated
 	f.mu.Unlock()

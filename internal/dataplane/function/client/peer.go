@@ -172,3 +172,14 @@ func Settling(c Caller) bool {
 	p, ok := c.(*pipe)
 	return ok && p.unsettled()
 }
+
+// Ended is closed when the stream of c has ended; nil where that shows only with the next call.
+func Ended(c Caller) <-chan struct{} {
+	switch c := c.(type) {
+	case *pipe:
+		return c.ended
+	case *blockPipe:
+		return c.ended
+	}
+	return nil
+}

@@ -1,10 +1,15 @@
 package client
 
 import (
+	"errors"
 	"strings"
 	"time"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/levada-io/levada/internal/dataplane/deadletter"
+	"github.com/levada-io/levada/internal/dataplane/function/wire"
 )
 
 // Earliest of two times, of which zero is none.
@@ -52,3 +57,23 @@ func (u Unusable) Error() string { return u.Err.Error() }
 
 // Unwrap returns the error that it marks.
 func (u Unusable) Unwrap() error { return u.Err }
+
+// Explain completes the failure of a message whose call ended with err, where err says more than that the stream broke. It reports whether it does.
+func Explain(err error, failure *deadletter.Failure) bool {
+	var status *wire.Status
+	var protocol *ProtocolError
+	switch {
+	case errors.As(err, &protocol):
+		failure.Reason, failure.Error = deadletter.Protocol, protocol.Error()
+	case errors.As(err, &status) && status.Code == codes.ResourceExhausted:
+		failure.Reason, failure.Error = deadletter.Oversize, status.Error()
+	case errors.As(err, &status) && strings.Contains(status.Message, "UDF_EXECUTION_ERROR"):
+		failure.Reason, failure.Error, failure.Stack = deadletter.Error, status.Message, DebugInfo(status.Details)
+		if strings.Contains(failure.Stack, "panic") || strings.Contains(status.Message, "panic") {
+			failure.Reason = deadletter.Panic
+		}
+	default:
+		return false
+	}
+	return true
+}

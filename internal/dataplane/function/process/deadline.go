@@ -21,6 +21,9 @@ func (i *Instance) InCode() *InCode {
 
 // Oldest returns when the call that is in user code longest was first seen there; zero if none is, or if the function does not announce its calls.
 func (c *InCode) Oldest(now time.Time) (t time.Time) {
+	if c.path == "" {
+		return t
+	}
 	calls := client.ReadAnnounceFile(c.path)
 	for id := range c.since {
 		if !calls[id] {
@@ -39,3 +42,6 @@ func (c *InCode) Oldest(now time.Time) (t time.Time) {
 	}
 	return t
 }
+
+// NotAnnounced follows a function that announces nothing.
+func NotAnnounced() *InCode { return &InCode{} }

@@ -1,17 +1,12 @@
 package process
 
 import (
-	"errors"
 	"fmt"
-	"strings"
 	"syscall"
 	"time"
 
-	"google.golang.org/grpc/codes"
-
 	"github.com/levada-io/levada/internal/dataplane/deadletter"
 	"github.com/levada-io/levada/internal/dataplane/function/client"
-	"github.com/levada-io/levada/internal/dataplane/function/wire"
 )
 
 // Diagnose ends the process, whose call ended with err while messages were unanswered, and says what is known of why. timeout is that of a message.
@@ -25,21 +20,11 @@ func (i *Instance) Diagnose(err error, timeout time.Duration) *deadletter.Failur
 			failure.Signal = s.Signal().String()
 		}
 	}
-	var status *wire.Status
-	var protocol *client.ProtocolError
 	switch {
 	case killed != nil && killed.Label == LabelHang:
 		failure.Reason, failure.Error = deadletter.Hang, fmt.Sprintf("no answer within %v; the process was killed for it", timeout)
 		failure.Stack, failure.Output = i.tail.stacks(), ""
-	case errors.As(err, &protocol):
-		failure.Reason, failure.Error = deadletter.Protocol, protocol.Error()
-	case errors.As(err, &status) && status.Code == codes.ResourceExhausted:
-		failure.Reason, failure.Error = deadletter.Oversize, status.Error()
-	case errors.As(err, &status) && strings.Contains(status.Message, "UDF_EXECUTION_ERROR"):
-		failure.Reason, failure.Error, failure.Stack = deadletter.Error, status.Message, client.DebugInfo(status.Details)
-		if strings.Contains(failure.Stack, "panic") || strings.Contains(status.Message, "panic") {
-			failure.Reason = deadletter.Panic
-		}
+	case client.Explain(err, failure):
 	case killed != nil && killed.Label == LabelPanic:
 		failure.Reason, failure.Error, failure.Stack = deadletter.Panic, lastLine(*i.panicked.Load()), i.tail.String()
 	case killed != nil:
