@@ -61,7 +61,7 @@ Exit codes:
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.dataDir, "data", "", "data directory (default: .levada/ and the name of the first file, beside it)")
-	flags.StringArrayVar(&f.functions, "function", nil, "VERTEX=COMMAND: the program in the place of a container; also VERTEX/ROLE=COMMAND and PIPELINE/VERTEX=COMMAND")
+	flags.StringArrayVar(&f.functions, "function", nil, "VERTEX=COMMAND: the program in the place of a container, or VERTEX=unix:DIRECTORY, where a program serves that is started elsewhere; also VERTEX/ROLE=COMMAND and PIPELINE/VERTEX=COMMAND")
 	f.containers.register(flags)
 	f.broker.register(flags, "URL of a NATS JetStream broker, instead of the one in this process")
 	flags.IntVar(&f.replicas, "replicas", 1, "replicas of streams, with --nats")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -35,6 +36,8 @@ type attachment struct {
 const labelDisconnect = "disconnect"
 
 const (
+	maxSocketPath = 107 // what a sockaddr_un holds
+
 	attachPoll = 20 * time.Millisecond // while a server is expected
 	attachIdle = 250 * time.Millisecond
 	attachLook = time.Second // how often to look whether an idle server still listens
@@ -85,7 +88,13 @@ func (f *Function) tryAttach(ctx context.Context, a *attachment) (w *worker, rea
 	case err != nil:
 		return nil, err.Error(), true
 	case !found:
+		if _, err := os.Stat(f.cfg.Attach); err != nil {
+			return nil, "there is no such directory", false
+		}
 		return nil, fmt.Sprintf("there is no %s", a.peer.InfoFile()), false
+	}
+	if socket := filepath.Join(a.peer.Dir, a.peer.SocketName()); len(socket) > maxSocketPath {
+		return nil, fmt.Sprintf("the path of its socket has %d bytes, and Unix sockets allow %d: use a shorter directory", len(socket), maxSocketPath), true
 	}
 	if ready, reason := a.peer.AskReady(ctx); !ready {
 		return nil, reason, false

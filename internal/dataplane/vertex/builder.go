@@ -60,7 +60,7 @@ func (b *builder) function(role function.Role, c *v1alpha1.Container) (*function
 	if err != nil {
 		return nil, nil, fmt.Errorf("its %s: %w", role, err)
 	}
-	if pl.command == nil {
+	if pl.command == nil && pl.attach == "" {
 		p, err := builtinFor(pl, role, b.name, catalogue.Options{Args: pl.args, Env: pl.values, Vertex: b.name, Logger: b.v.logger, Stdout: b.env.Stdout, Positions: b.env.positions(b.name)})
 		if err != nil {
 			return nil, nil, err
@@ -75,19 +75,22 @@ func (b *builder) function(role function.Role, c *v1alpha1.Container) (*function
 	if err != nil {
 		return nil, nil, fmt.Errorf("its %s: make the volumes: %w", role, err)
 	}
-	command := pl.command
+	command, runs := pl.command, strings.Join(pl.command, " ")
+	if pl.attach != "" {
+		runs = "at " + pl.attach
+	}
 	timeout := b.env.Timeout
 	if d, ok := v1alpha1.ProcessingTimeout(b.env.Meta, b.name); ok {
 		timeout = d
 	}
 	f := function.New(function.Config{
-		Name: b.name + "/" + string(role), Role: role, Command: command, Env: b.env.environment(pl.values), Mounts: mounts, User: b.env.FunctionUser, SocketRoot: b.env.SocketRoot,
+		Name: b.name + "/" + string(role), Role: role, Command: command, Attach: pl.attach, Env: b.env.environment(pl.values), Mounts: mounts, User: b.env.FunctionUser, SocketRoot: b.env.SocketRoot,
 		Concurrency: b.lim.concurrency, BatchSize: b.lim.batch, Timeout: timeout,
 		Output: b.env.Output(b.name, role), Logger: b.v.logger,
 		Died: func(reason string) { b.metrics.Died(role, reason) },
 	})
 	b.v.functions = append(b.v.functions, f)
-	b.says(string(role) + " " + strings.Join(command, " "))
+	b.says(string(role) + " " + runs)
 	return f, nil, nil
 }
 

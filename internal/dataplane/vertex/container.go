@@ -22,7 +22,8 @@ import (
 
 // plan is what runs for a container. It is decided from the manifest and the flags alone, by the same code for a run and for `levada validate --runnable`.
 type plan struct {
-	command []string // nil: a builtin
+	command []string // nil: a builtin, or what attach says
+	attach  string   // the socket directory of a program that somebody else starts; empty: none
 	image   string
 	args    []string
 	values  map[string]string // variables of the contract and of the manifest
@@ -41,7 +42,7 @@ type mountPlan struct {
 func (e *Env) Check(p manifest.PlacedContainer) error {
 	role := function.Role(p.Role)
 	pl, err := e.plan(p.Vertex, p.Mono, role, p.Container, p.Volumes)
-	if err != nil || pl.command != nil {
+	if err != nil || pl.command != nil || pl.attach != "" {
 		return err
 	}
 	opt := catalogue.Options{Env: pl.values, Args: pl.args, Vertex: p.Vertex}
@@ -85,6 +86,11 @@ func (e *Env) plan(vertex string, mono bool, role function.Role, c *v1alpha1.Con
 	}
 	if p.values, err = e.variables(vertex, mono, c); err != nil {
 		return nil, err
+	}
+	if len(p.command) > 0 && strings.HasPrefix(p.command[0], attachPrefix) {
+		// Its arguments, variables and volumes are the affair of what starts it.
+		p.attach, p.command = strings.TrimPrefix(p.command[0], attachPrefix), nil
+		return p, nil
 	}
 	if c == nil {
 		return p, nil

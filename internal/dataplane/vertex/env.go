@@ -138,6 +138,12 @@ func (e *Env) program(vertex string, role function.Role, c *v1alpha1.Container) 
 	if line == "" {
 		line = v1alpha1.FunctionCommand(e.Meta, vertex, v1alpha1.Role(role))
 	}
+	if dir, ok := strings.CutPrefix(line, attachPrefix); ok {
+		if dir == "" {
+			return nil, "", fmt.Errorf("vertex %s: its %s is %q: expected %sDIRECTORY, where the program serves", vertex, role, line, attachPrefix)
+		}
+		return []string{attachPrefix + e.path(dir)}, "", nil
+	}
 	if line != "" {
 		command, err = shlex.Split(line)
 		if err == nil && len(command) == 0 {
@@ -156,6 +162,9 @@ func (e *Env) program(vertex string, role function.Role, c *v1alpha1.Container) 
 	}
 	return nil, c.Image, nil
 }
+
+// attachPrefix begins what stands for a program that somebody else starts: unix: and the directory in which it serves.
+const attachPrefix = "unix:"
 
 // absolute resolves a command that is a path, like the other paths of a manifest.
 func (e *Env) absolute(command []string) []string {
