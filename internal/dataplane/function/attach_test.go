@@ -12,12 +12,17 @@ import (
 
 	"github.com/levada-io/levada/internal/dataplane/deadletter"
 	"github.com/levada-io/levada/internal/dataplane/function"
+	"github.com/levada-io/levada/internal/dataplane/sink/udsink"
+	"github.com/levada-io/levada/internal/dataplane/source/udsource"
+	"github.com/levada-io/levada/internal/flow"
 )
 
 // keeper runs a program that serves in a directory and restarts it whenever it ends, as a kubelet does with a container beside ours.
 type keeper struct {
 	dir     string
 	command string
+	env     []string
+	role    string // NUMAFLOW_UD_CONTAINER_TYPE
 
 	mu   sync.Mutex
 	cmd  *exec.Cmd
@@ -55,7 +60,7 @@ func (k *keeper) start(t *testing.T) {
 
 func (k *keeper) once() (again bool) {
 	cmd := exec.Command(k.command)
-	cmd.Env = append(os.Environ(), "LEVADA_SOCKET_DIR="+k.dir, "NUMAFLOW_POD=test-0", "NUMAFLOW_REPLICA=0")
+	cmd.Env = append(append(os.Environ(), k.env...), "LEVADA_SOCKET_DIR="+k.dir, "NUMAFLOW_POD=test-0", "NUMAFLOW_REPLICA=0", "NUMAFLOW_UD_CONTAINER_TYPE="+k.role)
 	k.mu.Lock()
 	if k.stop {
 		k.mu.Unlock()
@@ -286,4 +291,43 @@ func TestAttachedFunctionSaysOnceWhatItWaitsFor(t *testing.T) {
 			wantEcho(t, in, out)
 		})
 	}
+}
+
+// A user-defined sink and a source that are started elsewhere are killed and come back: the sink gets each message again that it may not have, the source
+// is read and acknowledged on.
+func TestAttachedSinkAndSourceAreReconnected(t *testing.T) {
+	t.Run("sink", func(t *testing.T) {
+		k := newKeeper(t, example(t, "log-sink"))
+		k.role = string(function.UDSink)
+		k.start(t)
+		f, _ := attached(t, function.Config{Attach: k.dir, Role: function.UDSink})
+		for range 3 {
+			results, err := udsink.Sink{Function: f}.Write(t.Context(), &flow.Block{Messages: messages(50, number)})
+			if err != nil || results != nil {
+				t.Fatalf("%+v, %v", results, err)
+			}
+			k.kill()
+		}
+	})
+	t.Run("source", func(t *testing.T) {
+		path, err := os.Executable()
+		if err != nil {
+			t.Fatal(err)
+		}
+		k := newKeeper(t, path)
+		k.env, k.role = []string{asFunction + "=source"}, string(function.UDSource)
+		k.start(t)
+		f, _ := attached(t, function.Config{Attach: k.dir, Role: function.UDSource})
+		s := &udsource.Source{Function: f, Timeout: time.Second}
+		for range 3 {
+			b, err := s.Read(t.Context(), 1)
+			for err != nil && t.Context().Err() == nil { // the one that was killed is not yet back
+				b, err = s.Read(t.Context(), 1)
+			}
+			if err != nil || len(b.Messages) == 0 {
+				t.Fatalf("%+v, %v", b, err)
+			}
+			k.kill()
+		}
+	})
 }
