@@ -229,7 +229,7 @@ func (a *api) replay(w http.ResponseWriter, req *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return p.Inject(l.Vertex, func() error { return replay(req.Context(), p.letters, l, into(p.buffers(l.Vertex))) })
+	return p.Inject(l.Vertex, func() error { return replay(req.Context(), p.letters, l, into(p.writers(l.Vertex))) })
 }
 
 // replay gives a letter to its vertex once more, as a new message, and drops it once that is durable. The message is told by its id, so that a replay that
@@ -251,7 +251,7 @@ func replay(ctx context.Context, store *deadletter.Store, l *deadletter.Letter, 
 }
 
 // into writes to the first of the partitions that this process reads; nil if there is none.
-func into(parts []*buffer.Partition) func(context.Context, *flow.Block, *flow.Encoder) error {
+func into(parts []*buffer.Writer) func(context.Context, *flow.Block, *flow.Encoder) error {
 	if len(parts) == 0 {
 		return nil
 	}

@@ -24,7 +24,6 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/deadletter"
 	"github.com/levada-io/levada/internal/dataplane/naming"
 	"github.com/levada-io/levada/internal/dataplane/natslink"
-	"github.com/levada-io/levada/internal/flow"
 )
 
 // DeadLetters are the dead letters of a data directory, through the run that uses it or, when there is none, from the directory itself.
@@ -245,10 +244,11 @@ func (l *localLetters) Replay(ctx context.Context, pipeline, name string) error 
 		return err
 	}
 	// A process somewhere else may be reading the buffer: it is written to and nothing else.
-	write := func(ctx context.Context, h *flow.Block, e *flow.Encoder) error {
-		return buffer.Append(ctx, driver, stream, h, e)
+	w, err := buffer.OpenWriter(ctx, driver, buffer.Options{Name: stream})
+	if err != nil {
+		return errors.Join(err, driver.Close())
 	}
-	return errors.Join(replay(ctx, s.Store, letter, write), driver.Close())
+	return errors.Join(replay(ctx, s.Store, letter, into([]*buffer.Writer{w})), w.Close())
 }
 
 // place finds the state bucket and the first partition of a vertex. stream is empty if the vertex has no buffer.

@@ -50,7 +50,11 @@ func TestReplayFromElsewhereLeavesTheRunningReaderAlone(t *testing.T) {
 	var e flow.Encoder
 	e.Reset(1)
 	e.Append(&flow.Message{ID: "in/0", Pos: 1, Value: []byte("first")})
-	if err := buffer.Append(ctx, driver, "cat", &flow.Block{Lane: "in/0", Lo: 1, Hi: 1}, &e); err != nil {
+	w, err := reader.Write(ctx, &flow.Block{Lane: "in/0", Lo: 1, Hi: 1}, &e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Wait(ctx); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := reader.Read(ctx); err != nil {

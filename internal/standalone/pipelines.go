@@ -65,8 +65,8 @@ func (r *runner) env(p *Pipeline, meta metav1.Object) *vertex.Env {
 	commands := commandsFor(r.cfg.Commands, p.Name)
 	env := &vertex.Env{
 		Namespace: p.Namespace, Pipeline: p.Name, Owner: p.store.Owner, Meta: meta, State: p.store.State, DeadLetters: p.letters, Metrics: r.metrics.Namespace(p.Namespace),
-		Partitions: p.buffers,
-		Logger:     r.log.With("pipeline", p.Name), SocketRoot: r.sockets, Dir: r.cfg.Dir, Data: r.cfg.DataDir, Files: &r.files, Commands: commands, Timeout: r.cfg.FunctionTimeout,
+		Readers: p.readers, Writers: p.writers,
+		Logger: r.log.With("pipeline", p.Name), SocketRoot: r.sockets, Dir: r.cfg.Dir, Data: r.cfg.DataDir, Files: &r.files, Commands: commands, Timeout: r.cfg.FunctionTimeout,
 		Secret: r.secrets.get, Values: r.secrets.all, FunctionEnv: r.cfg.FunctionEnv, FunctionUser: r.cfg.FunctionUser, ListenHTTP: r.cfg.ListenHTTP, Stdin: r.cfg.Stdin, Stdout: r.cfg.Stdout,
 		Output: func(v string, role function.Role) func(string) {
 			return func(line string) { r.cfg.Output(p.Name, v, role, line) }
@@ -157,10 +157,18 @@ func (r *runner) pipeline(ctx context.Context, m *v1alpha1.Pipeline) (*Pipeline,
 	return p, nil
 }
 
-// buffers are the partitions of a vertex's buffer.
-func (p *Pipeline) buffers(vertex string) (all []*buffer.Partition) {
+// readers are the reading ends of a vertex's buffer, one for each partition.
+func (p *Pipeline) readers(vertex string) (all []*buffer.Reader) {
 	for _, in := range p.partitions[vertex] {
-		all = append(all, in.Partition)
+		all = append(all, in.Partition.Reader)
+	}
+	return all
+}
+
+// writers are the writing ends of a vertex's buffer, one for each partition.
+func (p *Pipeline) writers(vertex string) (all []*buffer.Writer) {
+	for _, in := range p.partitions[vertex] {
+		all = append(all, in.Partition.Writer)
 	}
 	return all
 }

@@ -2,44 +2,49 @@ package buffer
 
 import (
 	"bytes"
-	"slices"
 
 	"github.com/levada-io/levada/internal/flow"
 )
 
-// chunked is a block of which some chunks have come.
-type chunked struct {
+// assembler puts blocks together from the entries that they are stored in.
+type assembler struct {
+	// open are the blocks of which some pieces have come, by the id that their pieces share.
+	open map[string]*openBlock
+}
+
+// openBlock is a block of which some pieces have come. Invariant: 0 < left < len(parts).
+type openBlock struct {
 	lane   string
 	lo, hi uint64
-	parts  [][]byte
-	seqs   []uint64
+	parts  [][]byte // nil for those that have not come
+	seqs   []uint64 // of the entries that came, as they came
 	left   int
 }
 
-// assemble returns the block that an entry is or completes, with all its sequences; nil when more must come.
-// From then on the entry is held.
-func (p *Partition) assemble(e Entry) (*flow.Block, []uint64, error) {
+// assembled is what an entry makes.
+type assembled struct {
+	messages int         // those that the entry counts as
+	block    *flow.Block // the block that it is or completes; nil if more must come
+	seqs     []uint64    // of all entries of the block, also if it turns out to be damaged
+}
+
+// add takes the next entry. The error is that of a damaged one.
+func (a *assembler) add(e Entry) (assembled, error) {
 	if !isChunk(e.Data) {
 		b, err := flow.Decode(e.Data)
 		if err != nil {
-			return nil, nil, err
+			return assembled{}, err
 		}
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		p.held[e.Seq] = &held{messages: len(b.Messages), bytes: len(e.Data), stored: e.Stored.UnixNano(), base: p.baseOf(e)}
-		return b, []uint64{e.Seq}, nil
+		return assembled{messages: len(b.Messages), block: b, seqs: []uint64{e.Seq}}, nil
 	}
 	c, err := decodeChunk(e.Data)
 	if err != nil {
-		return nil, nil, err
+		return assembled{}, err
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.held[e.Seq] = &held{messages: c.messages, bytes: len(e.Data), stored: e.Stored.UnixNano(), base: p.baseOf(e)}
-	k := p.chunks[c.id]
+	k := a.open[c.id]
 	if k == nil || len(k.parts) != c.count {
-		k = &chunked{lane: c.lane, lo: c.lo, hi: c.hi, parts: make([][]byte, c.count), left: c.count}
-		p.chunks[c.id] = k
+		k = &openBlock{lane: c.lane, lo: c.lo, hi: c.hi, parts: make([][]byte, c.count), left: c.count}
+		a.open[c.id] = k
 	}
 	if k.parts[c.index] == nil {
 		k.parts[c.index] = c.data
@@ -47,41 +52,45 @@ func (p *Partition) assemble(e Entry) (*flow.Block, []uint64, error) {
 	}
 	k.seqs = append(k.seqs, e.Seq)
 	if k.left > 0 {
-		return nil, nil, nil
+		return assembled{messages: c.messages}, nil
 	}
-	delete(p.chunks, c.id)
-	var whole []byte
-	for _, part := range k.parts {
-		whole = append(whole, part...)
-	}
-	b, err := flow.Decode(whole)
-	if err != nil {
-		return nil, nil, err
-	}
-	return b, k.seqs, nil
+	delete(a.open, c.id)
+	b, err := flow.Decode(bytes.Join(k.parts, nil))
+	return assembled{messages: c.messages, block: b, seqs: k.seqs}, err
 }
 
-// staleChunks gives up blocks that will never be whole: their writer crashed in the middle, and has since written them otherwise.
-func (p *Partition) staleChunks(b *flow.Block) (seqs []uint64) {
-	for id, k := range p.chunks {
+// stale returns the entries of each block that will never be whole, and forgets them: its writer crashed in the middle, and has since written b.
+func (a *assembler) stale(b *flow.Block) (groups [][]uint64) {
+	for id, k := range a.open {
 		if k.lane == b.Lane && (k.hi <= b.Floor || len(b.Cover) == 0 && b.Lo <= k.lo && k.hi <= b.Hi) {
-			p.tie(k.seqs)
-			seqs = append(seqs, k.seqs...)
-			delete(p.chunks, id)
+			groups = append(groups, k.seqs)
+			delete(a.open, id)
+		}
+	}
+	return groups
+}
+
+// rest returns the entries of each block that is not whole, and forgets them.
+func (a *assembler) rest() (groups [][]uint64) {
+	for _, k := range a.open {
+		groups = append(groups, k.seqs)
+	}
+	clear(a.open)
+	return groups
+}
+
+// waiting are the entries of blocks that are not whole.
+func (a *assembler) waiting() map[uint64]bool {
+	seqs := map[uint64]bool{}
+	for _, k := range a.open {
+		for _, seq := range k.seqs {
+			seqs[seq] = true
 		}
 	}
 	return seqs
 }
 
-// tie makes the floor pass these entries together. mu is held.
-func (p *Partition) tie(seqs []uint64) {
-	last := slices.Max(seqs)
-	for _, s := range seqs {
-		p.held[s].last = last
-	}
-}
-
-// pieces puts blocks together for their header, where a whole Partition is not at hand.
+// pieces puts blocks together for their header, where entries are looked at and not read.
 type pieces map[string][][]byte
 
 // whole returns the header and the bytes of the block that a chunk completes, or nil.

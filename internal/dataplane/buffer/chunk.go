@@ -58,7 +58,7 @@ func split(id string, h *flow.Block, messages int, data []byte, max int) []part 
 		b = append(b, id...)
 		b = append(b, data[i*size:min(len(data), (i+1)*size)]...)
 		binary.LittleEndian.PutUint32(b[3:], crc32.ChecksumIEEE(b[chunkHead:]))
-		parts[i] = part{id: id + "#" + strconv.Itoa(i), data: b}
+		parts[i] = part{id: id + "#" + strconv.Itoa(i), data: b, messages: n}
 	}
 	return parts
 }
@@ -116,4 +116,13 @@ func headOf(data []byte) (*flow.Block, int, error) {
 		return nil, 0, err
 	}
 	return &flow.Block{Lane: c.lane, Lo: c.lo, Hi: c.hi, Cover: c.cover, Floor: c.floor}, c.messages, nil
+}
+
+// MessagesIn is how many messages stored data counts as; 0 if it is damaged.
+func MessagesIn(data []byte) int {
+	_, n, err := headOf(data)
+	if err != nil {
+		return 0
+	}
+	return n
 }

@@ -9,65 +9,71 @@ import (
 	"github.com/levada-io/levada/internal/flow"
 )
 
-// findAtOnce bounds how many entries are looked for in one call of Driver.Find: they are in memory together.
+// findAtOnce bounds how many entries are looked for in one call of Log.Find: they are in memory together.
 const findAtOnce = 64
 
 // next gives the entry behind the last one, from the cursor or, where the cursor met nothing, from the store itself. When the store does not have it
 // anywhere, that is damage; the entry after it comes if Options.OnCorrupt says so.
-func (p *Partition) next(ctx context.Context) (Entry, error) {
+func (r *Reader) next(ctx context.Context) (Entry, error) {
 	for {
-		expected := p.expected()
-		for len(p.ahead) > 0 && p.ahead[0].Seq < expected {
-			p.ahead = p.ahead[1:]
+		expected := r.expected()
+		for len(r.ahead) > 0 && r.ahead[0].Seq < expected {
+			r.ahead = r.ahead[1:]
 		}
-		if len(p.ahead) > 0 && p.ahead[0].Seq == expected {
-			e := p.ahead[0]
-			p.ahead = p.ahead[1:]
+		if len(r.ahead) > 0 && r.ahead[0].Seq == expected {
+			e := r.ahead[0]
+			r.ahead = r.ahead[1:]
 			return e, nil
 		}
-		var last uint64 // the entries up to here are stored, and the cursor gave none of them
-		if len(p.ahead) > 0 {
-			last = p.ahead[0].Seq - 1
-		} else {
-			e, err := p.await(ctx)
-			var late *lateError
-			switch {
-			case errors.As(err, &late):
-				last = late.last
-			case err != nil:
-				return Entry{}, err
-			case e.Seq <= expected:
-				p.ahead = append(p.ahead, e)
-				continue
-			default:
-				p.ahead = append(p.ahead, e)
-				last = e.Seq - 1
-			}
+		last, err := r.gapUpTo(ctx)
+		if err != nil {
+			return Entry{}, err
 		}
 		if last < expected {
 			continue
 		}
-		last = min(last, expected+findAtOnce-1)
-		found, err := p.find(ctx, expected, last)
-		if err != nil {
+		if err := r.fill(ctx, expected, min(last, expected+findAtOnce-1)); err != nil {
 			return Entry{}, err
 		}
-		if len(found) > 0 && found[0].Seq == expected {
-			p.ahead = append(found, p.ahead...)
-			continue
-		}
-		if len(found) > 0 {
-			last = found[0].Seq - 1
-			p.ahead = append(found, p.ahead...)
-		}
-		if err := p.damaged(ctx, expected, last, nil, missing(expected, last)); err != nil {
-			return Entry{}, err
-		}
-		p.mu.Lock()
-		p.read = last
-		p.mu.Unlock()
-		p.skip(ctx, expected, last+1)
 	}
+}
+
+// gapUpTo waits until something is known to be stored, and returns up to where the cursor gave none of it. What it gave instead is in ahead then.
+func (r *Reader) gapUpTo(ctx context.Context) (last uint64, err error) {
+	if len(r.ahead) > 0 {
+		return r.ahead[0].Seq - 1, nil
+	}
+	e, err := r.await(ctx)
+	if late, ok := errors.AsType[*lateError](err); ok {
+		return late.last, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	r.ahead = append(r.ahead, e)
+	return e.Seq - 1, nil
+}
+
+// fill looks in the store for entries that the cursor did not give, and passes those that are nowhere if it may.
+func (r *Reader) fill(ctx context.Context, first, last uint64) error {
+	found, err := r.log.find(ctx, first, last)
+	if err != nil {
+		return err
+	}
+	r.ahead = append(found, r.ahead...)
+	if len(found) > 0 {
+		if last = found[0].Seq - 1; last < first {
+			return nil
+		}
+	}
+	if err := r.damage.found(ctx, first, last, nil, missing(first, last)); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	r.read = last
+	r.mu.Unlock()
+	r.skip(first, last)
+	return nil
 }
 
 func missing(first, last uint64) error {
@@ -75,13 +81,13 @@ func missing(first, last uint64) error {
 }
 
 // expected is the sequence that must come next.
-func (p *Partition) expected() uint64 {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if next := p.read + 1; next != p.lostEnd.Lo {
+func (r *Reader) expected() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if next := r.read + 1; next != r.lostEnd.Lo {
 		return next
 	}
-	return p.lostEnd.Hi + 1
+	return r.lostEnd.Hi + 1
 }
 
 // lateError ends a wait for the cursor that gives nothing, although entries up to last are stored.
@@ -90,19 +96,19 @@ type lateError struct{ last uint64 }
 func (*lateError) Error() string { return "the cursor gives nothing" }
 
 // await waits for the cursor. Run ends the wait with a lateError.
-func (p *Partition) await(ctx context.Context) (Entry, error) {
+func (r *Reader) await(ctx context.Context) (Entry, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	p.mu.Lock()
-	p.waiting, p.waitingSince = cancel, time.Now()
-	p.mu.Unlock()
-	e, err := p.driver.Next(ctx)
-	p.mu.Lock()
-	p.waiting = nil
-	if p.waited += time.Since(p.waitingSince); err == nil {
-		p.waited = 0
+	r.mu.Lock()
+	r.waiting, r.waitingSince = cancel, time.Now()
+	r.mu.Unlock()
+	e, err := r.driver.Next(ctx)
+	r.mu.Lock()
+	r.waiting = nil
+	if r.waited += time.Since(r.waitingSince); err == nil {
+		r.waited = 0
 	}
-	p.mu.Unlock()
+	r.mu.Unlock()
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
@@ -113,83 +119,105 @@ func (p *Partition) await(ctx context.Context) (Entry, error) {
 const lateAfter = 2 * time.Second
 
 // checkLate ends the wait for a cursor that does not give what is stored: its server may have lost it, or the request.
-func (p *Partition) checkLate(ctx context.Context) {
-	p.mu.Lock()
-	waiting, waited := p.waiting, p.waited+time.Since(p.waitingSince)
-	p.mu.Unlock()
+func (r *Reader) checkLate(ctx context.Context) {
+	r.mu.Lock()
+	waiting, waited := r.waiting, r.waited+time.Since(r.waitingSince)
+	r.mu.Unlock()
 	if waiting == nil || waited < lateAfter {
 		return
 	}
-	bounds, err := p.driver.Bounds(ctx)
-	if err != nil || bounds.Last < p.expected() {
+	bounds, err := r.driver.Bounds(ctx)
+	if err != nil || bounds.Last < r.expected() {
 		return
 	}
 	waiting(&lateError{bounds.Last})
 }
 
-// find asks the store and its replicas, for as long as it takes to ask all.
-func (p *Partition) find(ctx context.Context, lo, hi uint64) ([]Entry, error) {
+// finder looks for what is stored, in the log and in every replica of it, for as long as it takes to ask all.
+type finder struct {
+	log Log
+	retrier
+}
+
+// find returns the entries from lo to hi that are there as they were written.
+func (f finder) find(ctx context.Context, lo, hi uint64) ([]Entry, error) {
 	var found []Entry
-	err := p.insist(ctx, fmt.Sprintf("reading stored blocks %d to %d", lo, hi), func(ctx context.Context) (err error) {
-		found, err = p.driver.Find(ctx, lo, hi, func(e Entry) bool { return intact(e.Data) })
+	err := f.insist(ctx, fmt.Sprintf("reading stored blocks %d to %d", lo, hi), func(ctx context.Context) (err error) {
+		found, err = f.log.Find(ctx, lo, hi, func(e Entry) bool { return intact(e.Data) })
 		return err
 	})
 	return found, err
 }
 
 // scan visits all that is stored, also what only some replica has. It returns the sequence after the last entry that is there.
-func (p *Partition) scan(ctx context.Context, bounds Bounds, visit func(Entry)) (next uint64, err error) {
-	next = bounds.First
-	from := bounds.First // what is before it was visited, or looked for and is nowhere
-	see := func(e Entry) {
-		next, from = e.Seq+1, e.Seq+1
-		visit(e)
+func (f finder) scan(ctx context.Context, bounds Bounds, visit func(Entry)) (next uint64, err error) {
+	s := scan{finder: f, last: bounds.Last, from: bounds.First, next: bounds.First, visit: visit}
+	// A cursor that stalls is tried again once, behind what was looked for instead: that may have made a replica the leader that has the rest.
+	for stalls := 0; s.from <= s.last; stalls++ {
+		stalled, err := s.pass(ctx)
+		if err != nil {
+			return 0, err
+		}
+		look := s.last
+		if stalled && stalls == 0 {
+			look = min(look, s.from+findAtOnce-1)
+		}
+		if err := s.fill(ctx, look); err != nil {
+			return 0, err
+		}
 	}
-	fill := func(hi uint64) error {
-		for from <= hi {
-			to := min(hi, from+findAtOnce-1)
-			found, err := p.find(ctx, from, to)
-			if err != nil {
+	return s.next, nil
+}
+
+// scan is one visit of all that is stored.
+type scan struct {
+	finder
+	last  uint64 // the last entry to visit
+	from  uint64 // what is before it was visited, or looked for and is nowhere
+	next  uint64 // the sequence after the last entry that is there; next <= from
+	visit func(Entry)
+}
+
+func (s *scan) see(e Entry) {
+	s.next, s.from = e.Seq+1, e.Seq+1
+	s.visit(e)
+}
+
+// pass visits what a cursor meets, and looks for what it jumps over. stalled says that it gave no more before the end.
+func (s *scan) pass(ctx context.Context) (stalled bool, err error) {
+	err = s.insist(ctx, fmt.Sprintf("reading stored blocks from %d", s.from), func(ctx context.Context) error {
+		err := s.log.Scan(ctx, s.from, func(e Entry) error {
+			if e.Seq > s.last {
+				return nil
+			}
+			if err := s.fill(ctx, e.Seq-1); err != nil {
 				return err
 			}
-			for _, e := range found {
-				see(e)
-			}
-			from = to + 1
-		}
-		return nil
-	}
-	// A cursor that stalls is tried again once, behind what was looked for instead: that may have made a replica the leader that has the rest.
-	for stalls := 0; from <= bounds.Last; stalls++ {
-		var stalled error
-		err := p.insist(ctx, fmt.Sprintf("reading stored blocks from %d", from), func(ctx context.Context) error {
-			err := p.driver.Scan(ctx, from, func(e Entry) error {
-				if e.Seq > bounds.Last {
-					return nil
-				}
-				if err := fill(e.Seq - 1); err != nil {
-					return err
-				}
-				see(e)
-				return nil
-			})
-			if errors.Is(err, ErrStalled) {
-				stalled, err = err, nil
-			}
-			return err
+			s.see(e)
+			return nil
 		})
-		look := bounds.Last
-		switch {
-		case err != nil:
-			return 0, err
-		case stalled != nil && stalls == 0:
-			look = min(look, from+findAtOnce-1)
+		if stalled = errors.Is(err, ErrStalled); stalled {
+			return nil
 		}
-		if err := fill(look); err != nil {
-			return 0, err
+		return err
+	})
+	return stalled, err
+}
+
+// fill looks for all from where the visit is up to hi.
+func (s *scan) fill(ctx context.Context, hi uint64) error {
+	for s.from <= hi {
+		to := min(hi, s.from+findAtOnce-1)
+		found, err := s.find(ctx, s.from, to)
+		if err != nil {
+			return err
 		}
+		for _, e := range found {
+			s.see(e)
+		}
+		s.from = to + 1
 	}
-	return next, nil
+	return nil
 }
 
 // intact reports whether data is what was written.

@@ -17,23 +17,39 @@ var (
 // unsavedAfter is how long saving the state may fail before that is trouble.
 const unsavedAfter = 10 * time.Second
 
-// Health returns what keeps the partition from taking or giving messages, and does not pass at once; nil if nothing does. A partition that is full because its
-// reader is slow is well.
-func (p *Partition) Health() error {
-	p.mu.Lock()
-	failed, since := p.failed, p.unsaved
-	p.mu.Unlock()
-	if p.gone.Load() {
-		return fmt.Errorf("%w: buffer %s: %w", ErrDamaged, p.opt.Name, ErrMissing)
+// Health returns what keeps the partition from taking messages, and does not pass at once; nil if nothing does. A partition that is full because its reader
+// is slow is healthy.
+func (w *Writer) Health() error {
+	if w.tail.gone.Load() {
+		return fmt.Errorf("%w: buffer %s: %w", ErrDamaged, w.opt.Name, ErrMissing)
 	}
+	if lost := w.tail.lostEnd(); lost != nil {
+		return fmt.Errorf("%w: buffer %s: %w", ErrDamaged, w.opt.Name, lost)
+	}
+	return w.refusedRoom()
+}
+
+// refusedRoom returns why the last write was refused, if the store has no room.
+func (w *Writer) refusedRoom() error {
+	if full := w.refused.Load(); full != nil {
+		return fmt.Errorf("%w: buffer %s: %w", ErrStoreFull, w.opt.Name, *full)
+	}
+	return nil
+}
+
+// Health returns what keeps the partition from giving messages, and does not pass at once; nil if nothing does.
+func (r *Reader) Health() error {
+	if r.tail.gone.Load() {
+		return fmt.Errorf("%w: buffer %s: %w", ErrDamaged, r.opt.Name, ErrMissing)
+	}
+	r.mu.Lock()
+	failed, since := r.failed, r.unsaved
+	r.mu.Unlock()
 	if failed != nil {
 		return fmt.Errorf("%w: %w", ErrDamaged, failed)
 	}
-	if full := p.refused.Load(); full != nil {
-		return fmt.Errorf("%w: buffer %s: %w", ErrStoreFull, p.opt.Name, *full)
-	}
 	if !since.IsZero() && time.Since(since) > unsavedAfter {
-		return fmt.Errorf("buffer %s: its state has not been saved since %s", p.opt.Name, since.UTC().Format(time.RFC3339))
+		return fmt.Errorf("buffer %s: its state has not been saved since %s", r.opt.Name, since.UTC().Format(time.RFC3339))
 	}
 	return nil
 }

@@ -3,6 +3,8 @@ package buffer
 import (
 	"context"
 	"fmt"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/levada-io/levada/internal/flow"
@@ -24,131 +26,157 @@ import (
 // lostEndAfter is how long a store must say that it ends too early before it is believed.
 const lostEndAfter = 10 * time.Second
 
+// tail is what a process knows about the end of a log. The writer and the reader of a partition share it if they are in one process.
+type tail struct {
+	// known is the highest sequence that this process knows to be stored, or to have been. It never falls.
+	known atomic.Uint64
+	// opened is the last sequence that was stored when the partition was opened, stored the number of entries that this process has seen being stored since.
+	// Invariant: opened + stored is at most the last sequence stored. It is less while an entry is stored whose acknowledgement was lost.
+	opened, stored atomic.Uint64
+	gone           atomic.Bool // the log is missing
+
+	mu    sync.Mutex
+	given sequences // what the store gave to this process's entries
+	lost  error     // not nil once the store is known to have lost its end
+}
+
+// open notes what is stored before this process writes anything.
+func (t *tail) open(last uint64) {
+	t.opened.Store(last)
+	t.know(last)
+}
+
 // know notes that the store has an entry of that sequence.
-func (p *Partition) know(seq uint64) {
+func (t *tail) know(seq uint64) {
 	for {
-		known := p.known.Load()
-		if seq <= known || p.known.CompareAndSwap(known, seq) {
+		known := t.known.Load()
+		if seq <= known || t.known.CompareAndSwap(known, seq) {
 			return
 		}
 	}
 }
 
-// acknowledged notes that the store gave seq to what was submitted when known was the highest sequence known. The error is ErrLostEnd if it can only have done so
-// after losing its end: each sequence is given once, and a higher one than those given before.
-func (p *Partition) acknowledged(ctx context.Context, seq, known uint64) error {
+// acknowledged notes that the store gave seq to what was submitted when known was the highest sequence known. It returns false if the store can only have done so
+// after losing its end: each sequence is given once, and a higher one than those given before. seq is 0 if the driver does not know.
+func (t *tail) acknowledged(seq, known uint64) bool {
 	if seq == 0 {
-		return nil // the driver does not know
+		return true
 	}
-	p.mu.Lock()
-	twice := p.given.add(seq)
-	p.mu.Unlock()
-	if seq > known && !twice {
-		p.know(seq)
-		return nil
+	t.mu.Lock()
+	twice := t.given.add(seq)
+	t.mu.Unlock()
+	return seq > known && !twice
+}
+
+// lose notes that the store has lost its end. It returns the error that all get from now on: that of the first call.
+func (t *tail) lose(why error) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.lost == nil {
+		t.lost = why
 	}
-	return p.loseEnd(ctx, seq, fmt.Errorf("%w: it stored a block as %d, and had stored blocks up to %d", ErrLostEnd, seq, p.known.Load()))
+	return t.lost
+}
+
+// lostEnd returns why the partition stopped for good, or nil.
+func (t *tail) lostEnd() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.lost
 }
 
 // checkEnd compares the last sequence that the store says it has with what was known to be stored before it was asked. The error is ErrLostEnd once it has said
 // too little for long.
-func (p *Partition) checkEnd(ctx context.Context, last, known uint64) error {
-	p.mu.Lock()
+func (r *Reader) checkEnd(ctx context.Context, last, known uint64) error {
+	r.mu.Lock()
 	if last >= known {
-		p.shortSince = time.Time{}
-		p.mu.Unlock()
+		r.shortSince = time.Time{}
+		r.mu.Unlock()
 		return nil
 	}
-	if p.shortSince.IsZero() {
-		p.shortSince = time.Now()
+	if r.shortSince.IsZero() {
+		r.shortSince = time.Now()
 	}
-	since := p.shortSince
-	p.mu.Unlock()
+	since := r.shortSince
+	r.mu.Unlock()
 	err := fmt.Errorf("%w: blocks up to %d were stored, and the last one there is %d", ErrLostEnd, known, last)
 	if time.Since(since) < lostEndAfter {
 		return fmt.Errorf("the broker may not be up to date: %v", err) //nolint:errorlint // it is not certain yet
 	}
-	return p.loseEnd(ctx, last+1, err)
+	return r.loseEnd(ctx, last+1, err)
 }
 
 // suspectEnd takes what the cursor says of a lost end. It returns nil as long as that may pass.
-func (p *Partition) suspectEnd(ctx context.Context, why error) error {
-	p.mu.Lock()
-	if p.lost != nil {
-		defer p.mu.Unlock()
-		return p.lost
+func (r *Reader) suspectEnd(ctx context.Context, why error) error {
+	r.mu.Lock()
+	if lost := r.tail.lostEnd(); lost != nil {
+		r.mu.Unlock()
+		return lost
 	}
-	if p.cursorSince.IsZero() {
-		p.cursorSince = time.Now()
+	if r.cursorSince.IsZero() {
+		r.cursorSince = time.Now()
 	}
-	since := p.cursorSince
-	p.mu.Unlock()
+	since := r.cursorSince
+	r.mu.Unlock()
 	if time.Since(since) < lostEndAfter {
 		return nil
 	}
-	bounds, err := p.driver.Bounds(ctx)
+	bounds, err := r.driver.Bounds(ctx)
 	if err != nil {
 		return nil //nolint:nilerr // it is asked again
 	}
-	return p.loseEnd(ctx, min(bounds.Last+1, p.known.Load()), why)
+	return r.loseEnd(ctx, min(bounds.Last+1, r.tail.known.Load()), why)
 }
 
 // replaced returns ErrLostEnd if the next entry took the place of one that was lost, and that is news.
-func (p *Partition) replaced(ctx context.Context, e Entry) error {
+func (r *Reader) replaced(ctx context.Context, e Entry) error {
 	raised := raisedBase(e)
 	if raised == 0 {
 		return nil
 	}
-	p.mu.Lock()
-	news := raised > p.readBase && raised > p.lostBase
-	p.mu.Unlock()
+	r.mu.Lock()
+	news := raised > r.readBase && raised > r.lostBase
+	r.mu.Unlock()
 	if !news {
 		return nil
 	}
-	p.know(e.After)
-	return p.loseEnd(ctx, e.Seq, fmt.Errorf("%w: block %d was stored after blocks up to %d had been", ErrLostEnd, e.Seq, e.After))
+	r.tail.know(e.After)
+	return r.loseEnd(ctx, e.Seq, fmt.Errorf("%w: block %d was stored after blocks up to %d had been", ErrLostEnd, e.Seq, e.After))
 }
 
 // doubted reports whether the store may have lost its end: nothing is removed then. mu is held.
-func (p *Partition) doubted() bool {
-	return p.lost != nil || !p.shortSince.IsZero() || !p.cursorSince.IsZero()
+func (r *Reader) doubted() bool {
+	return r.tail.lostEnd() != nil || !r.shortSince.IsZero() || !r.cursorSince.IsZero()
 }
 
 // loseEnd stops the partition for good, and records why: entries from first on are not those that were stored there. It returns the error that all get from now on.
-func (p *Partition) loseEnd(ctx context.Context, first uint64, why error) error {
-	p.mu.Lock()
-	if p.lost != nil {
-		defer p.mu.Unlock()
-		return p.lost
+func (r *Reader) loseEnd(ctx context.Context, first uint64, why error) error {
+	r.mu.Lock()
+	if lost := r.tail.lostEnd(); lost != nil {
+		r.mu.Unlock()
+		return lost
 	}
-	last, floor := max(p.known.Load(), first), p.floor
+	last, floor := max(r.tail.known.Load(), first), r.floor
 	undone := "all of them are done"
 	if floor < last {
 		undone = fmt.Sprintf("blocks after %d are not done yet", floor)
 	}
-	p.lost = fmt.Errorf("%w; %s. Nothing was removed. The next start takes up what was stored since, and says which blocks are lost, if any are", why, undone)
-	if p.failed == nil {
-		p.failed = fmt.Errorf("buffer %s: %w", p.opt.Name, p.lost)
+	lost := r.tail.lose(fmt.Errorf("%w; %s. Nothing was removed. The next start takes up what was stored since, and says which blocks are lost, if any are", why, undone))
+	if r.failed == nil {
+		r.failed = fmt.Errorf("buffer %s: %w", r.opt.Name, lost)
 	}
-	lost, waiting := p.lost, p.waiting
-	p.mu.Unlock()
+	waiting := r.waiting
+	r.mu.Unlock()
 	if waiting != nil {
 		waiting(lost)
 	}
 	if last > floor {
-		p.opt.Metrics.Gap(int(last - max(floor, first-1)))
+		r.opt.Metrics.Gap(int(last - max(floor, first-1)))
 	}
 	short, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
-	p.record(short, Damage{First: first, Last: last, Found: time.Now().UTC(), Why: why.Error(), LostEnd: true})
+	r.damage.record(short, Damage{First: first, Last: last, Found: time.Now().UTC(), Why: why.Error(), LostEnd: true})
 	return lost
-}
-
-// lostItsEnd returns why the partition stopped for good, or nil.
-func (p *Partition) lostItsEnd() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.lost
 }
 
 // sequences is a set of numbers most of which come in order.

@@ -58,4 +58,4 @@ func raisedBase(e Entry) uint64 {
 func entryBase(e Entry) uint64 { return max(usableBase(e.Base), raisedBase(e)) }
 
 // baseOf is the base of the next entry. mu is held, or nobody else reads.
-func (p *Partition) baseOf(e Entry) uint64 { return max(p.readBase, entryBase(e)) }
+func (p *place) baseOf(e Entry) uint64 { return max(p.readBase, entryBase(e)) }

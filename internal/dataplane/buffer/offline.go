@@ -3,10 +3,10 @@ package buffer
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/levada-io/levada/internal/dataplane/identity"
-	"github.com/levada-io/levada/internal/flow"
 )
 
 // Contents are what a partition holds that is not known to be done.
@@ -25,7 +25,7 @@ type Contents struct {
 }
 
 // Inspect says what a partition holds. It touches no reader: it may be used while a process runs, and then is as of what that saved last.
-func Inspect(ctx context.Context, driver Driver) (Contents, error) {
+func Inspect(ctx context.Context, driver ReaderDriver) (Contents, error) {
 	s, err := takeStock(ctx, driver)
 	if err != nil {
 		return Contents{}, err
@@ -36,7 +36,7 @@ func Inspect(ctx context.Context, driver Driver) (Contents, error) {
 
 // Discard drops all messages of a partition that are not known to be done, and returns their number. Messages that are written again are known and stay dropped.
 // Nothing may read or write the partition at the same time. If it is cut short, all messages are still there.
-func Discard(ctx context.Context, driver Driver) (messages int, err error) {
+func Discard(ctx context.Context, driver ReaderDriver) (messages int, err error) {
 	s, err := takeStock(ctx, driver)
 	if err != nil || s.contents.Blocks == 0 && s.last <= s.floor {
 		return 0, err
@@ -60,7 +60,7 @@ type stock struct {
 }
 
 // takeStock reads the saved state and what was stored after it.
-func takeStock(ctx context.Context, driver Driver) (*stock, error) {
+func takeStock(ctx context.Context, driver ReaderDriver) (*stock, error) {
 	s := &stock{seen: identity.New(time.Minute, 1)}
 	data, err := driver.LoadState(ctx)
 	if err != nil {
@@ -94,8 +94,8 @@ func takeStock(ctx context.Context, driver Driver) (*stock, error) {
 	}
 	again := false // at the first entry that took the place of a lost one, and was not read
 	parts := pieces{}
-	p := &Partition{opt: Options{}.withDefaults(), driver: driver}
-	_, err = p.scan(ctx, Bounds{First: max(bounds.First, from), Last: bounds.Last}, func(e Entry) {
+	log := finder{driver, retrier{logger: slog.New(slog.DiscardHandler)}}
+	_, err = log.scan(ctx, Bounds{First: max(bounds.First, from), Last: bounds.Last}, func(e Entry) {
 		if again = again || lost.see(e); e.Seq <= s.floor && !again {
 			return
 		}
@@ -128,33 +128,4 @@ func takeStock(ctx context.Context, driver Driver) (*stock, error) {
 		return nil, fmt.Errorf("scan: %w", err)
 	}
 	return s, nil
-}
-
-// Append writes one block into a partition that another process may be reading. It waits until the block is durable, and for no room.
-func Append(ctx context.Context, driver Driver, name string, h *flow.Block, e *flow.Encoder) error {
-	p := &Partition{opt: Options{Name: name}.withDefaults(), driver: driver, room: make(chan struct{}), prev: map[string]uint64{}}
-	// A running process writes lower bases, and the reader takes the highest that it met.
-	top := uint64(0)
-	data, err := driver.LoadState(ctx)
-	if err != nil {
-		return fmt.Errorf("buffer %s: load state: %w", name, err)
-	}
-	if len(data) > 0 {
-		s, err := unmarshalState(data)
-		if err != nil {
-			return fmt.Errorf("buffer %s: %w", name, err)
-		}
-		top = s.top
-	}
-	bounds, err := driver.Bounds(ctx)
-	if err != nil {
-		return fmt.Errorf("buffer %s: %w", name, err)
-	}
-	p.known.Store(bounds.Last)
-	driver.SetBase(newBase(bounds.Last, top, time.Now()))
-	w, err := p.Write(ctx, h, e)
-	if err != nil {
-		return err
-	}
-	return w.Wait(ctx)
 }

@@ -7,7 +7,6 @@ import (
 
 	"github.com/levada-io/levada/internal/dataplane/buffer"
 	"github.com/levada-io/levada/internal/dataplane/buffer/membuffer"
-	"github.com/levada-io/levada/internal/flow"
 )
 
 // What is pending is counted without becoming the reader, and what is discarded is known: written again it stays dropped.
@@ -54,8 +53,8 @@ func TestDiscardDropsWhatIsPendingAndCountsIt(t *testing.T) {
 	}
 }
 
-// A message that another process appends reaches the reader, which keeps its place.
-func TestAppendDoesNotDisturbTheReader(t *testing.T) {
+// A message that another process writes reaches the reader, which keeps its place.
+func TestAWriterElsewhereDoesNotDisturbTheReader(t *testing.T) {
 	s := membuffer.NewStore(1 << 20)
 	p := open(t, s, -1)
 	if err := write(p, "a/0", 1, 4, 0, 10); err != nil {
@@ -65,13 +64,14 @@ func TestAppendDoesNotDisturbTheReader(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var e flow.Encoder
-	e.Reset(1)
-	e.Append(&flow.Message{ID: "again", Pos: 1})
-	if err := buffer.Append(t.Context(), s.Open(), "test", &flow.Block{Lane: "deadletters", ByID: true, Lo: 1, Hi: 1}, &e); err != nil {
+	w, err := buffer.OpenWriter(t.Context(), s.Open(), buffer.Options{Name: "test"})
+	if err != nil {
 		t.Fatal(err)
 	}
-	if got := rest(t, p); !slices.Equal(got, []string{"again"}) {
+	if err := write(w, "byid/0", 1, 1, 0, 10); err != nil {
+		t.Fatal(err)
+	}
+	if got := rest(t, p); !slices.Equal(got, []string{"byid/0/1"}) {
 		t.Errorf("%v came", got)
 	}
 	p.Done(t.Context(), held)

@@ -7,7 +7,7 @@ import (
 	"github.com/levada-io/levada/internal/flow"
 )
 
-// Options say how a partition behaves. The zero value of a field is its default.
+// Options say how a partition behaves. The zero value of a field is its default. A Writer takes no notice of what is about reading.
 type Options struct {
 	// Name is the name of the partition in logs, metrics and errors: {namespace}-{pipeline}-{vertex}-{partition}.
 	Name string
@@ -17,6 +17,8 @@ type Options struct {
 	UsageLimit int
 	// Compression of the blocks written.
 	Compression flow.Compression
+	// Shared says that other processes write to the partition as well, so that the process that reads it learns at once what they store. It costs a consumer.
+	Shared bool
 	// IDWindow is how long ids of lanes without positions are remembered; MaxIDs bounds their number. Defaults 5 minutes and 1,000,000.
 	IDWindow time.Duration
 	MaxIDs   int
@@ -44,6 +46,9 @@ type Metrics interface {
 	Gap(blocks int)
 	Duplicates(messages int)
 }
+
+// limit is how many pending messages make writers wait.
+func (o Options) limit() int { return max(1, o.MaxLength*o.UsageLimit/100) }
 
 func (o Options) withDefaults() Options {
 	if o.MaxLength <= 0 {

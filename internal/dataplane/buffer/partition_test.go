@@ -40,11 +40,11 @@ type dead struct{}
 
 func (dead) Wait(context.Context) (uint64, bool, error) { return 0, false, buffer.ErrClosed }
 
-func (d *dying) Submit(ctx context.Context, id string, data []byte, after uint64) buffer.Receipt {
+func (d *dying) Submit(ctx context.Context, r buffer.Record) buffer.Receipt {
 	if !d.alive() {
 		return dead{}
 	}
-	return d.Driver.Submit(ctx, id, data, after)
+	return d.Driver.Submit(ctx, r)
 }
 
 func (d *dying) Trim(ctx context.Context, seq uint64) error {
@@ -73,8 +73,13 @@ func open(t interface {
 	return p
 }
 
+// writing is a Writer, or a Partition.
+type writing interface {
+	Write(ctx context.Context, h *flow.Block, e *flow.Encoder) (*buffer.Write, error)
+}
+
 // write writes positions lo to hi of a lane, of size bytes each.
-func write(p *buffer.Partition, lane string, lo, hi, floor uint64, size int) error {
+func write(p writing, lane string, lo, hi, floor uint64, size int) error {
 	var e flow.Encoder
 	e.Reset(lo)
 	for pos := lo; pos <= hi; pos++ {

@@ -27,18 +27,18 @@ type progress struct {
 
 // DonePart says that everything made of the messages from..to-1 of the block is durable elsewhere. Each message is done once, by DonePart or with the
 // whole block by Done. The block itself is done with its last message.
-func (p *Partition) DonePart(ctx context.Context, d *Delivery, from, to int) {
+func (r *Reader) DonePart(ctx context.Context, d *Delivery, from, to int) {
 	if from >= to {
 		return
 	}
 	if from == 0 && to == len(d.Block.Messages) {
-		p.Done(ctx, d)
+		r.Done(ctx, d)
 		return
 	}
-	p.mu.Lock()
-	h := p.held[d.Seq]
+	r.mu.Lock()
+	h := r.held[d.Seq]
 	if h == nil || h.done {
-		p.mu.Unlock()
+		r.mu.Unlock()
 		return
 	}
 	span := flow.Span{Hi: uint64(d.Place(to - 1))}
@@ -50,21 +50,21 @@ func (p *Partition) DonePart(ctx context.Context, d *Delivery, from, to int) {
 	whole := h.parts >= len(d.Block.Messages)
 	freed := 0
 	if !whole {
-		freed = p.forget(d.seqs, to-from)
+		freed = r.forget(d.seqs, to-from)
 	}
-	p.progressed = true
-	p.mu.Unlock()
+	r.progressed = true
+	r.mu.Unlock()
 	if whole {
-		p.Done(ctx, d)
+		r.Done(ctx, d)
 		return
 	}
-	p.free(freed)
+	r.usage.done(freed)
 }
 
 // forget takes n messages off what a block counts as pending. mu is held.
-func (p *Partition) forget(seqs []uint64, n int) int {
+func (r *Reader) forget(seqs []uint64, n int) int {
 	for _, s := range seqs {
-		if h := p.held[s]; h != nil && h.messages > 0 {
+		if h := r.held[s]; h != nil && h.messages > 0 {
 			n = min(n, h.messages)
 			h.messages -= n
 			return n
@@ -90,7 +90,7 @@ func addSpan(spans []flow.Span, s flow.Span) []flow.Span {
 }
 
 // doneEarlier is how many of the n messages of a stored entry an earlier reader has done: they are not pending.
-func (p *Partition) doneEarlier(e Entry, n int) int {
+func (p *place) doneEarlier(e Entry, n int) int {
 	was, ok := p.earlier[e.Seq]
 	if !ok || was.stored != e.Stored.UnixNano() {
 		return 0
@@ -99,7 +99,7 @@ func (p *Partition) doneEarlier(e Entry, n int) int {
 }
 
 // count is how many of n messages are done.
-func (pr *progress) count(n int) (done int) {
+func (pr progress) count(n int) (done int) {
 	if pr.all {
 		return n
 	}
@@ -109,28 +109,23 @@ func (pr *progress) count(n int) (done int) {
 	return min(n, done)
 }
 
-// takeUp leaves out of a block that was read again what an earlier reader had done of it. It returns how many pending messages that frees which
-// doneEarlier did not know of. mu is held.
-func (p *Partition) takeUp(b *flow.Block, seqs []uint64) (freed int) {
+// takeUp leaves out of a block that was read again what an earlier reader had done of it. It returns how many pending messages that frees. mu is held.
+func (r *Reader) takeUp(b *flow.Block, seqs []uint64) (freed int) {
 	seq := seqs[len(seqs)-1]
-	was, ok := p.earlier[seq]
+	was, ok := r.earlier[seq]
 	if !ok {
 		return 0
 	}
-	delete(p.earlier, seq)
-	h := p.held[seq]
+	delete(r.earlier, seq)
+	h := r.held[seq]
 	if was.stored != h.stored {
 		return 0 // of another block, which the store has lost since
 	}
 	stored := 0
 	for _, s := range seqs {
-		stored += p.held[s].messages
+		stored += r.held[s].messages
 	}
-	if n := was.count(stored); h.messages > 0 {
-		p.forget(seqs, n)
-	} else {
-		freed = p.forget(seqs, n) // the pieces came in another order, and the count of messages is with another one
-	}
+	freed = r.forget(seqs, was.count(stored))
 	if was.all {
 		b.Messages, b.Places = nil, nil
 		return freed
@@ -161,12 +156,12 @@ func inSpans(spans []flow.Span, place uint64) bool {
 }
 
 // progressNow is what is done above the floor, of blocks that were read and of those that have not been read again. mu is held.
-func (p *Partition) progressNow() map[uint64]progress {
-	now := maps.Clone(p.earlier)
+func (r *Reader) progressNow() map[uint64]progress {
+	now := maps.Clone(r.earlier)
 	if now == nil {
 		now = map[uint64]progress{}
 	}
-	for seq, h := range p.held {
+	for seq, h := range r.held {
 		if h.header != nil && (h.done || len(h.spans) > 0) {
 			now[seq] = progress{stored: h.stored, all: h.done, spans: h.spans}
 		}

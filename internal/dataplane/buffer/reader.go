@@ -4,14 +4,92 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
-
+	"github.com/levada-io/levada/internal/dataplane/identity"
 	"github.com/levada-io/levada/internal/flow"
 )
 
-// Delivery is a block in the hands of the reader, until Done.
+// Reader hands over the blocks of a partition. It owns the cursor, the saved state and what is removed: there is one for each partition, in one process.
+// Read is for one goroutine; the rest may be called concurrently.
+type Reader struct {
+	retrier
+	opt    Options
+	driver ReaderDriver
+	log    finder
+	damage damages
+	usage  *usage    // shared with the writer of the process, if there is one
+	tail   *tail     // likewise
+	follow *follower // of what others write; nil if nobody else does, or if nothing here waits for room
+
+	duplicates atomic.Int64 // messages dropped because they were known
+
+	mu sync.Mutex
+	place
+	writeBase uint64           // what this process adds to the sequences that it writes; 0 if it does not write
+	blocks    assembler        // pieces of blocks; all of them are held, and not done
+	held      map[uint64]*held // entries above the floor that were read
+	failed    error            // what stops the reader for good; not nil once the store is known to have lost its end
+	// shortSince is since when the store says that it ends before what is known, cursorSince since when the cursor says that it ends before what was read.
+	// Nothing is removed while either is set.
+	shortSince, cursorSince time.Time
+	unsaved                 time.Time     // since when saving the state fails; zero while it succeeds
+	progressed              bool          // more is done than was saved
+	moved                   chan struct{} // closed when the floor moves; nil while nobody waits
+	doneBytes               int           // of entries done since the last trim began
+	// The reader waits for the cursor since waitingSince, and waiting ends that. waited is how long earlier calls waited in vain since the last entry.
+	waiting      context.CancelCauseFunc
+	waitingSince time.Time
+	waited       time.Duration
+	inFlight     int // deliveries between Read and Done; at most Options.MaxInFlight
+
+	ahead   []Entry       // for Read alone: entries that came before those that must come first; ascending
+	landed  chan struct{} // has room for 1: inFlight fell
+	trimNow chan struct{} // has room for 1: asks Run to trim
+
+	saving   sync.Mutex // held while a state is saved or the log trimmed; taken before mu
+	trimMark []trimMark // for blocks that are kept for their ids; see Trim
+}
+
+// place is how far a reader is.
+type place struct {
+	// All entries up to floor are done; read is the last one that was taken. Invariant: floor <= read, and entries between them are held.
+	floor, read uint64
+	// saved is the floor of the last saved state, and savedLast the last sequence stored that it knows of. A reader begins at saved: all after it is delivered
+	// again. Invariant: trimmed <= saved+1 <= floor+1.
+	saved, savedLast uint64
+	trimmed          uint64 // entries before it are removed
+	// Bases, see number.go: readBase is that of the last entry read, floorBase of the one at floor. Invariant: floorBase <= readBase.
+	readBase, floorBase uint64
+	top                 uint64    // no entry stored when the partition was opened, or lost before, has a higher number
+	lostBase            uint64    // entries whose raised base is not above this were known when the partition was opened
+	lostEnd             flow.Span // what was missing at the end of the store when it was opened, and given up; Lo is 0 for nothing
+	// seen is what has been read up to read, forgotten the same up to floor: that is what a saved state holds. byID says that ids are among it, which are in
+	// the blocks and not in the state.
+	seen, forgotten *identity.Seen
+	byID            bool
+	// earlier is what an earlier reader has done of blocks above floor that have not been read again.
+	earlier map[uint64]progress
+}
+
+// held is an entry between the floor and what was read.
+type held struct {
+	messages int // that count for it and are not done
+	bytes    int
+	header   *flow.Block // of a block that was handed over, at its last entry; nil for other pieces, and for what was given up
+	last     uint64      // the last entry of its block: the floor passes them together
+	done     bool
+	base     uint64
+	stored   int64 // when the store took it, in nanoseconds
+	// spans are the places of the block that are done, parts the number of messages done since it was read; see DonePart
+	spans []flow.Span
+	parts int
+}
+
+// Delivery is a block in the hands of the reader's caller, until Done.
 type Delivery struct {
 	// Seq is the sequence of the block in the store. One that lost its end gives it to another block.
 	Seq uint64
@@ -29,273 +107,364 @@ func (d *Delivery) Place(i int) int {
 	return int(d.Block.Places[i])
 }
 
-type held struct {
-	messages int
-	bytes    int
-	header   *flow.Block
-	last     uint64 // of the pieces of its block
-	done     bool
-	base     uint64
-	stored   int64 // when the store took it, in nanoseconds
-	// spans are the places of the block that are done, parts the number of messages done since it was read; see DonePart
-	spans []flow.Span
-	parts int
+// OpenReader takes up a partition where its last reader left it: what was in flight then is delivered again, what was finished is known.
+func OpenReader(ctx context.Context, driver ReaderDriver, opt Options) (*Reader, error) {
+	opt = opt.withDefaults()
+	retry := retrier{opt.Name, opt.Logger}
+	r := &Reader{
+		retrier: retry, opt: opt, driver: driver, log: finder{driver, retry}, damage: damages{driver, retry, opt.OnCorrupt, opt.Metrics},
+		usage: newUsage(opt.limit()), tail: &tail{}, blocks: assembler{map[string]*openBlock{}}, held: map[uint64]*held{},
+		trimNow: make(chan struct{}, 1), landed: make(chan struct{}, 1),
+	}
+	if err := r.begin(ctx); err != nil {
+		return nil, fmt.Errorf("buffer %s: %w", opt.Name, err)
+	}
+	return r, nil
+}
+
+// begin works out where to begin, saves it if that is not where the saved state says, and takes over the cursor.
+func (r *Reader) begin(ctx context.Context) error {
+	found, err := r.recover(ctx)
+	if err != nil {
+		return err
+	}
+	r.place = found.place
+	r.read = r.floor
+	r.passLostEnd()
+	r.tail.open(found.bounds.Last)
+	r.usage.pass(r.floor)
+	if r.floor > r.saved || found.given {
+		if err := r.save(ctx, found.given); err != nil {
+			return err
+		}
+	}
+	return r.driver.Resume(ctx, r.floor)
+}
+
+// Name is the name of the partition.
+func (r *Reader) Name() string { return r.opt.Name }
+
+// Pending is the number of messages that are stored or being stored and not done. What other processes have written is among it once it was read, or at once with
+// Options.Shared.
+func (r *Reader) Pending() int { return int(r.usage.pending.Load()) }
+
+// Incarnation changes when the log is recreated and sequences begin again at 1.
+func (r *Reader) Incarnation() string { return r.driver.Incarnation() }
+
+// Duplicates is the number of messages so far that were known already, and dropped.
+func (r *Reader) Duplicates() int64 { return r.duplicates.Load() }
+
+// InFlight is the number of messages that were read and are not done.
+func (r *Reader) InFlight() (n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, h := range r.held {
+		if !h.done {
+			n += h.messages
+		}
+	}
+	return n
+}
+
+// Floor is the sequence up to which every block is done.
+func (r *Reader) Floor() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.floor
 }
 
 // Read waits for the next block that holds something new. It returns context.Cause(ctx) when ctx ends, and an error
 // that does not go away when blocks are missing or corrupt and Options.OnCorrupt said to stop.
-func (p *Partition) Read(ctx context.Context) (*Delivery, error) {
-	var wait *backoff.ExponentialBackOff
-	var tell time.Time
+func (r *Reader) Read(ctx context.Context) (*Delivery, error) {
+	wait := pauses{retrier: r.retrier, what: "read"}
 	for {
-		p.mu.Lock()
-		failed := p.failed
-		p.mu.Unlock()
-		if failed != nil {
-			return nil, failed
-		}
-		if err := p.awaitTurn(ctx); err != nil {
+		if err := r.failure(); err != nil {
 			return nil, err
 		}
-		e, err := p.next(ctx)
-		switch {
-		case err == nil:
-			wait = nil
-			p.mu.Lock()
-			p.cursorSince = time.Time{}
-			p.mu.Unlock()
-			err = p.replaced(ctx, e)
+		if err := r.awaitTurn(ctx); err != nil {
+			return nil, err
 		}
-		switch {
-		case err == nil:
-		case ctx.Err() != nil:
-			return nil, context.Cause(ctx)
-		case errors.Is(err, ErrMissing), errors.Is(err, ErrClosed):
-			p.gone.Store(p.gone.Load() || errors.Is(err, ErrMissing))
-			return nil, fmt.Errorf("buffer %s: %w", p.opt.Name, err)
-		case errors.Is(err, ErrLostEnd):
-			if p.suspectEnd(ctx, err) != nil {
-				continue
-			}
-			if !sleep(ctx, time.Second) {
-				return nil, context.Cause(ctx)
-			}
-			continue
-		case errors.Is(err, ErrGap):
-			p.fail(err)
-			continue
-		default:
-			if wait == nil {
-				wait, tell = retryDelay(), time.Now().Add(3*time.Second)
-			}
-			if time.Now().After(tell) {
-				tell = time.Now().Add(insistEvery)
-				p.opt.Logger.Warn("broker does not answer, retrying", "buffer", p.opt.Name, "operation", "read", "error", err)
-			}
-			if !sleep(ctx, wait.NextBackOff()) {
-				return nil, context.Cause(ctx)
-			}
-			continue
+		e, err := r.next(ctx)
+		if err == nil {
+			wait.succeeded()
+			r.cursorGave()
+			err = r.replaced(ctx, e)
 		}
-		d, err := p.accept(ctx, e)
 		if err != nil {
-			if cause := context.Cause(ctx); cause != nil && errors.Is(err, cause) {
-				// It was not decided: the entry comes again.
-				p.ahead = append([]Entry{e}, p.ahead...)
-				return nil, context.Cause(ctx)
+			if err := r.unread(ctx, err, &wait); err != nil {
+				return nil, err
 			}
-			p.fail(err)
 			continue
 		}
-		if d != nil {
+		d, err := r.accept(ctx, e)
+		switch cause := context.Cause(ctx); {
+		case err != nil && cause != nil && errors.Is(err, cause):
+			// It was not decided: the entry comes again.
+			r.ahead = append([]Entry{e}, r.ahead...)
+			return nil, cause
+		case err != nil:
+			r.fail(err)
+		case d != nil:
 			return d, nil
 		}
 	}
 }
 
+// unread says what follows from an error of the cursor: nil to go on.
+func (r *Reader) unread(ctx context.Context, err error, wait *pauses) error {
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case errors.Is(err, ErrMissing), errors.Is(err, ErrClosed):
+		r.tail.gone.Store(r.tail.gone.Load() || errors.Is(err, ErrMissing))
+		return fmt.Errorf("buffer %s: %w", r.opt.Name, err)
+	case errors.Is(err, ErrLostEnd):
+		if r.suspectEnd(ctx, err) == nil && !sleep(ctx, time.Second) {
+			return context.Cause(ctx)
+		}
+		return nil
+	case errors.Is(err, ErrGap):
+		r.fail(err)
+		return nil
+	}
+	return wait.pause(ctx, err)
+}
+
+// cursorGave ends what an earlier error of the cursor made doubtful.
+func (r *Reader) cursorGave() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.cursorSince = time.Time{}
+}
+
 // awaitTurn waits while as many blocks are in flight as may be.
-func (p *Partition) awaitTurn(ctx context.Context) error {
+func (r *Reader) awaitTurn(ctx context.Context) error {
 	for {
-		p.mu.Lock()
-		full := p.inFlight >= p.opt.MaxInFlight
-		p.mu.Unlock()
+		r.mu.Lock()
+		full := r.inFlight >= r.opt.MaxInFlight
+		r.mu.Unlock()
 		if !full {
 			return nil
 		}
 		select {
-		case <-p.landed:
+		case <-r.landed:
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
 	}
 }
 
-// fail stops the reading side for good.
-func (p *Partition) fail(err error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.failed = fmt.Errorf("buffer %s: %w", p.opt.Name, err)
+func (r *Reader) failure() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.failed
+}
+
+// fail stops the reader for good.
+func (r *Reader) fail(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.failed = fmt.Errorf("buffer %s: %w", r.opt.Name, err)
 }
 
 // accept takes the next entry: it returns a block to hand over, or nil.
-func (p *Partition) accept(ctx context.Context, e Entry) (*Delivery, error) {
-	block, seqs, err := p.assemble(e)
+func (r *Reader) accept(ctx context.Context, e Entry) (*Delivery, error) {
+	got, err := r.hold(e)
 	if err != nil {
 		// Another replica may have it as it was written.
-		found, failed := p.find(ctx, e.Seq, e.Seq)
+		found, failed := r.log.find(ctx, e.Seq, e.Seq)
 		if failed != nil {
 			return nil, failed
 		}
 		if len(found) > 0 {
 			e = found[0]
-			block, seqs, err = p.assemble(e)
+			got, err = r.hold(e)
 		}
 	}
 	if err != nil {
-		p.opt.Metrics.Corrupt()
-		if err := p.damaged(ctx, e.Seq, e.Seq, e.Data, fmt.Errorf("block %d: %w", e.Seq, err)); err != nil {
+		r.opt.Metrics.Corrupt()
+		if err := r.damage.found(ctx, e.Seq, e.Seq, e.Data, fmt.Errorf("block %d: %w", e.Seq, err)); err != nil {
 			return nil, err
 		}
 	}
-	p.mu.Lock()
-	p.read = e.Seq
-	p.readBase = p.baseOf(e)
-	p.mu.Unlock()
-	p.know(e.Seq)
+	r.mu.Lock()
+	r.read = e.Seq
+	r.readBase = r.baseOf(e)
+	r.mu.Unlock()
+	r.tail.know(e.Seq)
 	switch {
 	case err != nil:
-		p.skip(ctx, e.Seq, e.Seq+1)
+		r.skip(e.Seq, e.Seq)
+		r.finishAll(got.seqs) // the other pieces of its block are worth nothing
 		return nil, nil
-	case block == nil:
+	case got.block == nil:
 		return nil, nil
 	}
-	return p.admit(ctx, block, seqs)
+	return r.admit(ctx, got.block, got.seqs)
+}
+
+// hold makes of an entry what it is. From then on it is held, unless it is damaged.
+func (r *Reader) hold(e Entry) (assembled, error) {
+	r.mu.Lock()
+	got, err := r.blocks.add(e)
+	if err == nil {
+		r.held[e.Seq] = &held{messages: got.messages, bytes: len(e.Data), stored: e.Stored.UnixNano(), base: r.baseOf(e)}
+	}
+	r.mu.Unlock()
+	if err == nil {
+		r.usage.read(e.Seq, got.messages)
+	}
+	return got, err
 }
 
 // skip gives up entries that cannot be had.
-func (p *Partition) skip(ctx context.Context, from, to uint64) {
-	p.mu.Lock()
-	for seq := from; seq < to; seq++ {
-		p.held[seq] = &held{}
+func (r *Reader) skip(first, last uint64) {
+	r.mu.Lock()
+	for seq := first; seq <= last; seq++ {
+		r.held[seq] = &held{}
 	}
-	p.mu.Unlock()
-	for seq := from; seq < to; seq++ {
-		p.finish(ctx, seq)
+	r.mu.Unlock()
+	for seq := first; seq <= last; seq++ {
+		r.usage.read(seq, 0)
+		r.finish(seq)
 	}
 }
 
-func (p *Partition) admit(ctx context.Context, b *flow.Block, seqs []uint64) (*Delivery, error) {
+// admit takes out of a block what was seen before.
+func (r *Reader) admit(ctx context.Context, b *flow.Block, seqs []uint64) (*Delivery, error) {
 	header := *b
 	header.Messages = nil
 	seq := seqs[len(seqs)-1]
-	p.mu.Lock()
-	p.held[seq].header = &header
-	number := p.held[seq].base + seq
-	p.tie(seqs)
-	p.byID = p.byID || b.ByID
-	lost := p.seen.Admit(b, time.Now())
-	stale := p.staleChunks(b)
-	freed := p.takeUp(b, seqs)
-	p.inFlight++
-	p.mu.Unlock()
-	p.free(freed)
-	for _, s := range stale {
-		p.finish(ctx, s)
-	}
+	r.mu.Lock()
+	r.held[seq].header = &header
+	number := r.held[seq].base + seq
+	r.tie(seqs)
+	r.byID = r.byID || b.ByID
+	lost := r.seen.Admit(b, time.Now())
+	stale := r.blocks.stale(b)
+	freed := r.takeUp(b, seqs)
+	r.inFlight++
+	r.mu.Unlock()
+	r.usage.done(freed)
+	r.giveUp(stale)
 	if b.Duplicated > 0 {
-		p.duplicates.Add(int64(b.Duplicated))
-		p.opt.Metrics.Duplicates(b.Duplicated)
+		r.duplicates.Add(int64(b.Duplicated))
+		r.opt.Metrics.Duplicates(b.Duplicated)
 	}
 	if len(lost) > 0 {
-		p.opt.Metrics.Gap(len(lost))
+		r.opt.Metrics.Gap(len(lost))
 		err := fmt.Errorf("%w: lane %s wrote blocks up to positions %v, and they never came", ErrGap, b.Lane, lost)
-		if err := p.opt.OnCorrupt(seq, nil, err); err != nil {
+		if err := r.opt.OnCorrupt(seq, nil, err); err != nil {
 			return nil, err
 		}
 	}
 	d := &Delivery{Seq: seq, Number: number, Block: b, seqs: seqs}
 	if len(b.Messages) == 0 {
-		p.Done(ctx, d)
+		r.Done(ctx, d)
 		return nil, nil
 	}
 	return d, nil
 }
 
-// Done says that everything made of the block is durable elsewhere. Call it once. The block comes again only after a crash, if its floor was not saved yet.
-func (p *Partition) Done(ctx context.Context, d *Delivery) {
-	begun := time.Now()
-	for _, s := range d.seqs {
-		p.finish(ctx, s)
+// tie makes the floor pass these entries together: it is where a reader begins, and with some pieces of a block the rest would never become a block again.
+// mu is held.
+func (r *Reader) tie(seqs []uint64) {
+	last := slices.Max(seqs)
+	for _, s := range seqs {
+		r.held[s].last = last
 	}
-	p.mu.Lock()
-	p.inFlight--
-	p.mu.Unlock()
-	select {
-	case p.landed <- struct{}{}:
-	default:
-	}
-	p.opt.Metrics.Acked(time.Since(begun))
 }
 
-func (p *Partition) finish(ctx context.Context, seq uint64) {
-	p.mu.Lock()
-	h := p.held[seq]
-	if h == nil || h.done {
-		p.mu.Unlock()
+// giveUp passes the pieces of blocks that will never be whole.
+func (r *Reader) giveUp(blocks [][]uint64) {
+	if len(blocks) == 0 {
 		return
 	}
-	h.done, p.progressed = true, true
-	if p.doneBytes += h.bytes; p.doneBytes >= trimBytes {
-		p.doneBytes = 0
+	r.mu.Lock()
+	for _, seqs := range blocks {
+		r.tie(seqs)
+	}
+	r.mu.Unlock()
+	for _, seqs := range blocks {
+		r.finishAll(seqs)
+	}
+}
+
+// Done says that everything made of the block is durable elsewhere. Call it once. The block comes again only after a crash, if its floor was not saved yet.
+func (r *Reader) Done(_ context.Context, d *Delivery) {
+	begun := time.Now()
+	r.finishAll(d.seqs)
+	r.mu.Lock()
+	r.inFlight--
+	r.mu.Unlock()
+	select {
+	case r.landed <- struct{}{}:
+	default:
+	}
+	r.opt.Metrics.Acked(time.Since(begun))
+}
+
+func (r *Reader) finishAll(seqs []uint64) {
+	for _, seq := range seqs {
+		r.finish(seq)
+	}
+}
+
+// trimBytes is how much may be done before it is removed, whatever the time: a broker keeps in memory what was written lately.
+const trimBytes = 8 << 20
+
+func (r *Reader) finish(seq uint64) {
+	r.mu.Lock()
+	h := r.held[seq]
+	if h == nil || h.done {
+		r.mu.Unlock()
+		return
+	}
+	h.done, r.progressed = true, true
+	if r.doneBytes += h.bytes; r.doneBytes >= trimBytes {
+		r.doneBytes = 0
 		select {
-		case p.trimNow <- struct{}{}:
+		case r.trimNow <- struct{}{}:
 		default:
 		}
 	}
-	was := p.floor
-	p.advance()
-	p.tellMoved(was)
-	p.mu.Unlock()
-	p.free(h.messages)
+	was := r.floor
+	r.advance()
+	r.tellMoved(was)
+	messages := h.messages
+	r.mu.Unlock()
+	r.usage.done(messages)
 }
 
-// advance moves the floor over what is done. A block in pieces is passed as a whole: the floor is where a reader resumes, and with some of its pieces
-// the rest would never become a block again. mu is held.
-func (p *Partition) advance() {
+// advance moves the floor over what is done, and over a block in pieces as a whole. mu is held.
+func (r *Reader) advance() {
 	for {
-		p.passLostEnd()
-		end, need := p.floor, p.floor+1
+		r.passLostEnd()
+		end, need := r.floor, r.floor+1
 		for end < need {
-			next := p.held[end+1]
+			next := r.held[end+1]
 			if next == nil || !next.done {
 				return
 			}
 			end++
 			need = max(need, next.last)
 		}
-		for p.floor < end {
-			p.floor++
-			h := p.held[p.floor]
-			p.floorBase = max(p.floorBase, h.base)
-			delete(p.held, p.floor)
+		for r.floor < end {
+			r.floor++
+			h := r.held[r.floor]
+			r.floorBase = max(r.floorBase, h.base)
+			delete(r.held, r.floor)
 			if h.header != nil && !h.header.ByID {
-				p.forgotten.Admit(h.header, time.Time{})
+				r.forgotten.Admit(h.header, time.Time{})
 			}
 		}
 	}
 }
 
 // passLostEnd takes the floor over what was missing at the end of the store when it was opened, once all before it is done. mu is held.
-func (p *Partition) passLostEnd() {
-	if p.lostEnd.Lo != 0 && p.floor+1 == p.lostEnd.Lo {
-		p.floor = p.lostEnd.Hi
-		p.read = max(p.read, p.floor)
+func (r *Reader) passLostEnd() {
+	if r.lostEnd.Lo != 0 && r.floor+1 == r.lostEnd.Lo {
+		r.floor = r.lostEnd.Hi
+		r.read = max(r.read, r.floor)
 	}
-}
-
-// Floor is the sequence up to which every block is done.
-func (p *Partition) Floor() uint64 {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.floor
 }

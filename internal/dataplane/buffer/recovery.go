@@ -2,121 +2,220 @@ package buffer
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
+	"strings"
 	"time"
 
+	"github.com/levada-io/levada/internal/dataplane/identity"
 	"github.com/levada-io/levada/internal/flow"
 )
 
-// recover takes up the saved state, and nothing else: a broker's acknowledgements can step over what its replica could not read. All after the saved floor comes
-// again, and what was made of it is dropped downstream by its position.
-func (p *Partition) recover(ctx context.Context) error {
-	state, err := p.driver.LoadState(ctx)
+// recovery works out where a reader begins: at the saved floor, and at nothing else. A broker's acknowledgements can step over what its replica could not read.
+// All after the saved floor is delivered again, and what was made of it is dropped downstream by its position.
+//
+// Its steps, in order: the saved state; what of it the store does not have any more (its end, or the entries behind the floor); damage that an earlier run found;
+// the entries that are stored, for their ids, their bases and how many messages wait; what to do about an end that is lost.
+type recovery struct {
+	*Reader // what the steps use of it: driver, log, damage, usage, options. Its place is not set before they have ended.
+	place
+	bounds Bounds
+	lost   loss
+	given  bool   // something was given up: that is saved, or it would be told again
+	next   uint64 // the sequence after the last entry that is there
+}
+
+func (r *Reader) recover(ctx context.Context) (*recovery, error) {
+	c := &recovery{Reader: r, place: place{seen: identity.New(r.opt.IDWindow, r.opt.MaxIDs), forgotten: identity.New(r.opt.IDWindow, r.opt.MaxIDs)}}
+	for _, step := range []func(context.Context) error{c.load, c.compare, c.recall, c.scan, c.judge, c.passEnd} {
+		if err := step(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+// load takes up the saved state.
+func (c *recovery) load(ctx context.Context) error {
+	state, err := c.driver.LoadState(ctx)
 	if err != nil {
 		return fmt.Errorf("load state: %w", err)
 	}
-	if len(state) > 0 {
-		s, err := unmarshalState(state)
-		if err != nil {
-			return err
-		}
-		p.saved, p.savedLast, p.earlier = s.floor, s.last, s.progress
-		p.readBase, p.floorBase, p.top = s.base, s.base, s.top
-		if err := errors.Join(p.seen.Unmarshal(s.seen), p.forgotten.Unmarshal(s.seen)); err != nil {
-			return err
-		}
+	if len(state) == 0 {
+		return nil
 	}
-	bounds, err := p.driver.Bounds(ctx)
+	s, err := unmarshalState(state)
 	if err != nil {
 		return err
 	}
-	given := false // something was given up: that is saved, or it would be told again
-	lost := loss{floor: p.saved, base: p.floorBase}
-	if bounds.Last < p.savedLast {
-		lost.add(bounds.Last+1, p.savedLast, fmt.Errorf("%w: blocks up to %d were stored, but the last one there is %d", ErrLostEnd, p.savedLast, bounds.Last))
-		p.saved, p.savedLast = min(p.saved, bounds.Last), bounds.Last
+	c.place.saved, c.place.savedLast, c.place.earlier = s.floor, s.last, s.progress
+	c.place.readBase, c.place.floorBase, c.place.top = s.base, s.base, s.top
+	return errors.Join(c.place.seen.Unmarshal(s.seen), c.place.forgotten.Unmarshal(s.seen))
+}
+
+// compare holds the saved state against what is stored.
+func (c *recovery) compare(ctx context.Context) (err error) {
+	p := &c.place
+	if c.bounds, err = c.driver.Bounds(ctx); err != nil {
+		return err
 	}
-	if bounds.First > p.saved+1 {
-		lo, hi := p.saved+1, bounds.First-1
-		found, err := p.find(ctx, lo, min(hi, lo+findAtOnce-1))
+	p.trimmed = c.bounds.First
+	c.lost = loss{floor: p.saved, base: p.floorBase}
+	if c.bounds.Last < p.savedLast {
+		c.lost.add(c.bounds.Last+1, p.savedLast, fmt.Errorf("%w: blocks up to %d were stored, but the last one there is %d", ErrLostEnd, p.savedLast, c.bounds.Last))
+		p.saved, p.savedLast = min(p.saved, c.bounds.Last), c.bounds.Last
+	}
+	if c.bounds.First <= p.saved+1 {
+		return nil
+	}
+	lo, hi := p.saved+1, c.bounds.First-1
+	found, err := c.log.find(ctx, lo, min(hi, lo+findAtOnce-1))
+	if err != nil || len(found) > 0 && found[0].Seq == lo {
+		return err
+	}
+	if err := c.damage.found(ctx, lo, hi, nil, missing(lo, hi)); err != nil {
+		return err
+	}
+	p.saved, c.given = hi, true
+	return nil
+}
+
+// recall looks whether damage that an earlier run found is still there.
+func (c *recovery) recall(ctx context.Context) error {
+	note, err := c.driver.LoadDamage(ctx)
+	if err != nil || len(note) == 0 {
+		return err
+	}
+	var d Damage
+	if err := json.Unmarshal(note, &d); err != nil {
+		return fmt.Errorf("record of damage: %w", err)
+	}
+	if d.LostEnd {
+		if c.lost.recorded, c.lost.accepted = true, d.Accepted; d.Accepted == 0 {
+			c.lost.add(d.First, d.Last, fmt.Errorf("%w, found at %s: %s", ErrLostEnd, d.Found.Format(time.RFC3339), strings.TrimPrefix(d.Why, ErrLostEnd.Error()+": ")))
+		}
+		return nil
+	}
+	if d.Last > c.place.saved { // otherwise it was accepted, and passed
+		whole, err := c.whole(ctx, d)
 		if err != nil {
 			return err
 		}
-		if len(found) == 0 || found[0].Seq != lo {
-			if err := p.damaged(ctx, lo, hi, nil, missing(lo, hi)); err != nil {
-				return err
-			}
-			p.saved, given = hi, true
+		if whole {
+			c.logger.Info("damaged blocks are there again", "buffer", c.name, "first", d.First, "last", d.Last, "found", d.Found)
+		} else if err := c.opt.OnCorrupt(d.First, nil, fmt.Errorf("%w: %d to %d, since %s: %s", ErrGap, d.First, d.Last, d.Found.Format(time.RFC3339), d.Why)); err != nil {
+			return err
 		}
 	}
-	if err := p.recall(ctx, &lost); err != nil {
-		return err
+	return c.driver.SaveDamage(ctx, nil)
+}
+
+// whole reports whether all is there again that was damaged.
+func (c *recovery) whole(ctx context.Context, d Damage) (bool, error) {
+	whole := d.First > c.place.saved
+	for lo := d.First; whole && lo <= d.Last; {
+		hi := min(d.Last, lo+findAtOnce-1)
+		found, err := c.log.find(ctx, lo, hi)
+		if err != nil {
+			return false, err
+		}
+		whole = len(found) == int(hi-lo+1)
+		lo = hi + 1
 	}
+	return whole, nil
+}
+
+// scan visits all that is stored.
+func (c *recovery) scan(ctx context.Context) (err error) {
+	p := &c.place
 	p.floor = p.saved
-	p.trimmed = bounds.First
-	p.opened.Store(bounds.Last)
-	p.known.Store(bounds.Last)
-	// What is retained before the saved floor matters only for its ids; the positions are in the state.
-	now, pieces, base := time.Now(), pieces{}, p.floorBase
-	next, err := p.scan(ctx, bounds, func(e Entry) {
+	now, parts, base := time.Now(), pieces{}, p.floorBase
+	c.next, err = c.log.scan(ctx, c.bounds, func(e Entry) {
 		base = max(base, entryBase(e))
-		if lost.see(e) {
+		if c.lost.see(e) {
 			// The floor is of the entries that were here before.
 			p.floor = min(p.floor, e.Seq-1)
 		}
-		b, n, err := headOf(e.Data)
-		data := e.Data
-		switch {
-		case err != nil: // Read meets it again and says so
-			return
-		case e.Seq > p.floor:
-			p.pending.Add(int64(n - p.doneEarlier(e, n)))
-			return
-		case isChunk(e.Data):
-			if b, data = pieces.whole(e.Data); b == nil {
-				return // there is more of it
-			}
-		}
-		if b.ByID {
-			p.byID = true
-			if full, err := flow.Decode(data); err == nil {
-				p.seen.Admit(full, now)
-			}
+		if b, n, err := headOf(e.Data); err == nil { // otherwise Read meets it again and says so
+			c.see(e, b, n, parts, now)
 		}
 	})
 	if err != nil {
 		return fmt.Errorf("scan: %w", err)
 	}
-	if g, err := p.judge(ctx, &lost); err != nil {
-		return err
-	} else if g {
-		given = true
-	}
-	p.saved = min(p.saved, p.floor)
-	p.top = max(p.top, base+bounds.Last)
-	p.writeBase = newBase(bounds.Last, p.top, now)
-	p.driver.SetBase(p.writeBase)
-	// Nothing comes after the end that would show that something is missing there.
-	next = max(next, p.floor+1)
-	if next <= bounds.Last {
-		if err := p.damaged(ctx, next, bounds.Last, nil, missing(next, bounds.Last)); err != nil {
-			return err
-		}
-		p.lostEnd = flow.Span{Lo: next, Hi: bounds.Last}
-	}
-	p.read = p.floor
-	p.passLostEnd()
-	if p.floor > p.saved || given {
-		if err := p.save(ctx, given); err != nil {
-			return err
-		}
-	}
-	return p.driver.Resume(ctx, p.floor)
+	p.top = max(p.top, base+c.bounds.Last)
+	return nil
 }
 
-// loss is what recover learns about an end that the store has lost.
+// see looks at a stored entry: what is above the floor counts as pending, and what is retained below it matters only for its ids; the positions are in the state.
+func (c *recovery) see(e Entry, b *flow.Block, n int, parts pieces, now time.Time) {
+	data := e.Data
+	if e.Seq > c.place.floor {
+		c.usage.stored(e.Seq, n-c.place.doneEarlier(e, n))
+		return
+	}
+	if isChunk(data) {
+		if b, data = parts.whole(data); b == nil {
+			return // there is more of it
+		}
+	}
+	if !b.ByID {
+		return
+	}
+	c.place.byID = true
+	if full, err := flow.Decode(data); err == nil {
+		c.place.seen.Admit(full, now)
+	}
+}
+
+// judge asks what to do about an end that is lost, if anything that was not done is lost with it.
+func (c *recovery) judge(ctx context.Context) error {
+	l := &c.lost
+	c.place.lostBase = max(l.accepted, l.raised)
+	if l.span.Hi == 0 {
+		if l.recorded && l.again == 0 { // all is done that made the record necessary
+			return c.driver.SaveDamage(ctx, nil)
+		}
+		return nil
+	}
+	note := Damage{First: l.span.Lo, Last: l.span.Hi, Found: time.Now().UTC(), Why: l.why.Error(), LostEnd: true}
+	if lo := max(l.floor+1, l.span.Lo); lo <= l.span.Hi {
+		why := fmt.Errorf("%w; blocks %d to %d were not done, and are lost", l.why, lo, l.span.Hi)
+		c.opt.Metrics.Gap(int(min(l.span.Hi-lo+1, math.MaxInt32)))
+		c.damage.record(ctx, note)
+		if err := c.opt.OnCorrupt(lo, nil, why); err != nil {
+			return err
+		}
+	} else {
+		c.logger.Warn("store lost its end, going on: all lost blocks were done", "buffer", c.name, "first", l.span.Lo, "last", l.span.Hi, "error", l.why)
+	}
+	c.given = true
+	if l.again == 0 {
+		return c.driver.SaveDamage(ctx, nil)
+	}
+	// Until the entries that took the place of others are done, each start meets them again.
+	note.Accepted = c.place.lostBase
+	c.damage.record(ctx, note)
+	return nil
+}
+
+// passEnd asks what to do about entries that are missing at the end: nothing comes after them that would show it.
+func (c *recovery) passEnd(ctx context.Context) error {
+	c.place.saved = min(c.place.saved, c.place.floor)
+	lo, hi := max(c.next, c.place.floor+1), c.bounds.Last
+	if lo > hi {
+		return nil
+	}
+	if err := c.damage.found(ctx, lo, hi, nil, missing(lo, hi)); err != nil {
+		return err
+	}
+	c.place.lostEnd = flow.Span{Lo: lo, Hi: hi}
+	return nil
+}
+
+// loss is what a recovery learns about an end that the store has lost.
 type loss struct {
 	floor uint64 // all up to here was done before
 	base  uint64 // of the entry at floor
@@ -153,31 +252,4 @@ func (l *loss) see(e Entry) bool {
 	}
 	l.again = e.Seq
 	return true
-}
-
-// judge asks what to do about an end that is lost, if anything that was not done is lost with it. changed says that the state must be saved.
-func (p *Partition) judge(ctx context.Context, l *loss) (changed bool, err error) {
-	p.lostBase = max(l.accepted, l.raised)
-	if l.span.Hi == 0 {
-		if l.recorded && l.again == 0 { // all is done that made the record necessary
-			err = p.driver.SaveDamage(ctx, nil)
-		}
-		return false, err
-	}
-	if lo := max(l.floor+1, l.span.Lo); lo <= l.span.Hi {
-		why := fmt.Errorf("%w; blocks %d to %d were not done, and are lost", l.why, lo, l.span.Hi)
-		p.opt.Metrics.Gap(int(min(l.span.Hi-lo+1, math.MaxInt32)))
-		p.record(ctx, Damage{First: l.span.Lo, Last: l.span.Hi, Found: time.Now().UTC(), Why: l.why.Error(), LostEnd: true})
-		if err := p.opt.OnCorrupt(lo, nil, why); err != nil {
-			return false, err
-		}
-	} else {
-		p.opt.Logger.Warn("store lost its end, going on: all lost blocks were done", "buffer", p.opt.Name, "first", l.span.Lo, "last", l.span.Hi, "error", l.why)
-	}
-	if l.again == 0 {
-		return true, p.driver.SaveDamage(ctx, nil)
-	}
-	// Until the entries that took the place of others are done, each start meets them again.
-	p.record(ctx, Damage{First: l.span.Lo, Last: l.span.Hi, Found: time.Now().UTC(), Why: l.why.Error(), LostEnd: true, Accepted: p.lostBase})
-	return true, nil
 }

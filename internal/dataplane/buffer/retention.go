@@ -5,160 +5,200 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
+// What is done is saved before it is removed, so that a reader that begins at the saved floor finds everything after it; see recovery.
+
+// trimMark is a floor that was saved at some time.
 type trimMark struct {
 	floor uint64
 	at    time.Time
 }
 
-// trimBytes is how much may be done before it is removed, whatever the time: a broker keeps in memory what was written lately.
-const trimBytes = 8 << 20
-
 // Run keeps the partition in order until ctx ends: it saves how far the reader is, removes what nobody needs any more, and watches the cursor.
-func (p *Partition) Run(ctx context.Context) error {
-	save := time.NewTicker(p.opt.SaveEvery)
+func (r *Reader) Run(ctx context.Context) error {
+	if r.follow == nil {
+		return r.keep(ctx)
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return r.keep(ctx) })
+	group.Go(func() error { return r.follow.run(ctx, r.usage.floor()) })
+	return group.Wait()
+}
+
+func (r *Reader) keep(ctx context.Context) error {
+	save := time.NewTicker(r.opt.SaveEvery)
 	defer save.Stop()
-	trim := time.NewTicker(p.opt.TrimEvery)
+	trim := time.NewTicker(r.opt.TrimEvery)
 	defer trim.Stop()
 	var tell time.Time
 	said := func(what string, err error) {
 		if err != nil && ctx.Err() == nil && time.Now().After(tell) {
 			tell = time.Now().Add(insistEvery)
-			p.opt.Logger.Warn(what+" failed, retrying", "buffer", p.opt.Name, "error", err)
+			r.opt.Logger.Warn(what+" failed, retrying", "buffer", r.opt.Name, "error", err)
 		}
 	}
 	tidy := func() {
-		p.recount(ctx)
-		said("trim", p.Trim(ctx))
-		p.checkLate(ctx)
+		r.Recount(ctx)
+		said("trim", r.Trim(ctx))
+		r.checkLate(ctx)
 	}
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-p.trimNow:
+		case <-r.trimNow:
 			tidy()
 		case <-save.C:
-			said("save of the state", p.saveFloor(ctx))
+			said("save of the state", r.saveFloor(ctx))
 		case <-trim.C:
 			tidy()
 		}
 	}
 }
 
-// recount mends the pending count when it must be 0. It can be too high: when a write is tried again, a duplicate may be our own or an
-// earlier process's, and it is taken for our own.
-func (p *Partition) recount(ctx context.Context) {
-	if p.Pending() == 0 || p.writing.Load() > 0 {
+// Recount corrects the count of pending messages if it must be 0: everything that is stored was read and is done.
+func (r *Reader) Recount(ctx context.Context) {
+	count, idle := r.usage.idle()
+	if count == 0 || !idle {
 		return
 	}
-	before := p.pending.Load()
-	bounds, err := p.driver.Bounds(ctx)
-	p.mu.Lock()
-	idle := err == nil && len(p.held) == 0 && bounds.Last == p.read && p.writing.Load() == 0
-	p.mu.Unlock()
-	if idle && p.pending.CompareAndSwap(before, 0) {
-		p.mu.Lock()
-		close(p.room)
-		p.room = make(chan struct{})
-		p.mu.Unlock()
+	bounds, err := r.driver.Bounds(ctx)
+	r.mu.Lock()
+	idle = err == nil && len(r.held) == 0 && bounds.Last == r.read
+	r.mu.Unlock()
+	if idle {
+		r.usage.clear(count)
 	}
 }
 
-// Trim saves what was seen, and then removes the blocks that are done. The order matters: see recover. If the state cannot be saved, for want of room perhaps,
+// Trim saves what was seen, and then removes the blocks that are done. The order matters: see recovery. If the state cannot be saved, for want of room perhaps,
 // what the last saved one covers is removed all the same.
-func (p *Partition) Trim(ctx context.Context) error {
-	saving := p.save(ctx, false)
-	p.saving.Lock()
-	defer p.saving.Unlock()
-	keep := p.saved + 1
-	p.mu.Lock()
-	byID, doubted := p.byID, p.doubted()
-	p.mu.Unlock()
+func (r *Reader) Trim(ctx context.Context) error {
+	saving := r.save(ctx, false)
+	r.saving.Lock()
+	defer r.saving.Unlock()
+	r.mu.Lock()
+	keep, byID, doubted := r.saved+1, r.byID, r.doubted()
+	r.mu.Unlock()
 	if doubted {
 		return saving // the floor may be of entries that are not there any more
 	}
 	if byID {
-		// Ids are read back from the blocks at the next start, so they stay for the window. It is a window of this process's time:
-		// being dead does not make ids old.
-		now := time.Now()
-		p.trimMark = append(p.trimMark, trimMark{p.saved, now})
-		i := 0
-		for i+1 < len(p.trimMark) && now.Sub(p.trimMark[i+1].at) > p.opt.IDWindow {
-			i++
-		}
-		p.trimMark = p.trimMark[i:]
-		if now.Sub(p.trimMark[0].at) <= p.opt.IDWindow {
-			return saving
-		}
-		keep = p.trimMark[0].floor + 1
+		keep = r.keepIDs(time.Now())
 	}
-	if keep <= p.trimmed {
+	if keep <= r.trimmed {
 		return saving
 	}
-	if err := p.driver.Trim(ctx, keep); err != nil {
+	if err := r.driver.Trim(ctx, keep); err != nil {
 		return errors.Join(saving, err)
 	}
-	p.trimmed = keep
+	r.trimmed = keep
 	return saving
 }
 
+// keepIDs returns the first entry that must stay for its ids: they are read back from the blocks at the next start. The window is of this process's time:
+// being dead does not make ids old. saving is held.
+func (r *Reader) keepIDs(now time.Time) uint64 {
+	r.trimMark = append(r.trimMark, trimMark{r.saved, now})
+	i := 0
+	for i+1 < len(r.trimMark) && now.Sub(r.trimMark[i+1].at) > r.opt.IDWindow {
+		i++
+	}
+	r.trimMark = r.trimMark[i:]
+	if now.Sub(r.trimMark[0].at) <= r.opt.IDWindow {
+		return 0
+	}
+	return r.trimMark[0].floor + 1
+}
+
 // save stores what was seen as of the floor, and how far the store reached: an end that is lost would not be missed otherwise.
-func (p *Partition) save(ctx context.Context, always bool) error {
-	known := p.known.Load() // before the store is asked: more is stored meanwhile
-	bounds, err := p.driver.Bounds(ctx)
+func (r *Reader) save(ctx context.Context, always bool) error {
+	known := r.tail.known.Load() // before the store is asked: more is stored meanwhile
+	bounds, err := r.driver.Bounds(ctx)
 	if err != nil {
 		return fmt.Errorf("save state: %w", err)
 	}
-	if err := p.saveUpTo(ctx, bounds.Last, always); err != nil {
+	if err := r.saveUpTo(ctx, bounds.Last, always); err != nil {
 		return err
 	}
-	if doubt := p.checkEnd(ctx, bounds.Last, known); doubt != nil {
+	if doubt := r.checkEnd(ctx, bounds.Last, known); doubt != nil {
 		return fmt.Errorf("%w: %w", errDoubt, doubt)
 	}
 	return nil
 }
 
 // saveFloor saves what was done since it was saved last. It does not ask how far the store reaches: at least as far as was read.
-func (p *Partition) saveFloor(ctx context.Context) error {
-	p.mu.Lock()
-	read, moved := p.read, p.floor != p.saved || p.progressed
-	p.mu.Unlock()
+func (r *Reader) saveFloor(ctx context.Context) error {
+	r.mu.Lock()
+	read, moved := r.read, r.floor != r.saved || r.progressed
+	r.mu.Unlock()
 	if !moved {
 		return nil
 	}
-	return p.saveUpTo(ctx, read, false)
+	return r.saveUpTo(ctx, read, false)
 }
 
-func (p *Partition) saveUpTo(ctx context.Context, stored uint64, always bool) error {
-	p.saving.Lock()
-	defer p.saving.Unlock()
-	p.mu.Lock()
-	floor, last := p.floor, max(stored, p.savedLast, p.read, p.known.Load())
-	if floor == p.saved && last == p.savedLast && !p.progressed && !always {
-		p.mu.Unlock()
+func (r *Reader) saveUpTo(ctx context.Context, stored uint64, always bool) error {
+	r.saving.Lock()
+	defer r.saving.Unlock()
+	r.mu.Lock()
+	floor, last := r.floor, max(stored, r.savedLast, r.read, r.tail.known.Load())
+	if floor == r.saved && last == r.savedLast && !r.progressed && !always {
+		r.mu.Unlock()
 		return nil
 	}
-	state := savedState{floor: floor, last: last, base: p.floorBase, top: max(p.top, max(p.writeBase, p.readBase)+last), seen: p.forgotten.Marshal(), progress: p.progressNow()}
-	progressed := p.progressed
-	p.progressed = false
+	state := savedState{
+		floor: floor, last: last, base: r.floorBase, top: max(r.top, max(r.writeBase, r.readBase)+last),
+		seen: r.forgotten.Marshal(), progress: r.progressNow(),
+	}
+	progressed := r.progressed
+	r.progressed = false
 	b := state.marshal()
-	p.mu.Unlock()
-	if err := p.driver.SaveState(ctx, b); err != nil {
-		p.mu.Lock()
-		p.progressed = p.progressed || progressed
-		if p.unsaved.IsZero() {
-			p.unsaved = time.Now()
+	r.mu.Unlock()
+	if err := r.driver.SaveState(ctx, b); err != nil {
+		r.mu.Lock()
+		r.progressed = r.progressed || progressed
+		if r.unsaved.IsZero() {
+			r.unsaved = time.Now()
 		}
-		p.mu.Unlock()
+		r.mu.Unlock()
 		return fmt.Errorf("save state: %w", err)
 	}
-	p.mu.Lock()
-	p.saved, p.savedLast, p.unsaved = floor, last, time.Time{}
-	p.mu.Unlock()
-	return p.savePending(ctx)
+	r.mu.Lock()
+	r.saved, r.savedLast, r.unsaved = floor, last, time.Time{}
+	r.mu.Unlock()
+	return r.savePending(ctx)
 }
 
 // errDoubt means that the state is saved, and that the store does not have what it says is stored.
 var errDoubt = errors.New("store ends early")
+
+// Close saves how far the reader came, so that the next one need not look, and closes the driver.
+func (r *Reader) Close(ctx context.Context) error {
+	err := r.save(ctx, false)
+	for errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		err = r.save(ctx, false) // the request went with a broker that was killed
+	}
+	if errors.Is(err, ErrMissing) {
+		r.tail.gone.Store(true)
+		if r.InMemory() { // the number of messages that are lost with it is known exactly now
+			err = errors.Join(err, r.savePending(ctx))
+		}
+	}
+	if errors.Is(err, errDoubt) {
+		r.opt.Logger.Warn("store may have lost its end, the next start finds out", "buffer", r.opt.Name, "error", err)
+		err = nil
+	}
+	if err == nil {
+		// What is done takes room until the next run, and no more than that.
+		short, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		if err := r.Trim(short); err != nil {
+			r.opt.Logger.Warn("trim failed at the end, the next run removes what is done", "buffer", r.opt.Name, "error", err)
+		}
+	}
+	return errors.Join(err, r.driver.Close())
+}

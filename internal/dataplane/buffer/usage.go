@@ -1,13 +1,262 @@
 package buffer
 
-// InFlight is the number of messages that the reader has got and that are not done.
-func (p *Partition) InFlight() (n int) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, h := range p.held {
-		if !h.done {
-			n += h.messages
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// usage is how many messages of a partition are stored or being stored and not done, and the room that is left. A block counts once however it becomes known: by
+// the receipt of a write of this process, by following the log, or by reading it. So nothing is lost or counted twice when another process writes as well.
+//
+// Where the reader is in the same process, it says what it reads and what is done (read, done). Elsewhere a writer follows the log (stored) and the
+// state that the reader saves (saved).
+type usage struct {
+	limit    int          // writers wait at this many pending messages
+	pending  atomic.Int64 // unsettled + total; written with mu held
+	reserved atomic.Int64 // messages that are about to be written by those who do not wait for room
+
+	mu        sync.Mutex
+	unsettled int // messages of writes of this process whose receipts are out
+	total     int // messages that are stored and not done; never below 0
+	// passed is how far entries are accounted for: the last one that the reader of this process took, or the floor that a reader elsewhere saved.
+	// Those up to here that are not done count in total, and are not in entries. It never falls.
+	passed uint64
+	// entries are the messages of stored entries above passed. Invariant: with partial done, they count in total.
+	entries map[uint64]int
+	partial map[uint64]progress // what a reader elsewhere has done of entries above passed
+	room    chan struct{}       // closed and replaced when pending falls below limit
+}
+
+func newUsage(limit int) *usage {
+	return &usage{limit: limit, entries: map[uint64]int{}, room: make(chan struct{})}
+}
+
+// update recounts pending after a change, and wakes writers if there is room now. mu is held.
+func (u *usage) update() {
+	now := u.unsettled + u.total
+	if before := u.pending.Swap(int64(now)); before >= int64(u.limit) && now < u.limit {
+		close(u.room)
+		u.room = make(chan struct{})
+	}
+}
+
+// submitted counts messages that are being stored.
+func (u *usage) submitted(messages int) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.unsettled += messages
+	u.update()
+}
+
+// settled ends what submitted began: the entry is stored as seq, or seq is 0 if it is not stored, or nobody knows where.
+func (u *usage) settled(seq uint64, messages int) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.unsettled -= messages
+	u.add(seq, messages)
+	u.update()
+}
+
+// stored counts an entry that somebody has stored.
+func (u *usage) stored(seq uint64, messages int) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.add(seq, messages)
+	u.update()
+}
+
+// add counts an entry unless it is known. mu is held.
+func (u *usage) add(seq uint64, messages int) {
+	if _, known := u.entries[seq]; known || seq <= u.passed {
+		return
+	}
+	u.entries[seq] = messages
+	u.total += u.undone(seq, messages)
+}
+
+// undone is how many messages of an entry above passed count. mu is held.
+func (u *usage) undone(seq uint64, messages int) int {
+	if done, ok := u.partial[seq]; ok {
+		return messages - done.count(messages)
+	}
+	return messages
+}
+
+// read takes over an entry for the reader of this process, who has so many messages of it to do.
+func (u *usage) read(seq uint64, messages int) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if was, known := u.entries[seq]; known {
+		messages -= was
+		delete(u.entries, seq)
+	}
+	u.passed = max(u.passed, seq)
+	u.total += messages
+	u.update()
+}
+
+// done takes off messages of entries that were read.
+func (u *usage) done(messages int) {
+	if messages == 0 {
+		return
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.total = max(0, u.total-messages)
+	u.update()
+}
+
+// saved takes up what a reader elsewhere has saved: all up to floor is done, and of some entries above it a part.
+func (u *usage) saved(floor uint64, partial map[uint64]progress) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.passed, u.partial, u.total = max(u.passed, floor), partial, 0
+	maps.DeleteFunc(u.entries, func(seq uint64, _ int) bool { return seq <= u.passed })
+	for seq, messages := range u.entries {
+		u.total += u.undone(seq, messages)
+	}
+	u.update()
+}
+
+// pass begins behind floor: entries up to there are done.
+func (u *usage) pass(floor uint64) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.passed = max(u.passed, floor)
+}
+
+// floor is how far entries are accounted for.
+func (u *usage) floor() uint64 {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.passed
+}
+
+// clear corrects the count when nothing is stored that is not done, if it still is what it was.
+func (u *usage) clear(before int) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.unsettled == 0 && u.total == before && len(u.entries) == 0 {
+		u.total = 0
+		u.update()
+	}
+}
+
+// idle reports whether nothing is being stored, and how many messages count all the same.
+func (u *usage) idle() (count int, idle bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.total, u.unsettled == 0 && len(u.entries) == 0
+}
+
+// wait waits until there is room. full is called before it waits.
+func (u *usage) wait(ctx context.Context, full func()) error {
+	for told := false; u.pending.Load() >= int64(u.limit); told = true {
+		if !told {
+			full()
+		}
+		u.mu.Lock()
+		room, is := u.room, u.pending.Load() >= int64(u.limit)
+		u.mu.Unlock()
+		if !is {
+			return nil
+		}
+		select {
+		case <-room:
+		case <-ctx.Done():
+			return context.Cause(ctx)
 		}
 	}
-	return n
+	return nil
+}
+
+// reserve takes room for one message, if there is any.
+func (u *usage) reserve() bool {
+	if u.pending.Load()+u.reserved.Add(1) > int64(u.limit) {
+		u.reserved.Add(-1)
+		return false
+	}
+	return true
+}
+
+// follower keeps a usage up to date with what other processes store.
+type follower struct {
+	driver Usage
+	usage  *usage
+	tail   *tail
+	retry  retrier
+}
+
+// run follows the log after seq until ctx ends. It also learns how far the store reaches, for what this process writes; see lostend.go.
+func (f *follower) run(ctx context.Context, seq uint64) error {
+	return f.repeat(ctx, "following the log", func(ctx context.Context) error {
+		return f.driver.Follow(ctx, seq, func(stored uint64, messages int) {
+			seq = stored
+			f.tail.know(stored)
+			f.usage.stored(stored, messages)
+		})
+	})
+}
+
+// watch follows what the reader saves until ctx ends.
+func (f *follower) watch(ctx context.Context) error {
+	return f.repeat(ctx, "following the reader", func(ctx context.Context) error { return f.driver.WatchState(ctx, f.take) })
+}
+
+// ask asks for the saved state now and then while the partition is full: what the watch gives may not come.
+func (f *follower) ask(ctx context.Context, every time.Duration) error {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+		if f.usage.pending.Load() < int64(f.usage.limit) {
+			continue
+		}
+		if state, err := f.driver.LoadState(ctx); err == nil {
+			f.take(state)
+		}
+	}
+}
+
+// take takes up a saved state.
+func (f *follower) take(state []byte) {
+	s, err := unmarshalState(state)
+	if err != nil {
+		if len(state) > 0 {
+			f.retry.logger.Warn("saved state of the reader cannot be read, its buffer may seem full", "buffer", f.retry.name, "error", err)
+		}
+		return
+	}
+	f.tail.know(s.last)
+	f.usage.saved(s.floor, s.progress)
+}
+
+// repeat begins again what ends before ctx does. The error is one that does not go away.
+func (f *follower) repeat(ctx context.Context, what string, do func(context.Context) error) error {
+	wait := pauses{retrier: f.retry, what: what}
+	for {
+		begun := time.Now()
+		err := do(ctx)
+		if time.Since(begun) > insistAfter {
+			wait.succeeded()
+		}
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, ErrMissing), errors.Is(err, ErrClosed):
+			return fmt.Errorf("buffer %s: %s: %w", f.retry.name, what, err)
+		}
+		if wait.pause(ctx, err) != nil {
+			return nil
+		}
+	}
 }

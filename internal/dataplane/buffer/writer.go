@@ -8,85 +8,155 @@ import (
 	"fmt"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/levada-io/levada/internal/flow"
 )
 
+// Writer adds blocks to a partition. It may live in any process, beside any number of others, and may be used concurrently: it leaves the reader's cursor,
+// state and blocks alone. One that is opened without a reader in its process must be run (Run), or it does not learn that there is room again.
+type Writer struct {
+	opt    Options
+	driver WriterDriver
+	usage  *usage // shared with the reader, if that is in the same process
+	tail   *tail  // likewise
+	base   uint64 // what this process adds to the sequences that it writes, see number.go
+	// loseEnd is called when the store turns out to have lost its end: entries from first on are not those that were stored there. It returns the error that all get.
+	loseEnd func(ctx context.Context, first uint64, why error) error
+	refused atomic.Pointer[error] // why the last attempt to write was refused, if for want of room
+
+	mu sync.Mutex
+	// prev is the last position that was written of each lane. A block carries it, so that the reader sees that one is missing. What was written before this
+	// process is 0: a reader makes nothing of that.
+	prev map[string]uint64
+}
+
+// OpenWriter opens the writing end of a partition whose reader is in another process, or not running. Nothing of the reader is touched. The error is ErrLostEnd
+// while the store has less than its reader has saved: what is written then could be taken for what was lost.
+func OpenWriter(ctx context.Context, driver WriterDriver, opt Options) (*Writer, error) {
+	opt = opt.withDefaults()
+	w := newWriter(driver, opt, newUsage(opt.limit()), &tail{})
+	w.loseEnd = w.stop
+	if err := w.begin(ctx); err != nil {
+		return nil, fmt.Errorf("buffer %s: %w", opt.Name, err)
+	}
+	return w, nil
+}
+
+func newWriter(driver WriterDriver, opt Options, u *usage, t *tail) *Writer {
+	return &Writer{opt: opt, driver: driver, usage: u, tail: t, prev: map[string]uint64{}}
+}
+
+// begin reads how far reader and store are. The state is read first: what it knows must be stored.
+func (w *Writer) begin(ctx context.Context) error {
+	data, err := w.driver.LoadState(ctx)
+	if err != nil {
+		return fmt.Errorf("load state: %w", err)
+	}
+	state := &savedState{}
+	if len(data) > 0 {
+		if state, err = unmarshalState(data); err != nil {
+			return err
+		}
+	}
+	bounds, err := w.driver.Bounds(ctx)
+	if err != nil {
+		return err
+	}
+	if bounds.Last < state.last {
+		return fmt.Errorf("%w: the reader knows of blocks up to %d, and the last one there is %d. Nothing is written until the reader has started and decided about it", ErrLostEnd, state.last, bounds.Last)
+	}
+	w.tail.open(bounds.Last)
+	// The bases of other processes may be lower: the reader takes the highest that it met.
+	w.base = newBase(bounds.Last, state.top, time.Now())
+	w.usage.saved(state.floor, state.progress)
+	return nil
+}
+
+// stop ends a writer that is alone in its process.
+func (w *Writer) stop(_ context.Context, _ uint64, why error) error {
+	return w.tail.lose(fmt.Errorf("%w. Nothing more is written. The process that reads the buffer says at its next start which blocks are lost, if any are", why))
+}
+
+// unheardAfter is how long a writer that waits for room may hear nothing before it asks.
+const unheardAfter = 2 * time.Second
+
+// Run follows what other processes store and what the reader has done, until ctx ends. It is for a writer without a reader in its process.
+func (w *Writer) Run(ctx context.Context) error {
+	f := &follower{driver: w.driver, usage: w.usage, tail: w.tail, retry: retrier{w.opt.Name, w.opt.Logger}}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return f.run(ctx, w.usage.floor()) })
+	group.Go(func() error { return f.watch(ctx) })
+	group.Go(func() error { return f.ask(ctx, unheardAfter) })
+	return group.Wait()
+}
+
+// Name is the name of the partition.
+func (w *Writer) Name() string { return w.opt.Name }
+
+// Pending is the number of messages that are stored or being stored and not done, as far as this process knows.
+func (w *Writer) Pending() int { return int(w.usage.pending.Load()) }
+
+// Limit is the number of pending messages above which writers wait.
+func (w *Writer) Limit() int { return w.usage.limit }
+
+// MaxLength is the nominal length, in messages.
+func (w *Writer) MaxLength() int { return w.opt.MaxLength }
+
 // MaxEntry is the largest piece that the broker takes, in bytes. Larger blocks are stored in several.
-func (p *Partition) MaxEntry() int { return p.driver.MaxEntry() }
+func (w *Writer) MaxEntry() int { return w.driver.MaxEntry() }
+
+// Close lets go of the partition. What was written stays.
+func (w *Writer) Close() error { return w.driver.Close() }
 
 // WaitForRoom waits until the partition takes more.
-func (p *Partition) WaitForRoom(ctx context.Context) error {
-	full := false
-	for {
-		p.mu.Lock()
-		room := p.room
-		p.mu.Unlock()
-		if p.Pending() < p.Limit() {
-			return nil
-		}
-		if !full {
-			full = true
-			p.opt.Metrics.Full()
-		}
-		select {
-		case <-room:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-}
+func (w *Writer) WaitForRoom(ctx context.Context) error { return w.usage.wait(ctx, w.opt.Metrics.Full) }
 
 // Reserve takes room for a message that is about to be written, if there is any. Unreserve gives it back: once it is written it counts as pending.
-func (p *Partition) Reserve() bool {
-	if p.pending.Load()+p.reserved.Add(1) > int64(p.Limit()) {
-		p.reserved.Add(-1)
-		return false
-	}
-	return true
-}
+func (w *Writer) Reserve() bool { return w.usage.reserve() }
 
 // Unreserve gives back room for n messages.
-func (p *Partition) Unreserve(n int) { p.reserved.Add(-int64(n)) }
+func (w *Writer) Unreserve(n int) { w.usage.reserved.Add(-int64(n)) }
 
 // Write begins to store a block of which e holds the messages and h the rest. It does not wait for room: see WaitForRoom.
 // Blocks of a lane must be written in the order of their positions; h.Prev is filled in here. Wait for the Write that is returned.
-func (p *Partition) Write(ctx context.Context, h *flow.Block, e *flow.Encoder) (*Write, error) {
-	p.mu.Lock()
-	h.Prev = p.prev[h.Lane]
-	p.prev[h.Lane] = h.Last()
-	p.mu.Unlock()
-	data, err := e.Finish(h, p.opt.Compression)
+func (w *Writer) Write(ctx context.Context, h *flow.Block, e *flow.Encoder) (*Write, error) {
+	w.mu.Lock()
+	h.Prev = w.prev[h.Lane]
+	w.prev[h.Lane] = h.Last()
+	w.mu.Unlock()
+	data, err := e.Finish(h, w.opt.Compression)
 	if err != nil {
 		return nil, err
 	}
-	w := &Write{p: p, messages: e.Count(), begun: time.Now()}
-	id := blockID(h)
-	if len(data) <= p.driver.MaxEntry() {
-		w.single[0] = part{id: id, data: data, memory: e.Detach(takeBytes())}
-		w.parts = w.single[:]
-	} else {
-		w.parts = split(id, h, e.Count(), data, p.driver.MaxEntry())
-		if w.parts == nil {
-			return nil, fmt.Errorf("buffer %s: a block of %d bytes: %w, which is %d", p.opt.Name, len(data), ErrTooLarge, p.driver.MaxEntry())
-		}
+	out := &Write{w: w, messages: e.Count(), begun: time.Now()}
+	id, largest := blockID(h), w.driver.MaxEntry()
+	if len(data) <= largest {
+		out.single[0] = part{id: id, data: data, messages: out.messages, memory: e.Detach(takeBytes())}
+		out.parts = out.single[:]
+	} else if out.parts = split(id, h, e.Count(), data, largest); out.parts == nil {
+		return nil, fmt.Errorf("buffer %s: a block of %d bytes: %w, which is %d", w.opt.Name, len(data), ErrTooLarge, largest)
 	}
-	p.writing.Add(1)
-	p.pending.Add(int64(w.messages))
-	for i := range w.parts {
-		w.parts[i].known = p.known.Load()
-		w.parts[i].receipt = p.driver.Submit(ctx, w.parts[i].id, w.parts[i].data, w.parts[i].known)
+	w.usage.submitted(out.messages)
+	for i := range out.parts {
+		w.submit(ctx, &out.parts[i])
 	}
-	return w, nil
+	return out, nil
+}
+
+func (w *Writer) submit(ctx context.Context, p *part) {
+	p.known = w.tail.known.Load()
+	p.receipt = w.driver.Submit(ctx, Record{ID: p.id, Data: p.data, Messages: p.messages, Base: w.base, After: p.known})
 }
 
 // maxBlockID is the length from which an id is replaced by its hash.
 const maxBlockID = 256
 
-// blockID is the identity of a block for the broker. It holds both ends: a writer that groups its input anew after a crash makes another block,
+// blockID is the identity of a block for the broker. It holds both ends: a writer that groups its input otherwise after a crash makes another block,
 // and the broker must not take it for the old one.
 func blockID(h *flow.Block) string {
 	b := make([]byte, 0, len(h.Lane)+32)
@@ -110,41 +180,42 @@ func blockID(h *flow.Block) string {
 
 // Write is a block on its way into the partition.
 type Write struct {
-	p        *Partition
+	w        *Writer
 	parts    []part
 	single   [1]part // of most
 	messages int
 	begun    time.Time
 }
 
+// part is one record of a Write.
 type part struct {
-	id      string
-	data    []byte
-	memory  []byte // what data lies in, to be used again
-	receipt Receipt
-	known   uint64 // the highest sequence that was known to be stored when it was submitted
+	id       string
+	data     []byte
+	messages int    // those that it counts as
+	memory   []byte // what data lies in, to be used again
+	receipt  Receipt
+	known    uint64 // the highest sequence that was known to be stored when it was submitted
 }
 
 // Wait returns once the block is durable. It tries again with the same id for as long as ctx lives, whatever the broker does,
 // but for errors that will not go away: ErrTooLarge and ErrMissing.
-func (w *Write) Wait(ctx context.Context) error {
-	defer w.p.writing.Add(-1)
-	duplicate := true
-	for i := range w.parts {
-		dup, err := w.p.settle(ctx, &w.parts[i])
-		if err != nil {
-			if errors.Is(err, ErrTooLarge) || errors.Is(err, ErrMissing) {
-				w.p.free(w.messages) // it will never be there
-			}
-			w.p.gone.Store(w.p.gone.Load() || errors.Is(err, ErrMissing))
-			return fmt.Errorf("buffer %s: %w", w.p.opt.Name, err)
+func (out *Write) Wait(ctx context.Context) error {
+	w := out.w
+	for i := range out.parts {
+		seq, err := w.settle(ctx, &out.parts[i])
+		w.usage.settled(seq, out.parts[i].messages)
+		if err == nil {
+			continue
 		}
-		duplicate = duplicate && dup
+		for _, rest := range out.parts[i+1:] {
+			w.usage.settled(0, rest.messages) // if it is stored all the same, it counts when it is read
+		}
+		if errors.Is(err, ErrMissing) {
+			w.tail.gone.Store(true)
+		}
+		return fmt.Errorf("buffer %s: %w", w.opt.Name, err)
 	}
-	if duplicate {
-		w.p.free(w.messages) // it was counted when it was stored
-	}
-	w.p.opt.Metrics.Wrote(w.messages, time.Since(w.begun))
+	w.opt.Metrics.Wrote(out.messages, time.Since(out.begun))
 	return nil
 }
 
@@ -153,60 +224,50 @@ var blockBytes = sync.Pool{New: func() any { return new([]byte) }}
 
 func takeBytes() []byte { return (*blockBytes.Get().(*[]byte))[:0] }
 
-func (p *Partition) settle(ctx context.Context, w *part) (duplicate bool, err error) {
+// settle waits until a part is stored, and returns where; 0 if it is not, or if the store does not say.
+func (w *Writer) settle(ctx context.Context, p *part) (seq uint64, err error) {
 	var wait *backoff.ExponentialBackOff
 	for again := false; ; again = true {
-		var seq uint64
-		seq, duplicate, err = w.receipt.Wait(ctx)
-		switch {
-		case err == nil:
-			p.refused.Store(nil)
-			if !duplicate {
-				if err := p.acknowledged(ctx, seq, w.known); err != nil {
-					return false, err
-				}
-				p.stored.Add(1)
+		seq, duplicate, err := p.receipt.Wait(ctx)
+		if err == nil {
+			if err := w.accepted(ctx, p, seq, duplicate); err != nil {
+				return 0, err // what is stored now is read by the next run
 			}
-			p.know(seq)
-			if err := p.lostItsEnd(); err != nil {
-				return false, err // what is stored now is read by the next run
-			}
-			if !again && w.memory != nil {
+			if !again && p.memory != nil {
 				// After a second attempt the first one may still be under way with this memory.
-				blockBytes.Put(&w.memory)
+				blockBytes.Put(&p.memory)
 			}
-			return duplicate && !again, nil // the second time it may be our own first attempt
+			return seq, nil
+		}
+		switch {
 		case errors.Is(err, ErrTooLarge), errors.Is(err, ErrMissing), errors.Is(err, ErrClosed):
-			return false, err
+			return 0, err
 		case ctx.Err() != nil:
-			return false, context.Cause(ctx)
+			return 0, context.Cause(ctx)
+		case errors.Is(err, ErrFull):
+			w.refused.Store(&err)
 		}
-		if errors.Is(err, ErrFull) {
-			p.refused.Store(&err)
-		}
-		p.opt.Metrics.WriteFailed(err)
-		p.opt.Logger.Debug("write is tried again", "buffer", p.opt.Name, "block", w.id, "error", err)
+		w.opt.Metrics.WriteFailed(err)
+		w.opt.Logger.Debug("write is tried again", "buffer", w.opt.Name, "block", p.id, "error", err)
 		if wait == nil {
 			wait = retryDelay()
 		}
 		if !sleep(ctx, wait.NextBackOff()) {
-			return false, context.Cause(ctx)
+			return 0, context.Cause(ctx)
 		}
-		w.known = p.known.Load()
-		w.receipt = p.driver.Submit(ctx, w.id, w.data, w.known)
+		w.submit(ctx, p)
 	}
 }
 
-// free takes messages off the pending count and wakes writers that wait for room.
-func (p *Partition) free(messages int) {
-	if messages == 0 {
-		return
+// accepted notes what the store says that it has stored. The error is ErrLostEnd if it has lost its end.
+func (w *Writer) accepted(ctx context.Context, p *part, seq uint64, duplicate bool) error {
+	w.refused.Store(nil)
+	if !duplicate {
+		if !w.tail.acknowledged(seq, p.known) {
+			return w.loseEnd(ctx, seq, fmt.Errorf("%w: it stored a block as %d, and had stored blocks up to %d", ErrLostEnd, seq, w.tail.known.Load()))
+		}
+		w.tail.stored.Add(1)
 	}
-	before := p.pending.Add(-int64(messages)) + int64(messages)
-	if before >= int64(p.Limit()) {
-		p.mu.Lock()
-		close(p.room)
-		p.room = make(chan struct{})
-		p.mu.Unlock()
-	}
+	w.tail.know(seq)
+	return w.tail.lostEnd()
 }

@@ -56,7 +56,7 @@ func TestBrokenAtTheSource(t *testing.T) {
 				parts, stores := partitions(t, 1, 1<<20, buffer.Options{})
 				g := &grave{}
 				input := &forward.SourceInput{Vertex: "in", Reader: &withHoles{list{messages: values(100), batch: 7}}, Limit: 1000, OnError: func(error) {}, Logger: quiet}
-				router := &forward.Router{Edges: []forward.Edge{{To: "next", Partitions: parts}}, Events: routerEvents{}}
+				router := &forward.Router{Edges: []forward.Edge{{To: "next", Partitions: writers(parts)}}, Events: routerEvents{}}
 				if err := runLoop(t, &forward.Loop{Input: input, Stages: stages, Ordered: ordered, Output: router, DeadLetters: g}); err != nil {
 					t.Fatal(err)
 				}

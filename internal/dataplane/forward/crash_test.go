@@ -66,9 +66,9 @@ type deadReceipt struct{}
 
 func (deadReceipt) Wait(context.Context) (uint64, bool, error) { return 0, false, buffer.ErrClosed }
 
-func (d driver) Submit(ctx context.Context, id string, data []byte, after uint64) (r buffer.Receipt) {
+func (d driver) Submit(ctx context.Context, record buffer.Record) (r buffer.Receipt) {
 	r = deadReceipt{}
-	d.fuse.touch(func() { r = d.Driver.Submit(ctx, id, data, after) })
+	d.fuse.touch(func() { r = d.Driver.Submit(ctx, record) })
 	return r
 }
 
@@ -487,11 +487,11 @@ func (n *network) live(t *rapid.T, w *world, steps int) {
 	}
 	run("in", &forward.Loop{
 		Input:  &forward.SourceInput{Vertex: "in", Reader: &reader{w, f, w.regroup(t, n.limit)}, Limit: n.limit, OnError: func(error) {}, Logger: logger},
-		Output: &forward.Router{Events: routerEvents{}, Edges: []forward.Edge{{To: "fn", Partitions: parts["fn"], ByKey: n.byKey}}},
+		Output: &forward.Router{Events: routerEvents{}, Edges: []forward.Edge{{To: "fn", Partitions: writers(parts["fn"]), ByKey: n.byKey}}},
 	})
 	fn := &misbehaving{w: w, attempts: map[string]int{}}
 	input := func(vertex string, i int) forward.Input {
-		in := &forward.BufferInput{Vertex: vertex, Index: i, Partition: parts[vertex][i], Limit: n.limit}
+		in := &forward.BufferInput{Vertex: vertex, Index: i, Partition: parts[vertex][i].Reader, Limit: n.limit}
 		services.Go(func() { in.Run(ctx) })
 		return in
 	}
@@ -504,7 +504,7 @@ func (n *network) live(t *rapid.T, w *world, steps int) {
 			Input: input("fn", i), Ordered: n.ordered, FlushAfter: time.Millisecond,
 			Stages: []forward.Stage{stage},
 			Output: &forward.Router{Events: routerEvents{}, Edges: []forward.Edge{
-				{To: "left", Condition: n.left, Partitions: parts["left"]}, {To: "right", Condition: n.right, Partitions: parts["right"], ByKey: n.byKey},
+				{To: "left", Condition: n.left, Partitions: writers(parts["left"])}, {To: "right", Condition: n.right, Partitions: writers(parts["right"]), ByKey: n.byKey},
 			}},
 		})
 	}

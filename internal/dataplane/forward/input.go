@@ -183,7 +183,7 @@ func (s *SourceInput) Ended() bool { return s.ended.Load() }
 type BufferInput struct {
 	Vertex    string
 	Index     int
-	Partition *buffer.Partition
+	Partition *buffer.Reader
 	// Limit is how many messages a piece has at the most.
 	Limit int
 	Rate  *rate.Limiter

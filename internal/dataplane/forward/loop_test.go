@@ -299,6 +299,14 @@ func partitions(t *testing.T, n, maxEntry int, opt buffer.Options) (parts []*buf
 }
 
 // stored are the messages of the blocks of a store.
+// writers are the writing ends of partitions.
+func writers(parts []*buffer.Partition) (all []*buffer.Writer) {
+	for _, p := range parts {
+		all = append(all, p.Writer)
+	}
+	return all
+}
+
 func stored(t *testing.T, s *membuffer.Store) (blocks []*flow.Block, messages []flow.Message) {
 	t.Helper()
 	s.Edit(func(entries []buffer.Entry) []buffer.Entry {
@@ -324,7 +332,7 @@ func TestPartitionByKey(t *testing.T) {
 			in = append(in, flow.Message{Keys: k, Value: fmt.Appendf(nil, "%q", k)})
 		}
 	}
-	router := &forward.Router{Events: routerEvents{}, Edges: []forward.Edge{{To: "x", Partitions: parts, ByKey: true}}}
+	router := &forward.Router{Events: routerEvents{}, Edges: []forward.Edge{{To: "x", Partitions: writers(parts), ByKey: true}}}
 	if err := runLoop(t, &forward.Loop{Input: sourceOf(&list{messages: in, batch: 5}), Output: router}); err != nil {
 		t.Fatal(err)
 	}
@@ -388,7 +396,7 @@ func TestDiscard(t *testing.T) {
 	large, largeStores := partitions(t, 1, 1<<20, buffer.Options{})
 	dropped := &countDropped{}
 	never := &forward.Condition{Operator: forward.And, Values: []string{"never"}}
-	router := &forward.Router{Events: dropped, Edges: []forward.Edge{{To: "small", Partitions: small, Discard: true}, {To: "large", Partitions: large}, {To: "none", Partitions: small, Condition: never}}}
+	router := &forward.Router{Events: dropped, Edges: []forward.Edge{{To: "small", Partitions: writers(small), Discard: true}, {To: "large", Partitions: writers(large)}, {To: "none", Partitions: writers(small), Condition: never}}}
 	if err := runLoop(t, &forward.Loop{Input: sourceOf(&list{messages: values(100), batch: 7}), InFlight: 1, Output: router}); err != nil {
 		t.Fatal(err)
 	}
@@ -413,7 +421,7 @@ func TestBlockSize(t *testing.T) {
 		for i := range in {
 			in[i].Value = make([]byte, 100<<10)
 		}
-		router := &forward.Router{Events: routerEvents{}, Edges: []forward.Edge{{To: "x", Partitions: parts}}}
+		router := &forward.Router{Events: routerEvents{}, Edges: []forward.Edge{{To: "x", Partitions: writers(parts)}}}
 		if err := runLoop(t, &forward.Loop{Input: sourceOf(&list{messages: in, batch: 40}), Stages: stages, Output: router}); err != nil {
 			t.Fatal(err)
 		}
@@ -446,7 +454,7 @@ func TestTooManyResults(t *testing.T) {
 		return o, nil
 	}
 	g := &grave{}
-	router := &forward.Router{Events: routerEvents{}, Edges: []forward.Edge{{To: "x", Partitions: parts}}}
+	router := &forward.Router{Events: routerEvents{}, Edges: []forward.Edge{{To: "x", Partitions: writers(parts)}}}
 	err := runLoop(t, &forward.Loop{Input: sourceOf(&list{messages: values(3)}), Stages: []forward.Stage{{Name: "fn", Apply: apply, NeedsIDs: true}}, DeadLetters: g, Output: router})
 	if err != nil {
 		t.Fatal(err)

@@ -224,7 +224,7 @@ func TestSlowAcknowledgementStopsNobody(t *testing.T) {
 		ended := make(chan error, 1)
 		l := &forward.Loop{
 			Input: inputOf(in), Events: loopEvents{}, Logger: quiet, DeadLetters: &grave{},
-			Output: &forward.Router{Events: routerEvents{}, Edges: []forward.Edge{{To: "x", Partitions: parts2}}},
+			Output: &forward.Router{Events: routerEvents{}, Edges: []forward.Edge{{To: "x", Partitions: writers(parts2)}}},
 		}
 		go func() { ended <- l.Run(t.Context(), t.Context()) }()
 		time.Sleep(time.Minute)
@@ -412,7 +412,7 @@ func TestResultThatCanNeverBeStoredIsDeadLettered(t *testing.T) {
 		}
 	}
 	g := &grave{}
-	router := &forward.Router{Events: routerEvents{}, Edges: []forward.Edge{{To: "x", Partitions: stored1}}}
+	router := &forward.Router{Events: routerEvents{}, Edges: []forward.Edge{{To: "x", Partitions: writers(stored1)}}}
 	if err := runLoop(t, &forward.Loop{Input: sourceOf(&list{messages: in, batch: 20}), DeadLetters: g, Output: router}); err != nil {
 		t.Fatal(err)
 	}
@@ -424,7 +424,7 @@ func TestResultThatCanNeverBeStoredIsDeadLettered(t *testing.T) {
 // TestBlockIsReadInPiecesOfReadBatchSize: a block of 2,000 messages before a vertex with readBatchSize 64. It was one piece.
 func TestBlockIsReadInPiecesOfReadBatchSize(t *testing.T) {
 	parts1, _ := partitions(t, 1, 8<<20, buffer.Options{})
-	router := &forward.Router{Events: routerEvents{}, Edges: []forward.Edge{{To: "x", Partitions: parts1}}}
+	router := &forward.Router{Events: routerEvents{}, Edges: []forward.Edge{{To: "x", Partitions: writers(parts1)}}}
 	input := sourceOf(&list{messages: values(2003), batch: 2003})
 	input.Limit = 2003
 	if err := runLoop(t, &forward.Loop{Input: input, Output: router}); err != nil {
@@ -432,7 +432,7 @@ func TestBlockIsReadInPiecesOfReadBatchSize(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	in := &forward.BufferInput{Vertex: "x", Partition: parts1[0], Limit: 64}
+	in := &forward.BufferInput{Vertex: "x", Partition: parts1[0].Reader, Limit: 64}
 	go in.Run(ctx) // ends with ctx
 	read, last := 0, uint64(0)
 	for read < 2003 {

@@ -19,8 +19,8 @@ type Edge struct {
 	To string
 	// Condition decides by the tags of a result; nil lets all pass.
 	Condition *Condition
-	// Partitions are the partitions of the buffer of To.
-	Partitions []*buffer.Partition
+	// Partitions are the partitions of the buffer of To. Whoever reads them may be in another process.
+	Partitions []*buffer.Writer
 	// ByKey sends all messages with the same keys to the same partition, as an ordered or keyed reader needs it.
 	ByKey bool
 	// Discard drops what does not fit (onFull: discardLatest). Otherwise writers wait.
@@ -91,7 +91,7 @@ type draft struct {
 
 type target struct {
 	edge *Edge
-	part *buffer.Partition
+	part *buffer.Writer
 	enc  flow.Encoder
 	used bool
 	lo   uint64 // where its current block begins
@@ -110,7 +110,7 @@ type sealed struct {
 
 type written struct {
 	write           *buffer.Write
-	part            *buffer.Partition
+	part            *buffer.Writer
 	messages, bytes int
 }
 

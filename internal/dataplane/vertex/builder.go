@@ -220,7 +220,7 @@ func (b *builder) router(p *v1alpha1.PipelineSpec, spec *v1alpha1.AbstractVertex
 			}
 		}
 		r.Edges = append(r.Edges, forward.Edge{
-			To: e.To, Condition: condition(e.Conditions), Partitions: b.env.Partitions(e.To), ByKey: p.IsOrdered(target),
+			To: e.To, Condition: condition(e.Conditions), Partitions: b.env.Writers(e.To), ByKey: p.IsOrdered(target),
 			Discard: discards(e), Back: leadsTo(p, e.To, spec.Name),
 		})
 	}

@@ -38,8 +38,10 @@ type Env struct {
 	Meta metav1.Object
 	// State remembers how far sources are.
 	State jetstream.KeyValue
-	// Partitions are the partitions of a vertex's buffer.
-	Partitions func(vertex string) []*buffer.Partition
+	// Readers are the partitions of a vertex's buffer, for the vertex itself: this process is the only one that reads them.
+	Readers func(vertex string) []*buffer.Reader
+	// Writers are the same for the vertices that write to it. Their reader may be in another process.
+	Writers func(vertex string) []*buffer.Writer
 	// DeadLetters takes what is put aside.
 	DeadLetters *deadletter.Store
 	Metrics     *metrics.Set

@@ -35,7 +35,7 @@ type Vertex struct {
 	lanes      []*metrics.Vertex // of each loop
 	loops      []*forward.Loop
 	readers    []*forward.BufferInput
-	partitions []*buffer.Partition
+	partitions []*buffer.Reader
 	source     source.Reader
 	sinks      []sink.Writer
 	functions  []*function.Function
@@ -88,7 +88,7 @@ func Pipeline(ctx context.Context, env *Env, p *v1alpha1.PipelineSpec, spec *v1a
 		return v, nil
 	}
 
-	v.partitions = env.Partitions(spec.Name)
+	v.partitions = env.Readers(spec.Name)
 	var stages []forward.Stage
 	var deliver func(*metrics.Vertex) (forward.Output, error)
 	shared := env.Metrics.Vertex(labels, v.partitions[0].Name(), "")

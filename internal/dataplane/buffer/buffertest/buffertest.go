@@ -124,7 +124,7 @@ func numbers(t *testing.T, h Harness) {
 		t.Errorf("base is %d, Find gives %d, Scan %d", base, found[0].Base, scanned.Base)
 	}
 	// What the writer knew to be stored tells an entry that took the place of a lost one.
-	seq, _, err := d.Submit(ctx(t), "after", found[0].Data, 7).Wait(ctx(t))
+	seq, _, err := d.Submit(ctx(t), buffer.Record{ID: "after", Data: found[0].Data, After: 7}).Wait(ctx(t))
 	if err != nil || seq != first.Seq+1 {
 		t.Fatalf("stored at %d, %v; want %d", seq, err, first.Seq+1)
 	}

@@ -2,7 +2,7 @@
 //
 // The stream has Limits retention: WorkQueue and Interest forget the ids of acknowledged messages when the server restarts.
 // It discards new messages when full, never old ones, and has no age limit: what nobody needs any more is trimmed by
-// buffer.Partition. See docs/decisions/0002-identity.md.
+// buffer.Reader. See docs/decisions/0002-identity.md.
 package jetstreambuffer
 
 import (
@@ -80,7 +80,6 @@ type driver struct {
 	closed     bool
 	// reserved is when the reserve was looked at last; see reserve.go
 	reserved      time.Time
-	base          string // what is stored in the header of each entry; set before anything is submitted
 	reserveFilled bool
 }
 
@@ -219,8 +218,6 @@ const submitTimeout = 5 * time.Second
 // baseHeader is the header that has the base of an entry, in base 36.
 const baseHeader = "Levada-Base"
 
-func (d *driver) SetBase(base uint64) { d.base = strconv.FormatUint(base, 36) }
-
 func baseIn(h nats.Header) uint64 {
 	base, err := strconv.ParseUint(h.Get(baseHeader), 36, 64)
 	if err != nil {
@@ -231,6 +228,9 @@ func baseIn(h nats.Header) uint64 {
 
 // afterHeader is the header that has buffer.Entry.After, in base 36.
 const afterHeader = "Levada-After"
+
+// messagesHeader is the header that has buffer.Record.Messages. Entries of earlier versions do not have it.
+const messagesHeader = "Levada-Messages"
 
 // entryOf is a stored message.
 func entryOf(seq uint64, data []byte, h nats.Header, stored time.Time) buffer.Entry {
@@ -247,19 +247,26 @@ type receipt struct {
 	err    error
 }
 
-func (d *driver) Submit(_ context.Context, id string, data []byte, after uint64) buffer.Receipt {
+func (d *driver) Submit(_ context.Context, r buffer.Record) buffer.Receipt {
 	if d.cfg.Room != nil {
 		if err := d.cfg.Room(); err != nil {
 			return &receipt{d, nil, fmt.Errorf("%w: %w", buffer.ErrFull, err)}
 		}
 	}
-	m := &nats.Msg{Subject: d.cfg.Stream, Data: data, Header: nats.Header{afterHeader: []string{strconv.FormatUint(after, 36)}}}
-	if d.base != "" {
-		m.Header[baseHeader] = []string{d.base}
-	}
+	m := &nats.Msg{Subject: d.cfg.Stream, Data: r.Data, Header: headerOf(r)}
 	future, err := d.js.PublishMsgAsync(m,
-		jetstream.WithMsgID(id), jetstream.WithExpectStream(d.cfg.Stream), jetstream.WithStallWait(submitTimeout))
+		jetstream.WithMsgID(r.ID), jetstream.WithExpectStream(d.cfg.Stream), jetstream.WithStallWait(submitTimeout))
 	return &receipt{d, future, err}
+}
+
+// headerOf is what is stored beside a record.
+func headerOf(r buffer.Record) nats.Header {
+	numbers := []string{strconv.FormatUint(r.After, 36), strconv.FormatUint(r.Base, 36), strconv.Itoa(r.Messages)}
+	h := nats.Header{afterHeader: numbers[0:1:1], messagesHeader: numbers[2:3:3]}
+	if r.Base != 0 {
+		h[baseHeader] = numbers[1:2:2]
+	}
+	return h
 }
 
 func (r *receipt) Wait(ctx context.Context) (uint64, bool, error) {

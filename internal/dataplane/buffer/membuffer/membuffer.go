@@ -17,17 +17,21 @@ type Store struct {
 	mu      sync.Mutex
 	entries []buffer.Entry // ascending
 	last    uint64
-	ids     map[string]bool
+	ids     map[string]uint64 // where what was stored under an id is
+	counts  map[uint64]int    // the messages of each entry, as the writer counted them
 	hidden  map[uint64]bool
 	state   []byte
 	damage  []byte
-	changed chan struct{}
+	changed chan struct{} // closed and replaced when an entry is added, or a driver is closed
+	saved   chan struct{} // closed and replaced when a state is saved
 	max     int
 }
 
 // NewStore returns an empty log whose entries hold up to maxEntry bytes.
 func NewStore(maxEntry int) *Store {
-	return &Store{ids: map[string]bool{}, hidden: map[uint64]bool{}, changed: make(chan struct{}), max: maxEntry}
+	return &Store{
+		ids: map[string]uint64{}, counts: map[uint64]int{}, hidden: map[uint64]bool{}, changed: make(chan struct{}), saved: make(chan struct{}), max: maxEntry,
+	}
 }
 
 // ForgetIDs makes the store forget which ids it stored, as a broker does after its deduplication window.
@@ -67,6 +71,7 @@ func (s *Store) Copy() *Store {
 	c := NewStore(s.max)
 	c.entries, c.last, c.state, c.damage = slices.Clone(s.entries), s.last, bytes.Clone(s.state), bytes.Clone(s.damage)
 	maps.Copy(c.ids, s.ids)
+	maps.Copy(c.counts, s.counts)
 	return c
 }
 
@@ -99,7 +104,6 @@ func (s *Store) Open() buffer.Driver { return &driver{Store: s} }
 type driver struct {
 	*Store
 	next   uint64
-	base   uint64
 	closed bool
 }
 
@@ -111,29 +115,75 @@ type receipt struct {
 
 func (r receipt) Wait(context.Context) (uint64, bool, error) { return r.seq, r.dup, r.err }
 
-func (d *driver) Submit(_ context.Context, id string, data []byte, after uint64) buffer.Receipt {
+func (d *driver) Submit(_ context.Context, r buffer.Record) buffer.Receipt {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	switch {
+	switch at, known := d.ids[r.ID]; {
 	case d.closed:
 		return receipt{err: buffer.ErrClosed}
-	case len(data) > d.max:
+	case len(r.Data) > d.max:
 		return receipt{err: buffer.ErrTooLarge}
-	case d.ids[id]:
-		return receipt{dup: true}
+	case known:
+		return receipt{seq: at, dup: true}
 	}
-	d.ids[id] = true
 	d.last++
-	d.entries = append(d.entries, buffer.Entry{Seq: d.last, Data: bytes.Clone(data), Stored: time.Now(), Base: d.base, After: after}) // the caller's memory is the caller's
-	close(d.changed)
-	d.changed = make(chan struct{})
+	d.ids[r.ID], d.counts[d.last] = d.last, r.Messages
+	// The caller's memory is the caller's.
+	d.entries = append(d.entries, buffer.Entry{Seq: d.last, Data: bytes.Clone(r.Data), Stored: time.Now(), Base: r.Base, After: r.After})
+	wake(&d.changed)
 	return receipt{seq: d.last}
 }
 
-func (d *driver) SetBase(base uint64) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.base = base
+// wake wakes all who wait for a change. mu is held.
+func wake(changed *chan struct{}) {
+	close(*changed)
+	*changed = make(chan struct{})
+}
+
+// Follow implements buffer.Usage.
+func (d *driver) Follow(ctx context.Context, seq uint64, stored func(uint64, int)) error {
+	for {
+		d.mu.Lock()
+		if d.closed {
+			d.mu.Unlock()
+			return buffer.ErrClosed
+		}
+		var news []uint64
+		for _, e := range d.entries {
+			if e.Seq > seq {
+				news = append(news, e.Seq)
+			}
+		}
+		counts, changed := make([]int, len(news)), d.changed
+		for i, n := range news {
+			counts[i] = d.counts[n]
+		}
+		d.mu.Unlock()
+		for i, n := range news {
+			stored(n, counts[i])
+			seq = n
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// WatchState implements buffer.Usage.
+func (d *driver) WatchState(ctx context.Context, changed func([]byte)) error {
+	for {
+		d.mu.Lock()
+		state, saved := bytes.Clone(d.state), d.saved
+		d.mu.Unlock()
+		changed(state)
+		select {
+		case <-saved:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 func (d *driver) Resume(_ context.Context, after uint64) error {
@@ -217,6 +267,7 @@ func (d *driver) SaveState(_ context.Context, state []byte) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.state = append([]byte(nil), state...)
+	wake(&d.saved)
 	return nil
 }
 
@@ -247,7 +298,6 @@ func (d *driver) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.closed = true
-	close(d.changed)
-	d.changed = make(chan struct{})
+	wake(&d.changed)
 	return nil
 }
