@@ -20,6 +20,8 @@ type Harness struct {
 	Open func(t *testing.T) buffer.Driver
 	// Restart kills the store (SIGKILL or the like) and starts it again; nil if it cannot die.
 	Restart func(t *testing.T)
+	// Cursors are what reads the store at the moment, as far as the store knows it; nil if it does not.
+	Cursors func(t *testing.T) []string
 	// ForgetIDs makes the store forget its own deduplication, as time would; nil if it cannot be done.
 	ForgetIDs func(t *testing.T)
 }
@@ -42,6 +44,11 @@ func Run(t *testing.T, makeHarness func(t *testing.T) Harness) {
 		"reading ends with its context":               readCancelled,
 		"what is stored beside a block is found":      numbers,
 		"a block keeps its number":                    numbersOfRestarts,
+
+		"a writer opened elsewhere leaves the reader alone":                           writerLeavesReaderAlone,
+		"a writer in another process sees room when the reader elsewhere has read":    writerElsewhereSeesRoom,
+		"a full buffer blocks writers of other processes and wakes them":              fullForAll,
+		"a store that is killed does not confuse writers and reader in two processes": killedWhileFollowed,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -67,14 +74,19 @@ func ctx(t *testing.T) context.Context {
 }
 
 // write writes positions lo..hi of a lane, one message each, and waits.
-func write(t *testing.T, p *buffer.Partition, lane string, lo, hi, floor uint64) {
+func write(t *testing.T, p writing, lane string, lo, hi, floor uint64) {
 	t.Helper()
 	if err := tryWrite(ctx(t), p, lane, lo, hi, floor, 10); err != nil {
 		t.Fatalf("write %s %d-%d: %v", lane, lo, hi, err)
 	}
 }
 
-func tryWrite(ctx context.Context, p *buffer.Partition, lane string, lo, hi, floor uint64, size int) error {
+// writing is a Writer, or a Partition.
+type writing interface {
+	Write(ctx context.Context, h *flow.Block, e *flow.Encoder) (*buffer.Write, error)
+}
+
+func tryWrite(ctx context.Context, p writing, lane string, lo, hi, floor uint64, size int) error {
 	var e flow.Encoder
 	e.Reset(lo)
 	for pos := lo; pos <= hi; pos++ {

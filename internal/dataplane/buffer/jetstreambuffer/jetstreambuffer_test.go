@@ -2,6 +2,7 @@ package jetstreambuffer_test
 
 import (
 	"context"
+	"slices"
 	"testing"
 	"time"
 
@@ -51,6 +52,18 @@ func TestConformance(t *testing.T) {
 				if b, err = broker.Start(broker.Config{Dir: dir, Listen: url[len("nats://"):]}); err != nil {
 					t.Fatal(err)
 				}
+			},
+			Cursors: func(t *testing.T) (names []string) {
+				stream, err := js.Stream(ctx, "ns-pl-vertex-0")
+				if err != nil {
+					t.Fatal(err)
+				}
+				list := stream.ConsumerNames(ctx)
+				for name := range list.Name() {
+					names = append(names, name)
+				}
+				slices.Sort(names)
+				return names
 			},
 			ForgetIDs: func(t *testing.T) { <-time.After(600 * time.Millisecond) }, // the server's window has passed, by its own clock
 		}
