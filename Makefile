@@ -20,8 +20,8 @@ help: ## List the targets
 .PHONY: build
 build: ## Build bin/levada, bin/levada-proxy (the proxy alone), and the example functions in bin/functions/
 	@mkdir -p bin/functions
-	go build -o bin/ ./cmd/levada ./cmd/levada-proxy
-	go build -o bin/functions/ $$(go list -f '{{if eq .Name "main"}}{{.ImportPath}}{{end}}' ./examples/functions/...)
+	go build -ldflags '-s -w' -o bin/ ./cmd/levada ./cmd/levada-proxy
+	go build -ldflags '-s -w' -o bin/functions/ $$(go list -f '{{if eq .Name "main"}}{{.ImportPath}}{{end}}' ./examples/functions/...)
 
 .PHONY: check
 check: ## Formatting, go vet and staticcheck: no finding is left

@@ -9,7 +9,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
@@ -44,7 +43,7 @@ Outside a cluster it uses the kubeconfig, as kubectl does.`,
 			if namespace == "" {
 				namespace = found
 			}
-			client, err := kubernetes.NewForConfig(config)
+			pods, err := podwatch.NewPods(config, namespace)
 			if err != nil {
 				return fmt.Errorf("kubernetes: %w", err)
 			}
@@ -62,7 +61,7 @@ Outside a cluster it uses the kubeconfig, as kubectl does.`,
 			deaths := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "levada_stream_watch_deaths_total", Help: "Owners whose leases were ended, by the sign of their death and Kubernetes' reason."}, []string{"cause", "reason"})
 			expired := prometheus.NewCounter(prometheus.CounterOpts{Name: "levada_stream_watch_leases_total", Help: "Leases that were ended."})
 			registry.MustRegister(deaths, expired)
-			watcher, err := podwatch.New(client, d, podwatch.Options{Namespace: namespace, Selector: selector, SharedStore: shared, Hints: h, Logger: logger,
+			watcher, err := podwatch.New(pods, d, podwatch.Options{Namespace: namespace, Selector: selector, SharedStore: shared, Hints: h, Logger: logger,
 				OnDeath: func(death podwatch.Death) {
 					deaths.WithLabelValues(string(death.Cause), death.Reason).Inc()
 					expired.Add(float64(death.Expired))

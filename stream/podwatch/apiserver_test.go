@@ -179,7 +179,10 @@ func TestRealAPIServer(t *testing.T) {
 	asked := &requests{}
 	config := c.Config(account)
 	config.Wrap(asked.wrap)
-	client := c.Client(config)
+	client, err := NewPods(config, "orders")
+	if err != nil {
+		t.Fatal(err)
+	}
 	log := &lines{}
 	var mu sync.Mutex
 	var deaths []Death
@@ -345,6 +348,7 @@ func TestRealAPIServer(t *testing.T) {
 	})
 
 	c.sub("other namespaces", func(t *testing.T) {
+		client := c.Client(config)
 		if _, err := client.CoreV1().Pods("billing").List(t.Context(), metav1.ListOptions{}); err == nil {
 			t.Error("the example's role allows to list the pods of another namespace")
 		}

@@ -42,7 +42,7 @@ func TestRealKubelet(t *testing.T) {
 	log := &lines{}
 	var mu sync.Mutex
 	deaths := map[string]Death{}
-	w, err := New(client, store, Options{Namespace: "default", Logger: slog.New(slog.NewTextHandler(log, nil)), OnDeath: func(d Death) {
+	w, err := New(pods, store, Options{Namespace: "default", Logger: slog.New(slog.NewTextHandler(log, nil)), OnDeath: func(d Death) {
 		mu.Lock()
 		defer mu.Unlock()
 		deaths[d.Owner.Incarnation] = d

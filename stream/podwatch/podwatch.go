@@ -20,10 +20,11 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 
+	"github.com/levada-io/levada/internal/kubeclient"
 	"github.com/levada-io/levada/stream"
 )
 
@@ -86,7 +87,7 @@ const maxBackoff = 30 * time.Second
 
 // Watcher ends the leases of workers whose pods or containers have died.
 type Watcher struct {
-	client  kubernetes.Interface
+	client  Pods
 	store   stream.Store
 	options Options
 	wake    chan struct{} // something may have changed; holds one
@@ -100,8 +101,20 @@ type Watcher struct {
 	since  time.Time // of the last pass without error
 }
 
-// New returns a watcher that does nothing until Run. The client needs get, list and watch for pods in the namespace.
-func New(client kubernetes.Interface, store stream.Store, options Options) (*Watcher, error) {
+// Pods are the pods of a namespace: those of NewPods, or clientset.CoreV1().Pods(namespace) in a program that has client-go's clientset anyway.
+type Pods interface {
+	Get(ctx context.Context, name string, options metav1.GetOptions) (*corev1.Pod, error)
+	kubeclient.Lister[*corev1.PodList]
+}
+
+// NewPods returns the pods of a namespace without client-go's clientset, which links the types of every API group into a program. The error is that of a config that is
+// not valid; the API server is not asked.
+func NewPods(config *rest.Config, namespace string) (Pods, error) {
+	return kubeclient.New[corev1.Pod, corev1.PodList](config, kubeclient.Group{Version: corev1.SchemeGroupVersion, Add: corev1.AddToScheme}, "pods", namespace)
+}
+
+// New returns a watcher that does nothing until Run. The client needs get, list and watch for the pods, which are those of Options.Namespace.
+func New(client Pods, store stream.Store, options Options) (*Watcher, error) {
 	if err := options.validate(); err != nil {
 		return nil, err
 	}
@@ -159,7 +172,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 		},
 		deleted: deleted.take,
 		get: func(ctx context.Context, name string) (*corev1.Pod, error) {
-			return w.client.CoreV1().Pods(w.options.Namespace).Get(ctx, name, metav1.GetOptions{})
+			return w.client.Get(ctx, name, metav1.GetOptions{})
 		},
 	}
 	// Without a complete list, an absent pod proves nothing.
@@ -238,17 +251,16 @@ func (w *Watcher) hint(ctx context.Context) {
 
 // informer lists and watches the pods, and notes whether that works.
 func (w *Watcher) informer() cache.SharedIndexInformer {
-	pods := w.client.CoreV1().Pods(w.options.Namespace)
 	source := &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
 			options.LabelSelector = w.options.Selector
-			list, err := pods.List(ctx, options)
+			list, err := w.client.List(ctx, options)
 			w.noteAPI(ctx, err)
 			return list, err
 		},
 		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
 			options.LabelSelector = w.options.Selector
-			events, err := pods.Watch(ctx, options)
+			events, err := w.client.Watch(ctx, options)
 			w.noteAPI(ctx, err)
 			return events, err
 		},

@@ -31,6 +31,11 @@ type api struct {
 	watchers []*watch.RaceFreeFakeWatcher
 }
 
+// fakePods send lists as lists only, as the fake clientset says of itself.
+type fakePods struct{ Pods }
+
+func (fakePods) IsWatchListSemanticsUnSupported() bool { return true }
+
 func newAPI() *api {
 	a := &api{Clientset: fake.NewClientset()}
 	fails := func(clienttesting.Action) (bool, runtime.Object, error) {
@@ -129,13 +134,13 @@ func (*bell) Listen(context.Context, func(context.Context, stream.Hint)) error {
 func (*bell) Close() error                                                     { return nil }
 
 // start runs a watcher until stop is called, or the test ends.
-func start(t *testing.T, client kubernetes.Interface, store stream.Store, options Options) (w *Watcher, stop func()) {
+func start(t *testing.T, clientset kubernetes.Interface, store stream.Store, options Options) (w *Watcher, stop func()) {
 	t.Helper()
 	options.Namespace = "orders"
 	if options.Logger == nil {
 		options.Logger = slog.New(slog.DiscardHandler)
 	}
-	w, err := New(client, store, options)
+	w, err := New(fakePods{clientset.CoreV1().Pods(options.Namespace)}, store, options)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -475,7 +480,7 @@ func TestOptionsThatCannotWork(t *testing.T) {
 		"Timeout is -1s":                {Namespace: "orders", Timeout: -time.Second},
 		"ClockSkew is -1s":              {Namespace: "orders", ClockSkew: -time.Second},
 	} {
-		if _, err := New(fake.NewClientset(), newLeases(time.Now), options); err == nil || !strings.Contains(err.Error(), text) {
+		if _, err := New(fake.NewClientset().CoreV1().Pods("orders"), newLeases(time.Now), options); err == nil || !strings.Contains(err.Error(), text) {
 			t.Errorf("error %v, want one that says %q", err, text)
 		}
 	}

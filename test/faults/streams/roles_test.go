@@ -21,7 +21,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
 	"github.com/levada-io/levada/stream"
@@ -204,11 +203,12 @@ func watchPods(ctx context.Context, r role) error {
 		return err
 	}
 	defer hints.Close()
-	client, err := kubernetes.NewForConfig(&rest.Config{Host: r.Kube.Host, TLSClientConfig: rest.TLSClientConfig{CAFile: r.Kube.CA, CertFile: r.Kube.Cert, KeyFile: r.Kube.Key}})
+	config := &rest.Config{Host: r.Kube.Host, TLSClientConfig: rest.TLSClientConfig{CAFile: r.Kube.CA, CertFile: r.Kube.Cert, KeyFile: r.Kube.Key}}
+	pods, err := podwatch.NewPods(config, r.Kube.Namespace)
 	if err != nil {
 		return err
 	}
-	watcher, err := podwatch.New(client, store, podwatch.Options{Namespace: r.Kube.Namespace, Hints: hints, ClockSkew: time.Second, OnDeath: func(d podwatch.Death) {
+	watcher, err := podwatch.New(pods, store, podwatch.Options{Namespace: r.Kube.Namespace, Hints: hints, ClockSkew: time.Second, OnDeath: func(d podwatch.Death) {
 		slog.Info("death", "pod", d.Owner.Pod, "cause", d.Cause, "reason", d.Reason, "expired", d.Expired)
 	}})
 	if err != nil {

@@ -28,11 +28,12 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 
+	"github.com/levada-io/levada/internal/kubeclient"
 	"github.com/levada-io/levada/internal/proxy/discovery"
 )
 
@@ -46,15 +47,31 @@ func New(service discovery.Service, o discovery.Options) (discovery.Source, erro
 	if err != nil {
 		return nil, fmt.Errorf("no configuration of a Kubernetes cluster was found; run in a pod with a service account, or set KUBECONFIG: %w", err)
 	}
-	client, err := kubernetes.NewForConfig(config)
+	client, err := newClients(config, service.Namespace)
 	if err != nil {
-		return nil, fmt.Errorf("the configuration of the Kubernetes cluster does not serve: %w", err)
+		return nil, fmt.Errorf("the configuration of the Kubernetes cluster is not valid: %w", err)
 	}
-	return NewForClient(client, service, o), nil
+	return newSource(client, service, o), nil
 }
 
-// NewForClient is New with a client.
-func NewForClient(client kubernetes.Interface, service discovery.Service, o discovery.Options) discovery.Source {
+// clients are those of one namespace.
+type clients struct {
+	slices   kubeclient.Lister[*discoveryv1.EndpointSliceList]
+	services kubeclient.Lister[*corev1.ServiceList]
+}
+
+func newClients(config *rest.Config, namespace string) (c clients, err error) {
+	c.slices, err = kubeclient.New[discoveryv1.EndpointSlice, discoveryv1.EndpointSliceList](config,
+		kubeclient.Group{Version: discoveryv1.SchemeGroupVersion, Add: discoveryv1.AddToScheme}, "endpointslices", namespace)
+	if err != nil {
+		return c, err
+	}
+	c.services, err = kubeclient.New[corev1.Service, corev1.ServiceList](config,
+		kubeclient.Group{Version: corev1.SchemeGroupVersion, Add: corev1.AddToScheme}, "services", namespace)
+	return c, err
+}
+
+func newSource(client clients, service discovery.Service, o discovery.Options) discovery.Source {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
@@ -62,7 +79,7 @@ func NewForClient(client kubernetes.Interface, service discovery.Service, o disc
 }
 
 type source struct {
-	client  kubernetes.Interface
+	client  clients
 	service discovery.Service
 	logger  *slog.Logger
 	tracker *discovery.Tracker
@@ -83,7 +100,7 @@ func (s *source) Run(ctx context.Context, update func([]string)) error {
 		watchers = append(watchers, s.services())
 	}
 	for _, w := range watchers {
-		informer, err := w.informer(s.client)
+		informer, err := w.informer()
 		if err != nil {
 			return fmt.Errorf("watch %s of namespace %s: %w", w.what, s.service.Namespace, err)
 		}
@@ -160,9 +177,9 @@ func (s *source) find(watchers []*watcher) ([]string, error) {
 }
 
 func (s *source) endpointSlices() *watcher {
-	all := s.client.DiscoveryV1().EndpointSlices(s.service.Namespace)
+	all := s.client.slices
 	ours := labels.Set{discoveryv1.LabelServiceName: s.service.Name}.String()
-	return &watcher{what: "endpointslices", object: &discoveryv1.EndpointSlice{}, changed: s.changed,
+	return &watcher{what: "endpointslices", client: all, object: &discoveryv1.EndpointSlice{}, changed: s.changed,
 		list: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			o.LabelSelector = ours
 			return all.List(ctx, o)
@@ -176,9 +193,9 @@ func (s *source) endpointSlices() *watcher {
 
 // services watches the one Service.
 func (s *source) services() *watcher {
-	all := s.client.CoreV1().Services(s.service.Namespace)
+	all := s.client.services
 	ours := fields.OneTermEqualSelector("metadata.name", s.service.Name).String()
-	return &watcher{what: "services", object: &corev1.Service{}, changed: s.changed,
+	return &watcher{what: "services", client: all, object: &corev1.Service{}, changed: s.changed,
 		list: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			o.FieldSelector = ours
 			return all.List(ctx, o)
@@ -282,6 +299,7 @@ func deref[V any](p *V, otherwise V) V {
 type watcher struct {
 	what    string
 	object  runtime.Object
+	client  any // says whether it can send a list as a watch
 	list    cache.ListWithContextFunc
 	watch   cache.WatchFuncWithContext
 	changed func()
@@ -293,7 +311,7 @@ type watcher struct {
 	err error // why the last list or watch failed; nil if it did not
 }
 
-func (w *watcher) informer(client kubernetes.Interface) (cache.SharedIndexInformer, error) {
+func (w *watcher) informer() (cache.SharedIndexInformer, error) {
 	source := &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			list, err := w.list(ctx, o)
@@ -306,7 +324,7 @@ func (w *watcher) informer(client kubernetes.Interface) (cache.SharedIndexInform
 			return events, err
 		},
 	}
-	informer := cache.NewSharedIndexInformer(cache.ToListWatcherWithWatchListSemantics(source, client), w.object, 0, cache.Indexers{})
+	informer := cache.NewSharedIndexInformer(cache.ToListWatcherWithWatchListSemantics(source, w.client), w.object, 0, cache.Indexers{})
 	if err := informer.SetWatchErrorHandlerWithContext(func(ctx context.Context, _ *cache.Reflector, err error) { w.note(ctx, err) }); err != nil {
 		return nil, err
 	}

@@ -24,9 +24,12 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	kuberuntime "k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/client-go/rest"
 
+	"github.com/levada-io/levada/internal/kubeclient"
 	"github.com/levada-io/levada/internal/proxy/discovery"
 	"github.com/levada-io/levada/internal/testserver/kubeapi"
 )
@@ -86,12 +89,12 @@ func (c cluster) service(ports ...corev1.ServicePort) {
 }
 
 // follow runs a source of the Service orders until the test ends. Each list it finds comes out of the channel.
-func follow(t *testing.T, client kubernetes.Interface, port string) (discovery.Source, <-chan []string) {
+func follow(t *testing.T, client clients, port string) (discovery.Source, <-chan []string) {
 	t.Helper()
 	source, err := discovery.New("kubernetes:///shop/orders:"+port, discovery.Options{
 		Logger: slog.New(slog.DiscardHandler),
 		Kubernetes: func(s discovery.Service, o discovery.Options) (discovery.Source, error) {
-			return NewForClient(client, s, o), nil
+			return newSource(client, s, o), nil
 		},
 	})
 	if err != nil {
@@ -147,9 +150,9 @@ func fails(t *testing.T, source discovery.Source, what, want string) {
 }
 
 // scenario is what a Service goes through; the same for the fake and the real API server.
-func scenario(t *testing.T, client kubernetes.Interface) {
+func scenario(t *testing.T, admin kubernetes.Interface, client clients) {
 	const v4, v6 = discoveryv1.AddressTypeIPv4, discoveryv1.AddressTypeIPv6
-	c := cluster{t, client}
+	c := cluster{t, admin}
 	other := slice("other", v4, endpoint("10.9.9.9", "ready"))
 	other.Labels[discoveryv1.LabelServiceName] = "billing"
 	c.put(other)
@@ -196,7 +199,25 @@ func scenario(t *testing.T, client kubernetes.Interface) {
 	fails(t, byName, "there are no slices again", "no EndpointSlices")
 }
 
-func TestFakeServer(t *testing.T) { scenario(t, fake.NewClientset()) }
+// noWatchList is a client that sends lists as lists only, as a fake clientset does.
+type noWatchList[L kuberuntime.Object] struct{ kubeclient.Lister[L] }
+
+func (noWatchList[L]) IsWatchListSemanticsUnSupported() bool { return true }
+
+func TestFakeServer(t *testing.T) {
+	admin := fake.NewClientset()
+	scenario(t, admin, clients{noWatchList[*discoveryv1.EndpointSliceList]{admin.DiscoveryV1().EndpointSlices("shop")}, noWatchList[*corev1.ServiceList]{admin.CoreV1().Services("shop")}})
+}
+
+// client is what the proxy itself would use.
+func client(t *testing.T, config *rest.Config) clients {
+	t.Helper()
+	c, err := newClients(config, "shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
 
 // unreachable makes all requests fail while it is set, and those that are answered now end.
 type unreachable struct {
@@ -230,13 +251,13 @@ func (c *cut) Read(p []byte) (int, error) {
 
 func TestRealServer(t *testing.T) {
 	server := kubeapi.Start(t, "shop")
-	t.Run("scenario", func(t *testing.T) { scenario(t, server.Admin) })
+	t.Run("scenario", func(t *testing.T) { scenario(t, server.Admin, client(t, server.Config("admin", "system:masters"))) })
 
 	t.Run("rights", func(t *testing.T) {
 		c := cluster{t, server.Admin}
 		c.put(slice("orders-1", discoveryv1.AddressTypeIPv4, endpoint("10.0.0.1", "ready")))
 		defer c.remove("orders-1")
-		source, lists := follow(t, server.Client(server.Config("proxy")), "grpc")
+		source, lists := follow(t, client(t, server.Config("proxy")), "grpc")
 		fails(t, source, "it may not watch", "watch endpointslices of namespace shop: endpointslices.discovery.k8s.io is forbidden")
 		may := func(group, resource string, names ...string) {
 			t.Helper()
@@ -255,7 +276,7 @@ func TestRealServer(t *testing.T) {
 		eventually(t, "all is well", func() bool { return !source.Status().Failing })
 
 		// By number it also needs the Services, and says so.
-		source, lists = follow(t, server.Client(server.Config("proxy")), "80")
+		source, lists = follow(t, client(t, server.Config("proxy")), "80")
 		fails(t, source, "it may not watch services", `watch services of namespace shop: services "orders" is forbidden`)
 		may("", "services", "orders")
 		until(t, lists, "10.0.0.1:9000")
@@ -268,7 +289,7 @@ func TestRealServer(t *testing.T) {
 		config := server.Config("admin", "system:masters")
 		outage := &unreachable{}
 		config.Wrap(func(next http.RoundTripper) http.RoundTripper { outage.next = next; return outage })
-		source, lists := follow(t, server.Client(config), "grpc")
+		source, lists := follow(t, client(t, config), "grpc")
 		until(t, lists, "10.0.0.1:9000")
 		outage.Store(true)
 		c.put(slice("orders-1", discoveryv1.AddressTypeIPv4, endpoint("10.0.0.2", "ready"))) // also wakes the watch that is cut
@@ -284,7 +305,7 @@ func TestRealServer(t *testing.T) {
 	// The set changes every 100 ms (X-12): what was removed is gone within a second.
 	t.Run("changes", func(t *testing.T) {
 		c := cluster{t, server.Admin}
-		_, lists := follow(t, server.Admin, "grpc")
+		_, lists := follow(t, client(t, server.Config("admin", "system:masters")), "grpc")
 		defer c.remove("orders-1")
 		var since [31]time.Time
 		last := 0
