@@ -18,6 +18,9 @@ import (
 
 // Client asks a proxy at its administrative address.
 type Client struct {
+	// Note is called with what the proxy says of a filter that may match nothing, if that is set.
+	Note func(string)
+
 	base  string
 	token string
 	http  *http.Client
@@ -159,9 +162,12 @@ func (c *Client) ask(ctx context.Context, method, path string, q url.Values) (io
 		return nil, fmt.Errorf("ask the proxy (--admin): %w", errors.Unwrap(err))
 	}
 	if response.StatusCode != http.StatusOK {
-		text, _ := io.ReadAll(io.LimitReader(response.Body, 512))
+		text, _ := io.ReadAll(io.LimitReader(response.Body, 2048))
 		_ = response.Body.Close()
 		return nil, fmt.Errorf("%s%s answers with %s: %s", c.base, path, response.Status, strings.TrimSpace(string(text)))
+	}
+	if note := response.Header.Get(noteHeader); note != "" && c.Note != nil {
+		c.Note(note)
 	}
 	return response.Body, nil
 }

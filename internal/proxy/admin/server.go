@@ -234,6 +234,8 @@ type Streams struct {
 	Streams []proxy.StreamView `json:"streams"`
 	// Next is what to give as ?after= for those that follow; empty if there are none.
 	Next string `json:"next,omitempty"`
+	// Note says why there may be none: the filter names what the proxy has not seen.
+	Note string `json:"note,omitempty"`
 }
 
 func (s *Server) streams(w http.ResponseWriter, r *http.Request) {
@@ -259,7 +261,12 @@ func (s *Server) streams(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	var page Streams
+	note, err := s.checkFilter(f.Route, f.Path, f.Endpoint)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	page := Streams{Note: note}
 	var more bool
 	if page.Streams, more = s.Proxy.Streams(f); more {
 		page.Next = page.Streams[len(page.Streams)-1].ID.String()
@@ -283,6 +290,14 @@ func (s *Server) tap(w http.ResponseWriter, r *http.Request) {
 			http.Error(w, parameter.name+"="+err.Error(), http.StatusBadRequest)
 			return
 		}
+	}
+	note, err := s.checkFilter(f.Route, f.Path, f.Endpoint)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	if note != "" {
+		w.Header().Set(noteHeader, note)
 	}
 	out := http.NewResponseController(w)
 	w.Header().Set("Content-Type", "application/x-ndjson")
