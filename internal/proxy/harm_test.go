@@ -1,8 +1,8 @@
 package proxy
 
 import (
+	"bytes"
 	"fmt"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -228,37 +228,39 @@ func TestStatusSurvivesItsTrailers(t *testing.T) {
 	}
 }
 
-// TestWindowsShrink: with many calls and little memory, what each of them may keep gets less, and none of them is ended: a caller that is slow but steady gets all of it.
+// TestWindowsShrink: with many calls and little memory, what each of them may keep gets less, and none of them is ended: a caller that is slow but steady gets all of its
+// answer, byte for byte.
 func TestWindowsShrink(t *testing.T) {
-	const calls, size = 600, 300 << 10
+	const calls, poured, large, small = 600, 60, 100 << 10, 6 << 10
 	back := listen(t)
 	p := start(t, oneBackend(back.addr(), "limits: {memory: 4MiB}", "backend: maxConnections: 1")) // the test takes the requests of one connection
 	c := dial(t, p.addr, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1024})
 	c.keep()
-	var ids []uint32
-	for range calls {
-		ids = append(ids, c.begin(true))
+	answers := map[string][]byte{}
+	ids := map[string]uint32{}
+	for i := range calls {
+		name, size := fmt.Sprint("call-", i), small
+		if i < poured { // these have more than they may keep; the others need not be tried to see it
+			size = large
+		}
+		ids[name], answers[name] = c.begin(true, "call-id", name), numbered(i, size)
 	}
 	e := back.accept()
 	eventually(t, "windows are small", func() bool { return p.window.Load() == leastWindow })
-	answers := map[uint32]uint32{}
+	at := map[string]uint32{}
 	for range calls {
-		answers[e.takeRequest().id] = 0
+		r := e.takeRequest()
+		at[r.get("call-id")] = r.id
 	}
 	e.settle()
-	for id := range answers {
+	for _, id := range at {
 		e.respond(id)
 	}
-	sent := map[uint32]int{}
-	for id := range answers {
-		sent[id] = e.pour(id, make([]byte, size), false, 50*time.Millisecond)
-		if len(sent) == 60 { // these have more than they may keep; the others need not be tried to see it
-			break
-		}
-	}
-	for id, n := range sent {
-		if n > firstWindow {
-			t.Errorf("stream %d has taken %d bytes", id, n)
+	sent := map[string]int{}
+	for i := range poured {
+		name := fmt.Sprint("call-", i)
+		if sent[name] = e.pour(at[name], answers[name], false, 50*time.Millisecond); sent[name] > firstWindow {
+			t.Errorf("%s has taken %d bytes", name, sent[name])
 		}
 	}
 	if held := p.held.Load(); held > 2*p.memory.Load() {
@@ -267,9 +269,31 @@ func TestWindowsShrink(t *testing.T) {
 	if n := p.Open(); n != calls {
 		t.Errorf("%d calls are left of %d", n, calls)
 	}
+	c.giveBack()
+	for i := range calls {
+		name := fmt.Sprint("call-", i)
+		rest := answers[name][sent[name]:]
+		if n := e.pour(at[name], rest, false, patience); n < len(rest) {
+			t.Fatalf("%s takes only %d more of %d bytes", name, n, len(rest))
+		}
+		e.finish(at[name], "0")
+		if a := c.end(ids[name]); a.status() != "0" || !bytes.Equal(a.data, answers[name]) {
+			t.Fatalf("%s ended with %s, %s after %d of %d bytes, or with other ones", name, a.status(), a.reason(), len(a.data), len(answers[name]))
+		}
+	}
 	if p.Stats().ShortOfMemory > 0 {
 		t.Error("calls were refused, or ended")
 	}
-	slices.Sort(ids)
-	eventually(t, "all of them go on", func() bool { return c.open() && e.open() })
+	if !c.open() || !e.open() {
+		t.Error("a connection was closed")
+	}
+}
+
+// numbered is messages of 1 KiB that tell which of which call they are.
+func numbered(call, size int) (all []byte) {
+	for n := 0; len(all) < size; n++ {
+		message := bytes.Repeat(fmt.Appendf(nil, "%d/%d,", call, n), 200)
+		all = append(all, prefixed(message[:1024-5])...)
+	}
+	return all
 }

@@ -202,6 +202,24 @@ func (p *wire) take(f http2.Frame) {
 // keep ends that windows are given back for DATA that comes.
 func (p *wire) keep() { p.mu.Lock(); p.keepsDATA = true; p.mu.Unlock() }
 
+// giveBack undoes keep: the windows of all DATA that came are given back, and those of what comes.
+func (p *wire) giveBack() {
+	p.t.Helper()
+	p.mu.Lock()
+	p.keepsDATA = false
+	owed := map[uint32]uint32{}
+	for _, e := range p.events {
+		if n := uint32(len(e.data)); e.kind == http2.FrameData && n > 0 {
+			owed[0] += n
+			owed[e.id] += n
+		}
+	}
+	p.mu.Unlock()
+	for id, n := range owed {
+		p.grant(id, n)
+	}
+}
+
 // fallSilent ends that PINGs are answered.
 func (p *wire) fallSilent() { p.mu.Lock(); p.mute = true; p.mu.Unlock() }
 

@@ -1,6 +1,8 @@
 package honest
 
 import (
+	"bytes"
+	"encoding/binary"
 	"fmt"
 	"net"
 	"strconv"
@@ -39,6 +41,11 @@ func startBackend(t *testing.T) *backend {
 
 var block = wrapperspb.Bytes(make([]byte, 8<<10))
 
+// numbered is the block of a stream of Count with this number.
+func numbered(i int) []byte {
+	return bytes.Repeat(binary.BigEndian.AppendUint32(nil, uint32(i)*2654435761+1), 2<<10)
+}
+
 func (b *backend) handle(_ any, stream grpc.ServerStream) error {
 	path, _ := grpc.MethodFromServerStream(stream)
 	ctx := stream.Context()
@@ -67,6 +74,14 @@ func (b *backend) handle(_ any, stream grpc.ServerStream) error {
 				return err
 			}
 		}
+	case "Count": // numbered blocks, as many as the message says
+		n, _ := strconv.Atoi(string(m.Value))
+		for i := range n {
+			if err := stream.SendMsg(wrapperspb.Bytes(numbered(i))); err != nil {
+				return err
+			}
+		}
+		return nil
 	case "Status": // with trailers of as many bytes as the message says
 		n, _ := strconv.Atoi(string(m.Value))
 		var pairs []string

@@ -1,6 +1,7 @@
 package honest
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -351,19 +352,34 @@ var scenarios = []struct {
 		}
 		all.Wait()
 	}},
-	{"600 streams, each taking 16 KB a second of what pours, with 64 MiB for the proxy", "64MiB", func(r *run) {
-		ctx, cancel := context.WithCancel(r.t.Context())
+	{"600 streams of 256 KB, each taking 16 KB a second for a while and then the rest, with 64 MiB for the proxy", "64MiB", func(r *run) {
+		const blocks = 32
+		ctx, cancel := context.WithTimeout(r.t.Context(), r.lasts+2*time.Second+6*patient)
 		defer cancel()
 		var all sync.WaitGroup
 		for range 8 {
 			c := r.dial()
 			for range 75 { // of 100 that nghttpx and HAProxy allow
 				all.Go(func() {
-					s, err := open(ctx, c, "Pour")
-					for begin := time.Now(); err == nil && time.Since(begin) < r.lasts+2*time.Second; time.Sleep(500 * time.Millisecond) {
-						err = s.RecvMsg(new(wrapperspb.BytesValue))
+					s, err := c.NewStream(ctx, anyStream, service+"Count")
+					if err == nil {
+						err = s.SendMsg(wrapperspb.Bytes([]byte(strconv.Itoa(blocks))))
 					}
-					r.must("a slow stream", err)
+					slowly := time.Now().Add(r.lasts + 2*time.Second)
+					for n := 0; err == nil; n++ {
+						m := new(wrapperspb.BytesValue)
+						if err = s.RecvMsg(m); errors.Is(err, io.EOF) && n == blocks {
+							err = nil
+							break
+						}
+						if err == nil && !bytes.Equal(m.Value, numbered(n)) {
+							err = fmt.Errorf("block %d has other bytes", n)
+						}
+						if time.Now().Before(slowly) {
+							time.Sleep(500 * time.Millisecond)
+						}
+					}
+					r.must("a slow stream, to its end", err)
 				})
 			}
 		}
