@@ -336,7 +336,7 @@ func (f *front) remove(s *stream, w *wakes) {
 	s.out.clear()
 	s.hold.clear()
 	replay, queued := s.replay, s.outQueued || s.inQueued
-	s.life = life{}
+	s.streamState = streamState{}
 	if !queued && len(f.free) < keptFree {
 		if cap(replay) <= keptReplay {
 			s.replay = replay[:0]
