@@ -26,7 +26,7 @@ import (
 // processConfig names the file of the proxy that this test binary is, instead of testing.
 const processConfig = "LEVADA_TEST_PROXY_CONFIG"
 
-// proxyProcess runs a proxy until SIGTERM, and says "ready" when it serves.
+// proxyProcess runs a proxy until SIGTERM, and says "ready" when it serves. SIGUSR1 drains it, SIGUSR2 undrains it; it says "drained" and "undrained" then.
 func proxyProcess(file string) int {
 	c, err := config.Load(file)
 	if err == nil {
@@ -39,6 +39,7 @@ func proxyProcess(file string) int {
 					time.Sleep(time.Millisecond)
 				}
 				fmt.Println("ready")
+				drainBySignal(ctx, p)
 			}()
 			err = p.Run(ctx)
 		}
@@ -50,8 +51,34 @@ func proxyProcess(file string) int {
 	return 0
 }
 
+func drainBySignal(ctx context.Context, p *Proxy) {
+	asked := make(chan os.Signal, 1)
+	signal.Notify(asked, syscall.SIGUSR1, syscall.SIGUSR2)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case s := <-asked:
+			if s == syscall.SIGUSR1 {
+				fmt.Println(map[bool]string{true: "drained", false: "not drained"}[p.Drain()])
+			} else if err := p.Undrain(); err != nil {
+				fmt.Println(err)
+			} else {
+				fmt.Println("undrained")
+			}
+		}
+	}
+}
+
 // startProxyProcess returns when the process serves.
 func startProxyProcess(t *testing.T, cmd *exec.Cmd, file string) *exec.Cmd {
+	t.Helper()
+	cmd, _ = talkingProxyProcess(t, cmd, file)
+	return cmd
+}
+
+// talkingProxyProcess is startProxyProcess, and returns a function that sends the process a signal and waits for what it says then.
+func talkingProxyProcess(t *testing.T, cmd *exec.Cmd, file string) (_ *exec.Cmd, ask func(s os.Signal, want string)) {
 	t.Helper()
 	cmd.Env = append(os.Environ(), processConfig+"="+file)
 	cmd.Stderr = os.Stderr
@@ -63,11 +90,21 @@ func startProxyProcess(t *testing.T, cmd *exec.Cmd, file string) *exec.Cmd {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	said, err := bufio.NewReader(out).ReadString('\n')
-	if said != "ready\n" {
-		t.Fatalf("the proxy says %q, %v", said, err)
+	lines := bufio.NewReader(out)
+	said := func(want string) {
+		t.Helper()
+		if got, err := lines.ReadString('\n'); got != want+"\n" {
+			t.Fatalf("the proxy says %q, %v, want %q", got, err, want)
+		}
 	}
-	return cmd
+	said("ready")
+	return cmd, func(s os.Signal, want string) {
+		t.Helper()
+		if err := cmd.Process.Signal(s); err != nil {
+			t.Fatal(err)
+		}
+		said(want)
+	}
 }
 
 // stopProxyProcess drains it, and returns when it has ended.
@@ -143,44 +180,103 @@ func TestRestartsRefuseNobody(t *testing.T) {
 				t.Fatal(err)
 			}
 			running := startProxyProcess(t, command(), name)
-			var served atomic.Int64
-			var mu sync.Mutex
-			var refused []string
-			done := make(chan struct{})
-			var callers sync.WaitGroup
-			for range 4 {
-				callers.Go(func() {
-					for {
-						select {
-						case <-done:
-							return
-						default:
-						}
-						if err := greetedAt(network, address); err != nil {
-							mu.Lock()
-							refused = append(refused, err.Error())
-							mu.Unlock()
-							return
-						}
-						served.Add(1)
-					}
-				})
-			}
+			callers := keepConnecting(t, network, address)
 			for range 3 {
-				before := served.Load()
-				eventually(t, "callers are served", func() bool { return served.Load() > before+20 })
+				callers.served("callers are served")
 				next := startProxyProcess(t, command(), name)
 				stopProxyProcess(t, running)
 				running = next
 			}
-			before := served.Load()
-			eventually(t, "callers are served by the last process", func() bool { mu.Lock(); defer mu.Unlock(); return len(refused) > 0 || served.Load() > before+20 })
-			close(done)
-			callers.Wait()
+			callers.served("callers are served by the last process")
+			callers.stop()
 			stopProxyProcess(t, running)
-			if len(refused) > 0 {
-				t.Errorf("%d callers were refused, after %d that were served: %s", len(refused), served.Load(), strings.Join(refused, "; "))
+		})
+	}
+}
+
+// connecting are callers that connect all the time, one connection after the other.
+type connecting struct {
+	t       *testing.T
+	n       atomic.Int64 // that were served
+	done    chan struct{}
+	callers sync.WaitGroup
+	mu      sync.Mutex
+	refused []string
+}
+
+func keepConnecting(t *testing.T, network, address string) *connecting {
+	c := &connecting{t: t, done: make(chan struct{})}
+	for range 4 {
+		c.callers.Go(func() {
+			for {
+				select {
+				case <-c.done:
+					return
+				default:
+				}
+				if err := greetedAt(network, address); err != nil {
+					c.mu.Lock()
+					c.refused = append(c.refused, err.Error())
+					c.mu.Unlock()
+					return
+				}
+				c.n.Add(1)
 			}
+		})
+	}
+	return c
+}
+
+// served waits until some more were served.
+func (c *connecting) served(what string) {
+	c.t.Helper()
+	before := c.n.Load()
+	eventually(c.t, what, func() bool { c.mu.Lock(); defer c.mu.Unlock(); return len(c.refused) > 0 || c.n.Load() > before+20 })
+}
+
+// stop ends the callers, of which none may have been refused.
+func (c *connecting) stop() {
+	c.t.Helper()
+	close(c.done)
+	c.callers.Wait()
+	if len(c.refused) > 0 {
+		c.t.Errorf("%d callers were refused, after %d that were served: %s", len(c.refused), c.n.Load(), strings.Join(c.refused, "; "))
+	}
+}
+
+// TestUndrainAfterAHandOver: a process that has handed its address over and drained serves again beside the new one after undrain, and alone when the new one has been
+// drained: a rollout that is rolled back refuses nobody.
+func TestUndrainAfterAHandOver(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, network := range []string{"tcp", "unix"} {
+		t.Run(network, func(t *testing.T) {
+			dir := t.TempDir()
+			address := freePort(t)
+			configured := address
+			if network == "unix" {
+				address = filepath.Join(dir, "p.sock")
+				configured = "unix:" + address
+			}
+			name := filepath.Join(dir, "proxy.yaml")
+			text := "listeners: [{address: '" + configured + "', reusePort: true}]\nadmin: {address: ''}\ndrain: {period: 100ms}\nbackends: [{name: b, target: '127.0.0.1:1'}]\n"
+			if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			old, askOld := talkingProxyProcess(t, exec.Command(self), name)
+			callers := keepConnecting(t, network, address)
+			callers.served("the old process serves")
+			next := startProxyProcess(t, exec.Command(self), name)
+			askOld(syscall.SIGUSR1, "drained")
+			callers.served("the new process serves")
+			askOld(syscall.SIGUSR2, "undrained")
+			callers.served("both serve")
+			stopProxyProcess(t, next)
+			callers.served("the old process serves again, alone")
+			callers.stop()
+			stopProxyProcess(t, old)
 		})
 	}
 }
