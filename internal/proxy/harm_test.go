@@ -292,7 +292,7 @@ func TestWindowsShrink(t *testing.T) {
 // numbered is messages of 1 KiB that tell which of which call they are.
 func numbered(call, size int) (all []byte) {
 	for n := 0; len(all) < size; n++ {
-		message := bytes.Repeat(fmt.Appendf(nil, "%d/%d,", call, n), 200)
+		message := bytes.Repeat(fmt.Appendf(nil, "%d/%d,", call, n), 300)
 		all = append(all, prefixed(message[:1024-5])...)
 	}
 	return all

@@ -63,7 +63,9 @@ func TestDiscoveryKeepsTheCallsOfAnEndpoint(t *testing.T) {
 		t.Errorf("a call too many ended with %s (%s)", a.status(), a.reason())
 	}
 	e.finishAll([]event{request})
-	c.end(open)
+	if a := c.end(open); a.status() != "0" {
+		t.Errorf("the call that was open when its endpoint was removed ended with %s (%s)", a.status(), a.reason())
+	}
 	again := c.begin(true)
 	e = back.accept()
 	e.only(e.takeRequest().id, "0")
