@@ -352,8 +352,8 @@ var scenarios = []struct {
 		}
 		all.Wait()
 	}},
-	{"600 streams of 256 KB, each taking 16 KB a second for a while and then the rest, with 64 MiB for the proxy", "64MiB", func(r *run) {
-		const blocks = 32
+	{"600 streams of 128 KB, each taking 16 KB a second for a while and then the rest, with 64 MiB for the proxy", "64MiB", func(r *run) {
+		const blocks = 16
 		ctx, cancel := context.WithTimeout(r.t.Context(), r.lasts+2*time.Second+6*patient)
 		defer cancel()
 		var all sync.WaitGroup
@@ -407,7 +407,9 @@ func TestHonest(t *testing.T) {
 				}
 				results[path] = r
 				all.Go(func() {
+					begin := time.Now()
 					s.do(r)
+					t.Logf("%s took %v", path, time.Since(begin).Round(time.Millisecond))
 					if path == "levada" && r.failed > 0 {
 						t.Logf("levada's log:\n%s", proxy.Log())
 					}
