@@ -21,16 +21,3 @@ func Submit(ctx context.Context, store Store, hints Hints, job Job) (Status, err
 	}
 	return status, nil
 }
-
-// Retention says which jobs a store's Purge deletes, together with their offsets and quarantined records.
-type Retention struct {
-	// OlderThan is how long ago a job must have ended. It must be at least a minute.
-	OlderThan time.Duration
-	// States are the final states of the jobs to delete. Nil: Completed and Cancelled. A failed job is deleted only if Failed is named: it
-	// could be retried.
-	States []State
-	// WithQuarantine deletes also jobs that have quarantined records which are neither replayed nor dropped. Those records are lost then.
-	WithQuarantine bool
-	// Max is how many jobs are deleted at most. 0: 10000. Purge again until it returns less.
-	Max int
-}

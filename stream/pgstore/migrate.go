@@ -30,11 +30,7 @@ var (
 // others wait for it. Tables that are up to date are left alone, and need no right but that to read. It returns an error that wraps
 // [stream.ErrNewer] when a newer version of this package has changed them.
 func Migrate(ctx context.Context, pool *pgxpool.Pool, opts ...Option) error {
-	o, err := optionsOf(opts)
-	if err != nil {
-		return err
-	}
-	t, err := connectTables(ctx, pool, o.schema)
+	t, err := tablesOf(ctx, pool, opts)
 	if err != nil {
 		return err
 	}
@@ -44,6 +40,24 @@ func Migrate(ctx context.Context, pool *pgxpool.Pool, opts ...Option) error {
 		}
 	}
 	return nil
+}
+
+// MigrateSink creates the tables of a sink alone, or brings them up to date: for [NewSink] in another database than the job store's. It is otherwise as
+// [Migrate].
+func MigrateSink(ctx context.Context, pool *pgxpool.Pool, opts ...Option) error {
+	t, err := tablesOf(ctx, pool, opts)
+	if err != nil {
+		return err
+	}
+	return migrate(ctx, t, sinkSet.name, sinkSet.what)
+}
+
+func tablesOf(ctx context.Context, pool *pgxpool.Pool, opts []Option) (*tables, error) {
+	o, err := optionsOf(opts)
+	if err != nil {
+		return nil, err
+	}
+	return connectTables(ctx, pool, o.schema)
 }
 
 // Version is the state of a set of tables.
@@ -57,18 +71,27 @@ type Version struct {
 
 // Versions reads the versions of the tables. It changes nothing.
 func Versions(ctx context.Context, pool *pgxpool.Pool, opts ...Option) ([]Version, error) {
-	o, err := optionsOf(opts)
+	return versions(ctx, pool, opts, allSets)
+}
+
+// SinkVersion is [Versions] of a sink alone.
+func SinkVersion(ctx context.Context, pool *pgxpool.Pool, opts ...Option) (Version, error) {
+	all, err := versions(ctx, pool, opts, []set{sinkSet})
 	if err != nil {
-		return nil, err
+		return Version{}, err
 	}
-	t, err := connectTables(ctx, pool, o.schema)
+	return all[0], nil
+}
+
+func versions(ctx context.Context, pool *pgxpool.Pool, opts []Option, sets []set) ([]Version, error) {
+	t, err := tablesOf(ctx, pool, opts)
 	if err != nil {
 		return nil, err
 	}
 	db := stdlib.OpenDBFromPool(pool)
 	defer db.Close()
 	var all []Version
-	for _, s := range allSets {
+	for _, s := range sets {
 		v := Version{Tables: s.what}
 		if v.Known, err = knownVersion(s.name); err != nil {
 			return nil, err

@@ -11,7 +11,8 @@ import (
 )
 
 // Purge deletes jobs that have ended, with their offsets and quarantined records in this database, in one transaction, and returns how many jobs
-// it has deleted. The user's own rows stay. Offsets in another database ([NewSink]) stay as well.
+// it has deleted. The user's own rows stay. Offsets in another database ([NewSink]) stay as well: [PurgeSink]
+// deletes those.
 func (s *Store) Purge(ctx context.Context, r stream.Retention) (n int, err error) {
 	if r, err = jobrule.Retention(r); err != nil {
 		return 0, err

@@ -102,7 +102,8 @@ func (s *Store) Sink(handler Handler) stream.ReplaySink {
 	return &sink{settings: s.sink, pool: s.pool, handler: handler, jobs: s}
 }
 
-// NewSink returns a sink in another database than the store's, and makes its tables there, unless told [WithoutMigrate].
+// NewSink returns a sink in another database than the store's, and makes its tables there, unless told [WithoutMigrate]: then [MigrateSink] does. Its
+// offsets and quarantined records stay until [PurgeSink] deletes them.
 func NewSink(ctx context.Context, pool *pgxpool.Pool, handler Handler, opts ...Option) (stream.ReplaySink, error) {
 	o, err := optionsOf(opts)
 	if err != nil {

@@ -74,6 +74,19 @@ func openFile(ctx context.Context, path string) (write, read *sql.DB, err error)
 	return write, read, nil
 }
 
+// OpenDB opens a database file for [NewSink], [MigrateSink] and [PurgeSink], with the settings that a sink needs, and creates it if it is not there. It has
+// one connection, which a handler's transaction holds. The caller closes it, after the workers.
+func OpenDB(ctx context.Context, path string) (*sql.DB, error) {
+	write, read, err := openFile(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	if err := read.Close(); err != nil {
+		return nil, errors.Join(fmt.Errorf("open SQLite database %s: %w", path, err), write.Close())
+	}
+	return write, nil
+}
+
 var errNotRegular = errors.New("it is no regular file: name a file, which is made if it does not exist")
 
 // checkPlace finds out what SQLite would only call "unable to open database file".

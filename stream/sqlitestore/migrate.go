@@ -35,6 +35,33 @@ func Migrate(ctx context.Context, path string) error {
 	return s.Close()
 }
 
+// MigrateSink creates the tables of a sink alone, or brings them up to date: for [NewSink] in another database than the job store's.
+func MigrateSink(ctx context.Context, db *sql.DB) error { return migrate(ctx, db, sinkSet, "the sink") }
+
+// sinkSet is the name of a sink's set of tables.
+const sinkSet = "sink"
+
+// SinkVersion reads the version of a sink's tables. It changes nothing.
+func SinkVersion(ctx context.Context, db *sql.DB) (v Version, err error) {
+	v.Tables = "the sink"
+	if v.Known, err = knownVersion(sinkSet); err != nil {
+		return v, err
+	}
+	if v.Stored, err = schemaVersion(ctx, db, "levada_sink_version"); err != nil {
+		err = fmt.Errorf("the tables of the sink: %w", explain(err))
+	}
+	return v, err
+}
+
+// checkSink returns an error unless the tables of a sink are those that this program needs.
+func checkSink(ctx context.Context, db *sql.DB) error {
+	v, err := SinkVersion(ctx, db)
+	if err != nil {
+		return err
+	}
+	return v.check()
+}
+
 // Version is the state of a set of tables.
 type Version struct {
 	// Tables says which tables they are.
@@ -93,12 +120,19 @@ func check(ctx context.Context, path string) error {
 		return err
 	}
 	for _, v := range all {
-		switch {
-		case v.Stored < v.Known:
-			return jobrule.OlderSchema(v.Tables, v.Stored, v.Known)
-		case v.Stored > v.Known:
-			return jobrule.NewerSchema(v.Tables, v.Stored, v.Known)
+		if err := v.check(); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+func (v Version) check() error {
+	switch {
+	case v.Stored < v.Known:
+		return jobrule.OlderSchema(v.Tables, v.Stored, v.Known)
+	case v.Stored > v.Known:
+		return jobrule.NewerSchema(v.Tables, v.Stored, v.Known)
 	}
 	return nil
 }

@@ -105,11 +105,19 @@ func (s *Store) Sink(handler Handler) stream.ReplaySink {
 	return &sink{write: s.write, read: s.read, now: s.now, handler: handler, statements: s.sinks, store: s}
 }
 
-// NewSink returns a sink in another database than the store's, and makes its tables there. db is to be used with
-// synchronous=FULL, so that a reported commit outlasts a loss of power, and with a busy_timeout if others write to the file. It must
+// NewSink returns a sink in another database than the store's, and makes its tables there, unless told [WithoutMigrate]: then [MigrateSink] does; other
+// options are for stores. Its offsets and quarantined records stay until [PurgeSink] deletes them. db is to be used with synchronous=FULL, so that a reported commit outlasts a loss of power, and with a busy_timeout if others write to the file. It must
 // stay open for as long as the sink is used; a handler must not use it besides its transaction if db has only one connection.
-func NewSink(ctx context.Context, db *sql.DB, handler Handler) (stream.ReplaySink, error) {
-	if err := migrate(ctx, db, "sink", "the sink"); err != nil {
+func NewSink(ctx context.Context, db *sql.DB, handler Handler, opts ...Option) (stream.ReplaySink, error) {
+	var o Store
+	for _, opt := range opts {
+		opt(&o)
+	}
+	bringUp := MigrateSink
+	if o.keep {
+		bringUp = checkSink
+	}
+	if err := bringUp(ctx, db); err != nil {
 		return nil, err
 	}
 	statements, err := prepare(ctx, db, false)
