@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/levada-io/levada/internal/commandline"
+	"github.com/levada-io/levada/internal/dataplane/vertex"
 	"github.com/levada-io/levada/internal/manifest"
 )
 
@@ -88,7 +89,7 @@ func checkManifests(m manifests, runnable bool) manifest.Problems {
 	for _, o := range m.objects {
 		problems = append(problems, manifest.Unsupported(o)...)
 		if runnable {
-			problems = append(problems, manifest.NotRunnable(o)...)
+			problems = append(problems, vertex.NotRunnable(o)...)
 		}
 	}
 	problems.Sort()

@@ -28,7 +28,6 @@ func FuzzManifest(f *testing.F) {
 		problems := append(decoding, manifest.Validate(objects)...)
 		for _, o := range objects {
 			problems = append(problems, manifest.Unsupported(o)...)
-			problems = append(problems, manifest.NotRunnable(o)...)
 			manifest.ValidateUpdate(o, objects[0])
 		}
 		lines := 1

@@ -25,13 +25,6 @@ var ignored = []gap{
 	{CodeIgnoresTemplates, "templates are not applied yet", templates},
 }
 
-// cannotRun are things without which a pipeline would not do what it says.
-var cannotRun = []gap{
-	{CodeNoReduce, "a reduce cannot run in this version yet", reduces},
-	{CodeNoSource, "a source of this kind cannot run in this version yet", missingSources},
-	{CodeNoSink, "a sink of this kind cannot run in this version yet", missingSinks},
-}
-
 // Unsupported warns of what the engine of this version accepts and does not act on.
 //
 // Each gap is one warning, at its first place: the rest of the vertices mostly say the same.
@@ -47,18 +40,6 @@ func Unsupported(o Object) Problems {
 			message += fmt.Sprintf(" (and %d more)", more)
 		}
 		r.add(places[0], Problem{Code: g.code, Message: message})
-	}
-	r.problems.Sort()
-	return r.problems
-}
-
-// NotRunnable reports what the engine of this version cannot run. Such a manifest is valid, and can be rendered and applied.
-func NotRunnable(o Object) Problems {
-	r := &report{object: o}
-	for _, g := range cannotRun {
-		for _, at := range g.find(o) {
-			r.add(at, Problem{Code: g.code, Message: at.last() + ": " + g.message})
-		}
 	}
 	r.problems.Sort()
 	return r.problems
@@ -95,6 +76,22 @@ func verticesOf(o Object) (all []placed[*v1alpha1.AbstractVertex]) {
 	}
 	for i := range p.Vertices {
 		all = append(all, placed[*v1alpha1.AbstractVertex]{at.at("vertices").item(i), &p.Vertices[i]})
+	}
+	return all
+}
+
+// PlacedVertex is a vertex with its path in the object.
+//
+// +kubebuilder:object:generate=false
+type PlacedVertex struct {
+	Path   string
+	Vertex *v1alpha1.AbstractVertex
+}
+
+// Vertices are the vertices of an object. That of a MonoVertex has the fields that both kinds have.
+func Vertices(o Object) (all []PlacedVertex) {
+	for _, v := range verticesOf(o) {
+		all = append(all, PlacedVertex{string(v.at), v.part})
 	}
 	return all
 }
@@ -165,43 +162,4 @@ func templates(o Object) []path {
 		return []path{at.at("templates")}
 	}
 	return nil
-}
-
-func reduces(o Object) []path {
-	return whereVertices(o, "udf.groupBy", (*v1alpha1.AbstractVertex).IsReduce)
-}
-
-func missingSources(o Object) (found []path) {
-	for _, v := range verticesOf(o) {
-		s := v.part.Source
-		if s == nil {
-			continue
-		}
-		for _, c := range []choice{{"kafka", s.Kafka != nil}, {"pulsar", s.Pulsar != nil}, {"sqs", s.Sqs != nil}, {"serving", s.Serving != nil}} {
-			if c.set {
-				found = append(found, v.at.at("source").at(c.name))
-			}
-		}
-	}
-	return found
-}
-
-func missingSinks(o Object) (found []path) {
-	for _, v := range verticesOf(o) {
-		if v.part.Sink == nil {
-			continue
-		}
-		at := v.at.at("sink")
-		for _, s := range []placed[*v1alpha1.AbstractSink]{{at, &v.part.Sink.AbstractSink}, {at.at("fallback"), v.part.Sink.Fallback}, {at.at("onSuccess"), v.part.Sink.OnSuccess}} {
-			if s.part == nil {
-				continue
-			}
-			for _, c := range []choice{{"kafka", s.part.Kafka != nil}, {"pulsar", s.part.Pulsar != nil}, {"sqs", s.part.Sqs != nil}, {"serve", s.part.Serve != nil}} {
-				if c.set {
-					found = append(found, s.at.at(c.name))
-				}
-			}
-		}
-	}
-	return found
 }

@@ -99,7 +99,7 @@ spec:
   sideInputs: [{name: a}]
   templates: {vertex: {}}
 `)
-	got := describeAll(manifest.Unsupported(o)) + describeAll(manifest.NotRunnable(o))
+	got := describeAll(manifest.Unsupported(o))
 	want := `p.yaml:6:37: warning LV2201: scale: replicas are not scaled automatically yet (and 1 more)
     at spec.vertices[0].scale
 p.yaml:9:54: warning LV2204: updateStrategy: pods are not replaced in steps yet
@@ -112,19 +112,13 @@ p.yaml:13:3: warning LV2203: sideInputs: side inputs are not fetched yet
     at spec.sideInputs
 p.yaml:14:3: warning LV2206: templates: templates are not applied yet
     at spec.templates
-p.yaml:6:25: error LV2302: kafka: a source of this kind cannot run in this version yet
-    at spec.vertices[0].source.kafka
-p.yaml:9:23: error LV2301: groupBy: a reduce cannot run in this version yet
-    at spec.vertices[3].udf.groupBy
-p.yaml:10:47: error LV2303: sqs: a sink of this kind cannot run in this version yet
-    at spec.vertices[4].sink.fallback.sqs
 `
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	for _, kind := range []string{"MonoVertex", "ServingPipeline", "InterStepBufferService", "Vertex"} {
 		empty := decodeOne(t, "kind: "+kind+"\nmetadata: {name: p}\nspec: {}\n")
-		if ps := append(manifest.Unsupported(empty), manifest.NotRunnable(empty)...); len(ps) > 0 {
+		if ps := manifest.Unsupported(empty); len(ps) > 0 {
 			t.Errorf("an empty %s: %s", kind, describeAll(ps))
 		}
 	}

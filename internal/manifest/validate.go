@@ -15,7 +15,7 @@ import (
 )
 
 // Validate reports everything that is wrong with manifests, sorted by place. It takes manifests as they were written or with
-// their defaults, and changes nothing. What the engine of this version does not act on is for Unsupported and NotRunnable.
+// their defaults, and changes nothing. What the engine of this version does not act on is for Unsupported, and what it cannot run for package vertex.
 func Validate(objects []Object) Problems {
 	var all Problems
 	for _, o := range objects {

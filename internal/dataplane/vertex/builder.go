@@ -3,6 +3,7 @@ package vertex
 import (
 	"context"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -16,14 +17,6 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/function"
 	"github.com/levada-io/levada/internal/dataplane/natslink"
 	"github.com/levada-io/levada/internal/dataplane/sink"
-	"github.com/levada-io/levada/internal/dataplane/sink/blackholesink"
-	"github.com/levada-io/levada/internal/dataplane/sink/filesink"
-	"github.com/levada-io/levada/internal/dataplane/sink/jetstreamsink"
-	"github.com/levada-io/levada/internal/dataplane/sink/logsink"
-	"github.com/levada-io/levada/internal/dataplane/sink/natssink"
-	"github.com/levada-io/levada/internal/dataplane/sink/render"
-	"github.com/levada-io/levada/internal/dataplane/sink/stdoutsink"
-	"github.com/levada-io/levada/internal/dataplane/sink/udsink"
 	"github.com/levada-io/levada/internal/dataplane/source"
 	"github.com/levada-io/levada/internal/dataplane/source/generatorsource"
 	"github.com/levada-io/levada/internal/dataplane/source/udsource"
@@ -155,35 +148,31 @@ func (b *builder) source(ctx context.Context, s *v1alpha1.Source) (*forward.Sour
 }
 
 func (b *builder) reader(ctx context.Context, s *v1alpha1.Source) (source.Reader, error) {
-	at := b.env.positions(b.name)
-	switch {
-	case s.File != nil:
-		b.says("file " + s.File.Path)
-		return b.file(ctx, s.File, at)
-	case s.Stdin != nil:
-		b.says("standard input")
-		return b.stdin(ctx, s.Stdin, at)
-	case s.Generator != nil:
-		return b.generator(ctx, s.Generator, at)
-	case s.Stream != nil:
-		return b.streamSource(ctx, s.Stream, at)
-	case s.UDSource != nil:
-		f, p, err := b.function(function.UDSource, s.UDSource.Container)
-		if err != nil {
-			return nil, err
+	for _, d := range sourceDrivers {
+		if d.set(s) && d.open != nil {
+			return d.open(b, ctx, s, b.env.positions(b.name))
 		}
-		if f != nil {
-			return &udsource.Source{Function: f, Timeout: b.lim.timeout}, nil
-		}
-		if p.Source == nil {
-			return nil, fmt.Errorf("its udsource is %s, which is no source", p.Name)
-		}
-		return p.Source, nil
 	}
-	return b.network(ctx, s, at)
+	return nil, errors.New("its source cannot be run by this version")
 }
 
-func (b *builder) generator(ctx context.Context, g *v1alpha1.GeneratorSource, at source.Positions) (source.Reader, error) {
+// udSource builds a source that is user code.
+func (b *builder) udSource(_ context.Context, s *v1alpha1.Source, _ source.Positions) (source.Reader, error) {
+	f, p, err := b.function(function.UDSource, s.UDSource.Container)
+	if err != nil {
+		return nil, err
+	}
+	if f != nil {
+		return &udsource.Source{Function: f, Timeout: b.lim.timeout}, nil
+	}
+	if p.Source == nil {
+		return nil, fmt.Errorf("its udsource is %s, which is no source", p.Name)
+	}
+	return p.Source, nil
+}
+
+func (b *builder) generator(ctx context.Context, s *v1alpha1.Source, at source.Positions) (source.Reader, error) {
+	g := s.Generator
 	cfg := generatorsource.Config{Positions: at, Value: g.Value, Duration: duration(g.Duration), Jitter: duration(g.Jitter)}
 	if g.RPU != nil {
 		cfg.RPU = *g.RPU
@@ -278,56 +267,12 @@ func (b *builder) writer(ctx context.Context, role function.Role, s *v1alpha1.Ab
 }
 
 func (b *builder) openWriter(ctx context.Context, role function.Role, s *v1alpha1.AbstractSink) (sink.Writer, error) {
-	switch {
-	case s.Log != nil:
-		b.says("log")
-		return logsink.New(logsink.Config{Out: b.env.Stdout})
-	case s.Blackhole != nil:
-		b.says("blackhole")
-		return blackholesink.New(blackholesink.Config{})
-	case s.File != nil:
-		b.says("file " + s.File.Path)
-		if err := b.claim(role, b.env.path(s.File.Path)); err != nil {
-			return nil, err
+	for _, d := range sinkDrivers {
+		if d.set(s) && d.open != nil {
+			return d.open(b, ctx, role, s)
 		}
-		return b.fileSink(filesink.Config{Path: b.env.path(s.File.Path), Format: render.Format(s.File.Format), Append: true, Rotate: rotation(s.File.Rotate), Logger: b.v.logger})
-	case s.Stdout != nil:
-		b.says("standard output")
-		return stdoutsink.New(stdoutsink.Config{Out: b.env.Stdout, Format: render.Format(s.Stdout.Format)})
-	case s.JetStream != nil:
-		link, err := b.connect(ctx, s.JetStream.URL, s.JetStream.TLS, s.JetStream.Auth)
-		if err != nil {
-			return nil, fmt.Errorf("sink.jetstream: %w", err)
-		}
-		b.says("jetstream " + s.JetStream.Subject)
-		cfg := jetstreamsink.Config{
-			Conn: link.Conn, Subject: s.JetStream.Subject, Stream: s.JetStream.Stream, Writer: b.writerName(role), Logger: b.v.logger,
-			Duplicates: func(n int) { b.metrics.SinkDuplicates(role, n) },
-		}
-		return openJetStream(ctx, b, link, "the stream of "+s.JetStream.Subject, func(ctx context.Context) (sink.Writer, error) { return jetstreamsink.New(ctx, cfg) })
-	case s.Nats != nil:
-		link, err := b.connect(ctx, s.Nats.URL, s.Nats.TLS, s.Nats.Auth)
-		if err != nil {
-			return nil, fmt.Errorf("sink.nats: %w", err)
-		}
-		b.says("nats " + s.Nats.Subject)
-		return natssink.New(natssink.Config{Conn: link.Conn, Subject: s.Nats.Subject, Writer: b.writerName(role)})
-	case s.Stream != nil:
-		return b.streamSink(ctx, role, s.Stream)
-	case s.UDSink != nil:
-		f, p, err := b.function(role, s.UDSink.Container)
-		if err != nil {
-			return nil, err
-		}
-		if f != nil {
-			return udsink.Sink{Function: f}, nil
-		}
-		if p.Sink == nil {
-			return nil, fmt.Errorf("its %s is %s, which is no sink", role, p.Name)
-		}
-		return p.Sink, nil
 	}
-	return nil, fmt.Errorf("its sink cannot be run by this version")
+	return nil, errors.New("its sink cannot be run by this version")
 }
 
 // connect connects to a NATS server of the manifest, for as long as the vertex lives.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 
 	"github.com/levada-io/levada/api/v1alpha1"
-	"github.com/levada-io/levada/internal/dataplane/sink"
 	"github.com/levada-io/levada/internal/dataplane/sink/filesink"
 	"github.com/levada-io/levada/internal/dataplane/source"
 	"github.com/levada-io/levada/internal/dataplane/source/filesource"
@@ -15,7 +14,9 @@ import (
 )
 
 // file builds a source that reads a file.
-func (b *builder) file(ctx context.Context, f *v1alpha1.FileSource, at source.Positions) (source.Reader, error) {
+func (b *builder) file(ctx context.Context, s *v1alpha1.Source, at source.Positions) (source.Reader, error) {
+	f := s.File
+	b.says("file " + f.Path)
 	delimiter, err := records.ParseDelimiter(f.Delimiter)
 	if err != nil {
 		return nil, fmt.Errorf("source.file.%w", err)
@@ -27,7 +28,9 @@ func (b *builder) file(ctx context.Context, f *v1alpha1.FileSource, at source.Po
 }
 
 // stdin builds a source that reads the standard input.
-func (b *builder) stdin(ctx context.Context, f *v1alpha1.StdinSource, at source.Positions) (source.Reader, error) {
+func (b *builder) stdin(ctx context.Context, s *v1alpha1.Source, at source.Positions) (source.Reader, error) {
+	f := s.Stdin
+	b.says("standard input")
 	delimiter, err := records.ParseDelimiter(f.Delimiter)
 	if err != nil {
 		return nil, fmt.Errorf("source.stdin.%w", err)
@@ -67,16 +70,6 @@ func rotation(r *v1alpha1.FileRotation) (out filesink.Rotation) {
 	}
 	out.Every = duration(r.Every)
 	return out
-}
-
-// fileSink opens a file that Vertex.Reopen opens again.
-func (b *builder) fileSink(cfg filesink.Config) (sink.Writer, error) {
-	w, err := filesink.New(cfg)
-	if err != nil {
-		return nil, err
-	}
-	b.v.files = append(b.v.files, w)
-	return w, nil
 }
 
 // Reopen has file sinks look at their files now: where one was renamed, a new one is begun.

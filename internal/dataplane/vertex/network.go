@@ -17,50 +17,48 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/source/natssource"
 )
 
-// network builds the sources that are reached over a network.
-func (b *builder) network(ctx context.Context, s *v1alpha1.Source, at source.Positions) (source.Reader, error) {
-	switch {
-	case s.HTTP != nil:
-		return b.http(ctx, s.HTTP)
-	case s.Nats != nil:
-		link, err := b.connect(ctx, s.Nats.URL, s.Nats.TLS, s.Nats.Auth)
-		if err != nil {
-			return nil, fmt.Errorf("source.nats: %w", err)
-		}
-		b.says("nats " + s.Nats.Subject)
-		r, err := natssource.New(ctx, natssource.Config{Conn: link.Conn, Subject: s.Nats.Subject, Queue: s.Nats.Queue, Logger: b.v.logger})
-		if err == nil {
-			// The server refuses a subscription without an answer to it, but before it answers what comes after.
-			err = link.Refused()
-		}
-		if err != nil {
-			return nil, fmt.Errorf("source.nats: %w", err)
-		}
-		return r, nil
-	case s.JetStream != nil:
-		link, err := b.connect(ctx, s.JetStream.URL, s.JetStream.TLS, s.JetStream.Auth)
-		if err != nil {
-			return nil, fmt.Errorf("source.jetstream: %w", err)
-		}
-		b.says("jetstream " + s.JetStream.Stream)
-		cfg := jetstreamsource.Config{
-			Conn: link.Conn, Stream: s.JetStream.Stream, Consumer: s.JetStream.Consumer, DeliverPolicy: s.JetStream.DeliverPolicy, FilterSubjects: s.JetStream.FilterSubjects,
-			ReadAhead: 2 * b.lim.batch, Logger: b.v.logger,
-		}
-		old := b.env.Owner.Incarnation == ""
-		if old {
-			cfg.OldNames = at
-		}
-		if cfg.Consumer == "" {
-			cfg.Consumer = b.env.Owner.Consumer(b.name)
-			cfg.Tag = naming.Tag{Owner: b.env.Owner, Role: naming.RoleConsumer, Vertex: b.name}
-			if old { // a store that is new has nothing to do with what that consumer has acknowledged
-				cfg.OldConsumer = fmt.Sprintf("numaflow-%s-%s-%s", b.env.Pipeline, b.name, s.JetStream.Stream)
-			}
-		}
-		return openJetStream(ctx, b, link, "stream "+s.JetStream.Stream, func(ctx context.Context) (source.Reader, error) { return jetstreamsource.New(ctx, cfg) })
+// nats builds a source that subscribes to a subject.
+func (b *builder) nats(ctx context.Context, spec *v1alpha1.Source, _ source.Positions) (source.Reader, error) {
+	s := spec.Nats
+	link, err := b.connect(ctx, s.URL, s.TLS, s.Auth)
+	if err != nil {
+		return nil, fmt.Errorf("source.nats: %w", err)
 	}
-	return nil, errors.New("its source cannot be run by this version")
+	b.says("nats " + s.Subject)
+	r, err := natssource.New(ctx, natssource.Config{Conn: link.Conn, Subject: s.Subject, Queue: s.Queue, Logger: b.v.logger})
+	if err == nil {
+		// The server refuses a subscription without an answer to it, but before it answers what comes after.
+		err = link.Refused()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("source.nats: %w", err)
+	}
+	return r, nil
+}
+
+// jetStream builds a source that reads a stream of a NATS server.
+func (b *builder) jetStream(ctx context.Context, spec *v1alpha1.Source, at source.Positions) (source.Reader, error) {
+	s := spec.JetStream
+	link, err := b.connect(ctx, s.URL, s.TLS, s.Auth)
+	if err != nil {
+		return nil, fmt.Errorf("source.jetstream: %w", err)
+	}
+	b.says("jetstream " + s.Stream)
+	cfg := jetstreamsource.Config{
+		Conn: link.Conn, Stream: s.Stream, Consumer: s.Consumer, DeliverPolicy: s.DeliverPolicy, FilterSubjects: s.FilterSubjects, ReadAhead: 2 * b.lim.batch, Logger: b.v.logger,
+	}
+	old := b.env.Owner.Incarnation == ""
+	if old {
+		cfg.OldNames = at
+	}
+	if cfg.Consumer == "" {
+		cfg.Consumer = b.env.Owner.Consumer(b.name)
+		cfg.Tag = naming.Tag{Owner: b.env.Owner, Role: naming.RoleConsumer, Vertex: b.name}
+		if old { // a store that is new has nothing to do with what that consumer has acknowledged
+			cfg.OldConsumer = fmt.Sprintf("numaflow-%s-%s-%s", b.env.Pipeline, b.name, s.Stream)
+		}
+	}
+	return openJetStream(ctx, b, link, "stream "+s.Stream, func(ctx context.Context) (source.Reader, error) { return jetstreamsource.New(ctx, cfg) })
 }
 
 // Where an HTTP source listens if its manifest does not say.
@@ -69,7 +67,8 @@ const (
 	loopback     = "127.0.0.1"
 )
 
-func (b *builder) http(ctx context.Context, s *v1alpha1.HTTPSource) (source.Reader, error) {
+func (b *builder) http(ctx context.Context, spec *v1alpha1.Source, _ source.Positions) (source.Reader, error) {
+	s := spec.HTTP
 	cfg := httpsource.Config{Vertex: b.name, Logger: b.v.logger}
 	host := cmp.Or(b.env.ListenHTTP, loopback)
 	address := func(port int32) string { return net.JoinHostPort(host, strconv.Itoa(int(port))) }

@@ -14,7 +14,8 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/source/streamsource"
 )
 
-func (b *builder) streamSource(ctx context.Context, s *v1alpha1.StreamSource, at source.Positions) (source.Reader, error) {
+func (b *builder) streamSource(ctx context.Context, spec *v1alpha1.Source, at source.Positions) (source.Reader, error) {
+	s := spec.Stream
 	cfg := streamsource.Config{
 		Target: s.Target, Stream: s.Stream, Query: []byte(s.Query), Payload: streamsource.Payload(s.Payload), Partition: s.Partition,
 		Batch: b.lim.batch, Positions: at, Logger: b.v.logger,
@@ -41,7 +42,8 @@ func (b *builder) streamSource(ctx context.Context, s *v1alpha1.StreamSource, at
 	return r, nil
 }
 
-func (b *builder) streamSink(ctx context.Context, role function.Role, s *v1alpha1.StreamSink) (sink.Writer, error) {
+func (b *builder) streamSink(ctx context.Context, role function.Role, spec *v1alpha1.AbstractSink) (sink.Writer, error) {
+	s := spec.Stream
 	file := "sink"
 	if role != function.UDSink {
 		file = string(role)

@@ -1,0 +1,60 @@
+package vertex
+
+import (
+	"context"
+
+	"github.com/levada-io/levada/api/v1alpha1"
+	"github.com/levada-io/levada/internal/dataplane/function"
+	"github.com/levada-io/levada/internal/dataplane/sink"
+	"github.com/levada-io/levada/internal/dataplane/source"
+)
+
+// The kinds of sources and sinks that a manifest can name, and how each is opened. Nothing else decides what this version can run: see NotRunnable.
+
+// sourceDriver is one kind of source.
+type sourceDriver struct {
+	// field is its name in a manifest, below source.
+	field string
+	set   func(*v1alpha1.Source) bool
+	// open is nil for a kind that this version cannot run.
+	open func(*builder, context.Context, *v1alpha1.Source, source.Positions) (source.Reader, error)
+}
+
+var sourceDrivers = []sourceDriver{
+	{"file", func(s *v1alpha1.Source) bool { return s.File != nil }, (*builder).file},
+	{"stdin", func(s *v1alpha1.Source) bool { return s.Stdin != nil }, (*builder).stdin},
+	{"generator", func(s *v1alpha1.Source) bool { return s.Generator != nil }, (*builder).generator},
+	{"http", func(s *v1alpha1.Source) bool { return s.HTTP != nil }, (*builder).http},
+	{"nats", func(s *v1alpha1.Source) bool { return s.Nats != nil }, (*builder).nats},
+	{"jetstream", func(s *v1alpha1.Source) bool { return s.JetStream != nil }, (*builder).jetStream},
+	{"stream", func(s *v1alpha1.Source) bool { return s.Stream != nil }, (*builder).streamSource},
+	{"udsource", func(s *v1alpha1.Source) bool { return s.UDSource != nil }, (*builder).udSource},
+	{"kafka", func(s *v1alpha1.Source) bool { return s.Kafka != nil }, nil},
+	{"pulsar", func(s *v1alpha1.Source) bool { return s.Pulsar != nil }, nil},
+	{"sqs", func(s *v1alpha1.Source) bool { return s.Sqs != nil }, nil},
+	{"serving", func(s *v1alpha1.Source) bool { return s.Serving != nil }, nil},
+}
+
+// sinkDriver is one kind of sink.
+type sinkDriver struct {
+	// field is its name in a manifest, below sink, sink.fallback and sink.onSuccess.
+	field string
+	set   func(*v1alpha1.AbstractSink) bool
+	// open is nil for a kind that this version cannot run.
+	open func(*builder, context.Context, function.Role, *v1alpha1.AbstractSink) (sink.Writer, error)
+}
+
+var sinkDrivers = []sinkDriver{
+	{"log", func(s *v1alpha1.AbstractSink) bool { return s.Log != nil }, (*builder).logSink},
+	{"blackhole", func(s *v1alpha1.AbstractSink) bool { return s.Blackhole != nil }, (*builder).blackholeSink},
+	{"file", func(s *v1alpha1.AbstractSink) bool { return s.File != nil }, (*builder).fileSink},
+	{"stdout", func(s *v1alpha1.AbstractSink) bool { return s.Stdout != nil }, (*builder).stdoutSink},
+	{"jetstream", func(s *v1alpha1.AbstractSink) bool { return s.JetStream != nil }, (*builder).jetStreamSink},
+	{"nats", func(s *v1alpha1.AbstractSink) bool { return s.Nats != nil }, (*builder).natsSink},
+	{"stream", func(s *v1alpha1.AbstractSink) bool { return s.Stream != nil }, (*builder).streamSink},
+	{"udsink", func(s *v1alpha1.AbstractSink) bool { return s.UDSink != nil }, (*builder).udSink},
+	{"kafka", func(s *v1alpha1.AbstractSink) bool { return s.Kafka != nil }, nil},
+	{"pulsar", func(s *v1alpha1.AbstractSink) bool { return s.Pulsar != nil }, nil},
+	{"sqs", func(s *v1alpha1.AbstractSink) bool { return s.Sqs != nil }, nil},
+	{"serve", func(s *v1alpha1.AbstractSink) bool { return s.Serve != nil }, nil},
+}
