@@ -331,3 +331,34 @@ func TestAttachedSinkAndSourceAreReconnected(t *testing.T) {
 		}
 	})
 }
+
+// A message that hangs is found while others are answered all the time. Their answers hid it: nothing tells how long a single call takes where the announce
+// file is not used.
+func TestAttachedFunctionThatHangsIsFoundBesideOthersThatAreAnswered(t *testing.T) {
+	modes(t, func(t *testing.T, cfg function.Config) {
+		k := newKeeper(t, example(t, "poison"))
+		k.start(t)
+		cfg.Attach, cfg.Timeout = k.dir, 2*time.Second
+		f, _ := attached(t, cfg)
+		var others sync.WaitGroup
+		ctx, stop := context.WithCancel(t.Context())
+		others.Go(func() {
+			for ctx.Err() == nil {
+				_, _ = f.Map(ctx, messages(5, number))
+				time.Sleep(5 * time.Millisecond)
+			}
+		})
+		in := messages(3, func(i int) string { return []string{"a", "hang", "b"}[i] })
+		limited, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		out, err := f.Map(limited, in)
+		stop()
+		others.Wait()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if o := out[1]; o.Verdict != function.Suspect || o.Failure == nil || o.Failure.Reason != deadletter.Hang {
+			t.Errorf("verdict %d, %+v", o.Verdict, o.Failure)
+		}
+	})
+}

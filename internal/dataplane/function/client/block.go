@@ -36,8 +36,11 @@ type blockPipe struct {
 	mark     time.Time     // from when the next sample of pace is measured
 	progress uint64
 	moved    time.Time // when the last answer came
-	err      error
-	ended    chan struct{}
+	// silent: the function announces nothing, so the first block tells whether it hangs; see Oldest. first is since when the one that is first now is.
+	silent bool
+	first  time.Time
+	err    error
+	ended  chan struct{}
 }
 
 // blockCall is a MapBlock under way: some messages of a call.
@@ -45,7 +48,7 @@ type blockCall struct {
 	*call
 	id                 uint64
 	first, count, left int
-	sent               time.Time
+	sent, moved        time.Time // when it was sent, and when it was last answered
 }
 
 // maxBlock bounds the bytes of one MapBlock: the SDK takes 64 MiB.
@@ -320,9 +323,14 @@ func (b *blockPipe) answer(msg []byte) error {
 		b.progress++
 	}
 	n := before - c.call.left
-	c.left -= n
+	if c.left -= n; n > 0 {
+		c.moved = b.moved
+	}
 	b.free(n)
 	if c.left == 0 {
+		if b.head() == c {
+			b.first = b.moved
+		}
 		delete(b.calls, id)
 	}
 	if n > 0 && c.call.left == 0 {
@@ -363,16 +371,42 @@ func (c *call) outcome(i int, b []byte) error {
 	return nil
 }
 
+// head is the block that was sent first of those that are under way; nil if there is none. mu is held.
+func (b *blockPipe) head() (first *blockCall) {
+	for _, c := range b.calls {
+		if first == nil || c.id < first.id {
+			first = c
+		}
+	}
+	return first
+}
+
 // Oldest is when the function last did something while it had work. A block may wait long behind others; how long single calls take is known from what
-// the function announces (see inCode).
+// the function announces. Where it announces nothing, it is when the first block last moved: messages enter user code in their order, so that block always
+// has one in it, and answers to later blocks would hide that it hangs.
 func (b *blockPipe) Oldest() (t time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.silent {
+		if c := b.head(); c != nil {
+			return latest(c.sent, c.moved, b.first)
+		}
+		return t
+	}
 	for _, c := range b.calls {
 		t = Earliest(t, c.sent)
 	}
 	if !t.IsZero() && t.Before(b.moved) {
 		t = b.moved
+	}
+	return t
+}
+
+func latest(times ...time.Time) (t time.Time) {
+	for _, other := range times {
+		if other.After(t) {
+			t = other
+		}
 	}
 	return t
 }

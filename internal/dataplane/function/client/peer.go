@@ -148,7 +148,13 @@ func (p *Peer) Open(ctx context.Context, l Limits, strays *atomic.Uint64, signs 
 		return opened(s, err)
 	}
 	if p.info.Metadata["LEVADA_BLOCKS"] == "1" && !l.NoBlocks {
-		return opened(openBlocks(ctx, p.socket, l.Concurrency, l.MaxMessage, strays, announced))
+		b, err := openBlocks(ctx, p.socket, l.Concurrency, l.MaxMessage, strays, announced)
+		if err == nil && signs.Announced == nil {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			b.silent = true
+		}
+		return opened(b, err)
 	}
 	return opened(openPipe(ctx, p.socket, &unaryMap, l.Concurrency, l.MaxMessage, strays, announced))
 }
