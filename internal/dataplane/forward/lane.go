@@ -24,7 +24,7 @@ type lane struct {
 
 	mu    sync.Mutex
 	open  []*slot // in order of position
-	floor uint64  // all up to here is done
+	floor uint64  // all up to here is done, here or by an earlier owner of the input; it never falls
 	begun bool
 	last  chan struct{} // the turn of the work that came last; closed when it has written
 	start chan struct{} // closed when the work that came last is queued for the first stage
@@ -51,7 +51,8 @@ func (l *lane) enter(w *Work) (before <-chan struct{}, mine chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.begun {
-		// What came before was done by an earlier process, or this would not be where the input resumes.
+		// What came before was done by an earlier process, or this would not be where the input resumes: a buffer.Reader begins at its saved floor and hands over
+		// everything after it. That holds only while one process reads a partition.
 		l.begun, l.floor = true, w.Lo-1
 		l.last, l.start = make(chan struct{}), make(chan struct{})
 		close(l.last)
