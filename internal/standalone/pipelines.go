@@ -114,7 +114,11 @@ func (r *runner) mono(ctx context.Context, m *v1alpha1.MonoVertex) (*Pipeline, e
 	}
 	p.store.LogChanges()
 	over := engine.Waiting(r.log, "source and sink of MonoVertex", nil, "pipeline", m.Name)
-	v, err := vertex.Mono(ctx, r.env(p, m), m.Name, &m.Spec)
+	plan, err := vertex.PlanMono(m.Name, &m.Spec)
+	var v *vertex.Vertex
+	if err == nil {
+		v, err = vertex.Build(ctx, r.env(p, m), &plan)
+	}
 	over(err)
 	if err != nil {
 		return nil, fmt.Errorf("MonoVertex %s: %w", m.Name, err)
@@ -137,14 +141,18 @@ func (r *runner) pipeline(ctx context.Context, m *v1alpha1.Pipeline) (*Pipeline,
 		p.Paused = true
 		return p, p.Whole(nil)
 	}
-	if err := r.openBuffers(ctx, p, m); err != nil {
+	plans, err := vertex.PlanPipeline(&m.Spec)
+	if err != nil {
+		return p, fmt.Errorf("pipeline %s: %w", m.Name, err)
+	}
+	if err := r.openBuffers(ctx, p, m, plans); err != nil {
 		return p, fmt.Errorf("pipeline %s: %w", m.Name, err)
 	}
 	p.store.LogChanges()
 	env := r.env(p, m)
-	for i := range m.Spec.Vertices {
-		over := engine.Waiting(r.log, "source or sink of vertex", nil, "pipeline", m.Name, "vertex", m.Spec.Vertices[i].Name)
-		v, err := vertex.Pipeline(ctx, env, &m.Spec, &m.Spec.Vertices[i])
+	for i := range plans {
+		over := engine.Waiting(r.log, "source or sink of vertex", nil, "pipeline", m.Name, "vertex", plans[i].Name)
+		v, err := vertex.Build(ctx, env, &plans[i])
 		over(err)
 		if err != nil {
 			return p, fmt.Errorf("pipeline %s: %w", m.Name, err)
@@ -174,7 +182,7 @@ func (p *Pipeline) writers(vertex string) (all []*buffer.Writer) {
 }
 
 // openBuffers opens the partitions of all vertices that have a buffer.
-func (r *runner) openBuffers(ctx context.Context, p *Pipeline, m *v1alpha1.Pipeline) error {
+func (r *runner) openBuffers(ctx context.Context, p *Pipeline, m *v1alpha1.Pipeline, plans []vertex.Plan) error {
 	store, inFlight, err := r.bufferConfig(m)
 	if err != nil {
 		return err
@@ -185,19 +193,15 @@ func (r *runner) openBuffers(ctx context.Context, p *Pipeline, m *v1alpha1.Pipel
 			return err
 		}
 	}
-	for i := range m.Spec.Vertices {
-		spec := &m.Spec.Vertices[i]
-		if spec.IsSource() {
-			continue
-		}
-		limits := v1alpha1.EffectiveLimits(&m.Spec, spec)
-		opt := buffer.Options{MaxLength: int(limits.BufferMaxLength), UsageLimit: int(limits.BufferUsageLimit), Compression: compression, MaxInFlight: inFlight}
-		for n := range spec.PartitionCount() {
-			in, err := r.partition(ctx, spec.Name, n, store, opt, p)
+	for i := range plans {
+		name, in := plans[i].Name, plans[i].Input
+		opt := buffer.Options{MaxLength: in.MaxLength, UsageLimit: in.UsageLimit, Compression: compression, MaxInFlight: inFlight}
+		for n := range in.Partitions { // a source has none
+			part, err := r.partition(ctx, name, n, store, opt, p)
 			if err != nil {
-				return fmt.Errorf("vertex %s: %w", spec.Name, err)
+				return fmt.Errorf("vertex %s: %w", name, err)
 			}
-			p.partitions[spec.Name] = append(p.partitions[spec.Name], in)
+			p.partitions[name] = append(p.partitions[name], part)
 		}
 	}
 	return nil

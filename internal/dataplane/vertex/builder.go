@@ -88,8 +88,9 @@ func (b *builder) function(role function.Role, c *v1alpha1.Container) (*function
 }
 
 // stage is a function or a transformer as a stage of the loop.
-func (b *builder) stage(role function.Role, c *v1alpha1.Container, named *v1alpha1.Builtin, retry *v1alpha1.RetryStrategy) (forward.Stage, error) {
-	s := forward.Stage{Name: b.name, Retry: retryStrategy(retry), NeedsIDs: true}
+func (b *builder) stage(p *StagePlan) (forward.Stage, error) {
+	role, c, named := p.Role, p.Container, p.Builtin
+	s := forward.Stage{Name: p.Name, Retry: retryStrategy(p.Retry), NeedsIDs: true}
 	var program *catalogue.Program
 	var err error
 	if command, _, _ := b.env.program(b.name, role, c); named != nil && command == nil {
@@ -114,15 +115,8 @@ func (b *builder) stage(role function.Role, c *v1alpha1.Container, named *v1alph
 	return s, nil
 }
 
-func (b *builder) mapper(_ context.Context, u *v1alpha1.UDF) (forward.Stage, error) {
-	if u.GroupBy != nil {
-		return forward.Stage{}, fmt.Errorf("reduce is not in this version")
-	}
-	return b.stage(function.UDF, u.Container, u.Builtin, u.RetryStrategy)
-}
-
-// source builds the input of a source vertex, and the transformer's stage if there is one.
-func (b *builder) source(ctx context.Context, s *v1alpha1.Source) (*forward.SourceInput, []forward.Stage, error) {
+// source builds the input of a vertex with a source.
+func (b *builder) source(ctx context.Context, s *v1alpha1.Source) (*forward.SourceInput, error) {
 	open := func() (source.Reader, error) { return b.reader(ctx, s) }
 	if outer := b.env.Source; outer != nil {
 		inner := open
@@ -130,21 +124,13 @@ func (b *builder) source(ctx context.Context, s *v1alpha1.Source) (*forward.Sour
 	}
 	r, err := open()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	r = source.ValidText(r, b.headerDropped())
 	b.v.source = r
 	b.v.Finite = s.File != nil && !s.File.Follow || s.Stdin != nil
 	b.v.closers.add(r.Close)
-	var stages []forward.Stage
-	if t := s.Transformer; t != nil {
-		stage, err := b.stage(function.Transformer, t.Container, t.Builtin, t.RetryStrategy)
-		if err != nil {
-			return nil, nil, err
-		}
-		stages = append(stages, stage)
-	}
-	return &forward.SourceInput{Vertex: b.name, Incarnation: b.env.Owner.Incarnation, Reader: r, Limit: b.lim.batch, Rate: b.lim.rate, OnError: b.metrics.ReadError, Logger: b.v.logger}, stages, nil
+	return &forward.SourceInput{Vertex: b.name, Incarnation: b.env.Owner.Incarnation, Reader: r, Limit: b.lim.batch, Rate: b.lim.rate, OnError: b.metrics.ReadError, Logger: b.v.logger}, nil
 }
 
 func (b *builder) reader(ctx context.Context, s *v1alpha1.Source) (source.Reader, error) {
@@ -195,23 +181,10 @@ func (b *builder) generator(ctx context.Context, s *v1alpha1.Source, at source.P
 }
 
 // router is the output of a vertex that writes to buffers.
-func (b *builder) router(p *v1alpha1.PipelineSpec, spec *v1alpha1.AbstractVertex, m *metrics.Vertex) *forward.Router {
+func (b *builder) router(edges []EdgePlan, m *metrics.Vertex) *forward.Router {
 	r := &forward.Router{Events: m.Router()}
-	for i := range p.Edges {
-		e := &p.Edges[i]
-		if e.From != spec.Name {
-			continue
-		}
-		var target *v1alpha1.AbstractVertex
-		for k := range p.Vertices {
-			if p.Vertices[k].Name == e.To {
-				target = &p.Vertices[k]
-			}
-		}
-		r.Edges = append(r.Edges, forward.Edge{
-			To: e.To, Condition: condition(e.Conditions), Partitions: b.env.Writers(e.To), ByKey: p.IsOrdered(target),
-			Discard: discards(e), Back: leadsTo(p, e.To, spec.Name),
-		})
+	for _, e := range edges {
+		r.Edges = append(r.Edges, forward.Edge{To: e.To, Condition: e.Condition, Partitions: b.env.Writers(e.To), ByKey: e.ByKey, Discard: e.Discard, Back: e.Back})
 	}
 	return r
 }

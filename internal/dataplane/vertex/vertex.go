@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/time/rate"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/levada-io/levada/api/v1alpha1"
@@ -47,126 +46,6 @@ type Vertex struct {
 
 // KindMono is the kind of the only vertex of a MonoVertex.
 const KindMono v1alpha1.VertexType = "MonoVertex"
-
-// limits of a vertex, with all defaults.
-type limits struct {
-	batch, concurrency int
-	timeout            time.Duration
-	rate               *rate.Limiter
-}
-
-func newLimits(l v1alpha1.Limits, ordered bool) limits {
-	out := limits{batch: int(l.ReadBatchSize), concurrency: int(l.Concurrency), timeout: l.ReadTimeout}
-	if ordered {
-		out.concurrency = 1
-	}
-	if r := l.RateLimit; r != nil && r.Max != nil && *r.Max > 0 {
-		out.rate = rate.NewLimiter(rate.Limit(*r.Max), int(min(*r.Max, 1<<20)))
-	}
-	return out
-}
-
-// Pipeline builds a vertex of a pipeline.
-func Pipeline(ctx context.Context, env *Env, p *v1alpha1.PipelineSpec, spec *v1alpha1.AbstractVertex) (*Vertex, error) {
-	v := &Vertex{Name: spec.Name, Kind: spec.Type(), env: env, logger: env.Logger.With("vertex", spec.Name)}
-	lim := newLimits(v1alpha1.EffectiveLimits(p, spec), p.IsOrdered(spec))
-	ordered := p.IsOrdered(spec)
-	b := builder{v: v, env: env, lim: lim, name: spec.Name, volumes: spec.Volumes}
-	labels := metrics.VertexLabels{Pipeline: env.Pipeline, Vertex: spec.Name, Type: string(spec.Type())}
-
-	if spec.Source != nil {
-		m := env.Metrics.Vertex(labels, spec.Name, spec.Name)
-		m.BatchSize(lim.batch)
-		b.metrics = m
-		input, stages, err := b.source(ctx, spec.Source)
-		if err != nil {
-			return v, v.failed(ctx, err)
-		}
-		loop := b.loop(input, stages, b.router(p, spec, m), m)
-		loop.Ordered = ordered
-		v.add(loop, m)
-		return v, nil
-	}
-
-	v.partitions = env.Readers(spec.Name)
-	var stages []forward.Stage
-	var deliver func(*metrics.Vertex) (forward.Output, error)
-	shared := env.Metrics.Vertex(labels, v.partitions[0].Name(), "")
-	b.metrics = shared
-	switch {
-	case spec.UDF != nil && spec.UDF.GroupBy == nil:
-		stage, err := b.mapper(ctx, spec.UDF)
-		if err != nil {
-			return v, v.failed(ctx, err)
-		}
-		stages = []forward.Stage{stage}
-		deliver = func(m *metrics.Vertex) (forward.Output, error) { return b.router(p, spec, m), nil }
-	case spec.Sink != nil:
-		output, err := b.delivery(ctx, spec.Sink)
-		if err != nil {
-			return v, v.failed(ctx, err)
-		}
-		deliver = func(m *metrics.Vertex) (forward.Output, error) {
-			return output.With(m.Loop()), nil
-		}
-	default:
-		return v, v.failed(ctx, errors.New("this kind of vertex cannot be run by this version"))
-	}
-	for i, partition := range v.partitions {
-		m := shared
-		if i > 0 {
-			m = env.Metrics.Vertex(labels, partition.Name(), "")
-		}
-		m.BatchSize(lim.batch)
-		output, err := deliver(m)
-		if err != nil {
-			return v, v.failed(ctx, err)
-		}
-		input := &forward.BufferInput{Vertex: spec.Name, Index: i, Partition: partition, Limit: lim.batch, Rate: lim.rate}
-		v.readers = append(v.readers, input)
-		loop := b.loop(input, stages, output, m)
-		loop.Ordered = ordered
-		v.add(loop, m)
-	}
-	return v, nil
-}
-
-// Mono builds a MonoVertex: source, transformer, function and sink in one loop, without a buffer.
-func Mono(ctx context.Context, env *Env, name string, spec *v1alpha1.MonoVertexSpec) (*Vertex, error) {
-	v := &Vertex{Name: name, Kind: KindMono, env: env, logger: env.Logger.With("vertex", name)}
-	b := builder{v: v, env: env, lim: newLimits(v1alpha1.EffectiveMonoVertexLimits(spec), false), name: name, mono: true, volumes: spec.Volumes}
-	m := env.Metrics.Vertex(metrics.VertexLabels{Pipeline: env.Pipeline, Vertex: name, Type: "MonoVertex", Mono: true}, name, "transformer")
-	m.BatchSize(b.lim.batch)
-	b.metrics = m
-	input, stages, err := b.source(ctx, spec.Source)
-	if err != nil {
-		return v, v.failed(ctx, err)
-	}
-	if len(stages) > 0 {
-		stages[0].Name = "transformer"
-	}
-	if spec.UDF != nil {
-		stage, err := b.mapper(ctx, spec.UDF)
-		if err != nil {
-			return v, v.failed(ctx, err)
-		}
-		stages = append(stages, stage)
-	}
-	output, err := b.delivery(ctx, spec.Sink)
-	if err != nil {
-		return v, v.failed(ctx, err)
-	}
-	output.Events = m.Loop()
-	if spec.Bypass != nil {
-		output.BypassPrimary, output.BypassFallback, output.BypassOnSuccess = condition(spec.Bypass.Sink), condition(spec.Bypass.Fallback), condition(spec.Bypass.OnSuccess)
-	}
-	loop := b.loop(input, stages, output, m)
-	if spec.Streaming != nil && *spec.Streaming {
-		input.Limit = max(1, min(input.Limit, 16)) // acknowledged in small groups, so that one slow message holds back few
-	}
-	v.add(loop, m)
-	return v, nil
-}
 
 func (v *Vertex) failed(ctx context.Context, err error) error {
 	return errors.Join(fmt.Errorf("vertex %s: %w", v.Name, err), v.Close(ctx))

@@ -1,0 +1,130 @@
+package vertex
+
+import (
+	"context"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/levada-io/levada/internal/dataplane/forward"
+	"github.com/levada-io/levada/internal/metrics"
+)
+
+// limits of a vertex that runs.
+type limits struct {
+	batch, concurrency int
+	timeout            time.Duration
+	rate               *rate.Limiter // of all loops of the vertex together; nil for no limit
+}
+
+func newLimits(l Limits) limits {
+	out := limits{batch: l.Batch, concurrency: l.Concurrency, timeout: l.ReadTimeout}
+	if l.Rate > 0 {
+		out.rate = rate.NewLimiter(rate.Limit(l.Rate), int(min(l.Rate, 1<<20)))
+	}
+	return out
+}
+
+// Build builds a vertex from its plan. With an error, what was opened is closed again.
+func Build(ctx context.Context, env *Env, p *Plan) (*Vertex, error) {
+	v := &Vertex{Name: p.Name, Kind: p.Kind, env: env, logger: env.Logger.With("vertex", p.Name)}
+	b := &builder{v: v, env: env, lim: newLimits(p.Limits), name: p.Name, mono: p.Kind == KindMono, volumes: p.Volumes}
+	build := b.fromBuffer
+	if p.Source != nil {
+		build = b.fromSource
+	}
+	if err := build(ctx, p); err != nil {
+		return v, v.failed(ctx, err)
+	}
+	return v, nil
+}
+
+func (b *builder) labels(p *Plan) metrics.VertexLabels {
+	return metrics.VertexLabels{Pipeline: b.env.Pipeline, Vertex: p.Name, Type: string(p.Kind), Mono: b.mono}
+}
+
+// fromSource builds the one loop of a vertex with a source.
+func (b *builder) fromSource(ctx context.Context, p *Plan) error {
+	transformer := p.Name
+	if b.mono {
+		transformer = monoTransformer
+	}
+	m := b.env.Metrics.Vertex(b.labels(p), p.Name, transformer)
+	m.BatchSize(b.lim.batch)
+	b.metrics = m
+	input, err := b.source(ctx, p.Source)
+	if err != nil {
+		return err
+	}
+	stages, err := b.stages(p)
+	if err != nil {
+		return err
+	}
+	if p.SmallBatches {
+		input.Limit = max(1, min(input.Limit, 16))
+	}
+	var output forward.Output = b.router(p.Edges, m)
+	if p.Sink != nil {
+		d, err := b.delivery(ctx, p.Sink)
+		if err != nil {
+			return err
+		}
+		d.Events = m.Loop()
+		if by := p.Bypass; by != nil {
+			d.BypassPrimary, d.BypassFallback, d.BypassOnSuccess = condition(by.Sink), condition(by.Fallback), condition(by.OnSuccess)
+		}
+		output = d
+	}
+	b.add(p, input, stages, output, m)
+	return nil
+}
+
+// fromBuffer builds a loop for each partition of the vertex's buffer. They share functions, sinks and limits.
+func (b *builder) fromBuffer(ctx context.Context, p *Plan) error {
+	b.v.partitions = b.env.Readers(p.Name)
+	shared := b.env.Metrics.Vertex(b.labels(p), b.v.partitions[0].Name(), "")
+	b.metrics = shared
+	stages, err := b.stages(p)
+	if err != nil {
+		return err
+	}
+	var delivery *forward.Delivery
+	if p.Sink != nil {
+		if delivery, err = b.delivery(ctx, p.Sink); err != nil {
+			return err
+		}
+	}
+	for i, partition := range b.v.partitions {
+		m := shared
+		if i > 0 {
+			m = b.env.Metrics.Vertex(b.labels(p), partition.Name(), "")
+		}
+		m.BatchSize(b.lim.batch)
+		input := &forward.BufferInput{Vertex: p.Name, Index: i, Partition: partition, Limit: b.lim.batch, Rate: b.lim.rate}
+		b.v.readers = append(b.v.readers, input)
+		var output forward.Output = b.router(p.Edges, m)
+		if delivery != nil {
+			output = delivery.With(m.Loop())
+		}
+		b.add(p, input, stages, output, m)
+	}
+	return nil
+}
+
+func (b *builder) add(p *Plan, input forward.Input, stages []forward.Stage, output forward.Output, m *metrics.Vertex) {
+	loop := b.loop(input, stages, output, m)
+	loop.Ordered = p.Ordered
+	b.v.add(loop, m)
+}
+
+// stages starts nothing: functions begin with Vertex.RunFunctions.
+func (b *builder) stages(p *Plan) (all []forward.Stage, err error) {
+	for i := range p.Stages {
+		s, err := b.stage(&p.Stages[i])
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, s)
+	}
+	return all, nil
+}
