@@ -106,6 +106,9 @@ type EachHandler func(ctx context.Context, b *Batch) error
 // that record and those after it tried again, or halts the job.
 func Each(handle func(ctx context.Context, b *Batch, r Record) error) EachHandler {
 	return func(ctx context.Context, b *Batch) error {
+		if b.pace != nil {
+			b.pace.begun = true
+		}
 		for i, r := range b.Records {
 			if i > 0 && b.pace != nil && !b.pace.more(b) {
 				return nil
@@ -129,8 +132,9 @@ func Each(handle func(ctx context.Context, b *Batch, r Record) error) EachHandle
 	}
 }
 
-// pace is between a handler of Each and the worker.
+// pace is between a handler of Each and the worker. It is only in batches of a handler that is known to be one.
 type pace struct {
+	begun    bool                // the handler was called
 	finished int                 // how many records of the batch are finished
 	more     func(b *Batch) bool // whether another record is to be started
 }

@@ -154,9 +154,11 @@ func (r *run) handOver(sink *atLeastOnce, records []Record, token []byte) (done 
 	aim := min(sliceTime, r.config.HandlerTimeout/4)
 	batch := &Batch{Job: r.job, Epoch: r.lease.Epoch, Records: good}
 	allowed := r.allowedBad()
-	batch.pace = &pace{more: func(b *Batch) bool {
-		return time.Since(begun) < aim && r.own.Err() == nil && r.stop.Err() == nil && (allowed < 0 || len(b.skipped) <= allowed)
-	}}
+	if sink.each { // a function that calls a handler of Each must get all of its batch done: it cannot say how far it came
+		batch.pace = &pace{more: func(b *Batch) bool {
+			return time.Since(begun) < aim && r.own.Err() == nil && r.stop.Err() == nil && (allowed < 0 || len(b.skipped) <= allowed)
+		}}
+	}
 	failed = r.callHandler(func(ctx context.Context) error {
 		batch.Reset()
 		err := sink.handle(ctx, batch)
@@ -170,9 +172,9 @@ func (r *run) handOver(sink *atLeastOnce, records []Record, token []byte) (done 
 
 	finished := 0
 	switch {
-	case sink.each:
+	case sink.each && batch.pace.begun:
 		finished = batch.pace.finished
-	case failed == nil:
+	case failed == nil: // of a function that was converted to EachHandler and calls none, too
 		finished = len(place)
 	}
 	if failed == nil {

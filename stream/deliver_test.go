@@ -355,7 +355,8 @@ func haltsAndKeeps(t *testing.T, job stream.Job) {
 	})
 }
 
-// What a function does around a handler of Each is not finished when the records are: an error after them has all of them handed over again.
+// What a function does around a handler of Each is not finished when the records are: an error after them has all of them handed over again. And it gets all
+// of its batch done, also if that takes long: records that a handler of Each left for later would count as finished, and be lost.
 func TestAWrappedEachIsAHandlerForBatches(t *testing.T) {
 	withProducer(t, stream.Slice(numbers(100)...), func(l *lab) {
 		var buffer, sent []uint64
@@ -364,6 +365,9 @@ func TestAWrappedEachIsAHandlerForBatches(t *testing.T) {
 			if r.Seq == 60 && !failed {
 				failed = true
 				return errors.New("503")
+			}
+			if r.Seq > 70 {
+				time.Sleep(300 * time.Millisecond)
 			}
 			buffer = append(buffer, r.Seq)
 			return nil
@@ -379,6 +383,17 @@ func TestAWrappedEachIsAHandlerForBatches(t *testing.T) {
 		l.submit(stream.Job{ID: "j", Stream: "s"})
 		l.is(l.end("j", time.Hour), stream.Completed, "")
 		must(t, complete(sent, 100))
+	})
+}
+
+// A function that somebody has converted to EachHandler, and that is none, finishes its batches: it got the same records again and again.
+func TestAFunctionThatIsNoEachHandlerFinishesItsBatches(t *testing.T) {
+	withProducer(t, stream.Slice(numbers(100)...), func(l *lab) {
+		s := &service{}
+		l.start("s", stream.AtLeastOnce(l.store.Sink(nil), stream.EachHandler(s.batch)))
+		l.submit(stream.Job{ID: "j", Stream: "s"})
+		l.is(l.end("j", time.Hour), stream.Completed, "")
+		must(t, s.once(100))
 	})
 }
 
