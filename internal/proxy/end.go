@@ -42,12 +42,7 @@ func (s *stream) sendEnd(w *wakes) {
 		f.appendData(s.id, nil, true)
 	case !s.grpc && !s.headed:
 		s.recordOutcome(e.code, e.reason)
-		text := []byte(e.text + "\n")
-		fits := int64(len(text)) <= min(f.peer.window+s.frontWindow, f.window) && s.request.Request().Method != http.MethodHead
-		f.appendFields(s.id, s.call.route.response.own(e.httpFields()), !fits)
-		if fits {
-			f.appendData(s.id, text, true)
-		}
+		s.sendHTTP(e)
 	case !s.grpc:
 		s.recordOutcome(e.code, e.reason)
 		f.out = frame.AppendReset(f.out, s.id, frame.InternalError)
@@ -66,6 +61,17 @@ func (s *stream) sendEnd(w *wakes) {
 		f.appendFields(s.id, fields, true)
 	}
 	s.finish(w)
+}
+
+// sendHTTP is the whole answer to a call that is not gRPC: a status, and the reason as text if the caller's windows take it.
+func (s *stream) sendHTTP(e *ending) {
+	f := s.front
+	text := []byte(e.text + "\n")
+	fits := int64(len(text)) <= min(f.peer.window+s.frontWindow, f.window) && s.request.Request().Method != http.MethodHead
+	f.appendFields(s.id, s.call.route.response.own(e.httpFields()), !fits)
+	if fits {
+		f.appendData(s.id, text, true)
+	}
 }
 
 // recordOutcome notes how the call has ended for the caller.

@@ -40,13 +40,7 @@ func (s *stream) received(p []byte, length int, end bool, w *wakes) error {
 	if pad := length - len(p); pad > 0 {
 		s.creditIn(pad, w)
 	}
-	if s.replayable {
-		if n := len(s.replay) + len(p); n > s.call.route.replayBytes || n > keptReplay && s.front.proxy.pressed() {
-			s.disableReplay()
-		} else {
-			s.replay = append(s.replay, p...)
-		}
-	}
+	s.keepForReplay(p)
 	if s.back != nil && s.in.size == 0 {
 		s.back.mu.Lock()
 		n := s.sendIn(p, true, false)

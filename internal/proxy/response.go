@@ -61,27 +61,8 @@ func (s *stream) firstHeader(set *header.Set, r *header.Response, end bool, w *w
 	s.firstReply = s.front.proxy.now()
 	s.tryEnd = 0
 	s.touch()
-	if s.grpc && !r.GRPC {
-		e := fromHTTP(r.Status, r.ContentType)
-		if s.policyRetry(e.code, -1, frame.Cancel, w) {
-			return
-		}
-		s.fault(frame.Cancel, e, w)
+	if s.grpc && s.notPassedOn(r, end, w) {
 		return
-	}
-	if s.grpc && end {
-		if e := badStatus(r); e != nil {
-			s.endedByBackend(balance.Failure, w)
-			s.end(e, w)
-			return
-		}
-		pushback := time.Duration(-1)
-		if r.HasPushback {
-			pushback = r.Pushback
-		}
-		if r.Code != 0 && !(r.HasPushback && r.Pushback < 0) && s.policyRetry(codes.Code(r.Code), pushback, frame.NoError, w) {
-			return
-		}
 	}
 	if end && r.Length > 0 && !s.bodiless(r) {
 		s.fault(frame.ProtocolError, failureOfBackend("less than its content-length"), w)
@@ -108,6 +89,29 @@ func (s *stream) firstHeader(set *header.Set, r *header.Response, end bool, w *w
 	s.outEnd, s.outTrailers = true, set
 	s.endedByBackend(outcomeFor(r), w)
 	s.pushOut(w)
+}
+
+// notPassedOn deals with a first header of a gRPC call that the caller does not get as it is: no gRPC, no status at its end, or a failure that the route's policy tries again.
+func (s *stream) notPassedOn(r *header.Response, end bool, w *wakes) bool {
+	if !r.GRPC {
+		if e := fromHTTP(r.Status, r.ContentType); !s.policyRetry(e.code, -1, frame.Cancel, w) {
+			s.fault(frame.Cancel, e, w)
+		}
+		return true
+	}
+	if !end {
+		return false
+	}
+	if e := badStatus(r); e != nil {
+		s.endedByBackend(balance.Failure, w)
+		s.end(e, w)
+		return true
+	}
+	pushback := time.Duration(-1)
+	if r.HasPushback {
+		pushback = r.Pushback
+	}
+	return r.Code != 0 && !(r.HasPushback && r.Pushback < 0) && s.policyRetry(codes.Code(r.Code), pushback, frame.NoError, w)
 }
 
 // bodiless reports whether a response has no body, whatever its content-length says: RFC 9110 section 8.6.

@@ -75,3 +75,15 @@ func (s *stream) disableReplay() {
 	}
 	s.replay = s.replay[:0]
 }
+
+// keepForReplay keeps DATA of the caller for another attempt, as long as there may be one and it is not too much.
+func (s *stream) keepForReplay(p []byte) {
+	if !s.replayable {
+		return
+	}
+	if n := len(s.replay) + len(p); n > s.call.route.replayBytes || n > keptReplay && s.front.proxy.pressed() {
+		s.disableReplay()
+		return
+	}
+	s.replay = append(s.replay, p...)
+}
