@@ -71,6 +71,9 @@ func (o FileOptions) check(path string) error {
 // The key of a record is the offset of its end (with the newline, if it has one) as 8 bytes, big endian, and a checksum, 4 bytes, of
 // the file's first 4 KiB and of the 64 bytes before that offset. So going on in a file that was overwritten in place is an
 // [ErrGeneration], as it is in one that took the path of the first; a file that is shorter than the position is an [ErrGone].
+//
+// A file that is cut between two streams, at or after the position of the first, cannot be told from one that was never longer: the job completes with the
+// records that are left. Write to a new file and rename it, rather than cut one in place.
 func File(path string, options FileOptions) Source {
 	o := options.withDefaults()
 	return &fileSource{path: path, o: o, err: o.check(path)}

@@ -317,7 +317,7 @@ func jobArguments(least int) cobra.PositionalArgs {
 // findJob takes an id, or its beginning if that is enough to tell jobs apart.
 func findJob(ctx context.Context, d *database, id string) (stream.Status, error) {
 	status, err := d.Get(ctx, id)
-	if err == nil || !errors.Is(err, stream.ErrNotFound) || len(id) < 4 {
+	if err == nil || !errors.Is(err, stream.ErrNotFound) || id == "" {
 		return status, err
 	}
 	all, listErr := d.List(ctx, stream.Filter{Limit: 10000})
@@ -334,10 +334,23 @@ func findJob(ctx context.Context, d *database, id string) (stream.Status, error)
 	case 0:
 		return status, fmt.Errorf("%w; `levada stream list` shows what there is", err)
 	case 1:
-		return found[0], nil
+		if len(id) >= leastPrefix {
+			return found[0], nil
+		}
+		return status, commandline.UsageError(fmt.Errorf("%q is too short for a job's id: write at least %d characters of it; one job begins with it, %s (%s, %s)", id, leastPrefix, found[0].ID, found[0].Stream, found[0].State))
 	}
-	return status, commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("%d jobs begin with %q: write more of the id", len(found), id)}
+	var some []string
+	for i := range found[:min(len(found), 5)] {
+		some = append(some, fmt.Sprintf("%s (%s, %s)", found[i].ID, found[i].Stream, found[i].State))
+	}
+	if len(found) > len(some) {
+		some = append(some, "...")
+	}
+	return status, commandline.UsageError(fmt.Errorf("%d jobs begin with %q, write more of the id: %s", len(found), id, strings.Join(some, ", ")))
 }
+
+// leastPrefix is how many characters of an id name a job, so that a slip does not change another one.
+const leastPrefix = 4
 
 // postgresIdentifier quotes a column or table that a user names.
 func postgresIdentifier(name string) string {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -502,7 +503,7 @@ func showJob(out io.Writer, v *jobView, now time.Time) error {
 		field("target", "%s", printable(s.Target))
 	}
 	if len(s.Query) > 0 {
-		field("query", "%s", firstLine(textOrHex(s.Query)))
+		field("query", "%s", firstLine(payloadText(s.Query)))
 	}
 	if s.DedupeKey != "" {
 		field("dedupe key", "%s", printable(s.DedupeKey))
@@ -554,11 +555,25 @@ func showJob(out io.Writer, v *jobView, now time.Time) error {
 	return w.Flush()
 }
 
-func textOrHex(b []byte) string {
-	if utf8.Valid(b) {
-		return string(b)
+// bytesText is how people read a key, or other bytes: text as it is, text with control characters, quotes or spaces at its ends quoted with escapes as
+// in Go, and what is no UTF-8 in hexadecimal.
+func bytesText(b []byte) string {
+	switch text := string(b); {
+	case !utf8.Valid(b):
+		return fmt.Sprintf("%x (hexadecimal)", b)
+	case text == "" || text != strings.TrimSpace(text) || strings.Contains(text, "\ufffd") || strconv.Quote(text) != `"`+text+`"`:
+		return strconv.Quote(text)
+	default:
+		return text
 	}
-	return fmt.Sprintf("%x (hexadecimal)", b)
+}
+
+// payloadText is bytesText for what may have several lines, such as JSON.
+func payloadText(b []byte) string {
+	if text := string(b); utf8.Valid(b) && text == commandline.PrintableLines(text) {
+		return text
+	}
+	return bytesText(b)
 }
 
 // completedNext says what to do about a completed job of which so many records wait in quarantine. Those that were replayed or dropped do not.
@@ -615,6 +630,18 @@ func whatNext(s *stream.Status) string {
 	return "fix what the last error says, " + retry
 }
 
+// nothingToRetry is the error for a complete job without records that are marked for replay: it has nothing left to do.
+func nothingToRetry(ctx context.Context, d *database, s stream.Status) error {
+	if s.State != stream.Completed {
+		return nil
+	}
+	marked, err := d.offsets().Quarantined(ctx, s.ID, 1, stream.Replay)
+	if err != nil || len(marked) > 0 {
+		return err
+	}
+	return fmt.Errorf("job %s is complete, nothing to retry: quarantined records are handed over again with `levada stream quarantine replay %s SEQ...`, and records that came since need a new job", s.ID, shortID(s.ID))
+}
+
 // newStreamChangeCommands makes pause, resume, cancel and retry.
 func newStreamChangeCommands() []*cobra.Command {
 	change := func(name, short, done string, due bool, do func(*database, context.Context, string) (stream.Status, error)) *cobra.Command {
@@ -637,6 +664,9 @@ func newStreamChangeCommands() []*cobra.Command {
 				for _, id := range args {
 					was, err := findJob(cmd.Context(), d, id)
 					var status stream.Status
+					if err == nil && name == "retry" {
+						err = nothingToRetry(cmd.Context(), d, was)
+					}
 					if err == nil {
 						status, err = do(d, cmd.Context(), was.ID)
 					}

@@ -210,7 +210,7 @@ func listQuarantine(out io.Writer, rows []stream.Quarantined) error {
 	fmt.Fprintln(w, "SEQ\tSTATE\tCLASS\tATTEMPTS\tSEEN\tKEY\tSIZE\tERROR")
 	for i := range rows {
 		q := &rows[i]
-		fmt.Fprintf(w, "%d\t%s\t%s\t%d\t%s\t%s\t%s\t%s\n", q.Seq, q.State, q.Class, q.Attempts, q.FirstSeen.Local().Format(time.DateTime), shorten(textOrHex(q.Key), 40),
+		fmt.Fprintf(w, "%d\t%s\t%s\t%d\t%s\t%s\t%s\t%s\n", q.Seq, q.State, q.Class, q.Attempts, q.FirstSeen.Local().Format(time.DateTime), shorten(bytesText(q.Key), 40),
 			humanize.IBytes(uint64(len(q.Payload))), shorten(q.Error, 80))
 	}
 	return w.Flush()
@@ -224,7 +224,7 @@ var classText = map[stream.Class]string{
 
 func showQuarantined(out io.Writer, q *stream.Quarantined) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "job:\t%s\nrecord:\t%d\nkey:\t%s\nstate:\t%s\nclass:\t%s: %s\nerror:\t%s\nattempts:\t%d\nfirst seen:\t%s\n", printable(q.Job), q.Seq, printable(textOrHex(q.Key)), q.State, q.Class,
+	fmt.Fprintf(w, "job:\t%s\nrecord:\t%d\nkey:\t%s\nstate:\t%s\nclass:\t%s: %s\nerror:\t%s\nattempts:\t%d\nfirst seen:\t%s\n", printable(q.Job), q.Seq, bytesText(q.Key), q.State, q.Class,
 		cmp.Or(classText[q.Class], "unknown"), printable(q.Error), q.Attempts, q.FirstSeen.Local().Format(time.RFC3339))
 	if err := w.Flush(); err != nil {
 		return err
@@ -235,6 +235,6 @@ func showQuarantined(out io.Writer, q *stream.Quarantined) error {
 			fmt.Fprintf(out, "%s\n", indent(strings.TrimSpace(a.Stack)))
 		}
 	}
-	_, err := fmt.Fprintf(out, "\npayload (%d bytes):\n%s\n", len(q.Payload), indent(textOrHex(q.Payload)))
+	_, err := fmt.Fprintf(out, "\npayload (%d bytes):\n%s\n", len(q.Payload), indent(payloadText(q.Payload)))
 	return err
 }

@@ -205,7 +205,7 @@ func (f *streamServeFlags) sources(ctx context.Context) (sources map[string]stre
 	}
 	sources = map[string]stream.Source{}
 	for _, name := range names {
-		if _, err := os.Stat(files[name]); err != nil {
+		if err := readableFile(files[name]); err != nil {
 			return nil, nil, nil, usage("--file %s: %w", name, err)
 		}
 		sources[name] = stream.File(files[name], stream.FileOptions{Follow: f.follow, Identity: f.identity})
@@ -238,6 +238,10 @@ func (f *streamServeFlags) sources(ctx context.Context) (sources map[string]stre
 			err = fmt.Errorf("--table %s=%s: %w", name, tables[name], err)
 			break
 		}
+		if err = readableTable(ctx, pool, tables[name], sources[name], f.snapshot); err != nil {
+			err = fmt.Errorf("--table %s=%s: %w", name, tables[name], err)
+			break
+		}
 		names = append(names, name)
 	}
 	if err != nil {
@@ -245,6 +249,39 @@ func (f *streamServeFlags) sources(ctx context.Context) (sources map[string]stre
 		return nil, nil, nil, err
 	}
 	return sources, names, pool.Close, nil
+}
+
+// readableFile finds out before anything is announced what would end each stream of the file.
+func readableFile(path string) error {
+	info, err := os.Stat(path) // before opening, which would wait in a named pipe
+	if err != nil {
+		return err
+	}
+	if !info.Mode().IsRegular() {
+		return fmt.Errorf("%s is no regular file (%v): expected a file of lines, which can be read again", path, info.Mode().Type())
+	}
+	file, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return file.Close()
+}
+
+// readableTable does the same for a table: its rows may be read, and its columns are what the flags say.
+func readableTable(ctx context.Context, pool *pgxpool.Pool, table string, source stream.Source, snapshot bool) error {
+	asking, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	if _, err := pool.Exec(asking, `select from `+postgresIdentifier(table)+` limit 0`); err != nil {
+		return fmt.Errorf("read the table as user %q: %w", pool.Config().ConnConfig.User, err)
+	}
+	if snapshot { // which opening it would make
+		return nil
+	}
+	cursor, err := source.Open(asking, stream.Query{})
+	if err != nil {
+		return err
+	}
+	return cursor.Close()
 }
 
 func (f *streamServeFlags) table(ctx context.Context, pool *pgxpool.Pool, table string) (stream.Source, error) {

@@ -257,13 +257,17 @@ func TestExecCommand(t *testing.T) {
 	if err := execCommand(`cat; echo "$LEVADA_JOB $LEVADA_STREAM $LEVADA_FIRST_SEQ"`, &out)(t.Context(), batch()); err != nil {
 		t.Fatal(err)
 	}
-	want := `{"job":"j","stream":"s","seq":4,"id":"j/4","key":"k","value":"{\"a\":\"<\"}"}` + "\n" +
-		`{"job":"j","stream":"s","seq":5,"id":"j/5","keyBase64":"/w==","value":"","valueBase64":"/g=="}` + "\nj s 4\n"
+	want := `{"job":"j","stream":"s","seq":4,"id":"j/4","key":"k","keyEncoding":"text","value":"{\"a\":\"<\"}","valueEncoding":"text"}` + "\n" +
+		`{"job":"j","stream":"s","seq":5,"id":"j/5","key":"/w==","keyEncoding":"base64","value":"/g==","valueEncoding":"base64"}` + "\nj s 4\n"
 	if out.String() != want {
 		t.Errorf("the command got\n%swant\n%s", out.String(), want)
 	}
 	if err := execCommand("echo no such user >&2; exit 65", io.Discard)(t.Context(), batch()); stream.MarkOf(err) != "skip" || !strings.Contains(err.Error(), "no such user") {
 		t.Errorf("exit code 65: %q, %v", stream.MarkOf(err), err)
+	}
+	// An error that ends with a colon looks cut off.
+	if err := execCommand("exit 3", io.Discard)(t.Context(), batch()); err == nil || err.Error() != "--exec ended with exit code 3: it wrote nothing to standard error" {
+		t.Errorf("a command without a word: %v", err)
 	}
 	if err := execCommand("exit 1", io.Discard)(t.Context(), batch()); err == nil || stream.MarkOf(err) != "" {
 		t.Errorf("exit code 1: %q, %v", stream.MarkOf(err), err)

@@ -51,6 +51,8 @@ that you want compared, and equal is 0.`,
   levada stream verify 5f2c81aa --target 127.0.0.1:50051 --checkpoint-only`,
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			switch {
+			case query == "" && cmd.Flags().Changed("query"):
+				return commandline.UsageError(errors.New("--query is empty: expected one SELECT that returns seq or key"))
 			case query != "" && table != "":
 				return commandline.UsageError(errors.New("--query and --table exclude each other"))
 			case without && (query != "" || table != ""):
@@ -66,6 +68,9 @@ that you want compared, and equal is 0.`,
 			status, err := findJob(cmd.Context(), d, args[0])
 			if err != nil {
 				return err
+			}
+			if !offline && status.Target != "" && client.target != "" && client.target != status.Target {
+				return commandline.UsageError(fmt.Errorf("%s is %s, but the job names its own producer, %s, which is the one that is compared: leave it out", commandline.Given(cmd.Flags().Lookup("target")), printable(client.target), printable(status.Target)))
 			}
 			if !offline && status.Target == "" && client.target == "" {
 				return commandline.ExitError{Code: commandline.ExitUsage, Err: errors.New("the job names no producer: say with --target where it is, or --offline to compare the table with the checkpoint alone")}
@@ -414,7 +419,7 @@ func (v *verification) nameDifferences(ctx context.Context, note func(uint64, []
 			kept = here[0]
 		}
 		if !bytes.Equal(kept.Key, a.Key) {
-			name(seq, a.Key, "the producer now sends it with this key, and it was stored with key %q", kept.Key)
+			name(seq, a.Key, "the producer now sends it with this key, and it was stored with key %s", bytesText(kept.Key))
 		} else if !bytes.Equal(kept.Value, a.Value) {
 			name(seq, a.Key, "the producer now sends another value (%d bytes) than was stored (%d bytes)", len(a.Value), len(kept.Value))
 		}
@@ -454,7 +459,7 @@ func (r *verified) write(out io.Writer) error {
 		case len(d.Key) == 0:
 			fmt.Fprintf(out, "differs: record %s: %s\n", humanize.Comma(int64(d.Seq)), d.What)
 		default:
-			fmt.Fprintf(out, "differs: record %s (key %s): %s\n", humanize.Comma(int64(d.Seq)), shorten(textOrHex(d.Key), 60), d.What)
+			fmt.Fprintf(out, "differs: record %s (key %s): %s\n", humanize.Comma(int64(d.Seq)), shorten(bytesText(d.Key), 60), d.What)
 		}
 	}
 	_, err := fmt.Fprintln(out, r.verdict())

@@ -136,6 +136,11 @@ func TestVerifyClaimsOnlyWhatItCompared(t *testing.T) {
 				{"select nothing from mine", "--query"},
 				{"select id as key from mine", "needs the producer"},
 				{"select body as value from mine", "expected seq"},
+				// What writes is refused before it is executed, in words that say what is expected.
+				{"drop table mine", "it begins with DROP"},
+				{"-- all of them\n delete from mine", "it begins with DELETE"},
+				{"update mine set n = 1", "it begins with UPDATE"},
+				{"", "--query is empty"},
 			} {
 				if o := verify("--query", bad.query, "--offline"); o.code != 2 || !strings.Contains(o.stderr, bad.want) {
 					t.Errorf("%s: %+v, want exit code 2 and %q", bad.query, o, bad.want)
@@ -144,9 +149,18 @@ func TestVerifyClaimsOnlyWhatItCompared(t *testing.T) {
 			if o := verify("--offline"); o.code != 2 || !strings.Contains(o.stderr, "leaves nothing to compare") {
 				t.Errorf("offline without rows: %+v", o)
 			}
-			if o := verify("--query", "delete from mine returning n as seq"); o.code != 2 {
-				t.Errorf("a query that writes: %+v", o)
+			for _, writes := range []string{"delete from mine returning n as seq", "with gone as (delete from mine returning n) select n as seq from gone"} {
+				if o := verify("--query", writes); o.code != 2 || strings.Count(o.stderr, "\n") != 1 || o.stdout != "" {
+					t.Errorf("a query that writes, %s: %+v", writes, o)
+				}
 			}
+			// A number with a fraction is no record's: rounded, it would stand for another record.
+			for _, fraction := range []string{"select n + 0.5 as seq from mine", "select case when n = 7 then 7.5 else n end as seq from mine"} {
+				if o := verify("--query", fraction, "--offline"); o.code == 0 || !strings.Contains(o.stderr, "no whole number") {
+					t.Errorf("%s: %+v", fraction, o)
+				}
+			}
+			expect(verify("--query", "select n * 1.0 as seq from mine where job = $1", "--offline"), 0, "500 records, each once")
 
 			if err := c.exec(`delete from mine where n between 101 and 140`); err != nil {
 				t.Fatal(err)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -21,6 +22,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/levada-io/levada/internal/commandline"
+	"github.com/levada-io/levada/internal/streamtable"
 	"github.com/levada-io/levada/stream"
 	"github.com/levada-io/levada/stream/streammetrics"
 )
@@ -52,8 +54,9 @@ func newStreamWorkCommand() *cobra.Command {
 		Long: `Claim jobs and read their streams. Where the records go:
 
   --stream NAME=TABLE   into a table of the job store's database, with the columns job, seq, key and value: exactly once
-  --print               to standard output, one JSON object a line: at least once
-  --exec COMMAND        to a command for each batch, as JSON lines on its standard input: at least once. Exit code 0 means done,
+  --print               to standard output, one JSON object a line: at least once. Its fields are job, stream, seq, id, key, keyEncoding, value
+                        and valueEncoding, each always there; an encoding is text, or base64 for bytes that are no UTF-8
+  --exec COMMAND        to a command for each batch, as the lines of --print on its standard input: at least once. Exit code 0 means done,
                         65 that one of the records is bad (it is searched for and put into quarantine), others are tried again.
                         Batches grow from one record to what the command does in about a second. One that ended with 0 is handed
                         over again only after a crash
@@ -189,9 +192,12 @@ func streamWork(cmd *cobra.Command, f *streamWorkFlags) (err error) {
 			sink = stream.AtLeastOnce(store.offsets(), execCommand(f.command, cmd.ErrOrStderr()))
 		default:
 			table := cmp.Or(tables[name], name)
-			made, reader, err := store.createTable(cmd.Context(), table)
-			if err != nil {
+			made, reader, err := createTableWaiting(cmd.Context(), store, table, log)
+			if errors.Is(err, streamtable.ErrUnusable) {
 				return usage("--stream %s: %w", name, err)
+			}
+			if err != nil {
+				return fmt.Errorf("--stream %s: %w", name, err)
 			}
 			defer reader.Close()
 			sink = made
@@ -250,6 +256,27 @@ func streamWork(cmd *cobra.Command, f *streamWorkFlags) (err error) {
 	return err
 }
 
+// createTableWaiting makes the table of a stream. What passes, such as a full disk or a lock, it waits for, as the jobs do.
+func createTableWaiting(ctx context.Context, store *database, table string, log *slog.Logger) (stream.ReplaySink, streamtable.Reader, error) {
+	said := false
+	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 10*time.Second) {
+		sink, reader, err := store.createTable(ctx, table)
+		reason := streamtable.Passes(err)
+		if err == nil || reason == "" || ctx.Err() != nil {
+			return sink, reader, err
+		}
+		if !said && pause > 2*time.Second {
+			said = true
+			log.Warn("worker waiting for its table", "table", table, "reason", reason, "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, nil, err
+		case <-time.After(pause):
+		}
+	}
+}
+
 // untilDone returns true when no job of the streams is ready or running any more.
 func untilDone(ctx context.Context, store stream.Store, names []string, look <-chan struct{}, log *slog.Logger) bool {
 	tick := time.NewTicker(500 * time.Millisecond)
@@ -278,11 +305,26 @@ type recordLine struct {
 	Seq    uint64 `json:"seq"`
 	// ID stays the same when the record is handed over again.
 	ID string `json:"id"`
-	// Key and Value are text, or where they are none, KeyBytes and ValueBytes are base64.
-	Key        string `json:"key,omitempty"`
-	KeyBytes   []byte `json:"keyBase64,omitempty"`
-	Value      string `json:"value"`
-	ValueBytes []byte `json:"valueBase64,omitempty"`
+	// Key and Value are always there. Their encodings say what they are, since bytes are not always text.
+	Key           string   `json:"key"`
+	KeyEncoding   encoding `json:"keyEncoding"`
+	Value         string   `json:"value"`
+	ValueEncoding encoding `json:"valueEncoding"`
+}
+
+// encoding is how bytes stand in a text of JSON.
+type encoding string
+
+const (
+	encodingText   encoding = "text"   // the bytes are the text, in UTF-8
+	encodingBase64 encoding = "base64" // the bytes are no UTF-8
+)
+
+func encoded(b []byte) (string, encoding) {
+	if utf8.Valid(b) {
+		return string(b), encodingText
+	}
+	return base64.StdEncoding.EncodeToString(b), encodingBase64
 }
 
 // jsonLines writes a batch as JSON, a line a record.
@@ -292,16 +334,8 @@ func jsonLines(b *stream.Batch) ([]byte, error) {
 	e.SetEscapeHTML(false)
 	for _, r := range b.Records {
 		line := recordLine{Job: b.Job.ID, Stream: b.Job.Stream, Seq: r.Seq, ID: b.IdempotencyKey(r)}
-		if utf8.Valid(r.Key) {
-			line.Key = string(r.Key)
-		} else {
-			line.KeyBytes = r.Key
-		}
-		if utf8.Valid(r.Value) {
-			line.Value = string(r.Value)
-		} else {
-			line.ValueBytes = r.Value
-		}
+		line.Key, line.KeyEncoding = encoded(r.Key)
+		line.Value, line.ValueEncoding = encoded(r.Value)
 		if err := e.Encode(&line); err != nil {
 			return nil, err
 		}
@@ -359,9 +393,11 @@ func execCommand(command string, output io.Writer) func(context.Context, *stream
 		case ctx.Err() != nil:
 			return fmt.Errorf("--exec was ended: %w", context.Cause(ctx))
 		case ok && exit.ExitCode() == exitBadRecord:
-			return stream.Skip(fmt.Errorf("--exec ended with %d: %s", exitBadRecord, tail))
+			return stream.Skip(fmt.Errorf("--exec ended with exit code %d, the record is bad: %s", exitBadRecord, tail.orNothing()))
+		case ok && exit.ExitCode() >= 0:
+			return fmt.Errorf("--exec ended with exit code %d: %s", exit.ExitCode(), tail.orNothing())
 		}
-		return fmt.Errorf("--exec: %w: %s", err, tail)
+		return fmt.Errorf("--exec: %w: %s", err, tail.orNothing())
 	}
 }
 
@@ -377,6 +413,11 @@ func (l *lastBytes) Write(p []byte) (int, error) {
 		l.b = append(l.b[:0], l.b[over:]...)
 	}
 	return len(p), nil
+}
+
+// orNothing says so when nothing was written.
+func (l *lastBytes) orNothing() string {
+	return cmp.Or(l.String(), "it wrote nothing to standard error")
 }
 
 func (l *lastBytes) String() string { return strings.TrimSpace(string(l.b)) }

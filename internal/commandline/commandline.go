@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -89,7 +90,7 @@ func flagsFromEnvironment(flags *pflag.FlagSet) (err error) {
 			return
 		}
 		if e := flags.Set(f.Name, value); e != nil {
-			err = UsageError(fmt.Errorf("environment variable %s: %w", name, e))
+			err = UsageError(fmt.Errorf("environment variable %s is %q, but %s", name, value, expected(f, e)))
 			return
 		}
 		if f.Annotations == nil {
@@ -98,6 +99,24 @@ func flagsFromEnvironment(flags *pflag.FlagSet) (err error) {
 		f.Annotations[ofVariable] = []string{name}
 	})
 	return err
+}
+
+// expected says what the flag takes, where the error is Go's own and names only its functions.
+func expected(f *pflag.Flag, err error) string {
+	if e, ok := errors.AsType[*pflag.InvalidValueError](err); ok {
+		err = e.Unwrap()
+	}
+	text := err.Error()
+	if _, ok := errors.AsType[*strconv.NumError](err); !ok && !strings.HasPrefix(text, "time: ") && !strings.HasPrefix(text, "strconv.") {
+		return fmt.Sprintf("--%s refuses it: %s", f.Name, text)
+	}
+	switch f.Value.Type() {
+	case "bool":
+		return fmt.Sprintf("--%s takes true or false", f.Name)
+	case "duration":
+		return fmt.Sprintf("--%s takes a duration, such as 10s or 5m", f.Name)
+	}
+	return fmt.Sprintf("--%s takes a number, such as %s", f.Name, f.DefValue)
 }
 
 // Main executes the program, and ends the process. The command's context ends with SIGINT and SIGTERM, with a SignalError as its cause.

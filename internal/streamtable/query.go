@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -74,8 +75,42 @@ func wrapped(query string, columns []string, order string) string {
 	return `select ` + strings.Join(columns, ", ") + ` from (` + strings.TrimRight(strings.TrimSpace(query), ";") + "\n) levada_rows order by " + order
 }
 
+// reads checks that a statement is a query, before a database is asked: what others would do is refused as well, but in words that say nothing of
+// what is expected.
+func reads(query string) error {
+	rest := strings.TrimSpace(query)
+	for { // comments before it
+		if after, ok := strings.CutPrefix(rest, "--"); ok {
+			_, rest, _ = strings.Cut(after, "\n")
+		} else if after, ok := strings.CutPrefix(rest, "/*"); ok {
+			_, rest, _ = strings.Cut(after, "*/")
+		} else {
+			break
+		}
+		rest = strings.TrimSpace(rest)
+	}
+	rest = strings.TrimLeft(rest, "( \t\n")
+	word := strings.FieldsFunc(rest, func(r rune) bool { return !unicode.IsLetter(r) })
+	if len(word) == 0 || len(rest) == 0 || !strings.HasPrefix(rest, word[0]) {
+		return fmt.Errorf("%w: it is %.40q", errNotReading, query)
+	}
+	switch strings.ToLower(word[0]) {
+	case "select", "with", "values", "table":
+		return nil
+	}
+	return fmt.Errorf("%w: it begins with %s", errNotReading, strings.ToUpper(word[0]))
+}
+
+var errNotReading = errors.New("expected one SELECT that returns seq or key, and nothing that writes; nothing was executed")
+
+// wholeSeq is the number of a record in a column of a type that has fractions, or 0 where it has one: rounded, it would name another record.
+const wholeSeq = "case when seq = trunc(seq) then seq::bigint else 0 end"
+
 // OpenPostgresQuery checks a query. The pool stays open at Close.
 func OpenPostgresQuery(ctx context.Context, pool *pgxpool.Pool, query, job string) (*Query, error) {
+	if err := reads(query); err != nil {
+		return nil, err
+	}
 	conn, err := pool.Acquire(ctx)
 	if err != nil {
 		return nil, err
@@ -105,6 +140,8 @@ func OpenPostgresQuery(ctx context.Context, pool *pgxpool.Pool, query, job strin
 	selected := make([]string, len(columns))
 	for i, c := range columns {
 		switch {
+		case c == "seq" && slices.Contains([]uint32{pgtype.NumericOID, pgtype.Float4OID, pgtype.Float8OID}, kinds[c]):
+			selected[i] = strings.ReplaceAll(wholeSeq, "trunc(seq)", "trunc(seq::numeric)")
 		case c == "seq":
 			selected[i] = "seq::bigint"
 		case kinds[c] == pgtype.ByteaOID:
@@ -154,8 +191,13 @@ func OpenPostgresQuery(ctx context.Context, pool *pgxpool.Pool, query, job strin
 	}}, nil
 }
 
+var errWrites = errors.New("the query writes, and is executed read-only: expected one SELECT that returns seq or key")
+
 func postgresError(err error) error {
 	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
+		if e.Code == "25006" || e.Code == "0A000" && strings.Contains(e.Message, "data-modifying") {
+			return fmt.Errorf("%w: %s (SQLSTATE %s)", errWrites, e.Message, e.Code)
+		}
 		return fmt.Errorf("the server refuses the query: %s (SQLSTATE %s)", e.Message, e.Code)
 	}
 	return err
@@ -185,7 +227,7 @@ func (r *Row) complete(columns []string, seq *int64) error {
 		return nil
 	}
 	if seq == nil || *seq < 1 {
-		return errors.New("the query returns a row whose seq is NULL or less than 1: expected the number of the record that it was made of")
+		return errors.New("the query returns a row whose seq is NULL, less than 1 or no whole number: expected the number of the record that it was made of")
 	}
 	r.Seq = uint64(*seq)
 	return nil
@@ -193,11 +235,14 @@ func (r *Row) complete(columns []string, seq *int64) error {
 
 // OpenSQLiteQuery checks a query on the file of a sqlitestore.Store.
 func OpenSQLiteQuery(ctx context.Context, path, query, job string) (*Query, error) {
+	if err := reads(query); err != nil {
+		return nil, err
+	}
 	absolute, err := filepath.Abs(path)
 	if err != nil {
 		return nil, err
 	}
-	dsn := url.URL{Scheme: "file", Path: filepath.ToSlash(absolute), RawQuery: url.Values{"_pragma": {"busy_timeout(10000)", "query_only(1)"}}.Encode()}
+	dsn := url.URL{Scheme: "file", Path: filepath.ToSlash(absolute), RawQuery: url.Values{"mode": {"ro"}, "_pragma": {"busy_timeout(10000)", "query_only(1)"}}.Encode()}
 	db, err := sql.Open("sqlite", dsn.String())
 	if err != nil {
 		return nil, err
@@ -218,7 +263,7 @@ func OpenSQLiteQuery(ctx context.Context, path, query, job string) (*Query, erro
 	selected := make([]string, len(columns))
 	for i, c := range columns {
 		if selected[i] = "cast(" + c + " as blob)"; c == "seq" {
-			selected[i] = "cast(seq as integer)"
+			selected[i] = "case when cast(seq as integer) = seq + 0 then cast(seq as integer) else 0 end" // as wholeSeq
 		}
 	}
 	wrappedQuery := wrapped(query, selected, "1")

@@ -1,10 +1,13 @@
 #!/usr/bin/python3
 """Checks this producer's digests, tokens and frames against the test vectors of the protocol.
 
-    python3 check_vectors.py ../../../stream/testdata/protocol-v1.json
+    python3 check_vectors.py [FILE]
+
+FILE is stream/testdata/protocol-v1.json of the repository by default.
 """
 
 import json
+import os
 import sys
 
 import stream_pb2 as pb
@@ -57,4 +60,9 @@ def main(path):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if len(sys.argv) > 2:
+        sys.exit(__doc__)
+    file = sys.argv[1] if len(sys.argv) == 2 else os.path.join(os.path.dirname(os.path.abspath(__file__)), *"../../../stream/testdata/protocol-v1.json".split("/"))
+    if not os.path.isfile(file):
+        sys.exit(f"{file}: no such file: give the path of the repository's stream/testdata/protocol-v1.json")
+    main(file)

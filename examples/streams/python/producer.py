@@ -65,6 +65,10 @@ def main():
     parser.add_argument("--max-streams", type=int, default=32, help="streams served at once (default %(default)s)")
     parser.add_argument("--pace", type=float, default=0, help="seconds to wait before each record, to try interruptions (default %(default)s)")
     args = parser.parse_args()
+    try:  # here, since a producer that cannot read its table would be announced, and then end each stream with an error
+        sqlite3.connect(f"file:{args.database}?mode=ro", uri=True).execute("select id, name from users limit 0").close()
+    except sqlite3.Error as e:
+        sys.exit(f"--database {args.database}: cannot read the columns id and name of the table users: {e}")
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
 
     producer = Producer(args.max_streams, args.batch_bytes, mark_every=args.mark_every, max_stream_age=args.max_stream_age)

@@ -56,6 +56,16 @@ func python(t *testing.T, args ...string) string {
 // TestVectors: a digest or token that differs from the protocol's in a rare case shows up as a job that fails after a million records.
 func TestVectors(t *testing.T) {
 	t.Log(python(t, "check_vectors.py", "../../../stream/testdata/protocol-v1.json"))
+	t.Log(python(t, "check_vectors.py")) // finds them by itself
+}
+
+// TestProducerRefusesADatabaseThatItCannotRead: it would be announced, and end each stream with an error.
+func TestProducerRefusesADatabaseThatItCannotRead(t *testing.T) {
+	missing := filepath.Join(t.TempDir(), "none.db")
+	out, err := exec.CommandContext(t.Context(), interpreter(t), "-B", "producer.py", "--listen", "127.0.0.1:0", "--database", missing).CombinedOutput()
+	if err == nil || strings.Contains(string(out), "serving") || !strings.Contains(string(out), "--database "+missing) {
+		t.Errorf("a database that is missing: %v\n%s", err, out)
+	}
 }
 
 // TestStubIsOfThisProto: stream_pb2.py is generated and kept in the repository, so that the example runs without protoc. A field that is added

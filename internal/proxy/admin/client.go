@@ -22,6 +22,7 @@ type Client struct {
 	Note func(string)
 
 	base  string
+	name  string // of the proxy in errors: base, or the socket, which has no URL
 	token string
 	http  *http.Client
 }
@@ -34,7 +35,7 @@ func NewClient(address, token string) (*Client, error) {
 		}
 		var d net.Dialer
 		dial := func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, "unix", path) }
-		return &Client{base: "http://localhost", token: token, http: &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}, nil
+		return &Client{base: "http://localhost", name: address + " ", token: token, http: &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}, nil
 	}
 	text := address
 	if !strings.Contains(text, "://") {
@@ -44,7 +45,7 @@ func NewClient(address, token string) (*Client, error) {
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" {
 		return nil, fmt.Errorf("%q is no administrative address of a proxy: expected host:port, such as 127.0.0.1:9901", address)
 	}
-	return &Client{base: u.Scheme + "://" + u.Host, token: token, http: http.DefaultClient}, nil
+	return &Client{base: u.Scheme + "://" + u.Host, name: u.Scheme + "://" + u.Host, token: token, http: http.DefaultClient}, nil
 }
 
 const answerTime = 10 * time.Second
@@ -60,7 +61,7 @@ func (c *Client) Overview(ctx context.Context) (*Overview, error) {
 	defer func() { _ = r.Close() }()
 	o := &Overview{}
 	if err := json.NewDecoder(io.LimitReader(r, 64<<20)).Decode(o); err != nil {
-		return nil, fmt.Errorf("%s/overview is not what a proxy answers: %w", c.base, err)
+		return nil, fmt.Errorf("%s/overview is not what a proxy answers: %w", c.name, err)
 	}
 	return o, nil
 }
@@ -83,7 +84,7 @@ func (c *Client) Tap(ctx context.Context, f observe.Filter, each func(line []byt
 	for lines.Scan() {
 		e := &observe.Event{}
 		if err := json.Unmarshal(lines.Bytes(), e); err != nil {
-			return fmt.Errorf("%s/tap is not what a proxy answers: %w", c.base, err)
+			return fmt.Errorf("%s/tap is not what a proxy answers: %w", c.name, err)
 		}
 		if err := each(lines.Bytes(), e); err != nil {
 			return err
@@ -93,7 +94,7 @@ func (c *Client) Tap(ctx context.Context, f observe.Filter, each func(line []byt
 		return nil
 	}
 	if err := lines.Err(); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return fmt.Errorf("%s/tap: %w", c.base, err)
+		return fmt.Errorf("%s/tap: %w", c.name, err)
 	}
 	return io.ErrUnexpectedEOF
 }
@@ -117,7 +118,7 @@ func (c *Client) Undrain(ctx context.Context) error {
 func (c *Client) Drain(ctx context.Context, each func(Drain)) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	silent := time.AfterFunc(answerTime, func() { cancel(fmt.Errorf("%s/drain: the proxy has said nothing for %v", c.base, answerTime)) })
+	silent := time.AfterFunc(answerTime, func() { cancel(fmt.Errorf("%s/drain: the proxy has said nothing for %v", c.name, answerTime)) })
 	defer silent.Stop()
 	failed := func(err error) error {
 		if ctx.Err() != nil {
@@ -138,7 +139,7 @@ func (c *Client) Drain(ctx context.Context, each func(Drain)) error {
 		case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &broken):
 			return failed(io.ErrUnexpectedEOF)
 		default:
-			return failed(fmt.Errorf("%s/drain is not what a proxy answers: %w", c.base, err))
+			return failed(fmt.Errorf("%s/drain is not what a proxy answers: %w", c.name, err))
 		}
 		if each(state); state.Drained {
 			return nil
@@ -164,7 +165,7 @@ func (c *Client) ask(ctx context.Context, method, path string, q url.Values) (io
 	if response.StatusCode != http.StatusOK {
 		text, _ := io.ReadAll(io.LimitReader(response.Body, 2048))
 		_ = response.Body.Close()
-		return nil, fmt.Errorf("%s%s answers with %s: %s", c.base, path, response.Status, strings.TrimSpace(string(text)))
+		return nil, fmt.Errorf("%s%s answers with %s: %s", c.name, path, response.Status, strings.TrimSpace(string(text)))
 	}
 	if note := response.Header.Get(noteHeader); note != "" && c.Note != nil {
 		c.Note(note)
