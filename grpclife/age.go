@@ -66,7 +66,7 @@ func NewAge(options AgeOptions) (*Age, error) {
 	case err != nil:
 		return nil, err
 	case options.Max < 0:
-		return nil, fmt.Errorf("grpclife: AgeOptions.Max is %v, which is before the stream begins: leave the interceptor out for streams that may live for ever", options.Max)
+		return nil, fmt.Errorf("grpclife: AgeOptions.Max is %v, which is before the stream begins: leave the interceptor out for streams without a maximum age", options.Max)
 	case options.Jitter >= 1:
 		return nil, fmt.Errorf("grpclife: AgeOptions.Jitter is %v, but is a share of Max: less than 1, as in 0.1", options.Jitter)
 	case options.RetryDelay < 0:

@@ -47,7 +47,7 @@ func (r *run) deliver(sink *atLeastOnce, records []Record, token []byte) error {
 			at = token
 		}
 		if r.condemned == records[0].Seq {
-			why := fmt.Errorf("%d processes died with this record alone in hand", r.journal.Deaths)
+			why := fmt.Errorf("%d processes crashed with this record alone in flight", r.journal.Deaths)
 			if err := r.quarantine(records[:1], at, r.journal.Deaths, NewAttempt(ClassDeath, why)); err != nil {
 				return err
 			}

@@ -176,7 +176,7 @@ func (c *fileCursor) start(after []byte) error {
 		return fmt.Errorf("%w: no record of file %s ends at byte %d", ErrQueryChanged, c.path, offset)
 	}
 	if offset > c.size {
-		return fmt.Errorf("file %s has %d bytes, and the position is after byte %d; it was cut or made anew: %w", c.path, c.size, offset, c.oldest())
+		return fmt.Errorf("file %s has %d bytes, and the position is after byte %d; it was truncated or recreated: %w", c.path, c.size, offset, c.oldest())
 	}
 	head := make([]byte, min(offset, headSize))
 	if _, err := c.f.ReadAt(head, 0); err != nil {

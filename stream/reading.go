@@ -209,7 +209,7 @@ func (r *reading) bad(seq uint64, key []byte, why error) {
 	if p, ok := errors.AsType[*PanicError](why); ok {
 		stack = string(p.Stack)
 	}
-	r.config.Logger.Error("a record could not be made; the reader is told", "stream", r.req.GetStream(), "record", seq, "key", fmt.Sprintf("%q", key), "error", why, "stack", stack)
+	r.config.Logger.Error("record could not be encoded, reported to the reader", "stream", r.req.GetStream(), "record", seq, "key", fmt.Sprintf("%q", key), "error", why, "stack", stack)
 	if r.config.OnBad != nil {
 		r.config.OnBad(r.req.GetStream(), seq, key, why)
 	}

@@ -63,7 +63,7 @@ type run struct {
 // What ends a run, beside an error that is the job's.
 var (
 	errStopping = errors.New("the worker is shutting down")
-	errReopen   = errors.New("the stream is opened anew")
+	errReopen   = errors.New("the stream is reopened")
 
 	errNotRenewed = errors.New("the lease could not be renewed")
 )
@@ -213,7 +213,7 @@ func (r *run) judge(err error, planned bool) error {
 		r.refresh(cut.Err)
 	}
 	if planned {
-		r.log.Info("the producer ended the stream on purpose: it is opened anew", "after", cut.After)
+		r.log.Info("stream ended by the producer on purpose, reopening", "after", cut.After)
 		if !r.sleep(cut.After) {
 			return r.ended()
 		}
@@ -521,7 +521,7 @@ func (r *run) process(records []Record, token []byte) error {
 // settle has records accounted for: committed, or in quarantine. It halves them to find the one that is bad.
 func (r *run) settle(records []Record, token []byte) error {
 	if r.condemned == records[0].Seq {
-		why := fmt.Errorf("%d processes died with this record alone in hand", r.journal.Deaths)
+		why := fmt.Errorf("%d processes crashed with this record alone in flight", r.journal.Deaths)
 		err := r.quarantine(records[:1], r.checkpoint.Token, r.journal.Deaths, NewAttempt(ClassDeath, why))
 		if err != nil || len(records) == 1 {
 			return err

@@ -14,7 +14,7 @@ import (
 func newExplainCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:           "explain [CODE...]",
-		Short:         "Say more about a problem; without a code, list all codes",
+		Short:         "Explain a problem code; without a code, list all codes",
 		Example:       "  levada explain LV1203",
 		SilenceUsage:  true,
 		SilenceErrors: true,

@@ -42,9 +42,9 @@ func newRunCommand() *cobra.Command {
 		Short: "Run pipelines on this machine, with everything in one process",
 		Long: `Run the Pipelines and MonoVertices of the files, with broker, buffers and all vertices in this process and functions as child processes.
 
-What must survive is in the data directory (--data): after any stop, also a kill or a power loss, the same command goes on where it was.
-The command ends by itself when all sources have an end and everything is delivered. SIGTERM and Ctrl-C make it stop reading and finish the messages in
-flight, for at most --drain-timeout in all; a second one ends it at once. Nothing is lost either way. The last line says what is where.
+What must survive is in the data directory (--data): after any stop, including SIGKILL and power loss, the same command resumes where it was.
+The command exits when all sources have an end and everything is delivered. SIGTERM and Ctrl-C make it stop reading and finish the messages in
+flight, for at most --drain-timeout in all; a second one ends it at once. Nothing is lost either way. The last line says where every message is.
 
 Exit codes:
   0    everything that was read is delivered
@@ -72,7 +72,7 @@ Exit codes:
 	registerListenHTTP(flags, &f.listenHTTP)
 	flags.StringVar(&f.listen, "listen", "127.0.0.1:0", "address of metrics, probes and the API")
 	flags.StringVar(&f.pprof, "pprof", "", "loopback address of Go's profiles; empty: none")
-	flags.BoolVar(&f.skipCorrupt, "skip-corrupt", false, "go on without stored blocks that are damaged, and keep what is left of them in the data directory")
+	flags.BoolVar(&f.skipCorrupt, "skip-corrupt", false, "skip stored blocks that are damaged, and keep their bytes in the data directory")
 	flags.DurationVar(&f.interval, "interval", 2*time.Second, "time between two lines of progress")
 	flags.BoolVar(&f.allowDeadLetters, "allow-dead-letters", false, "exit with 0 also when messages were dead-lettered")
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "no progress, and no last line if all is well")

@@ -51,7 +51,7 @@ stream something breaks; at the end the copy is compared with the original, reco
   panic     a user whose record panics its handler
   cut       the connection between the services is reset
   restart   the producing service is killed and started again
-  sigterm   a worker is told to stop, as in a rolling update
+  sigterm   a worker gets SIGTERM, as in a rolling update
   oom       a user whose record makes its handler take all memory, so that the process is killed, again and again
   broker    the broker that wakes workers is killed
   database  the database of the copy: SQLite is locked by somebody else for a while, Postgres ends all connections
@@ -262,7 +262,7 @@ func (d *demo) prepare(chosen map[string]bool) (err error) {
 	if chosen["oom"] {
 		d.memory = newMemoryLimit(d.memory.bytes)
 		if d.memory.group == "" && residentMemory(d.ctx, os.Getpid()) == 0 {
-			d.plain("oom is left out: on this system neither a control group can be made nor a process's memory be told")
+			d.plain("oom is left out: on this system neither a control group nor a process's memory limit is available")
 			delete(chosen, "oom")
 		}
 	}
@@ -505,7 +505,7 @@ func (d *demo) ended(c *demoChild, cmd *exec.Cmd, err error, output string) {
 	case exit != nil && exit.Sys().(syscall.WaitStatus).Signaled(), exit != nil && exit.ExitCode() == 137:
 		d.deaths++
 		if d.deaths == 1 {
-			d.say("%s is killed: out of memory, with up to %d users in hand; nobody knows yet which of them it was", c.name, demoBatch)
+			d.say("%s is killed: out of memory, with up to %d users in flight; it is not known yet which of them caused it", c.name, demoBatch)
 		} else {
 			d.say("%s is killed again (%s time)", c.name, humanize.Ordinal(d.deaths))
 		}
@@ -680,7 +680,7 @@ func (d *demo) stopWorker() {
 		return
 	default:
 	}
-	d.say("SIGTERM   %s is told to stop, at record %s", w.name, comma(d.job.Progress.Records))
+	d.say("SIGTERM   %s is stopping, at record %s", w.name, comma(d.job.Progress.Records))
 	w.killed = "sigterm"
 	begun, gone, cmd := time.Now(), w.gone, w.cmd
 	if err := w.cmd.Process.Signal(syscall.SIGTERM); err != nil {
@@ -689,7 +689,7 @@ func (d *demo) stopWorker() {
 	d.helpers.Go(func() {
 		<-gone
 		d.tell(func() {
-			d.say("%s has committed what it had in hand and ended after %v (%v)", w.name, time.Since(begun).Round(time.Millisecond), cmd.ProcessState)
+			d.say("%s has committed what was in flight and ended after %v (%v)", w.name, time.Since(begun).Round(time.Millisecond), cmd.ProcessState)
 			d.again(w, 300*time.Millisecond)
 		})
 	})
@@ -707,7 +707,7 @@ func (d *demo) killBroker() {
 				d.say("%v", err)
 				return
 			}
-			d.say("the broker is there again; nobody has missed it")
+			d.say("the broker is available again; no stream was affected")
 		})
 	})
 }

@@ -32,7 +32,7 @@ func newStreamSubmitCommand() *cobra.Command {
 		wait             bool
 	)
 	cmd := &cobra.Command{
-		Use: "submit STREAM", Short: "Submit a job: a stream to be read to its end, once",
+		Use: "submit STREAM", Short: "Submit a job that reads a stream to its end, once",
 		Long: `Submit a job and print its id. With --dedupe-key or --id, submitting the same job again returns the one that is there. A job with this key or
 id that moves other records, since its stream, target or query is another, is an error.`,
 		Example: `  levada stream submit users --target dns:///shop:50051 --dedupe-key users/2026-11-21 --wait
@@ -119,7 +119,7 @@ id that moves other records, since its stream, target or query is another, is an
 	flags.StringVar(&job.DedupeKey, "dedupe-key", "", "if the stream has a job with this key, return it instead of making another; an error if its target or query is another")
 	flags.IntVar(&job.Priority, "priority", 0, "jobs with a greater one are claimed first")
 	commandline.AnyNumber(flags, "priority")
-	flags.StringVar(&onBad, "on-bad", string(stream.Quarantine), "what becomes of a record that cannot be processed: quarantine (put it aside and go on) or halt (fail the job)")
+	flags.StringVar(&onBad, "on-bad", string(stream.Quarantine), "what becomes of a record that cannot be processed: quarantine (store it and continue) or halt (fail the job)")
 	flags.IntVar(&job.MaxBad, "max-bad", 0, "how many records may go into quarantine before the job fails; 0: the worker's default, -1: none")
 	commandline.AnyNumber(flags, "max-bad")
 	flags.StringVar(&notBefore, "not-before", "", "start no earlier: a time as 2026-11-21T18:00:00Z, or from now on, as 10m")
@@ -527,7 +527,7 @@ func showJob(out io.Writer, v *jobView, now time.Time) error {
 	if j := s.Journal; j != (stream.Journal{}) {
 		text := fmt.Sprintf("something up to record %s is suspected of having killed its process; %d records are handed over at once", humanize.Comma(int64(j.Until)), j.Probe)
 		if j.Hand > 0 {
-			text += fmt.Sprintf("; record %s is in hand", humanize.Comma(int64(j.Hand)))
+			text += fmt.Sprintf("; record %s is in flight", humanize.Comma(int64(j.Hand)))
 		}
 		if j.Deaths > 0 {
 			text += fmt.Sprintf("; %d processes died with it alone", j.Deaths)
@@ -701,10 +701,10 @@ func newStreamChangeCommands() []*cobra.Command {
 		return cmd
 	}
 	return []*cobra.Command{
-		change("pause", "Stop jobs until they are resumed; what is in hand is not committed", "paused", false, func(d *database, ctx context.Context, id string) (stream.Status, error) { return d.Pause(ctx, id) }),
-		change("resume", "Let paused jobs go on after their last commit", "resumed", true, func(d *database, ctx context.Context, id string) (stream.Status, error) { return d.Resume(ctx, id) }),
+		change("pause", "Stop jobs until they are resumed; records in flight are not committed", "paused", false, func(d *database, ctx context.Context, id string) (stream.Status, error) { return d.Pause(ctx, id) }),
+		change("resume", "Resume paused jobs after their last commit", "resumed", true, func(d *database, ctx context.Context, id string) (stream.Status, error) { return d.Resume(ctx, id) }),
 		change("cancel", "End jobs; what they have committed stays", "cancelled", false, func(d *database, ctx context.Context, id string) (stream.Status, error) { return d.Cancel(ctx, id) }),
-		newStreamRetryCommand(change("retry", "Let failed or cancelled jobs go on after their last commit", "retried", true, func(d *database, ctx context.Context, id string) (stream.Status, error) { return d.Retry(ctx, id) })),
+		newStreamRetryCommand(change("retry", "Resume failed or cancelled jobs after their last commit", "retried", true, func(d *database, ctx context.Context, id string) (stream.Status, error) { return d.Retry(ctx, id) })),
 	}
 }
 

@@ -225,7 +225,7 @@ func (v *workView) show(now time.Time) {
 		}
 		_ = w.Flush()
 		if len(lines) == 0 {
-			b.WriteString("no job in hand\n")
+			b.WriteString("no job running\n")
 		}
 		if len(lines) > 20 {
 			fmt.Fprintf(&b, "and %d more\n", len(lines)-20)

@@ -23,8 +23,8 @@ func newStreamQuarantineCommand() *cobra.Command {
 	var hints hintFlag
 	cmd := &cobra.Command{
 		Use: "quarantine", Short: "Look at records that could not be processed, and have them processed again",
-		Long: `A record that panics its handler, kills its process again and again, is refused, or could not be made by its producer is put aside with the
-evidence, in the transaction that moves the offset past it.`,
+		Long: `A record that panics its handler, kills its process again and again, is refused, or could not be encoded by its producer is quarantined with
+diagnostics, in the transaction that moves the offset past it.`,
 	}
 	store.register(cmd.PersistentFlags())
 	out.register(cmd.PersistentFlags())
@@ -218,7 +218,7 @@ func listQuarantine(out io.Writer, rows []stream.Quarantined) error {
 
 // classText says what a class means.
 var classText = map[stream.Class]string{
-	stream.ClassRefused: "the handler, or its database, refused it", stream.ClassPanic: "the handler panicked", stream.ClassDeath: "processes died with it alone in hand",
+	stream.ClassRefused: "the handler, or its database, refused it", stream.ClassPanic: "the handler panicked", stream.ClassDeath: "processes crashed with it alone in flight",
 	stream.ClassProducer: "the producer could not make it",
 }
 

@@ -84,7 +84,7 @@ In a pod, set POD_NAME, POD_UID and CONTAINER_NAME by the downward API: then a r
 	flags.Var(&f.noProgress, "no-progress", "how long the attempts at a job may fail before the job does, outages not counted; never: it waits for as long as it takes")
 	flags.Var(&f.denied, "denied-grace", "how long a producer may deny a stream, or not know it, before the job fails")
 	flags.Var(&f.depends, "dependency-wait", "how long a record is tried again that needs rows which are not there, before it goes into quarantine")
-	flags.DurationVar(&f.drain, "drain-timeout", 20*time.Second, "time to commit what is in hand and to give jobs back after SIGTERM")
+	flags.DurationVar(&f.drain, "drain-timeout", 20*time.Second, "time to commit records in flight and to release jobs after SIGTERM")
 	flags.BoolVar(&f.untilDone, "until-done", false, "end when no job of these streams is ready or running; exit code 1 if one failed here. A job that waits for an outage is waited for")
 	flags.StringVar(&f.metrics, "metrics-listen", "", "address of metrics and probes; empty: none")
 	flags.StringVar(&f.pprof, "pprof", "", "loopback address of Go's profiles; empty: none")

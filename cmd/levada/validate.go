@@ -26,7 +26,7 @@ func newValidateCommand() *cobra.Command {
 		Short: "Check manifests, offline, and report every problem with its place",
 		Long: `Check manifests as strictly as the Kubernetes API server and the operator would, without either.
 
-Each problem has a place, a code, and where possible what was probably meant; "levada explain CODE" says more.
+Each problem has a position, a code and, where possible, a suggestion; "levada explain CODE" explains it.
 The exit code is 0 when there is no error, 1 when there is one, and 2 when the command line is wrong.`,
 		Example: `  levada validate pipeline.yaml
   levada validate --strict -o sarif deploy/ > levada.sarif

@@ -213,7 +213,7 @@ metadata: {name: orders-archive}`,
 	{
 		Code: CodeUnknownAnnotation, Severity: SeverityError,
 		Title: "there is no such annotation",
-		Text:  "Annotations that start with levada.io/ are ours, and one that does not exist is an error, so that a typing error does not become a setting that nobody reads.",
+		Text:  "Annotations that start with levada.io/ are ours, and one that does not exist is an error, so that a typing error does not become a setting without effect.",
 		Wrong: `metadata:
   annotations:
     levada.io/funktion.cat: ./cat`,
@@ -599,7 +599,7 @@ retryStrategy: {onFailure: fallback}`,
 	{
 		Code: CodeStreamLog, Severity: SeverityError,
 		Title: "the stream would be forgotten at once",
-		Text:  "A stream sink forgets what is above maxBytes (at least 1Mi) or older than maxAge (at least 1s). Without them it keeps everything. A reader that was away for longer is told that its position is gone, so the limits cover the longest time for which readers may be away.",
+		Text:  "A stream sink forgets what is above maxBytes (at least 1Mi) or older than maxAge (at least 1s). Without them it keeps everything. A reader that was disconnected for longer gets POSITION_GONE, so the limits should cover the longest time for which readers may be disconnected.",
 		Wrong: `stream: {listen: ":50051", name: results, maxBytes: 10k}`,
 		Right: `stream: {listen: ":50051", name: results, maxBytes: 10Gi, maxAge: 168h}`,
 	},
@@ -951,7 +951,7 @@ sink: {log: {}, fallback: {blackhole: {}}}`,
 	{
 		Code: CodeIgnoresScale, Severity: SeverityWarning,
 		Title: "autoscaling is not done yet",
-		Text:  "The manifest asks for autoscaling. This version runs a fixed number of replicas; equal min and max, or disabled: true, say so.",
+		Text:  "The manifest asks for autoscaling. This version runs a fixed number of replicas; set equal min and max, or disabled: true.",
 		Wrong: `scale: {max: 5}`,
 		Right: `scale: {min: 1, max: 1}`,
 	},

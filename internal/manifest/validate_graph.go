@@ -93,7 +93,7 @@ func everyVertexIsReached(r *report, p pipelineView) {
 		case !in && !o:
 			r.add(at, Problem{Code: CodeVertexAlone, Message: fmt.Sprintf("vertex %q is in no edge", v.Name)})
 		case !o && !v.IsSink():
-			r.add(at, Problem{Code: CodeVertexAlone, Message: fmt.Sprintf("no edge leads from vertex %q to another", v.Name), Hint: "a vertex whose messages nobody reads ends in a sink, say blackhole"})
+			r.add(at, Problem{Code: CodeVertexAlone, Message: fmt.Sprintf("no edge leads from vertex %q to another", v.Name), Hint: "a vertex without readers needs a sink, such as blackhole"})
 		case !in && !v.IsSource():
 			r.add(at, Problem{Code: CodeVertexAlone, Message: fmt.Sprintf("no edge leads to vertex %q", v.Name)})
 		}

@@ -349,7 +349,7 @@ func (n *node) startOnce(deadline time.Time) error {
 			if gone {
 				what = "ended at its start"
 			}
-			return errors.Join(fmt.Errorf("%s %s; its last words:\n%s", n.kind.name, what, said), n.stop(Killed))
+			return errors.Join(fmt.Errorf("%s %s; stderr:\n%s", n.kind.name, what, said), n.stop(Killed))
 		}
 		time.Sleep(30 * time.Millisecond)
 	}

@@ -21,7 +21,7 @@ const (
 var (
 	storeUp      = prometheus.NewDesc("levada_stream_store_up", "1 if the job store has answered this scrape within 5 s, else 0; the store's other metrics are missing then.", nil, nil)
 	storeJobs    = prometheus.NewDesc("levada_stream_jobs", "Jobs in the store that are not completed or cancelled, by state; counted up to 10000 of each.", []string{"stream", "state"}, nil)
-	storeOrphans = prometheus.NewDesc("levada_stream_orphans", "Jobs that nobody would ever look at again. Must be 0.", nil, nil)
+	storeOrphans = prometheus.NewDesc("levada_stream_orphans", "Jobs that no worker would ever claim again. Must be 0.", nil, nil)
 )
 
 // Store collects the metrics of a job store. It asks the store at each scrape, for 5 s at most. Make it with [NewStore].

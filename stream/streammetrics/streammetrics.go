@@ -138,7 +138,7 @@ var openStreams = prometheus.NewDesc("levada_stream_open_streams", "Streams that
 
 // NewServer returns a collector. Set [Server.OnBad] as the server's ServerConfig.OnBad, and give the server to [Server.Watch].
 func NewServer() *Server {
-	return &Server{bad: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "levada_stream_bad_records_total", Help: "Records that could not be made; their readers were told."}, []string{"stream"})}
+	return &Server{bad: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "levada_stream_bad_records_total", Help: "Records that could not be encoded, and were reported to their readers."}, []string{"stream"})}
 }
 
 // Watch adds the number of open streams of a server. Those of several servers are summed up. Without Watch it is not exported.

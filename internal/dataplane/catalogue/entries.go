@@ -136,7 +136,7 @@ var catalogue = []entry{
 	},
 	{
 		name: "tickgen", kind: Map, make: each(builtin.Tickgen),
-		does: `makes {"Value":...,"Time":...} of {"Data":{"value":...},"Createdts":...}, and drops what is no JSON`,
+		does: `makes {"Value":...,"Time":...} of {"Data":{"value":...},"Createdts":...}, and drops what is not JSON`,
 		samples: []sample{
 			{name: "map-tickgen", languages: "go"},
 			{name: "map-tickgen-serde", languages: "rs"},
@@ -186,7 +186,7 @@ var catalogue = []entry{
 	},
 	{
 		name: "sink-panic", kind: Sink, make: sinkOf(builtinsink.Panicking),
-		does:    "breaks on each message, which is put aside",
+		does:    "panics on each message, which is dead-lettered",
 		samples: []sample{{name: "sink-panic", languages: "go"}},
 	},
 	{

@@ -48,12 +48,12 @@ func New(o Options) *cobra.Command {
 	var log commandline.LogFlags
 	cmd := &cobra.Command{
 		Use:   o.Name[strings.LastIndexByte(o.Name, ' ')+1:],
-		Short: "Pass gRPC on to backends, and tell callers the truth about how their streams ended",
-		Long: `Pass gRPC on to backends, and tell callers the truth about how their streams ended.
+		Short: "Forward gRPC to backends, and preserve the status of streams",
+		Long: `Forward gRPC to backends, and preserve the status of streams.
 
 SIGTERM drains: the listeners close, the open streams are ended one by one over --drain with a status that their callers can act on, and the process
 ends; a second one ends it at once. SIGHUP, or a change of the --config file, puts the new configuration in force without touching a stream (a
-listener that is removed is drained), and opens the access log anew. While the file cannot be read, what was loaded before stays in force.
+listener that is removed is drained), and reopens the access log. While the file cannot be read, what was loaded before stays in force.
 
 Every flag can also be given as an environment variable: --listen is LEVADA_LISTEN.
 Spans are sent over OTLP (gRPC) when OTEL_EXPORTER_OTLP_ENDPOINT is set. GOGC is 25, or up to 100 while much is allocated, if it is not set.`,

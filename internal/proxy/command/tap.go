@@ -26,7 +26,7 @@ func newTap(name string) *cobra.Command {
 		Short: "Show the calls of a proxy as they begin and end",
 		Long: `Show the calls of a proxy as they begin and end, until it is interrupted.
 
-A route that does not exist is an error, and so is an endpoint that no backend can have. Of a path or an endpoint that the proxy has not seen, which may still come, a note says so.
+A route that does not exist is an error, and so is an endpoint that no backend can have. Of a path or an endpoint that the proxy has not seen, which may still come, a note is printed.
 
 A filter for a reason, a status or an endpoint shows ends only: a call that begins has none of these yet. When more happens than can be shown, events are
 left out, and a line says how many.`,

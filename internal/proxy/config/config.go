@@ -50,12 +50,12 @@ type Listener struct {
 	MaxHeaderBytes Bytes `yaml:"maxHeaderBytes"`
 	// HandshakeTimeout is how long a new connection may take for TLS and the preface of HTTP/2.
 	HandshakeTimeout time.Duration `yaml:"handshakeTimeout"`
-	// IdleTimeout is how long a connection without streams stays open; 0 is for ever.
+	// IdleTimeout is how long a connection without streams stays open; 0 is no timeout.
 	IdleTimeout time.Duration `yaml:"idleTimeout"`
 	// StallTimeout is how long a caller may take nothing although something is there for it. Then the stream ends with UNAVAILABLE, or the
 	// connection is closed if its socket takes nothing. 0 is no limit.
 	StallTimeout time.Duration `yaml:"stallTimeout"`
-	// Keepalive finds callers that are gone without a word.
+	// Keepalive detects callers that are gone without closing their connection.
 	Keepalive Keepalive `yaml:"keepalive"`
 	// Forwarded is what endpoints learn of callers, where the route does not say it.
 	Forwarded Forwarded `yaml:"forwarded"`
@@ -170,7 +170,7 @@ type Backend struct {
 	TLS *BackendTLS `yaml:"tls,omitempty"`
 	// ConnectTimeout for TCP, TLS and the first SETTINGS together; an endpoint that is the only one may take 10 s for its SETTINGS.
 	ConnectTimeout time.Duration `yaml:"connectTimeout"`
-	// Ping finds endpoints that are gone without a word.
+	// Ping detects endpoints that are gone without closing their connection.
 	Ping Ping `yaml:"ping"`
 	// MaxResponseHeaderBytes of a header or of trailers that an endpoint sends, counted as HTTP/2 does. Above it, or above what the caller takes,
 	// trailers keep their status and lose the rest; a response's header ends the call with RESOURCE_EXHAUSTED.

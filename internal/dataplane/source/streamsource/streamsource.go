@@ -233,7 +233,7 @@ func (r *Reader) explain(err error) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
-	hint := "mend the cause and start again: the source goes on where it was"
+	hint := "fix the cause and start again: the source resumes where it was"
 	switch {
 	case errors.Is(err, stream.ErrQueryChanged), errors.Is(err, stream.ErrGeneration), errors.Is(err, stream.ErrGone), errors.Is(err, stream.ErrBadToken):
 		hint = "to read the stream as it is now, from its start, give source.stream.partition a new name"

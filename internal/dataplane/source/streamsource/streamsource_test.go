@@ -322,7 +322,7 @@ func TestAnotherStream(t *testing.T) {
 		"restored":           {func(s *tape, _ *streamsource.Config) { s.name = "2" }, stream.ErrGeneration, "give source.stream.partition a new name"},
 		"forgotten":          {func(s *tape, _ *streamsource.Config) { s.gone = 15 }, stream.ErrGone, "give source.stream.partition a new name"},
 		"another query":      {func(_ *tape, c *streamsource.Config) { c.Query = []byte("region=eu") }, stream.ErrQueryChanged, "up to record 10"},
-		"a changed record":   {func(s *tape, _ *streamsource.Config) { s.records[10].Key = s.records[5].Key }, stream.ErrOrder, "goes on where it was"},
+		"a changed record":   {func(s *tape, _ *streamsource.Config) { s.records[10].Key = s.records[5].Key }, stream.ErrOrder, "resumes where it was"},
 		"under another name": {func(s *tape, c *streamsource.Config) { s.name, c.Partition = "2", "tape-2" }, nil, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
