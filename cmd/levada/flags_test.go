@@ -40,7 +40,7 @@ func everyFlag(visit func(path []string, f *pflag.Flag)) {
 }
 
 // negativeMeansNever are the flags for which a negative number is documented.
-var negativeMeansNever = map[string]bool{"stream serve --max-age": true, "stream submit --priority": true}
+var negativeMeansNever = map[string]bool{"stream serve --max-age": true, "stream submit --priority": true, "stream submit --max-bad": true}
 
 func TestNegativeNumbersAreUsageErrorsThatNameTheFlag(t *testing.T) {
 	n := 0

@@ -201,7 +201,13 @@ func TestFindJobWantsEnoughOfTheID(t *testing.T) {
 	if o := levada(t, "stream", "show", "abcd-2", "--store", store); o.code != 0 {
 		t.Errorf("%+v", o)
 	}
-	if o := levada(t, "stream", "show", "abc", "--store", store); o.code != commandline.ExitProblems {
+	if o := levada(t, "stream", "show", "abc", "--store", store); o.code != commandline.ExitUsage || !strings.Contains(o.stderr, "3 jobs begin with") {
+		t.Errorf("%+v", o)
+	}
+	if o := levada(t, "stream", "submit", "users", "--id", "xyz-1", "--store", store); o.code != 0 {
+		t.Fatal(o)
+	}
+	if o := levada(t, "stream", "show", "xyz", "--store", store); o.code != commandline.ExitUsage || !strings.Contains(o.stderr, "too short") {
 		t.Errorf("three letters are too few to guess: %+v", o)
 	}
 }
