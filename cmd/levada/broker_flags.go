@@ -3,17 +3,13 @@ package main
 import (
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"strings"
 
 	"github.com/nats-io/nats.go"
-	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"github.com/levada-io/levada/internal/commandline"
-	"github.com/levada-io/levada/internal/profiling"
-	"github.com/levada-io/levada/internal/redact"
 )
 
 // brokerFlags say where an external broker is and who we are to it. Credentials come from files or the environment, so that they stand in no list of processes.
@@ -106,25 +102,4 @@ func (f *brokerFlags) options(flags *pflag.FlagSet) ([]nats.Option, error) {
 		opts = append(opts, nats.ClientCert(f.certificate, f.key))
 	}
 	return opts, nil
-}
-
-// serveProfiles serves Go's profiles at the address of --pprof, if there is one.
-func serveProfiles(cmd *cobra.Command, address string, log *slog.Logger) (stop func(), err error) {
-	at, stop, err := profiling.Serve(address, log)
-	if err != nil {
-		return nil, commandline.UsageError(fmt.Errorf("%s: %w", commandline.Given(cmd.Flags().Lookup("pprof")), err))
-	}
-	if at != "" {
-		log.Info("profiles served", "url", "http://"+at+"/debug/pprof/")
-	}
-	return stop, nil
-}
-
-// warnOfVisibleCredentials says that a password was given on the command line, where every user of the machine can read it.
-func warnOfVisibleCredentials(cmd *cobra.Command, warn func(message string)) {
-	cmd.Flags().Visit(func(f *pflag.Flag) {
-		if value := f.Value.String(); redact.Text(value) != value && strings.HasPrefix(commandline.Given(f), "--"+f.Name) && !strings.Contains(commandline.Given(f), "environment") {
-			warn(fmt.Sprintf("credential visible in the list of processes: --%s; use the environment variable %s or a file instead", f.Name, commandline.Variable(f.Name)))
-		}
-	})
 }

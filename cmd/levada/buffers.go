@@ -139,7 +139,7 @@ func chooseBuffers(ctx context.Context, b *standalone.Buffers, names []string) (
 			}
 		}
 		if !found {
-			return nil, fmt.Errorf("no buffer is called %s; levada buffers list shows them", printable(name))
+			return nil, fmt.Errorf("no buffer is called %s; levada buffers list shows them", commandline.Printable(name))
 		}
 	}
 	return chosen, nil
@@ -173,13 +173,13 @@ func printBuffers(out io.Writer, all []standalone.BufferView, format string, who
 			recorded = "no"
 		}
 		if v.Owner != "" {
-			owner = printable(v.Owner)
+			owner = commandline.Printable(v.Owner)
 		}
 		if v.Error != "" {
-			oldest = printable(firstLine(v.Error))
+			oldest = commandline.Printable(commandline.FirstLine(v.Error))
 		}
 		if !whole {
-			fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%s\t%s\t%s\n", printable(v.Name()), v.Pending, v.Blocks, humanize.IBytes(uint64(v.Bytes)), oldest, recorded, owner)
+			fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%s\t%s\t%s\n", commandline.Printable(v.Name()), v.Pending, v.Blocks, humanize.IBytes(uint64(v.Bytes)), oldest, recorded, owner)
 			continue
 		}
 		if i > 0 {
@@ -190,7 +190,7 @@ func printBuffers(out io.Writer, all []standalone.BufferView, format string, who
 			{"pending", fmt.Sprintf("%d messages in %d blocks of %s", v.Pending, v.Blocks, humanize.IBytes(uint64(v.Bytes)))},
 			{"oldest", oldest}, {"in the stored topology", recorded}, {"owner", owner}, {"stream", v.Stream}, {"replicas", fmt.Sprint(v.Replicas)}, {"storage", v.Storage},
 		} {
-			fmt.Fprintf(w, "%s:\t%s\n", field[0], printable(field[1]))
+			fmt.Fprintf(w, "%s:\t%s\n", field[0], commandline.Printable(field[1]))
 		}
 	}
 	return w.Flush()
@@ -201,7 +201,7 @@ func confirmDrop(cmd *cobra.Command, chosen []standalone.BufferView) error {
 	total := 0
 	for i := range chosen {
 		total += chosen[i].Pending
-		fmt.Fprintf(cmd.ErrOrStderr(), "%s: %d messages\n", printable(chosen[i].Name()), chosen[i].Pending)
+		fmt.Fprintf(cmd.ErrOrStderr(), "%s: %d messages\n", commandline.Printable(chosen[i].Name()), chosen[i].Pending)
 	}
 	if !commandline.IsTerminal(cmd.ErrOrStderr()) {
 		return commandline.UsageError(errors.New("nothing was dropped: confirm with --yes"))
@@ -268,7 +268,7 @@ of the data directory or broker. PIPELINE is NAME or NAMESPACE/NAME.`,
 			}
 			for _, a := range args {
 				if !met[a] {
-					return fmt.Errorf("no pipeline is called %s here; levada buffers list shows them", printable(a))
+					return fmt.Errorf("no pipeline is called %s here; levada buffers list shows them", commandline.Printable(a))
 				}
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%d pipelines drained\n", n)

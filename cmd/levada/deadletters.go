@@ -138,7 +138,7 @@ With -o json each letter is a line, and the line about the next page goes to sta
 					if err := do(d, cmd, pipeline, name); err != nil {
 						return fmt.Errorf("%s: %w", a, err)
 					}
-					fmt.Fprintln(cmd.OutOrStdout(), done, printable(a))
+					fmt.Fprintln(cmd.OutOrStdout(), done, commandline.Printable(a))
 				}
 				return nil
 			},
@@ -219,22 +219,16 @@ func listLetters(out io.Writer, letters []deadletter.Letter, header bool) error 
 	}
 	for i := range letters {
 		l := &letters[i]
-		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\t%s\n", printable(letterPlace(l)), printable(string(l.Failure.Reason)), l.Failure.Attempts, l.Buried.Local().Format(time.DateTime), printable(l.ID), firstLine(l.Failure.Error))
+		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\t%s\n", commandline.Printable(letterPlace(l)), commandline.Printable(string(l.Failure.Reason)), l.Failure.Attempts, l.Buried.Local().Format(time.DateTime), commandline.Printable(l.ID), commandline.FirstLine(l.Failure.Error))
 	}
 	return w.Flush()
 }
 
-func firstLine(s string) string {
-	s, _, _ = strings.Cut(s, "\n")
-	if len(s) > 100 {
-		s = s[:100] + "..."
-	}
-	return printable(s)
-}
-
 func showLetter(out io.Writer, l *standalone.LetterView) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	field := func(name string, value any) { fmt.Fprintf(w, "%s:\t%s\n", name, printable(fmt.Sprint(value))) }
+	field := func(name string, value any) {
+		fmt.Fprintf(w, "%s:\t%s\n", name, commandline.Printable(fmt.Sprint(value)))
+	}
 	field("name", l.Pipeline+"/"+l.Name)
 	field("message", l.ID)
 	field("reason", l.Failure.Reason)
@@ -252,28 +246,20 @@ func showLetter(out io.Writer, l *standalone.LetterView) error {
 		field("keys", strings.Join(l.Keys, ", "))
 	}
 	for name, value := range l.Headers {
-		field("header "+printable(name), value)
+		field("header "+commandline.Printable(name), value)
 	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
 	for title, text := range map[string]string{"stack": l.Failure.Stack, "output": l.Failure.Output} {
 		if text != "" {
-			fmt.Fprintf(out, "\n%s:\n%s\n", title, indent(text))
+			fmt.Fprintf(out, "\n%s:\n%s\n", title, commandline.Indent(text))
 		}
 	}
 	if utf8.Valid(l.Value) {
-		fmt.Fprintf(out, "\nvalue (%d bytes):\n%s\n", len(l.Value), indent(string(l.Value)))
+		fmt.Fprintf(out, "\nvalue (%d bytes):\n%s\n", len(l.Value), commandline.Indent(string(l.Value)))
 	} else {
 		fmt.Fprintf(out, "\nvalue (%d bytes, in hexadecimal):\n  %x\n", len(l.Value), l.Value)
 	}
 	return nil
-}
-
-func indent(s string) string {
-	lines := strings.Split(strings.TrimRight(s, "\n"), "\n")
-	for i := range lines {
-		lines[i] = "  " + strings.ReplaceAll(printable(strings.ReplaceAll(lines[i], "\t", "    ")), "\r", "")
-	}
-	return strings.Join(lines, "\n")
 }

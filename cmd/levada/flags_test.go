@@ -12,18 +12,19 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/levada-io/levada/internal/commandline"
+	"github.com/levada-io/levada/internal/commandline/commandlinetest"
 )
+
+// levada runs a command line.
+func levada(t *testing.T, args ...string) commandlinetest.Outcome {
+	t.Helper()
+	return commandlinetest.Run(t, newRootCommand(), args...)
+}
 
 func executeForTest(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
-	root := newRootCommand()
-	var out, errs bytes.Buffer
-	root.SetArgs(args)
-	root.SetIn(strings.NewReader(""))
-	root.SetOut(&out)
-	root.SetErr(&errs)
-	code = execute(context.Background(), root)
-	return code, out.String(), errs.String()
+	o := levada(t, args...)
+	return o.Code, o.Stdout, o.Stderr
 }
 
 // everyFlag visits the flags of all commands, hidden ones too.
@@ -133,7 +134,7 @@ func TestACommandThatASignalEndedHasTheExitCodeOfTheSignal(t *testing.T) {
 		}})
 		root.SetArgs([]string{"wait"})
 		root.SetErr(&bytes.Buffer{})
-		if code := execute(ctx, root); code != want {
+		if code := commandline.Execute(ctx, root); code != want {
 			t.Errorf("%v: exit code %d, want %d", signal, code, want)
 		}
 	}

@@ -2,13 +2,12 @@
 package main
 
 import (
-	"context"
-
 	"github.com/spf13/cobra"
 
 	"github.com/levada-io/levada/api/v1alpha1"
 	"github.com/levada-io/levada/internal/commandline"
 	"github.com/levada-io/levada/internal/dataplane/function"
+	"github.com/levada-io/levada/internal/streamcmd"
 )
 
 // version is set by the linker in releases.
@@ -29,8 +28,6 @@ func contracts() []commandline.Contract {
 	}
 }
 
-func execute(ctx context.Context, root *cobra.Command) int { return commandline.Execute(ctx, root) }
-
 func newRootCommand() *cobra.Command {
 	root := commandline.Root(&cobra.Command{
 		Use:   "levada",
@@ -40,7 +37,7 @@ records from services into databases (levada stream), and passes gRPC on (levada
 
 Every flag can also be given as an environment variable: --data is LEVADA_DATA.`,
 	}, commandline.ReadBuild(version).Version)
-	root.AddCommand(newRunCommand(), newValidateCommand(), newRenderCommand(), newExplainCommand(), newDeadLettersCommand(), newBuffersCommand(), newStreamCommand(), newProxyCommand(), newBrokerCommand(), newBuiltinsCommand(),
+	root.AddCommand(newRunCommand(), newValidateCommand(), newRenderCommand(), newExplainCommand(), newDeadLettersCommand(), newBuffersCommand(), streamcmd.New(version), newProxyCommand(), newBrokerCommand(), newBuiltinsCommand(),
 		commandline.NewVersionCommand(version, contracts()))
 	return root
 }

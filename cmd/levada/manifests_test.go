@@ -13,15 +13,10 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/levada-io/levada/internal/commandline"
+	"github.com/levada-io/levada/internal/commandline/commandlinetest"
 )
 
-// outcome of a command: what it printed and how it ended.
-type outcome struct {
-	stdout, stderr string
-	code           int
-}
-
-func invoke(t *testing.T, cmd *cobra.Command, stdin string, args ...string) outcome {
+func invoke(t *testing.T, cmd *cobra.Command, stdin string, args ...string) commandlinetest.Outcome {
 	t.Helper()
 	var stdout, stderr bytes.Buffer
 	root := &cobra.Command{Use: "levada", SilenceErrors: true, SilenceUsage: true}
@@ -31,11 +26,11 @@ func invoke(t *testing.T, cmd *cobra.Command, stdin string, args ...string) outc
 	root.SetOut(&stdout)
 	root.SetErr(&stderr)
 	err := root.Execute()
-	out := outcome{stdout.String(), stderr.String(), 0}
+	out := commandlinetest.Outcome{Stdout: stdout.String(), Stderr: stderr.String()}
 	if exit := (commandline.ExitError{}); errors.As(err, &exit) {
-		out.code = exit.Code
+		out.Code = exit.Code
 		if exit.Err != nil {
-			out.stderr += exit.Err.Error() + "\n"
+			out.Stderr += exit.Err.Error() + "\n"
 		}
 	} else if err != nil {
 		t.Fatalf("an error without an exit code: %v", err)
@@ -124,7 +119,7 @@ p,1.yaml:9:20: error LV1203: there is no vertex "outt"
 	} {
 		t.Run(c.format, func(t *testing.T) {
 			got := invoke(t, newValidateCommand(), "", "-o", c.format, "--excerpt", "always", file(t, "p,1.yaml", broken))
-			if diff := cmp.Diff(outcome{c.want, "", commandline.ExitProblems}, got, cmp.AllowUnexported(outcome{})); diff != "" {
+			if diff := cmp.Diff(commandlinetest.Outcome{Stdout: c.want, Code: commandline.ExitProblems}, got); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
@@ -134,14 +129,14 @@ p,1.yaml:9:20: error LV1203: there is no vertex "outt"
 func TestValidateSARIF(t *testing.T) {
 	got := invoke(t, newValidateCommand(), "", "-o", "sarif", file(t, "p.yaml", broken))
 	var log sarifLog
-	dec := json.NewDecoder(strings.NewReader(got.stdout))
+	dec := json.NewDecoder(strings.NewReader(got.Stdout))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&log); err != nil {
 		t.Fatal(err)
 	}
 	run := log.Runs[0]
 	if log.Version != "2.1.0" || len(run.Tool.Driver.Rules) != 2 || len(run.Results) != 2 {
-		t.Fatal(got.stdout)
+		t.Fatal(got.Stdout)
 	}
 	want := sarifResult{
 		RuleID: "LV1203", Level: "error", Message: sarifText{`there is no vertex "outt"; did you mean out?`},
@@ -153,7 +148,7 @@ func TestValidateSARIF(t *testing.T) {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	empty := invoke(t, newValidateCommand(), warned, "-o", "sarif", "-")
-	if !strings.Contains(empty.stdout, `"results": [`) || empty.code != 0 {
+	if !strings.Contains(empty.Stdout, `"results": [`) || empty.Code != 0 {
 		t.Error(empty)
 	}
 }
@@ -192,8 +187,8 @@ func TestValidateExitCodes(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			got := invoke(t, newValidateCommand(), c.stdin, c.args...)
-			if got.code != c.code || !strings.Contains(got.stdout+got.stderr, c.says) {
-				t.Errorf("exit code %d, want %d with %q:\n%s%s", got.code, c.code, c.says, got.stdout, got.stderr)
+			if got.Code != c.code || !strings.Contains(got.Stdout+got.Stderr, c.says) {
+				t.Errorf("exit code %d, want %d with %q:\n%s%s", got.Code, c.code, c.says, got.Stdout, got.Stderr)
 			}
 		})
 	}
@@ -208,10 +203,10 @@ func TestExcerpts(t *testing.T) {
 		{"a wide line", "{\"apiVersion\": \"numaflow.numaproj.io/v1alpha1\", \"metadata\": {\"labels\": {\"a\": \"" + strings.Repeat("ü", 300) + "\"}}, \"kind\": \"Pipelin\"}", "^"},
 	} {
 		got := invoke(t, newValidateCommand(), c.text, "--excerpt", "always", "-")
-		if !strings.Contains(got.stdout, c.want) || strings.ContainsAny(got.stdout, "\x1b\t") {
-			t.Errorf("%s:\n%s", c.name, got.stdout)
+		if !strings.Contains(got.Stdout, c.want) || strings.ContainsAny(got.Stdout, "\x1b\t") {
+			t.Errorf("%s:\n%s", c.name, got.Stdout)
 		}
-		for _, line := range strings.Split(got.stdout, "\n") {
+		for _, line := range strings.Split(got.Stdout, "\n") {
 			if strings.Contains(line, " | ") && len([]rune(line)) > excerptWidth+20 {
 				t.Errorf("%s: a line of %d characters", c.name, len([]rune(line)))
 			}
@@ -221,17 +216,17 @@ func TestExcerpts(t *testing.T) {
 
 func TestRender(t *testing.T) {
 	got := invoke(t, newRenderCommand(), warned+"---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\n", "-")
-	if got.code != 0 || !strings.Contains(got.stdout, "    readBatchSize: 500\n") || !strings.HasSuffix(got.stdout, "---\napiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: c\n") {
+	if got.Code != 0 || !strings.Contains(got.Stdout, "    readBatchSize: 500\n") || !strings.HasSuffix(got.Stdout, "---\napiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: c\n") {
 		t.Errorf("%+v", got)
 	}
-	again := invoke(t, newRenderCommand(), got.stdout, "-")
-	if diff := cmp.Diff(got.stdout, again.stdout); diff != "" {
+	again := invoke(t, newRenderCommand(), got.Stdout, "-")
+	if diff := cmp.Diff(got.Stdout, again.Stdout); diff != "" {
 		t.Errorf("rendered again (-once +twice):\n%s", diff)
 	}
-	if bad := invoke(t, newRenderCommand(), broken, "-"); bad.code != commandline.ExitProblems || bad.stdout != "" || !strings.Contains(bad.stderr, "LV1203") {
+	if bad := invoke(t, newRenderCommand(), broken, "-"); bad.Code != commandline.ExitProblems || bad.Stdout != "" || !strings.Contains(bad.Stderr, "LV1203") {
 		t.Errorf("%+v", bad)
 	}
-	if bad := invoke(t, newRenderCommand(), ""); bad.code != commandline.ExitUsage {
+	if bad := invoke(t, newRenderCommand(), ""); bad.Code != commandline.ExitUsage {
 		t.Errorf("%+v", bad)
 	}
 }
@@ -249,13 +244,13 @@ Right:
     edges:
     - {from: in, to: out}
 `
-	if diff := cmp.Diff(want, invoke(t, newExplainCommand(), "", "lv1203").stdout); diff != "" {
+	if diff := cmp.Diff(want, invoke(t, newExplainCommand(), "", "lv1203").Stdout); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	if got := invoke(t, newExplainCommand(), ""); strings.Count(got.stdout, "\n") < 80 {
-		t.Error(got.stdout)
+	if got := invoke(t, newExplainCommand(), ""); strings.Count(got.Stdout, "\n") < 80 {
+		t.Error(got.Stdout)
 	}
-	if got := invoke(t, newExplainCommand(), "", "LV120"); got.code != commandline.ExitUsage || !strings.Contains(got.stderr, "did you mean LV1") {
+	if got := invoke(t, newExplainCommand(), "", "LV120"); got.Code != commandline.ExitUsage || !strings.Contains(got.Stderr, "did you mean LV1") {
 		t.Errorf("%+v", got)
 	}
 }

@@ -38,16 +38,16 @@ func (p problemPage) count(s manifest.Severity) (n int) {
 func writeText(w io.Writer, page problemPage) error {
 	var b strings.Builder
 	for _, p := range page.problems {
-		b.WriteString(printable(p.String()) + "\n")
+		b.WriteString(commandline.Printable(p.String()) + "\n")
 		writeExcerpt(&b, p, page.lines[p.File])
 		if p.Expected != "" {
-			fmt.Fprintf(&b, "    expected: %s\n", printable(p.Expected))
+			fmt.Fprintf(&b, "    expected: %s\n", commandline.Printable(p.Expected))
 		}
 		if p.DidYouMean != "" {
-			fmt.Fprintf(&b, "    did you mean: %s\n", printable(p.DidYouMean))
+			fmt.Fprintf(&b, "    did you mean: %s\n", commandline.Printable(p.DidYouMean))
 		}
 		if p.Hint != "" {
-			fmt.Fprintf(&b, "    hint: %s\n", printable(p.Hint))
+			fmt.Fprintf(&b, "    hint: %s\n", commandline.Printable(p.Hint))
 		}
 		if p.Severity != manifest.SeverityNote {
 			fmt.Fprintf(&b, "    more: levada explain %s\n", p.Code)
@@ -93,7 +93,7 @@ func writeExcerpt(b *strings.Builder, p manifest.Problem, lines []string) {
 			width = tabWidth
 			text.WriteString(strings.Repeat(" ", tabWidth))
 		} else {
-			text.WriteString(printable(string(r)))
+			text.WriteString(commandline.Printable(string(r)))
 		}
 		if start+i < column-1 {
 			caret.WriteString(strings.Repeat(" ", width))
@@ -102,8 +102,6 @@ func writeExcerpt(b *strings.Builder, p manifest.Problem, lines []string) {
 	number := fmt.Sprintf("%5d | ", p.Line)
 	fmt.Fprintf(b, "%s%s\n%s%s^\n", number, strings.TrimRight(text.String(), " "), strings.Repeat(" ", len(number)-2)+"| ", caret.String())
 }
-
-func printable(s string) string { return commandline.Printable(s) }
 
 func writeJSON(w io.Writer, page problemPage) error {
 	problems := page.problems

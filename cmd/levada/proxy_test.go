@@ -12,23 +12,23 @@ func TestProxy(t *testing.T) {
 	t.Setenv("KUBECONFIG", t.TempDir()+"/none")
 	t.Setenv("KUBERNETES_SERVICE_HOST", "")
 	o := levada(t, "proxy", "--listen", "127.0.0.1:0", "--admin", "", "--backend", "kubernetes:///shop/orders:8080")
-	if o.code != commandline.ExitProblems || !strings.Contains(o.stderr, "KUBECONFIG") {
+	if o.Code != commandline.ExitProblems || !strings.Contains(o.Stderr, "KUBECONFIG") {
 		t.Errorf("%+v", o)
 	}
-	if o := levada(t, "proxy", "--help"); !strings.Contains(o.stdout, "dns+srv:///name, file:///path or kubernetes:///namespace/service:port\n") {
+	if o := levada(t, "proxy", "--help"); !strings.Contains(o.Stdout, "dns+srv:///name, file:///path or kubernetes:///namespace/service:port\n") {
 		t.Errorf("%+v", o)
 	}
-	if o := levada(t, "proxy"); o.code != commandline.ExitUsage || !strings.Contains(o.stderr, "levada: say where calls go") {
+	if o := levada(t, "proxy"); o.Code != commandline.ExitUsage || !strings.Contains(o.Stderr, "levada: say where calls go") {
 		t.Errorf("%+v", o)
 	}
-	if o := levada(t, "proxy", "drain", "--help"); o.code != 0 || !strings.Contains(o.stdout, "\n  levada proxy drain --admin") {
+	if o := levada(t, "proxy", "drain", "--help"); o.Code != 0 || !strings.Contains(o.Stdout, "\n  levada proxy drain --admin") {
 		t.Errorf("%+v", o)
 	}
 }
 
 // The help promises no cluster.
 func TestHelp(t *testing.T) {
-	if o := levada(t, "--help"); o.code != 0 || !strings.Contains(o.stdout, "not yet in a cluster") {
+	if o := levada(t, "--help"); o.Code != 0 || !strings.Contains(o.Stdout, "not yet in a cluster") {
 		t.Errorf("%+v", o)
 	}
 }
@@ -37,12 +37,12 @@ func TestHelp(t *testing.T) {
 func TestUnknownCommands(t *testing.T) {
 	for _, args := range []string{"foo", "proxy foo", "proxy top foo", "stream foo", "stream list foo", "stream quarantine foo", "deadletters foo", "completion foo"} {
 		o := levada(t, strings.Fields(args)...)
-		if o.code != commandline.ExitUsage || o.stdout != "" || !strings.HasPrefix(o.stderr, `levada: unknown command "foo" for "levada`) {
+		if o.Code != commandline.ExitUsage || o.Stdout != "" || !strings.HasPrefix(o.Stderr, `levada: unknown command "foo" for "levada`) {
 			t.Errorf("%s: %+v", args, o)
 		}
 	}
 	for _, args := range []string{"", "stream", "stream quarantine", "help stream", "stream --help"} {
-		if o := levada(t, strings.Fields(args)...); o.code != 0 || o.stderr != "" || !strings.Contains(o.stdout, "Available Commands") {
+		if o := levada(t, strings.Fields(args)...); o.Code != 0 || o.Stderr != "" || !strings.Contains(o.Stdout, "Available Commands") {
 			t.Errorf("%s: %+v", args, o)
 		}
 	}
@@ -51,7 +51,7 @@ func TestUnknownCommands(t *testing.T) {
 // Who checks a configuration of the proxy as a manifest is told how to.
 func TestValidateProxyConfiguration(t *testing.T) {
 	for file, want := range map[string]bool{"../../examples/proxy/simple.yaml": true, "../../examples/proxy/full.yaml": true, "proxy.go": false} {
-		if o := levada(t, "validate", file); o.code != commandline.ExitProblems || strings.Contains(o.stdout, "levada proxy validate") != want {
+		if o := levada(t, "validate", file); o.Code != commandline.ExitProblems || strings.Contains(o.Stdout, "levada proxy validate") != want {
 			t.Errorf("%s: %+v", file, o)
 		}
 	}

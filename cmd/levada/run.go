@@ -16,6 +16,7 @@ import (
 	"github.com/levada-io/levada/internal/commandline"
 	"github.com/levada-io/levada/internal/dataplane/function"
 	"github.com/levada-io/levada/internal/manifest"
+	"github.com/levada-io/levada/internal/profiling"
 	"github.com/levada-io/levada/internal/standalone"
 )
 
@@ -90,7 +91,7 @@ func run(cmd *cobra.Command, args []string, f *runFlags) error {
 	if err := f.oneFormat(); err != nil {
 		return commandline.UsageError(err)
 	}
-	screen := &screen{out: stderr}
+	screen := &commandline.Screen{Out: stderr}
 	log, err := f.log.Logger(screen)
 	if err != nil {
 		return err
@@ -136,8 +137,8 @@ func run(cmd *cobra.Command, args []string, f *runFlags) error {
 	if err != nil {
 		return err
 	}
-	warnOfVisibleCredentials(cmd, func(message string) { log.Warn(message) })
-	stopProfiles, err := serveProfiles(cmd, f.pprof, log)
+	commandline.WarnOfVisibleCredentials(cmd, func(message string) { log.Warn(message) })
+	stopProfiles, err := profiling.ServeAtFlag(cmd, f.pprof, log)
 	if err != nil {
 		return err
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/dustin/go-humanize"
 
+	"github.com/levada-io/levada/internal/commandline"
 	"github.com/levada-io/levada/internal/dataplane/vertex"
 	"github.com/levada-io/levada/internal/standalone"
 )
@@ -23,7 +24,7 @@ import (
 // view shows a run: a table that is drawn over on a terminal, and otherwise a line or a record a vertex, every interval.
 type view struct {
 	kind     string // table, text, json or none
-	screen   *screen
+	screen   *commandline.Screen
 	log      *slog.Logger // for json
 	colours  bool
 	interval time.Duration
@@ -36,14 +37,14 @@ type view struct {
 }
 
 // newView returns a view of a kind, or of the kind that fits if it is auto. jsonLog is set if everything is to be JSON.
-func newView(kind string, screen *screen, quiet bool, interval time.Duration, jsonLog *slog.Logger, sharesTerminal bool) (*view, error) {
+func newView(kind string, screen *commandline.Screen, quiet bool, interval time.Duration, jsonLog *slog.Logger, sharesTerminal bool) (*view, error) {
 	if interval <= 0 {
 		return nil, fmt.Errorf("--interval %v: give a time above 0, such as 2s", interval)
 	}
 	switch {
 	case jsonLog != nil:
 		kind = "json"
-	case kind == "auto" && screen.terminal() && !sharesTerminal && os.Getenv("TERM") != "dumb":
+	case kind == "auto" && screen.Terminal() && !sharesTerminal && os.Getenv("TERM") != "dumb":
 		kind = "table"
 	case kind == "auto":
 		kind = "text"
@@ -52,7 +53,7 @@ func newView(kind string, screen *screen, quiet bool, interval time.Duration, js
 		kind = "none"
 	}
 	return &view{
-		kind: kind, screen: screen, log: jsonLog, colours: screen.terminal() && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb",
+		kind: kind, screen: screen, log: jsonLog, colours: screen.Terminal() && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb",
 		interval: max(interval, 100*time.Millisecond), before: map[string]vertex.Stats{}, at: time.Now(),
 	}, nil
 }
@@ -96,7 +97,7 @@ func (v *view) follow(ctx context.Context, r *standalone.Running) {
 		select {
 		case <-ctx.Done():
 			v.show(r)
-			v.screen.keep()
+			v.screen.Keep()
 			return
 		case <-resized:
 			v.show(r)
@@ -171,17 +172,17 @@ func (v *view) show(r *standalone.Running) {
 		}
 		_, _ = v.screen.Write(b.Bytes())
 	case "table":
-		width, height := v.screen.size()
+		width, height := v.screen.Size()
 		rows := table(lines, width-1, max(3, height-2))
 		if v.colours {
 			rows[0] = "\x1b[1m" + rows[0] + "\x1b[0m"
 		}
 		block := strings.Join(rows, "\n") + "\n"
-		if !v.screen.terminal() {
+		if !v.screen.Terminal() {
 			_, _ = v.screen.Write([]byte(block))
 			return
 		}
-		v.screen.draw(block)
+		v.screen.Draw(block)
 	}
 }
 

@@ -23,3 +23,21 @@ func visible(r rune) rune {
 	}
 	return r
 }
+
+// FirstLine is the first line of a text, cut to what fits a row of a table.
+func FirstLine(s string) string {
+	s, _, _ = strings.Cut(s, "\n")
+	if len(s) > 100 {
+		s = s[:100] + "..."
+	}
+	return Printable(s)
+}
+
+// Indent sets the lines of a text off by two spaces.
+func Indent(s string) string {
+	lines := strings.Split(strings.TrimRight(s, "\n"), "\n")
+	for i := range lines {
+		lines[i] = "  " + strings.ReplaceAll(Printable(strings.ReplaceAll(lines[i], "\t", "    ")), "\r", "")
+	}
+	return strings.Join(lines, "\n")
+}
