@@ -7,6 +7,7 @@ import (
 	"github.com/levada-io/levada/api/v1alpha1"
 	"github.com/levada-io/levada/internal/commandline"
 	"github.com/levada-io/levada/internal/dataplane/function"
+	"github.com/levada-io/levada/internal/pipelinecmd"
 	"github.com/levada-io/levada/internal/streamcmd"
 )
 
@@ -37,7 +38,7 @@ records from services into databases (levada stream), and passes gRPC on (levada
 
 Every flag can also be given as an environment variable: --data is LEVADA_DATA.`,
 	}, commandline.ReadBuild(version).Version)
-	root.AddCommand(newRunCommand(), newValidateCommand(), newRenderCommand(), newExplainCommand(), newDeadLettersCommand(), newBuffersCommand(), streamcmd.New(version), newProxyCommand(), newBrokerCommand(), newBuiltinsCommand(),
-		commandline.NewVersionCommand(version, contracts()))
+	root.AddCommand(pipelinecmd.New(version)...)
+	root.AddCommand(streamcmd.New(version), newProxyCommand(), commandline.NewVersionCommand(version, contracts()))
 	return root
 }

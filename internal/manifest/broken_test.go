@@ -63,7 +63,7 @@ func TestBroken(t *testing.T) {
 var foundElsewhere = map[manifest.Code]bool{
 	manifest.CodeNoStart: true, manifest.CodeIgnoresContainer: true, // internal/standalone
 	manifest.CodeTooLarge: true, manifest.CodeTooDeep: true, manifest.CodeTooManyProblems: true, // TestBounds
-	manifest.CodeNoManifest: true, manifest.CodeUnreadable: true, // cmd/levada
+	manifest.CodeNoManifest: true, manifest.CodeUnreadable: true, // internal/pipelinecmd
 	manifest.CodeImmutable: true, manifest.CodeImmutableInstance: true, manifest.CodeImmutableVertex: true, // TestValidateUpdate
 	manifest.CodeImmutableReduce: true, manifest.CodeImmutableISB: true,
 	manifest.CodeIgnoresScale: true, manifest.CodeIgnoresWatermark: true, manifest.CodeIgnoresSideInputs: true, // TestGaps

@@ -1,4 +1,4 @@
-package main
+package pipelinecmd
 
 import (
 	"encoding/json"

@@ -1,4 +1,4 @@
-package main
+package pipelinecmd
 
 import (
 	"context"
@@ -21,6 +21,7 @@ import (
 )
 
 type runFlags struct {
+	version                        string // of the program
 	containers                     functionFlags
 	dataDir, listen, secretDir     string
 	listenHTTP                     hostFlag
@@ -36,8 +37,8 @@ type runFlags struct {
 	change                         changeFlags
 }
 
-func newRunCommand() *cobra.Command {
-	var f runFlags
+func newRunCommand(version string) *cobra.Command {
+	f := runFlags{version: version}
 	cmd := &cobra.Command{
 		Use:   "run FILE|DIR|-...",
 		Short: "Run pipelines on this machine, with everything in one process",
@@ -156,7 +157,7 @@ func run(cmd *cobra.Command, args []string, f *runFlags) error {
 	cfg := standalone.Config{
 		Objects: objects, DataDir: f.dataDir, NATS: f.broker.url, NATSOptions: options, Replicas: f.replicas, SyncInterval: f.sync, Commands: commands, Dir: dir,
 		FunctionTimeout: f.timeout, DrainTimeout: f.drain, SecretDir: f.secretDir, SkipCorrupt: f.skipCorrupt, Listen: f.listen, ListenHTTP: string(f.listenHTTP),
-		Stdin: cmd.InOrStdin(), Stdout: stdout, Logger: limited, Version: version, Output: printLine(screen, f.jsonLog(log)),
+		Stdin: cmd.InOrStdin(), Stdout: stdout, Logger: limited, Version: f.version, Output: printLine(screen, f.jsonLog(log)),
 		Abort: commandline.SecondSignal(cmd.Context()),
 		Started: func(r *standalone.Running) {
 			started = true

@@ -1,4 +1,4 @@
-package main
+package pipelinecmd
 
 import (
 	"bufio"
@@ -19,8 +19,8 @@ import (
 	"github.com/levada-io/levada/internal/standalone"
 )
 
-func newBuffersCommand() *cobra.Command {
-	var f buffersFlags
+func newBuffersCommand(version string) *cobra.Command {
+	f := buffersFlags{version: version}
 	cmd := &cobra.Command{
 		Use: "buffers", Aliases: []string{"buffer"},
 		Short: "List, show, drain and drop the buffers between vertices",
@@ -98,6 +98,7 @@ A pipeline that runs is refused. Messages in a damaged block cannot be counted.`
 }
 
 type buffersFlags struct {
+	version         string // of the program
 	dataDir, output string
 	broker          brokerFlags
 }
@@ -247,7 +248,7 @@ of the data directory or broker. PIPELINE is NAME or NAMESPACE/NAME.`,
 			}
 			met := map[string]bool{}
 			cfg := standalone.Config{
-				DataDir: f.dataDir, NATS: f.broker.url, NATSOptions: options, Commands: commands, SecretDir: secretDir, Stdout: cmd.OutOrStdout(), Logger: logger, Version: version,
+				DataDir: f.dataDir, NATS: f.broker.url, NATSOptions: options, Commands: commands, SecretDir: secretDir, Stdout: cmd.OutOrStdout(), Logger: logger, Version: f.version,
 			}
 			var jsonLog *slog.Logger
 			if log.JSON() {

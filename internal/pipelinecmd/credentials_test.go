@@ -1,4 +1,4 @@
-package main
+package pipelinecmd
 
 import (
 	"fmt"
@@ -60,13 +60,13 @@ func TestCredentialsAppearNowhere(t *testing.T) {
 					t.Setenv("LEVADA_NATS", c.env)
 				}
 				data := filepath.Join(t.TempDir(), fmt.Sprint("data", n))
-				code, stdout, stderr := executeForTest(t, append([]string{"run", "copy.yaml", "--data", data, "--log-level", "debug", "--log-format", format}, c.args...)...)
-				if code != c.code || !strings.Contains(stderr, c.says) {
-					t.Errorf("exit code %d, want %d with %q:\n%s", code, c.code, c.says, stderr)
+				o := levada(t, append([]string{"run", "copy.yaml", "--data", data, "--log-level", "debug", "--log-format", format}, c.args...)...)
+				if o.Code != c.code || !strings.Contains(o.Stderr, c.says) {
+					t.Errorf("exit code %d, want %d with %q:\n%s", o.Code, c.code, c.says, o.Stderr)
 				}
 				for _, secret := range []string{password, "wr0ng-pw"} {
-					if strings.Contains(stdout+stderr, secret) {
-						t.Errorf("%q is in the output:\n%s%s", secret, stdout, stderr)
+					if strings.Contains(o.Stdout+o.Stderr, secret) {
+						t.Errorf("%q is in the output:\n%s%s", secret, o.Stdout, o.Stderr)
 					}
 				}
 			})

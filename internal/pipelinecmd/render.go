@@ -1,4 +1,4 @@
-package main
+package pipelinecmd
 
 import (
 	"github.com/spf13/cobra"
