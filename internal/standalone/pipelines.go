@@ -146,7 +146,7 @@ func (r *runner) pipeline(ctx context.Context, m *v1alpha1.Pipeline) (*Pipeline,
 		return p, fmt.Errorf("pipeline %s: %w", m.Name, err)
 	}
 	if err := r.openBuffers(ctx, p, m, plans); err != nil {
-		return p, fmt.Errorf("pipeline %s: %w", m.Name, err)
+		return p, err
 	}
 	p.store.LogChanges()
 	env := r.env(p, m)
@@ -185,12 +185,12 @@ func (p *Pipeline) writers(vertex string) (all []*buffer.Writer) {
 func (r *runner) openBuffers(ctx context.Context, p *Pipeline, m *v1alpha1.Pipeline, plans []vertex.Plan) error {
 	store, inFlight, err := r.bufferConfig(m)
 	if err != nil {
-		return err
+		return fmt.Errorf("pipeline %s: %w", m.Name, err)
 	}
 	compression := flow.None
 	if b := m.Spec.InterStepBuffer; b != nil && b.Compression != nil {
 		if compression, err = flow.ParseCompression(string(b.Compression.Type)); err != nil {
-			return err
+			return fmt.Errorf("pipeline %s: %w", m.Name, err)
 		}
 	}
 	for i := range plans {
@@ -199,7 +199,7 @@ func (r *runner) openBuffers(ctx context.Context, p *Pipeline, m *v1alpha1.Pipel
 		for n := range in.Partitions { // a source has none
 			part, err := r.partition(ctx, name, n, store, opt, p)
 			if err != nil {
-				return fmt.Errorf("vertex %s: %w", name, err)
+				return fmt.Errorf("pipeline %s, vertex %s: %w", m.Name, name, err)
 			}
 			p.partitions[name] = append(p.partitions[name], part)
 		}

@@ -133,7 +133,7 @@ func TestStreamSQLite(t *testing.T) {
 	e.users(t, 1, 5000)
 	producer := serve("--follow")
 	job := strings.TrimSpace(e.levada(t, "stream", "submit", "users", "--target", address, "--dedupe-key", "today"))
-	if again := strings.TrimSpace(e.levada(t, "stream", "submit", "users", "--dedupe-key", "today")); again != job {
+	if again := strings.TrimSpace(e.levada(t, "stream", "submit", "users", "--target", address, "--dedupe-key", "today")); again != job {
 		t.Errorf("submitting the same again made another job: %s and %s", job, again)
 	}
 	work := func() *running { return e.startCommand(t, "stream", "work", "--stream", "users=copies") }
@@ -169,7 +169,7 @@ func TestStreamSQLite(t *testing.T) {
 
 	producer.stop(t)
 	producer = serve() // without --follow the stream has an end
-	e.levada(t, "stream", "submit", "users", "--dedupe-key", "today", "--wait")
+	e.levada(t, "stream", "submit", "users", "--target", address, "--dedupe-key", "today", "--wait")
 	worker.stop(t)
 	if s := e.show(t, job); s.State != "completed" || s.Progress.Records != 20000 || s.Attempts < 4 {
 		t.Errorf("at the end: %+v", s)
