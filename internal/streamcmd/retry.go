@@ -92,7 +92,7 @@ func stallText(s *stream.Status) string {
 	return text
 }
 
-// newStreamRetryCommand adds to the command that retries jobs by their ids what retries all that failed.
+// newRetryCommand adds to the command that retries jobs by their ids what retries all that failed.
 func newRetryCommand(cmd *cobra.Command) *cobra.Command {
 	byID, checkIDs := cmd.RunE, cmd.Args
 	var all, dryRun bool

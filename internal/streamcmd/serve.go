@@ -156,7 +156,7 @@ func streamServe(cmd *cobra.Command, f *serveFlags) error {
 	return serveStreams(cmd.Context(), g, server, listener, f.drain, log, checks.Shutdown)
 }
 
-// newStreamServer lets readers ping a silent connection.
+// newServer lets readers ping a silent connection.
 func newServer(options ...grpc.ServerOption) *grpc.Server {
 	return grpc.NewServer(append(options, grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}))...)
