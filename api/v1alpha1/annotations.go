@@ -22,7 +22,8 @@ const (
 	// that vertex only, and wins.
 	AnnotationProcessingTimeout = AnnotationPrefix + "processing-timeout"
 
-	// AnnotationBlockBytes is the most bytes that are stored as one block: a number, or a quantity such as 512Ki.
+	// AnnotationBlockBytes is the size at which a block of a buffer ends, in bytes before compression: a number, or a quantity such as 512Ki. The
+	// message that reaches it is still in the block. A MonoVertex has no buffers, so that it has no effect there and is refused.
 	AnnotationBlockBytes = AnnotationPrefix + "block-bytes"
 )
 
@@ -76,7 +77,7 @@ func ProcessingTimeout(meta metav1.Object, vertex string) (time.Duration, bool) 
 	return d, err == nil && d > 0
 }
 
-// BlockBytes is the most bytes that are stored as one block. It is false when that is not set or not valid.
+// BlockBytes is the size in bytes at which a block of a buffer ends. It is false when that is not set or not valid.
 func BlockBytes(meta metav1.Object) (int64, bool) {
 	value, ok := meta.GetAnnotations()[AnnotationBlockBytes]
 	if !ok {

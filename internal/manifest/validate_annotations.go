@@ -50,6 +50,8 @@ func checkAnnotation(r *report, at path, name, value string, roles map[string][]
 	case v1alpha1.AnnotationBlockBytes:
 		if rest != "" {
 			unknownAnnotation(r, at, name, v1alpha1.AnnotationBlockBytes)
+		} else if _, mono := r.object.Manifest.(*v1alpha1.MonoVertex); mono {
+			r.add(at, Problem{Code: CodeUnknownAnnotation, Message: "a MonoVertex has no buffers, so that the size of their blocks has no effect", Hint: "remove the annotation"})
 		} else if _, ok := v1alpha1.ParseBlockBytes(value); !ok {
 			r.add(at, Problem{Code: CodeAnnotationValue, Message: fmt.Sprintf("%s is not a block size", quote(value)), Expected: "1Ki to 64Mi, such as 512Ki"})
 		}

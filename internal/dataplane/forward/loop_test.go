@@ -439,6 +439,26 @@ func TestBlockSize(t *testing.T) {
 	}
 }
 
+// TestBlockBytesIsTheSizeAtWhichBlocksEnd: the limit of the manifest decides how blocks are divided, below and above the default. Otherwise the annotation would be
+// accepted and have no effect.
+func TestBlockBytesIsTheSizeAtWhichBlocksEnd(t *testing.T) {
+	for limit, want := range map[int]int{0: 6, 1 << 10: 1, 250 << 10: 3, 1 << 20: 11, 64 << 20: 40} {
+		parts, stores := partitions(t, 1, 8<<20, buffer.Options{})
+		in := values(40)
+		for i := range in {
+			in[i].Value = make([]byte, 100<<10)
+		}
+		router := &forward.Router{BlockBytes: limit, Events: routerEvents{}, Edges: []forward.Edge{{To: "x", Partitions: writers(parts)}}}
+		if err := runLoop(t, &forward.Loop{Input: sourceOf(&list{messages: in, batch: 40}), Output: router}); err != nil {
+			t.Fatal(err)
+		}
+		blocks, messages := stored(t, stores[0])
+		if len(messages) != 40 || len(blocks[0].Messages) != want {
+			t.Errorf("limit %d: %d messages stored, %d of them in the first block, want 40 and %d", limit, len(messages), len(blocks[0].Messages), want)
+		}
+	}
+}
+
 // TestTooManyResults has a function make more of one message than a block can name: it is put aside, and the rest goes on.
 func TestTooManyResults(t *testing.T) {
 	parts, stores := partitions(t, 1, 8<<20, buffer.Options{MaxLength: 1 << 30})

@@ -63,15 +63,18 @@ func (c *Condition) Match(tags []string) bool {
 
 // Limits of a block that is written. They do not depend on the broker's largest message, so that a block that is written again is divided the same way.
 const (
-	maxBlockBytes    = 512 << 10
-	maxBlockMessages = 2000
+	defaultBlockBytes = 512 << 10
+	maxBlockMessages  = 2000
 )
 
 // Router writes to the buffers of the next vertices.
 type Router struct {
 	Edges  []Edge
 	Events RouterEvents
-	pool   sync.Pool
+	// BlockBytes is the size in bytes, before compression, at which a block ends; 0 for 512 KiB. What was made of one message stays in one block, so that a
+	// block is larger by as much of the last message as goes beyond it. It may differ from one start to the next: readers deduplicate by position.
+	BlockBytes int
+	pool       sync.Pool
 }
 
 // RouterEvents are told what a router writes.
@@ -149,7 +152,7 @@ func (r *Router) Begin(e *Emission) {
 				id, tail = e.Work.IDPrefix, view(strconv.AppendUint(digits[:0], in.Pos, 10))
 			}
 			r.route(d, e, in, id, tail)
-			d.divide(e, in.Pos)
+			r.divide(d, e, in.Pos)
 			continue
 		}
 		for j := range e.Out[i].Results {
@@ -168,7 +171,7 @@ func (r *Router) Begin(e *Emission) {
 			}
 			r.route(d, e, m, id, tail)
 		}
-		d.divide(e, in.Pos)
+		r.divide(d, e, in.Pos)
 	}
 }
 
@@ -232,10 +235,14 @@ func mix(h uint64) uint64 {
 }
 
 // divide ends blocks that are large enough, after all results of the message at pos.
-func (d *draft) divide(e *Emission, pos uint64) {
+func (r *Router) divide(d *draft, e *Emission, pos uint64) {
+	limit := r.BlockBytes
+	if limit == 0 {
+		limit = defaultBlockBytes
+	}
 	for i := range d.targets {
 		t := &d.targets[i]
-		if !t.used || t.enc.Len() < maxBlockBytes && t.enc.Count() < maxBlockMessages {
+		if !t.used || t.enc.Len() < limit && t.enc.Count() < maxBlockMessages {
 			continue
 		}
 		t.full = append(t.full, sealed{head: e.head(t.lo, pos), enc: t.enc, bytes: t.sent})

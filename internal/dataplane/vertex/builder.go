@@ -183,6 +183,9 @@ func (b *builder) generator(ctx context.Context, s *v1alpha1.Source, at source.P
 // router is the output of a vertex that writes to buffers.
 func (b *builder) router(edges []EdgePlan, m *metrics.Vertex) *forward.Router {
 	r := &forward.Router{Events: m.Router()}
+	if n, ok := v1alpha1.BlockBytes(b.env.Meta); ok {
+		r.BlockBytes = int(n)
+	}
 	for _, e := range edges {
 		r.Edges = append(r.Edges, forward.Edge{To: e.To, Condition: e.Condition, Partitions: b.env.Writers(e.To), ByKey: e.ByKey, Discard: e.Discard, Back: e.Back})
 	}
