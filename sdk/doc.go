@@ -21,4 +21,9 @@
 //
 // When the context ends, or on SIGTERM or SIGINT, a server takes no new connection and serves the open streams until the
 // platform has closed them, so that the platform can drain. It waits for that no longer than WithGrace says.
+//
+// # Files
+//
+// One folder, because it is what users import: map.go, batchmap.go, streammap.go, transform.go, source.go and sink.go are the kinds of functions; server.go, serverinfo.go
+// and options.go serve them; decode.go, encode.go, envelope.go and codec.go are the wire; block.go, crew.go and outcomes.go block mode; announce*.go the announce file.
 package sdk

@@ -45,4 +45,10 @@
 //	the process is frozen         another has the job; the frozen one is fenced at its next commit
 //	the handler does not return   the lease is not renewed any more one lease after its time, see [Worker.Stuck]
 //	a record kills the process    batches are halved with each death until it is alone, and then quarantined
+//
+// # Files
+//
+// One folder, because it is what users import. The producer is server.go, reading.go and encode.go, with source.go, slice.go, file.go and funcof.go for records. The receiver is
+// worker.go (claims), run.go (the life of a claimed job), session.go and decode.go (a stream), deliver.go and atleastonce.go (effects outside of the sink), skip.go,
+// evidence.go and replay.go (quarantine), presence*.go (processes of a pod that died). reader.go is a receiver without jobs. store.go, sink.go and hints.go are what drivers implement.
 package stream

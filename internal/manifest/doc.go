@@ -10,7 +10,10 @@
 //
 // Every problem carries a stable code (see Catalogue), the field's path, and its line and column in the file.
 //
-// The files follow these steps: decode.go reads documents, with syntax.go for text that is not YAML, bounds.go for text that is too large, typecheck.go for values
+// # Files
+//
+// One folder, because all checks add to one report and name problems of one catalogue. catalogue.go is long because it is data: an entry for each code.
+// The files follow the steps: decode.go reads documents, with syntax.go for text that is not YAML, bounds.go for text that is too large, typecheck.go for values
 // of the wrong type and locator.go for the places of fields; validate.go and validate_*.go check one object or all of them; gaps.go lists what this version of
 // the engine does not run; problem.go, codes.go and catalogue.go are what is reported.
 package manifest

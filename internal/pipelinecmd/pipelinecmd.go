@@ -1,8 +1,10 @@
 // Package pipelinecmd has the commands of pipelines: run, what reads manifests without running them (validate, render, explain), what shows and changes the data
 // of a pipeline (buffers, deadletters), its broker, and the list of built-in functions.
 //
-// There is a file for each command, run_*.go and view.go belong to run, problems.go and manifests.go to all that read manifests. What the commands do is in
-// internal/standalone and internal/manifest; here are flags, texts and exit codes.
+// # Files
+//
+// One folder, because run shares its flags and its reading of manifests with the others. There is a file for each command, run_*.go and view.go
+// belong to run, problems.go and manifests.go to all that read manifests. What the commands do is in internal/standalone and internal/manifest; here are flags, texts and exit codes.
 package pipelinecmd
 
 import "github.com/spf13/cobra"

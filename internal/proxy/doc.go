@@ -39,4 +39,10 @@
 // Nothing is done to another front while a front's lock is held: what a call has to do to calls of other fronts, such as giving them the room that it leaves, is noted in
 // its wakes and done after its lock was released. A stream's memory is used again for the next call, so who keeps a pointer without the lock keeps a ref, and asks it under the
 // lock whether it is still the same call.
+//
+// # Files
+//
+// One folder, because a call, its front and its back are changed together under the locks above; what needs none of them is in folders below. Beside the files of the way of a
+// call: proxy.go, listener.go, relisten.go, inherited.go and tls.go (listeners), cluster.go and checks.go (endpoints), limit.go, pressure.go, memory.go and abuse.go
+// (limits), stats.go, view.go and watch.go (what is counted, shown and traced), collector.go (the garbage collector's target).
 package proxy

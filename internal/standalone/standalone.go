@@ -1,4 +1,12 @@
 // Package standalone runs manifests in one process: broker, buffers and all vertices, with functions as child processes. It is what `levada run` does.
+//
+// # Files
+//
+// One folder, because all of it works on one runner, which owns the broker, the leases and the pipelines of a run; half of the files are tests that start whole runs.
+//
+//   - A run: standalone.go (start and end), connect.go (broker), pipelines.go and buffers.go (building), isbsvc.go (buffer settings), secrets.go, memorylimit.go, smalldisk.go.
+//   - What is found in the store, and whether the manifest fits it: takeover.go, record.go, compare.go, renamed.go, drainold.go, discard.go.
+//   - What others ask: api.go and reopen.go of a run; offline.go and letters.go of a store without a run; check.go before one.
 package standalone
 
 import (

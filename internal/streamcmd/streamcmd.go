@@ -1,5 +1,7 @@
 // Package streamcmd has the commands of "levada stream": producers (serve), workers (work), and what shows and changes jobs.
 //
+// # Files
+//
 // There is a file for each command. streamcmd.go has what they share: the flags that name the job store, the producers and what wakes workers, and how a job is
 // found. The demo (demo*.go) is here because it is made of these commands: it starts them as processes, and reads their stores. That is why the
 // folder has more files than others.

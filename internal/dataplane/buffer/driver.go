@@ -9,7 +9,9 @@
 // the reader's. What every driver would repeat is here: fullness in messages, retries, identity, checksums and gaps, trimming, blocks larger than the
 // broker's largest message.
 //
-// By file: writer.go and usage.go (how full it is), reader.go with assembler.go (pieces), gap.go (what a cursor does not give), progress.go (what is done of a
+// # Files
+//
+// One folder, because Writer and Reader share the formats and what they know of each other. writer.go and usage.go (how full it is), reader.go with assembler.go (pieces), gap.go (what a cursor does not give), progress.go (what is done of a
 // block) and retention.go (saving and removing), recovery.go (where a reader begins), lostend.go and number.go (stores that lose their end), state.go and
 // chunk.go (formats).
 package buffer

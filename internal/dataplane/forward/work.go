@@ -1,4 +1,8 @@
 // Package forward is the loop of a vertex: read, apply, write, and only then acknowledge.
+//
+// What was read together is a Work (work.go), of a lane (lane.go) that keeps its order and knows how far all is done. It comes from an Input (input.go: a source, or the
+// reader of a buffer) and goes through a run (loop.go). flight.go is its life there: stages, emissions, and what is done of it; later.go has the messages of it that are
+// tried again. An Output is a Router to buffers (router.go) or a Delivery to sinks (deliver.go).
 package forward
 
 import (

@@ -1,0 +1,9 @@
+// Package streamtest is for tests of programs and drivers that use package stream.
+//
+// A driver passes the suite of its kind: [RunStore], [RunSink], [RunHints], [RunSource], or [RunProducer] for a producer in another language. Each takes a function that opens
+// what is tested, and runs its checks as subtests. They use real time and need seconds to a minute.
+//
+// A handler is tested with [Handle] in memory, or with [Work] over a real store. [BadNet] is a network between a worker and a producer that delays, cuts and corrupts.
+//
+// Each suite is one file, however long: its checks share how they open a driver and what they know of it, and an author of a driver reads it from top to bottom.
+package streamtest
