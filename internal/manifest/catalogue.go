@@ -213,7 +213,7 @@ metadata: {name: orders-archive}`,
 	{
 		Code: CodeUnknownAnnotation, Severity: SeverityError,
 		Title: "there is no such annotation",
-		Text:  "Annotations that start with levada.io/ are ours, and one that does not exist is an error, so that a typing error does not become a setting without effect.",
+		Text:  "Annotations that start with levada.io/ are ours, and one that does not exist is an error, so that a typing error does not become a setting without effect. A MonoVertex has no buffers, and so no block-bytes.",
 		Wrong: `metadata:
   annotations:
     levada.io/funktion.cat: ./cat`,
