@@ -3,6 +3,7 @@ package httpsource_test
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -43,6 +44,27 @@ func served(t *testing.T, r *httpsource.Reader, size int) {
 	}
 }
 
+// answered sends a payload and returns the answer: 200 once it is acknowledged, unless it is refused.
+func answered(t *testing.T, r *httpsource.Reader, payload []byte) int {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	var reading sync.WaitGroup
+	defer reading.Wait()
+	defer cancel()
+	reading.Go(func() {
+		for {
+			b, err := r.Read(ctx, 100)
+			if err != nil {
+				return // the payload was answered
+			}
+			if err := r.Ack(ctx, b); err != nil {
+				return
+			}
+		}
+	})
+	return <-post(t, r, bytes.NewReader(payload))
+}
+
 // closes waits until the server closes a connection, and returns what it answered.
 func closes(t *testing.T, c net.Conn, within time.Duration) string {
 	t.Helper()
@@ -75,7 +97,7 @@ func TestAClientHoldsAPartOfTheMemory(t *testing.T) {
 	served(t, r, 4<<10)
 	wait := time.Now().Add(20 * time.Second)
 	for { // once they hold it, a large payload of the same client is refused
-		status := <-post(t, r, bytes.NewReader(make([]byte, 1<<20)))
+		status := answered(t, r, make([]byte, 1<<20))
 		if status == http.StatusTooManyRequests || status == 0 {
 			break
 		}
