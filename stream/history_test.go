@@ -242,7 +242,9 @@ var validators = []validator{
 				owner = ""
 			case "handed":
 				for _, seq := range e.seqs {
-					if before, ok := handed[seq]; ok && !taken[before] {
+					// One that was frozen for longer than its lease goes on with what it had begun, as one that crashed would not have finished it.
+					frozen := taken[e.owner] && owner != e.owner
+					if before, ok := handed[seq]; ok && !taken[before] && !frozen {
 						return fmt.Errorf("record %d was handed over again by %s, and %s had finished it and did not crash", seq, e.owner, before)
 					}
 					handed[seq] = e.owner
