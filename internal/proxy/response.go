@@ -39,7 +39,7 @@ func (s *stream) header(set *header.Set, end bool, w *wakes) {
 	case r.Status < 200:
 		if end || r.Status == http.StatusSwitchingProtocols {
 			s.fault(frame.ProtocolError, failure(codes.Internal, reasonProtocol, http.StatusBadGateway, "the backend sent :status %d", r.Status), w)
-		} else if !s.grpc { // gRPC has no use for it, and some clients take it amiss
+		} else if !s.grpc { // gRPC has no use for it, and some clients treat it as an error
 			s.front.appendBlock(s.id, s.call.route.response.trailers(set), false)
 			w.add(&s.front.conn)
 		}

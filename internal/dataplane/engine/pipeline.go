@@ -87,7 +87,7 @@ func (p *Pipeline) Reopen(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// Close closes the sources and sinks of the vertices, in the order of the flow. The partitions are closed after it, by whoever opened them.
+// Close closes the sources and sinks of the vertices, in the order of the flow. The caller closes the partitions afterwards.
 func (p *Pipeline) Close(ctx context.Context) (err error) {
 	for _, v := range p.vertices {
 		err = errors.Join(err, v.Close(ctx))

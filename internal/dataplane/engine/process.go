@@ -18,7 +18,7 @@ import (
 
 // Process runs pipelines, or single vertices of them, and ends them in order. The exported fields are set before Run and not changed from then on.
 type Process struct {
-	// Pipelines must be built. Whoever built them closes them.
+	// Pipelines must be built. Their builder closes them.
 	Pipelines []*Pipeline
 	// Budget bounds the end, once it has begun.
 	Budget *Budget

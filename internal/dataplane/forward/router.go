@@ -19,7 +19,7 @@ type Edge struct {
 	To string
 	// Condition decides by the tags of a result; nil lets all pass.
 	Condition *Condition
-	// Partitions are the partitions of the buffer of To. Whoever reads them may be in another process.
+	// Partitions are the partitions of the buffer of To. Their readers may be in other processes.
 	Partitions []*buffer.Writer
 	// ByKey sends all messages with the same keys to the same partition, as an ordered or keyed reader needs it.
 	ByKey bool

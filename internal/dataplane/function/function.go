@@ -1,7 +1,7 @@
 // Package function keeps user code running and calls it: functions, transformers, sinks and sources, in processes that it starts and restarts. It finds
 // the messages that end them.
 //
-// The parts: process starts and ends one process and says how it ended; client speaks to a server of user code, whoever started it. Function is the
+// The parts: process starts and ends one process and says how it ended; client calls a server of user code, started by us or not. Function is the
 // supervisor above the two: it has one instance at a time, replaces it when it ends, and gives messages that were in it to Isolate.
 package function
 
@@ -124,7 +124,7 @@ type instance interface {
 	Open(ctx context.Context, l client.Limits, strays *atomic.Uint64) (client.Caller, error)
 	// PID is its process id; 0 if that is not known.
 	PID() int
-	// Exited is closed once it has ended. Ending, Label and LastLine then say how: for people, for metrics and in its own last words.
+	// Exited is closed once it has ended. Ending, Label and LastLine then describe how: for people, for metrics, and as the last line of its stderr.
 	Exited() <-chan struct{}
 	Ending() string
 	Label() string

@@ -1,6 +1,6 @@
 // Package termination decides when a pipeline whose sources have ended has delivered everything.
 //
-// It is a pure core: it says what to look at next and is told what was seen, and has no clock and no I/O. The caller (package engine) carries out what
+// It is a pure core: it returns what to look at next and takes what was seen, and has no clock and no I/O. The caller (package engine) carries out what
 // Next asks for.
 //
 // # The rule

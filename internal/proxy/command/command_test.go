@@ -417,7 +417,7 @@ func TestCommand(t *testing.T) {
 	}
 }
 
-// A changed file is put in force without a signal; a broken one is not. SIGHUP opens the log anew.
+// A changed file is put in force without a signal; a broken one is not. SIGHUP reopens the log.
 func TestReload(t *testing.T) {
 	first, second := proxytest.NewBackend(t), proxytest.NewBackend(t)
 	dir := t.TempDir()

@@ -1,7 +1,7 @@
 // Package process starts user code as a child process with its own socket directory and, where the system allows it, mount namespace; ends it; and says
 // afterwards how it ended.
 //
-// A process has one Instance from Start until it has exited. Whoever ends it says why (Kill), and the first reason counts: a signal that we sent says
+// A process has one Instance from Start until it has exited. Kill takes the reason, and the first reason counts: a signal that we sent says
 // nothing of the function.
 package process
 
@@ -61,7 +61,7 @@ type Config struct {
 	User *User
 	// SocketRoot is where the process gets its socket directory. The path must be short: Unix sockets allow 107 bytes.
 	SocketRoot string
-	// Concurrency is told to the process.
+	// Concurrency is passed to the process in its environment.
 	Concurrency int
 	// ReadyTimeout is how long the process may take to become ready.
 	ReadyTimeout time.Duration

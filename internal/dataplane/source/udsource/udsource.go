@@ -58,7 +58,7 @@ func (s *Source) Ack(ctx context.Context, b *source.Batch) error {
 	return s.AckPart(ctx, b, 0, len(b.Messages))
 }
 
-// handed are the offsets of a batch, and which of them were acknowledged: a source is told of each once.
+// handed are the offsets of a batch, and which of them were acknowledged: each is acknowledged once.
 type handed struct {
 	offsets []client.Offset
 	acked   []bool
