@@ -37,28 +37,21 @@ diagnostics, in the transaction that moves the offset past it.`,
 			if err != nil {
 				return err
 			}
-			d, err := store.open(cmd.Context(), false)
-			if err != nil {
-				return err
-			}
-			defer d.closing(&err)
-			job, err := findJob(cmd.Context(), d, args[0])
-			if err != nil {
-				return err
-			}
-			rows, err := d.offsets().Quarantined(cmd.Context(), job.ID, limit, wanted...)
-			if err != nil {
-				return err
-			}
-			if out.json() {
-				for i := range rows {
-					if err := encode(cmd.OutOrStdout(), false, &rows[i]); err != nil {
-						return err
-					}
+			return store.withJob(cmd.Context(), args[0], func(d *database, job stream.Status) (err error) {
+				rows, err := d.offsets().Quarantined(cmd.Context(), job.ID, limit, wanted...)
+				if err != nil {
+					return err
 				}
-				return nil
-			}
-			return listQuarantine(cmd.OutOrStdout(), rows)
+				if out.json() {
+					for i := range rows {
+						if err := encode(cmd.OutOrStdout(), false, &rows[i]); err != nil {
+							return err
+						}
+					}
+					return nil
+				}
+				return listQuarantine(cmd.OutOrStdout(), rows)
+			})
 		},
 	}
 	list.Flags().StringSliceVar(&states, "state", nil, "only records in these states: waiting, replay, replayed, dropped")
@@ -77,28 +70,21 @@ diagnostics, in the transaction that moves the offset past it.`,
 			if err != nil {
 				return err
 			}
-			d, err := store.open(cmd.Context(), false)
-			if err != nil {
-				return err
-			}
-			defer d.closing(&err)
-			job, err := findJob(cmd.Context(), d, args[0])
-			if err != nil {
-				return err
-			}
-			rows, err := d.offsets().Quarantined(cmd.Context(), job.ID, 1<<30)
-			if err != nil {
-				return err
-			}
-			for i := range rows {
-				if rows[i].Seq == seqs[0] {
-					if out.json() {
-						return encode(cmd.OutOrStdout(), true, &rows[i])
-					}
-					return showQuarantined(cmd.OutOrStdout(), &rows[i])
+			return store.withJob(cmd.Context(), args[0], func(d *database, job stream.Status) (err error) {
+				rows, err := d.offsets().Quarantined(cmd.Context(), job.ID, 1<<30)
+				if err != nil {
+					return err
 				}
-			}
-			return fmt.Errorf("record %d of job %s is not in quarantine; `levada stream quarantine list %s` shows what is", seqs[0], job.ID, shortID(job.ID))
+				for i := range rows {
+					if rows[i].Seq == seqs[0] {
+						if out.json() {
+							return encode(cmd.OutOrStdout(), true, &rows[i])
+						}
+						return showQuarantined(cmd.OutOrStdout(), &rows[i])
+					}
+				}
+				return fmt.Errorf("record %d of job %s is not in quarantine; `levada stream quarantine list %s` shows what is", seqs[0], job.ID, shortID(job.ID))
+			})
 		},
 	}
 
@@ -114,38 +100,31 @@ diagnostics, in the transaction that moves the offset past it.`,
 				if err != nil {
 					return err
 				}
-				d, err := store.open(cmd.Context(), false)
-				if err != nil {
-					return err
-				}
-				defer d.closing(&err)
-				job, err := findJob(cmd.Context(), d, args[0])
-				if err != nil {
-					return err
-				}
-				if err := hints.check(d); err != nil {
-					return err
-				}
-				n, err := d.offsets().MarkQuarantined(cmd.Context(), job.ID, to, seqs...)
-				if err != nil {
-					return err
-				}
-				if n == 0 || !all && n < len(seqs) {
-					return fmt.Errorf("of the records named, %d wait in the quarantine of job %s, and %s; `levada stream quarantine list %s` shows which do", n, job.ID, done, shortID(job.ID))
-				}
-				if to == stream.Replay {
-					if job, err = wakeForReplay(cmd, d, job); err != nil {
+				return store.withJob(cmd.Context(), args[0], func(d *database, job stream.Status) (err error) {
+					if err := hints.check(d); err != nil {
 						return err
 					}
-					if err := hints.send(cmd.Context(), d, cmd.ErrOrStderr(), job.Job); err != nil {
+					n, err := d.offsets().MarkQuarantined(cmd.Context(), job.ID, to, seqs...)
+					if err != nil {
 						return err
 					}
-				}
-				if out.json() {
-					return encode(cmd.OutOrStdout(), false, map[string]any{"job": job.ID, "records": n, "state": to, "jobState": job.State})
-				}
-				_, err = fmt.Fprintf(cmd.OutOrStdout(), "%d records of job %s %s\n", n, job.ID, done)
-				return err
+					if n == 0 || !all && n < len(seqs) {
+						return fmt.Errorf("of the records named, %d wait in the quarantine of job %s, and %s; `levada stream quarantine list %s` shows which do", n, job.ID, done, shortID(job.ID))
+					}
+					if to == stream.Replay {
+						if job, err = wakeForReplay(cmd, d, job); err != nil {
+							return err
+						}
+						if err := hints.send(cmd.Context(), d, cmd.ErrOrStderr(), job.Job); err != nil {
+							return err
+						}
+					}
+					if out.json() {
+						return encode(cmd.OutOrStdout(), false, map[string]any{"job": job.ID, "records": n, "state": to, "jobState": job.State})
+					}
+					_, err = fmt.Fprintf(cmd.OutOrStdout(), "%d records of job %s %s\n", n, job.ID, done)
+					return err
+				})
 			},
 		}
 		c.Flags().BoolVar(&all, "all", false, "all that wait")

@@ -40,26 +40,19 @@ func newShowCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "show ID", Short: "Show a job with all that is known of it, and what to do next", Args: jobArguments(1), Annotations: map[string]string{"one": "job"},
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			d, err := store.open(cmd.Context(), false)
-			if err != nil {
-				return err
-			}
-			defer d.closing(&err)
-			status, err := findJob(cmd.Context(), d, args[0])
-			if err != nil {
-				return err
-			}
-			v := jobView{Status: status, Quarantine: map[stream.QuarantineState]int{}, Next: whatNext(&status)}
-			if err := v.readSink(cmd.Context(), d); err != nil {
-				if cmd.Context().Err() != nil {
-					return err
+			return store.withJob(cmd.Context(), args[0], func(d *database, status stream.Status) (err error) {
+				v := jobView{Status: status, Quarantine: map[stream.QuarantineState]int{}, Next: whatNext(&status)}
+				if err := v.readSink(cmd.Context(), d); err != nil {
+					if cmd.Context().Err() != nil {
+						return err
+					}
+					v.Unread = err.Error()
 				}
-				v.Unread = err.Error()
-			}
-			if out.json() {
-				return encode(cmd.OutOrStdout(), true, v)
-			}
-			return showJob(cmd.OutOrStdout(), &v, time.Now())
+				if out.json() {
+					return encode(cmd.OutOrStdout(), true, v)
+				}
+				return showJob(cmd.OutOrStdout(), &v, time.Now())
+			})
 		},
 	}
 	store.register(cmd.Flags())

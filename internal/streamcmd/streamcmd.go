@@ -322,6 +322,20 @@ func jobArguments(least int) cobra.PositionalArgs {
 	}
 }
 
+// withJob opens the store and calls do with the job that the id, or its beginning, names. Tables are not created.
+func (f *storeFlag) withJob(ctx context.Context, id string, do func(d *database, job stream.Status) error) (err error) {
+	d, err := f.open(ctx, false)
+	if err != nil {
+		return err
+	}
+	defer d.closing(&err)
+	job, err := findJob(ctx, d, id)
+	if err != nil {
+		return err
+	}
+	return do(d, job)
+}
+
 // findJob takes an id, or its beginning if that is enough to tell jobs apart.
 func findJob(ctx context.Context, d *database, id string) (stream.Status, error) {
 	status, err := d.Get(ctx, id)

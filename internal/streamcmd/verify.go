@@ -60,70 +60,63 @@ that you want compared, and equal is 0.`,
 			case without && offline:
 				return commandline.UsageError(errors.New("--checkpoint-only and --offline together leave nothing to compare: drop one of them"))
 			}
-			d, err := store.open(cmd.Context(), false)
-			if err != nil {
-				return err
-			}
-			defer d.closing(&err)
-			status, err := findJob(cmd.Context(), d, args[0])
-			if err != nil {
-				return err
-			}
-			if !offline && status.Target != "" && client.target != "" && client.target != status.Target {
-				return commandline.UsageError(fmt.Errorf("%s is %s, but the job names its own producer, %s, which is the one that is compared: leave it out", commandline.Given(cmd.Flags().Lookup("target")), commandline.Printable(client.target), commandline.Printable(status.Target)))
-			}
-			if !offline && status.Target == "" && client.target == "" {
-				return commandline.ExitError{Code: commandline.ExitUsage, Err: errors.New("the job names no producer: say with --target where it is, or --offline to compare the table with the checkpoint alone")}
-			}
-			conns, err := client.connections()
-			if err != nil {
-				return err
-			}
-			defer conns.Close()
-			v := verification{d: d, status: status, names: name}
-			if query != "" {
-				if v.query, err = d.openQuery(cmd.Context(), query, status.ID); err != nil {
-					return commandline.UsageError(fmt.Errorf("--query: %w", err))
+			return store.withJob(cmd.Context(), args[0], func(d *database, status stream.Status) (err error) {
+				if !offline && status.Target != "" && client.target != "" && client.target != status.Target {
+					return commandline.UsageError(fmt.Errorf("%s is %s, but the job names its own producer, %s, which is the one that is compared: leave it out", commandline.Given(cmd.Flags().Lookup("target")), commandline.Printable(client.target), commandline.Printable(status.Target)))
 				}
-				defer v.query.Close()
-				if offline && !v.query.Has("seq") {
-					return commandline.UsageError(errors.New("--query without a column seq needs the producer, which knows the keys: return seq, or drop --offline"))
+				if !offline && status.Target == "" && client.target == "" {
+					return commandline.ExitError{Code: commandline.ExitUsage, Err: errors.New("the job names no producer: say with --target where it is, or --offline to compare the table with the checkpoint alone")}
 				}
-			} else if !without {
-				if v.table, err = tableOf(cmd.Context(), d, table, status.Stream); err != nil {
+				conns, err := client.connections()
+				if err != nil {
 					return err
 				}
-			}
-			if offline && v.table == nil && v.query == nil {
-				return commandline.UsageError(fmt.Errorf("--offline leaves nothing to compare the checkpoint with: no table %s was found; name the rows with --table or --query, or drop --offline", commandline.Printable(status.Stream)))
-			}
-			if v.table != nil {
-				defer v.table.Close()
-			}
-			if !offline {
-				ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
-				defer cancel()
-				v.producer = func(upTo stream.Checkpoint) iter.Seq2[stream.Record, error] {
-					return readAgain(ctx, conns, status.Job, upTo)
+				defer conns.Close()
+				v := verification{d: d, status: status, names: name}
+				if query != "" {
+					if v.query, err = d.openQuery(cmd.Context(), query, status.ID); err != nil {
+						return commandline.UsageError(fmt.Errorf("--query: %w", err))
+					}
+					defer v.query.Close()
+					if offline && !v.query.Has("seq") {
+						return commandline.UsageError(errors.New("--query without a column seq needs the producer, which knows the keys: return seq, or drop --offline"))
+					}
+				} else if !without {
+					if v.table, err = tableOf(cmd.Context(), d, table, status.Stream); err != nil {
+						return err
+					}
 				}
-			}
-			result, err := v.run(cmd.Context())
-			if err != nil {
+				if offline && v.table == nil && v.query == nil {
+					return commandline.UsageError(fmt.Errorf("--offline leaves nothing to compare the checkpoint with: no table %s was found; name the rows with --table or --query, or drop --offline", commandline.Printable(status.Stream)))
+				}
+				if v.table != nil {
+					defer v.table.Close()
+				}
+				if !offline {
+					ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
+					defer cancel()
+					v.producer = func(upTo stream.Checkpoint) iter.Seq2[stream.Record, error] {
+						return readAgain(ctx, conns, status.Job, upTo)
+					}
+				}
+				result, err := v.run(cmd.Context())
+				if err != nil {
+					return err
+				}
+				if out.json() {
+					err = encode(cmd.OutOrStdout(), true, result)
+				} else {
+					err = result.write(cmd.OutOrStdout())
+				}
+				switch {
+				case err != nil:
+				case !result.OK:
+					err = commandline.ExitError{Code: commandline.ExitProblems}
+				case !result.rowsCompared() && !without:
+					err = commandline.ExitError{Code: exitNoRows}
+				}
 				return err
-			}
-			if out.json() {
-				err = encode(cmd.OutOrStdout(), true, result)
-			} else {
-				err = result.write(cmd.OutOrStdout())
-			}
-			switch {
-			case err != nil:
-			case !result.OK:
-				err = commandline.ExitError{Code: commandline.ExitProblems}
-			case !result.rowsCompared() && !without:
-				err = commandline.ExitError{Code: exitNoRows}
-			}
-			return err
+			})
 		},
 	}
 	flags := cmd.Flags()
