@@ -62,6 +62,13 @@ func (r *run) deliver(sink *atLeastOnce, records []Record, token []byte) error {
 		if failed == nil {
 			continue
 		}
+		if done == n { // the error is about no record: all are finished and committed
+			if verdictOf(failed) == verdictHalt {
+				return r.afterRefusal(failed)
+			}
+			r.log.Warn("handler failed after it had finished all its records, they are committed", "to", r.checkpoint.Seq, "error", failed)
+			continue
+		}
 		alone := n == 1
 		rest := records[:n-done] // they were handed over, or would have been, and are not finished
 		fewer := (len(rest) + 1) / 2

@@ -397,6 +397,23 @@ func TestAFunctionThatIsNoEachHandlerFinishesItsBatches(t *testing.T) {
 	})
 }
 
+// A function that is converted to EachHandler and fails after a handler of Each has finished everything: the records are finished, and the error ends no worker.
+func TestAnErrorAfterAllIsFinishedRepeatsNothing(t *testing.T) {
+	withProducer(t, stream.Slice(numbers(100)...), func(l *lab) {
+		s := &service{}
+		each := stream.Each(s.call)
+		l.start("s", stream.AtLeastOnce(l.store.Sink(nil), stream.EachHandler(func(ctx context.Context, b *stream.Batch) error {
+			if err := each(ctx, b); err != nil {
+				return err
+			}
+			return errors.New("after the last record")
+		})))
+		l.submit(stream.Job{ID: "j", Stream: "s"})
+		l.is(l.end("j", time.Hour), stream.Completed, "")
+		must(t, s.once(100))
+	})
+}
+
 // A crash repeats at most CommitRecords records.
 func TestACrashRepeatsAtMostCommitRecords(t *testing.T) {
 	withService(t, 3000, func(l *lab, s *service, sink func(stream.ReplaySink) stream.ReplaySink) {
