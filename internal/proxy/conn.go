@@ -232,8 +232,11 @@ func (c *conn) write(s side) {
 			c.out, spare = shrunk(c.out), shrunk(spare)
 			c.mu.Unlock()
 			<-c.wake
-			// Other readers that are about to run have more for this connection: one system call instead of several.
-			runtime.Gosched()
+			// Other readers that are about to run have more for this connection: one system call instead of several. Not while large headers are
+			// worked on: readers of those are in the same queue, and each has a millisecond's work.
+			if len(c.proxy.heavy) == 0 {
+				runtime.Gosched()
+			}
 			c.mu.Lock()
 			continue
 		}

@@ -44,7 +44,13 @@ type Attack struct {
 	Step  func(*Conn) error
 	Pause time.Duration // between steps; 0 is none, and many steps are sent together
 	Lasts time.Duration // at least, for what is noticed by its age
+	// Slow is the victim's p99 up to which it is no finding; 0 is smallP99. It is larger where each step is a call that the limits allow, so that the
+	// attack is load: the proxy, the backend and the attacker share the processors with the victim.
+	Slow time.Duration
 }
+
+// halfP99 is half of the p99 that the acceptance table allows a victim, 250 ms.
+const halfP99 = 125 * time.Millisecond
 
 // errAgain ends a connection from our side, to begin a new one.
 var errAgain = errors.New("the attack begins again")

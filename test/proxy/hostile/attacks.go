@@ -89,7 +89,7 @@ var Front = slices.Concat(floods, []Attack{
 		}
 		return c.Head(c.Stream(), manyFields, true)
 	}},
-	{Name: "headers just small enough, streams kept open", Connections: 20, Step: func(c *Conn) error {
+	{Name: "headers just small enough, streams kept open", Connections: 20, Slow: halfP99, Step: func(c *Conn) error {
 		if c.Stream() > 2*1000 {
 			return c.wait()
 		}

@@ -153,6 +153,7 @@ func seconds(t *testing.T) time.Duration {
 type row struct {
 	name            string
 	want            Want
+	mayTake         time.Duration // Attack.Slow
 	result          Result
 	attacked, peace time.Duration // p99 of the victim, and of the one whose proxy nobody attacked
 	calls           int           // of the victim
@@ -239,7 +240,7 @@ func once(t *testing.T, a Attack, reached *atomic.Int64, o target.Options, liste
 			}
 		}
 	}
-	r := row{name: a.Name, want: a.Want, memory: proxy.Memory()}
+	r := row{name: a.Name, want: a.Want, mayTake: a.Slow, memory: proxy.Memory()}
 	cpu, files := proxy.CPU(), proxy.Files()
 	reached.Store(0)
 	v, w := startVictim(conn), startVictim(peace)
@@ -273,7 +274,7 @@ func once(t *testing.T, a Attack, reached *atomic.Int64, o target.Options, liste
 	return r
 }
 
-func (r *row) slow() bool { return r.attacked > max(2*r.peace, smallP99) }
+func (r *row) slow() bool { return r.attacked > max(2*r.peace, cmp.Or(r.mayTake, smallP99)) }
 
 func (r *row) finding(format string, args ...any) {
 	r.findings = append(r.findings, fmt.Sprintf(format, args...))
