@@ -237,8 +237,7 @@ func (s *settling) Read(ctx context.Context, limit int) (*source.Batch, error) {
 // endedSource has nothing to give.
 type endedSource struct{}
 
-func (endedSource) Read(context.Context, int) (*source.Batch, error)             { return nil, io.EOF }
-func (endedSource) Ack(context.Context, *source.Batch) error                     { return nil }
-func (endedSource) Nack(context.Context, *source.Batch, int, time.Duration) bool { return false }
-func (endedSource) Pending(context.Context) (int64, error)                       { return 0, nil }
-func (endedSource) Close(context.Context) error                                  { return nil }
+func (endedSource) Read(context.Context, int) (*source.Batch, error) { return nil, io.EOF }
+func (endedSource) Ack(context.Context, *source.Batch) error         { return nil }
+func (endedSource) Pending(context.Context) (int64, error)           { return 0, nil }
+func (endedSource) Close(context.Context) error                      { return nil }

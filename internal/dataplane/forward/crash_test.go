@@ -190,9 +190,8 @@ func (r *reader) AckPart(_ context.Context, b *source.Batch, from, to int) error
 	return nil
 }
 
-func (*reader) Nack(context.Context, *source.Batch, int, time.Duration) bool { return false }
-func (*reader) Pending(context.Context) (int64, error)                       { return 0, nil }
-func (*reader) Close(context.Context) error                                  { return nil }
+func (*reader) Pending(context.Context) (int64, error) { return 0, nil }
+func (*reader) Close(context.Context) error            { return nil }
 
 // letters keeps dead letters.
 type letters struct {

@@ -52,10 +52,9 @@ func (l *list) Read(ctx context.Context, limit int) (*source.Batch, error) {
 	return b, nil
 }
 
-func (*list) Ack(context.Context, *source.Batch) error                     { return nil }
-func (*list) Nack(context.Context, *source.Batch, int, time.Duration) bool { return false }
-func (*list) Pending(context.Context) (int64, error)                       { return 0, nil }
-func (*list) Close(context.Context) error                                  { return nil }
+func (*list) Ack(context.Context, *source.Batch) error { return nil }
+func (*list) Pending(context.Context) (int64, error)   { return 0, nil }
+func (*list) Close(context.Context) error              { return nil }
 
 func values(n int) (m []flow.Message) {
 	for i := range n {

@@ -3,7 +3,6 @@ package source
 
 import (
 	"context"
-	"time"
 
 	"github.com/levada-io/levada/internal/dataplane/deadletter"
 	"github.com/levada-io/levada/internal/flow"
@@ -18,9 +17,6 @@ type Reader interface {
 	// Ack says that every message of the batch is durable in all outputs. Batches are acknowledged once each, in the order in which Read gave
 	// them. After a crash what was not acknowledged must come again, with the same positions or ids.
 	Ack(ctx context.Context, b *Batch) error
-	// Nack says that the message with this id (or position) of a batch should be given again after delay, if the source can do
-	// that. It returns false if it cannot; the vertex then keeps the message and tries again itself.
-	Nack(ctx context.Context, b *Batch, index int, delay time.Duration) bool
 	// Pending is how many messages wait outside; -1 if nobody knows.
 	Pending(ctx context.Context) (int64, error)
 	// Close lets go of everything. What was acknowledged is remembered durably when it returns.

@@ -156,9 +156,6 @@ func (c *counter) AckPart(ctx context.Context, b *source.Batch, _, to int) error
 	return c.saver.Ack(ctx, b.EndOf(to))
 }
 
-// Nack implements source.Reader. The vertex keeps the message.
-func (c *counter) Nack(context.Context, *source.Batch, int, time.Duration) bool { return false }
-
 // Pending implements source.Reader. There is always more, so the number says nothing.
 func (c *counter) Pending(context.Context) (int64, error) { return -1, nil }
 

@@ -362,9 +362,6 @@ func (r *Reader) ack(ctx context.Context, b *source.Batch, position uint64) erro
 	return err
 }
 
-// Nack implements source.Reader: a file is read in order, so the vertex has to keep the message.
-func (r *Reader) Nack(context.Context, *source.Batch, int, time.Duration) bool { return false }
-
 // Pending implements source.Reader. It is an estimate: the bytes not read yet, in records of the usual size.
 func (r *Reader) Pending(context.Context) (int64, error) {
 	info, err := os.Stat(r.cfg.Path)

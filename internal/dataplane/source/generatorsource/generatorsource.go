@@ -216,9 +216,6 @@ func (r *Reader) payload(b []byte, number uint64, now int64) []byte {
 // Ack implements source.Reader.
 func (r *Reader) Ack(ctx context.Context, b *source.Batch) error { return r.saver.Ack(ctx, b.Hi) }
 
-// Nack implements source.Reader: the vertex has to keep the message.
-func (r *Reader) Nack(context.Context, *source.Batch, int, time.Duration) bool { return false }
-
 // Pending implements source.Reader: there is no outside where messages could wait.
 func (r *Reader) Pending(context.Context) (int64, error) { return -1, nil }
 

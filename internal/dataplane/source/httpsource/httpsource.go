@@ -246,12 +246,6 @@ func (r *Reader) Ack(_ context.Context, b *source.Batch) error {
 	return nil
 }
 
-// Nack implements source.Reader: it answers 500, and the sender sends again. How long it waits is its own affair.
-func (r *Reader) Nack(_ context.Context, b *source.Batch, index int, _ time.Duration) bool {
-	r.finish(b.Token.([]*request)[index], http.StatusInternalServerError)
-	return true
-}
-
 // finish answers a request, once.
 func (r *Reader) finish(q *request, status int) {
 	r.mu.Lock()

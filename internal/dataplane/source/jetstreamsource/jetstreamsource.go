@@ -271,18 +271,6 @@ func (r *Reader) letGo(it *item) {
 	}
 }
 
-// Nack implements source.Reader: the server gives the message again after delay.
-func (r *Reader) Nack(_ context.Context, b *source.Batch, index int, delay time.Duration) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	it := b.Token.([]*item)[index]
-	if it.done || it.life != r.life || it.in.NakWithDelay(delay) != nil {
-		return false
-	}
-	r.letGo(it)
-	return true
-}
-
 // Pending implements source.Reader: what the consumer has not delivered to any pod.
 func (r *Reader) Pending(ctx context.Context) (int64, error) {
 	info, err := r.current().consumer.Info(ctx)

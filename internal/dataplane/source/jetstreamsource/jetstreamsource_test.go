@@ -108,8 +108,7 @@ func TestConformance(t *testing.T) {
 	sourcetest.Run(t, func(t *testing.T) sourcetest.Harness {
 		s := start(t)
 		return sourcetest.Harness{
-			Unordered:  true, // once some come again
-			Redelivers: true,
+			Unordered: true, // once some come again
 			Open: func(t *testing.T) source.Reader {
 				return open(t, jetstreamsource.Config{Conn: s.conn, ReadAhead: 50})
 			},

@@ -146,9 +146,6 @@ func (r *Reader) Dropped() (int, error) { return r.sub.Dropped() }
 // Ack implements source.Reader. There is nobody to tell.
 func (r *Reader) Ack(context.Context, *source.Batch) error { return nil }
 
-// Nack implements source.Reader.
-func (r *Reader) Nack(context.Context, *source.Batch, int, time.Duration) bool { return false }
-
 // Pending implements source.Reader: nobody knows what will be published.
 func (r *Reader) Pending(context.Context) (int64, error) { return -1, nil }
 

@@ -25,8 +25,6 @@ type Harness struct {
 	Forgets bool
 	// Finite says that Read returns io.EOF after the last message. Produce is then called once, before Open.
 	Finite bool
-	// Redelivers says that Nack makes a message come again.
-	Redelivers bool
 	// Unordered says that what comes again may come in another order.
 	Unordered bool
 }
@@ -42,7 +40,6 @@ func Run(t *testing.T, makeHarness func(t *testing.T) Harness) {
 		"what was not acknowledged comes again":      unacknowledged,
 		"a context's end loses nothing":              cancelled,
 		"reading and acknowledging at the same time": concurrently,
-		"a nacked message comes again":               nacked,
 		"closing twice does no harm":                 closedTwice,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -314,35 +311,6 @@ func concurrently(t *testing.T, h Harness) {
 		return
 	}
 	c.distinct(t, got, 0, n)
-	shut(t, r)
-}
-
-func nacked(t *testing.T, h Harness) {
-	r, n := begin(t, h, many)
-	c := &checker{h: h}
-	b, err := r.Read(ctx(t), 10)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if again := r.Nack(ctx(t), b, 0, time.Millisecond); again != h.Redelivers {
-		t.Fatalf("nack = %v, want %v", again, h.Redelivers)
-	}
-	if h.Redelivers {
-		first := c.batch(t, b, 10)[0]
-		if err := r.Ack(ctx(t), b); err != nil {
-			t.Fatalf("ack of the others: %v", err)
-		}
-		rest, _ := c.read(t, r, n-len(b.Messages)+1, 10, true)
-		found := 0
-		for _, m := range rest {
-			if m == first {
-				found++
-			}
-		}
-		if found != 1 {
-			t.Fatalf("the nacked message came %d times again", found)
-		}
-	}
 	shut(t, r)
 }
 

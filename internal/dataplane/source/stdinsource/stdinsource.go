@@ -208,9 +208,6 @@ func (r *Reader) more(ctx context.Context) error {
 // Ack implements source.Reader. There is nothing to remember: a stream cannot be read again.
 func (r *Reader) Ack(context.Context, *source.Batch) error { return nil }
 
-// Nack implements source.Reader.
-func (r *Reader) Nack(context.Context, *source.Batch, int, time.Duration) bool { return false }
-
 // Pending implements source.Reader: nobody knows.
 func (r *Reader) Pending(context.Context) (int64, error) { return -1, nil }
 

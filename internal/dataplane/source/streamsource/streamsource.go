@@ -371,9 +371,6 @@ func (r *Reader) ackUpTo(ctx context.Context, position stream.Checkpoint) error 
 	return r.saver.Ack(ctx, turn)
 }
 
-// Nack implements source.Reader: a stream is read in order, so the vertex has to keep the message.
-func (r *Reader) Nack(context.Context, *source.Batch, int, time.Duration) bool { return false }
-
 // Pending implements source.Reader: what the producer says that the stream has, less what was taken off it; -1 if the producer does not know.
 func (r *Reader) Pending(context.Context) (int64, error) {
 	p := r.stream.Progress()

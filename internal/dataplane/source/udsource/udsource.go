@@ -89,9 +89,6 @@ func (s *Source) AckPart(ctx context.Context, b *source.Batch, from, to int) err
 	return nil
 }
 
-// Nack implements source.Reader. The vertex keeps the message: it holds the whole batch until all of it is done.
-func (s *Source) Nack(context.Context, *source.Batch, int, time.Duration) bool { return false }
-
 // Pending implements source.Reader.
 func (s *Source) Pending(ctx context.Context) (int64, error) {
 	c, err := s.Function.SourceClient(ctx)
