@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"time"
 )
@@ -26,99 +25,119 @@ type finished struct {
 // maxFinished bounds Worker.finished. Jobs that others went on with stay in it.
 const maxFinished = 1000
 
+// delivery hands records over to a handler of AtLeastOnce, in slices.
+type delivery struct {
+	r       *run
+	sink    *atLeastOnce
+	records []Record // not finished: the first one follows the checkpoint
+	token   []byte   // names the position after the last of them
+	alone   loneFailure
+}
+
+// loneFailure is the record that has failed alone last. It may have been the handler's bad luck.
+type loneFailure struct {
+	seq      uint64 // 0: none has
+	attempts int    // at least len(failed)
+	failed   []Attempt
+}
+
 // deliver is process for sinks of AtLeastOnce. It hands over slices of the records, and commits what is finished: a failure has only what is
 // not finished handed over again.
 func (r *run) deliver(sink *atLeastOnce, records []Record, token []byte) error {
-	var single struct { // the record that failed alone
-		seq      uint64
-		attempts int
-		failed   []Attempt
-	}
-	for len(records) > 0 {
+	d := &delivery{r: r, sink: sink, records: records, token: token}
+	for len(d.records) > 0 {
 		if r.own.Err() != nil || r.stop.Err() != nil {
 			return r.ended()
 		}
-		n := r.sliceOf(len(records))
-		if r.condemned == records[0].Seq {
-			n = 1
-		}
-		at := r.checkpoint.Token // it may name an earlier position than the checkpoint's: the number counts
-		if n == len(records) {
-			at = token
-		}
-		if r.condemned == records[0].Seq {
-			why := fmt.Errorf("%d processes crashed with this record alone in flight", r.journal.Deaths)
-			if err := r.quarantine(records[:1], at, r.journal.Deaths, NewAttempt(ClassDeath, why)); err != nil {
-				return err
-			}
-			records = records[1:]
-			continue
-		}
-		done, failed, err := r.handOver(sink, records[:n], at)
-		if err != nil {
+		if err := d.next(); err != nil {
 			return err
 		}
-		records = records[done:]
-		if failed == nil {
-			continue
-		}
-		if done == n { // the error is about no record: all are finished and committed
-			if verdictOf(failed) == verdictHalt {
-				return r.afterRefusal(failed)
-			}
-			r.log.Warn("handler failed after it had finished all its records, they are committed", "to", r.checkpoint.Seq, "error", failed)
-			continue
-		}
-		alone := n == 1
-		rest := records[:n-done] // they were handed over, or would have been, and are not finished
-		fewer := (len(rest) + 1) / 2
-		if sink.each {
-			fewer = 1 // the first one is to blame
-		}
-		if tooSlow(failed) && !alone && r.stop.Err() == nil {
-			r.slice = fewer
-			r.log.Warn("handler is too slow, it gets fewer records at once", "reason", ReasonTooSlow, "records", r.slice, "timeout", r.config.HandlerTimeout, "error", failed)
-			continue
-		}
-		panicked, isPanic := errors.AsType[*PanicError](failed)
-		bad := isPanic || verdictOf(failed) == verdictSkip || verdictOf(failed) == verdictLater && !r.patient(rest[len(rest)-1].Seq)
-		switch {
-		case !bad:
-			if err := r.afterRefusal(failed); err != nil {
-				return err
-			}
-			if alone && single.seq == rest[0].Seq {
-				single.attempts++
-			}
-			continue
-		case !alone:
-			r.slice = fewer
-			r.search = rest[len(rest)-1].Seq
-			if sink.each {
-				r.search = rest[0].Seq
-			}
-			continue
-		}
-		if single.seq != rest[0].Seq {
-			single.seq, single.attempts, single.failed = rest[0].Seq, 0, nil
-		}
-		single.attempts++
-		class := ClassRefused
-		if isPanic {
-			class = ClassPanic
-		}
-		single.failed = append(single.failed, NewAttempt(class, failed))
-		if isPanic && single.attempts == 1 { // a panic may have been bad luck: twice is the record
-			continue
-		}
-		if isPanic {
-			r.log.Error("the handler panicked", "record", rest[0].Seq, "key", fmt.Sprintf("%q", rest[0].Key), "panic", fmt.Sprint(panicked.Value), "stack", string(panicked.Stack))
-		}
-		if err := r.quarantine(rest, at, single.attempts, single.failed...); err != nil {
-			return err
-		}
-		records = records[1:]
 	}
+	return nil
+}
+
+// next hands over one slice.
+func (d *delivery) next() error {
+	r := d.r
+	n := r.sliceOf(len(d.records))
+	if r.condemned == d.records[0].Seq {
+		if err := r.quarantineCondemned(d.records, d.position(1)); err != nil {
+			return err
+		}
+		d.records = d.records[1:]
+		return nil
+	}
+	at := d.position(n)
+	rest := d.records[:n]
+	done, failed, err := r.handOver(d.sink, rest, at)
+	if err != nil {
+		return err
+	}
+	d.records = d.records[done:]
+	switch {
+	case failed == nil:
+		return nil
+	case done < n:
+	case verdictOf(failed) == verdictHalt:
+		return r.afterRefusal(failed)
+	default: // the error is about no record: all are finished and committed
+		r.log.Warn("handler failed after it had finished all its records, they are committed", "to", r.checkpoint.Seq, "error", failed)
+		return nil
+	}
+	return d.refused(rest[done:], at, n == 1, failed) // they were handed over, or would have been, and are not finished
+}
+
+// position returns the token for the first n records. It may name an earlier position than theirs: the number counts.
+func (d *delivery) position(n int) []byte {
+	if n == len(d.records) {
+		return d.token
+	}
+	return d.r.checkpoint.Token
+}
+
+// refused decides what becomes of records that the handler has not finished, because of failed. alone: one record was handed over.
+func (d *delivery) refused(rest []Record, at []byte, alone bool, failed error) error {
+	r, last := d.r, rest[len(rest)-1].Seq
+	fewer := (len(rest) + 1) / 2
+	if d.sink.each {
+		fewer = 1 // the first one is to blame
+	}
+	switch {
+	case tooSlow(failed) && !alone && r.stop.Err() == nil:
+		r.slice = fewer
+		r.log.Warn("handler is too slow, it gets fewer records at once", "reason", ReasonTooSlow, "records", r.slice, "timeout", r.config.HandlerTimeout, "error", failed)
+	case !r.isBad(failed, last):
+		if err := r.afterRefusal(failed); err != nil {
+			return err
+		}
+		if alone && d.alone.seq == rest[0].Seq {
+			d.alone.attempts++
+		}
+	case !alone:
+		r.slice, r.search = fewer, last
+		if d.sink.each {
+			r.search = rest[0].Seq
+		}
+	default:
+		return d.blame(rest, at, failed)
+	}
+	return nil
+}
+
+// blame has the one record that failed alone put into quarantine, once it is certain that it is bad.
+func (d *delivery) blame(rest []Record, at []byte, failed error) error {
+	if d.alone.seq != rest[0].Seq {
+		d.alone = loneFailure{seq: rest[0].Seq}
+	}
+	d.alone.attempts++
+	d.alone.failed = append(d.alone.failed, refusal(failed))
+	if !d.r.certain(rest[0], failed, d.alone.attempts) {
+		return nil
+	}
+	if err := d.r.quarantine(rest, at, d.alone.attempts, d.alone.failed...); err != nil {
+		return err
+	}
+	d.records = d.records[1:]
 	return nil
 }
 
@@ -135,33 +154,53 @@ func (r *run) sliceOf(records int) int {
 // handOver calls the handler with the records that could be made, and commits what it has finished: done records. failed is the handler's error,
 // which is about those that follow; err ends the run.
 func (r *run) handOver(sink *atLeastOnce, records []Record, token []byte) (done int, failed, err error) {
-	good, place := make([]Record, 0, len(records)), make([]int, 0, len(records))
+	good, place := makeable(records)
+	if len(good) == 0 {
+		return len(records), nil, r.account(records, token, nil)
+	}
+	suspect, err := r.takeHandFrom(records[0].Seq)
+	if err != nil {
+		return 0, nil, err
+	}
+	begun := time.Now()
+	batch := &Batch{Job: r.job, Epoch: r.lease.Epoch, Records: good}
+	finished, failed := r.handle(sink, batch, begun)
+	took := time.Since(begun)
+	r.giveHand()
+	if failed == nil {
+		r.adjust(len(records), finished == len(place), finished, took)
+	}
+	if finished == 0 {
+		if suspect {
+			return 0, failed, r.note(withHand(r.journal, 0))
+		}
+		return 0, failed, nil
+	}
+	done = len(records)
+	if finished < len(place) {
+		done, token = place[finished], r.checkpoint.Token
+	}
+	last := records[done-1].Seq
+	skipped := slices.DeleteFunc(batch.skipped, func(q Quarantined) bool { return q.Seq > last })
+	return done, failed, r.account(records[:done], token, skipped)
+}
+
+// makeable returns the records that the producer could make, and the place of each among all.
+func makeable(records []Record) (good []Record, place []int) {
+	good, place = make([]Record, 0, len(records)), make([]int, 0, len(records))
 	for i, record := range records {
 		if record.Bad == "" {
 			good, place = append(good, record), append(place, i)
 		}
 	}
-	if len(good) == 0 {
-		return len(records), nil, r.account(records, token, nil)
-	}
-	suspect := r.journal.Probe > 0
-	if err := r.takeHand(suspect); err != nil {
-		return 0, nil, err
-	}
-	if suspect {
-		// From here until the commit a death is blamed on these records.
-		j := r.journal
-		j.Hand = records[0].Seq
-		if err := r.note(j); err != nil {
-			r.giveHand()
-			return 0, nil, err
-		}
-	}
-	begun := time.Now()
-	aim := min(sliceTime, r.config.HandlerTimeout/4)
-	batch := &Batch{Job: r.job, Epoch: r.lease.Epoch, Records: good}
-	allowed := r.allowedBad()
+	return good, place
+}
+
+// handle calls the handler with the batch, and returns how many of its records are finished.
+func (r *run) handle(sink *atLeastOnce, batch *Batch, begun time.Time) (finished int, failed error) {
+	all := len(batch.Records)
 	if sink.each { // a function that calls a handler of Each must get all of its batch done: it cannot say how far it came
+		aim, allowed := r.sliceAim(), r.allowedBad()
 		batch.pace = &pace{more: func(b *Batch) bool {
 			return time.Since(begun) < aim && r.own.Err() == nil && r.stop.Err() == nil && (allowed < 0 || len(b.skipped) <= allowed)
 		}}
@@ -174,39 +213,21 @@ func (r *run) handOver(sink *atLeastOnce, records []Record, token []byte) (done 
 		}
 		return err
 	})
-	took := time.Since(begun)
-	r.giveHand()
-
-	finished := 0
 	switch {
 	case sink.each && batch.pace.begun:
 		finished = batch.pace.finished
 	case failed == nil: // of a function that was converted to EachHandler and calls none, too
-		finished = len(place)
+		finished = all
 	}
-	if failed == nil {
-		r.adjust(len(records), finished == len(place), finished, took, aim)
-	}
-	if finished == 0 {
-		if suspect {
-			j := r.journal
-			j.Hand = 0
-			return 0, failed, r.note(j)
-		}
-		return 0, failed, nil
-	}
-	done = len(records)
-	if finished < len(place) {
-		done = place[finished]
-		token = r.checkpoint.Token
-	}
-	last := records[done-1].Seq
-	skipped := slices.DeleteFunc(batch.skipped, func(q Quarantined) bool { return q.Seq > last })
-	return done, failed, r.account(records[:done], token, skipped)
+	return finished, failed
 }
 
+// sliceAim is how long a slice is to take.
+func (r *run) sliceAim() time.Duration { return min(sliceTime, r.config.HandlerTimeout/4) }
+
 // adjust makes the next slice one of about the time that is aimed at.
-func (r *run) adjust(records int, all bool, finished int, took, aim time.Duration) {
+func (r *run) adjust(records int, all bool, finished int, took time.Duration) {
+	aim := r.sliceAim()
 	switch {
 	case took > aim:
 		r.slice = max(1, int(float64(finished)*float64(aim)/float64(took)))
@@ -244,33 +265,28 @@ func (r *run) allowedBad() int {
 
 // account commits records that the handler has finished, or that could not be made.
 func (r *run) account(records []Record, token []byte, skipped []Quarantined) error {
-	next := r.checkpoint
-	next.Token = token
-	aside := slices.Clone(skipped)
-	for _, record := range records {
-		next.Seq = record.Seq
-		next.Bytes += uint64(record.size())
-		next.Digest.add(record.Seq, len(record.Key), len(record.Value), record.sum)
-		if record.Bad != "" {
-			attempt := NewAttempt(ClassProducer, errors.New(record.Bad))
-			aside = append(aside, Quarantined{Job: r.job.ID, Seq: record.Seq, Key: clone(record.Key), Error: record.Bad, Class: ClassProducer, Attempts: 1, History: []Attempt{attempt}, State: Waiting})
-		}
-	}
+	next, _, bad := r.advanced(records, token)
+	aside := slices.Concat(skipped, bad)
 	slices.SortFunc(aside, func(a, b Quarantined) int { return cmp.Compare(a.Seq, b.Seq) })
 	if allowed := r.allowedBad(); allowed >= 0 && len(aside) > allowed && aside[allowed].Seq > records[0].Seq {
-		// The job will halt there. What is before it is finished, and must not be handed over again when a person has the job retried.
-		n := int(aside[allowed].Seq - records[0].Seq)
-		before := slices.IndexFunc(skipped, func(q Quarantined) bool { return q.Seq >= aside[allowed].Seq })
-		if before < 0 {
-			before = len(skipped)
-		}
-		if err := r.account(records[:n], r.checkpoint.Token, skipped[:before]); err != nil {
-			return err
-		}
-		return r.account(records[n:], token, skipped[before:])
+		return r.accountApart(records, token, skipped, aside[allowed].Seq)
 	}
 	next.Token = clone(token)
 	return r.commitFinished(finished{r.created, r.checkpoint, next, aside})
+}
+
+// accountApart accounts for records up to the one at which the job will halt, and then for the others. What is before it is finished, and must not be
+// handed over again when a person has the job retried.
+func (r *run) accountApart(records []Record, token []byte, skipped []Quarantined, halts uint64) error {
+	n := int(halts - records[0].Seq)
+	before := slices.IndexFunc(skipped, func(q Quarantined) bool { return q.Seq >= halts })
+	if before < 0 {
+		before = len(skipped)
+	}
+	if err := r.account(records[:n], r.checkpoint.Token, skipped[:before]); err != nil {
+		return err
+	}
+	return r.account(records[n:], token, skipped[before:])
 }
 
 // commitFinished repeats the commit until the sink has it, or has another owner's. The job is not given back meanwhile, since its next owner

@@ -54,19 +54,3 @@ func (w *Worker) sayCapacity() {
 // LeaseRenewed says that the commit has also renewed the lease in the job store, at a time not before at. Sinks in the job store's own database
 // call it: a job that commits keeps its lease then, also when nothing else reaches the store.
 func (c *Commit) LeaseRenewed(at time.Time) { c.renewed = at }
-
-// renewed notes that the lease was renewed at some time.
-func (r *run) renewed(at time.Time) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if at.After(r.leased) {
-		r.leased = at
-	}
-}
-
-// sinceRenewal is when the lease was last renewed for certain.
-func (r *run) sinceRenewal() time.Time {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.leased
-}

@@ -1,0 +1,90 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"time"
+)
+
+// The heartbeat keeps the lease while the run works, and is the watchdog of its handler. Two things must hold: the process stops working on a job before
+// the lease can be over at the store, so it counts from before a renewal was sent; and a handler that hangs does not keep its job from others.
+
+// beat renews the lease until ctx ends or the lease is lost. It counts from before the last renewal that worked, and gives up
+// when two thirds of the lease are over, so that this process stops before another starts.
+func (r *run) beat(ctx context.Context) {
+	lease := r.w.config.Lease
+	for pause := lease / 3; wait(ctx, pause); {
+		if r.hung() {
+			r.abandon()
+			return
+		}
+		start := time.Now()
+		err := r.renew(ctx, min(lease/6, max(lease*2/3-start.Sub(r.sinceRenewal()), lease/30)))
+		pause = lease / 3
+		switch {
+		case err == nil:
+			r.renewed(start)
+		case ctx.Err() != nil:
+			return
+		case errors.Is(err, ErrFenced):
+			r.lose(err)
+			return
+		case time.Since(r.sinceRenewal()) >= lease*2/3-lease/30:
+			r.lose(fmt.Errorf("%w: %w", errNotRenewed, err))
+			return
+		default:
+			pause = lease / 30
+			r.log.Warn("the lease could not be renewed", "error", err)
+		}
+	}
+}
+
+// renew asks the store once.
+func (r *run) renew(ctx context.Context, timeout time.Duration) error {
+	r.mu.Lock()
+	progress := r.progress
+	r.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	return r.w.config.Store.Renew(ctx, r.lease, progress, r.w.config.Lease)
+}
+
+// abandon leaves the job to others, since its handler does not come back. What it held of the process is free for other jobs.
+func (r *run) abandon() {
+	buf := make([]byte, 1<<20)
+	r.w.stuck.Add(1)
+	r.log.Error("the handler does not come back: its job is left to others; end this process", "timeout", r.config.HandlerTimeout, "goroutines", string(buf[:runtime.Stack(buf, true)]))
+	r.lose(errors.New("the handler does not come back"))
+	r.giveHand()
+}
+
+func (r *run) hung() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return !r.handed.IsZero() && time.Since(r.handed) > r.config.HandlerTimeout+r.w.config.Lease
+}
+
+// hand notes that the sink is at work, for the watchdog, or that it is back.
+func (r *run) hand(at time.Time) {
+	r.mu.Lock()
+	r.handed = at
+	r.mu.Unlock()
+}
+
+// renewed notes that the lease was renewed at some time.
+func (r *run) renewed(at time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if at.After(r.leased) {
+		r.leased = at
+	}
+}
+
+// sinceRenewal is when the lease was last renewed for certain.
+func (r *run) sinceRenewal() time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.leased
+}
