@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime/debug"
 	"strings"
 	"time"
 
@@ -15,6 +14,7 @@ import (
 
 	"github.com/levada-io/levada/stream"
 	"github.com/levada-io/levada/stream/internal/jobrule"
+	"github.com/levada-io/levada/stream/internal/jobsql"
 )
 
 // Handler stores the effects of a batch's records in the transaction, which is READ COMMITTED, and which the sink ends: Commit and
@@ -123,28 +123,11 @@ func NewSink(ctx context.Context, pool *pgxpool.Pool, handler Handler, opts ...O
 	return &sink{settings: settings, pool: t, handler: handler}, nil
 }
 
-type stored struct {
-	stream.Checkpoint
-	version int
-	epoch   uint64
-}
-
-const offsetColumns = `version, epoch, seq, token, digest, bytes, bad, done`
-
-func scanOffset(row pgx.Row) (c stored, err error) {
-	var epoch, seq, bytes, bad int64
-	var digest []byte
-	if err := row.Scan(&c.version, &epoch, &seq, &c.Token, &digest, &bytes, &bad, &c.Done); err != nil {
-		return c, err
+func scanOffset(row pgx.Row) (o jobsql.Offset, err error) {
+	if err := row.Scan(o.Dest()...); err != nil {
+		return o, err
 	}
-	if copy(c.Digest[:], digest) != len(c.Digest) || len(digest) != len(c.Digest) {
-		return c, fmt.Errorf("the stored digest has %d bytes, but must have %d: the row was changed by something else", len(digest), len(c.Digest))
-	}
-	c.epoch, c.Seq, c.Bytes, c.Bad = uint64(epoch), uint64(seq), uint64(bytes), uint64(bad)
-	if len(c.Token) == 0 {
-		c.Token = nil
-	}
-	return c, nil
+	return o, o.Check()
 }
 
 // Fence implements [stream.Sink]. While an older owner's commit is under way it waits, until ctx ends if need be: an owner that froze in it
@@ -178,8 +161,8 @@ func sqlState(err error) string {
 }
 
 func (s *sink) fence(ctx context.Context, l stream.Lease) (stream.Checkpoint, error) {
-	var mine, now *stored
-	into := func(c **stored) func(pgx.Rows) error {
+	var mine, now *jobsql.Offset
+	into := func(c **jobsql.Offset) func(pgx.Rows) error {
 		return func(rows pgx.Rows) error {
 			for rows.Next() {
 				got, err := scanOffset(rows)
@@ -197,8 +180,8 @@ func (s *sink) fence(ctx context.Context, l stream.Lease) (stream.Checkpoint, er
 	// It writes also when the epoch is there already: the row's lock is what waits for a commit under way.
 	batch.Queue(`insert into levada_offset as o (job, version, epoch, token, digest) values ($1::text, $2::integer, $3::bigint, ''::bytea, $4::bytea)
 		on conflict (job) do update set epoch = excluded.epoch, updated_at = excluded.updated_at where o.epoch <= excluded.epoch and o.version <= excluded.version
-		returning `+offsetColumns, l.Job, stream.CheckpointVersion, int64(l.Epoch), make([]byte, len(stream.Digest{}))).Query(into(&mine))
-	batch.Queue(`select `+offsetColumns+` from levada_offset where job = $1::text`, l.Job).Query(into(&now))
+		returning `+jobsql.OffsetColumns, l.Job, stream.CheckpointVersion, int64(l.Epoch), make([]byte, len(stream.Digest{}))).Query(into(&mine))
+	batch.Queue(`select `+jobsql.OffsetColumns+` from levada_offset where job = $1::text`, l.Job).Query(into(&now))
 	batch.Queue(`commit`)
 	if err := send(ctx, s.pool, batch); err != nil {
 		return stream.Checkpoint{}, err
@@ -208,23 +191,22 @@ func (s *sink) fence(ctx context.Context, l stream.Lease) (stream.Checkpoint, er
 		return mine.Checkpoint, nil
 	case now == nil:
 		return stream.Checkpoint{}, fmt.Errorf("job %s: its row in levada_offset was deleted meanwhile", l.Job)
-	case now.version > stream.CheckpointVersion:
-		return stream.Checkpoint{}, jobrule.Newer(l.Job, now.version)
+	case now.Version > stream.CheckpointVersion:
+		return stream.Checkpoint{}, jobrule.Newer(l.Job, now.Version)
 	}
-	return stream.Checkpoint{}, jobrule.Fenced(l, "epoch %d was fenced already", now.epoch)
+	return stream.Checkpoint{}, jobrule.Fenced(l, "epoch %d was fenced already", now.Epoch)
 }
 
 // check returns the error for a lease that may not commit, or for a checkpoint that is not the stored one; nil if both are right.
 // It asks after the transaction has failed: what it sees may be newer, never older. Of effects outside it does not check that the lease is the job's.
 func (s *sink) check(ctx context.Context, l stream.Lease, prev *stream.Checkpoint, outside bool) error {
-	c, err := scanOffset(s.pool.QueryRow(ctx, `select `+offsetColumns+` from levada_offset where job = $1::text`, l.Job))
-	switch {
-	case errors.Is(err, pgx.ErrNoRows):
-		return jobrule.Fenced(l, "the epoch was never fenced")
-	case err != nil:
+	c, err := scanOffset(s.pool.QueryRow(ctx, `select `+jobsql.OffsetColumns+` from levada_offset where job = $1::text`, l.Job))
+	found := !errors.Is(err, pgx.ErrNoRows)
+	if err != nil && found {
 		return fmt.Errorf("job %s: %w", l.Job, err)
-	case c.epoch != l.Epoch:
-		return jobrule.Fenced(l, "the sink is fenced for epoch %d", c.epoch)
+	}
+	if err := jobsql.MayCommit(l, c, found); err != nil {
+		return err
 	}
 	if s.jobs != nil {
 		st, err := s.jobs.Get(ctx, l.Job)
@@ -235,19 +217,10 @@ func (s *sink) check(ctx context.Context, l stream.Lease, prev *stream.Checkpoin
 			return s.jobs.fenced(ctx, l)
 		}
 	}
-	if prev != nil && !same(c.Checkpoint, *prev) {
+	if prev != nil && !jobsql.Same(c.Checkpoint, *prev) {
 		return jobrule.Conflict(l, prev.Seq, c.Seq)
 	}
 	return nil
-}
-
-func same(a, b stream.Checkpoint) bool {
-	return a.Seq == b.Seq && string(a.Token) == string(b.Token) && a.Digest == b.Digest && a.Bytes == b.Bytes && a.Bad == b.Bad && a.Done == b.Done
-}
-
-// refuses reports whether the error says that the lease or the checkpoint is not the right one.
-func refuses(err error) bool {
-	return errors.Is(err, stream.ErrFenced) || errors.Is(err, stream.ErrConflict)
 }
 
 // Commit implements [stream.Sink].
@@ -293,7 +266,7 @@ func (s *sink) explain(ctx context.Context, what string, l stream.Lease, prev *s
 		return nil
 	}
 	if errors.Is(err, errRefused) || recordsFault(err) {
-		if fault := s.check(ctx, l, prev, outside); refuses(fault) {
+		if fault := s.check(ctx, l, prev, outside); jobsql.Refuses(fault) {
 			return fmt.Errorf("%s: %w", what, fault)
 		} else if errors.Is(err, errRefused) {
 			// Whoever was in the way has gone again, or cannot be asked for.
@@ -418,7 +391,7 @@ func (s *sink) advance(batch *pgx.Batch, c *stream.Commit, next stream.Checkpoin
 		batch.Queue(`insert into levada_quarantine (job, seq, key, payload, error, class, attempts, history, state)
 			values ($1::text, $2::bigint, $3::bytea, $4::bytea, $5::text, $6::text, $7::bigint, $8::text, 'waiting')
 			on conflict (job, seq) do update set key = excluded.key, payload = excluded.payload, error = excluded.error, class = excluded.class, attempts = excluded.attempts, history = excluded.history, state = excluded.state`,
-			c.Lease.Job, int64(q.Seq), notNull(q.Key), q.Payload, jobrule.Text(q.Error), string(q.Class), q.Attempts, jobrule.HistoryText(q.History))
+			c.Lease.Job, int64(q.Seq), jobsql.NotNull(q.Key), q.Payload, jobrule.Text(q.Error), string(q.Class), q.Attempts, jobrule.HistoryText(q.History))
 	}
 	epoch, prev := int64(c.Lease.Epoch), c.Prev
 	if s.jobs != nil {
@@ -431,17 +404,9 @@ func (s *sink) advance(batch *pgx.Batch, c *stream.Commit, next stream.Checkpoin
 	}
 	fences = append(fences, batch.Len())
 	batch.Queue(advanceOffset, c.Lease.Job, epoch,
-		stream.CheckpointVersion, int64(next.Seq), notNull(next.Token), next.Digest[:], int64(next.Bytes), int64(next.Bad), next.Done,
-		int64(prev.Seq), notNull(prev.Token), prev.Digest[:], int64(prev.Bytes), int64(prev.Bad), prev.Done)
+		stream.CheckpointVersion, int64(next.Seq), jobsql.NotNull(next.Token), next.Digest[:], int64(next.Bytes), int64(next.Bad), next.Done,
+		int64(prev.Seq), jobsql.NotNull(prev.Token), prev.Digest[:], int64(prev.Bytes), int64(prev.Bad), prev.Done)
 	return fences
-}
-
-// notNull keeps an empty value from becoming NULL.
-func notNull(b []byte) []byte {
-	if b == nil {
-		return []byte{}
-	}
-	return b
 }
 
 // keep queues the fence of a transaction that leaves the checkpoint as it is. owned: the lease has to be the job's, and is renewed.
@@ -457,25 +422,13 @@ func (s *sink) keep(batch *pgx.Batch, l stream.Lease, owned bool) (fences []int)
 
 // CommitReplay implements [stream.ReplaySink]. A record that the handler refuses again, or panics at, waits again with the new reason.
 func (s *sink) CommitReplay(ctx context.Context, l stream.Lease, b *stream.Batch) error {
-	r, err := jobrule.Replay(l, b)
-	if err != nil {
-		return err
-	}
-	settled := false
-	defer func() {
-		if !settled { // the handler panics; the transaction was rolled back
-			p := recover()
-			if p == nil {
-				return // runtime.Goexit
-			}
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackTimeout)
-			defer cancel()
-			_ = s.RefuseReplay(ctx, l, r.Seq, stream.NewAttempt(stream.ClassPanic, &stream.PanicError{Value: p, Stack: debug.Stack()}))
-			panic(p)
-		}
-	}()
+	return jobsql.Replay(ctx, l, b, func(r stream.Record) error { return s.replay(ctx, l, b, r) }, s.RefuseReplay)
+}
+
+// replay is one attempt of CommitReplay.
+func (s *sink) replay(ctx context.Context, l stream.Lease, b *stream.Batch, r stream.Record) error {
 	outside := b.EffectsOutside()
-	err = s.transact(ctx, b, func(batch *pgx.Batch) ([]int, error) {
+	err := s.transact(ctx, b, func(batch *pgx.Batch) ([]int, error) {
 		if skipped := b.Skipped(); len(skipped) > 0 {
 			return nil, stream.Skip(errors.New(skipped[0].Error))
 		}
@@ -483,21 +436,16 @@ func (s *sink) CommitReplay(ctx context.Context, l stream.Lease, b *stream.Batch
 		batch.Queue(refusing(`update levada_quarantine set state = 'replayed', attempts = attempts + 1 where job = $1::text and seq = $2::bigint and state = 'replay'`), l.Job, int64(r.Seq))
 		return append(s.keep(batch, l, !outside), marked), nil
 	})
-	settled = true
 	if errors.Is(err, errRefused) && s.check(ctx, l, nil, outside) == nil {
-		return fmt.Errorf("replay: job %s: record %d is not marked for replay: %w", l.Job, r.Seq, stream.ErrConflict)
+		return fmt.Errorf("replay: %w", jobsql.Unmarked(l, r.Seq))
 	}
-	err = s.explain(ctx, "replay", l, nil, outside, err)
-	if stream.MarkOf(err) == "skip" {
-		err = errors.Join(err, s.RefuseReplay(ctx, l, r.Seq, stream.NewAttempt(stream.ClassRefused, err)))
-	}
-	return err
+	return s.explain(ctx, "replay", l, nil, outside, err)
 }
 
 // RefuseReplay implements [stream.ReplaySink].
 func (s *sink) RefuseReplay(ctx context.Context, l stream.Lease, seq uint64, a stream.Attempt) error {
 	// Only the owner of the job writes this row, so it does not change between reading and writing, and the fence is checked below.
-	q, err := scanQuarantined(s.pool.QueryRow(ctx, `select `+quarantineColumns+` from levada_quarantine where job = $1::text and seq = $2::bigint and state = 'replay'`, l.Job, int64(seq)))
+	q, err := scanQuarantined(s.pool.QueryRow(ctx, `select `+jobsql.QuarantineColumns+` from levada_quarantine where job = $1::text and seq = $2::bigint and state = 'replay'`, l.Job, int64(seq)))
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil
 	}
@@ -514,14 +462,10 @@ func (s *sink) RefuseReplay(ctx context.Context, l stream.Lease, seq uint64, a s
 	return s.explain(ctx, "put back into quarantine", l, nil, false, err)
 }
 
-const quarantineColumns = `job, seq, key, payload, error, class, attempts, history, state, first_seen`
-
-func scanQuarantined(row pgx.Row) (q stream.Quarantined, err error) {
-	var seq int64
-	var history string
-	err = row.Scan(&q.Job, &seq, &q.Key, &q.Payload, &q.Error, &q.Class, &q.Attempts, &history, &q.State, &q.FirstSeen)
-	q.Seq, q.FirstSeen, q.History = uint64(seq), q.FirstSeen.UTC(), jobrule.History(history)
-	return q, err
+func scanQuarantined(row pgx.Row) (stream.Quarantined, error) {
+	var r jobsql.QuarantineRow[*time.Time]
+	err := row.Scan(r.Dest()...)
+	return r.Quarantined(utc), err
 }
 
 // Quarantined implements [stream.QuarantineStore].
@@ -533,7 +477,7 @@ func (s *sink) Quarantined(ctx context.Context, job string, limit int, states ..
 	for _, state := range states {
 		wanted = append(wanted, string(state))
 	}
-	rows, err := s.pool.Query(ctx, `select `+quarantineColumns+` from levada_quarantine
+	rows, err := s.pool.Query(ctx, `select `+jobsql.QuarantineColumns+` from levada_quarantine
 		where job = $1::text and (cardinality($2::text[]) = 0 or state = any ($2::text[])) order by seq limit $3::bigint`, jobrule.Text(job), wanted, limit)
 	if err != nil {
 		return nil, fmt.Errorf("quarantine of job %s: %w", job, err)

@@ -7,7 +7,6 @@ package pgstore
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -18,6 +17,7 @@ import (
 	"github.com/levada-io/levada/stream"
 	"github.com/levada-io/levada/stream/internal/hintbus"
 	"github.com/levada-io/levada/stream/internal/jobrule"
+	"github.com/levada-io/levada/stream/internal/jobsql"
 )
 
 // HintChannel is the channel on which the store notifies of jobs that became due, as "<stream> <job>", both escaped as in a query of a
@@ -116,43 +116,22 @@ func (s *Store) Close() error {
 // Pool returns the store's connections.
 func (s *Store) Pool() *pgxpool.Pool { return s.pool.Pool }
 
-const columns = `j.id, j.stream, j.target, j.query, j.dedupe_key, j.priority, j.not_before, j.on_bad, j.max_bad, j.state, j.epoch,
-	j.owner_pod, j.owner_pod_uid, j.owner_container, j.owner_incarnation, j.lease_until, j.claimed_at, j.attempts, j.no_progress, j.stalled, j.denied, j.dependent,
-	j.records, j.bytes, j.bad, j.size, j.probe, j.probe_until, j.hand, j.deaths, j.reason, j.last_error, j.created_at, j.started_at, j.updated_at, j.finished_at`
+// columns are those of a job, in statements that call the table j.
+var columns = jobsql.Columns("j")
 
 // scan reads the columns, and others before them.
 func scan(row pgx.Row, before ...any) (stream.Status, error) {
-	var (
-		st                                                    stream.Status
-		dedupe                                                *string
-		notBefore, created, updated                           time.Time
-		leaseUntil, claimed, started, finished                *time.Time
-		epoch, records, bytes, bad, size, probeUntil, handing int64
-		stalled, denied, dependent                            int64 // microseconds
-	)
-	err := row.Scan(append(before, &st.ID, &st.Stream, &st.Target, &st.Query, &dedupe, &st.Priority, &notBefore, &st.OnBad, &st.MaxBad, &st.State, &epoch,
-		&st.Owner.Pod, &st.Owner.PodUID, &st.Owner.Container, &st.Owner.Incarnation, &leaseUntil, &claimed, &st.Attempts, &st.Stall.Failures, &stalled, &denied, &dependent,
-		&records, &bytes, &bad, &size, &st.Journal.Probe, &probeUntil, &handing, &st.Journal.Deaths,
-		&st.Reason, &st.LastError, &created, &started, &updated, &finished)...)
-	if dedupe != nil {
-		st.DedupeKey = *dedupe
+	var r jobsql.Row[*time.Time]
+	err := row.Scan(append(before, r.Dest()...)...)
+	return r.Status(utc), err
+}
+
+// utc is a time as it was stored; NULL is the zero time.
+func utc(t *time.Time) time.Time {
+	if t == nil {
+		return time.Time{}
 	}
-	if len(st.Query) == 0 {
-		st.Query = nil
-	}
-	st.Epoch = uint64(epoch)
-	st.Progress = stream.Progress{Records: uint64(records), Bytes: uint64(bytes), Bad: uint64(bad), Size: uint64(size)}
-	st.Journal.Until, st.Journal.Hand = uint64(probeUntil), uint64(handing)
-	st.Stall.NoProgress, st.Stall.Denied, st.Stall.Dependent = time.Duration(stalled)*time.Microsecond, time.Duration(denied)*time.Microsecond, time.Duration(dependent)*time.Microsecond
-	utc := func(t *time.Time) time.Time {
-		if t == nil {
-			return time.Time{}
-		}
-		return t.UTC()
-	}
-	st.NotBefore, st.CreatedAt, st.UpdatedAt = utc(&notBefore), utc(&created), utc(&updated)
-	st.LeaseUntil, st.ClaimedAt, st.StartedAt, st.FinishedAt = utc(leaseUntil), utc(claimed), utc(started), utc(finished)
-	return st, err
+	return t.UTC()
 }
 
 // begin starts every transaction: what the session or the database have as their defaults must not matter.
@@ -256,12 +235,9 @@ func (s *Store) submit(ctx context.Context, job stream.Job, run func(sql string,
 		st        stream.Status
 		found     bool
 		hint      *string
-		dedupe    *string
 		notBefore *time.Time
+		dedupe    = jobsql.DedupeKey(job)
 	)
-	if job.DedupeKey != "" {
-		dedupe = &job.DedupeKey
-	}
 	if !job.NotBefore.IsZero() {
 		notBefore = &job.NotBefore
 	}
@@ -375,13 +351,7 @@ func (s *Store) fenced(ctx context.Context, l stream.Lease) error {
 		return err
 	}
 	st, err := get(ctx, leases, l.Job)
-	if errors.Is(err, stream.ErrNotFound) {
-		return jobrule.Fenced(l, "there is no such job")
-	}
-	if err != nil {
-		return err
-	}
-	return jobrule.Fenced(l, "the job is %s in epoch %d, its last owner is %v", st.State, st.Epoch, st.Owner)
+	return jobsql.Fenced(l, st, err)
 }
 
 // Renew implements [stream.Store].
@@ -390,7 +360,7 @@ func (s *Store) Renew(ctx context.Context, l stream.Lease, p stream.Progress, tt
 		return err
 	}
 	err := s.leased(ctx, l, `lease_ttl = $4::bigint, lease_until = clock_timestamp() + `+interval(`$4`)+`, records = $5::bigint, bytes = $6::bigint, bad = $7::bigint, size = $8::bigint`,
-		ttl.Microseconds(), int64(p.Records), int64(p.Bytes), int64(p.Bad), int64(p.Size))
+		append([]any{ttl.Microseconds()}, jobsql.Progress(p)...)...)
 	if err != nil {
 		return fmt.Errorf("renew: %w", err)
 	}
@@ -402,8 +372,7 @@ func (s *Store) Note(ctx context.Context, l stream.Lease, j stream.Journal, stal
 	err := s.leased(ctx, l, `probe = $4::bigint, probe_until = $5::bigint, hand = $6::bigint, deaths = $7::bigint,
 		no_progress = $8::bigint, stalled = $9::bigint, denied = $10::bigint, dependent = $11::bigint,
 		reason = case when $12::boolean then '' else reason end, last_error = case when $12::boolean then '' else last_error end`,
-		j.Probe, int64(j.Until), int64(j.Hand), j.Deaths,
-		stall.Failures, stall.NoProgress.Microseconds(), stall.Denied.Microseconds(), stall.Dependent.Microseconds(), stall == (stream.Stall{}))
+		jobsql.Noted(j, stall)...)
 	if err != nil {
 		return fmt.Errorf("note: %w", err)
 	}
@@ -420,14 +389,9 @@ func (s *Store) Release(ctx context.Context, l stream.Lease, r stream.Release) e
 		records = $7::bigint, bytes = $8::bigint, bad = $9::bigint, size = $10::bigint, reason = $11::text, last_error = $12::text,
 		probe = $13::bigint, probe_until = $14::bigint, hand = $15::bigint, deaths = $16::bigint,
 		stalled = $17::bigint, denied = $18::bigint, dependent = $19::bigint`,
-		string(r.State), r.After.Microseconds(), r.Stall.Failures, int64(r.Progress.Records), int64(r.Progress.Bytes), int64(r.Progress.Bad), int64(r.Progress.Size),
-		jobrule.Text(string(r.Reason)), jobrule.Text(r.LastError), r.Journal.Probe, int64(r.Journal.Until), int64(r.Journal.Hand), r.Journal.Deaths,
-		r.Stall.NoProgress.Microseconds(), r.Stall.Denied.Microseconds(), r.Stall.Dependent.Microseconds())
-	if errors.Is(err, stream.ErrFenced) && r.State.Final() {
-		// The answer to the first call may have been lost.
-		if st, getErr := s.Get(ctx, l.Job); getErr == nil && st.Epoch == l.Epoch && st.State == r.State {
-			return nil
-		}
+		append([]any{string(r.State), r.After.Microseconds()}, jobsql.Given(r)...)...)
+	if jobsql.Released(l, r, err, func() (stream.Status, error) { return s.Get(ctx, l.Job) }) {
+		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("release: %w", err)
@@ -467,13 +431,7 @@ func (s *Store) Get(ctx context.Context, id string) (stream.Status, error) {
 
 func get(ctx context.Context, pool *tables, id string) (stream.Status, error) {
 	st, err := scan(pool.QueryRow(ctx, `select `+columns+` from levada_job j where j.id = $1::text`, jobrule.Text(id)))
-	if errors.Is(err, pgx.ErrNoRows) {
-		return stream.Status{}, fmt.Errorf("job %q: %w", id, stream.ErrNotFound)
-	}
-	if err != nil {
-		return stream.Status{}, fmt.Errorf("job %q: %w", id, err)
-	}
-	return st, nil
+	return jobsql.Found(id, st, err, pgx.ErrNoRows)
 }
 
 // List implements [stream.Store].
@@ -498,47 +456,49 @@ func (s *Store) List(ctx context.Context, f stream.Filter) ([]stream.Status, err
 	return all, nil
 }
 
-// change takes a job from one of some states to another. set assigns what else changes.
-func (s *Store) change(ctx context.Context, what, id, from, set string) (st stream.Status, err error) {
+// transitions take the time from the server. One that makes a job due takes that of the transaction, which no later claim is before.
+var transitions = jobsql.TransitionsIn(jobsql.Dialect{Now: `clock_timestamp()`, Due: `now()`, Greatest: `greatest`})
+
+// change takes a job from one of some states to another.
+func (s *Store) change(ctx context.Context, t jobsql.Transition, id string) (st stream.Status, err error) {
 	var hint *string
-	changed, err := once(ctx, s.pool, `with j as (update levada_job set updated_at = clock_timestamp(), lease_until = null, `+set+` where id = $1::text and state in (`+from+`) returning *)
+	changed, err := once(ctx, s.pool, `with j as (update levada_job set updated_at = clock_timestamp(), lease_until = null, `+t.Set+` where id = $1::text and state in (`+t.From+`) returning *)
 		select `+due(`($2::boolean and j.state = 'ready' and j.not_before <= clock_timestamp())`)+`, `+columns+` from j`, func(row pgx.Row) error {
 		st, err = scan(row, &hint)
 		return err
 	}, jobrule.Text(id), s.notify)
 	if err == nil && changed == 0 {
 		if st, err = s.Get(ctx, id); err == nil {
-			err = fmt.Errorf("job %s is %s: %w", id, st.State, stream.ErrState)
+			err = jobsql.WrongState(st)
 		}
 	}
 	if sqlState(err) == "23505" { // only Retry of a cancelled job can meet this
 		err = jobrule.KeyTaken(id)
 	}
 	if err != nil {
-		return stream.Status{}, fmt.Errorf("%s: %w", what, err)
+		return stream.Status{}, fmt.Errorf("%s: %w", t.What, err)
 	}
 	return st, nil
 }
 
 // Cancel implements [stream.Store].
 func (s *Store) Cancel(ctx context.Context, id string) (stream.Status, error) {
-	return s.change(ctx, "cancel", id, `'ready', 'running', 'paused'`, `state = 'cancelled', epoch = epoch + 1, finished_at = clock_timestamp()`)
+	return s.change(ctx, transitions.Cancel, id)
 }
 
 // Pause implements [stream.Store].
 func (s *Store) Pause(ctx context.Context, id string) (stream.Status, error) {
-	return s.change(ctx, "pause", id, `'ready', 'running'`, `state = 'paused', epoch = epoch + 1`)
+	return s.change(ctx, transitions.Pause, id)
 }
 
 // Resume implements [stream.Store].
 func (s *Store) Resume(ctx context.Context, id string) (stream.Status, error) {
-	return s.change(ctx, "resume", id, `'paused'`, `state = 'ready', not_before = greatest(not_before, now())`)
+	return s.change(ctx, transitions.Resume, id)
 }
 
 // Retry implements [stream.Store].
 func (s *Store) Retry(ctx context.Context, id string) (stream.Status, error) {
-	return s.change(ctx, "retry", id, `'completed', 'failed', 'cancelled'`, `state = 'ready', epoch = epoch + 1, not_before = greatest(not_before, now()), finished_at = null,
-		no_progress = 0, stalled = 0, denied = 0, dependent = 0, probe = 0, probe_until = 0, hand = 0, deaths = 0, reason = '', last_error = ''`)
+	return s.change(ctx, transitions.Retry, id)
 }
 
 // Owners implements [stream.Store].
@@ -547,7 +507,7 @@ func (s *Store) Owners(ctx context.Context) ([]stream.Owner, error) {
 	if err != nil {
 		return nil, err
 	}
-	rows, err := leases.Query(ctx, `select distinct owner_pod, owner_pod_uid, owner_container, owner_incarnation from levada_job where state = 'running'`)
+	rows, err := leases.Query(ctx, jobsql.OwnersQuery)
 	if err != nil {
 		return nil, fmt.Errorf("owners: %w", err)
 	}
@@ -563,8 +523,7 @@ func (s *Store) Owners(ctx context.Context) ([]stream.Owner, error) {
 // Orphans counts the jobs that nobody would ever look at again, although they are neither final nor paused. There are none: it is
 // for tests and alarms.
 func (s *Store) Orphans(ctx context.Context) (n int, err error) {
-	err = s.pool.QueryRow(ctx, `select count(*) from levada_job where case state when 'ready' then not_before is null when 'running' then lease_until is null
-		else state not in ('paused', 'completed', 'failed', 'cancelled') end`).Scan(&n)
+	err = s.pool.QueryRow(ctx, jobsql.OrphansQuery).Scan(&n)
 	if err != nil {
 		return 0, fmt.Errorf("orphans: %w", err)
 	}

@@ -21,6 +21,7 @@ import (
 
 	"github.com/levada-io/levada/internal/testserver"
 	"github.com/levada-io/levada/stream"
+	"github.com/levada-io/levada/stream/internal/jobsql"
 )
 
 // The tests below freeze a worker process at a bad moment, let another take its job, and let it go on.
@@ -169,7 +170,7 @@ func TestZombies(t *testing.T) {
 			if err != nil {
 				t.Fatalf("the new owner could not fence: %v", err)
 			}
-			if !same(got, before) {
+			if !jobsql.Same(got, before) {
 				t.Fatalf("the new owner was given the checkpoint %+v, want %+v", got, before)
 			}
 			for range 3 {
@@ -196,7 +197,7 @@ func TestZombies(t *testing.T) {
 			if outcome != outcomes {
 				t.Errorf("the zombie's commit: %s, want %s", outcome, outcomes)
 			}
-			if after := fence(t, sink, next); !same(after, got) {
+			if after := fence(t, sink, next); !jobsql.Same(after, got) {
 				t.Errorf("the zombie changed the checkpoint from %+v to %+v", got, after)
 			}
 			var count, stale int

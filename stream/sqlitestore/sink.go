@@ -5,12 +5,12 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"runtime/debug"
 	"strings"
 	"time"
 
 	"github.com/levada-io/levada/stream"
 	"github.com/levada-io/levada/stream/internal/jobrule"
+	"github.com/levada-io/levada/stream/internal/jobsql"
 )
 
 // Handler stores the effects of a batch's records in the transaction, which the sink ends: a handler must neither commit it nor roll it
@@ -141,30 +141,19 @@ func (s *sink) begin(ctx context.Context) (*sql.Tx, error) {
 	return tx, nil
 }
 
-type stored struct {
-	stream.Checkpoint
-	version int
-	epoch   uint64
-}
-
 // load reads the stored checkpoint; ok is false if there is none.
-func load(ctx context.Context, q querier, job string) (c stored, ok bool, err error) {
-	var digest []byte
-	err = q.QueryRowContext(ctx, `select version, epoch, seq, token, digest, bytes, bad, done from levada_offset where job = ?`, job).
-		Scan(&c.version, count{&c.epoch}, count{&c.Seq}, &c.Token, &digest, count{&c.Bytes}, count{&c.Bad}, &c.Done)
+func load(ctx context.Context, q querier, job string) (o jobsql.Offset, ok bool, err error) {
+	err = q.QueryRowContext(ctx, `select `+jobsql.OffsetColumns+` from levada_offset where job = ?`, job).Scan(o.Dest()...)
 	if errors.Is(err, sql.ErrNoRows) {
-		return c, false, nil
+		return o, false, nil
+	}
+	if err == nil {
+		err = o.Check()
 	}
 	if err != nil {
-		return c, false, err
+		return o, false, fmt.Errorf("job %s: %w", job, err)
 	}
-	if copy(c.Digest[:], digest) != len(c.Digest) {
-		return c, false, fmt.Errorf("job %s: the stored digest has %d bytes, but must have %d: the row was changed by something else", job, len(digest), len(c.Digest))
-	}
-	if len(c.Token) == 0 {
-		c.Token = nil
-	}
-	return c, true, nil
+	return o, true, nil
 }
 
 // Fence implements [stream.Sink].
@@ -189,11 +178,11 @@ func (s *sink) fence(ctx context.Context, l stream.Lease) (stream.Checkpoint, er
 	switch {
 	case err != nil:
 		return stream.Checkpoint{}, err
-	case c.version > stream.CheckpointVersion:
-		return stream.Checkpoint{}, jobrule.Newer(l.Job, c.version)
-	case ok && c.epoch > l.Epoch:
-		return stream.Checkpoint{}, jobrule.Fenced(l, "epoch %d was fenced already", c.epoch)
-	case ok && c.epoch == l.Epoch:
+	case c.Version > stream.CheckpointVersion:
+		return stream.Checkpoint{}, jobrule.Newer(l.Job, c.Version)
+	case ok && c.Epoch > l.Epoch:
+		return stream.Checkpoint{}, jobrule.Fenced(l, "epoch %d was fenced already", c.Epoch)
+	case ok && c.Epoch == l.Epoch:
 		return c.Checkpoint, nil // since we have the right to write, no commit is under way
 	}
 	_, err = tx.ExecContext(ctx, `insert into levada_offset (job, version, epoch, token, digest, updated_at) values (?, ?, ?, x'', zeroblob(16), ?)
@@ -208,13 +197,11 @@ func (s *sink) fence(ctx context.Context, l stream.Lease) (stream.Checkpoint, er
 // Of effects outside it does not check that the lease is the job's.
 func (s *sink) check(ctx context.Context, tx *sql.Tx, l stream.Lease, prev *stream.Checkpoint, outside bool) error {
 	c, ok, err := load(ctx, tx, l.Job)
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
-	case !ok:
-		return jobrule.Fenced(l, "the epoch was never fenced")
-	case c.epoch != l.Epoch:
-		return jobrule.Fenced(l, "the sink is fenced for epoch %d", c.epoch)
+	}
+	if err := jobsql.MayCommit(l, c, ok); err != nil {
+		return err
 	}
 	if s.statements.job != nil {
 		st, err := get(ctx, tx, l.Job)
@@ -225,14 +212,10 @@ func (s *sink) check(ctx context.Context, tx *sql.Tx, l stream.Lease, prev *stre
 			return fenced(ctx, tx, l)
 		}
 	}
-	if prev != nil && !same(c.Checkpoint, *prev) {
+	if prev != nil && !jobsql.Same(c.Checkpoint, *prev) {
 		return jobrule.Conflict(l, prev.Seq, c.Seq)
 	}
 	return nil
-}
-
-func same(a, b stream.Checkpoint) bool {
-	return a.Seq == b.Seq && string(a.Token) == string(b.Token) && a.Digest == b.Digest && a.Bytes == b.Bytes && a.Bad == b.Bad && a.Done == b.Done
 }
 
 // Commit implements [stream.Sink].
@@ -245,7 +228,7 @@ func (s *sink) Commit(ctx context.Context, c *stream.Commit) error {
 	defer tx.Rollback() // also when the handler panics; after Commit it does nothing
 	if err := s.handle(ctx, tx, c.Batch); err != nil {
 		// A stale owner meets the rows of its successor: that is not the records' fault.
-		if fault := s.check(ctx, tx, c.Lease, &c.Prev, false); errors.Is(fault, stream.ErrFenced) || errors.Is(fault, stream.ErrConflict) {
+		if fault := s.check(ctx, tx, c.Lease, &c.Prev, false); jobsql.Refuses(fault) {
 			return fmt.Errorf("commit: %w", fault)
 		}
 		return err
@@ -300,7 +283,7 @@ func (s *sink) advance(ctx context.Context, tx *sql.Tx, c *stream.Commit, next s
 	for _, q := range quarantine {
 		_, err := tx.ExecContext(ctx, `insert into levada_quarantine (job, seq, key, payload, error, class, attempts, history, state, first_seen) values (?, ?, ?, ?, ?, ?, ?, ?, 'waiting', ?)
 			on conflict (job, seq) do update set key = excluded.key, payload = excluded.payload, error = excluded.error, class = excluded.class, attempts = excluded.attempts, history = excluded.history, state = excluded.state`,
-			c.Lease.Job, int64(q.Seq), bytes(q.Key), q.Payload, jobrule.Text(q.Error), string(q.Class), q.Attempts, jobrule.HistoryText(q.History), now)
+			c.Lease.Job, int64(q.Seq), jobsql.NotNull(q.Key), q.Payload, jobrule.Text(q.Error), string(q.Class), q.Attempts, jobrule.HistoryText(q.History), now)
 		if err != nil {
 			return false, err
 		}
@@ -324,8 +307,8 @@ func (s *sink) advance(ctx context.Context, tx *sql.Tx, c *stream.Commit, next s
 	}
 	prev := c.Prev
 	done, err := tx.StmtContext(ctx, s.statements.offset).ExecContext(ctx,
-		stream.CheckpointVersion, int64(next.Seq), bytes(next.Token), next.Digest[:], int64(next.Bytes), int64(next.Bad), next.Done, now,
-		c.Lease.Job, int64(c.Lease.Epoch), int64(prev.Seq), bytes(prev.Token), prev.Digest[:], int64(prev.Bytes), int64(prev.Bad), prev.Done)
+		stream.CheckpointVersion, int64(next.Seq), jobsql.NotNull(next.Token), next.Digest[:], int64(next.Bytes), int64(next.Bad), next.Done, now,
+		c.Lease.Job, int64(c.Lease.Epoch), int64(prev.Seq), jobsql.NotNull(prev.Token), prev.Digest[:], int64(prev.Bytes), int64(prev.Bad), prev.Done)
 	if err != nil {
 		return false, err
 	}
@@ -350,14 +333,6 @@ func (s *sink) noteFinished(ctx context.Context, tx *sql.Tx, l stream.Lease, nex
 	return nil
 }
 
-// bytes keeps an empty value from becoming NULL.
-func bytes(b []byte) []byte {
-	if b == nil {
-		return []byte{}
-	}
-	return b
-}
-
 // commit ends the transaction. Constraints that are checked only now are the handler's as well.
 func (s *sink) commit(tx *sql.Tx, job string) error {
 	if err := tx.Commit(); err != nil {
@@ -368,26 +343,7 @@ func (s *sink) commit(tx *sql.Tx, job string) error {
 
 // CommitReplay implements [stream.ReplaySink]. A record that the handler refuses again, or panics at, waits again with the new reason.
 func (s *sink) CommitReplay(ctx context.Context, l stream.Lease, b *stream.Batch) error {
-	r, err := jobrule.Replay(l, b)
-	if err != nil {
-		return err
-	}
-	settled := false
-	defer func() {
-		if !settled { // the handler panics; the transaction was rolled back
-			p := recover()
-			if p == nil {
-				return // runtime.Goexit
-			}
-			_ = s.RefuseReplay(context.WithoutCancel(ctx), l, r.Seq, stream.NewAttempt(stream.ClassPanic, &stream.PanicError{Value: p, Stack: debug.Stack()}))
-			panic(p)
-		}
-	}()
-	err = s.replay(ctx, l, b, r)
-	settled = true
-	if stream.MarkOf(err) == "skip" {
-		err = errors.Join(err, s.RefuseReplay(ctx, l, r.Seq, stream.NewAttempt(stream.ClassRefused, err)))
-	}
+	err := jobsql.Replay(ctx, l, b, func(r stream.Record) error { return s.replay(ctx, l, b, r) }, s.RefuseReplay)
 	if err != nil {
 		return fmt.Errorf("replay: %w", err)
 	}
@@ -417,7 +373,7 @@ func (s *sink) replay(ctx context.Context, l stream.Lease, b *stream.Batch, r st
 	if n, err := done.RowsAffected(); err != nil {
 		return err
 	} else if n == 0 {
-		return fmt.Errorf("job %s: record %d is not marked for replay: %w", l.Job, r.Seq, stream.ErrConflict)
+		return jobsql.Unmarked(l, r.Seq)
 	}
 	if err := s.check(ctx, tx, l, nil, b.EffectsOutside()); err != nil {
 		return err
@@ -436,7 +392,7 @@ func (s *sink) RefuseReplay(ctx context.Context, l stream.Lease, seq uint64, a s
 	if err := s.check(ctx, tx, l, nil, false); err != nil {
 		return err
 	}
-	q, err := scanQuarantined(tx.QueryRowContext(ctx, `select `+quarantineColumns+` from levada_quarantine where job = ? and seq = ? and state = 'replay'`, l.Job, int64(seq)))
+	q, err := scanQuarantined(tx.QueryRowContext(ctx, `select `+jobsql.QuarantineColumns+` from levada_quarantine where job = ? and seq = ? and state = 'replay'`, l.Job, int64(seq)))
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil
 	}
@@ -452,14 +408,10 @@ func (s *sink) RefuseReplay(ctx context.Context, l stream.Lease, seq uint64, a s
 	return tx.Commit()
 }
 
-const quarantineColumns = `job, seq, key, payload, error, class, attempts, history, state, first_seen`
-
-func scanQuarantined(row scanner) (q stream.Quarantined, err error) {
-	var seen sql.NullInt64
-	var history string
-	err = row.Scan(&q.Job, count{&q.Seq}, &q.Key, &q.Payload, &q.Error, &q.Class, &q.Attempts, &history, &q.State, &seen)
-	q.FirstSeen, q.History = fromMicros(seen), jobrule.History(history)
-	return q, err
+func scanQuarantined(row scanner) (stream.Quarantined, error) {
+	var r jobsql.QuarantineRow[sql.NullInt64]
+	err := row.Scan(r.Dest()...)
+	return r.Quarantined(fromMicros), err
 }
 
 // Quarantined implements [stream.QuarantineStore].
@@ -467,7 +419,7 @@ func (s *sink) Quarantined(ctx context.Context, job string, limit int, states ..
 	if limit <= 0 {
 		limit = 1000
 	}
-	query, args := `select `+quarantineColumns+` from levada_quarantine where job = ?`, []any{job}
+	query, args := `select `+jobsql.QuarantineColumns+` from levada_quarantine where job = ?`, []any{job}
 	if len(states) > 0 {
 		query += ` and state in (?` + strings.Repeat(`, ?`, len(states)-1) + `)`
 		for _, state := range states {

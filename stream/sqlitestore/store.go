@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -23,6 +24,7 @@ import (
 
 	"github.com/levada-io/levada/stream"
 	"github.com/levada-io/levada/stream/internal/jobrule"
+	"github.com/levada-io/levada/stream/internal/jobsql"
 )
 
 // Store is a [stream.Store] in a SQLite file.
@@ -94,52 +96,15 @@ func (s *Store) Close() error {
 // right to write from their beginning; while one is open, the store's own writes wait for it.
 func (s *Store) DB() *sql.DB { return s.write }
 
-const columns = `id, stream, target, query, dedupe_key, priority, not_before, on_bad, max_bad, state, epoch,
-	owner_pod, owner_pod_uid, owner_container, owner_incarnation, lease_until, claimed_at, attempts, no_progress, stalled, denied, dependent,
-	records, bytes, bad, size, probe, probe_until, hand, deaths, reason, last_error, created_at, started_at, updated_at, finished_at`
+// columns are those of a job.
+var columns = jobsql.Columns("")
 
 type scanner interface{ Scan(...any) error }
 
-// count is an unsigned number, as SQLite keeps it.
-type count struct{ n *uint64 }
-
-func (c count) Scan(v any) error {
-	n, ok := v.(int64)
-	if !ok {
-		return fmt.Errorf("%T is no integer", v)
-	}
-	*c.n = uint64(n)
-	return nil
-}
-
-// duration is kept as microseconds.
-type duration struct{ d *time.Duration }
-
-func (d duration) Scan(v any) error {
-	n, ok := v.(int64)
-	if !ok {
-		return fmt.Errorf("%T is no integer", v)
-	}
-	*d.d = time.Duration(n) * time.Microsecond
-	return nil
-}
-
 func scan(row scanner) (stream.Status, error) {
-	var (
-		st                                                              stream.Status
-		dedupe                                                          sql.NullString
-		notBefore, leaseUntil, claimed, created, started, updated, done sql.NullInt64
-	)
-	err := row.Scan(&st.ID, &st.Stream, &st.Target, &st.Query, &dedupe, &st.Priority, &notBefore, &st.OnBad, &st.MaxBad, &st.State, count{&st.Epoch},
-		&st.Owner.Pod, &st.Owner.PodUID, &st.Owner.Container, &st.Owner.Incarnation, &leaseUntil, &claimed, &st.Attempts, &st.Stall.Failures,
-		duration{&st.Stall.NoProgress}, duration{&st.Stall.Denied}, duration{&st.Stall.Dependent},
-		count{&st.Progress.Records}, count{&st.Progress.Bytes}, count{&st.Progress.Bad}, count{&st.Progress.Size},
-		&st.Journal.Probe, count{&st.Journal.Until}, count{&st.Journal.Hand}, &st.Journal.Deaths,
-		&st.Reason, &st.LastError, &created, &started, &updated, &done)
-	st.DedupeKey = dedupe.String
-	st.NotBefore, st.LeaseUntil, st.ClaimedAt = fromMicros(notBefore), fromMicros(leaseUntil), fromMicros(claimed)
-	st.CreatedAt, st.StartedAt, st.UpdatedAt, st.FinishedAt = fromMicros(created), fromMicros(started), fromMicros(updated), fromMicros(done)
-	return st, err
+	var r jobsql.Row[sql.NullInt64]
+	err := row.Scan(r.Dest()...)
+	return r.Status(fromMicros), err
 }
 
 // transact runs do in a transaction that has the right to write from its beginning. now is taken once it has that right, so
@@ -189,7 +154,7 @@ func submit(ctx context.Context, tx *sql.Tx, job stream.Job, now time.Time) (str
 	if notBefore.IsZero() {
 		notBefore = now
 	}
-	dedupe := sql.NullString{String: job.DedupeKey, Valid: job.DedupeKey != ""}
+	dedupe := jobsql.DedupeKey(job)
 	// The insert comes first, since it takes the right to write in transactions that have not got it yet.
 	st, err := scan(tx.QueryRowContext(ctx, `insert into levada_job (id, stream, target, query, dedupe_key, priority, not_before, on_bad, max_bad, state, created_at, updated_at)
 		values (?, ?, ?, ?, ?, ?, ?, ?, ?, 'ready', ?10, ?10) on conflict do nothing returning `+columns,
@@ -293,14 +258,8 @@ func (s *Store) leased(ctx context.Context, l stream.Lease, update string, args 
 
 // fenced says why the lease is not the job's current one.
 func fenced(ctx context.Context, tx *sql.Tx, l stream.Lease) error {
-	st, err := scan(tx.QueryRowContext(ctx, `select `+columns+` from levada_job where id = ?`, l.Job))
-	if errors.Is(err, sql.ErrNoRows) {
-		return jobrule.Fenced(l, "there is no such job")
-	}
-	if err != nil {
-		return err
-	}
-	return jobrule.Fenced(l, "the job is %s in epoch %d, its last owner is %v", st.State, st.Epoch, st.Owner)
+	st, err := get(ctx, tx, l.Job)
+	return jobsql.Fenced(l, st, err)
 }
 
 // Renew implements [stream.Store].
@@ -312,7 +271,7 @@ func (s *Store) Renew(ctx context.Context, l stream.Lease, p stream.Progress, tt
 	trying, cancel := withinHalf(ctx, renewWait)
 	defer cancel()
 	err := s.leased(trying, l, `update levada_job set lease_ttl = ?, lease_until = ?, records = ?, bytes = ?, bad = ?, size = ?, updated_at = ?`, func(now time.Time) []any {
-		return []any{ttl.Microseconds(), now.Add(ttl).UnixMicro(), int64(p.Records), int64(p.Bytes), int64(p.Bad), int64(p.Size), now.UnixMicro()}
+		return slices.Concat([]any{ttl.Microseconds(), now.Add(ttl).UnixMicro()}, jobsql.Progress(p), []any{now.UnixMicro()})
 	})
 	if err != nil && trying.Err() != nil && ctx.Err() == nil && s.held.Load() > 0 {
 		s.deferRenewal(l, since.Add(ttl))
@@ -328,8 +287,7 @@ func (s *Store) Renew(ctx context.Context, l stream.Lease, p stream.Progress, tt
 func (s *Store) Note(ctx context.Context, l stream.Lease, j stream.Journal, stall stream.Stall) error {
 	err := s.leased(ctx, l, `update levada_job set probe = ?, probe_until = ?, hand = ?, deaths = ?, no_progress = ?, stalled = ?, denied = ?, dependent = ?,
 		reason = iif(?9, '', reason), last_error = iif(?9, '', last_error), updated_at = ?10`, func(now time.Time) []any {
-		return []any{j.Probe, int64(j.Until), int64(j.Hand), j.Deaths, stall.Failures,
-			stall.NoProgress.Microseconds(), stall.Denied.Microseconds(), stall.Dependent.Microseconds(), stall == (stream.Stall{}), now.UnixMicro()}
+		return append(jobsql.Noted(j, stall), now.UnixMicro())
 	})
 	if err != nil {
 		return fmt.Errorf("note: %w", err)
@@ -345,16 +303,10 @@ func (s *Store) Release(ctx context.Context, l stream.Lease, r stream.Release) e
 	err := s.leased(ctx, l, `update levada_job set state = ?1, lease_until = null, not_before = iif(?1 = 'ready', ?2, not_before), finished_at = iif(?1 = 'ready', null, ?3), updated_at = ?3,
 		no_progress = ?, records = ?, bytes = ?, bad = ?, size = ?, reason = ?, last_error = ?, probe = ?, probe_until = ?, hand = ?, deaths = ?,
 		stalled = ?, denied = ?, dependent = ?`, func(now time.Time) []any {
-		return []any{string(r.State), now.Add(r.After).UnixMicro(), now.UnixMicro(),
-			r.Stall.Failures, int64(r.Progress.Records), int64(r.Progress.Bytes), int64(r.Progress.Bad), int64(r.Progress.Size), jobrule.Text(string(r.Reason)), jobrule.Text(r.LastError),
-			r.Journal.Probe, int64(r.Journal.Until), int64(r.Journal.Hand), r.Journal.Deaths,
-			r.Stall.NoProgress.Microseconds(), r.Stall.Denied.Microseconds(), r.Stall.Dependent.Microseconds()}
+		return append([]any{string(r.State), now.Add(r.After).UnixMicro(), now.UnixMicro()}, jobsql.Given(r)...)
 	})
-	if errors.Is(err, stream.ErrFenced) && r.State.Final() {
-		// The answer to the first call may have been lost.
-		if st, getErr := s.Get(ctx, l.Job); getErr == nil && st.Epoch == l.Epoch && st.State == r.State {
-			return nil
-		}
+	if jobsql.Released(l, r, err, func() (stream.Status, error) { return s.Get(ctx, l.Job) }) {
+		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("release: %w", err)
@@ -396,13 +348,7 @@ type querier interface {
 
 func get(ctx context.Context, q querier, id string) (stream.Status, error) {
 	st, err := scan(q.QueryRowContext(ctx, `select `+columns+` from levada_job where id = ?`, id))
-	if errors.Is(err, sql.ErrNoRows) {
-		return stream.Status{}, fmt.Errorf("job %q: %w", id, stream.ErrNotFound)
-	}
-	if err != nil {
-		return stream.Status{}, fmt.Errorf("job %q: %w", id, err)
-	}
-	return st, nil
+	return jobsql.Found(id, st, err, sql.ErrNoRows)
 }
 
 // List implements [stream.Store].
@@ -443,10 +389,13 @@ func (s *Store) List(ctx context.Context, f stream.Filter) ([]stream.Status, err
 	return all, nil
 }
 
-// change takes a job from one of some states to another. set assigns what else changes; ?1 is now.
-func (s *Store) change(ctx context.Context, what, id, from, set string) (st stream.Status, err error) {
+// transitions have the time as their first parameter.
+var transitions = jobsql.TransitionsIn(jobsql.Dialect{Now: `?1`, Due: `?1`, Greatest: `max`})
+
+// change takes a job from one of some states to another.
+func (s *Store) change(ctx context.Context, t jobsql.Transition, id string) (st stream.Status, err error) {
 	err = s.transact(ctx, func(tx *sql.Tx, now time.Time) error {
-		st, err = scan(tx.QueryRowContext(ctx, `update levada_job set updated_at = ?1, lease_until = null, `+set+` where id = ?2 and state in (`+from+`) returning `+columns, now.UnixMicro(), id))
+		st, err = scan(tx.QueryRowContext(ctx, `update levada_job set updated_at = ?1, lease_until = null, `+t.Set+` where id = ?2 and state in (`+t.From+`) returning `+columns, now.UnixMicro(), id))
 		if !errors.Is(err, sql.ErrNoRows) {
 			if code(err)&0xff == sqlite3.SQLITE_CONSTRAINT { // only Retry of a cancelled job can meet this
 				err = jobrule.KeyTaken(id)
@@ -456,38 +405,37 @@ func (s *Store) change(ctx context.Context, what, id, from, set string) (st stre
 		if st, err = get(ctx, tx, id); err != nil {
 			return err
 		}
-		return fmt.Errorf("job %s is %s: %w", id, st.State, stream.ErrState)
+		return jobsql.WrongState(st)
 	})
 	if err != nil {
-		return stream.Status{}, fmt.Errorf("%s: %w", what, err)
+		return stream.Status{}, fmt.Errorf("%s: %w", t.What, err)
 	}
 	return st, nil
 }
 
 // Cancel implements [stream.Store].
 func (s *Store) Cancel(ctx context.Context, id string) (stream.Status, error) {
-	return s.change(ctx, "cancel", id, `'ready', 'running', 'paused'`, `state = 'cancelled', epoch = epoch + 1, finished_at = ?1`)
+	return s.change(ctx, transitions.Cancel, id)
 }
 
 // Pause implements [stream.Store].
 func (s *Store) Pause(ctx context.Context, id string) (stream.Status, error) {
-	return s.change(ctx, "pause", id, `'ready', 'running'`, `state = 'paused', epoch = epoch + 1`)
+	return s.change(ctx, transitions.Pause, id)
 }
 
 // Resume implements [stream.Store].
 func (s *Store) Resume(ctx context.Context, id string) (stream.Status, error) {
-	return s.change(ctx, "resume", id, `'paused'`, `state = 'ready', not_before = max(not_before, ?1)`)
+	return s.change(ctx, transitions.Resume, id)
 }
 
 // Retry implements [stream.Store].
 func (s *Store) Retry(ctx context.Context, id string) (stream.Status, error) {
-	return s.change(ctx, "retry", id, `'completed', 'failed', 'cancelled'`, `state = 'ready', epoch = epoch + 1, not_before = max(not_before, ?1), finished_at = null,
-		no_progress = 0, stalled = 0, denied = 0, dependent = 0, probe = 0, probe_until = 0, hand = 0, deaths = 0, reason = '', last_error = ''`)
+	return s.change(ctx, transitions.Retry, id)
 }
 
 // Owners implements [stream.Store].
 func (s *Store) Owners(ctx context.Context) ([]stream.Owner, error) {
-	rows, err := s.read.QueryContext(ctx, `select distinct owner_pod, owner_pod_uid, owner_container, owner_incarnation from levada_job where state = 'running'`)
+	rows, err := s.read.QueryContext(ctx, jobsql.OwnersQuery)
 	if err != nil {
 		return nil, fmt.Errorf("owners: %w", err)
 	}
@@ -509,8 +457,7 @@ func (s *Store) Owners(ctx context.Context) ([]stream.Owner, error) {
 // Orphans counts the jobs that nobody would ever look at again, although they are neither final nor paused. There are none: it is
 // for tests and alarms.
 func (s *Store) Orphans(ctx context.Context) (n int, err error) {
-	err = s.read.QueryRowContext(ctx, `select count(*) from levada_job where case state when 'ready' then not_before is null when 'running' then lease_until is null
-		else state not in ('paused', 'completed', 'failed', 'cancelled') end`).Scan(&n)
+	err = s.read.QueryRowContext(ctx, jobsql.OrphansQuery).Scan(&n)
 	if err != nil {
 		return 0, fmt.Errorf("orphans: %w", err)
 	}
