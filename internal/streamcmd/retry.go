@@ -71,7 +71,7 @@ func waitingText(reason stream.Reason) string {
 	case stream.ReasonPrivilege:
 		return "grant the privilege that the last error names; the job fails if it is missing for the time of --no-progress"
 	case stream.ReasonSchema:
-		return "apply the migration that is missing, or run the version of the worker that fits the tables; the job fails if that takes longer than --no-progress"
+		return "apply the migration that is missing (`levada stream migrate --check` compares the tables of jobs), or run the version of the worker that fits the tables; the job fails if that takes longer than --no-progress"
 	case stream.ReasonDependentRows:
 		return "the records go into quarantine if the rows do not come"
 	}

@@ -45,7 +45,7 @@ func (f *sinkFlag) purge(ctx context.Context, r stream.SinkRetention) (total int
 		n, err := purge(r)
 		total += n
 		if err != nil || n == 0 {
-			return total, err
+			return total, migrateHint(err, "levada stream migrate --sink-only")
 		}
 	}
 }

@@ -116,7 +116,7 @@ func (f *storeFlag) open(ctx context.Context, create bool) (*database, error) {
 		}
 		s, err := pgstore.Open(asking, path, options...)
 		if err != nil {
-			return nil, err
+			return nil, migrateHint(err, "levada stream migrate")
 		}
 		return &database{Store: s, postgres: s}, nil
 	}
@@ -129,9 +129,17 @@ func (f *storeFlag) open(ctx context.Context, create bool) (*database, error) {
 	}
 	s, err := sqlitestore.Open(ctx, path, options...)
 	if err != nil {
-		return nil, err
+		return nil, migrateHint(err, "levada stream migrate")
 	}
 	return &database{Store: s, path: path, sqlite: s}, nil
+}
+
+// migrateHint adds the command that brings tables up to date to an error that says they are too old: the stores name their functions only.
+func migrateHint(err error, command string) error {
+	if errors.Is(err, stream.ErrOlder) {
+		return fmt.Errorf("%w: run `%s`", err, command)
+	}
+	return err
 }
 
 // offsets returns a sink without a handler: it keeps checkpoints and quarantine.

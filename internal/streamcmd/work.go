@@ -174,6 +174,9 @@ func streamWork(cmd *cobra.Command, f *workFlags) (err error) {
 			metrics.Observe(e)
 			view.observe(e)
 			if e.Kind == stream.EventReleased {
+				if e.State == stream.Failed {
+					log.Warn("job failed: see it with `levada stream show`, fix the cause, then `levada stream retry`", "job", e.Job.ID, "reason", e.Reason)
+				}
 				select {
 				case idle <- struct{}{}:
 				default:

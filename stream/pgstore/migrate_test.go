@@ -33,8 +33,8 @@ func tablesIn(t *testing.T, pool *pgxpool.Pool) []string {
 // A program that only reads created five tables in whatever database it was pointed at.
 func TestWithoutMigrateCreatesNothing(t *testing.T) {
 	pool := connect(t, testserver.Postgres(t))
-	if _, err := New(t.Context(), pool, WithoutMigrate()); !errors.Is(err, stream.ErrOlder) || !strings.Contains(err.Error(), "levada stream migrate") {
-		t.Errorf("a store without tables: error %v, want ErrOlder with the command to run", err)
+	if _, err := New(t.Context(), pool, WithoutMigrate()); !errors.Is(err, stream.ErrOlder) || !strings.Contains(err.Error(), "with Migrate of") {
+		t.Errorf("a store without tables: error %v, want ErrOlder with the function to call", err)
 	}
 	if _, err := NewSink(t.Context(), pool, nil, WithoutMigrate()); !errors.Is(err, stream.ErrOlder) {
 		t.Errorf("a sink without tables: error %v, want ErrOlder", err)

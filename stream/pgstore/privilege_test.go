@@ -68,7 +68,7 @@ func TestAMissingPrivilegeOrColumnIsNamedAndWaitedFor(t *testing.T) {
 		"no handler's table": {`alter table orders rename to gone -- %s`, `alter table gone rename to orders -- %s`, stream.ReasonSchema,
 			[]string{`relation "orders"`, "insert into orders", "migration"}},
 		"no table of offsets": {`alter table levada_offset rename to gone -- %s`, `alter table gone rename to levada_offset -- %s`, stream.ReasonSchema,
-			[]string{`relation "levada_offset"`, "levada stream migrate --check"}},
+			[]string{`relation "levada_offset"`, "see which versions Versions"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			admin, app, role := asRole(t)

@@ -36,8 +36,8 @@ func TestWithoutMigrateLeavesTheFileAsItIs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(t.Context(), foreign, WithoutMigrate()); !errors.Is(err, stream.ErrOlder) || !strings.Contains(err.Error(), "levada stream migrate") {
-		t.Errorf("a file without tables: error %v, want ErrOlder with the command to run", err)
+	if _, err := Open(t.Context(), foreign, WithoutMigrate()); !errors.Is(err, stream.ErrOlder) || !strings.Contains(err.Error(), "with Migrate of") {
+		t.Errorf("a file without tables: error %v, want ErrOlder with the function to call", err)
 	}
 	if after, err := os.ReadFile(foreign); err != nil || string(before) != string(after) {
 		t.Errorf("the file was changed, error %v", err)

@@ -187,7 +187,7 @@ func OlderSchema(what string, stored, known int64) error {
 	if stored == 0 {
 		found = "are missing"
 	}
-	return fmt.Errorf("the tables of %s %s, and this program needs version %d: create or update them with `levada stream migrate`, or with Migrate of the store's package: %w",
+	return fmt.Errorf("the tables of %s %s, and this program needs version %d: create or update them with Migrate of the store's package: %w",
 		what, found, known, stream.ErrOlder)
 }
 

@@ -61,7 +61,7 @@ func Advice(class Class, session string, own bool) string {
 	case class == Privilege:
 		return session + " lacks a privilege: grant it, or connect as a role that has it"
 	case class == Schema && own:
-		return "the tables of " + session + " are not those that this program needs: see what `levada stream migrate --check` says, and which schema search_path or WithSchema (--store-schema) names"
+		return "the tables of " + session + " are not those that this program needs: see which versions Versions of the store's package returns, and which schema search_path or WithSchema names"
 	case class == Schema:
 		return "the statement does not fit the schema of " + session + ": apply the migration that is missing, or run the version of the program that fits"
 	}
