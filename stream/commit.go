@@ -125,7 +125,7 @@ func (r *run) certain(record Record, err error, attempts int) bool {
 	return !isPanic || attempts > 1
 }
 
-// quarantine puts one record aside without calling the handler.
+// quarantine has one record accounted for without calling the handler.
 func (r *run) quarantine(records []Record, token []byte, attempts int, failed ...Attempt) error {
 	bad, last := records[0], failed[len(failed)-1]
 	row := Quarantined{Job: r.job.ID, Seq: bad.Seq, Key: clone(bad.Key), Payload: clone(bad.Value), Error: last.Error, Class: last.Class, Attempts: attempts, History: failed, State: Waiting}

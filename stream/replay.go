@@ -42,9 +42,7 @@ func (r *run) replay() error {
 			}
 		}
 		if len(rows) == 0 && r.journal.Hand > 0 && r.journal.Hand <= r.checkpoint.Seq {
-			j := r.journal
-			j.Hand = 0
-			return r.note(j)
+			return r.note(withHand(r.journal, 0))
 		}
 		if len(rows) == 0 {
 			return nil
@@ -129,9 +127,8 @@ func (r *run) callReplay(sink ReplaySink, batch *Batch) error {
 		return err
 	}
 	defer r.giveHand()
-	j := r.journal
-	j.Hand = batch.Records[0].Seq // before the checkpoint: that is how it is told from a batch
-	if err := r.note(j); err != nil {
+	// Its number is before the checkpoint: that is what tells it from a batch.
+	if err := r.note(withHand(r.journal, batch.Records[0].Seq)); err != nil {
 		return err
 	}
 	if sink, ok := sink.(*atLeastOnce); ok {

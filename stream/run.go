@@ -58,7 +58,7 @@ type run struct {
 	progress Progress   // written by the run alone
 	leased   time.Time  // when the lease was last renewed for certain, by the heartbeat or with a commit: it never decreases
 	handed   time.Time  // when the sink was called; zero when it is not at work
-	holds    int        // places in Worker.hands that are taken; whoever sets it to 0 gives them back, so that happens once
+	holds    int        // places in Worker.hands that are taken: what sets it to 0 gives them back, so that happens once
 	alone    bool       // with them, the place of a suspect
 }
 
