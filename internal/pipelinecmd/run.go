@@ -121,12 +121,7 @@ func run(cmd *cobra.Command, args []string, f *runFlags) error {
 			}
 		}
 	}
-	dir := "."
-	if args[0] != "-" {
-		if dir = args[0]; !isDir(dir) {
-			dir = filepath.Dir(dir)
-		}
-	}
+	dir := directoryOf(args[0])
 	view, err := newView(f.output, screen, f.quiet, f.interval, f.jsonLog(log), writesToTerminal(objects, stdout))
 	if err != nil {
 		return commandline.UsageError(err)
@@ -330,6 +325,17 @@ func defaultDataDir(file string) string {
 	}
 	base := filepath.Base(filepath.Clean(file))
 	return filepath.Join(filepath.Dir(file), ".levada", strings.TrimSuffix(base, filepath.Ext(base)))
+}
+
+// directoryOf is where relative paths of a manifest begin.
+func directoryOf(file string) string {
+	switch {
+	case file == "-":
+		return "."
+	case isDir(file):
+		return file
+	}
+	return filepath.Dir(file)
 }
 
 func isDir(path string) bool {

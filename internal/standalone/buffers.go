@@ -34,7 +34,7 @@ type BufferView struct {
 	Oldest  *time.Time `json:"oldest,omitempty"`
 	// Recorded says that the stored topology has it; a buffer that it does not have is left from an earlier one, and nothing reads it.
 	Recorded bool `json:"recorded"`
-	// Owner is the process that runs the pipeline; empty if none does.
+	// Owner is the process that runs the pipeline, or the vertex; empty if none does.
 	Owner  string `json:"owner,omitempty"`
 	Stream string `json:"stream"`
 	// Replicas and Storage are those of the stream.
@@ -112,12 +112,12 @@ func listBuffers(ctx context.Context, js jetstream.JetStream) (all []BufferView,
 	}
 	for i := range pipelines {
 		p := &pipelines[i]
-		owner := ""
-		if last, _, owned, err := ownership.Last(ctx, ownership.InBucket(p.KV)); err == nil && owned && !ownership.Gone(last) {
-			owner = last.String()
-		}
+		owner := ownerOfKey(ctx, p.KV, ownership.Key)
 		for _, s := range p.Streams {
 			v := BufferView{Vertex: s.Vertex, Partition: s.Partition, Stream: s.Stream, Owner: owner}
+			if owner == "" {
+				v.Owner = ownerOfKey(ctx, p.KV, ownership.VertexKey(s.Vertex))
+			}
 			if p.Owner != nil {
 				v.Namespace, v.Pipeline = p.Owner.Namespace, p.Owner.Name
 			}
@@ -145,6 +145,15 @@ func listBuffers(ctx context.Context, js jetstream.JetStream) (all []BufferView,
 	return all, nil
 }
 
+// ownerOfKey is the process that holds a lease; empty if none does.
+func ownerOfKey(ctx context.Context, kv jetstream.KeyValue, key string) string {
+	last, _, owned, err := ownership.Last(ctx, ownership.InBucket(kv, key))
+	if err != nil || !owned || ownership.Gone(last) {
+		return ""
+	}
+	return last.String()
+}
+
 // Drop drops for good the messages of a buffer, and returns their number. A pipeline that runs is refused. A buffer that nothing reads any more is removed.
 func (b *Buffers) Drop(ctx context.Context, view BufferView) (int, error) {
 	if b.remote != nil {
@@ -160,17 +169,38 @@ func (b *Buffers) Drop(ctx context.Context, view BufferView) (int, error) {
 		if at < 0 {
 			continue
 		}
-		lease, err := ownership.Acquire(ctx, ownership.Config{Store: ownership.InBucket(p.KV), Self: ownership.Self("levada buffers drop", ""), Sole: b.sole})
+		self := ownership.Self("levada buffers drop", "")
+		lease, err := ownership.Acquire(ctx, ownership.Config{Store: ownership.InBucket(p.KV, ownership.Key), Self: self, Sole: b.sole})
 		if err != nil {
 			return 0, err
 		}
-		n, err := isb.Drop(ctx, b.js, p.KV, view.Stream)
+		n := 0
+		if !b.sole {
+			err = vacateAll(ctx, p.KV, self)
+		}
+		if err == nil {
+			n, err = isb.Drop(ctx, b.js, p.KV, view.Stream)
+		}
 		if err == nil && p.Record != nil && !p.Recorded(p.Streams[at]) {
 			err = jetstreambuffer.Remove(ctx, b.js, p.KV, view.Stream)
 		}
 		return n, errors.Join(err, lease.Release(context.WithoutCancel(ctx)))
 	}
 	return 0, fmt.Errorf("stream %s is not there any more", view.Stream)
+}
+
+// vacateAll makes certain that no process runs a vertex of a pipeline.
+func vacateAll(ctx context.Context, kv jetstream.KeyValue, self ownership.Owner) error {
+	names, err := leasedVertices(ctx, kv)
+	if err != nil {
+		return err
+	}
+	for name := range names {
+		if err := ownership.Vacate(ctx, ownership.Config{Store: ownership.InBucket(kv, ownership.VertexKey(name)), Self: self}); err != nil {
+			return fmt.Errorf("vertex %s: %w", name, err)
+		}
+	}
+	return nil
 }
 
 // Drain runs pipelines as they were recorded until nothing is in flight, without new input. wanted selects them. It returns how many were drained.

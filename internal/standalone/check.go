@@ -12,7 +12,8 @@ import (
 	"github.com/levada-io/levada/internal/manifest"
 )
 
-// Check reports why a run of these manifests could not start, and what it would ignore. It decides with the code that a run uses, and starts nothing.
+// Check reports why a run of these manifests could not start, and what it would ignore. It decides with the code that a run uses, and starts nothing. With
+// cfg.Vertex, containers and secrets of other vertices are not looked at: other processes need them.
 func Check(cfg Config) (problems manifest.Problems) {
 	secrets, runs := newSecrets(cfg), 0
 	var files vertex.Files
@@ -25,10 +26,13 @@ func Check(cfg Config) (problems manifest.Problems) {
 		}
 		problems = append(problems, manifest.IgnoredByRun(o)...)
 		env := &vertex.Env{
-			Namespace: o.Manifest.GetNamespace(), Pipeline: o.Manifest.GetName(), Meta: o.Manifest, Logger: slog.New(slog.DiscardHandler), Dir: cfg.Dir,
+			Namespace: o.Manifest.GetNamespace(), Pipeline: o.Manifest.GetName(), Meta: o.Manifest, Logger: slog.New(slog.DiscardHandler), Dir: cfg.Dir, Listen: cfg.listenAt(),
 			Commands: commandsFor(cfg.Commands, o.Manifest.GetName()), Secret: secrets.get, Values: secrets.all, FunctionEnv: cfg.FunctionEnv, FunctionUser: cfg.FunctionUser,
 		}
 		for _, c := range manifest.Containers(o) {
+			if cfg.Vertex != "" && c.Vertex != cfg.Vertex {
+				continue
+			}
 			if err := env.Check(c); err != nil {
 				problems = append(problems, o.ProblemAt(c.Path, manifest.Problem{Code: manifest.CodeNoStart, Message: "vertex " + c.Vertex + ": " + err.Error()}))
 			}
@@ -39,6 +43,9 @@ func Check(cfg Config) (problems manifest.Problems) {
 			}
 		}
 		for _, s := range manifest.SecretUses(o) {
+			if !inVertex(o, s.Path, cfg.Vertex) {
+				continue
+			}
 			if _, err := secrets.get(s.Secret.Name, s.Secret.Key); err != nil {
 				problems = append(problems, o.ProblemAt(s.Path, manifest.Problem{Code: manifest.CodeNoStart, Message: err.Error()}))
 			}
@@ -48,6 +55,20 @@ func Check(cfg Config) (problems manifest.Problems) {
 		problems = append(problems, cfg.Objects[0].ProblemAt("", manifest.Problem{Code: manifest.CodeNoStart, Message: "there is no Pipeline and no MonoVertex to run in these files"}))
 	}
 	return problems
+}
+
+// inVertex reports whether a path of a manifest lies in a vertex; true for an empty name.
+func inVertex(o manifest.Object, path, vertex string) bool {
+	p, ok := o.Manifest.(*v1alpha1.Pipeline)
+	if !ok || vertex == "" {
+		return true
+	}
+	for i := range p.Spec.Vertices {
+		if p.Spec.Vertices[i].Name == vertex && strings.HasPrefix(path, fmt.Sprintf("spec.vertices[%d].", i)) {
+			return true
+		}
+	}
+	return false
 }
 
 // fileSink is a sink that writes a file. at is the path of the field.

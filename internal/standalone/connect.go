@@ -27,10 +27,22 @@ func (r *runner) open(ctx context.Context) error {
 		return err
 	}
 	r.close = append(r.close, release)
+	if err := r.openSockets(); err != nil {
+		return err
+	}
+	return r.connect(ctx)
+}
+
+func (r *runner) openSockets() (err error) {
 	if r.sockets, err = function.NewSocketRoot(); err != nil {
 		return fmt.Errorf("directory for sockets: %w", err)
 	}
 	r.close = append(r.close, func() { _ = os.RemoveAll(r.sockets) })
+	return nil
+}
+
+// connect connects to the broker, or starts the one in this process.
+func (r *runner) connect(ctx context.Context) (err error) {
 	options := []nats.Option{
 		nats.MaxReconnects(-1), nats.ReconnectWait(100 * time.Millisecond), nats.ReconnectJitter(50*time.Millisecond, 50*time.Millisecond),
 		nats.ReconnectBufSize(-1), nats.PingInterval(10 * time.Second),

@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"sync"
+	"slices"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -67,7 +67,7 @@ func (r *runner) env(p *Pipeline, meta metav1.Object) *vertex.Env {
 		Namespace: p.Namespace, Pipeline: p.Name, Owner: p.store.Owner, Meta: meta, State: p.store.State, DeadLetters: p.letters, Metrics: r.metrics.Namespace(p.Namespace),
 		Readers: p.readers, Writers: p.writers,
 		Logger: r.log.With("pipeline", p.Name), SocketRoot: r.sockets, Dir: r.cfg.Dir, Data: r.cfg.DataDir, Files: &r.files, Commands: commands, Timeout: r.cfg.FunctionTimeout,
-		Secret: r.secrets.get, Values: r.secrets.all, FunctionEnv: r.cfg.FunctionEnv, FunctionUser: r.cfg.FunctionUser, ListenHTTP: r.cfg.ListenHTTP, Stdin: r.cfg.Stdin, Stdout: r.cfg.Stdout,
+		Secret: r.secrets.get, Values: r.secrets.all, FunctionEnv: r.cfg.FunctionEnv, FunctionUser: r.cfg.FunctionUser, Listen: r.cfg.listenAt(), Stdin: r.cfg.Stdin, Stdout: r.cfg.Stdout,
 		Output: func(v string, role function.Role) func(string) {
 			return func(line string) { r.cfg.Output(p.Name, v, role, line) }
 		},
@@ -84,7 +84,7 @@ func (r *runner) env(p *Pipeline, meta metav1.Object) *vertex.Env {
 func (r *runner) prepare(ctx context.Context, meta *metav1.ObjectMeta, kind naming.Kind, vertices []string) (*Pipeline, error) {
 	p := &Pipeline{
 		Pipeline:   &engine.Pipeline{Namespace: cmp.Or(meta.Namespace, "default"), Name: meta.Name, Kind: string(kind)},
-		partitions: map[string][]engine.Input{},
+		partitions: map[string][]engine.Input{}, outputs: map[string][]*buffer.Writer{},
 	}
 	owner, err := naming.New(p.Namespace, kind, p.Name)
 	if err != nil {
@@ -145,19 +145,30 @@ func (r *runner) pipeline(ctx context.Context, m *v1alpha1.Pipeline) (*Pipeline,
 	if err != nil {
 		return p, fmt.Errorf("pipeline %s: %w", m.Name, err)
 	}
-	if err := r.openBuffers(ctx, p, m, plans); err != nil {
+	build := plans
+	if r.cfg.Vertex != "" {
+		at := slices.IndexFunc(plans, func(pl vertex.Plan) bool { return pl.Name == r.cfg.Vertex })
+		if at < 0 {
+			return p, fmt.Errorf("pipeline %s has no vertex %s", m.Name, r.cfg.Vertex)
+		}
+		build = plans[at : at+1]
+	}
+	if err := r.openBuffers(ctx, p, m, plans, build); err != nil {
 		return p, err
 	}
 	p.store.LogChanges()
 	env := r.env(p, m)
-	for i := range plans {
-		over := engine.Waiting(r.log, "source or sink of vertex", nil, "pipeline", m.Name, "vertex", plans[i].Name)
-		v, err := vertex.Build(ctx, env, &plans[i])
+	for i := range build {
+		over := engine.Waiting(r.log, "source or sink of vertex", nil, "pipeline", m.Name, "vertex", build[i].Name)
+		v, err := vertex.Build(ctx, env, &build[i])
 		over(err)
 		if err != nil {
 			return p, fmt.Errorf("pipeline %s: %w", m.Name, err)
 		}
-		p.Add(&engine.Vertex{Vertex: v, Inputs: p.partitions[v.Name]})
+		p.Add(&engine.Vertex{Vertex: v, Inputs: p.partitions[v.Name], Outputs: p.outputsOf(&build[i])})
+	}
+	if r.cfg.Vertex != "" {
+		return p, nil // one vertex does not know when the others have ended
 	}
 	if err := p.Whole(m.Spec.Edges); err != nil {
 		return p, fmt.Errorf("pipeline %s: %w", m.Name, err)
@@ -178,11 +189,23 @@ func (p *Pipeline) writers(vertex string) (all []*buffer.Writer) {
 	for _, in := range p.partitions[vertex] {
 		all = append(all, in.Partition.Writer)
 	}
+	return append(all, p.outputs[vertex]...) // one of the two is empty
+}
+
+// outputsOf are the partitions that a vertex writes to and that other processes read.
+func (p *Pipeline) outputsOf(pl *vertex.Plan) (all []*buffer.Writer) {
+	for _, e := range pl.Edges {
+		for _, w := range p.outputs[e.To] {
+			if !slices.Contains(all, w) { // two edges may lead to one vertex
+				all = append(all, w)
+			}
+		}
+	}
 	return all
 }
 
-// openBuffers opens the partitions of all vertices that have a buffer.
-func (r *runner) openBuffers(ctx context.Context, p *Pipeline, m *v1alpha1.Pipeline, plans []vertex.Plan) error {
+// openBuffers opens the partitions that the vertices in build read, and those that they write to.
+func (r *runner) openBuffers(ctx context.Context, p *Pipeline, m *v1alpha1.Pipeline, all, build []vertex.Plan) error {
 	store, inFlight, err := r.bufferConfig(m)
 	if err != nil {
 		return fmt.Errorf("pipeline %s: %w", m.Name, err)
@@ -193,13 +216,30 @@ func (r *runner) openBuffers(ctx context.Context, p *Pipeline, m *v1alpha1.Pipel
 			return fmt.Errorf("pipeline %s: %w", m.Name, err)
 		}
 	}
-	for i := range plans {
-		name, in := plans[i].Name, plans[i].Input
-		opt := buffer.Options{MaxLength: in.MaxLength, UsageLimit: in.UsageLimit, Compression: compression, MaxInFlight: inFlight}
+	if lease := r.leaseOf(p.store.Owner); lease != nil {
+		store.Fence = lease.Check
+	}
+	o := &isb.Opener{Store: p.store, Link: r.link, Config: store, Logger: r.log}
+	options := func(in vertex.InputPlan) buffer.Options {
+		return buffer.Options{
+			MaxLength: in.MaxLength, UsageLimit: in.UsageLimit, Compression: compression, MaxInFlight: inFlight, Shared: r.cfg.Vertex != "", Logger: r.log,
+		}
+	}
+	// Those of the vertices themselves come first: two vertices that write to each other would wait for each other's.
+	if err := r.openInputs(ctx, o, p, build, options); err != nil {
+		return err
+	}
+	return r.openOutputs(ctx, o, p, all, build, options)
+}
+
+// openInputs opens the partitions that vertices of this process read.
+func (r *runner) openInputs(ctx context.Context, o *isb.Opener, p *Pipeline, build []vertex.Plan, options func(vertex.InputPlan) buffer.Options) error {
+	for i := range build {
+		name, in := build[i].Name, build[i].Input
 		for n := range in.Partitions { // a source has none
-			part, err := r.partition(ctx, name, n, store, opt, p)
+			part, err := r.partition(ctx, o, p, name, n, options(in))
 			if err != nil {
-				return fmt.Errorf("pipeline %s, vertex %s: %w", m.Name, name, err)
+				return fmt.Errorf("pipeline %s, vertex %s: %w", p.Name, name, err)
 			}
 			p.partitions[name] = append(p.partitions[name], part)
 		}
@@ -207,37 +247,33 @@ func (r *runner) openBuffers(ctx context.Context, p *Pipeline, m *v1alpha1.Pipel
 	return nil
 }
 
-func (r *runner) partition(ctx context.Context, vertex string, n int, store jetstreambuffer.Config, opt buffer.Options, p *Pipeline) (in engine.Input, err error) {
-	open, cancel := context.WithTimeout(ctx, 5*time.Minute)
-	defer cancel()
-	name := p.store.Owner.OldBuffer(vertex, n) // of metrics and logs, whatever the stream is called
-	store.State, store.Changed = p.store.State, p.store.Changed
-	if lease := r.leaseOf(p.store.Owner); lease != nil {
-		store.Fence = lease.Check
+// openOutputs opens the partitions that vertices of this process write to and that others read.
+func (r *runner) openOutputs(ctx context.Context, o *isb.Opener, p *Pipeline, all, build []vertex.Plan, options func(vertex.InputPlan) buffer.Options) error {
+	for i := range all {
+		in := all[i].Input
+		if len(p.partitions[all[i].Name]) > 0 || !slices.ContainsFunc(build, func(pl vertex.Plan) bool { return pl.WritesTo(all[i].Name) }) {
+			continue
+		}
+		for n := range in.Partitions {
+			w, err := r.output(ctx, o, p, all[i].Name, n, options(in))
+			if err != nil {
+				return fmt.Errorf("pipeline %s: %w", p.Name, err)
+			}
+			p.outputs[all[i].Name] = append(p.outputs[all[i].Name], w)
+		}
 	}
+	return nil
+}
+
+// partition opens a partition that a vertex of this process reads.
+func (r *runner) partition(ctx context.Context, o *isb.Opener, p *Pipeline, vertex string, n int, opt buffer.Options) (in engine.Input, err error) {
+	name := o.Name(vertex, n)
 	m := r.metrics.Namespace(p.Namespace).Buffer(name)
-	opt.Name, opt.Metrics, opt.Logger = name, m, r.log
+	opt.Metrics = m
 	opt.OnCorrupt = func(seq uint64, data []byte, err error) error { return r.corrupt(name, seq, data, err) }
-	var lost sync.Once // an attempt that fails after it is tried again
-	store.Lost = func(l jetstreambuffer.Loss) {
-		lost.Do(func() {
-			l.Log(r.log.With("pipeline", p.Name, "vertex", vertex))
-			m.LostMessages(l.Messages)
-		})
-	}
-	part, err := natslink.Retry(open, r.link, r.log, "buffer "+name, func(attempt context.Context) (_ *buffer.Partition, err error) {
-		if store.Stream, store.Tag, err = p.store.Buffer(attempt, vertex, n); err != nil {
-			return nil, err
-		}
-		driver, err := jetstreambuffer.Open(open, r.js, store)
-		if err != nil {
-			return nil, err
-		}
-		part, err := buffer.Open(open, driver, opt)
-		if err != nil {
-			return nil, errors.Join(err, driver.Close())
-		}
-		return part, nil
+	part, err := o.Partition(ctx, vertex, n, opt, func(l jetstreambuffer.Loss) {
+		l.Log(r.log.With("pipeline", p.Name, "vertex", vertex))
+		m.LostMessages(l.Messages)
 	})
 	if err != nil {
 		return in, err
@@ -246,6 +282,14 @@ func (r *runner) partition(ctx context.Context, vertex string, n int, store jets
 		r.inMemory.Store(true)
 	}
 	return engine.Input{Partition: part, Metrics: m}, nil
+}
+
+// output opens a partition that another process reads.
+func (r *runner) output(ctx context.Context, o *isb.Opener, p *Pipeline, vertex string, n int, opt buffer.Options) (*buffer.Writer, error) {
+	opt.Metrics = r.metrics.Namespace(p.Namespace).Buffer(o.Name(vertex, n))
+	return o.Writer(ctx, vertex, n, opt, func(reason error) func(error) {
+		return engine.Waiting(r.log, "buffer of a vertex to be opened by the process that runs it", reason.Error, "pipeline", p.Name, "vertex", vertex)
+	})
 }
 
 // corrupt decides what to do about stored blocks that neither the stream nor any replica of it has as they were written.

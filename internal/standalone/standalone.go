@@ -1,21 +1,25 @@
-// Package standalone runs manifests in one process: broker, buffers and all vertices, with functions as child processes. It is what `levada run` does.
+// Package standalone runs manifests in one process: broker, buffers and all vertices, with functions as child processes. It is what `levada run` does. It also runs
+// one vertex of a pipeline alone, beside processes for the others and a broker elsewhere: what `levada vertex` does.
 //
 // # Files
 //
 // One folder, because all of it works on one runner, which owns the broker, the leases and the pipelines of a run; half of the files are tests that start whole runs.
 //
 //   - A run: standalone.go (start and end), connect.go (broker), pipelines.go and buffers.go (building), isbsvc.go (buffer settings), secrets.go, memorylimit.go, smalldisk.go.
+//   - One vertex: vertex.go (start, lease), agree.go (the topology that all processes share), front.go (probes from the start).
 //   - What is found in the store, and whether the manifest fits it: takeover.go, record.go, compare.go, renamed.go, drainold.go, discard.go.
 //   - What others ask: api.go and reopen.go of a run; offline.go and letters.go of a store without a run; check.go before one.
 package standalone
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -27,6 +31,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/levada-io/levada/internal/broker"
+	"github.com/levada-io/levada/internal/dataplane/buffer"
 	"github.com/levada-io/levada/internal/dataplane/deadletter"
 	"github.com/levada-io/levada/internal/dataplane/engine"
 	"github.com/levada-io/levada/internal/dataplane/function"
@@ -42,6 +47,8 @@ import (
 type Config struct {
 	// Objects are the manifests: decoded, with defaults, valid.
 	Objects []manifest.Object
+	// Vertex is the one vertex to run, of the one Pipeline or MonoVertex among Objects; empty for all of everything. It needs NATS. See vertexMain.
+	Vertex string
 	// DataDir keeps everything that must survive. Required.
 	DataDir string
 	// NATS is the URL of a broker of its own; empty for one in this process, in DataDir.
@@ -109,14 +116,18 @@ type Pipeline struct {
 
 	store   *isb.Store
 	letters *deadletter.Store
-	// partitions are those of each vertex that has a buffer: this process reads and writes all of them.
+	// partitions are those of each vertex of this process that has a buffer. Invariant: a vertex is in partitions or in outputs, not in both.
 	partitions map[string][]engine.Input
+	// outputs are those that this process writes to and that another one reads; empty where the whole pipeline runs here.
+	outputs map[string][]*buffer.Writer
 }
 
 // Result is what is where when a run has ended.
 type Result struct {
 	// Cut says why the run was ended before it had stopped in order; empty if it had. What was in flight then is not acknowledged, and comes again.
 	Cut string
+	// CutShort says that messages in flight were not finished in time, and are processed again by the next start.
+	CutShort bool
 	// Started says that everything ran.
 	Started   bool
 	Pipelines []PipelineResult
@@ -179,11 +190,18 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if cfg.NATS == "" && cfg.Replicas > 1 {
 		return fmt.Errorf("--replicas %d: the broker in this process is one server and keeps one copy; name a cluster of brokers with --nats, or leave --replicas out", cfg.Replicas)
 	}
+	if cfg.NATS == "" && cfg.Vertex != "" {
+		return fmt.Errorf("vertex %s: a vertex alone needs a broker that the other vertices reach, too (--nats)", cfg.Vertex)
+	}
 	r := &runner{cfg: cfg, log: cfg.Logger, metrics: metrics.New(cfg.Version), secrets: newSecrets(cfg), budget: engine.NewBudget(cfg.DrainTimeout)}
 	defer r.budget.Stop()
 	defer context.AfterFunc(ctx, r.budget.Begin)()
 	ended := make(chan error, 1)
-	go func() { ended <- r.main(ctx) }() // ends before Run does, unless Run gives up waiting
+	main := r.main
+	if cfg.Vertex != "" {
+		main = r.vertexMain
+	}
+	go func() { ended <- main(ctx) }() // ends before Run does, unless Run gives up waiting
 	cut := ""
 	select {
 	case err = <-ended:
@@ -202,15 +220,21 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	return err
 }
 
+// listenAt is where sources listen.
+func (cfg Config) listenAt() vertex.Listen {
+	const loopback = "127.0.0.1"
+	at := vertex.Listen{Host: cmp.Or(cfg.ListenHTTP, loopback), Shared: cfg.Vertex == "", Address: loopback}
+	if ip := net.ParseIP(at.Host); ip != nil && !ip.IsUnspecified() {
+		at.Address = at.Host
+	}
+	return at
+}
+
 // DefaultDrainTimeout is the default of Config.DrainTimeout.
 const DefaultDrainTimeout = 25 * time.Second
 
 func (r *runner) main(ctx context.Context) error {
-	defer func() {
-		for i := len(r.close) - 1; i >= 0; i-- {
-			r.close[i]()
-		}
-	}()
+	defer r.closeInReverse()
 	if err := r.open(ctx); err != nil {
 		return err
 	}
@@ -232,20 +256,35 @@ func (r *runner) main(ctx context.Context) error {
 	return r.settle(ctx, pipelines, errors.Join(err, r.closeAll(ctx, pipelines)))
 }
 
+func (r *runner) closeInReverse() {
+	for i := len(r.close) - 1; i >= 0; i-- {
+		r.close[i]()
+	}
+}
+
 // run runs what was built.
 func (r *runner) run(ctx context.Context, pipelines []*Pipeline) error {
-	p := &engine.Process{Budget: r.budget, Owned: r.owned, Broker: brokerHealth{r}, Logger: r.log, Services: []func(context.Context) error{limitMemory}}
-	for _, pl := range pipelines {
-		p.Pipelines = append(p.Pipelines, pl.Pipeline)
-	}
+	p := r.newProcess(pipelines)
 	api, err := r.listen(p, pipelines)
 	if err != nil {
 		return err
 	}
 	p.Services = append(p.Services, api.serve)
+	return r.runProcess(ctx, p, api.address, pipelines)
+}
+
+func (r *runner) newProcess(pipelines []*Pipeline) *engine.Process {
+	p := &engine.Process{Budget: r.budget, Owned: r.owned, Broker: brokerHealth{r}, Logger: r.log, Services: []func(context.Context) error{limitMemory}}
+	for _, pl := range pipelines {
+		p.Pipelines = append(p.Pipelines, pl.Pipeline)
+	}
+	return p
+}
+
+func (r *runner) runProcess(ctx context.Context, p *engine.Process, address string, pipelines []*Pipeline) error {
 	p.Started = func() {
 		if r.cfg.Started != nil {
-			r.cfg.Started(&Running{Address: api.address, Pipelines: pipelines, Durability: r.durability()})
+			r.cfg.Started(&Running{Address: address, Pipelines: pipelines, Durability: r.durability()})
 		}
 	}
 	r.mu.Lock()
@@ -267,6 +306,7 @@ func (r *runner) result(cut string) *Result {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	res.Started = r.process != nil && r.process.HasStarted()
+	res.CutShort = r.process != nil && r.process.CutShort()
 	for _, p := range r.pipelines {
 		res.Pipelines = append(res.Pipelines, p.Result())
 	}
@@ -291,6 +331,11 @@ func (p *Pipeline) close(ctx context.Context) error {
 	for _, name := range slices.Sorted(maps.Keys(p.partitions)) {
 		for _, in := range p.partitions[name] {
 			err = errors.Join(err, in.Partition.Close(ctx))
+		}
+	}
+	for _, writers := range p.outputs {
+		for _, w := range writers {
+			err = errors.Join(err, w.Close())
 		}
 	}
 	return err

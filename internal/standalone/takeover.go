@@ -179,7 +179,7 @@ func ownerOf(o manifest.Object) (owner naming.Owner, vertices []string, ok bool,
 	return owner, vertices, true, err
 }
 
-// acquire takes the leases and keeps them. owned ends when one is lost.
+// acquire takes the leases of the pipelines, keeps them, and makes certain that no process runs a vertex of them. owned ends when one is lost.
 func (r *runner) acquire(ctx context.Context, lost context.CancelCauseFunc) error {
 	self := ownership.Self(cmp.Or(r.cfg.Command, "levada run"), r.cfg.Version)
 	var claims errgroup.Group
@@ -187,7 +187,7 @@ func (r *runner) acquire(ctx context.Context, lost context.CancelCauseFunc) erro
 		claims.Go(func() error {
 			lease, err := patient(ctx, r, h.of(), func(context.Context) (*ownership.Lease, error) {
 				return ownership.Acquire(ctx, ownership.Config{
-					Store: ownership.InBucket(h.store.State), Self: self, Sole: r.broker != nil, Logger: r.log,
+					Store: ownership.InBucket(h.store.State, ownership.Key), Self: self, Sole: r.broker != nil, Logger: r.log,
 					Waiting: func(last ownership.Owner, atMost time.Duration) {
 						r.log.Info("waiting for the lease of the last owner to expire", "owner", h.of(), "last", last.String(), "at most", atMost.Round(time.Second))
 					},
@@ -204,6 +204,17 @@ func (r *runner) acquire(ctx context.Context, lost context.CancelCauseFunc) erro
 		})
 	}
 	err := claims.Wait()
+	r.keepLeases(ctx, lost)
+	for _, h := range r.held {
+		if err == nil {
+			err = r.vacateVertices(ctx, h)
+		}
+	}
+	return err
+}
+
+// keepLeases renews the leases until everything else is closed, and releases them then. owned ends when one is lost.
+func (r *runner) keepLeases(ctx context.Context, lost context.CancelCauseFunc) {
 	renewing, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var renewals sync.WaitGroup
 	for _, h := range r.held {
@@ -230,7 +241,6 @@ func (r *runner) acquire(ctx context.Context, lost context.CancelCauseFunc) erro
 			}
 		}
 	})
-	return err
 }
 
 // recheck renews the leases at once, as after a reconnect.

@@ -41,6 +41,8 @@ type Vertex struct {
 	*vertex.Vertex
 	// Inputs are the partitions that the vertex reads, by number. This process is the only reader of each; a source has none.
 	Inputs []Input
+	// Outputs are the partitions that the vertex writes to and that another process reads. Whoever opened them closes them.
+	Outputs []*buffer.Writer
 }
 
 // IsSource reports whether the vertex reads from outside of the pipeline.
@@ -51,12 +53,15 @@ func (v *Vertex) IsSource() bool {
 // IsSink reports whether the vertex writes to outside of the pipeline.
 func (v *Vertex) IsSink() bool { return v.Kind == v1alpha1.VertexTypeSink || v.Kind == vertex.KindMono }
 
-// Serve keeps functions and the upkeep of the inputs going until ctx ends. It must outlive Run. An error means that a function cannot be started at all.
+// Serve keeps functions and the upkeep of the inputs and outputs going until ctx ends. It must outlive Run. An error means that a function cannot be started at all.
 func (v *Vertex) Serve(ctx context.Context) error {
 	var services errgroup.Group
 	services.Go(func() error { return v.RunFunctions(ctx) })
 	for _, in := range v.Inputs {
 		services.Go(func() error { return in.Partition.Run(ctx) })
+	}
+	for _, out := range v.Outputs {
+		services.Go(func() error { return out.Run(ctx) })
 	}
 	return services.Wait()
 }
@@ -81,11 +86,14 @@ func (v *Vertex) Ready(ctx context.Context, log *slog.Logger) error {
 // Run moves messages until intake ends or the input does, and then finishes what is in flight.
 func (v *Vertex) Run(d drain.Context) error { return v.Vertex.Run(d.Work, d.Intake) }
 
-// Health returns what keeps the inputs from taking or giving messages; nil if nothing does.
+// Health returns what keeps the inputs from taking or giving messages, or the outputs from taking them; nil if nothing does.
 func (v *Vertex) Health() error {
 	var errs []error
 	for _, in := range v.Inputs {
 		errs = append(errs, in.Partition.Health())
+	}
+	for _, out := range v.Outputs {
+		errs = append(errs, out.Health())
 	}
 	return errors.Join(errs...)
 }

@@ -4,7 +4,8 @@
 // The state bucket of a pipeline is the root. These are its keys:
 //
 //	incarnation           a random name of this lifetime of the store
-//	owner                 the lease of the process that runs the pipeline (package ownership)
+//	owner                 the lease of the process that runs the whole pipeline (package ownership)
+//	owner.VERTEX          the lease of the process that runs one vertex
 //	topology              the record of its shape (package topology)
 //	settled               how the last process ended
 //	source.VERTEX.*       how far the partitions of a source were read

@@ -1,5 +1,5 @@
-// Package ownership lets one process at a time run a pipeline. The owner holds a lease: a record in the pipeline's state bucket that it renews by
-// compare-and-set on the record's revision.
+// Package ownership lets one process at a time run a pipeline, or one vertex of it. The owner holds a lease: a record in the pipeline's state bucket that it renews
+// by compare-and-set on the record's revision. The lease of a pipeline and those of its vertices exclude each other (Vacate).
 //
 // No two clocks are compared. A claimant measures, by its own monotonic clock, how long it has seen the same revision, and takes the pipeline over
 // after TTL. When the owner ran on the claimant's own host, the claimant looks at the process instead: it takes over at once when that has ended, and
@@ -19,7 +19,7 @@ import (
 	"time"
 )
 
-// Owner says which process owns a pipeline.
+// Owner says which process owns a pipeline or a vertex.
 type Owner struct {
 	// Instance is a random name of this run of the process.
 	Instance string `json:"instance"`
@@ -34,8 +34,10 @@ type Owner struct {
 	Started time.Time `json:"started"`
 	Command string    `json:"command,omitempty"`
 	Version string    `json:"version,omitempty"`
-	// Released says that the owner stopped in an orderly way.
+	// Released says that the owner stopped in an orderly way, or that its lease has expired.
 	Released bool `json:"released,omitempty"`
+	// Shape identifies the topology that a process of one vertex runs with; empty for a process that runs the whole pipeline.
+	Shape string `json:"shape,omitempty"`
 	// Renewals makes each record differ from the one before.
 	Renewals int64 `json:"renewals"`
 }
@@ -207,6 +209,7 @@ type claim struct {
 
 	revision uint64 // the first one seen
 	since    time.Time
+	last     Owner // of the record read last
 }
 
 func (c *claim) decide(last Owner, revision uint64, now time.Time) (d decision, left time.Duration) {
@@ -343,9 +346,12 @@ func (l *Lease) renew(ctx context.Context) error {
 		l.self.Renewals = last.Renewals // our own write, whose answer was lost
 		return l.put(ctx, revision)
 	}
-	if len(value) == 0 {
+	switch {
+	case len(value) == 0:
 		l.err = fmt.Errorf("%w: the record of the owner was removed from the store", ErrLost)
-	} else {
+	case last.Instance == l.self.Instance:
+		l.err = fmt.Errorf("%w: it was not renewed for %v, and another process has declared it expired. This process stops", ErrLost, time.Since(l.renewed).Round(100*time.Millisecond))
+	default:
 		l.err = fmt.Errorf("%w: while the broker could not be reached from here for %v, the pipeline was taken over by %s. This process stops", ErrLost, time.Since(l.renewed).Round(100*time.Millisecond), last)
 	}
 	close(l.lost)

@@ -7,16 +7,22 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// Key is where the record lies in the state bucket of a pipeline.
+// Key is where the record of a process that runs a whole pipeline lies in the pipeline's state bucket.
 const Key = "owner"
 
-// InBucket keeps the record in a bucket of a NATS broker.
-func InBucket(kv jetstream.KeyValue) Store { return bucket{kv} }
+// VertexKey is where the record of a process that runs one vertex lies.
+func VertexKey(vertex string) string { return Key + "." + vertex }
 
-type bucket struct{ kv jetstream.KeyValue }
+// InBucket keeps the record under a key of a bucket of a NATS broker.
+func InBucket(kv jetstream.KeyValue, key string) Store { return bucket{kv, key} }
+
+type bucket struct {
+	kv  jetstream.KeyValue
+	key string
+}
 
 func (b bucket) Get(ctx context.Context) ([]byte, uint64, error) {
-	e, err := b.kv.Get(ctx, Key)
+	e, err := b.kv.Get(ctx, b.key)
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
 		return nil, 0, nil
 	}
@@ -32,9 +38,9 @@ const codeWrongSequence = 10071
 func (b bucket) Put(ctx context.Context, value []byte, revision uint64) (uint64, error) {
 	var err error
 	if revision == 0 {
-		revision, err = b.kv.Create(ctx, Key, value)
+		revision, err = b.kv.Create(ctx, b.key, value)
 	} else {
-		revision, err = b.kv.Update(ctx, Key, value, revision)
+		revision, err = b.kv.Update(ctx, b.key, value, revision)
 	}
 	var api *jetstream.APIError
 	if errors.Is(err, jetstream.ErrKeyExists) || errors.As(err, &api) && api.ErrorCode == codeWrongSequence {

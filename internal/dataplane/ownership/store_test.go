@@ -34,7 +34,7 @@ func bucket(t *testing.T) ownership.Store {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return ownership.InBucket(kv)
+	return ownership.InBucket(kv, ownership.Key)
 }
 
 // Against a real server: a second run is refused with the first one's name while that lives, and takes over at once when the process has ended.

@@ -73,7 +73,7 @@ func builtinFor(pl *plan, role function.Role, vertex string, opt catalogue.Optio
 	}
 	p, err := catalogue.ForImage(pl.image, opt)
 	if err != nil {
-		return nil, fmt.Errorf("its %s is the image %s, and there is no container engine here: %w. Say which local program stands in for it with --function %s=COMMAND", role, pl.image, err, vertex)
+		return nil, fmt.Errorf("its %s is the image %s, which this process does not start: %w. Say which local program stands in for it with --function %s=COMMAND", role, pl.image, err, vertex)
 	}
 	return p, nil
 }
@@ -152,7 +152,7 @@ func expand(s string, values map[string]string) string {
 // variables are those of the contract (section 1.19) and the container's own, in Kubernetes' order: envFrom, then env, later ones win.
 func (e *Env) variables(vertex string, mono bool, c *v1alpha1.Container) (map[string]string, error) {
 	values := map[string]string{
-		"NUMAFLOW_NAMESPACE": e.Namespace, "NUMAFLOW_POD": e.pod(vertex), "NUMAFLOW_REPLICA": "0",
+		"NUMAFLOW_NAMESPACE": e.Namespace, "NUMAFLOW_POD": e.pod(vertex), "NUMAFLOW_REPLICA": strconv.Itoa(e.Replica),
 	}
 	if mono {
 		values["NUMAFLOW_MONO_VERTEX_NAME"] = vertex
@@ -198,9 +198,9 @@ func (e *Env) variables(vertex string, mono bool, c *v1alpha1.Container) (map[st
 
 func (e *Env) pod(vertex string) string {
 	if vertex == e.Pipeline {
-		return vertex + "-mv-0"
+		return fmt.Sprintf("%s-mv-%d", vertex, e.Replica)
 	}
-	return e.Pipeline + "-" + vertex + "-0"
+	return fmt.Sprintf("%s-%s-%d", e.Pipeline, vertex, e.Replica)
 }
 
 func isTrue(b *bool) bool { return b != nil && *b }
@@ -255,7 +255,7 @@ func (e *Env) field(vertex, path string) (string, error) {
 	case "spec.serviceAccountName":
 		return "default", nil
 	case "status.podIP", "status.podIPs", "status.hostIP", "status.hostIPs":
-		return "127.0.0.1", nil
+		return e.Listen.Address, nil
 	}
 	for prefix, of := range map[string]map[string]string{"metadata.labels['": e.labels(vertex), "metadata.annotations['": e.Meta.GetAnnotations()} {
 		if rest, ok := strings.CutPrefix(path, prefix); ok && strings.HasSuffix(rest, "']") {
@@ -364,7 +364,7 @@ func (e *Env) mount(m corev1.VolumeMount, volumes []corev1.Volume, values map[st
 			}
 		}
 	default:
-		err = errors.New("a volume of this kind exists only in a cluster; here are ConfigMap, Secret, projected, emptyDir and hostPath")
+		err = errors.New("expected a volume of ConfigMap, Secret, projected, emptyDir or hostPath")
 	}
 	return p, err
 }

@@ -16,7 +16,7 @@ import (
 
 func testEnv(t *testing.T) *Env {
 	all := map[string]map[string]string{"ConfigMap/c": {"a": "1", "b": "2"}, "Secret/s": {"key": "hidden"}}
-	e := &Env{Namespace: "ns", Pipeline: "pl", Meta: &metav1.ObjectMeta{Labels: map[string]string{"app": "x"}}, SocketRoot: t.TempDir()}
+	e := &Env{Namespace: "ns", Pipeline: "pl", Meta: &metav1.ObjectMeta{Labels: map[string]string{"app": "x"}}, SocketRoot: t.TempDir(), Replica: 2, Listen: Listen{Address: "10.1.2.3"}}
 	e.Values = func(kind, name string) (map[string]string, error) {
 		if v, ok := all[kind+"/"+name]; ok {
 			return v, nil
@@ -27,7 +27,8 @@ func testEnv(t *testing.T) *Env {
 	return e
 }
 
-// TestContainersMeanWhatKubernetesMakesOfThem: command and args, $(VAR), envFrom, references to ConfigMaps, Secrets and fields.
+// TestContainersMeanWhatKubernetesMakesOfThem: command and args, $(VAR), envFrom, references to ConfigMaps, Secrets and fields, and the replica and address of the
+// process, which its caller knows.
 func TestContainersMeanWhatKubernetesMakesOfThem(t *testing.T) {
 	e := testEnv(t)
 	c := &v1alpha1.Container{
@@ -45,10 +46,10 @@ func TestContainersMeanWhatKubernetesMakesOfThem(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{"prog", "1", "--pod=pl-fn-0", "$(POD)", "$(NONE)", "$"}; !slices.Equal(p.command, want) {
+	if want := []string{"prog", "1", "--pod=pl-fn-2", "$(POD)", "$(NONE)", "$"}; !slices.Equal(p.command, want) {
 		t.Errorf("command %q, want %q", p.command, want)
 	}
-	for name, want := range map[string]string{"P_b": "2", "APP": "x", "IP": "127.0.0.1", "BOTH": "1-hidden-$(KEY)", "NUMAFLOW_NAMESPACE": "ns"} {
+	for name, want := range map[string]string{"P_b": "2", "APP": "x", "IP": "10.1.2.3", "NUMAFLOW_REPLICA": "2", "BOTH": "1-hidden-$(KEY)", "NUMAFLOW_NAMESPACE": "ns"} {
 		if p.values[name] != want {
 			t.Errorf("%s is %q, want %q", name, p.values[name], want)
 		}

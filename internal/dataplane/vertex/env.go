@@ -42,7 +42,7 @@ type Env struct {
 	Readers func(vertex string) []*buffer.Reader
 	// Writers are the same for the vertices that write to it. Their reader may be in another process.
 	Writers func(vertex string) []*buffer.Writer
-	// DeadLetters takes what is put aside.
+	// DeadLetters takes messages that no retry helps.
 	DeadLetters *deadletter.Store
 	Metrics     *metrics.Set
 	Logger      *slog.Logger
@@ -70,10 +70,22 @@ type Env struct {
 	Source func(vertex string, open func() (source.Reader, error)) (source.Reader, error)
 	// Announce is told of an address where a vertex listens.
 	Announce func(vertex, what, address string)
-	// ListenHTTP is the host or address on which HTTP sources listen. Default: the loopback interface.
-	ListenHTTP string
-	Stdin      io.Reader
-	Stdout     io.Writer
+	// Replica is the number of this process among those that run the vertex, from 0.
+	Replica int
+	// Listen is where sources take connections.
+	Listen Listen
+	Stdin  io.Reader
+	Stdout io.Writer
+}
+
+// Listen says where the sources of a vertex take connections.
+type Listen struct {
+	// Host is a host name or an address, without a port. Required for vertices that listen.
+	Host string
+	// Shared says that other vertices listen on the same host: where the default port is taken, any that is free is used.
+	Shared bool
+	// Address is what functions are told as the address of the pod and of the host (status.podIP, status.hostIP).
+	Address string
 }
 
 // path resolves a path of the manifest.

@@ -1,7 +1,6 @@
 package vertex
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -61,16 +60,13 @@ func (b *builder) jetStream(ctx context.Context, spec *v1alpha1.Source, at sourc
 	return openJetStream(ctx, b, link, "stream "+s.Stream, func(ctx context.Context) (source.Reader, error) { return jetstreamsource.New(ctx, cfg) })
 }
 
-// Where an HTTP source listens if its manifest does not say.
-const (
-	defaultHTTPS = 8443
-	loopback     = "127.0.0.1"
-)
+// defaultHTTPS is the port on which an HTTP source listens if its manifest does not say.
+const defaultHTTPS = 8443
 
 func (b *builder) http(ctx context.Context, spec *v1alpha1.Source, _ source.Positions) (source.Reader, error) {
 	s := spec.HTTP
 	cfg := httpsource.Config{Vertex: b.name, Logger: b.v.logger}
-	host := cmp.Or(b.env.ListenHTTP, loopback)
+	host := b.env.Listen.Host
 	address := func(port int32) string { return net.JoinHostPort(host, strconv.Itoa(int(port))) }
 	cfg.HTTPS = address(defaultHTTPS)
 	chosen := false
@@ -90,8 +86,7 @@ func (b *builder) http(ctx context.Context, spec *v1alpha1.Source, _ source.Posi
 		cfg.Token = token
 	}
 	r, err := httpsource.New(ctx, cfg)
-	if errors.Is(err, syscall.EADDRINUSE) && !chosen {
-		// In a cluster each vertex has the port to itself. Here the second one takes any that is free.
+	if errors.Is(err, syscall.EADDRINUSE) && !chosen && b.env.Listen.Shared {
 		cfg.HTTPS = address(0)
 		r, err = httpsource.New(ctx, cfg)
 	}

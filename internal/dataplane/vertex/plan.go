@@ -3,6 +3,7 @@ package vertex
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -36,6 +37,11 @@ type Plan struct {
 	// SmallBatches says that what was read is acknowledged in small groups, so that one slow message holds back few.
 	SmallBatches bool
 	Volumes      []corev1.Volume
+}
+
+// WritesTo reports whether an edge leads from the vertex to another, or to itself.
+func (p *Plan) WritesTo(vertex string) bool {
+	return slices.ContainsFunc(p.Edges, func(e EdgePlan) bool { return e.To == vertex })
 }
 
 // InputPlan is the buffer that a vertex reads.

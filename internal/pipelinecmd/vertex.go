@@ -1,0 +1,234 @@
+package pipelinecmd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/levada-io/levada/api/v1alpha1"
+	"github.com/levada-io/levada/internal/commandline"
+	"github.com/levada-io/levada/internal/manifest"
+	"github.com/levada-io/levada/internal/profiling"
+	"github.com/levada-io/levada/internal/standalone"
+)
+
+type vertexFlags struct {
+	version                    string // of the program
+	vertex                     string
+	containers                 functionFlags
+	dataDir, listen, secretDir string
+	listenHTTP                 hostFlag
+	broker                     brokerFlags
+	pprof                      string
+	functions                  []string
+	replicas                   int
+	drain, timeout             time.Duration
+	skipCorrupt                bool
+	log                        commandline.LogFlags
+}
+
+func newVertexCommand(version string) *cobra.Command {
+	f := vertexFlags{version: version}
+	cmd := &cobra.Command{
+		Use:   "vertex FILE|DIR|-... --vertex VERTEX --nats URL",
+		Short: "Run one vertex of a pipeline, beside processes for its other vertices",
+		Long: `Run one vertex of a Pipeline, or a MonoVertex, in this process. The other vertices have processes of their own, on this machine or elsewhere. All of them
+share a NATS JetStream broker (--nats), which holds the buffers between them, and all need the same manifest.
+
+One process runs a vertex at a time. A second one waits until the first has ended, or until its lease has expired, and takes over then. levada run of the
+same pipeline is refused for as long as a process of one of its vertices runs, and the other way around. The first process records the topology of the
+manifest at the broker; a process with a different one is refused. See docs/running.md.
+
+The process of a vertex does not end by itself, since it cannot know when the others have ended; that of a MonoVertex ends with its source. SIGTERM and
+Ctrl-C make it stop reading and finish the messages in flight, for at most --drain-timeout in all; a second one ends it at once. Nothing is lost either
+way. What must survive is at the broker; a vertex with a stream as its source or sink also keeps files in --data.
+
+Exit codes:
+  0    it was asked to end, and finished what it had begun; or the source of a MonoVertex has ended, and everything is delivered
+  1    it failed, or the manifest has errors
+  2    the command line is wrong
+  130  it was ended by Ctrl-C (SIGINT) with messages in flight, which are processed again
+  143  the same, by SIGTERM`,
+		Example: `  levada vertex pipeline.yaml --vertex in --nats nats://127.0.0.1:4222
+  levada vertex pipeline.yaml --vertex cat --nats nats://127.0.0.1:4222 --function cat=./my-function
+  LEVADA_VERTEX=out LEVADA_NATS=nats://nats:4222 levada vertex pipeline.yaml --listen :2469 --log-format json`,
+		Args: atLeastOneArgument,
+		RunE: func(cmd *cobra.Command, args []string) error { return runVertex(cmd, args, &f) },
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&f.vertex, "vertex", "", "VERTEX or PIPELINE/VERTEX: the vertex to run, or the name of a MonoVertex (required)")
+	flags.StringVar(&f.dataDir, "data", "", "data directory (default: vertices/VERTEX in the one that levada run has)")
+	flags.StringArrayVar(&f.functions, "function", nil, "VERTEX=COMMAND: the program in the place of a container, or VERTEX=unix:DIRECTORY, where a program serves that is started elsewhere; also VERTEX/ROLE=COMMAND and PIPELINE/VERTEX=COMMAND")
+	f.containers.register(flags)
+	f.broker.register(flags, "URL of the NATS JetStream broker that the vertices share (required)")
+	flags.IntVar(&f.replicas, "replicas", 1, "replicas of streams; the same for all vertices")
+	flags.DurationVar(&f.drain, "drain-timeout", standalone.DefaultDrainTimeout, "the whole time from SIGTERM or Ctrl-C to the end of the process; a second one ends it at once")
+	flags.DurationVar(&f.timeout, "processing-timeout", 2*time.Minute, "how long a function may take for one message before it counts as hanging")
+	flags.StringVar(&f.secretDir, "secret-dir", "", "directory of secrets, a file NAME/KEY each, beside the Secrets of the manifests")
+	registerListenHTTP(flags, &f.listenHTTP)
+	flags.StringVar(&f.listen, "listen", "127.0.0.1:0", "address of metrics and probes")
+	flags.StringVar(&f.pprof, "pprof", "", "loopback address of Go's profiles; empty: none")
+	flags.BoolVar(&f.skipCorrupt, "skip-corrupt", false, "skip stored blocks that are damaged, and keep their bytes in the data directory")
+	commandline.Between(flags, "replicas", 1, 5) // what JetStream allows
+	f.log.Register(flags)
+	return cmd
+}
+
+func runVertex(cmd *cobra.Command, args []string, f *vertexFlags) error {
+	stderr := cmd.ErrOrStderr()
+	log, err := f.log.Logger(stderr)
+	if err != nil {
+		return err
+	}
+	cfg, err := f.config(cmd, args, log)
+	if err != nil {
+		return err
+	}
+	commandline.WarnOfVisibleCredentials(cmd, func(message string) { log.Warn(message) })
+	stopProfiles, err := profiling.ServeAtFlag(cmd, f.pprof, log)
+	if err != nil {
+		return err
+	}
+	defer stopProfiles()
+	ctx, cancel := context.WithCancel(cmd.Context())
+	defer cancel()
+	begun := time.Now()
+	limited, flush := commandline.Limited(log)
+	cfg.Logger, cfg.Output, cfg.Abort = limited, printLine(stderr, f.jsonLog(log)), commandline.SecondSignal(cmd.Context())
+	hup := &hangups{}
+	defer hup.watch(ctx, log, commandline.IsTerminal(stderr))()
+	cfg.Started = func(r *standalone.Running) {
+		hup.running.Store(r)
+		p := r.Pipelines[0]
+		log.Info("vertex started", "pipeline", p.Namespace+"/"+p.Name, "vertex", cfg.Vertex, "address", r.Address, "took", time.Since(begun).Round(time.Millisecond))
+	}
+	var result *standalone.Result
+	cfg.Ended = func(r *standalone.Result) { result = r }
+	err = standalone.Run(ctx, cfg)
+	flush()
+	if result != nil && err == nil {
+		logVertexEnd(log, result, hup.running.Load(), time.Since(begun))
+	}
+	signal, signaled := errors.AsType[commandline.SignalError](context.Cause(cmd.Context()))
+	switch {
+	case result == nil && signaled:
+		return nil // the start was given up: what failed of it is that
+	case err != nil:
+		return err
+	case result == nil || result.Cut == "" && !result.CutShort:
+		return nil
+	case signaled:
+		return commandline.ExitError{Code: signal.ExitCode()}
+	}
+	return commandline.ExitError{Code: commandline.ExitProblems}
+}
+
+// config is what to run. It refuses what is wrong with command line and manifest.
+func (f *vertexFlags) config(cmd *cobra.Command, args []string, log *slog.Logger) (cfg standalone.Config, err error) {
+	stderr := cmd.ErrOrStderr()
+	switch {
+	case f.vertex == "":
+		return cfg, commandline.UsageError(errors.New("--vertex is needed: the name of the vertex that this process runs, for instance --vertex cat"))
+	case f.broker.url == "":
+		return cfg, commandline.UsageError(errors.New("--nats is needed: the broker that this vertex shares with the other vertices, for instance --nats nats://127.0.0.1:4222"))
+	}
+	objects, err := loadRunnable(cmd, args, stderr, f.jsonLog(log))
+	if err != nil {
+		return cfg, err
+	}
+	commands, err := parseFunctions(f.functions, objects)
+	if err != nil {
+		return cfg, commandline.UsageError(err)
+	}
+	objects, vertex, err := selectVertex(objects, f.vertex)
+	if err != nil {
+		return cfg, commandline.UsageError(fmt.Errorf("%s: %w", commandline.Given(cmd.Flags().Lookup("vertex")), err))
+	}
+	cfg = standalone.Config{
+		Objects: objects, Vertex: vertex, DataDir: f.dataDir, NATS: f.broker.url, Replicas: f.replicas, Commands: commands, Dir: directoryOf(args[0]),
+		FunctionTimeout: f.timeout, DrainTimeout: f.drain, SecretDir: f.secretDir, SkipCorrupt: f.skipCorrupt, Listen: f.listen, ListenHTTP: string(f.listenHTTP),
+		Stdin: cmd.InOrStdin(), Stdout: cmd.OutOrStdout(), Version: f.version, Command: "levada vertex " + strings.Join(args, " ") + " --vertex " + f.vertex,
+	}
+	if cfg.DataDir == "" {
+		cfg.DataDir = filepath.Join(defaultDataDir(args[0]), "vertices", vertex)
+	}
+	if err := f.containers.refuse(&cfg, stderr, f.jsonLog(log)); err != nil {
+		return cfg, err
+	}
+	cfg.NATSOptions, err = f.broker.options(cmd.Flags())
+	return cfg, err
+}
+
+func (f *vertexFlags) jsonLog(log *slog.Logger) *slog.Logger {
+	if f.log.JSON() {
+		return log
+	}
+	return nil
+}
+
+// selectVertex finds VERTEX or PIPELINE/VERTEX. It returns the objects without the pipelines that have nothing to do with it.
+func selectVertex(objects []manifest.Object, name string) (kept []manifest.Object, vertex string, err error) {
+	pipeline, vertex, qualified := strings.Cut(name, "/")
+	if !qualified {
+		pipeline, vertex = "", name
+	}
+	var found, known []string
+	for _, o := range objects {
+		var vertices []string
+		switch m := o.Manifest.(type) {
+		case *v1alpha1.Pipeline:
+			for i := range m.Spec.Vertices {
+				vertices = append(vertices, m.Spec.Vertices[i].Name)
+			}
+		case *v1alpha1.MonoVertex:
+			vertices = []string{m.Name}
+		default:
+			kept = append(kept, o)
+			continue
+		}
+		for _, v := range vertices {
+			at := v
+			if o.Manifest.GetName() != v {
+				at = o.Manifest.GetName() + "/" + v
+			}
+			known = append(known, at)
+			if v == vertex && (pipeline == "" || pipeline == o.Manifest.GetName()) {
+				kept, found = append(kept, o), append(found, at)
+			}
+		}
+	}
+	switch len(found) {
+	case 0:
+		return nil, "", fmt.Errorf("no vertex is called %s; the vertices are %s", name, strings.Join(known, ", "))
+	case 1:
+		return kept, vertex, nil
+	}
+	return nil, "", fmt.Errorf("%d vertices are called %s: say which one as PIPELINE/VERTEX: %s", len(found), name, strings.Join(found, ", "))
+}
+
+// logVertexEnd says what the process did. running is nil if it had not started.
+func logVertexEnd(log *slog.Logger, result *standalone.Result, running *standalone.Running, took time.Duration) {
+	if running == nil {
+		return
+	}
+	level, message := slog.LevelInfo, "vertex stopped, nothing of it is unfinished"
+	var why []any
+	if result.Cut != "" || result.CutShort {
+		level, message = slog.LevelWarn, "vertex was cut short, what was in flight is processed again by the next process"
+	}
+	if result.Cut != "" {
+		why = []any{"reason", result.Cut}
+	}
+	for _, p := range running.Pipelines {
+		for _, v := range p.Counts() {
+			log.Log(context.Background(), level, message, append([]any{"pipeline", p.Namespace + "/" + p.Name, "vertex", v.Name, "in", v.In, "out", v.Out,
+				"deadLetters", v.DeadLetters, "dropped", v.Dropped, "pending", v.Pending, "took", took.Round(time.Millisecond)}, why...)...)
+		}
+	}
+}

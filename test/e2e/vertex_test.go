@@ -1,0 +1,221 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/levada-io/levada/internal/standalone"
+	"github.com/levada-io/levada/internal/testserver"
+)
+
+// vertexManifest has three vertices. %d is how many lines a second the source reads.
+const vertexManifest = `
+apiVersion: numaflow.numaproj.io/v1alpha1
+kind: InterStepBufferService
+metadata: {name: default}
+spec:
+  jetstream:
+    version: latest
+    bufferConfig: |
+      stream: {duplicates: 1s}
+---
+apiVersion: numaflow.numaproj.io/v1alpha1
+kind: Pipeline
+metadata: {name: parts}
+spec:
+  limits: {readBatchSize: 50, bufferMaxLength: 1000, bufferUsageLimit: 80}
+  vertices:
+    - name: in
+      limits: {rateLimit: {max: %d}}
+      source: {file: {path: in.txt, follow: true}}
+    - name: cat
+      partitions: 2
+      udf: {builtin: {name: cat}}
+    - name: out
+      sink: {file: {path: out.txt}}
+  edges:
+    - {from: in, to: cat}
+    - {from: cat, to: out}
+`
+
+// vertices is a pipeline of which each vertex is run by a process.
+type vertices struct {
+	*example
+	url string
+}
+
+func newVertices(t *testing.T, rate, lines int) *vertices {
+	t.Helper()
+	e := ends(t, "none", inputLines("line", lines))
+	e.write(t, e.name, fmt.Sprintf(vertexManifest, rate))
+	return &vertices{e, testserver.NATS(t).DSN()}
+}
+
+// vertex starts the process of a vertex.
+func (v *vertices) vertex(t *testing.T, name string, flags ...string) *running {
+	t.Helper()
+	return v.startCommand(t, append([]string{"vertex", v.name, "--vertex", name, "--nats", v.url}, flags...)...)
+}
+
+// delivered is how many lines the sink has written.
+func (v *vertices) delivered() int {
+	b, _ := os.ReadFile(filepath.Join(v.dir, "out.txt"))
+	return strings.Count(string(b), "\n")
+}
+
+// pending is how many messages the buffer of a vertex holds, as its reader has saved it.
+func (v *vertices) pending(t *testing.T, name string) (n int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	buffers, err := standalone.OpenBuffers(ctx, "", v.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer buffers.Close()
+	all, err := buffers.List(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, b := range all {
+		if b.Vertex == name {
+			n += b.Pending
+		}
+	}
+	return n
+}
+
+// exactlyOnce checks that each of n different lines was delivered once.
+func (v *vertices) exactlyOnce(t *testing.T, n int) {
+	t.Helper()
+	got := v.count(t, "out.txt")
+	if len(got) != n {
+		t.Errorf("%d different lines in out.txt, want %d", len(got), n)
+	}
+	for line, times := range got {
+		if times != 1 {
+			t.Errorf("%q is there %d times", line, times)
+		}
+	}
+}
+
+// terminate ends a process that finishes what it has begun.
+func (r *running) terminate(t *testing.T) {
+	t.Helper()
+	r.signal(t, syscall.SIGTERM)
+	r.exits(t, 0)
+	r.says(t, "nothing of it is unfinished")
+}
+
+// TestVerticesInProcessesOfTheirOwn moves numbered lines through three processes, each of which is killed while data flows, and one is stopped in good order. Each
+// line comes out exactly once. A second process of a vertex waits, and takes over the moment the first one is killed.
+func TestVerticesInProcessesOfTheirOwn(t *testing.T) {
+	const n, more = 9000, 500
+	v := newVertices(t, 1500, n)
+	in := v.vertex(t, "in") // before the buffers exist that it writes to
+	cat, out := v.vertex(t, "cat"), v.vertex(t, "out")
+	out.until(t, func() bool { return v.delivered() > n/12 })
+	standby := v.vertex(t, "cat", "--data", filepath.Join(v.dir, "standby"))
+	standby.until(t, func() bool {
+		return strings.Contains(standby.stderr.String(), "vertex is run by another process, waiting")
+	})
+	cat.kill(t)
+	standby.until(t, func() bool { return strings.Contains(standby.stderr.String(), "vertex started") })
+	if lines := strings.Count(standby.stderr.String(), "waiting"); lines != 1 {
+		t.Errorf("the wait is %d lines, want 1:\n%s", lines, standby.stderr.String())
+	}
+	after := func(lines int) { out.until(t, func() bool { return v.delivered() > lines }) }
+	after(n * 3 / 12)
+	in.kill(t)
+	in = v.vertex(t, "in")
+	after(n * 5 / 12)
+	out.kill(t)
+	out = v.vertex(t, "out")
+	after(n * 7 / 12)
+	standby.terminate(t)
+	cat = v.vertex(t, "cat")
+	v.appendTo(t, "in.txt", inputLines("last", more)) // all four processes work after they have started, however slow this machine is
+	after(n + more - 1)
+	for _, r := range []*running{in, cat, out} {
+		r.terminate(t)
+	}
+	v.exactlyOnce(t, n+more)
+}
+
+// TestAFullBufferBetweenProcessesBlocksAndGoesOn: nothing reads, and the writer, in another process, stops at the limit. When the reader comes, it goes on.
+func TestAFullBufferBetweenProcessesBlocksAndGoesOn(t *testing.T) {
+	const n, limit, block = 8000, 800, 500
+	v := newVertices(t, 1000000, n)
+	cat := v.vertex(t, "cat")
+	out := v.vertex(t, "out") // cat starts once out has created its buffer
+	cat.until(t, func() bool { return strings.Contains(cat.stderr.String(), "vertex started") })
+	cat.terminate(t)
+	in := v.vertex(t, "in")
+	in.until(t, func() bool { return v.pending(t, "cat") >= limit })
+	// It is blocked, and not slow: in ten more looks nothing is added, and far less than the input is stored. Two partitions have a limit each.
+	last, same := -1, 0
+	in.until(t, func() bool {
+		now := v.pending(t, "cat")
+		if same++; now != last {
+			last, same = now, 0
+		}
+		return same == 10
+	})
+	if last > 2*(limit+2*block) {
+		t.Errorf("%d messages are stored, and the limit is %d for each of two partitions", last, limit)
+	}
+	if got := v.delivered(); got != 0 {
+		t.Errorf("%d lines are delivered, though nothing reads the first buffer", got)
+	}
+	cat = v.vertex(t, "cat")
+	out.until(t, func() bool { return v.delivered() >= n })
+	for _, r := range []*running{in, cat, out} {
+		r.terminate(t)
+	}
+	v.exactlyOnce(t, n)
+}
+
+// TestAVertexAndAWholeRunExcludeEachOther: they would take each other's messages. A vertex with another manifest is refused, too, and each refusal says why.
+func TestAVertexAndAWholeRunExcludeEachOther(t *testing.T) {
+	v := newVertices(t, 100, 1)
+	out := v.vertex(t, "out")
+	out.until(t, func() bool { return strings.Contains(out.stderr.String(), "vertex started") })
+	refused := func(r *running, why ...string) {
+		t.Helper()
+		r.exits(t, 1)
+		r.says(t, why...)
+	}
+	refused(v.start(t, "--nats", v.url), "vertex out is run by process", "nothing was changed")
+	changed := strings.Replace(v.read(t, v.name), "partitions: 2", "partitions: 3", 1)
+	v.write(t, "changed.yaml", changed)
+	refused(v.startCommand(t, "vertex", "changed.yaml", "--vertex", "cat", "--nats", v.url), "vertex out is run by process", "need the same manifest")
+	// The probes answer for the vertex.
+	_, address, _ := strings.Cut(out.stderr.String(), "address=")
+	address, _, _ = strings.Cut(address, " ")
+	out.until(t, func() bool {
+		res, err := http.Get("http://" + strings.TrimSpace(address) + "/readyz")
+		if err != nil {
+			return false
+		}
+		defer res.Body.Close()
+		return res.StatusCode == http.StatusNoContent
+	})
+	out.terminate(t)
+	run := v.start(t, "--nats", v.url)
+	run.until(t, func() bool { return v.delivered() == 1 })
+	refused(v.vertex(t, "out"), "already run by process", "levada run", "nothing was changed")
+	run.stop(t)
+	out = v.vertex(t, "out") // the whole run has ended
+	out.until(t, func() bool { return strings.Contains(out.stderr.String(), "vertex started") })
+	out.terminate(t)
+	if got := v.delivered(); got != 1 {
+		t.Errorf("%d lines in out.txt, want 1", got)
+	}
+}
