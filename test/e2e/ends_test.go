@@ -165,7 +165,7 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 	r := e.start(t, "--interval", "100ms", "--processing-timeout", "10m")
 	r.until(t, func() bool { return strings.Contains(r.stderr.String(), "middle read 50 ") })
 	r.signal(t, syscall.SIGINT)
-	r.until(t, func() bool { return strings.Contains(r.stderr.String(), "run is stopping") })
+	r.until(t, func() bool { return strings.Contains(r.stderr.String(), "process is stopping") })
 	begun := time.Now()
 	r.signal(t, syscall.SIGINT)
 	r.exits(t, 130)

@@ -180,7 +180,7 @@ func (p *Process) wait(ctx context.Context, s *stages) error {
 	select {
 	case <-done:
 	case <-ctx.Done():
-		p.Logger.Info("run is stopping, finishing messages in flight", "reason", context.Cause(ctx), "at_most", p.Budget.Total())
+		p.Logger.Info("process is stopping, finishing messages in flight", "reason", context.Cause(ctx), "at_most", p.Budget.Total())
 	case err := <-s.failed:
 		return err
 	case <-p.Owned.Done():
