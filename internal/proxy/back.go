@@ -5,10 +5,10 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/levada-io/levada/internal/h2/frame"
+	"github.com/levada-io/levada/internal/h2/header"
 	"github.com/levada-io/levada/internal/proxy/balance"
 	"github.com/levada-io/levada/internal/proxy/config"
-	"github.com/levada-io/levada/internal/proxy/frame"
-	"github.com/levada-io/levada/internal/proxy/header"
 	"github.com/levada-io/levada/internal/proxy/wheel"
 )
 

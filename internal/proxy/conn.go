@@ -12,8 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/levada-io/levada/internal/proxy/frame"
-	"github.com/levada-io/levada/internal/proxy/header"
+	"github.com/levada-io/levada/internal/h2/frame"
+	"github.com/levada-io/levada/internal/h2/header"
 )
 
 const (

@@ -6,7 +6,7 @@ import (
 
 	"pgregory.net/rapid"
 
-	"github.com/levada-io/levada/internal/proxy/frame"
+	"github.com/levada-io/levada/internal/h2/frame"
 )
 
 // TestSmallDataIsJoined: DATA that follow each other on a stream share frames, no frame is larger than the peer takes, and each stream gets its own, in order.

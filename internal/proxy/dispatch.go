@@ -4,8 +4,8 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/levada-io/levada/internal/h2/frame"
 	"github.com/levada-io/levada/internal/proxy/balance"
-	"github.com/levada-io/levada/internal/proxy/frame"
 	"google.golang.org/grpc/codes"
 )
 

@@ -7,8 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/levada-io/levada/internal/h2/frame"
 	"github.com/levada-io/levada/internal/proxy/balance"
-	"github.com/levada-io/levada/internal/proxy/frame"
 )
 
 // drains is the drain that is under way or over, if there is one.

@@ -3,8 +3,8 @@ package proxy
 import (
 	"net/http"
 
+	"github.com/levada-io/levada/internal/h2/frame"
 	"github.com/levada-io/levada/internal/proxy/balance"
-	"github.com/levada-io/levada/internal/proxy/frame"
 	"google.golang.org/grpc/codes"
 )
 

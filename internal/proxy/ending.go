@@ -16,8 +16,8 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/levada-io/levada/grpclife"
-	"github.com/levada-io/levada/internal/proxy/frame"
-	"github.com/levada-io/levada/internal/proxy/header"
+	"github.com/levada-io/levada/internal/h2/frame"
+	"github.com/levada-io/levada/internal/h2/header"
 )
 
 // Reasons for which the proxy ends a stream, beside those of package grpclife. They are what the header levada-stream-ended, the ErrorInfo, the access

@@ -14,9 +14,9 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	"github.com/levada-io/levada/internal/h2/frame"
 	"github.com/levada-io/levada/internal/proxy/balance"
 	"github.com/levada-io/levada/internal/proxy/discovery"
-	"github.com/levada-io/levada/internal/proxy/frame"
 	"github.com/levada-io/levada/internal/proxy/wheel"
 )
 

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 
-	"github.com/levada-io/levada/internal/proxy/frame"
+	"github.com/levada-io/levada/internal/h2/frame"
 	"github.com/levada-io/levada/internal/testserver"
 )
 

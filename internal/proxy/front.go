@@ -8,8 +8,8 @@ import (
 
 	"google.golang.org/grpc/codes"
 
-	"github.com/levada-io/levada/internal/proxy/frame"
-	"github.com/levada-io/levada/internal/proxy/header"
+	"github.com/levada-io/levada/internal/h2/frame"
+	"github.com/levada-io/levada/internal/h2/header"
 	"github.com/levada-io/levada/internal/proxy/wheel"
 )
 

@@ -12,8 +12,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/levada-io/levada/internal/h2/header"
 	"github.com/levada-io/levada/internal/proxy/config"
-	"github.com/levada-io/levada/internal/proxy/header"
 )
 
 // edits are the rules for headers of a route, one way, made ready when the configuration is read. The zero value changes nothing.

@@ -14,8 +14,8 @@ import (
 
 	"golang.org/x/net/http2/hpack"
 
+	"github.com/levada-io/levada/internal/h2/header"
 	"github.com/levada-io/levada/internal/proxy/config"
-	"github.com/levada-io/levada/internal/proxy/header"
 )
 
 // all are the values of a header, in their order.

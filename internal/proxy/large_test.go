@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/net/http2"
 
-	"github.com/levada-io/levada/internal/proxy/frame"
+	"github.com/levada-io/levada/internal/h2/frame"
 )
 
 // unique returns a header value that no other call has, as far as anybody remembers it.

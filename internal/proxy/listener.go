@@ -11,8 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/levada-io/levada/internal/h2/frame"
 	"github.com/levada-io/levada/internal/proxy/config"
-	"github.com/levada-io/levada/internal/proxy/frame"
 )
 
 // http1 answers those who do not speak HTTP/2.

@@ -15,7 +15,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/emptypb"
 
-	"github.com/levada-io/levada/internal/proxy/frame"
+	"github.com/levada-io/levada/internal/h2/frame"
 )
 
 // pipes is a listener whose connections are in the process, so that they work in virtual time.

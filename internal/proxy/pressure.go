@@ -9,7 +9,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 
-	"github.com/levada-io/levada/internal/proxy/frame"
+	"github.com/levada-io/levada/internal/h2/frame"
 )
 
 // What all streams may hold is bounded by limits.memory, and a caller or backend that is slow is no reason to end its stream. So

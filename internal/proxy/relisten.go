@@ -10,8 +10,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/levada-io/levada/internal/h2/frame"
 	"github.com/levada-io/levada/internal/proxy/config"
-	"github.com/levada-io/levada/internal/proxy/frame"
 )
 
 // relisten is a change of the listeners that has been prepared: the new ones are open, and nobody is served by them yet.

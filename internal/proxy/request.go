@@ -3,7 +3,7 @@ package proxy
 import (
 	"net/http"
 
-	"github.com/levada-io/levada/internal/proxy/frame"
+	"github.com/levada-io/levada/internal/h2/frame"
 	"google.golang.org/grpc/codes"
 )
 

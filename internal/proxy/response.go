@@ -4,9 +4,9 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/levada-io/levada/internal/h2/frame"
+	"github.com/levada-io/levada/internal/h2/header"
 	"github.com/levada-io/levada/internal/proxy/balance"
-	"github.com/levada-io/levada/internal/proxy/frame"
-	"github.com/levada-io/levada/internal/proxy/header"
 	"google.golang.org/grpc/codes"
 )
 

@@ -7,8 +7,8 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	"github.com/levada-io/levada/internal/h2/header"
 	"github.com/levada-io/levada/internal/proxy/config"
-	"github.com/levada-io/levada/internal/proxy/header"
 )
 
 // counted is a stream as it is when it ends, without connections.

@@ -5,9 +5,9 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/levada-io/levada/internal/h2/frame"
+	"github.com/levada-io/levada/internal/h2/header"
 	"github.com/levada-io/levada/internal/proxy/balance"
-	"github.com/levada-io/levada/internal/proxy/frame"
-	"github.com/levada-io/levada/internal/proxy/header"
 	"github.com/levada-io/levada/internal/proxy/wheel"
 	"google.golang.org/grpc/codes"
 )

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc/codes"
 
-	"github.com/levada-io/levada/internal/proxy/header"
+	"github.com/levada-io/levada/internal/h2/header"
 )
 
 // TestDeadlineIsPassedOn: X-10. An endpoint sees what is left of the time, and the caller gets DEADLINE_EXCEEDED when it is over.

@@ -4,7 +4,7 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/levada-io/levada/internal/proxy/frame"
+	"github.com/levada-io/levada/internal/h2/frame"
 	"google.golang.org/grpc/codes"
 )
 

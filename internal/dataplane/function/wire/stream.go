@@ -1,7 +1,7 @@
 // Package wire is a gRPC client for one thing: a long bidirectional stream on a local socket, carrying small messages at the lowest cost.
 //
-// It writes HTTP/2 frames itself: hundreds of messages leave in one system call, answers are cut out of the read buffer without a copy, and
-// no goroutine stands between the caller and the socket. A connection carries one call. See RFC 9113 and the gRPC over HTTP/2 protocol.
+// It works on the frames of package frame: hundreds of messages leave in one system call, responses are slices of the read buffer, and no
+// goroutine stands between the caller and the socket. A connection carries one call, on stream 1. See RFC 9113 and the gRPC over HTTP/2 protocol.
 package wire
 
 import (
@@ -13,25 +13,26 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"net/url"
 	"strconv"
 	"sync"
 	"time"
 
-	"golang.org/x/net/http2"
-	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc/codes"
+
+	"github.com/levada-io/levada/internal/h2/frame"
+	"github.com/levada-io/levada/internal/h2/header"
 )
 
 const (
-	maxFrame    = 1 << 20   // what we let the peer put into one frame
-	window      = 16 << 20  // what we let the peer send before we have read it
-	maxHeaders  = 256 << 10 // a header block longer than this is an attack or a mistake
-	firstWindow = 65535     // RFC 9113 section 6.9.2
-	firstFrame  = 16384     // RFC 9113 section 4.2
-	readSize    = 64 << 10  // of one read, and of the memory that messages are cut from
-	writeSize   = 256 << 10 // of one write
-	frameHead   = 9
+	maxFrame   = 1 << 20   // largest frame that the peer may send
+	window     = 16 << 20  // bytes that the peer may send before they are read here
+	maxHeaders = 256 << 10 // longest header block, encoded
+	maxList    = 512 << 10 // and decoded: Huffman's code saves at most three bits of eight
+	readSize   = 64 << 10  // of one read, and of the memory that messages are cut from
+	writeSize  = 256 << 10 // of one write
+	stream     = 1         // the only stream of a connection
 	// Prefix is the length of what stands before each message: a flag and the length.
 	Prefix = 5
 )
@@ -46,37 +47,50 @@ type Status struct {
 
 func (s *Status) Error() string { return fmt.Sprintf("%v: %s", s.Code, s.Message) }
 
-// Stream is one call. Send and CloseSend may be called concurrently with Recv. Somebody must be in Recv for Send to make progress,
-// because that is where the peer's permission to send is read.
+// Stream is one call. Send and CloseSend may be called concurrently with Recv. Send makes progress only while another goroutine is in Recv,
+// which reads the peer's window updates.
+//
+// Locks: sending before mu. Neither is held during conn.Read; during conn.Write only sending is.
 type Stream struct {
 	conn net.Conn
 	max  int // of a received message
 
-	sending sync.Mutex // one Send at a time
+	// sending makes Send exclusive: the bytes of one call leave together, in order.
+	sending sync.Mutex
 
-	mu        sync.Mutex // guards the fields below
-	writing   bool       // somebody is in conn.Write, without mu
-	control   []byte     // what Recv has to say to the peer meanwhile: it never waits for a Send
-	out       []byte     // of Send
-	credit    sync.Cond  // of mu: more may be sent, or the stream failed
-	connLeft  int64
-	left      int64
-	peerFirst int64
-	peerFrame int
-	failed    error
+	// mu guards the fields of this block.
+	mu sync.Mutex
+	// writing is set while a goroutine is in conn.Write, which it calls without mu. Invariant: at most one is.
+	writing bool
+	// control holds the frames of Recv that wait for the Write in progress, which sends them when it returns: Recv never waits for a Send.
+	// Invariant: empty while nothing is being written, and no longer than maxControl.
+	control []byte
+	// out is the buffer of the Send that has sending.
+	out []byte
+	// credit is signalled when a window has grown, a Write has returned, or the call has failed.
+	credit sync.Cond
+	// connLeft and left are the windows that the peer grants to the connection and to the stream, less what was sent. left may be negative after
+	// SETTINGS made it smaller. peerFirst is the INITIAL_WINDOW_SIZE that left includes.
+	connLeft, left, peerFirst int64
+	peerFrame                 int // longest DATA frame that the peer takes
+	// failed is how the call has ended. It is set once, and conn is closed with it.
+	failed error
 
-	// The reading side, owned by the caller of Recv.
-	buf      []byte // memory that is being filled; messages given out share it, so it is never filled twice
-	r, w     int
-	data     []byte // of the current DATA frame, not yet cut
-	partial  []byte // a message that spans frames
-	consumed int
-	ended    bool
-	headers  map[string]string
-	decoder  *hpack.Decoder
-	block    []byte // a header block in pieces
-	inBlock  bool
-	blockEnd bool
+	// What follows belongs to the goroutine that is in Recv.
+
+	// buf[r:w] was read and not yet parsed. Messages share the memory before r, so it is never written again: a full buf is replaced.
+	buf  []byte
+	r, w int
+	// data is the rest of the current DATA frame; partial, if not nil, is a message that began in an earlier one. Invariant: no frame is read
+	// while data holds a whole message.
+	data, partial []byte
+	consumed      int // bytes of DATA frames that are not given back to the peer's windows yet
+	ended         bool
+	reader        *header.Reader
+	block         *header.Set // the last block: the trailers once ended
+	inBlock       bool        // HEADERS came, and no CONTINUATION with END_HEADERS yet
+	blockEnd      bool        // that block ends the stream
+	blockLen      int         // bytes of it that came
 }
 
 // Dial connects to address ("unix:///path", a path, or host:port) and begins a call of the method, "/package.Service/Method".
@@ -98,10 +112,10 @@ func Dial(ctx context.Context, address, method string, maxMessage int) (*Stream,
 
 // NewStream begins a call on a new connection, which it owns from then on.
 func NewStream(conn net.Conn, method string, maxMessage int) (*Stream, error) {
-	s := &Stream{conn: conn, max: maxMessage, connLeft: firstWindow, left: firstWindow, peerFirst: firstWindow, peerFrame: firstFrame}
+	s := &Stream{conn: conn, max: maxMessage, connLeft: frame.DefaultWindow, left: frame.DefaultWindow, peerFirst: frame.DefaultWindow,
+		peerFrame: frame.DefaultMaxFrame, reader: header.NewReader(frame.DefaultTableSize, maxList)}
 	s.credit.L = &s.mu
-	s.decoder = hpack.NewDecoder(4096, s.header)
-	s.decoder.SetMaxStringLength(maxHeaders)
+	s.reader.KeepStatus()
 	if err := s.begin(method); err != nil {
 		_ = conn.Close()
 		return nil, err
@@ -110,27 +124,15 @@ func NewStream(conn net.Conn, method string, maxMessage int) (*Stream, error) {
 }
 
 func (s *Stream) begin(method string) error {
-	var b bytes.Buffer
-	b.WriteString(http2.ClientPreface)
-	f := http2.NewFramer(&b, nil)
-	err := errors.Join(
-		f.WriteSettings(http2.Setting{ID: http2.SettingEnablePush, Val: 0}, http2.Setting{ID: http2.SettingInitialWindowSize, Val: window},
-			http2.Setting{ID: http2.SettingMaxFrameSize, Val: maxFrame}, http2.Setting{ID: http2.SettingMaxHeaderListSize, Val: maxHeaders}),
-		f.WriteWindowUpdate(0, window-firstWindow),
-	)
-	var block bytes.Buffer
-	h := hpack.NewEncoder(&block)
-	for _, field := range [][2]string{
-		{":method", "POST"}, {":scheme", "http"}, {":path", method}, {":authority", "localhost"},
-		{"content-type", "application/grpc"}, {"user-agent", "levada"}, {"te", "trailers"},
-	} {
-		err = errors.Join(err, h.WriteField(hpack.HeaderField{Name: field[0], Value: field[1]}))
-	}
-	err = errors.Join(err, f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndHeaders: true}))
-	if err != nil {
-		return err
-	}
-	_, err = s.conn.Write(b.Bytes())
+	b := frame.AppendSettings([]byte(frame.Preface),
+		frame.Setting{ID: frame.EnablePush, Value: 0}, frame.Setting{ID: frame.InitialWindowSize, Value: window},
+		frame.Setting{ID: frame.MaxFrameSize, Value: maxFrame}, frame.Setting{ID: frame.MaxHeaderListSize, Value: maxHeaders})
+	b = frame.AppendWindowUpdate(b, 0, window-frame.DefaultWindow)
+	block := header.NewWriter(frame.DefaultTableSize).Fields([]header.Field{
+		{Name: ":method", Value: "POST"}, {Name: ":scheme", Value: "http"}, {Name: ":path", Value: method}, {Name: ":authority", Value: "localhost"},
+		{Name: "content-type", Value: "application/grpc"}, {Name: "user-agent", Value: "levada"}, {Name: "te", Value: "trailers"},
+	})
+	_, err := s.conn.Write(frame.AppendHeaders(b, stream, block, false, frame.DefaultMaxFrame))
 	return err
 }
 
@@ -163,14 +165,13 @@ func (s *Stream) send(b []byte, end bool) error {
 			if n <= 0 {
 				break
 			}
-			s.out = appendFrameHead(s.out, n, http2.FrameData, 0, 1)
-			s.out = append(s.out, b[:n]...)
+			s.out = frame.AppendData(s.out, stream, b[:n], false)
 			b = b[n:]
 			s.left -= int64(n)
 			s.connLeft -= int64(n)
 		}
 		if len(b) == 0 && end {
-			s.out = appendFrameHead(s.out, 0, http2.FrameData, http2.FlagDataEndStream, 1)
+			s.out = frame.AppendData(s.out, stream, nil, true)
 		}
 		if len(s.out) > 0 {
 			if err := s.write(s.out); err != nil {
@@ -221,10 +222,6 @@ func (s *Stream) answer(b []byte) error {
 	return nil
 }
 
-func appendFrameHead(b []byte, n int, t http2.FrameType, flags http2.Flags, stream uint32) []byte {
-	return append(b, byte(n>>16), byte(n>>8), byte(n), byte(t), byte(flags), byte(stream>>24), byte(stream>>16), byte(stream>>8), byte(stream))
-}
-
 func (s *Stream) fail(err error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -266,9 +263,6 @@ func (s *Stream) Recv() ([]byte, error) {
 		}
 	}
 }
-
-// Buffered reports whether Recv would find bytes without waiting.
-func (s *Stream) Buffered() bool { return len(s.data) > 0 || s.w > s.r }
 
 // cut takes a message off the data that is there.
 func (s *Stream) cut() (msg []byte, ok bool, err error) {
@@ -326,7 +320,7 @@ func (s *Stream) length(b []byte) (int, error) {
 func (s *Stream) fill(n int) error {
 	for s.w-s.r < n {
 		if len(s.buf)-s.r < n || s.w == len(s.buf) {
-			fresh := make([]byte, max(readSize, n+frameHead))
+			fresh := make([]byte, max(readSize, n+frame.HeaderLen))
 			s.w = copy(fresh, s.buf[s.r:s.w])
 			s.buf, s.r = fresh, 0
 		}
@@ -343,52 +337,45 @@ func (s *Stream) fill(n int) error {
 }
 
 func (s *Stream) readFrame() error {
-	if err := s.fill(frameHead); err != nil {
+	if err := s.fill(frame.HeaderLen); err != nil {
 		return err
 	}
-	h := s.buf[s.r:]
-	n := int(h[0])<<16 | int(h[1])<<8 | int(h[2])
-	kind, flags, stream := http2.FrameType(h[3]), http2.Flags(h[4]), binary.BigEndian.Uint32(h[5:])&(1<<31-1)
-	if n > maxFrame {
-		return protocolError("a frame of %d bytes", n)
+	h := frame.ParseHeader(s.buf[s.r:])
+	if h.Length > maxFrame {
+		return protocolError("a frame of %d bytes", h.Length)
 	}
-	if err := s.fill(frameHead + n); err != nil {
+	whole := frame.HeaderLen + h.Length
+	if err := s.fill(whole); err != nil {
 		return err
 	}
-	p := s.buf[s.r+frameHead : s.r+frameHead+n : s.r+frameHead+n]
-	s.r += frameHead + n
-	if s.inBlock && kind != http2.FrameContinuation {
-		return protocolError("%v within a header block", kind)
+	p := s.buf[s.r+frame.HeaderLen : s.r+whole : s.r+whole]
+	s.r += whole
+	if s.inBlock && h.Type != frame.Continuation {
+		return protocolError("%v within a header block", h.Type)
 	}
-	switch kind {
-	case http2.FrameData:
-		return s.onData(p, flags, stream)
-	case http2.FrameHeaders:
-		return s.onHeaders(p, flags, stream)
-	case http2.FrameContinuation:
+	switch h.Type {
+	case frame.Data:
+		return s.onData(h, p)
+	case frame.Headers:
+		return s.onHeaders(h, p)
+	case frame.Continuation:
 		if !s.inBlock {
 			return protocolError("CONTINUATION without HEADERS")
 		}
-		return s.onFragment(p, flags.Has(http2.FlagContinuationEndHeaders))
-	case http2.FrameSettings:
-		return s.onSettings(p, flags)
-	case http2.FramePing:
-		if n != 8 {
-			return protocolError("PING of %d bytes", n)
+		return s.onFragment(p, h.Has(frame.EndHeaders))
+	case frame.Settings:
+		return s.onSettings(h, p)
+	case frame.Ping:
+		return s.onPing(h, p)
+	case frame.WindowUpdate:
+		return s.onWindowUpdate(h, p)
+	case frame.Reset:
+		if h.Length != 4 {
+			return protocolError("RST_STREAM of %d bytes", h.Length)
 		}
-		if flags.Has(http2.FlagPingAck) {
-			return nil
-		}
-		return s.answer(append(appendFrameHead(nil, 8, http2.FramePing, http2.FlagPingAck, 0), p...))
-	case http2.FrameWindowUpdate:
-		return s.onWindowUpdate(p, stream)
-	case http2.FrameRSTStream:
-		if n != 4 {
-			return protocolError("RST_STREAM of %d bytes", n)
-		}
-		return resetStatus(http2.ErrCode(binary.BigEndian.Uint32(p)))
-	case http2.FrameGoAway:
-		if n >= 8 && binary.BigEndian.Uint32(p)&(1<<31-1) < 1 {
+		return resetStatus(frame.Code(binary.BigEndian.Uint32(p)))
+	case frame.GoAway:
+		if h.Length >= 8 && binary.BigEndian.Uint32(p)&frame.MaxStream < stream {
 			return &Status{Code: codes.Unavailable, Message: "the server is going away and did not take the call"}
 		}
 		return nil
@@ -401,135 +388,127 @@ func protocolError(format string, v ...any) error {
 	return &Status{Code: codes.Internal, Message: "the peer does not speak HTTP/2: " + fmt.Sprintf(format, v...)}
 }
 
-func resetStatus(code http2.ErrCode) error {
+func resetStatus(code frame.Code) error {
 	s := &Status{Code: codes.Internal, Message: "the call was reset: " + code.String()}
 	switch code {
-	case http2.ErrCodeCancel:
+	case frame.Cancel:
 		s.Code = codes.Canceled
-	case http2.ErrCodeRefusedStream, http2.ErrCodeNo:
+	case frame.RefusedStream, frame.NoError:
 		s.Code = codes.Unavailable
-	case http2.ErrCodeEnhanceYourCalm:
+	case frame.EnhanceYourCalm:
 		s.Code = codes.ResourceExhausted
 	}
 	return s
 }
 
-func (s *Stream) onData(p []byte, flags http2.Flags, stream uint32) error {
-	if stream != 1 || s.ended {
-		return protocolError("DATA on stream %d", stream)
+func (s *Stream) onData(h frame.Header, p []byte) error {
+	if h.Stream != stream || s.ended {
+		return protocolError("DATA on stream %d", h.Stream)
 	}
-	s.consumed += len(p)
-	if flags.Has(http2.FlagDataPadded) {
-		if len(p) == 0 || int(p[0]) >= len(p) {
-			return protocolError("DATA with too much padding")
-		}
-		p = p[1 : len(p)-int(p[0])]
+	p, err := frame.Unpad(h, p)
+	if err != nil {
+		return protocolError("%v", err)
 	}
 	s.data = p
-	if flags.Has(http2.FlagDataEndStream) {
-		s.ended = true
-	}
-	if s.consumed < window/2 {
+	s.ended = h.Has(frame.EndStream)
+	if s.consumed += h.Length; s.consumed < window/2 {
 		return nil
 	}
-	var b []byte
-	for _, stream := range []uint32{0, 1} {
-		b = appendFrameHead(b, 4, http2.FrameWindowUpdate, 0, stream)
-		b = binary.BigEndian.AppendUint32(b, uint32(s.consumed))
-	}
+	b := frame.AppendWindowUpdate(frame.AppendWindowUpdate(nil, 0, s.consumed), stream, s.consumed)
 	s.consumed = 0
 	return s.answer(b)
 }
 
-func (s *Stream) onHeaders(p []byte, flags http2.Flags, stream uint32) error {
-	if stream != 1 {
-		return protocolError("HEADERS on stream %d", stream)
+func (s *Stream) onHeaders(h frame.Header, p []byte) error {
+	if h.Stream != stream {
+		return protocolError("HEADERS on stream %d", h.Stream)
 	}
-	if flags.Has(http2.FlagHeadersPadded) {
-		if len(p) == 0 || int(p[0]) >= len(p) {
-			return protocolError("HEADERS with too much padding")
-		}
-		p = p[1 : len(p)-int(p[0])]
+	p, err := frame.Unpad(h, p)
+	if err != nil {
+		return protocolError("%v", err)
 	}
-	if flags.Has(http2.FlagHeadersPriority) {
+	if h.Has(frame.Prioritized) {
 		if len(p) < 5 {
 			return protocolError("HEADERS with half a priority")
 		}
 		p = p[5:]
 	}
-	s.block, s.inBlock, s.blockEnd = s.block[:0], true, flags.Has(http2.FlagHeadersEndStream)
-	s.headers = map[string]string{}
-	return s.onFragment(p, flags.Has(http2.FlagHeadersEndHeaders))
+	s.inBlock, s.blockEnd, s.blockLen = true, h.Has(frame.EndStream), 0
+	s.reader.Begin()
+	return s.onFragment(p, h.Has(frame.EndHeaders))
 }
 
+// onFragment takes a part of a header block.
 func (s *Stream) onFragment(p []byte, last bool) error {
-	if len(s.block)+len(p) > maxHeaders {
+	if s.blockLen += len(p); s.blockLen > maxHeaders {
 		return protocolError("more than %d bytes of headers", maxHeaders)
 	}
-	s.block = append(s.block, p...)
+	if err := s.reader.Piece(p); err != nil {
+		return protocolError("headers: %v", err)
+	}
 	if !last {
 		return nil
 	}
 	s.inBlock = false
-	if _, err := s.decoder.Write(s.block); err != nil {
+	block, err := s.reader.End()
+	if err != nil {
 		return protocolError("headers: %v", err)
 	}
-	if err := s.decoder.Close(); err != nil {
-		return protocolError("headers: %v", err)
+	// What a proxy must refuse is harmless here, so Response().Err does not matter: a status message may end in a space.
+	if status := block.Response().Status; status != 0 && status != http.StatusOK {
+		return &Status{Code: codes.Unavailable, Message: "the server answered with HTTP status " + strconv.Itoa(status)}
 	}
-	if code := s.headers[":status"]; code != "" && code != "200" {
-		return &Status{Code: codes.Unavailable, Message: "the server answered with HTTP status " + code}
-	}
+	s.block = block
 	s.ended = s.ended || s.blockEnd
 	return nil
 }
 
-func (s *Stream) header(f hpack.HeaderField) { s.headers[f.Name] = f.Value }
-
-func (s *Stream) onSettings(p []byte, flags http2.Flags) error {
-	if flags.Has(http2.FlagSettingsAck) {
+func (s *Stream) onSettings(h frame.Header, p []byte) error {
+	if h.Has(frame.Ack) {
 		return nil
 	}
-	if len(p)%6 != 0 {
-		return protocolError("SETTINGS of %d bytes", len(p))
-	}
 	s.mu.Lock()
-	for ; len(p) > 0; p = p[6:] {
-		value := binary.BigEndian.Uint32(p[2:])
-		switch http2.SettingID(binary.BigEndian.Uint16(p)) {
-		case http2.SettingInitialWindowSize:
-			if value > 1<<31-1 {
-				s.mu.Unlock()
-				return protocolError("an initial window of %d", value)
-			}
-			s.left += int64(value) - s.peerFirst
-			s.peerFirst = int64(value)
-		case http2.SettingMaxFrameSize:
-			if value < firstFrame || value > 1<<24-1 {
-				s.mu.Unlock()
-				return protocolError("a maximum frame of %d", value)
-			}
-			s.peerFrame = int(min(value, 1<<20))
+	err := frame.EachSetting(p, func(setting frame.Setting) error {
+		switch setting.ID {
+		case frame.InitialWindowSize:
+			s.left += int64(setting.Value) - s.peerFirst
+			s.peerFirst = int64(setting.Value)
+		case frame.MaxFrameSize:
+			s.peerFrame = int(min(setting.Value, 1<<20))
 		}
-	}
+		return nil
+	})
 	s.credit.Broadcast()
 	s.mu.Unlock()
-	return s.answer(appendFrameHead(nil, 0, http2.FrameSettings, http2.FlagSettingsAck, 0))
+	if err != nil {
+		return protocolError("%v", err)
+	}
+	return s.answer(frame.AppendSettingsAck(nil))
 }
 
-func (s *Stream) onWindowUpdate(p []byte, stream uint32) error {
-	if len(p) != 4 {
-		return protocolError("WINDOW_UPDATE of %d bytes", len(p))
+func (s *Stream) onPing(h frame.Header, p []byte) error {
+	if h.Length != 8 {
+		return protocolError("PING of %d bytes", h.Length)
 	}
-	n := int64(binary.BigEndian.Uint32(p) & (1<<31 - 1))
+	if h.Has(frame.Ack) {
+		return nil
+	}
+	return s.answer(frame.AppendPing(nil, true, binary.BigEndian.Uint64(p)))
+}
+
+func (s *Stream) onWindowUpdate(h frame.Header, p []byte) error {
+	if h.Length != 4 {
+		return protocolError("WINDOW_UPDATE of %d bytes", h.Length)
+	}
+	n := int64(binary.BigEndian.Uint32(p) & frame.MaxWindow)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	left := &s.left
-	if stream == 0 {
+	if h.Stream == 0 {
 		left = &s.connLeft
 	}
 	*left += n
-	if n == 0 || *left > 1<<31-1 {
+	if n == 0 || *left > frame.MaxWindow {
 		return protocolError("WINDOW_UPDATE by %d", n)
 	}
 	s.credit.Broadcast()
@@ -538,23 +517,23 @@ func (s *Stream) onWindowUpdate(p []byte, stream uint32) error {
 
 // end turns the trailers into what Recv returns.
 func (s *Stream) end() error {
-	code, ok := s.headers["grpc-status"]
-	if !ok {
+	if s.block == nil || !s.block.Response().HasCode {
 		return s.fail(&Status{Code: codes.Unavailable, Message: "the call ended without a status"})
 	}
-	n, err := strconv.ParseUint(code, 10, 32)
-	if err != nil {
-		return s.fail(&Status{Code: codes.Unknown, Message: "the call ended with the status " + strconv.Quote(code)})
-	}
-	if codes.Code(n) == codes.OK {
+	r := s.block.Response()
+	switch {
+	case r.Code < 0:
+		return s.fail(&Status{Code: codes.Unknown, Message: "the call ended with the status " + strconv.Quote(r.CodeText)})
+	case codes.Code(r.Code) == codes.OK:
 		_ = s.fail(io.EOF)
 		return io.EOF
 	}
-	status := &Status{Code: codes.Code(n)}
-	if status.Message, err = url.PathUnescape(s.headers["grpc-message"]); err != nil {
-		status.Message = s.headers["grpc-message"]
+	status := &Status{Code: codes.Code(r.Code)}
+	var err error
+	if status.Message, err = url.PathUnescape(r.Message); err != nil {
+		status.Message = r.Message
 	}
-	details := s.headers["grpc-status-details-bin"]
+	details, _ := s.block.Get("grpc-status-details-bin")
 	if status.Details, err = base64.RawStdEncoding.DecodeString(details); err != nil {
 		status.Details, _ = base64.StdEncoding.DecodeString(details)
 	}

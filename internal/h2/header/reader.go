@@ -187,37 +187,19 @@ func scan(b []byte) effect {
 	return leaves
 }
 
-// skipInteger skips an integer with a prefix of n bits; nil if it is cut short. Its value is only wanted by skipString.
+// skipInteger skips an integer with a prefix of n bits; nil if it is cut short.
 func skipInteger(b []byte, n uint) []byte {
-	_, rest := integer(b, n)
-	return rest
-}
-
-func integer(b []byte, n uint) (int, []byte) {
-	if len(b) == 0 {
-		return 0, nil
+	_, length, _ := varint(b, n)
+	if length == 0 {
+		return nil
 	}
-	mask := 1<<n - 1
-	v := int(b[0]) & mask
-	b = b[1:]
-	if v < mask {
-		return v, b
-	}
-	for shift := uint(0); len(b) > 0 && shift < 28; shift += 7 {
-		c := b[0]
-		b = b[1:]
-		v += int(c&0x7f) << shift
-		if c&0x80 == 0 {
-			return v, b
-		}
-	}
-	return 0, nil
+	return b[length:]
 }
 
 func skipString(b []byte) []byte {
-	n, rest := integer(b, 7)
-	if rest == nil || n > len(rest) {
+	n, length, _ := varint(b, 7)
+	if length == 0 || n > len(b)-length {
 		return nil
 	}
-	return rest[n:]
+	return b[length+n:]
 }
