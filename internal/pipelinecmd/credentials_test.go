@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/levada-io/levada/internal/testserver"
+	"github.com/levada-io/levada/internal/testnats"
 )
 
 const copyPipeline = `apiVersion: numaflow.numaproj.io/v1alpha1
@@ -25,7 +25,7 @@ spec:
 // all that is printed.
 func TestCredentialsAppearNowhere(t *testing.T) {
 	const password = "s3cr3t-pw"
-	server := testserver.NATS(t, testserver.NATSLogin("joe:"+password), testserver.NATSSettings("authorization { user: joe, password: "+password+" }"))
+	server := testnats.Server(t, testnats.Login("joe:"+password), testnats.Settings("authorization { user: joe, password: "+password+" }"))
 	address := server.DSN()[strings.LastIndexAny(server.DSN(), "@/")+1:]
 	t.Chdir(t.TempDir())
 	write := func(name, text string) {

@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/levada-io/levada/internal/standalone"
-	"github.com/levada-io/levada/internal/testserver"
+	"github.com/levada-io/levada/internal/testnats"
 )
 
 const noPublish = `
@@ -19,19 +19,19 @@ accounts { A { jetstream: enabled, users: [
 // permissions for ever.
 func TestBrokerThatCannotBeUsedIsOneError(t *testing.T) {
 	for name, c := range map[string]struct {
-		options []testserver.NATSOption
+		options []testnats.Option
 		want    []string
 	}{
-		"max_payload of 2 KB": {[]testserver.NATSOption{testserver.NATSSettings("max_payload: 2048")}, []string{"2048", "max_payload"}},
-		"no JetStream":        {[]testserver.NATSOption{testserver.NATSJetStream("off")}, []string{"no JetStream", "-js"}},
-		"account without JetStream": {[]testserver.NATSOption{
-			testserver.NATSSettings("accounts { A { users: [ { user: u, password: hushhush } ] } }"), testserver.NATSLogin("u:hushhush"),
+		"max_payload of 2 KB": {[]testnats.Option{testnats.Settings("max_payload: 2048")}, []string{"2048", "max_payload"}},
+		"no JetStream":        {[]testnats.Option{testnats.JetStream("off")}, []string{"no JetStream", "-js"}},
+		"account without JetStream": {[]testnats.Option{
+			testnats.Settings("accounts { A { users: [ { user: u, password: hushhush } ] } }"), testnats.Login("u:hushhush"),
 		}, []string{"account"}},
-		"user that may not create streams": {[]testserver.NATSOption{testserver.NATSSettings(noPublish), testserver.NATSLogin("u:hushhush")}, []string{"permission", "$JS.API.STREAM.CREATE"}},
+		"user that may not create streams": {[]testnats.Option{testnats.Settings(noPublish), testnats.Login("u:hushhush")}, []string{"permission", "$JS.API.STREAM.CREATE"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			broker := testserver.NATS(t, c.options...)
+			broker := testnats.Server(t, c.options...)
 			s := newSite(t)
 			s.write(t, "data.txt", numbered("line", 3)...)
 			s.cfg.NATS = broker.DSN()
@@ -60,7 +60,7 @@ func TestBrokerThatCannotBeUsedIsOneError(t *testing.T) {
 
 // TestBrokerThatComesBackDuringTheStartIsWaitedFor kills the broker while levada starts.
 func TestBrokerThatComesBackDuringTheStartIsWaitedFor(t *testing.T) {
-	broker := testserver.NATS(t)
+	broker := testnats.Server(t)
 	s := newSite(t)
 	s.write(t, "data.txt", numbered("line", 500)...)
 	s.cfg.NATS = broker.DSN()

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/levada-io/levada/internal/standalone"
+	"github.com/levada-io/levada/internal/testnats"
 	"github.com/levada-io/levada/internal/testserver"
 )
 
@@ -32,7 +33,7 @@ spec:
 // TestMessagesInTheBrokersMemoryAreCountedWhenKeptAndWhenLost ends a run whose buffer is in the memory of a broker, and restarts the broker: the end of the run said that
 // the messages were kept, and the next start said how many blocks were lost, of which nobody knows how many messages they held.
 func TestMessagesInTheBrokersMemoryAreCountedWhenKeptAndWhenLost(t *testing.T) {
-	nats := testserver.NATS(t)
+	nats := testnats.Server(t)
 	s := newSite(t)
 	s.write(t, "data.txt", numbered("line", 500)...)
 	s.cfg.NATS, s.cfg.Stdout = nats.DSN(), broken{}
@@ -87,7 +88,7 @@ func TestMessagesInTheBrokersMemoryAreCountedWhenKeptAndWhenLost(t *testing.T) {
 
 // TestRestartOfABrokerWithBuffersInMemoryIsALoss restarts the broker under a run: the run ends with an error, and does not say that the messages are kept.
 func TestRestartOfABrokerWithBuffersInMemoryIsALoss(t *testing.T) {
-	nats := testserver.NATS(t)
+	nats := testnats.Server(t)
 	s := newSite(t)
 	s.write(t, "data.txt", numbered("line", 300)...)
 	s.cfg.NATS, s.cfg.Stdout = nats.DSN(), broken{}

@@ -15,14 +15,14 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/ownership"
 	"github.com/levada-io/levada/internal/flow"
 	"github.com/levada-io/levada/internal/standalone"
-	"github.com/levada-io/levada/internal/testserver"
+	"github.com/levada-io/levada/internal/testnats"
 )
 
 // A dead letter that is replayed from another host, where the run's data directory is not, leaves the reader of the running process alone: its consumer is
 // neither deleted nor recreated, and the message comes.
 func TestReplayFromElsewhereLeavesTheRunningReaderAlone(t *testing.T) {
-	server := testserver.NATS(t)
-	js := testserver.ConnectNATS(t, server.DSN())
+	server := testnats.Server(t)
+	js := testnats.Connect(t, server.DSN())
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	owner := naming.Owner{Namespace: "default", Kind: naming.Pipeline, Name: "words", Incarnation: "abc"}
@@ -99,8 +99,8 @@ func TestReplayFromElsewhereLeavesTheRunningReaderAlone(t *testing.T) {
 
 // A run whose pipeline another process took over while it could not renew its lease stops with an error that names that process, and saves nothing more.
 func TestRunStopsWhenAnotherProcessTookThePipelineOver(t *testing.T) {
-	server := testserver.NATS(t)
-	js := testserver.ConnectNATS(t, server.DSN())
+	server := testnats.Server(t)
+	js := testnats.Connect(t, server.DSN())
 	s := newSite(t)
 	s.cfg.NATS = server.DSN()
 	s.write(t, "data.txt", "one", "two")

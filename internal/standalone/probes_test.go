@@ -9,13 +9,13 @@ import (
 	"time"
 
 	"github.com/levada-io/levada/internal/standalone"
-	"github.com/levada-io/levada/internal/testserver"
+	"github.com/levada-io/levada/internal/testnats"
 )
 
 // TestNotReadyWhileTheAccountIsFull: a broker of the user's own that takes no more kept a pipeline from moving, and the probe said that it was ready.
 func TestNotReadyWhileTheAccountIsFull(t *testing.T) {
-	nats := testserver.NATS(t, testserver.NATSSettings(`
-accounts { A { jetstream: { max_mem: 1M, max_file: 4M }, users: [ { user: u, password: p } ] } }`), testserver.NATSLogin("u:p"))
+	nats := testnats.Server(t, testnats.Settings(`
+accounts { A { jetstream: { max_mem: 1M, max_file: 4M }, users: [ { user: u, password: p } ] } }`), testnats.Login("u:p"))
 	s := newSite(t)
 	s.write(t, "data.txt", numbered(strings.Repeat("x", 3000), 3000)...) // 9 MB
 	s.cfg.NATS, s.cfg.Stdout, s.cfg.DrainTimeout = nats.DSN(), broken{}, 3*time.Second

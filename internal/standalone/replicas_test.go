@@ -8,12 +8,12 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/levada-io/levada/internal/dataplane/naming"
-	"github.com/levada-io/levada/internal/testserver"
+	"github.com/levada-io/levada/internal/testnats"
 )
 
 // All that a pipeline stores has the replicas that were asked for, also after that number was changed.
 func TestReplicasOfAllThatAPipelineStores(t *testing.T) {
-	cluster := testserver.NewNATSCluster(t, 3)
+	cluster := testnats.NewCluster(t, 3)
 	js := cluster.Connect()
 	s := newSite(t)
 	s.cfg.NATS = cluster.URL()

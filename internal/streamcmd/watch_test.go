@@ -16,7 +16,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
-	"github.com/levada-io/levada/internal/testserver/kubeapi"
+	"github.com/levada-io/levada/internal/kubeclient/kubeapi"
 	"github.com/levada-io/levada/stream"
 	"github.com/levada-io/levada/stream/sqlitestore"
 )

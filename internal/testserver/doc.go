@@ -1,4 +1,4 @@
-// Package testserver starts real Postgres, RabbitMQ and NATS servers for tests: private ones, on free ports of the loopback interface,
+// Package testserver starts real Postgres and RabbitMQ servers for tests: private ones, on free ports of the loopback interface,
 // with their data in a directory of their own. Nothing of them is left when the test binary has ended, however it ended.
 //
 // [Postgres] and [RabbitMQ] share one server per test binary. [PostgresServer] and [RabbitMQServer] start one that the test has to
@@ -6,7 +6,8 @@
 //
 // [PgBouncer] puts a connection pooler in front of a Postgres server.
 //
-// [NATS] and [NewNATSCluster] start NATS servers with JetStream, which are processes of the test binary itself and need no program.
+// Tests of the libraries use it, so it depends on no client and no driver: it speaks to servers with the programs that they come with. NATS servers are started by
+// internal/testnats.
 //
 // Without the server's program, root on Debian installs its package; elsewhere the test is skipped, or fails if CI is "true".
 package testserver

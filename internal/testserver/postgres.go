@@ -3,8 +3,10 @@
 package testserver
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,8 +15,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/jackc/pgx/v5"
 )
 
 var postgres = &kind{
@@ -52,13 +52,25 @@ func PostgresServer(t testing.TB) *Server { t.Helper(); return own(t, postgres) 
 func administer(n *node, statement string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	c, err := pgx.Connect(ctx, n.dsn)
+	return psql(ctx, n.dsn, statement)
+}
+
+// psql runs a statement with the program that comes with the server: a client library would become a dependency of all whose tests use this package.
+func psql(ctx context.Context, dsn, statement string) error {
+	bin, err := findPostgres()
 	if err != nil {
 		return err
 	}
-	_, err = c.Exec(ctx, statement)
-	_ = c.Close(ctx)
-	return err
+	path := filepath.Join(bin, "psql")
+	if _, err := os.Stat(path); err != nil {
+		path = "psql"
+	}
+	cmd := exec.CommandContext(ctx, path, "--no-psqlrc", "--quiet", "--no-password", "-c", statement, dsn)
+	cmd.Env = append(os.Environ(), "PGCONNECT_TIMEOUT=10")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("psql: %w: %s", err, bytes.TrimSpace(out))
+	}
+	return nil
 }
 
 // findPostgres returns the directory of the programs of the newest version.
@@ -116,17 +128,12 @@ func preparePostgres(n *node, bin string) error {
 }
 
 func postgresURL(n *node, database string) string {
-	c, err := pgx.ParseConfig(n.dsn)
+	u, err := url.Parse(n.dsn)
 	if err != nil {
-		panic(err) // we made it
+		panic(err) // preparePostgres wrote it
 	}
-	return fmt.Sprintf("postgres://postgres@%s/%s?sslmode=disable", address(int(c.Port)), database)
+	u.Path = "/" + database
+	return u.String()
 }
 
-func postgresReady(ctx context.Context, n *node) error {
-	c, err := pgx.Connect(ctx, n.dsn)
-	if err != nil {
-		return err
-	}
-	return c.Close(ctx)
-}
+func postgresReady(ctx context.Context, n *node) error { return psql(ctx, n.dsn, "SELECT 1") }

@@ -5,14 +5,15 @@ package testserver
 import (
 	"context"
 	"fmt"
+	"io"
+	"net"
+	"net/url"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"syscall"
 	"testing"
 	"time"
-
-	amqp "github.com/rabbitmq/amqp091-go"
 )
 
 var rabbitMQ = &kind{
@@ -93,10 +94,30 @@ func prepareRabbitMQ(n *node, program string) error {
 	return nil
 }
 
-func rabbitMQReady(_ context.Context, n *node) error {
-	c, err := amqp.DialConfig(n.dsn, amqp.Config{Dial: amqp.DefaultDial(10 * time.Second)})
+// rabbitMQReady asks for a connection and waits for the broker's first frame (AMQP 0-9-1, section 4.2.2: a method frame of channel 0). The broker opens its listener as
+// the last step of its start, so clients can log in then.
+func rabbitMQReady(ctx context.Context, n *node) error {
+	u, err := url.Parse(n.dsn)
 	if err != nil {
 		return err
 	}
-	return c.Close()
+	c, err := (&net.Dialer{}).DialContext(ctx, "tcp", u.Host)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.Close() }()
+	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		return err
+	}
+	if _, err := c.Write([]byte("AMQP\x00\x00\x09\x01")); err != nil {
+		return err
+	}
+	var header [3]byte
+	if _, err := io.ReadFull(c, header[:]); err != nil {
+		return err
+	}
+	if header != [3]byte{1, 0, 0} {
+		return fmt.Errorf("the broker answers with % x, want a method frame of channel 0", header)
+	}
+	return nil
 }

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"os/user"
@@ -20,8 +19,8 @@ import (
 	"time"
 )
 
-// startTimeout bounds one start. RabbitMQ needs 5 s on an idle machine, and tests are not alone on theirs.
-const startTimeout = 2 * time.Minute
+// StartTimeout bounds one start. RabbitMQ needs 5 s on an idle machine, and tests are not alone on theirs.
+const StartTimeout = 2 * time.Minute
 
 // Server is a server that belongs to one test, and ends with it. Its methods fail the test when the server does not do what it
 // should; so they are called from the test's own goroutine.
@@ -33,6 +32,9 @@ type Server struct {
 // DSN is where clients find the server: for Postgres the URL of an empty database and its superuser, for RabbitMQ an AMQP URL. It stays the
 // same across restarts.
 func (s *Server) DSN() string { return s.n.dsn }
+
+// Dir is the server's directory. It stays the same across restarts.
+func (s *Server) Dir() string { return s.n.dir }
 
 // Stop stops the server and waits until it is gone.
 func (s *Server) Stop(how How) { s.t.Helper(); s.must(s.n.stop(how)) }
@@ -302,7 +304,7 @@ func (n *node) start() error {
 	if len(n.running) > 0 {
 		return fmt.Errorf("%s runs already", n.kind.name)
 	}
-	deadline := time.Now().Add(startTimeout)
+	deadline := time.Now().Add(StartTimeout)
 	for {
 		err := n.startOnce(deadline)
 		if err == nil {
@@ -345,7 +347,7 @@ func (n *node) startOnce(deadline time.Time) error {
 			if len(said) > 4000 {
 				said = said[len(said)-4000:]
 			}
-			what := fmt.Sprintf("was not ready within %v (%v)", startTimeout, err)
+			what := fmt.Sprintf("was not ready within %v (%v)", StartTimeout, err)
 			if gone {
 				what = "ended at its start"
 			}
@@ -456,5 +458,3 @@ func (n *node) close() error {
 	_, _ = io.WriteString(n.leash, "done\n")
 	return errors.Join(err, removed, n.leash.Close(), n.watchdog.Wait())
 }
-
-func address(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }

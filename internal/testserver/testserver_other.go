@@ -3,9 +3,8 @@
 package testserver
 
 import (
+	"context"
 	"testing"
-
-	"github.com/nats-io/nats.go/jetstream"
 )
 
 const unsupported = "servers for tests are only started on Unix"
@@ -16,6 +15,7 @@ type Server struct{ stopped }
 type stopped struct{}
 
 func (stopped) DSN() string { return "" }
+func (stopped) Dir() string { return "" }
 func (stopped) Stop(How)    {}
 func (stopped) Start()      {}
 func (stopped) Restart(How) {}
@@ -41,44 +41,13 @@ func RabbitMQServer(t testing.TB) *Server { t.Helper(); t.Skip(unsupported); ret
 // Program skips the test.
 func Program(t testing.TB, name, debian string) string { t.Helper(); t.Skip(unsupported); return "" }
 
-// NATSOption changes nothing.
-type NATSOption func()
-
-// NATSStore changes nothing.
-func NATSStore(string) NATSOption { return nil }
-
-// NATSSettings changes nothing.
-func NATSSettings(string) NATSOption { return nil }
-
-// NATSJetStream changes nothing.
-func NATSJetStream(string) NATSOption { return nil }
-
-// NATSLogin changes nothing.
-func NATSLogin(string) NATSOption { return nil }
-
-// NATS skips the test.
-func NATS(t testing.TB, _ ...NATSOption) *Server { t.Helper(); t.Skip(unsupported); return nil }
-
-// ConnectNATS skips the test.
-func ConnectNATS(t testing.TB, _ string) jetstream.JetStream {
-	t.Helper()
-	t.Skip(unsupported)
-	return nil
+// Spec is a server of another kind.
+type Spec struct {
+	Name    string
+	Program func() (string, error)
+	Prepare func(dir string) (dsn string, env []string, err error)
+	Ready   func(ctx context.Context, dsn string) error
 }
 
-// NATSCluster is never there.
-type NATSCluster struct{ Servers []*Server }
-
-// NewNATSCluster skips the test.
-func NewNATSCluster(t testing.TB, _ int, _ ...NATSOption) *NATSCluster {
-	t.Helper()
-	t.Skip(unsupported)
-	return nil
-}
-
-func (*NATSCluster) URL() string                     { return "" }
-func (*NATSCluster) Store(int) string                { return "" }
-func (*NATSCluster) Connect() jetstream.JetStream    { return nil }
-func (*NATSCluster) WaitReady()                      {}
-func (*NATSCluster) Leader(string) int               { return 0 }
-func (*NATSCluster) StepDown(string, func(int) bool) {}
+// Start skips the test.
+func Start(t testing.TB, _ Spec) *Server { t.Helper(); t.Skip(unsupported); return nil }

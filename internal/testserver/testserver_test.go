@@ -3,96 +3,16 @@
 package testserver
 
 import (
-	"context"
 	"os"
 	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/jackc/pgx/v5"
-	amqp "github.com/rabbitmq/amqp091-go"
-	"go.uber.org/goleak"
 )
 
 // victim makes this binary one that starts servers and is then killed.
 const victim = "LEVADA_TESTSERVER_VICTIM"
-
-func TestPostgresSharedServerGivesEachTestADatabase(t *testing.T) {
-	defer goleak.VerifyNone(t)
-	var first string
-	t.Run("one", func(t *testing.T) {
-		first = Postgres(t)
-		mustExec(t, first, "CREATE TABLE here (x int)")
-	})
-	t.Run("two", func(t *testing.T) {
-		second := Postgres(t)
-		if second == first {
-			t.Errorf("two tests were given the same database %s", second)
-		}
-		mustExec(t, second, "CREATE TABLE here (x int)")
-	})
-	if _, err := pgx.Connect(t.Context(), first); err == nil || !strings.Contains(err.Error(), "does not exist") {
-		t.Errorf("the first test's database is still there: %v", err)
-	}
-}
-
-func TestPostgresServerKeepsWhatWasCommitted(t *testing.T) {
-	s := PostgresServer(t)
-	mustExec(t, s.DSN(), "CREATE TABLE kept (x int)")
-	for _, how := range []How{Fast, Immediate, Killed} {
-		mustExec(t, s.DSN(), "INSERT INTO kept VALUES (1)")
-		s.Stop(how)
-		if c, err := pgx.Connect(t.Context(), s.DSN()); err == nil {
-			_ = c.Close(t.Context())
-			t.Fatal("a stopped server took a connection")
-		}
-		s.Start()
-	}
-	c := connect(t, s.DSN())
-	var rows int
-	if err := c.QueryRow(t.Context(), "SELECT count(*) FROM kept").Scan(&rows); err != nil || rows != 3 {
-		t.Errorf("after three restarts there are %d rows of 3 (error %v)", rows, err)
-	}
-}
-
-func TestPostgresServerFreeze(t *testing.T) {
-	s := PostgresServer(t)
-	c := connect(t, s.DSN())
-	s.Freeze()
-	short, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-	defer cancel()
-	if _, err := c.Exec(short, "SELECT 1"); err == nil {
-		t.Error("a frozen server answered")
-	}
-	s.Thaw()
-	mustExec(t, s.DSN(), "SELECT 1")
-}
-
-func TestRabbitMQServerRestarts(t *testing.T) {
-	s := RabbitMQServer(t)
-	use := func(name string) {
-		t.Helper()
-		c, err := amqp.Dial(s.DSN())
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _ = c.Close() }()
-		ch, err := c.Channel()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := ch.QueueDeclare(name, true, false, false, false, amqp.Table{amqp.QueueTypeArg: amqp.QueueTypeQuorum}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	use("a")
-	s.Restart(Fast)
-	use("a")
-	s.Restart(Killed)
-	use("a")
-}
 
 // TestServersEndWithTheBinary kills a test binary, and with it the process group, while its servers run.
 func TestServersEndWithTheBinary(t *testing.T) {
@@ -201,25 +121,3 @@ type verdict struct {
 func (v *verdict) Helper()               {}
 func (v *verdict) Skipf(string, ...any)  { v.was = "skip" }
 func (v *verdict) Fatalf(string, ...any) { v.was = "fatal" }
-
-func connect(t *testing.T, dsn string) *pgx.Conn {
-	t.Helper()
-	c, err := pgx.Connect(t.Context(), dsn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = c.Close(context.Background()) })
-	return c
-}
-
-func mustExec(t *testing.T, dsn, statement string) {
-	t.Helper()
-	c, err := pgx.Connect(t.Context(), dsn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := c.Exec(t.Context(), statement); err != nil {
-		t.Errorf("%s: %v", statement, err)
-	}
-	_ = c.Close(t.Context())
-}

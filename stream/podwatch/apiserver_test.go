@@ -22,7 +22,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"sigs.k8s.io/yaml"
 
-	"github.com/levada-io/levada/internal/testserver/kubeapi"
+	"github.com/levada-io/levada/internal/kubeclient/kubeapi"
 	"github.com/levada-io/levada/stream"
 )
 

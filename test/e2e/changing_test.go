@@ -13,7 +13,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/levada-io/levada/internal/testserver"
+	"github.com/levada-io/levada/internal/testnats"
 )
 
 // slow makes a vertex leave messages in its buffer: the first 300 pass at once, and then 300 a second.
@@ -490,7 +490,7 @@ func TestDataDirectoryRemovedReadsAllAgain(t *testing.T) {
 
 // Two runs of one pipeline at one broker: the second is refused and names the first, which is not harmed. After kill -9 the next one goes on at once.
 func TestSecondRunIsRefusedAndTheFirstGoesOn(t *testing.T) {
-	broker := testserver.NATS(t)
+	broker := testnats.Server(t)
 	e := newChange(t)
 	e.write(t, "p.yaml", words(inCatOut, vIn, vSlowCat, vOut))
 	at := func(data string) []string { return []string{"--nats", broker.DSN(), "--data", data} }
@@ -520,11 +520,11 @@ func TestSecondRunIsRefusedAndTheFirstGoesOn(t *testing.T) {
 }
 
 func TestStoreOfANewerLevadaIsRefusedWithOneLine(t *testing.T) {
-	broker := testserver.NATS(t)
+	broker := testnats.Server(t)
 	e := newChange(t)
 	e.write(t, "p.yaml", words(inCatOut, vIn, vCat, vOut))
 	e.run(t, "--nats", broker.DSN(), "--data", "one")
-	js := testserver.ConnectNATS(t, broker.DSN())
+	js := testnats.Connect(t, broker.DSN())
 	names := js.KeyValueStoreNames(t.Context())
 	var state jetstream.KeyValue
 	for name := range names.Name() {

@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"github.com/levada-io/levada/internal/standalone"
-	"github.com/levada-io/levada/internal/testserver"
+	"github.com/levada-io/levada/internal/testnats"
 )
 
 // vertexManifest has three vertices. %d is how many lines a second the source reads.
@@ -55,7 +55,7 @@ func newVertices(t *testing.T, rate, lines int) *vertices {
 	t.Helper()
 	e := ends(t, "none", inputLines("line", lines))
 	e.write(t, e.name, fmt.Sprintf(vertexManifest, rate))
-	return &vertices{e, testserver.NATS(t).DSN()}
+	return &vertices{e, testnats.Server(t).DSN()}
 }
 
 // vertex starts the process of a vertex.

@@ -9,12 +9,12 @@ import (
 	"time"
 
 	"github.com/levada-io/levada/internal/flow"
-	"github.com/levada-io/levada/internal/testserver"
+	"github.com/levada-io/levada/internal/testnats"
 )
 
 // TestALetterThatTheStreamRefusesIsNotTakenForStored fills the stream of dead letters: its refusal has the code of a letter that is there already.
 func TestALetterThatTheStreamRefusesIsNotTakenForStored(t *testing.T) {
-	js := testserver.ConnectNATS(t, testserver.NATS(t).DSN())
+	js := testnats.Connect(t, testnats.Server(t).DSN())
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	s, err := Open(ctx, js, Config{Stream: "letters", Pipeline: "p"})

@@ -10,14 +10,14 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/deadletter"
 	"github.com/levada-io/levada/internal/dataplane/naming"
 	"github.com/levada-io/levada/internal/flow"
-	"github.com/levada-io/levada/internal/testserver"
+	"github.com/levada-io/levada/internal/testnats"
 )
 
 // TestAPageOfManyLettersIsQuick lists 12,000 dead letters page by page: the first page comes within a second, every letter comes once, and a list can be
 // interrupted.
 func TestAPageOfManyLettersIsQuick(t *testing.T) {
-	server := testserver.NATS(t, testserver.NATSJetStream("sync_interval: 2m"))
-	js := testserver.ConnectNATS(t, server.DSN())
+	server := testnats.Server(t, testnats.JetStream("sync_interval: 2m"))
+	js := testnats.Connect(t, server.DSN())
 	owner, err := naming.New("default", naming.Pipeline, "p")
 	if err != nil {
 		t.Fatal(err)

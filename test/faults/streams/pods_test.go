@@ -10,7 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/levada-io/levada/internal/testserver/kubeapi"
+	"github.com/levada-io/levada/internal/kubeclient/kubeapi"
 )
 
 // pods plays the kubelet for processes that are killed: a real API server holds their pods, and a watcher looks at it.

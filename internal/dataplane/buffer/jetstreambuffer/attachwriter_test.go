@@ -8,14 +8,14 @@ import (
 
 	"github.com/levada-io/levada/internal/dataplane/buffer"
 	"github.com/levada-io/levada/internal/dataplane/buffer/jetstreambuffer"
-	"github.com/levada-io/levada/internal/testserver"
+	"github.com/levada-io/levada/internal/testnats"
 )
 
 // TestAWriterElsewhereCreatesNothing: a writer that comes before the reader waits for it, and one that comes after the stream was lost says so. If it created the
 // stream, it could remove the state that a reader has just saved, and what was lost would be replaced by an empty stream without a word.
 func TestAWriterElsewhereCreatesNothing(t *testing.T) {
-	s := testserver.NATS(t)
-	js := testserver.ConnectNATS(t, s.DSN())
+	s := testnats.Server(t)
+	js := testnats.Connect(t, s.DSN())
 	defer js.Conn().Close()
 	ctx := within(t)
 	state, err := jetstreambuffer.Bucket(ctx, js, "test_STATE", 1)

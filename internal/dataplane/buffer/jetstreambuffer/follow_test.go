@@ -9,14 +9,14 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/buffer"
 	"github.com/levada-io/levada/internal/dataplane/buffer/jetstreambuffer"
 	"github.com/levada-io/levada/internal/flow"
-	"github.com/levada-io/levada/internal/testserver"
+	"github.com/levada-io/levada/internal/testnats"
 )
 
 // TestEntriesOfEarlierVersionsAreCounted follows a stream with a block that an earlier version wrote, without its count in a header. It would count as nothing, and a
 // buffer that was full before an upgrade would take as much again.
 func TestEntriesOfEarlierVersionsAreCounted(t *testing.T) {
-	s := testserver.NATS(t)
-	js := testserver.ConnectNATS(t, s.DSN())
+	s := testnats.Server(t)
+	js := testnats.Connect(t, s.DSN())
 	defer js.Conn().Close()
 	ctx := within(t)
 	state, err := jetstreambuffer.Bucket(ctx, js, "test_STATE", 1)

@@ -5,14 +5,14 @@ import (
 	"time"
 
 	"github.com/levada-io/levada/internal/dataplane/buffer"
-	"github.com/levada-io/levada/internal/testserver"
+	"github.com/levada-io/levada/internal/testnats"
 )
 
 // TestFullAccountRecoversOnceBlocksAreDone fills an account up to its limit. To make room the state must be saved, which needs room: without a reserve
 // nothing was ever removed again.
 func TestFullAccountRecoversOnceBlocksAreDone(t *testing.T) {
-	s := testserver.NATS(t, testserver.NATSSettings(`
-accounts { A { jetstream: { max_mem: 1M, max_file: 3M }, users: [ { user: u, password: p } ] } }`), testserver.NATSLogin("u:p"))
+	s := testnats.Server(t, testnats.Settings(`
+accounts { A { jetstream: { max_mem: 1M, max_file: 3M }, users: [ { user: u, password: p } ] } }`), testnats.Login("u:p"))
 	p, _, err := openAt(t, s.DSN(), 1, buffer.Options{TrimEvery: 100 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
@@ -25,7 +25,7 @@ accounts { A { jetstream: { max_mem: 1M, max_file: 3M }, users: [ { user: u, pas
 		t.Fatal(err)
 	}
 	until(t, "the reserve is made", func() bool {
-		js := testserver.ConnectNATS(t, s.DSN())
+		js := testnats.Connect(t, s.DSN())
 		defer js.Conn().Close()
 		kv, err := js.KeyValue(within(t), "test_STATE")
 		if err != nil {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/levada-io/levada/internal/dataplane/buffer"
+	"github.com/levada-io/levada/internal/testnats"
 	"github.com/levada-io/levada/internal/testserver"
 )
 
@@ -16,7 +17,7 @@ import (
 // read already. Its cursor was recreated behind them, they were never read, and the next trim removed them: the messages were gone without a word.
 func TestBrokerThatLosesItsEndWhileRunningIsNoticed(t *testing.T) {
 	store := t.TempDir()
-	s := testserver.NATS(t, testserver.NATSStore(store))
+	s := testnats.Server(t, testnats.Store(store))
 	p, js, err := openAt(t, s.DSN(), 1, buffer.Options{TrimEvery: 100 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
@@ -50,7 +51,7 @@ func TestBrokerThatLosesItsEndWhileRunningIsNoticed(t *testing.T) {
 	s.Start()
 	// Others write as well, and do not know what was lost: the reader must find it by itself.
 	var failed []uint64
-	other := testserver.ConnectNATS(t, s.DSN())
+	other := testnats.Connect(t, s.DSN())
 	if _, err := other.Publish(within(t), stream, []byte("not ours")); err != nil {
 		t.Fatal(err)
 	}
@@ -107,7 +108,7 @@ func TestBrokerThatLosesItsEndWhileRunningIsNoticed(t *testing.T) {
 // was recreated.
 func TestCursorFindsBlocksReplacedByOthers(t *testing.T) {
 	store := t.TempDir()
-	s := testserver.NATS(t, testserver.NATSStore(store))
+	s := testnats.Server(t, testnats.Store(store))
 	p, _, err := openAt(t, s.DSN(), 1, buffer.Options{TrimEvery: time.Hour})
 	if err != nil {
 		t.Fatal(err)

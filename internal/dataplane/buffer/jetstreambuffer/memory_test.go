@@ -9,13 +9,13 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/buffer"
 	"github.com/levada-io/levada/internal/dataplane/buffer/jetstreambuffer"
 	"github.com/levada-io/levada/internal/flow"
-	"github.com/levada-io/levada/internal/testserver"
+	"github.com/levada-io/levada/internal/testnats"
 )
 
 // TestLossOfAStreamInMemoryIsReported removes a stream in memory, as a restart of the broker does, with blocks in it: the next start began again without a word.
 func TestLossOfAStreamInMemoryIsReported(t *testing.T) {
-	s := testserver.NATS(t)
-	js := testserver.ConnectNATS(t, s.DSN())
+	s := testnats.Server(t)
+	js := testnats.Connect(t, s.DSN())
 	defer js.Conn().Close()
 	kv, err := jetstreambuffer.Bucket(t.Context(), js, "test_STATE", 1)
 	if err != nil {

@@ -20,6 +20,7 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/buffer/jetstreambuffer"
 	"github.com/levada-io/levada/internal/dataplane/natslink"
 	"github.com/levada-io/levada/internal/flow"
+	"github.com/levada-io/levada/internal/testnats"
 	"github.com/levada-io/levada/internal/testserver"
 )
 
@@ -34,7 +35,7 @@ func within(t *testing.T) context.Context {
 // openAt opens the partition at a broker, as a new process would.
 func openAt(t *testing.T, url string, replicas int, opt buffer.Options) (*buffer.Partition, jetstream.JetStream, error) {
 	t.Helper()
-	js := testserver.ConnectNATS(t, url)
+	js := testnats.Connect(t, url)
 	var driver buffer.Driver
 	for {
 		state, err := jetstreambuffer.Bucket(within(t), js, "test_STATE", replicas)
@@ -111,7 +112,7 @@ func TestBlocksThatOneReplicaLostComeFromTheOthers(t *testing.T) {
 
 // replicaLostBlocks damages the files of one replica at these parts of their length.
 func replicaLostBlocks(t *testing.T, at []float64) {
-	c := testserver.NewNATSCluster(t, 3)
+	c := testnats.NewCluster(t, 3)
 	p, _, err := openAt(t, c.URL(), 3, buffer.Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -180,7 +181,7 @@ func damage(t *testing.T, store string, parts []float64) {
 
 // TestLossIsRemembered removes a block from all replicas. Every start says so before it reads anything, until it is accepted; then exactly that block is missing.
 func TestLossIsRemembered(t *testing.T) {
-	s := testserver.NATS(t)
+	s := testnats.Server(t)
 	p, js, err := openAt(t, s.DSN(), 1, buffer.Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -285,7 +286,7 @@ func (l *link) cut() {
 // TestCutConnectionsAreNoGaps cuts the connection to the broker again and again while blocks are written and read with several in flight. What was on its way
 // then never arrives, and the next block comes first.
 func TestCutConnectionsAreNoGaps(t *testing.T) {
-	s := testserver.NATS(t)
+	s := testnats.Server(t)
 	l := newLink(t, s.DSN()[len("nats://"):])
 	p, _, err := openAt(t, "nats://"+l.listener.Addr().String(), 1, buffer.Options{})
 	if err != nil {
@@ -312,7 +313,7 @@ func TestCutConnectionsAreNoGaps(t *testing.T) {
 
 // TestRollingRestartIsNoGap restarts each server of a cluster in good order, and kills each, while blocks go through.
 func TestRollingRestartIsNoGap(t *testing.T) {
-	c := testserver.NewNATSCluster(t, 3)
+	c := testnats.NewCluster(t, 3)
 	p, _, err := openAt(t, c.URL(), 3, buffer.Options{Logger: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))})
 	if err != nil {
 		t.Fatal(err)

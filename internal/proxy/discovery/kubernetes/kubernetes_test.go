@@ -30,8 +30,8 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/levada-io/levada/internal/kubeclient"
+	"github.com/levada-io/levada/internal/kubeclient/kubeapi"
 	"github.com/levada-io/levada/internal/proxy/discovery"
-	"github.com/levada-io/levada/internal/testserver/kubeapi"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(collected{m}) }

@@ -56,7 +56,7 @@ func binaries(t *testing.T) string {
 	if runtime.GOOS != "linux" {
 		t.Skip("the API server is only built for and run on Linux")
 	}
-	build := exec.CommandContext(t.Context(), filepath.Join(moduleRoot(t), "test", "kube", "build.sh"), "-", "controlplane")
+	build := exec.CommandContext(t.Context(), filepath.Join(repositoryRoot(t), "test", "kube", "build.sh"), "-", "controlplane")
 	if os.Getenv("CI") != "true" && os.Getenv("LEVADA_KUBE") != "1" {
 		build.Env = append(os.Environ(), "LEVADA_KUBE_FIND=1") // fails with 3 when nothing is built
 	}
@@ -72,19 +72,19 @@ func binaries(t *testing.T) string {
 	return strings.TrimSpace(string(out))
 }
 
-// moduleRoot is the folder of go.mod, above the package under test.
-func moduleRoot(t *testing.T) string {
+// repositoryRoot is the folder of the repository, above the package under test.
+func repositoryRoot(t *testing.T) string {
 	t.Helper()
 	dir, err := os.Getwd()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for ; ; dir = filepath.Dir(dir) {
-		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+		if _, err := os.Stat(filepath.Join(dir, "test", "kube", "build.sh")); err == nil {
 			return dir
 		}
 		if dir == filepath.Dir(dir) {
-			t.Fatal("there is no go.mod above the working directory")
+			t.Fatal("there is no test/kube/build.sh above the working directory")
 		}
 	}
 }

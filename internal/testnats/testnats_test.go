@@ -1,6 +1,6 @@
 //go:build unix
 
-package testserver
+package testnats
 
 import (
 	"context"
@@ -10,8 +10,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-func TestNATSClusterKeepsWhatWasAcknowledged(t *testing.T) {
-	c := NewNATSCluster(t, 3)
+func TestClusterKeepsWhatWasAcknowledged(t *testing.T) {
+	c := NewCluster(t, 3)
 	js := c.Connect()
 	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "S", Subjects: []string{"s"}, Replicas: 3}); err != nil {
 		t.Fatal(err)

@@ -1,4 +1,5 @@
-package natshints
+// Package streams tests drivers of streams with servers that their modules do not depend on.
+package streams
 
 import (
 	"context"
@@ -14,13 +15,14 @@ import (
 
 	"github.com/levada-io/levada/internal/broker"
 	"github.com/levada-io/levada/stream"
+	"github.com/levada-io/levada/stream/natshints"
 	"github.com/levada-io/levada/stream/streamtest"
 )
 
-func quiet() Option { return WithLogger(slog.New(slog.DiscardHandler)) }
+func quiet() natshints.Option { return natshints.WithLogger(slog.New(slog.DiscardHandler)) }
 
-func options() []Option {
-	return []Option{WithHold(500 * time.Millisecond), WithSendTimeout(2 * time.Second), quiet()}
+func options() []natshints.Option {
+	return []natshints.Option{natshints.WithHold(500 * time.Millisecond), natshints.WithSendTimeout(2 * time.Second), quiet()}
 }
 
 func start(t *testing.T, cfg broker.Config) *broker.Broker {
@@ -34,14 +36,14 @@ func start(t *testing.T, cfg broker.Config) *broker.Broker {
 }
 
 // open makes hints on a connection of their own, which ends with the test.
-func open(t *testing.T, connect func() (*nats.Conn, error), opts ...Option) *Hints {
+func open(t *testing.T, connect func() (*nats.Conn, error), opts ...natshints.Option) *natshints.Hints {
 	t.Helper()
 	nc, err := connect()
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(nc.Close)
-	h, err := New(t.Context(), nc, append(options(), opts...)...)
+	h, err := natshints.New(t.Context(), nc, append(options(), opts...)...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,7 +64,7 @@ func TestConformanceInProcess(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer nc.Close()
-				publish(t, nc, DefaultStream, text)
+				publish(t, nc, natshints.DefaultStream, text)
 			},
 		}
 	})
@@ -162,7 +164,7 @@ func TestStreamEmpties(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			queue := strings.ReplaceAll(name, " ", "-")
-			h, err := New(t.Context(), nc, append(options(), WithKeep(c.keep), WithStream(queue))...)
+			h, err := natshints.New(t.Context(), nc, append(options(), natshints.WithKeep(c.keep), natshints.WithStream(queue))...)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -180,7 +182,7 @@ func TestStreamEmpties(t *testing.T) {
 
 func TestStreamDeleted(t *testing.T) {
 	nc := connectTo(t, start(t, broker.Config{Dir: t.TempDir()}))
-	h, err := New(t.Context(), nc, options()...)
+	h, err := natshints.New(t.Context(), nc, options()...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -206,7 +208,7 @@ func TestStreamDeleted(t *testing.T) {
 		case <-time.After(30 * time.Second):
 			t.Fatalf("not woken with %q within 30 s", want)
 		}
-		if err := js.DeleteStream(t.Context(), DefaultStream); err != nil {
+		if err := js.DeleteStream(t.Context(), natshints.DefaultStream); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -214,7 +216,7 @@ func TestStreamDeleted(t *testing.T) {
 
 func TestConnectionClosedForGood(t *testing.T) {
 	nc := connectTo(t, start(t, broker.Config{Dir: t.TempDir()}))
-	h, err := New(t.Context(), nc, options()...)
+	h, err := natshints.New(t.Context(), nc, options()...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -233,23 +235,23 @@ func TestConnectionClosedForGood(t *testing.T) {
 	if err := h.Send(t.Context(), stream.Hint{}); !errors.Is(err, nats.ErrConnectionClosed) || time.Since(begin) > time.Second {
 		t.Errorf("Send returned %v after %v", err, time.Since(begin))
 	}
-	if _, err := New(t.Context(), nc, quiet()); err == nil {
-		t.Error("New with a closed connection returned no error")
+	if _, err := natshints.New(t.Context(), nc, quiet()); err == nil {
+		t.Error("natshints.New with a closed connection returned no error")
 	}
 }
 
 func TestNewRefuses(t *testing.T) {
 	nc := connectTo(t, start(t, broker.Config{Dir: t.TempDir()}))
-	for name, o := range map[string]Option{
-		"replicas without a cluster": WithReplicas(3), "no replica": WithReplicas(0), "name": WithStream("a.b c"), "no hold": WithHold(0), "keep": WithKeep(0),
+	for name, o := range map[string]natshints.Option{
+		"replicas without a cluster": natshints.WithReplicas(3), "no replica": natshints.WithReplicas(0), "name": natshints.WithStream("a.b c"), "no hold": natshints.WithHold(0), "keep": natshints.WithKeep(0),
 	} {
 		if js, err := jetstream.New(nc); err != nil {
 			t.Fatal(err)
-		} else if _, err := js.Stream(t.Context(), DefaultStream); !errors.Is(err, jetstream.ErrStreamNotFound) {
+		} else if _, err := js.Stream(t.Context(), natshints.DefaultStream); !errors.Is(err, jetstream.ErrStreamNotFound) {
 			t.Fatalf("the stream was made in spite of an error (%v), and would be used as it is", err)
 		}
-		if _, err := New(t.Context(), nc, append(options(), o)...); err == nil || !strings.HasPrefix(err.Error(), "natshints: ") {
-			t.Errorf("%s: New returned %v", name, err)
+		if _, err := natshints.New(t.Context(), nc, append(options(), o)...); err == nil || !strings.HasPrefix(err.Error(), "natshints: ") {
+			t.Errorf("%s: natshints.New returned %v", name, err)
 		}
 	}
 }
