@@ -790,8 +790,8 @@ retryStrategy: {onFailure: fallback}`,
 	},
 	{
 		Code: CodeISBSettings, Severity: SeverityError,
-		Title: "a line of settings is wrong",
-		Text:  "settings is a piece of nats.conf, a KEY: VALUE a line; max_payload, max_memory_store and max_file_store are read.",
+		Title: "settings is wrong",
+		Text:  "settings is a fragment of nats.conf; max_payload (at most 64MB), max_memory_store and max_file_store are read. include and environment variables are not supported.",
 		Wrong: `settings: |
   max_payload`,
 		Right: `settings: |

@@ -83,35 +83,29 @@ func serversAreSafe(r *report, js *v1alpha1.JetStreamBufferService, replicas int
 	}
 }
 
-// checkBufferSettings looks at a piece of nats.conf, of which three keys are read.
+// checkBufferSettings looks at a fragment of nats.conf, of which three keys are read.
 func checkBufferSettings(r *report, js *v1alpha1.JetStreamBufferService, at path) {
-	if js.Settings == nil {
-		return
+	_, unknown, err := ParseServerSettings(js.Settings)
+	for _, e := range errorsOf(err) {
+		r.add(at, Problem{Code: CodeISBSettings, Message: e.Error(), Expected: "a fragment of nats.conf, such as max_payload: 8MB"})
 	}
-	known := []string{"max_payload", "max_memory_store", "max_file_store"}
-	for _, line := range strings.Split(*js.Settings, "\n") {
-		line, _, _ = strings.Cut(line, "#")
-		line, _, _ = strings.Cut(line, "//")
-		line = strings.TrimSpace(line)
-		if line == "" {
-			continue
-		}
-		end := strings.IndexAny(line, ":= \t")
-		if end < 0 {
-			r.add(at, Problem{Code: CodeISBSettings, Message: fmt.Sprintf("%s in settings has no value", quote(line)), Expected: "KEY: VALUE"})
-			continue
-		}
-		key := line[:end]
-		if !contains(known, key) {
-			r.add(at, Problem{
-				Code: CodeISBSettings, Severity: SeverityWarning, Message: fmt.Sprintf("%s in settings is not read", quote(key)),
-				Expected: oneOf(known), DidYouMean: r.suggest(key, known),
-			})
-		}
-		if value := strings.Trim(line[end:], ":= \t\"'"); value == "" {
-			r.add(at, Problem{Code: CodeISBSettings, Message: fmt.Sprintf("%s in settings has no value", quote(key)), Expected: "KEY: VALUE"})
-		}
+	for _, key := range unknown {
+		r.add(at, Problem{
+			Code: CodeISBSettings, Severity: SeverityWarning, Message: fmt.Sprintf("%s in settings is not read", quote(key)),
+			Expected: oneOf(settingKeys), DidYouMean: r.suggest(key, settingKeys),
+		})
 	}
+}
+
+// errorsOf returns the errors that were joined to one.
+func errorsOf(err error) []error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		return joined.Unwrap()
+	}
+	if err == nil {
+		return nil
+	}
+	return []error{err}
 }
 
 // ParseBufferConfig reads the YAML in JetStreamBufferService.BufferConfig. Nil and empty give a config without any value.

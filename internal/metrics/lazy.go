@@ -23,11 +23,12 @@ func (c *lazyCounter) get() prometheus.Counter {
 	return made
 }
 
-// Add counts n.
-func (c *lazyCounter) Add(n float64) { c.get().Add(n) }
-
-// Inc counts one.
-func (c *lazyCounter) Inc() { c.get().Inc() }
+// add counts n. A nil counter is one that this kind of vertex does not have.
+func (c *lazyCounter) add(n int) {
+	if c != nil && n != 0 {
+		c.get().Add(float64(n))
+	}
+}
 
 // lazyObserver is the same for histograms.
 type lazyObserver struct {
@@ -45,23 +46,24 @@ func (o *lazyObserver) get() prometheus.Observer {
 	return made
 }
 
+// observe records a duration in microseconds.
+func (o *lazyObserver) observe(d time.Duration) {
+	if o != nil {
+		o.get().Observe(float64(d.Microseconds()))
+	}
+}
+
+// c returns a counter of the catalogue, and h a histogram; nil for an empty name.
 func (s *Set) c(name string, labels ...string) *lazyCounter {
+	if name == "" {
+		return nil
+	}
 	return &lazyCounter{vec: s.counters[name], labels: labels}
 }
 
 func (s *Set) h(name string, labels ...string) *lazyObserver {
+	if name == "" {
+		return nil
+	}
 	return &lazyObserver{vec: s.histograms[name], labels: labels}
-}
-
-// add counts n; a nil counter is one that this kind of vertex does not have.
-func add(c *lazyCounter, n int) {
-	if c != nil && n != 0 {
-		c.get().Add(float64(n))
-	}
-}
-
-func observe(o *lazyObserver, d time.Duration) {
-	if o != nil {
-		o.get().Observe(float64(d.Microseconds()))
-	}
 }

@@ -1,6 +1,8 @@
 package metrics
 
 import (
+	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -9,6 +11,7 @@ import (
 
 	dto "github.com/prometheus/client_model/go"
 
+	"github.com/levada-io/levada/internal/dataplane/forward"
 	"github.com/levada-io/levada/internal/dataplane/function"
 	"github.com/levada-io/levada/internal/flow"
 )
@@ -47,10 +50,10 @@ func TestEverySeriesOfAPipelineHasItsNamespaceAndNoneIsEmpty(t *testing.T) {
 	for _, namespace := range []string{"default", "team-a", "default"} {
 		n := s.Namespace(namespace)
 		v := n.Vertex(VertexLabels{Pipeline: "p", Vertex: "out", Type: "Sink"}, namespace+"-p-out-0", "")
-		v.Loop().Read(5, 50, time.Millisecond)
-		v.Loop().Delivered(function.UDSink, []flow.Message{{Value: []byte("x")}}, time.Millisecond)
+		v.Read(5, 50, time.Millisecond)
+		v.Delivered(function.UDSink, []flow.Message{{Value: []byte("x")}}, time.Millisecond)
 		m := n.Vertex(VertexLabels{Pipeline: "m", Vertex: "m", Type: "MonoVertex", Mono: true}, "m", "transformer")
-		m.Loop().Dropped(2, 10, sinkRetries)
+		m.Dropped("", 2, 10, forward.SinkRetriesExhausted)
 		b := n.Buffer(namespace + "-p-out-0")
 		b.Full()
 		b.Usage(7, 3, 100)
@@ -111,7 +114,94 @@ func TestPendingIsAveragedOverPeriods(t *testing.T) {
 func TestDuplicatesThatASinksStreamHadAreInTheProgress(t *testing.T) {
 	v := New("v1").Namespace("default").Vertex(VertexLabels{Pipeline: "p", Vertex: "out", Type: "Sink"}, "part", "")
 	v.SinkDuplicates(function.UDSink, 3)
-	if v.Duplicates.Load() != 3 {
-		t.Fatalf("the progress has %d duplicates of 3", v.Duplicates.Load())
+	if v.Counts().SinkDuplicates != 3 {
+		t.Fatalf("the progress has %d duplicates of 3", v.Counts().SinkDuplicates)
+	}
+}
+
+// TestReplicasHaveSeriesOfTheirOwn: two processes of a vertex that are scraped into one Prometheus must not overwrite each other's series.
+func TestReplicasHaveSeriesOfTheirOwn(t *testing.T) {
+	t.Parallel()
+	s := New("v1").Namespace("default")
+	for replica := range 2 {
+		n := replica + 1
+		v := s.Vertex(VertexLabels{Pipeline: "p", Vertex: "out", Type: "Sink", Replica: replica}, "part", "")
+		m := s.Vertex(VertexLabels{Pipeline: "m", Vertex: "m", Mono: true, Replica: replica}, "m", "transformer")
+		for _, o := range []*Vertex{v, m} {
+			o.Read(n, 10, time.Millisecond)
+			o.Pending("part", int64(n))
+			o.BatchSize(n)
+			o.Dropped("", n, 1, "malformed")
+			for range n {
+				o.Crashed(function.UDF, "exit status 1")
+			}
+		}
+	}
+	found := gathered(t, s)
+	for _, name := range []string{
+		`forwarder_read_total{namespace="default",partition_name="part",pipeline="p",replica="%d",vertex="out",vertex_type="Sink"}`,
+		`forwarder_drop_total{namespace="default",partition_name="",pipeline="p",reason="malformed",replica="%d",vertex="out",vertex_type="Sink"}`,
+		`forwarder_critical_error_total{namespace="default",pipeline="p",reason="map_runtime_error",replica="%d",vertex="out",vertex_type="Sink"}`,
+		`vertex_pending_messages_raw{namespace="default",partition_name="part",pipeline="p",replica="%d",vertex="out",vertex_type="Sink"}`,
+		`monovtx_read_total{mvtx_name="m",mvtx_replica="%d",namespace="default"}`,
+		`monovtx_dropped_total{mvtx_name="m",mvtx_replica="%d",namespace="default"}`,
+		`monovtx_read_batch_size{mvtx_name="m",mvtx_replica="%d",namespace="default"}`,
+		`monovtx_pending_raw{mvtx_name="m",mvtx_replica="%d",namespace="default"}`,
+	} {
+		for replica := range 2 {
+			if series := fmt.Sprintf(name, replica); found[series] != float64(replica+1) {
+				t.Errorf("%s is %v, want %d", series, found[series], replica+1)
+			}
+		}
+	}
+}
+
+// TestEveryNameOfAFamilyIsInTheCatalogue: a name that is not would panic when the first message is counted.
+func TestEveryNameOfAFamilyIsInTheCatalogue(t *testing.T) {
+	t.Parallel()
+	kinds := map[string]kind{}
+	for _, m := range catalogue {
+		kinds[m.name] = m.kind
+	}
+	for _, f := range []family{ofPipeline, ofMono} {
+		var walk func(v reflect.Value)
+		walk = func(v reflect.Value) {
+			for i := range v.NumField() {
+				if f := v.Field(i); f.Kind() == reflect.Struct {
+					walk(f)
+				} else if name := f.String(); name != "" {
+					if _, ok := kinds[name]; !ok {
+						t.Errorf("%s is not in the catalogue", name)
+					}
+				}
+			}
+		}
+		walk(reflect.ValueOf(f))
+	}
+}
+
+// TestALoopIsCountedOnce: what the live view and the result of a run show is what the loop observed.
+func TestALoopIsCountedOnce(t *testing.T) {
+	t.Parallel()
+	v := New("v1").Namespace("default").Vertex(VertexLabels{Pipeline: "p", Vertex: "out", Type: "Sink"}, "part", "")
+	m := []flow.Message{{Value: []byte("a")}, {Value: []byte("b")}}
+	v.Read(5, 50, time.Millisecond)
+	v.Applied("", 5, 3, 1, 1, time.Millisecond)
+	v.Delivered(function.UDSink, m, time.Millisecond)
+	v.Delivered(function.OnSuccessSink, m[:1], time.Millisecond)
+	v.Failed(function.UDSink, 1)
+	v.Dropped("part", 1, 1, forward.SinkRetriesExhausted)
+	v.DeadLettered(1, "poison")
+	v.ReadError(nil)
+	v.Acked(5, time.Millisecond)
+	got := v.Counts()
+	got.LatencyNanos = 0
+	want := Counts{In: 5, Out: 3, Acked: 5, Errors: 3, Dropped: 2, DeadLetters: 1, Delivered: 2}
+	if got != want {
+		t.Errorf("counts %+v, want %+v", got, want)
+	}
+	got.Add(want)
+	if got.In != 10 || got.Delivered != 4 {
+		t.Errorf("the sum is %+v", got)
 	}
 }

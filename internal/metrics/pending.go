@@ -50,24 +50,21 @@ func (a *average) over(samples int) float64 {
 	return float64(sum) / float64(samples)
 }
 
-// Pending says how many messages wait at a partition, or outside a source; a negative number means that nobody knows, and no series says anything then.
+// Pending sets how many messages wait at a partition, or outside a source. A negative number means that it is unknown, and changes nothing.
 func (v *Vertex) Pending(partition string, n int64) {
 	if n < 0 {
 		return
 	}
-	a := v.set.pendingOf(v.l, partition)
-	a.take(time.Now(), n)
-	if v.l.Mono {
-		v.set.gauges["monovtx_pending_raw"].WithLabelValues(v.l.Vertex, "0").Set(float64(n))
-	} else {
-		v.set.gauges["vertex_pending_messages_raw"].WithLabelValues(append(v.base[:4:4], partition)...).Set(float64(n))
+	raw, averaged := "vertex_pending_messages_raw", "vertex_pending_messages"
+	of := []string{v.labels.Pipeline, v.labels.Vertex, v.labels.Type, partition} // an average has no replica
+	if v.labels.Mono {
+		raw, averaged, of = "monovtx_pending_raw", "monovtx_pending", []string{v.labels.Vertex}
 	}
+	a := v.set.pendingOf(v.labels, partition)
+	a.take(time.Now(), n)
+	v.set.gauges[raw].WithLabelValues(v.labels.at(partition)...).Set(float64(n))
 	for _, p := range periods {
-		if v.l.Mono {
-			v.set.gauges["monovtx_pending"].WithLabelValues(v.l.Vertex, p.label).Set(a.over(p.samples))
-		} else {
-			v.set.gauges["vertex_pending_messages"].WithLabelValues(v.l.Pipeline, v.l.Vertex, v.l.Type, partition, p.label).Set(a.over(p.samples))
-		}
+		v.set.gauges[averaged].WithLabelValues(append(of, p.label)...).Set(a.over(p.samples))
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/engine"
 	"github.com/levada-io/levada/internal/dataplane/function"
 	"github.com/levada-io/levada/internal/dataplane/natslink"
+	"github.com/levada-io/levada/internal/manifest"
 	"github.com/levada-io/levada/internal/redact"
 )
 
@@ -96,10 +97,11 @@ const minPayload = 8 << 20
 func (r *runner) maxPayload() (n int32) {
 	for _, o := range r.cfg.Objects {
 		if s, ok := o.Manifest.(*v1alpha1.InterStepBufferService); ok && s.Spec.JetStream != nil {
-			n = max(n, maxPayloadOf(s.Spec.JetStream.Settings))
+			settings, _, _ := manifest.ParseServerSettings(s.Spec.JetStream.Settings) // validated
+			n = max(n, int32(settings.MaxPayload))
 		}
 	}
-	return min(n, 64<<20)
+	return n
 }
 
 // brokerHealth is the broker of a run, in this process or elsewhere.

@@ -1,10 +1,6 @@
 package standalone
 
 import (
-	"strings"
-
-	"github.com/dustin/go-humanize"
-
 	"github.com/levada-io/levada/api/v1alpha1"
 	"github.com/levada-io/levada/internal/dataplane/buffer/jetstreambuffer"
 	"github.com/levada-io/levada/internal/dataplane/isb"
@@ -42,24 +38,4 @@ func (r *runner) bufferService(p *v1alpha1.Pipeline) (service *v1alpha1.InterSte
 		}
 	}
 	return service
-}
-
-// maxPayloadOf reads max_payload from a fragment of a nats-server's configuration; 0 if it does not say.
-func maxPayloadOf(settings *string) int32 {
-	if settings == nil {
-		return 0
-	}
-	for line := range strings.Lines(*settings) {
-		line, _, _ = strings.Cut(line, "#")
-		line = strings.TrimSpace(line)
-		rest, ok := strings.CutPrefix(line, "max_payload")
-		if !ok {
-			continue
-		}
-		value := strings.Trim(strings.TrimSpace(rest), ":= \t\"'")
-		if n, err := humanize.ParseBytes(value); err == nil && n <= 64<<20 {
-			return int32(n)
-		}
-	}
-	return 0
 }

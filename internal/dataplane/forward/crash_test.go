@@ -216,19 +216,18 @@ func (noEvents) Read(int, int, time.Duration)                           {}
 func (noEvents) Applied(string, int, int, int, int, time.Duration)      {}
 func (noEvents) Acked(int, time.Duration)                               {}
 func (noEvents) Nacked(int)                                             {}
-func (noEvents) Dead(int, deadletter.Reason)                            {}
+func (noEvents) DeadLettered(int, deadletter.Reason)                    {}
+func (noEvents) Dropped(string, int, int, string)                       {}
 func (noEvents) Processed(time.Duration)                                {}
 func (noEvents) Wrote(string, int, int)                                 {}
 func (noEvents) Delivered(function.Role, []flow.Message, time.Duration) {}
 func (noEvents) Failed(function.Role, int)                              {}
 
-type loopEvents struct{ noEvents }
-
-func (loopEvents) Dropped(int, int, string) {}
-
-type routerEvents struct{ noEvents }
-
-func (routerEvents) Dropped(string, int, int, string) {}
+type (
+	loopEvents     = noEvents
+	routerEvents   = noEvents
+	deliveryEvents = noEvents
+)
 
 func hash(s string) uint64 {
 	h := fnv.New64a()
@@ -567,8 +566,6 @@ func (n *network) live(t *rapid.T, w *world, steps int) {
 		}
 	}
 }
-
-type deliveryEvents struct{ loopEvents }
 
 // want is what must be in a sink.
 func (w *world) want(c *forward.Condition) map[string]int {

@@ -20,28 +20,18 @@ type Delivery struct {
 	Retry RetryStrategy
 	// Bypass sends results straight to one of the sinks, by their tags; nil for none. The first that matches counts.
 	BypassPrimary, BypassFallback, BypassOnSuccess *Condition
-	Events                                         DeliveryEvents
+	Events                                         Observer
 	Logger                                         *slog.Logger
 
 	sites sites
 }
 
 // With returns another output to the same sinks, with events of its own.
-func (d *Delivery) With(events DeliveryEvents) *Delivery {
+func (d *Delivery) With(events Observer) *Delivery {
 	return &Delivery{
 		Primary: d.Primary, Fallback: d.Fallback, OnSuccess: d.OnSuccess, Retry: d.Retry,
 		BypassPrimary: d.BypassPrimary, BypassFallback: d.BypassFallback, BypassOnSuccess: d.BypassOnSuccess, Events: events, Logger: d.Logger,
 	}
-}
-
-// DeliveryEvents are told what a sink does.
-type DeliveryEvents interface {
-	// Delivered is called for messages that a sink took. role is one of the roles of package function; oldest is when the first of them was ingested.
-	Delivered(role function.Role, m []flow.Message, took time.Duration)
-	// Failed is called for messages that a sink did not take, or could not be asked to.
-	Failed(role function.Role, messages int)
-	// Dropped is called for messages that go nowhere.
-	Dropped(messages, bytes int, reason string)
 }
 
 // Begin implements Output.
@@ -248,7 +238,7 @@ func (d *Delivery) primary(ctx context.Context, e *Emission, left []flow.Message
 		}
 		if len(dropped) > 0 {
 			d.sites.report(d.Logger, "Retries exhausted, dropping messages.", len(dropped), "error", firstError(results))
-			d.Events.Dropped(len(dropped), payload(dropped), "Retries exhausted in the Sink")
+			d.Events.Dropped("", len(dropped), payload(dropped), SinkRetriesExhausted)
 		}
 		if left = failed; len(left) == 0 {
 			break

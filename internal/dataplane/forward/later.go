@@ -305,7 +305,7 @@ func (r *run) giveUp(l *Later, o *function.Outcome) bool {
 			return false
 		}
 		if s.OnFailure == OnFailureDrop {
-			r.Events.Dropped(1, len(l.Message.Value), "retries-exhausted")
+			r.Events.Dropped("", 1, len(l.Message.Value), "retries-exhausted")
 			*o = function.Outcome{Dropped: 1}
 			return true
 		}
@@ -343,7 +343,7 @@ func (r *run) bury(ctx context.Context, broken []Later) error {
 		if err := r.DeadLetters.Put(ctx, &l.Message, failure); err != nil {
 			return err
 		}
-		r.Events.Dead(1, failure.Reason)
+		r.Events.DeadLettered(1, failure.Reason)
 		r.sites.report(r.Logger, "message dead-lettered", 1, "id", l.Message.ID, "reason", failure.Reason, "error", failure.Error)
 	}
 	return nil

@@ -88,17 +88,6 @@ type DeadLetters interface {
 	Put(ctx context.Context, m *flow.Message, f *deadletter.Failure) error
 }
 
-// Events are told what a loop does. Calls are quick and concurrent.
-type Events interface {
-	Read(messages, bytes int, took time.Duration)
-	Applied(stage string, in, out, dropped, failed int, took time.Duration)
-	Acked(messages int, took time.Duration)
-	Nacked(messages int)
-	Dead(messages int, reason deadletter.Reason)
-	Dropped(messages, bytes int, reason string)
-	Processed(took time.Duration)
-}
-
 // Loop moves messages from one input to one output.
 type Loop struct {
 	Input  Input
@@ -113,7 +102,7 @@ type Loop struct {
 	// FlushAfter is how long a result may wait for others of its work before it leaves. Default 100 ms: everything of a quick function leaves together.
 	FlushAfter  time.Duration
 	DeadLetters DeadLetters
-	Events      Events
+	Events      Observer
 	Logger      *slog.Logger
 }
 

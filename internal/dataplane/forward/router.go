@@ -70,19 +70,11 @@ const (
 // Router writes to the buffers of the next vertices.
 type Router struct {
 	Edges  []Edge
-	Events RouterEvents
+	Events Observer
 	// BlockBytes is the size in bytes, before compression, at which a block ends; 0 for 512 KiB. What was made of one message stays in one block, so that a
 	// block is larger by as much of the last message as goes beyond it. It may differ from one start to the next: readers deduplicate by position.
 	BlockBytes int
 	pool       sync.Pool
-}
-
-// RouterEvents are told what a router writes.
-type RouterEvents interface {
-	// Wrote is called once messages are durable in a partition.
-	Wrote(partition string, messages, bytes int)
-	// Dropped is called for messages that go nowhere.
-	Dropped(partition string, messages, bytes int, reason string)
 }
 
 // draft is an emission being written.

@@ -40,7 +40,7 @@ func Build(ctx context.Context, env *Env, p *Plan) (*Vertex, error) {
 }
 
 func (b *builder) labels(p *Plan) metrics.VertexLabels {
-	return metrics.VertexLabels{Pipeline: b.env.Pipeline, Vertex: p.Name, Type: string(p.Kind), Mono: b.mono}
+	return metrics.VertexLabels{Pipeline: b.env.Pipeline, Vertex: p.Name, Type: string(p.Kind), Mono: b.mono, Replica: b.env.Replica}
 }
 
 // fromSource builds the one loop of a vertex with a source.
@@ -69,7 +69,7 @@ func (b *builder) fromSource(ctx context.Context, p *Plan) error {
 		if err != nil {
 			return err
 		}
-		d.Events = m.Loop()
+		d.Events = m
 		if by := p.Bypass; by != nil {
 			d.BypassPrimary, d.BypassFallback, d.BypassOnSuccess = condition(by.Sink), condition(by.Fallback), condition(by.OnSuccess)
 		}
@@ -104,7 +104,7 @@ func (b *builder) fromBuffer(ctx context.Context, p *Plan) error {
 		b.v.readers = append(b.v.readers, input)
 		var output forward.Output = b.router(p.Edges, m)
 		if delivery != nil {
-			output = delivery.With(m.Loop())
+			output = delivery.With(m)
 		}
 		b.add(p, input, stages, output, m)
 	}

@@ -36,7 +36,7 @@ type builder struct {
 
 func (b *builder) loop(input forward.Input, stages []forward.Stage, output forward.Output, m *metrics.Vertex) *forward.Loop {
 	return &forward.Loop{
-		Input: input, Stages: stages, Output: output, Events: m.Loop(), DeadLetters: b.env.DeadLetters.Of(b.name), Logger: b.v.logger,
+		Input: input, Stages: stages, Output: output, Events: m, DeadLetters: b.env.DeadLetters.Of(b.name), Logger: b.v.logger,
 	}
 }
 
@@ -80,7 +80,7 @@ func (b *builder) function(role function.Role, c *v1alpha1.Container) (*function
 		Name: b.name + "/" + string(role), Role: role, Command: command, Attach: pl.attach, Env: b.env.environment(pl.values), Mounts: mounts, User: b.env.FunctionUser, SocketRoot: b.env.SocketRoot,
 		Concurrency: b.lim.concurrency, BatchSize: b.lim.batch, Timeout: timeout,
 		Output: b.env.Output(b.name, role), Logger: b.v.logger,
-		Died: func(reason string) { b.metrics.Died(role, reason) },
+		Died: func(reason string) { b.metrics.Crashed(role, reason) },
 	})
 	b.v.functions = append(b.v.functions, f)
 	b.says(string(role) + " " + runs)
@@ -182,7 +182,7 @@ func (b *builder) generator(ctx context.Context, s *v1alpha1.Source, at source.P
 
 // router is the output of a vertex that writes to buffers.
 func (b *builder) router(edges []EdgePlan, m *metrics.Vertex) *forward.Router {
-	r := &forward.Router{Events: m.Router()}
+	r := &forward.Router{Events: m}
 	if n, ok := v1alpha1.BlockBytes(b.env.Meta); ok {
 		r.BlockBytes = int(n)
 	}

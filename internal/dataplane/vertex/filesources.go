@@ -43,7 +43,7 @@ func (b *builder) stdin(ctx context.Context, s *v1alpha1.Source, at source.Posit
 
 // skipped counts malformed records that the manifest says to skip.
 func (b *builder) skipped(messages, bytes int) {
-	b.metrics.Loop().Dropped(messages, bytes, "malformed")
+	b.metrics.Dropped("", messages, bytes, "malformed")
 }
 
 // headerDropped counts headers that are not UTF-8, and logs the first of each name.

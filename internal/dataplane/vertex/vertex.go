@@ -141,13 +141,11 @@ func (v *Vertex) Close(ctx context.Context) error { return v.closers.close(ctx) 
 
 // Stats is what the live view shows of a vertex.
 type Stats struct {
-	Name, Kind, Runs                      string
-	In, Out, Errors, Dropped, DeadLetters int64
-	// Duplicates are messages that were known already, and dropped. Acked are those that were acknowledged to where they were read.
-	// SinkDuplicates are those of the duplicates that the sink found.
-	Duplicates, SinkDuplicates, Acked int64
-	Pending                           int64 // -1: unknown
-	LatencyNanos, Delivered           int64
+	Name, Kind, Runs string
+	metrics.Counts
+	// Duplicates are messages that were known already and dropped: in the buffer, or by the sink (SinkDuplicates).
+	Duplicates int64
+	Pending    int64 // -1: unknown
 }
 
 // Stats are the counters since the start, and what is pending.
@@ -168,24 +166,11 @@ func (v *Vertex) Stats(ctx context.Context) Stats {
 	return s
 }
 
-// Counts are the counters since the start, and what is pending in buffers. Nobody outside is asked.
+// Counts are the counters since the start, and what is pending in buffers. Nothing outside of the process is asked.
 func (v *Vertex) Counts() Stats {
 	s := Stats{Name: v.Name, Kind: string(v.Kind), Runs: v.Runs}
-	seen := map[*metrics.Vertex]bool{}
 	for _, m := range v.lanes {
-		if seen[m] {
-			continue
-		}
-		seen[m] = true
-		s.In += m.In.Load()
-		s.Out += m.Out.Load()
-		s.Errors += m.Errors.Load()
-		s.Dropped += m.Dropped.Load()
-		s.DeadLetters += m.DeadLetters.Load()
-		s.SinkDuplicates += m.Duplicates.Load()
-		s.Acked += m.AckedMessages.Load()
-		s.LatencyNanos += m.LatencyNanos.Load()
-		s.Delivered += m.Delivereds.Load()
+		s.Counts.Add(m.Counts())
 	}
 	for _, p := range v.partitions {
 		s.Pending += int64(p.Pending())
