@@ -57,7 +57,7 @@ func TestBrokenAtTheSource(t *testing.T) {
 				g := &grave{}
 				input := &forward.SourceInput{Vertex: "in", Reader: &withHoles{list{messages: values(100), batch: 7}}, Limit: 1000, OnError: func(error) {}, Logger: quiet}
 				router := &forward.Router{Edges: []forward.Edge{{To: "next", Partitions: writers(parts)}}, Events: routerEvents{}}
-				if err := runLoop(t, &forward.Loop{Input: input, Stages: stages, Ordered: ordered, Output: router, DeadLetters: g}); err != nil {
+				if err := runLoop(t, &forward.Loop{Input: input, Output: router, DeadLetters: g, Processor: &forward.Map{Stages: stages, Ordered: ordered}}); err != nil {
 					t.Fatal(err)
 				}
 				_, messages := stored(t, stores[0])

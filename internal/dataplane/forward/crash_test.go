@@ -474,7 +474,7 @@ func (n *network) live(t *rapid.T, w *world, steps int) {
 	var mu sync.Mutex
 	var failures []error
 	run := func(name string, l *forward.Loop) {
-		l.Events, l.DeadLetters, l.Logger, l.InFlight = loopEvents{}, letters{w, f}, logger, n.inFlight
+		l.Events, l.DeadLetters, l.Logger = loopEvents{}, letters{w, f}, logger
 		loops.Go(func() {
 			if err := l.Run(ctx, ctx); err != nil {
 				mu.Lock()
@@ -484,8 +484,9 @@ func (n *network) live(t *rapid.T, w *world, steps int) {
 		})
 	}
 	run("in", &forward.Loop{
-		Input:  &forward.SourceInput{Vertex: "in", Reader: &reader{w, f, w.regroup(t, n.limit)}, Limit: n.limit, OnError: func(error) {}, Logger: logger},
-		Output: &forward.Router{Events: routerEvents{}, Edges: []forward.Edge{{To: "fn", Partitions: writers(parts["fn"]), ByKey: n.byKey}}},
+		Processor: &forward.Map{InFlight: n.inFlight},
+		Input:     &forward.SourceInput{Vertex: "in", Reader: &reader{w, f, w.regroup(t, n.limit)}, Limit: n.limit, OnError: func(error) {}, Logger: logger},
+		Output:    &forward.Router{Events: routerEvents{}, Edges: []forward.Edge{{To: "fn", Partitions: writers(parts["fn"]), ByKey: n.byKey}}},
 	})
 	fn := &misbehaving{w: w, attempts: map[string]int{}}
 	input := func(vertex string, i int) forward.Input {
@@ -499,18 +500,19 @@ func (n *network) live(t *rapid.T, w *world, steps int) {
 	}
 	for i := range parts["fn"] {
 		run("fn", &forward.Loop{
-			Input: input("fn", i), Ordered: n.ordered, FlushAfter: time.Millisecond,
-			Stages: []forward.Stage{stage},
+			Input: input("fn", i),
 			Output: &forward.Router{Events: routerEvents{}, Edges: []forward.Edge{
 				{To: "left", Condition: n.left, Partitions: writers(parts["left"])}, {To: "right", Condition: n.right, Partitions: writers(parts["right"]), ByKey: n.byKey},
 			}},
+			Processor: &forward.Map{InFlight: n.inFlight, Ordered: n.ordered, FlushAfter: time.Millisecond, Stages: []forward.Stage{stage}},
 		})
 	}
 	for _, name := range []string{"left", "right"} {
 		for i := range parts[name] {
 			run(name, &forward.Loop{
-				Input:  input(name, i),
-				Output: &forward.Delivery{Primary: writer{w, w.sinks[name], f}, Events: deliveryEvents{}, Logger: logger},
+				Processor: &forward.Map{InFlight: n.inFlight},
+				Input:     input(name, i),
+				Output:    &forward.Delivery{Primary: writer{w, w.sinks[name], f}, Events: deliveryEvents{}, Logger: logger},
 			})
 		}
 	}

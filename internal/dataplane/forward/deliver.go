@@ -35,37 +35,27 @@ func (d *Delivery) With(events Observer) *Delivery {
 }
 
 // Begin implements Output.
-func (d *Delivery) Begin(*Emission) {}
+func (d *Delivery) Begin(e *Emission) PendingWrite { return &sinkWrite{d, e} }
 
-// Wait implements Output. All is done in Submit, which keeps the order.
-func (d *Delivery) Wait(context.Context, *Emission) error { return nil }
+// sinkWrite is an emission on its way into sinks. It implements PendingWrite.
+type sinkWrite struct {
+	*Delivery
+	e *Emission
+}
 
-// Submit implements Output.
-func (d *Delivery) Submit(ctx context.Context, e *Emission) error {
-	messages := e.results()
-	var primary, fallback, success []flow.Message
-	switch {
-	case e.To == function.FallbackSink:
-		return d.secondary(ctx, e, function.FallbackSink, d.Fallback, messages)
-	case e.To == function.OnSuccessSink:
-		return d.secondary(ctx, e, function.OnSuccessSink, d.OnSuccess, messages)
+// Wait implements PendingWrite. All is done in Submit, which keeps the order.
+func (*sinkWrite) Wait(context.Context) error { return nil }
+
+// Submit implements PendingWrite.
+func (d *sinkWrite) Submit(ctx context.Context) error {
+	e, messages := d.e, d.e.results()
+	switch e.To {
+	case function.FallbackSink:
+		return d.secondary(ctx, e, e.To, d.Fallback, messages)
+	case function.OnSuccessSink:
+		return d.secondary(ctx, e, e.To, d.OnSuccess, messages)
 	}
-	if e.Again != nil || d.BypassPrimary == nil && d.BypassFallback == nil && d.BypassOnSuccess == nil {
-		primary = messages
-	} else {
-		for _, m := range messages {
-			switch {
-			case d.BypassPrimary != nil && d.BypassPrimary.Match(m.Tags):
-				primary = append(primary, m)
-			case d.BypassFallback != nil && d.BypassFallback.Match(m.Tags):
-				fallback = append(fallback, m)
-			case d.BypassOnSuccess != nil && d.BypassOnSuccess.Match(m.Tags):
-				success = append(success, m)
-			default:
-				primary = append(primary, m)
-			}
-		}
-	}
+	primary, fallback, success := d.bypass(e, messages)
 	toFallback, toSuccess, err := d.primary(ctx, e, primary)
 	if err != nil {
 		return err
@@ -76,45 +66,24 @@ func (d *Delivery) Submit(ctx context.Context, e *Emission) error {
 	return d.secondary(ctx, e, function.OnSuccessSink, d.OnSuccess, append(success, toSuccess...))
 }
 
-// results are the messages that go out, with their ids.
-func (e *Emission) results() []flow.Message {
-	e.Work.names()
-	if e.Out == nil {
-		for i := range e.In {
-			if e.In[i].ID == "" {
-				e.In[i].ID = e.Work.name(e.In[i].Pos)
-			}
-		}
-		return e.In
+// bypass decides by their tags which sink messages go to.
+func (d *Delivery) bypass(e *Emission, messages []flow.Message) (primary, fallback, success []flow.Message) {
+	if e.Again != nil || d.BypassPrimary == nil && d.BypassFallback == nil && d.BypassOnSuccess == nil {
+		return messages, nil, nil
 	}
-	var messages []flow.Message
-	for i := range e.Out {
-		for j := range e.Out[i].Results {
-			m := e.Out[i].Results[j]
-			m.Pos = e.In[i].Pos
-			m.ID = flow.ChildID(e.In[i].ID, e.Stage, j)
-			messages = append(messages, m)
+	for _, m := range messages {
+		switch {
+		case d.BypassPrimary != nil && d.BypassPrimary.Match(m.Tags):
+			primary = append(primary, m)
+		case d.BypassFallback != nil && d.BypassFallback.Match(m.Tags):
+			fallback = append(fallback, m)
+		case d.BypassOnSuccess != nil && d.BypassOnSuccess.Match(m.Tags):
+			success = append(success, m)
+		default:
+			primary = append(primary, m)
 		}
 	}
-	return messages
-}
-
-// block is what a sink gets: messages of the emission, under the positions of its input.
-func (e *Emission) block(messages []flow.Message, whole bool) *flow.Block {
-	b := e.head(e.Lo, e.Hi)
-	b.Floor, b.Messages = e.Floor(), messages
-	if whole {
-		return &b
-	}
-	// A part of the emission covers just what it holds.
-	b.Cover = nil
-	for i := range messages {
-		if p := messages[i].Pos; len(b.Cover) == 0 || b.Cover[len(b.Cover)-1].Hi != p {
-			b.Cover = append(b.Cover, flow.Span{Lo: p, Hi: p})
-		}
-	}
-	b.Lo, b.Hi = messages[0].Pos, messages[len(messages)-1].Pos
-	return &b
+	return primary, fallback, success
 }
 
 // patience is how long messages that a sink failed are tried again in place. After that they wait beside what goes on, unless the loop is ordered.
@@ -177,6 +146,9 @@ func (d *Delivery) again(ctx context.Context, a *attempts, left []flow.Message, 
 	return false, nil
 }
 
+// answered are the messages of one answer of a sink, by what becomes of them.
+type answered struct{ delivered, failed, dropped, fallback, success []flow.Message }
+
 // primary delivers to the primary sink. It returns what the other sinks are to get; what must come again is added to e.Later.
 func (d *Delivery) primary(ctx context.Context, e *Emission, left []flow.Message) (fallback, success []flow.Message, err error) {
 	whole := e.Again == nil
@@ -188,59 +160,19 @@ func (d *Delivery) primary(ctx context.Context, e *Emission, left []flow.Message
 		}
 		if results == nil {
 			d.Events.Delivered(function.UDSink, left, time.Since(begun))
-			return fallback, success, nil
+			break
 		}
 		whole = false
-		var failed, delivered, dropped []flow.Message
-		for i := range results {
-			m, r := &left[i], &results[i]
-			if d.common(a, m, r) {
-				continue
-			}
-			switch r.Status {
-			case sink.Delivered, sink.Serve:
-				delivered = append(delivered, *m)
-			case sink.Fallback:
-				if d.Fallback == nil {
-					d.Events.Failed(a.role, 1)
-					a.refuse(m, deadletter.Refused, "the sink sent it to the fallback sink, and the manifest has none: add sink.fallback")
-					continue
-				}
-				fallback = append(fallback, *m)
-			case sink.OnSuccess:
-				delivered = append(delivered, *m)
-				if r.OnSuccess != nil {
-					r.OnSuccess.ID, r.OnSuccess.Pos, r.OnSuccess.EventTime, r.OnSuccess.Ingested = m.ID, m.Pos, m.EventTime, m.Ingested
-					success = append(success, *r.OnSuccess)
-				} else {
-					success = append(success, *m)
-				}
-			default:
-				d.Events.Failed(a.role, 1)
-				if !r.Permanent && !d.Retry.Exhausted(a.of(m)) {
-					failed = append(failed, *m)
-					continue
-				}
-				switch {
-				case d.Retry.OnFailure == OnFailureFallback && d.Fallback != nil:
-					fallback = append(fallback, *m)
-				case d.Retry.OnFailure == OnFailureDrop || !r.Permanent && d.Retry.OnFailure != OnFailureFallback:
-					dropped = append(dropped, *m)
-				case r.Permanent:
-					a.refuse(m, deadletter.Refused, "the sink never takes it: "+strings.ToValidUTF8(r.Error, "?"))
-				default:
-					a.refuse(m, deadletter.Retries, "the sink failed it in every attempt that its retry strategy allows, and the manifest has no fallback sink: "+strings.ToValidUTF8(r.Error, "?"))
-				}
-			}
+		by := d.sort(a, left, results)
+		fallback, success, left = append(fallback, by.fallback...), append(success, by.success...), by.failed
+		if len(by.delivered) > 0 {
+			d.Events.Delivered(function.UDSink, by.delivered, time.Since(begun))
 		}
-		if len(delivered) > 0 {
-			d.Events.Delivered(function.UDSink, delivered, time.Since(begun))
+		if len(by.dropped) > 0 {
+			d.sites.report(d.Logger, "Retries exhausted, dropping messages.", len(by.dropped), "error", firstError(results))
+			d.Events.Dropped("", len(by.dropped), payload(by.dropped), SinkRetriesExhausted)
 		}
-		if len(dropped) > 0 {
-			d.sites.report(d.Logger, "Retries exhausted, dropping messages.", len(dropped), "error", firstError(results))
-			d.Events.Dropped("", len(dropped), payload(dropped), SinkRetriesExhausted)
-		}
-		if left = failed; len(left) == 0 {
+		if len(left) == 0 {
 			break
 		}
 		if ok, err := d.again(ctx, a, left, d.Retry, firstError(results)); !ok {
@@ -248,6 +180,59 @@ func (d *Delivery) primary(ctx context.Context, e *Emission, left []flow.Message
 		}
 	}
 	return fallback, success, nil
+}
+
+// sort says what becomes of the messages that the primary sink was given.
+func (d *Delivery) sort(a *attempts, messages []flow.Message, results []sink.Result) (by answered) {
+	for i := range results {
+		m, r := &messages[i], &results[i]
+		if d.common(a, m, r) {
+			continue
+		}
+		switch r.Status {
+		case sink.Delivered, sink.Serve:
+			by.delivered = append(by.delivered, *m)
+		case sink.Fallback:
+			if d.Fallback == nil {
+				d.Events.Failed(a.role, 1)
+				a.refuse(m, deadletter.Refused, "the sink sent it to the fallback sink, and the manifest has none: add sink.fallback")
+				continue
+			}
+			by.fallback = append(by.fallback, *m)
+		case sink.OnSuccess:
+			by.delivered = append(by.delivered, *m)
+			by.success = append(by.success, receipt(m, r))
+		default:
+			d.failed(a, m, r, &by)
+		}
+	}
+	return by
+}
+
+// receipt is what the on-success sink gets.
+func receipt(m *flow.Message, r *sink.Result) flow.Message {
+	if r.OnSuccess == nil {
+		return *m
+	}
+	r.OnSuccess.ID, r.OnSuccess.Pos, r.OnSuccess.EventTime, r.OnSuccess.Ingested = m.ID, m.Pos, m.EventTime, m.Ingested
+	return *r.OnSuccess
+}
+
+// failed says what becomes of a message that the primary sink failed.
+func (d *Delivery) failed(a *attempts, m *flow.Message, r *sink.Result, by *answered) {
+	d.Events.Failed(a.role, 1)
+	switch d.Retry.afterFailure(a.of(m), r.Permanent, d.Fallback != nil) {
+	case sinkRetry:
+		by.failed = append(by.failed, *m)
+	case sinkFallback:
+		by.fallback = append(by.fallback, *m)
+	case sinkDrop:
+		by.dropped = append(by.dropped, *m)
+	case sinkRefused:
+		a.refuse(m, deadletter.Refused, "the sink never takes it: "+strings.ToValidUTF8(r.Error, "?"))
+	case sinkExhausted:
+		a.refuse(m, deadletter.Retries, "the sink failed it in every attempt that its retry strategy allows, and the manifest has no fallback sink: "+strings.ToValidUTF8(r.Error, "?"))
+	}
 }
 
 func firstError(results []sink.Result) string {
@@ -277,35 +262,11 @@ func (d *Delivery) secondary(ctx context.Context, e *Emission, role function.Rol
 		if err != nil {
 			return err
 		}
-		var failed, delivered []flow.Message
-		for i := range left {
-			m := &left[i]
-			if results == nil {
-				delivered = append(delivered, *m)
-				continue
-			}
-			r := &results[i]
-			if d.common(a, m, r) {
-				continue
-			}
-			switch {
-			case r.Status == sink.Delivered, r.Status == sink.Serve, r.Status == sink.OnSuccess:
-				delivered = append(delivered, *m)
-			case r.Status == sink.Fallback:
-				// It has it, and there is nowhere further to go. Numaflow's own sample answers so in either place.
-				delivered = append(delivered, *m)
-			case r.Permanent:
-				d.Events.Failed(role, 1)
-				a.refuse(m, deadletter.Refused, "the "+string(role)+" sink never takes it: "+strings.ToValidUTF8(r.Error, "?"))
-			default:
-				d.Events.Failed(role, 1)
-				failed = append(failed, *m)
-			}
+		by := d.sortSecondary(a, left, results)
+		if len(by.delivered) > 0 {
+			d.Events.Delivered(role, by.delivered, time.Since(begun))
 		}
-		if len(delivered) > 0 {
-			d.Events.Delivered(role, delivered, time.Since(begun))
-		}
-		if left = failed; len(left) == 0 {
+		if left = by.failed; len(left) == 0 {
 			return nil
 		}
 		if ok, err := d.again(ctx, a, left, RetryStrategy{}, firstError(results)); !ok {
@@ -313,6 +274,34 @@ func (d *Delivery) secondary(ctx context.Context, e *Emission, role function.Rol
 		}
 	}
 	return nil
+}
+
+// sortSecondary says what becomes of the messages that one of the other sinks was given.
+func (d *Delivery) sortSecondary(a *attempts, messages []flow.Message, results []sink.Result) (by answered) {
+	if results == nil {
+		by.delivered = messages
+		return by
+	}
+	for i := range messages {
+		m, r := &messages[i], &results[i]
+		if d.common(a, m, r) {
+			continue
+		}
+		switch {
+		case r.Status == sink.Delivered, r.Status == sink.Serve, r.Status == sink.OnSuccess:
+			by.delivered = append(by.delivered, *m)
+		case r.Status == sink.Fallback:
+			// It has it, and there is nowhere further to go. Numaflow's own sample answers so in either place.
+			by.delivered = append(by.delivered, *m)
+		case r.Permanent:
+			d.Events.Failed(a.role, 1)
+			a.refuse(m, deadletter.Refused, "the "+string(a.role)+" sink never takes it: "+strings.ToValidUTF8(r.Error, "?"))
+		default:
+			d.Events.Failed(a.role, 1)
+			by.failed = append(by.failed, *m)
+		}
+	}
+	return by
 }
 
 // write asks a sink until it answers, or until the process stops: then nobody knows what the sink has, and all comes again at the next start.

@@ -5,69 +5,92 @@ import (
 	"sync"
 )
 
-// Ack is what became durable of a work: the messages From..To-1, or all of it.
-type Ack struct {
-	Work     *Work
-	From, To int
-	// All: every message of the work, and of all works of its lane before it.
-	All bool
-}
+// acking is who calls Work.Ack, and when.
+type acking int
+
+const (
+	// ackAtOnce: whatever finishes a message acknowledges it, in any order. The ack waits for nothing outside.
+	ackAtOnce acking = iota
+	// ackInOrder: a goroutine of the lane acknowledges how far all is done, in the order of positions, one ack at a time.
+	ackInOrder
+	// ackInParts: a goroutine of the lane acknowledges parts of works as they are done, one ack at a time: their messages have no order. The ack of a whole
+	// work comes in order.
+	ackInParts
+)
 
 // lane keeps the works of one lane in their order: how far all is done is what the blocks of the lane may promise as their floor, and what an input may
 // acknowledge. Nothing waits for anything outside while mu is held.
 type lane struct {
-	// writing has room for 1: who puts something there submits to the output of the lane. The works of a lane are submitted one at a time.
+	// writing has room for 1, taken while an emission of the lane is submitted. The works of a lane are submitted one at a time.
 	writing chan struct{}
-	// wake has room for 1: there is something to acknowledge; nil if the input acknowledges nothing. closing is closed when nothing more will be.
+	acking  acking
+	// wake has room for 1: due is not empty. closing is closed when nothing more will be due. Used unless acking is ackAtOnce.
 	wake    chan struct{}
 	closing chan struct{}
 
-	mu    sync.Mutex
-	open  []*slot // in order of position
-	floor uint64  // all up to here is done, here or by an earlier owner of the input; it never falls
+	mu sync.Mutex
+	// open are the works that are not done, or behind one that is not, in order of position. Invariant: open[0] is not done, while mu is free.
+	open []*slot
+	// All up to floor is done, here or by an earlier owner of the input. Invariant: floor never falls, and is below the first message of open[0] that is
+	// not done.
+	floor uint64
 	begun bool
-	last  chan struct{} // the turn of the work that came last; closed when it has written
-	start chan struct{} // closed when the work that came last is queued for the first stage
-	due   []Ack         // not yet given to the acknowledging goroutine
-	loose bool          // messages may be acknowledged in any order
+	last  turn // of the work that entered last
+	// due are acks for the goroutine of the lane, in the order in which it gives them. Invariant: empty with ackAtOnce. No message is in two of them but for
+	// an Ack with All.
+	due []dueAck
+}
+
+type dueAck struct {
+	work *Work
+	ack  Ack
 }
 
 // slot is the progress of one work.
 type slot struct {
-	lo, hi uint64
-	work   *Work
-	left   int    // messages that are not done
-	done   []bool // nil while none is
-	prefix int    // all messages before it are done
-	acked  int    // all messages before it were given out as an Ack
+	work *Work
+	left int // messages that are not done
+	// done are the messages that are done; nil while none is, and once all are at the same time. Invariant: done[:prefix] are true, done[prefix] is false.
+	done   []bool
+	prefix int
+	acked  int // all messages before it are in an Ack of the lane. Invariant: acked <= prefix.
 }
 
-func newLane(loose bool) *lane {
-	return &lane{writing: make(chan struct{}, 1), closing: make(chan struct{}), loose: loose}
+// turn is the place of a work among those of its lane.
+type turn struct {
+	// queued is closed when the work is queued for the first stage, and submitted when it has submitted what it had: a slow stage works through the works
+	// in order, and they leave in order.
+	queued, submitted chan struct{}
+	before            *turn // of the work before; its channels are closed in order. nil once that is not needed
 }
 
-// enter adds the next work. It returns what to wait for before writing, and what to close afterwards.
-func (l *lane) enter(w *Work) (before <-chan struct{}, mine chan struct{}) {
+func newTurn() turn { return turn{queued: make(chan struct{}), submitted: make(chan struct{})} }
+
+func newLane(a acking) *lane {
+	first := newTurn()
+	close(first.queued)
+	close(first.submitted)
+	return &lane{writing: make(chan struct{}, 1), acking: a, wake: make(chan struct{}, 1), closing: make(chan struct{}), last: first}
+}
+
+// enter adds the next work.
+func (l *lane) enter(w *Work) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.begun {
 		// What came before was done by an earlier process, or this would not be where the input resumes: a buffer.Reader begins at its saved floor and hands over
 		// everything after it. That holds only while one process reads a partition.
 		l.begun, l.floor = true, w.Lo-1
-		l.last, l.start = make(chan struct{}), make(chan struct{})
-		close(l.last)
-		close(l.start)
 	}
-	w.slot = &slot{lo: w.Lo, hi: w.Hi, work: w, left: len(w.Messages)}
+	w.slot = &slot{work: w, left: len(w.Messages)}
 	l.open = append(l.open, w.slot)
-	before, mine = l.last, make(chan struct{})
-	l.last = mine
-	w.begin, w.begun = l.start, make(chan struct{})
-	l.start = w.begun
+	before := l.last
+	w.turn = newTurn()
+	w.turn.before = &turn{queued: before.queued, submitted: before.submitted}
+	l.last = turn{queued: w.turn.queued, submitted: w.turn.submitted}
 	if len(w.Messages) == 0 {
 		l.advance()
 	}
-	return before, mine
 }
 
 // Floor is the position up to which all is done.
@@ -78,45 +101,58 @@ func (l *lane) Floor() uint64 {
 }
 
 // finish marks the messages from..to-1 of a work as done. Each is done once.
-func (l *lane) finish(w *Work, from, to int) {
+func (l *lane) finish(ctx context.Context, w *Work, from, to int) {
+	if from >= to {
+		return
+	}
+	if l.acking == ackAtOnce {
+		_ = w.Ack(ctx, Ack{From: from, To: to}) // it waits for nothing, so it cannot fail
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	s := w.slot
 	if s.left -= to - from; s.left > 0 {
-		if s.done == nil {
-			s.done = make([]bool, len(w.Messages))
-		}
-		for i := from; i < to; i++ {
-			s.done[i] = true
-		}
-		for s.prefix < len(s.done) && s.done[s.prefix] {
-			s.prefix++
-		}
-		if l.loose && l.wake != nil {
-			l.due = append(l.due, Ack{Work: w, From: from, To: to})
+		s.mark(from, to)
+		if l.acking == ackInParts {
+			l.due = append(l.due, dueAck{w, Ack{From: from, To: to}})
 		}
 	}
 	l.advance()
+}
+
+func (s *slot) mark(from, to int) {
+	if s.done == nil {
+		s.done = make([]bool, len(s.work.Messages))
+	}
+	for i := from; i < to; i++ {
+		s.done[i] = true
+	}
+	for s.prefix < len(s.done) && s.done[s.prefix] {
+		s.prefix++
+	}
 }
 
 // advance moves the floor over what is done, and notes what may be acknowledged. mu is held.
 func (l *lane) advance() {
 	n := 0
 	for n < len(l.open) && l.open[n].left == 0 {
-		l.floor = l.open[n].hi
-		if l.wake != nil {
-			l.due = append(l.due, Ack{Work: l.open[n].work, To: len(l.open[n].work.Messages), All: true})
+		w := l.open[n].work
+		l.floor = w.Hi
+		if l.acking != ackAtOnce {
+			l.due = append(l.due, dueAck{w, Ack{To: len(w.Messages), All: true}})
 		}
 		n++
 	}
 	if n > 0 {
-		l.open = append(l.open[:0], l.open[n:]...)
+		rest := copy(l.open, l.open[n:])
+		clear(l.open[rest:])
+		l.open = l.open[:rest]
 	}
 	if len(l.open) > 0 {
 		if s := l.open[0]; s.prefix > s.acked {
 			l.floor = s.work.Messages[s.prefix].Pos - 1
-			if l.wake != nil && !l.loose {
-				l.due = append(l.due, Ack{Work: s.work, From: s.acked, To: s.prefix})
+			if l.acking == ackInOrder {
+				l.due = append(l.due, dueAck{s.work, Ack{From: s.acked, To: s.prefix}})
 			}
 			s.acked = s.prefix
 		}
@@ -129,11 +165,10 @@ func (l *lane) advance() {
 	}
 }
 
-// acknowledge gives what is due to the input, in order, until nothing more comes or ctx ends. No lock is held meanwhile: an input whose acknowledgements
+// acknowledge gives what is due to the input, in order, until the lane closes or ctx ends. No lock is held meanwhile: an input whose acknowledgements
 // are slow, or fail, stops nobody.
-func (l *lane) acknowledge(ctx context.Context, give func(context.Context, []Ack)) {
-	for {
-		closing := false
+func (l *lane) acknowledge(ctx context.Context) {
+	for closing := false; !closing; {
 		select {
 		case <-l.wake:
 		case <-l.closing:
@@ -145,11 +180,10 @@ func (l *lane) acknowledge(ctx context.Context, give func(context.Context, []Ack
 		due := l.due
 		l.due = nil
 		l.mu.Unlock()
-		if len(due) > 0 {
-			give(ctx, due)
-		}
-		if closing {
-			return
+		for _, d := range due {
+			if d.work.Ack(ctx, d.ack) != nil {
+				return // ctx ended
+			}
 		}
 	}
 }

@@ -181,8 +181,9 @@ func TestAttempts(t *testing.T) {
 					return o, nil
 				}
 				err := runLoop(t, &forward.Loop{
-					Input: sourceOf(&list{messages: values(3)}), Stages: []forward.Stage{{Name: "fn", Apply: apply, Retry: c.retry, NeedsIDs: true}}, DeadLetters: g, Ordered: ordered,
-					Output: &forward.Delivery{Primary: out, Events: deliveryEvents{}, Logger: quiet},
+					Input: sourceOf(&list{messages: values(3)}), DeadLetters: g,
+					Output:    &forward.Delivery{Primary: out, Events: deliveryEvents{}, Logger: quiet},
+					Processor: &forward.Map{Stages: []forward.Stage{{Name: "fn", Apply: apply, Retry: c.retry, NeedsIDs: true}}, Ordered: ordered},
 				})
 				if err != nil {
 					t.Fatal(err)
@@ -219,7 +220,7 @@ func TestNackedResultIsMadeOnce(t *testing.T) {
 		return o, nil
 	}
 	stage := forward.Stage{Name: "fn", Apply: apply, NeedsIDs: true}
-	err := runLoop(t, &forward.Loop{Input: sourceOf(&list{messages: values(2)}), Stages: []forward.Stage{stage}, Output: &forward.Delivery{Primary: out, Events: deliveryEvents{}, Logger: quiet}})
+	err := runLoop(t, &forward.Loop{Input: sourceOf(&list{messages: values(2)}), Output: &forward.Delivery{Primary: out, Events: deliveryEvents{}, Logger: quiet}, Processor: &forward.Map{Stages: []forward.Stage{stage}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -396,7 +397,7 @@ func TestDiscard(t *testing.T) {
 	dropped := &countDropped{}
 	never := &forward.Condition{Operator: forward.And, Values: []string{"never"}}
 	router := &forward.Router{Events: dropped, Edges: []forward.Edge{{To: "small", Partitions: writers(small), Discard: true}, {To: "large", Partitions: writers(large)}, {To: "none", Partitions: writers(small), Condition: never}}}
-	if err := runLoop(t, &forward.Loop{Input: sourceOf(&list{messages: values(100), batch: 7}), InFlight: 1, Output: router}); err != nil {
+	if err := runLoop(t, &forward.Loop{Input: sourceOf(&list{messages: values(100), batch: 7}), Output: router, Processor: &forward.Map{InFlight: 1}}); err != nil {
 		t.Fatal(err)
 	}
 	_, kept := stored(t, smallStores[0])
@@ -421,7 +422,7 @@ func TestBlockSize(t *testing.T) {
 			in[i].Value = make([]byte, 100<<10)
 		}
 		router := &forward.Router{Events: routerEvents{}, Edges: []forward.Edge{{To: "x", Partitions: writers(parts)}}}
-		if err := runLoop(t, &forward.Loop{Input: sourceOf(&list{messages: in, batch: 40}), Stages: stages, Output: router}); err != nil {
+		if err := runLoop(t, &forward.Loop{Input: sourceOf(&list{messages: in, batch: 40}), Output: router, Processor: &forward.Map{Stages: stages}}); err != nil {
 			t.Fatal(err)
 		}
 		blocks, messages := stored(t, stores[0])
@@ -474,7 +475,7 @@ func TestTooManyResults(t *testing.T) {
 	}
 	g := &grave{}
 	router := &forward.Router{Events: routerEvents{}, Edges: []forward.Edge{{To: "x", Partitions: writers(parts)}}}
-	err := runLoop(t, &forward.Loop{Input: sourceOf(&list{messages: values(3)}), Stages: []forward.Stage{{Name: "fn", Apply: apply, NeedsIDs: true}}, DeadLetters: g, Output: router})
+	err := runLoop(t, &forward.Loop{Input: sourceOf(&list{messages: values(3)}), DeadLetters: g, Output: router, Processor: &forward.Map{Stages: []forward.Stage{{Name: "fn", Apply: apply, NeedsIDs: true}}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -503,8 +504,9 @@ func TestOrder(t *testing.T) {
 		return o, nil
 	}
 	err := runLoop(t, &forward.Loop{
-		Input: sourceOf(&list{messages: values(200), batch: 9}), Ordered: true, Stages: []forward.Stage{{Name: "fn", Apply: apply, Isolate: apply, NeedsIDs: true}},
-		Output: &forward.Delivery{Primary: out, Events: deliveryEvents{}, Logger: quiet},
+		Input:     sourceOf(&list{messages: values(200), batch: 9}),
+		Output:    &forward.Delivery{Primary: out, Events: deliveryEvents{}, Logger: quiet},
+		Processor: &forward.Map{Ordered: true, Stages: []forward.Stage{{Name: "fn", Apply: apply, Isolate: apply, NeedsIDs: true}}},
 	})
 	if err != nil {
 		t.Fatal(err)

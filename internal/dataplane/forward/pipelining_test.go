@@ -21,18 +21,23 @@ type storing struct {
 	enough    chan struct{}
 }
 
-func (*storing) Begin(*forward.Emission) {}
+func (s *storing) Begin(e *forward.Emission) forward.PendingWrite { return &storingWrite{s, e} }
 
-func (s *storing) Submit(_ context.Context, e *forward.Emission) error {
+type storingWrite struct {
+	*storing
+	e *forward.Emission
+}
+
+func (s *storingWrite) Submit(context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.submitted = append(s.submitted, e.Lo); len(s.submitted) == s.wanted {
+	if s.submitted = append(s.submitted, s.e.Lo); len(s.submitted) == s.wanted {
 		close(s.enough)
 	}
 	return nil
 }
 
-func (s *storing) Wait(ctx context.Context, _ *forward.Emission) error {
+func (s *storingWrite) Wait(ctx context.Context) error {
 	select {
 	case <-s.enough:
 		return nil
@@ -54,7 +59,7 @@ func TestWorksAreSubmittedBeforeThoseBeforeThemAreDurable(t *testing.T) {
 				in := sourceOf(&list{messages: values(50), batch: 10})
 				in.Limit = 10 // so that no batch is short, after which fewer are in flight
 				begun := time.Now()
-				if err := runLoop(t, &forward.Loop{Input: in, Stages: stages, Output: out, FlushAfter: time.Minute}); err != nil {
+				if err := runLoop(t, &forward.Loop{Input: in, Output: out, Processor: &forward.Map{Stages: stages, FlushAfter: time.Minute}}); err != nil {
 					t.Fatal(err)
 				}
 				if took := time.Since(begun); took > 0 {

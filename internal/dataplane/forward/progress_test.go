@@ -132,8 +132,9 @@ func TestResultsLeaveAsTheyAreDone(t *testing.T) {
 			}}
 			out, in := &answers{}, &parts{list: list{messages: values(50), batch: 50}}
 			l := &forward.Loop{
-				Input: inputOf(in), Stages: []forward.Stage{fn.stage()}, Ordered: ordered, Events: loopEvents{}, Logger: quiet, DeadLetters: &grave{},
-				Output: &forward.Delivery{Primary: out, Events: deliveryEvents{}, Logger: quiet},
+				Input: inputOf(in), Events: loopEvents{}, Logger: quiet, DeadLetters: &grave{},
+				Output:    &forward.Delivery{Primary: out, Events: deliveryEvents{}, Logger: quiet},
+				Processor: &forward.Map{Stages: []forward.Stage{fn.stage()}, Ordered: ordered},
 			}
 			ended := make(chan error, 1)
 			go func() { ended <- l.Run(t.Context(), t.Context()) }()
@@ -172,8 +173,9 @@ func TestOneSlowMessageHoldsUpNobody(t *testing.T) {
 		}}
 		out := &answers{}
 		l := &forward.Loop{
-			Input: inputOf(&parts{list: list{messages: values(80), batch: 20}}), Stages: []forward.Stage{fn.stage()}, Events: loopEvents{}, Logger: quiet, DeadLetters: &grave{},
-			Output: &forward.Delivery{Primary: out, Events: deliveryEvents{}, Logger: quiet},
+			Input: inputOf(&parts{list: list{messages: values(80), batch: 20}}), Events: loopEvents{}, Logger: quiet, DeadLetters: &grave{},
+			Output:    &forward.Delivery{Primary: out, Events: deliveryEvents{}, Logger: quiet},
+			Processor: &forward.Map{Stages: []forward.Stage{fn.stage()}},
 		}
 		wait.Go(func() {
 			if err := l.Run(t.Context(), t.Context()); err != nil {
@@ -202,8 +204,9 @@ func TestDrainBeginsNothingNew(t *testing.T) {
 		reading, stop := context.WithCancel(t.Context())
 		time.AfterFunc(3500*time.Millisecond, stop)
 		l := &forward.Loop{
-			Input: inputOf(in), Stages: []forward.Stage{fn.stage()}, InFlight: 1, Events: loopEvents{}, Logger: quiet, DeadLetters: &grave{},
-			Output: &forward.Delivery{Primary: out, Events: deliveryEvents{}, Logger: quiet},
+			Input: inputOf(in), Events: loopEvents{}, Logger: quiet, DeadLetters: &grave{},
+			Output:    &forward.Delivery{Primary: out, Events: deliveryEvents{}, Logger: quiet},
+			Processor: &forward.Map{Stages: []forward.Stage{fn.stage()}, InFlight: 1},
 		}
 		begun := time.Now()
 		if err := l.Run(t.Context(), reading); err != nil {
@@ -304,7 +307,7 @@ func TestNackIsHonouredEverywhere(t *testing.T) {
 					events, g := &counted{}, &grave{}
 					d.Events = events
 					in := &parts{list: list{messages: values(5), batch: 5}}
-					l := &forward.Loop{Input: inputOf(in), Stages: []forward.Stage{fn.stage()}, Ordered: ordered, Events: events, Logger: quiet, DeadLetters: g, Output: d}
+					l := &forward.Loop{Input: inputOf(in), Events: events, Logger: quiet, DeadLetters: g, Output: d, Processor: &forward.Map{Stages: []forward.Stage{fn.stage()}, Ordered: ordered}}
 					if err := l.Run(t.Context(), t.Context()); err != nil {
 						t.Fatalf("%s: %v", name, err)
 					}
@@ -365,7 +368,7 @@ func TestRefusedMessageIsDeadLetteredAndTheRestGoesOn(t *testing.T) {
 				if c.fallback {
 					d.Fallback = other
 				}
-				l := &forward.Loop{Input: inputOf(in), Ordered: ordered, Events: loopEvents{}, Logger: quiet, DeadLetters: g, Output: d}
+				l := &forward.Loop{Input: inputOf(in), Events: loopEvents{}, Logger: quiet, DeadLetters: g, Output: d, Processor: &forward.Map{Ordered: ordered}}
 				if err := l.Run(t.Context(), t.Context()); err != nil {
 					t.Fatalf("%+v: %v", c, err)
 				}
@@ -449,7 +452,9 @@ func TestBlockIsReadInPiecesOfReadBatchSize(t *testing.T) {
 			}
 		}
 		read, last = read+len(w.Messages), w.Hi
-		in.Finished(ctx, w, 0, len(w.Messages))
+		if err := w.Ack(ctx, forward.Ack{To: len(w.Messages)}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if parts1[0].Pending() != 0 || parts1[0].Floor() == 0 {
 		t.Errorf("%d pending, floor %d", parts1[0].Pending(), parts1[0].Floor())

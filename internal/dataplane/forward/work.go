@@ -1,12 +1,8 @@
-// Package forward is the loop of a vertex: read, apply, write, and only then acknowledge.
-//
-// What was read together is a Work (work.go), of a lane (lane.go) that keeps its order and knows how far all is done. It comes from an Input (input.go: a source, or the
-// reader of a buffer) and goes through a run (loop.go). flight.go is its life there: stages, emissions, and what is done of it; later.go has the messages of it that are
-// tried again. An Output is a Router to buffers (router.go) or a Delivery to sinks (deliver.go).
 package forward
 
 import (
 	"cmp"
+	"context"
 	"slices"
 	"strconv"
 	"unsafe"
@@ -15,44 +11,60 @@ import (
 	"github.com/levada-io/levada/internal/flow"
 )
 
-// Work is a piece of the input, of at most readBatchSize messages of one lane, covering its positions Lo to Hi. Its messages are done one by one.
-type Work struct {
-	Lane   string
-	Lo, Hi uint64
-	ByID   bool
-	// Messages have positions. Those of a lane with positions may have no id: it is IDPrefix and the position.
-	Messages []flow.Message
+// Origin is an ordered sequence of messages. What is written from it is identified by its lane and the positions in it.
+type Origin struct {
+	Lane string
+	// ByID says that positions mean nothing after a restart: messages are told apart by ID.
+	ByID bool
+	// IDPrefix followed by the position is the id of a message that has none.
 	IDPrefix string
 	// Stride is how many positions in a row go to the same partition of the next buffer.
 	Stride uint64
+}
+
+// Work is a piece of the input, of at most readBatchSize messages of one lane, covering its positions Lo to Hi. Its messages are done one by one.
+type Work struct {
+	Origin
+	Lo, Hi uint64
+	// Messages have positions, ascending and within Lo..Hi. Those of a lane with positions may have no id.
+	Messages []flow.Message
 	// Short says that the input had no more at that moment.
 	Short bool
-	// Broken are messages that are put aside instead of being processed, by their index in Messages; nil if there is none.
+	// Broken are messages that are dead-lettered instead of being processed, by their index in Messages; nil if there is none.
 	Broken map[int]*deadletter.Failure
-	token  any
+	// Ack tells the input that messages are done, and retries until ctx ends: then it returns an error. See acking for who calls it, and when.
+	Ack func(ctx context.Context, a Ack) error
+
 	// track is the lane's, which knows what may be promised; see lane.
 	track *lane
 	slot  *slot
-	// begin is closed when the work before is queued for the first stage, and begun when this one is: a slow stage works through them in order.
-	begin, begun chan struct{}
+	turn  turn
+}
+
+// Ack says that everything made of the messages From..To-1 of a work is durable in every output.
+type Ack struct {
+	From, To int
+	// All: every message of the work is, and of all works of its lane before it.
+	All bool
 }
 
 // names gives every message its id, for those who need it: functions in block mode, sinks, dead letters.
-func (w *Work) names() {
-	if len(w.Messages) == 0 || w.Messages[0].ID != "" {
-		return
-	}
-	b := make([]byte, 0, len(w.Messages)*(len(w.IDPrefix)+10))
-	for i := range w.Messages {
-		at := len(b)
-		b = append(b, w.IDPrefix...)
-		b = strconv.AppendUint(b, w.Messages[i].Pos, 10)
-		if cap(b) < len(w.IDPrefix)+20+len(b) { // before it would move: names given out share this memory
-			w.Messages[i].ID = view(b[at:])
-			b = make([]byte, 0, (len(w.Messages)-i)*(len(w.IDPrefix)+20))
+func (w *Work) names() { nameAll(w.Messages, w.IDPrefix) }
+
+// nameAll gives an id to every message without one: prefix and position.
+func nameAll(messages []flow.Message, prefix string) {
+	var b []byte
+	for i := range messages {
+		m := &messages[i]
+		if m.ID != "" {
 			continue
 		}
-		w.Messages[i].ID = view(b[at:])
+		if cap(b)-len(b) < len(prefix)+20 { // it never grows: ids given out share this memory
+			b = make([]byte, 0, (len(messages)-i)*(len(prefix)+10)+20)
+		}
+		at := len(b)
+		b = strconv.AppendUint(append(b, prefix...), m.Pos, 10)
+		m.ID = view(b[at:])
 	}
 }
 
@@ -96,7 +108,58 @@ func (w *Work) indexOf(pos uint64) int {
 	return i
 }
 
+// pick returns the messages with these indices.
+func (w *Work) pick(index []int) []flow.Message {
+	if len(index) == len(w.Messages) {
+		return w.Messages
+	}
+	in := make([]flow.Message, len(index))
+	for k, i := range index {
+		in[k] = w.Messages[i]
+	}
+	return in
+}
+
+// sortOut returns the indices of the messages that are to be processed, and those that the input could not give whole.
+func (w *Work) sortOut() (index []int, broken []Later) {
+	index = allOf(len(w.Messages))
+	if len(w.Broken) == 0 {
+		return index, nil
+	}
+	w.names()
+	index = nil
+	for i := range w.Messages {
+		if failure := w.Broken[i]; failure != nil {
+			broken = append(broken, Later{Message: w.Messages[i], Attempts: failure.Attempts, Outcome: brokenOutcome(failure), index: i})
+		} else {
+			index = append(index, i)
+		}
+	}
+	return index, broken
+}
+
 // name is the id of the message at a position, of a lane with positions.
-func (w *Work) name(pos uint64) string { return w.IDPrefix + strconv.FormatUint(pos, 10) }
+func (o *Origin) name(pos uint64) string { return o.IDPrefix + strconv.FormatUint(pos, 10) }
 
 func view(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
+
+// numbers are 0, 1, 2, ...: most works need no others.
+var numbers = func() []int {
+	n := make([]int, 4096)
+	for i := range n {
+		n[i] = i
+	}
+	return n
+}()
+
+// allOf are the numbers below n. They must not be changed.
+func allOf(n int) []int {
+	if n <= len(numbers) {
+		return numbers[:n:n]
+	}
+	all := make([]int, n)
+	for i := range all {
+		all[i] = i
+	}
+	return all
+}

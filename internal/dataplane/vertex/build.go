@@ -112,9 +112,7 @@ func (b *builder) fromBuffer(ctx context.Context, p *Plan) error {
 }
 
 func (b *builder) add(p *Plan, input forward.Input, stages []forward.Stage, output forward.Output, m *metrics.Vertex) {
-	loop := b.loop(input, stages, output, m)
-	loop.Ordered = p.Ordered
-	b.v.add(loop, m)
+	b.v.add(b.loop(input, &forward.Map{Stages: stages, Ordered: p.Ordered}, output, m), m)
 }
 
 // stages starts nothing: functions begin with Vertex.RunFunctions.

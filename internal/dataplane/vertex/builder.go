@@ -34,9 +34,9 @@ type builder struct {
 	metrics *metrics.Vertex
 }
 
-func (b *builder) loop(input forward.Input, stages []forward.Stage, output forward.Output, m *metrics.Vertex) *forward.Loop {
+func (b *builder) loop(input forward.Input, processor forward.Processor, output forward.Output, m *metrics.Vertex) *forward.Loop {
 	return &forward.Loop{
-		Input: input, Stages: stages, Output: output, Events: m, DeadLetters: b.env.DeadLetters.Of(b.name), Logger: b.v.logger,
+		Input: input, Processor: processor, Output: output, Events: m, DeadLetters: b.env.DeadLetters.Of(b.name), Logger: b.v.logger,
 	}
 }
 
