@@ -27,8 +27,9 @@ build: ## Build bin/levada, bin/levada-proxy (the proxy alone), and the example 
 check: ## Formatting, go vet and staticcheck: no finding is left
 	@unformatted=$$("$$(go env GOROOT)/bin/gofmt" -l $$(git ls-files --cached --others --exclude-standard '*.go' | while read -r f; do [ -f "$$f" ] && echo "$$f"; done)); \
 	if [ -n "$$unformatted" ]; then echo "gofmt would change:"; echo "$$unformatted"; exit 1; fi
-	go vet ./... && go -C tools/generate vet .
-	go tool -modfile=tools/go.mod staticcheck ./...
+	go vet work && GOWORK=off go -C tools/generate vet ./...
+	"$$(GOWORK=off go -C tools tool -n staticcheck)" $$(go list work)
+	GOWORK=off go -C tools/generate run ./modules check
 
 # Where goroutines meet runs with the race detector; the rest has none, or runs programs that it would not look into.
 .PHONY: test
@@ -38,8 +39,8 @@ ifdef PKG
 else
 	@failed=0; \
 	if [ "$$CI" = true ]; then LEVADA_KUBE_JOBS=2 bash test/kube/build.sh - controlplane > /dev/null || exit 1; fi; \
-	plain="$$(go list ./... | grep -vE '^github.com/levada-io/levada/((internal|sdk|stream)(/|$$)|test/proxy/)') ./internal/manifest"; \
-	racing=$$(go list ./internal/... ./sdk/... ./stream/... | grep -v '/internal/manifest$$'); \
+	plain="$$(go list work | grep -vE '^github.com/levada-io/levada/((internal|sdk|stream)(/|$$)|test/proxy/)') ./internal/manifest"; \
+	racing=$$(go list work | grep -E '^github.com/levada-io/levada/(internal|sdk|stream)(/|$$)' | grep -v '/internal/manifest$$'); \
 	echo "go test (without the race detector)"; go test -timeout 15m -run '$(RUN)' $$plain || failed=1; \
 	echo "go test of the proxy as a process (one after the other, since some measure times)"; go test -p 1 -timeout 20m -run '$(RUN)' ./test/proxy/... || failed=1; \
 	if [ '$(RUN)' = . ]; then echo "go test: 10,000 seeds of the simulation of streams"; SIM_SEEDS=10000 go test -timeout 15m -run '^TestSimulation$$' ./stream || failed=1; fi; \
@@ -67,13 +68,17 @@ bench: ## Benchmarks: make bench CASE=name for one of bench/cases/
 
 .PHONY: generate
 generate: ## Regenerate the Go code of proto/, the deep copies of api/, and docs/reference.md
-	go -C tools/generate run .
+	GOWORK=off go -C tools/generate run .
 	go test ./docs -run TestReferenceIsGenerated -update
 
 .PHONY: generated
 generated: ## Regenerate the Go code, and fail if that changes a file
-	@before=$$(mktemp -d) && trap 'rm -rf "$$before"' EXIT && cp -r proto api "$$before/" && go -C tools/generate run . && \
+	@before=$$(mktemp -d) && trap 'rm -rf "$$before"' EXIT && cp -r proto api "$$before/" && GOWORK=off go -C tools/generate run . && \
 	for d in proto api; do diff -r "$$before/$$d" $$d || { echo "$$d/ had stale generated files: commit what \`make generate\` writes"; exit 1; }; done
+
+.PHONY: tidy
+tidy: ## go mod tidy in every module of go.work
+	GOWORK=off go -C tools/generate run ./modules tidy
 
 .PHONY: clean
 clean: ## Remove what was built and what the examples wrote

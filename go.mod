@@ -11,13 +11,26 @@ require (
 	github.com/google/shlex v0.0.0-20191202100458-e7afc7fbc510
 	github.com/jackc/pgx/v5 v5.12.0
 	github.com/klauspost/compress v1.20.3
+	github.com/levada-io/levada/grpclife v0.1.0
+	github.com/levada-io/levada/internal/kubeclient v0.1.0
+	github.com/levada-io/levada/internal/testserver v0.1.0
+	github.com/levada-io/levada/proto v0.1.0
+	github.com/levada-io/levada/sdk v0.1.0
+	github.com/levada-io/levada/stream v0.1.0
+	github.com/levada-io/levada/stream/natshints v0.1.0
+	github.com/levada-io/levada/stream/pghints v0.1.0
+	github.com/levada-io/levada/stream/pgsource v0.1.0
+	github.com/levada-io/levada/stream/pgstore v0.1.0
+	github.com/levada-io/levada/stream/podwatch v0.1.0
+	github.com/levada-io/levada/stream/rabbithints v0.1.0
+	github.com/levada-io/levada/stream/sqlitestore v0.1.0
+	github.com/levada-io/levada/stream/streammetrics v0.1.0
 	github.com/nats-io/nats-server/v2 v2.15.2
 	github.com/nats-io/nats.go v1.55.0
 	github.com/nats-io/nkeys v0.4.17
 	github.com/nats-io/nuid v1.0.1
 	github.com/netresearch/go-cron v0.9.1
 	github.com/pierrec/lz4/v4 v4.1.33
-	github.com/pressly/goose/v3 v3.29.0
 	github.com/prometheus/client_golang v1.25.0
 	github.com/prometheus/client_model v0.6.3
 	github.com/prometheus/common v0.72.0
@@ -81,6 +94,7 @@ require (
 	github.com/jackc/puddle/v2 v2.2.3 // indirect
 	github.com/json-iterator/go v1.1.12 // indirect
 	github.com/kylelemons/godebug v1.1.0 // indirect
+	github.com/levada-io/levada/stream/internal/pooler v0.1.0 // indirect
 	github.com/mattn/go-isatty v0.0.24 // indirect
 	github.com/mfridman/interpolate v0.0.2 // indirect
 	github.com/minio/highwayhash v1.0.4 // indirect
@@ -90,6 +104,7 @@ require (
 	github.com/nats-io/jwt/v2 v2.8.2 // indirect
 	github.com/ncruces/go-strftime v1.1.0 // indirect
 	github.com/pmezard/go-difflib v1.0.1-0.20181226105442-5d4384ee4fb2 // indirect
+	github.com/pressly/goose/v3 v3.29.0 // indirect
 	github.com/prometheus/procfs v0.22.0 // indirect
 	github.com/remyoudompheng/bigfft v0.0.0-20230129092748-24d4a6f8daec // indirect
 	github.com/sethvargo/go-retry v0.5.0 // indirect

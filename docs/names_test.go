@@ -113,7 +113,7 @@ var (
 )
 
 // others are names of the standard library and of users' data that pages use.
-var others = []string{"io.EOF", "net/http", "testing/synctest", "in/words.txt", "data.txt", "a/b"}
+var others = []string{"go.sum", "go.work", "io.EOF", "net/http", "testing/synctest", "in/words.txt", "data.txt", "a/b"}
 
 // wrongNames returns how many names a page has in backticks that this test understands, and those that do not exist, with their lines.
 func wrongNames(text string) (checked int, wrong []string) {
@@ -180,7 +180,7 @@ func commandExists(command, rest string) (ok, known bool) {
 		return regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(target) + `:`).Match(text), true
 	case "go":
 		for _, word := range strings.Fields(rest) {
-			if folder, is := strings.CutPrefix(word, "./"); is {
+			if folder, is := strings.CutPrefix(word, "./"); is && folder != "..." {
 				return inTree(strings.TrimSuffix(folder, "/...")), true
 			}
 		}

@@ -5,7 +5,6 @@ import (
 	"go/parser"
 	"go/token"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -24,6 +23,7 @@ var withoutServer = map[string][]string{
 // TestServersLogWithTheRest finds HTTP servers whose errors (a panic in a handler, a failed TLS handshake) would go past the log. Examples log as they like.
 func TestServersLogWithTheRest(t *testing.T) {
 	root, found := filepath.Join("..", ".."), 0
+	modules := workspace(t, root)
 	err := filepath.WalkDir(root, func(file string, entry fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
@@ -32,7 +32,7 @@ func TestServersLogWithTheRest(t *testing.T) {
 			if name := entry.Name(); file != root && (strings.HasPrefix(name, ".") || name == "testdata" || name == "node_modules" || name == "test" || name == "examples") {
 				return fs.SkipDir
 			}
-			if _, err := os.Stat(filepath.Join(file, "go.mod")); err == nil && file != root {
+			if foreign(root, file, modules) {
 				return fs.SkipDir
 			}
 			return nil

@@ -297,6 +297,7 @@ func withoutIncarnation(ids string) string { return incarnation.ReplaceAllString
 
 func TestMain(m *testing.M) {
 	code := m.Run()
+	removeLeftovers()
 	if dir, err := programs(); err == nil {
 		_ = os.RemoveAll(dir)
 	}

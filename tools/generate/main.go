@@ -132,14 +132,17 @@ func generate(dir, plugin string, request []byte) error {
 	return nil
 }
 
-// run runs a tool of this module in a directory.
+// run runs a tool of this module in a directory. The tool is built outside of the repository's workspace, whose versions are not those of this module, and runs in it.
 func run(dir string, in []byte, out *bytes.Buffer, tool string, args ...string) error {
-	module, err := filepath.Abs("go.mod")
+	find := exec.Command("go", "tool", "-n", tool)
+	find.Env, find.Stderr = append(os.Environ(), "GOWORK=off"), os.Stderr
+	path, err := find.Output()
 	if err != nil {
-		return err
+		return fmt.Errorf("go tool -n %s: %w", tool, err)
 	}
-	cmd := exec.Command("go", append([]string{"tool", "-modfile=" + module, tool}, args...)...)
+	cmd := exec.Command(strings.TrimSpace(string(path)), args...)
 	cmd.Dir, cmd.Stdin, cmd.Stderr = dir, bytes.NewReader(in), os.Stderr
+	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "GOWORK=") })
 	if cmd.Stdout = os.Stdout; out != nil {
 		cmd.Stdout = out
 	}

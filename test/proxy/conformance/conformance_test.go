@@ -211,6 +211,7 @@ func interopServer(t *testing.T) string {
 func tool(t *testing.T, name string) string {
 	t.Helper()
 	cmd := exec.Command("go", "tool", "-modfile="+filepath.Join("..", "..", "..", "tools", "go.mod"), "-n", name)
+	cmd.Env = append(os.Environ(), "GOWORK=off") // the workspace has other versions than the tools
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {
