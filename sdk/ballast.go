@@ -7,7 +7,7 @@ const ballastSize = 16 << 20
 
 // newBallast returns memory that is never touched, and so never becomes resident. Go collects garbage when the heap has
 // doubled; a function's heap is so small that it would do so every few milliseconds, at a sixth of its CPU time.
-// Whoever has tuned the collector knows better.
+// A collector that the user has tuned is left alone.
 func newBallast() []byte {
 	if os.Getenv("GOGC") != "" || os.Getenv("GOMEMLIMIT") != "" {
 		return nil

@@ -19,7 +19,7 @@ type reply struct{ buffer *[]byte }
 // which would cost more than all we do with a block.
 type bufferPool struct{ pool sync.Pool }
 
-// maxPooled keeps one huge block from holding its memory for ever.
+// maxPooled keeps one huge block from holding its memory indefinitely.
 const maxPooled = 4 << 20
 
 var buffers bufferPool

@@ -252,7 +252,7 @@ func TestSource(t *testing.T) {
 	}
 	batch(0, 6)
 	batch(6, 4)
-	batch(10, 0) // time is up, which is no failure
+	batch(10, 0) // time is up, which is not a failure
 
 	ack := must(client.AckFn(t.Context()))(t)
 	success := &sourcev1.AckResponse_Result{Success: &emptypb.Empty{}}

@@ -49,7 +49,7 @@ type Metadata struct {
 	User map[string]map[string][]byte
 }
 
-// Headers decodes the headers of the message, anew at each call. The map belongs to the caller.
+// Headers decodes the headers of the message, once for each call. The map belongs to the caller.
 func (m Message) Headers() map[string]string {
 	if m.set != nil {
 		return m.set.headers
@@ -60,7 +60,7 @@ func (m Message) Headers() map[string]string {
 	return decodeHeaders(m.raw, m.wire.headers)
 }
 
-// Metadata decodes the metadata of the message, anew at each call. The maps belong to the caller.
+// Metadata decodes the metadata of the message, once for each call. The maps belong to the caller.
 func (m Message) Metadata() Metadata {
 	if m.set != nil {
 		return m.set.metadata

@@ -34,7 +34,7 @@ type serverInfo struct {
 // endpoint is where a kind of function is found.
 type endpoint struct{ socket, info string }
 
-// listen opens the socket and only then writes the info file, so whoever sees the file can connect.
+// listen opens the socket and only then writes the info file, so a client that sees the file can connect.
 // What an earlier process left behind goes first, for it would send the platform to a dead socket.
 func listen(dir string, at endpoint, metadata map[string]string) (net.Listener, error) {
 	infoFile, socket := filepath.Join(dir, at.info), filepath.Join(dir, at.socket)

@@ -22,7 +22,7 @@ import (
 // A Source may also be a Pender and a Partitioner.
 type Source interface {
 	// Read returns up to max messages. It need not fill a batch: it returns what there is, and waits only for the first message.
-	// The context ends when the platform's patience does; an error that says so is no failure.
+	// The context ends when the platform's patience does; its error is not a failure.
 	Read(ctx context.Context, max int) ([]Record, error)
 	// Ack says that the messages at these offsets are safe.
 	Ack(ctx context.Context, offsets []Offset) error
@@ -30,7 +30,7 @@ type Source interface {
 	Nack(ctx context.Context, offsets []Offset, options NackOptions) error
 }
 
-// A Pender knows how many messages wait to be read. Negative: nobody knows. Autoscaling needs it.
+// A Pender knows how many messages wait to be read. Negative: unknown. Autoscaling needs it.
 type Pender interface {
 	Pending(ctx context.Context) (int64, error)
 }

@@ -86,7 +86,7 @@ func BlockBytes(meta metav1.Object) (int64, bool) {
 	return ParseBlockBytes(value)
 }
 
-// ParseBlockBytes reads the value of AnnotationBlockBytes. It is false if the value is no quantity or out of bounds.
+// ParseBlockBytes reads the value of AnnotationBlockBytes. It is false if the value is not a quantity or out of bounds.
 func ParseBlockBytes(value string) (int64, bool) {
 	n, err := strconv.ParseInt(value, 10, 64)
 	if err != nil {

@@ -176,7 +176,7 @@ type FileFormat string
 // The formats of a file that is read.
 const (
 	FileFormatLines  FileFormat = "lines"  // a message a line
-	FileFormatNDJSON FileFormat = "ndjson" // a message a line; a line that is no JSON value is malformed
+	FileFormatNDJSON FileFormat = "ndjson" // a message a line; a line that is not a JSON value is malformed
 	FileFormatCSV    FileFormat = "csv"    // a message a record, as a JSON object when there is a header, else as an array
 )
 

@@ -67,7 +67,7 @@ func (l *lab) h2load(ld load) (*h2load, error) {
 	return h, os.WriteFile(h.body, ld.framed(), 0o644)
 }
 
-// run makes n requests. The connections are made anew.
+// run makes n requests. It opens new connections.
 func (h *h2load) run(target string, n int) (outcome, error) {
 	log := filepath.Join(h.lab.dir, "h2load.log")
 	if err := os.RemoveAll(log); err != nil {

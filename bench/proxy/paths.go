@@ -33,7 +33,7 @@ type path struct {
 	missing string
 }
 
-// place is what a proxy is told.
+// place is where a proxy listens and forwards to.
 type place struct {
 	Listen, Backend string
 	Admin           string

@@ -145,7 +145,7 @@ func sendMany(caller grpc.ServerStream, payload []byte) error {
 	return nil
 }
 
-// generator is the client of grpc-go: a process that makes its connections once and then does what it is told, line by line.
+// generator is the client of grpc-go: a process that makes its connections once and then executes commands, a line each.
 type generator struct {
 	load        load
 	target      string

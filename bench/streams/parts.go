@@ -37,7 +37,7 @@ type part struct {
 	profile  string
 }
 
-// play does it. A producer prints its address and works until it is told to end; a receiver prints how long it took.
+// play does it. A producer prints its address and works until its input ends; a receiver prints how long it took.
 func play(p part) error {
 	if p.profile != "" {
 		f, err := os.Create(filepath.Join(p.profile, fmt.Sprintf("%s-%s-%d.pprof", p.role, filepath.Base(p.database), p.size)))

@@ -154,7 +154,7 @@ type user struct {
 	Name string
 }
 
-// storeUsers runs in the transaction that moves the offset. Records that are no JSON of a user are in quarantine already.
+// storeUsers runs in the transaction that moves the offset. Records that are not JSON of a user are in quarantine already.
 func storeUsers(ctx context.Context, tx pgx.Tx, b *stream.Batch, users []stream.Typed[user]) error {
 	for _, u := range users {
 		if u.Value.Name == "" {

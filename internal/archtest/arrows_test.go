@@ -42,7 +42,7 @@ func rules(t *testing.T) map[string]rule {
 			r.others = strings.Fields(others)
 		}
 		if _, twice := all[name]; twice || !ok || len(r.ours) == 0 || only && len(r.others) == 0 {
-			t.Fatalf("arrows.txt: %q is no rule, or the second for its package", strings.TrimSpace(line))
+			t.Fatalf("arrows.txt: %q is not a rule, or the second for its package", strings.TrimSpace(line))
 		}
 		all[name] = r
 	}

@@ -60,7 +60,7 @@ func splitHostPort(address string) (string, int, error) {
 	}
 	port, err := strconv.Atoi(p)
 	if err != nil || port < 0 || port > 65535 {
-		return "", 0, fmt.Errorf("listen address %q: port %q is no number from 0 to 65535", address, p)
+		return "", 0, fmt.Errorf("listen address %q: port %q is not a number from 0 to 65535", address, p)
 	}
 	if port == 0 {
 		port = -1 // the server's word for any free port

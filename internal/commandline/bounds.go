@@ -48,6 +48,20 @@ func OneOf(flags *pflag.FlagSet, name string, values ...string) {
 	})
 }
 
+// Enum adds a text flag that takes one of values; the first is the default. usage goes on behind the list of values, where it is not empty.
+func Enum(flags *pflag.FlagSet, to *string, name, shorthand, usage string, values ...string) {
+	if usage != "" {
+		usage = ": " + usage
+	}
+	flags.StringVarP(to, name, shorthand, values[0], orList(values)+usage)
+	OneOf(flags, name, values...)
+}
+
+// Output adds the flag for the format of what a command prints, --output or -o.
+func Output(flags *pflag.FlagSet, to *string, formats ...string) {
+	Enum(flags, to, "output", "o", "", formats...)
+}
+
 func orList(values []string) string {
 	if len(values) == 1 {
 		return values[0]

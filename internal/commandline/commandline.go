@@ -18,30 +18,6 @@ import (
 	"github.com/levada-io/levada/internal/redact"
 )
 
-// The exit codes of commands.
-const (
-	ExitProblems = 1 // it failed, or what it checked has problems
-	ExitUsage    = 2 // it could not begin, because the command line is wrong
-)
-
-// ExitError ends the process with a code. Without an Err there is nothing left to say.
-type ExitError struct {
-	Code int
-	Err  error
-}
-
-// UsageError is of a command line that is wrong.
-func UsageError(err error) error { return ExitError{Code: ExitUsage, Err: err} }
-
-func (e ExitError) Error() string {
-	if e.Err == nil {
-		return fmt.Sprintf("exit code %d", e.Code)
-	}
-	return e.Err.Error()
-}
-
-func (e ExitError) Unwrap() error { return e.Err }
-
 // Root makes the command that of a program: its flags are also looked up in the environment, and nothing is said but the error.
 func Root(cmd *cobra.Command, version string) *cobra.Command {
 	cmd.Version, cmd.SilenceUsage, cmd.SilenceErrors = version, true, true
@@ -124,7 +100,7 @@ func Main(root *cobra.Command) {
 	os.Exit(Execute(withSignals(context.Background()), root))
 }
 
-// Execute returns the exit code, and says what the error is. One that is no ExitError is a problem, unless it is of the arguments.
+// Execute returns the exit code, and says what the error is. One that is not an ExitError is a problem, unless it is of the arguments.
 func Execute(ctx context.Context, root *cobra.Command) int {
 	nonNegative(root)
 	cmd, err := root.ExecuteContextC(ctx)
@@ -174,7 +150,7 @@ func wantsJSON(cmd *cobra.Command) bool {
 	return isJSON(format)
 }
 
-// IsTerminal reports whether somebody looks at what is written.
+// IsTerminal reports whether it writes to a terminal.
 func IsTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))

@@ -26,7 +26,7 @@ type siteKey struct {
 	scope string
 }
 
-// site is one within the time of limitEvery. Invariant: suppressed records are told by timer.
+// site is one within the time of limitEvery. Invariant: timer reports suppressed records.
 type site struct {
 	passed, suppressed int
 	last               slog.Record

@@ -1,7 +1,6 @@
 package commandline
 
 import (
-	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -17,8 +16,7 @@ type LogFlags struct{ Format, Level string }
 
 // Register adds the flags to a command's.
 func (f *LogFlags) Register(flags *pflag.FlagSet) {
-	flags.StringVar(&f.Format, logFormat, "auto", "auto, text or json, for everything that is written to standard error; auto is json in Kubernetes and text elsewhere")
-	OneOf(flags, logFormat, "auto", "text", "json")
+	Enum(flags, &f.Format, logFormat, "", "format of everything that is written to standard error; auto is json in Kubernetes and text elsewhere", "auto", "text", "json")
 	flags.StringVar(&f.Level, "log-level", "info", "debug, info, warn or error")
 	OneOf(flags, "log-level", "debug", "info", "warn", "error")
 }
@@ -34,12 +32,7 @@ func isJSON(format string) bool {
 func (f *LogFlags) Logger(w io.Writer) (*slog.Logger, error) {
 	var least slog.Level
 	if err := least.UnmarshalText([]byte(f.Level)); err != nil {
-		return nil, UsageError(fmt.Errorf("--log-level is debug, info, warn or error, not %q", f.Level))
-	}
-	switch f.Format {
-	case "auto", "text", "json":
-	default:
-		return nil, UsageError(fmt.Errorf("--log-format is auto, text or json, not %q", f.Format))
+		return nil, Usagef("--log-level is debug, info, warn or error, not %q", f.Level)
 	}
 	if f.JSON() {
 		return jsonLogger(w, least), nil

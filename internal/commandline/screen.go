@@ -21,7 +21,7 @@ type Screen struct {
 	block string
 }
 
-// Terminal reports whether somebody looks at it.
+// Terminal reports whether the screen is a terminal.
 func (s *Screen) Terminal() bool { return IsTerminal(s.Out) }
 
 // Size is that of the terminal, or of most if it is none.

@@ -72,8 +72,7 @@ func NewVersionCommand(linked string, contracts []Contract) *cobra.Command {
 			return printVersion(cmd.OutOrStdout(), cmd.Root().Name(), b, contracts)
 		},
 	}
-	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
-	OneOf(cmd.Flags(), "output", "text", "json")
+	Output(cmd.Flags(), &output, "text", "json")
 	return cmd
 }
 

@@ -27,7 +27,7 @@ type Block struct {
 	Prev uint64
 	// Watermark is a lower bound of the event times still to come, in Unix nanoseconds; NoWatermark if there is none.
 	Watermark int64
-	// ByID says that the lane's positions mean nothing after a restart of its source: its messages are told apart by ID.
+	// ByID says that the lane's positions mean nothing after a restart of its source: its messages are deduplicated by ID.
 	ByID     bool
 	Messages []Message
 	// Places are the indices that the messages had when the block was stored, if a reader dropped some; nil if they are all there.

@@ -14,7 +14,7 @@ import (
 // Byte slices and strings may point into the block or frame they were decoded from. They are never written to after
 // decoding, and stay valid for as long as somebody holds them.
 type Message struct {
-	// ID names the message for ever: where it entered the pipeline, then each vertex that made it from its parent.
+	// ID names the message permanently: where it entered the pipeline, then each vertex that made it from its parent.
 	// It is the same after any number of redeliveries. Sinks may use it as an idempotency key.
 	ID string
 	// Pos is the position of the message in its lane: its identity between two vertices. See Block.

@@ -20,14 +20,14 @@ import (
 	"github.com/levada-io/levada/api/v1alpha1"
 )
 
-// What a text may cost to read, whoever wrote it. Real manifests stay a hundred times below.
+// What a text may cost to read, also a hostile one. Real manifests stay a hundred times below.
 const (
 	maxDocumentBytes = 4 << 20
 	maxFileBytes     = 32 << 20
 	maxExpandedBytes = 16 << 20 // what a document is with its aliases written out
 	maxDepth         = 100
 	maxDocuments     = 5000 // of a file, items of lists included
-	maxListDepth     = 3    // of lists in lists, each of which is read anew
+	maxListDepth     = 3    // of lists in lists, each of which is decoded separately
 )
 
 // Object is a manifest together with the place it came from.
@@ -272,7 +272,7 @@ func (d *decoder) value(r *report, text []byte, l *locator, listDepth int) {
 	kind, _ := fields["kind"].(string)
 	apiVersion, isText := fields["apiVersion"].(string)
 	if fields["apiVersion"] != nil && !isText {
-		apiVersion = v1alpha1.APIVersion // that it is no text will be said below
+		apiVersion = v1alpha1.APIVersion // that it is not text will be said below
 	}
 	if strings.HasSuffix(kind, "List") && fields["items"] != nil {
 		if listDepth >= maxListDepth {

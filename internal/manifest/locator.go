@@ -12,7 +12,7 @@ import (
 type locator struct {
 	file string
 	root *yaml.Node
-	// firstLine is added to the lines of nodes, whose count starts anew with each document.
+	// firstLine is added to the lines of nodes, whose count restarts with each document.
 	firstLine int
 }
 

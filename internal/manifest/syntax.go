@@ -47,7 +47,7 @@ func hasTemplateKey(n *yaml.Node) bool {
 	return false
 }
 
-// notRendered reports a template that was not rendered. It says so once: what else is wrong with such a text follows from it.
+// notRendered reports a template that was not rendered. It reports only that: whatever else is wrong with such a text follows from it.
 func (d *decoder) notRendered(doc yamlDocument) bool {
 	line, column, action := templateLine(doc.text)
 	if line == 0 {
@@ -89,7 +89,7 @@ func (d *decoder) yamlSyntax(doc yamlDocument, err error) {
 		column, hint = len(lines[line-1])-len(strings.TrimLeft(lines[line-1], " "))+1, "indent with spaces: YAML allows no tabs"
 	case strings.HasPrefix(message, "did not find expected") && at > 0:
 		line, column = at, width+1
-		hint = "the line is indented by " + spaces(width) + ", which is no level of the lines above; indent it like the fields that it belongs to"
+		hint = "the line is indented by " + spaces(width) + ", which is not a level of the lines above; indent it like the fields that it belongs to"
 	case strings.Contains(message, "mapping values are not allowed"):
 		hint = "a value that contains ': ' needs quotes, and a field needs a line of its own"
 	case strings.Contains(message, "did not find expected ',' or"):

@@ -202,7 +202,7 @@ func atLeast[N number](r *report, n *N, low N, at path, code Code) {
 	r.add(at, Problem{Code: code, Message: fmt.Sprintf("%s is %v", at.last(), *n), Expected: fmt.Sprintf("%v or more", low)})
 }
 
-// natsURL reports what is no list of NATS servers. An address without a scheme is one.
+// natsURL reports what is not a list of NATS servers. An address without a scheme is one.
 func natsURL(r *report, value string, at path) {
 	if value == "" {
 		r.required(at, "nats://HOST:4222")
@@ -237,7 +237,7 @@ func validPort(port string) bool {
 	return err == nil && n >= 1 && n <= 65535
 }
 
-// hostPort reports what is no HOST:PORT.
+// hostPort reports what is not a HOST:PORT.
 func hostPort(r *report, value string, at path) {
 	host, port, err := net.SplitHostPort(value)
 	if err != nil || host == "" || port == "" || !validPort(port) {

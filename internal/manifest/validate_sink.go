@@ -91,7 +91,7 @@ func checkStreamSink(r *report, s *v1alpha1.StreamSink, at path) {
 	if s.Listen == "" {
 		r.required(at.at("listen"), "HOST:PORT or :PORT")
 	} else if _, port, err := net.SplitHostPort(s.Listen); err != nil || port == "" || !validPort(port) && port != "0" {
-		r.add(at.at("listen"), Problem{Code: CodeAddress, Message: fmt.Sprintf("%s is no address to listen on", quote(s.Listen)), Expected: "HOST:PORT or :PORT"})
+		r.add(at.at("listen"), Problem{Code: CodeAddress, Message: fmt.Sprintf("%s is not an address to listen on", quote(s.Listen)), Expected: "HOST:PORT or :PORT"})
 	}
 	if s.Name == "" {
 		r.required(at.at("name"), "a name for the stream")

@@ -1,7 +1,6 @@
 package pipelinecmd
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -34,7 +33,7 @@ func (f *brokerFlags) register(flags *pflag.FlagSet, usage string) {
 // options are those of the connection. The error is a usage error that names the flag.
 func (f *brokerFlags) options(flags *pflag.FlagSet) ([]nats.Option, error) {
 	usage := func(name string, err error) error {
-		return commandline.UsageError(fmt.Errorf("%s: %w", commandline.Given(flags.Lookup(name)), err))
+		return commandline.Usagef("%s: %w", commandline.Given(flags.Lookup(name)), err)
 	}
 	read := func(name, path string) (string, error) {
 		b, err := os.ReadFile(path)
@@ -55,13 +54,13 @@ func (f *brokerFlags) options(flags *pflag.FlagSet) ([]nats.Option, error) {
 	}
 	switch {
 	case ways > 1:
-		return nil, commandline.UsageError(errors.New("--nats-creds, --nats-nkey, --nats-token-file and --nats-user exclude each other"))
+		return nil, commandline.Usagef("--nats-creds, --nats-nkey, --nats-token-file and --nats-user exclude each other")
 	case f.url == "" && (ways > 0 || f.certificates != "" || f.certificate != ""):
-		return nil, commandline.UsageError(errors.New("credentials for a broker are given, but --nats does not say which broker"))
+		return nil, commandline.Usagef("credentials for a broker are given, but --nats does not say which broker")
 	case (f.user == "") != (f.passwordFile == ""):
-		return nil, commandline.UsageError(errors.New("--nats-user and --nats-password-file are needed together"))
+		return nil, commandline.Usagef("--nats-user and --nats-password-file are needed together")
 	case (f.certificate == "") != (f.key == ""):
-		return nil, commandline.UsageError(errors.New("--nats-cert and --nats-key are needed together"))
+		return nil, commandline.Usagef("--nats-cert and --nats-key are needed together")
 	}
 	var opts []nats.Option
 	switch given {

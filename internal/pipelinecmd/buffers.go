@@ -61,8 +61,7 @@ A buffer is named NAMESPACE/PIPELINE/VERTEX/PARTITION. The namespace can be left
 		},
 	}
 	for _, c := range []*cobra.Command{list, show} {
-		c.Flags().StringVarP(&f.output, "output", "o", "table", "table or json")
-		commandline.OneOf(c.Flags(), "output", "table", "json")
+		commandline.Output(c.Flags(), &f.output, "table", "json")
 	}
 	var yes bool
 	drop := &cobra.Command{
@@ -105,7 +104,7 @@ type buffersFlags struct {
 
 func someBuffers(_ *cobra.Command, args []string) error {
 	if len(args) == 0 {
-		return commandline.UsageError(errors.New("name buffers as NAMESPACE/PIPELINE/VERTEX/PARTITION; levada buffers list shows them"))
+		return commandline.Usagef("name buffers as NAMESPACE/PIPELINE/VERTEX/PARTITION; levada buffers list shows them")
 	}
 	return nil
 }
@@ -113,7 +112,7 @@ func someBuffers(_ *cobra.Command, args []string) error {
 // with opens the buffers.
 func (f *buffersFlags) with(cmd *cobra.Command, do func(context.Context, *standalone.Buffers) error) error {
 	if f.dataDir == "" && f.broker.url == "" {
-		return commandline.UsageError(errors.New("name the data directory with --data, which levada run prints when it starts, or the broker with --nats"))
+		return commandline.Usagef("name the data directory with --data, which levada run prints when it starts, or the broker with --nats")
 	}
 	options, err := f.broker.options(cmd.Flags())
 	if err != nil {
@@ -205,7 +204,7 @@ func confirmDrop(cmd *cobra.Command, chosen []standalone.BufferView) error {
 		fmt.Fprintf(cmd.ErrOrStderr(), "%s: %d messages\n", commandline.Printable(chosen[i].Name()), chosen[i].Pending)
 	}
 	if !commandline.IsTerminal(cmd.ErrOrStderr()) {
-		return commandline.UsageError(errors.New("nothing was dropped: confirm with --yes"))
+		return commandline.Usagef("nothing was dropped: confirm with --yes")
 	}
 	fmt.Fprintf(cmd.ErrOrStderr(), "Drop these %d messages for good? Type yes: ", total)
 	answer, err := bufio.NewReader(cmd.InOrStdin()).ReadString('\n')
@@ -228,7 +227,7 @@ func (f *buffersFlags) drainCommand() *cobra.Command {
 of the data directory or broker. PIPELINE is NAME or NAMESPACE/NAME.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if f.dataDir == "" {
-				return commandline.UsageError(errors.New("name the data directory of levada run with --data: sinks keep files there"))
+				return commandline.Usagef("name the data directory of levada run with --data: sinks keep files there")
 			}
 			logger, err := log.Logger(cmd.ErrOrStderr())
 			if err != nil {
@@ -242,7 +241,7 @@ of the data directory or broker. PIPELINE is NAME or NAMESPACE/NAME.`,
 			for _, flag := range functions {
 				name, command, ok := strings.Cut(flag, "=")
 				if !ok || name == "" || strings.TrimSpace(command) == "" {
-					return commandline.UsageError(fmt.Errorf("--function %q: expected VERTEX=COMMAND", flag))
+					return commandline.Usagef("--function %q: expected VERTEX=COMMAND", flag)
 				}
 				commands[name] = command
 			}

@@ -25,7 +25,7 @@ Use one in a manifest with udf: {builtin: {name: NAME}}, or keep a sample's imag
 			list := catalogue.List()
 			if len(args) == 1 {
 				if list = slices.DeleteFunc(list, func(d catalogue.Description) bool { return d.Name != args[0] }); len(list) == 0 {
-					return commandline.UsageError(fmt.Errorf("no builtin is called %q; levada builtins lists them", args[0]))
+					return commandline.Usagef("no builtin is called %q; levada builtins lists them", args[0])
 				}
 			}
 			out := cmd.OutOrStdout()
@@ -40,8 +40,7 @@ Use one in a manifest with udf: {builtin: {name: NAME}}, or keep a sample's imag
 			return tableOfBuiltins(out, list)
 		},
 	}
-	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
-	commandline.OneOf(cmd.Flags(), "output", "table", "json")
+	commandline.Output(cmd.Flags(), &output, "table", "json")
 	return cmd
 }
 

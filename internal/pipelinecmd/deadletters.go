@@ -3,7 +3,6 @@ package pipelinecmd
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -30,12 +29,11 @@ These commands work while "levada run" uses the data directory, and when nothing
 	flags := cmd.PersistentFlags()
 	flags.StringVar(&dataDir, "data", "", "data directory of levada run (required)")
 	broker.register(flags, "URL of the broker, if it is not in the data directory")
-	flags.StringVarP(&output, "output", "o", "text", "text or json")
-	commandline.OneOf(flags, "output", "text", "json")
+	commandline.Output(flags, &output, "text", "json")
 
 	open := func(cmd *cobra.Command) (standalone.DeadLetters, error) {
 		if dataDir == "" {
-			return nil, commandline.ExitError{Code: commandline.ExitUsage, Err: errors.New("name the data directory with --data: levada run prints it when it starts")}
+			return nil, commandline.Usagef("name the data directory with --data: levada run prints it when it starts")
 		}
 		options, err := broker.options(cmd.Flags())
 		if err != nil {
@@ -112,7 +110,7 @@ With -o json each letter is a line, and the line about the next page goes to sta
 			Use: use, Short: short,
 			RunE: func(cmd *cobra.Command, args []string) error {
 				if all == (len(args) > 0) {
-					return commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("%s needs the names of letters (PIPELINE/NAME), or --all", cmd.Name())}
+					return commandline.Usagef("%s needs the names of letters (PIPELINE/NAME), or --all", cmd.Name())
 				}
 				d, err := open(cmd)
 				if err != nil {
@@ -160,7 +158,7 @@ With -o json each letter is a line, and the line about the next page goes to sta
 
 func oneLetter(_ *cobra.Command, args []string) error {
 	if len(args) != 1 {
-		return commandline.ExitError{Code: commandline.ExitUsage, Err: errors.New("name one dead letter as PIPELINE/NAME; levada deadletters list shows them")}
+		return commandline.Usagef("name one dead letter as PIPELINE/NAME; levada deadletters list shows them")
 	}
 	return nil
 }
@@ -168,7 +166,7 @@ func oneLetter(_ *cobra.Command, args []string) error {
 func letterName(arg string) (pipeline, name string, err error) {
 	pipeline, name, ok := cutLast(arg, "/")
 	if !ok || pipeline == "" || name == "" {
-		return "", "", commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("%q is no name of a dead letter: expected PIPELINE/NAME as levada deadletters list shows them", arg)}
+		return "", "", commandline.Usagef("%q is not the name of a dead letter: expected PIPELINE/NAME as levada deadletters list shows them", arg)
 	}
 	return pipeline, name, nil
 }

@@ -13,11 +13,9 @@ import (
 
 func newExplainCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:           "explain [CODE...]",
-		Short:         "Explain a problem code; without a code, list all codes",
-		Example:       "  levada explain LV1203",
-		SilenceUsage:  true,
-		SilenceErrors: true,
+		Use:     "explain [CODE...]",
+		Short:   "Explain a problem code; without a code, list all codes",
+		Example: "  levada explain LV1203",
 		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 			var codes []string
 			for _, e := range manifest.Catalogue() {
@@ -41,7 +39,7 @@ func newExplainCommand() *cobra.Command {
 					if did := manifest.SuggestCode(arg); did != "" {
 						err = fmt.Errorf("%w; did you mean %s?", err, did)
 					}
-					return commandline.ExitError{Code: commandline.ExitUsage, Err: err}
+					return commandline.UsageError(err)
 				}
 				if i > 0 {
 					fmt.Fprintln(cmd.OutOrStdout())
@@ -53,9 +51,6 @@ func newExplainCommand() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
-		return commandline.ExitError{Code: commandline.ExitUsage, Err: err}
-	})
 	return cmd
 }
 

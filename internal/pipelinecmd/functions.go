@@ -1,7 +1,6 @@
 package pipelinecmd
 
 import (
-	"fmt"
 	"io"
 	"log/slog"
 	"strings"
@@ -28,7 +27,7 @@ func (f *functionFlags) register(flags *pflag.FlagSet) {
 // apply checks the flags and puts them into the configuration of a run.
 func (f *functionFlags) apply(cfg *standalone.Config) error {
 	if err := function.CheckVariables(f.env); err != nil {
-		return commandline.UsageError(fmt.Errorf("--function-env %w", err))
+		return commandline.Usagef("--function-env %w", err)
 	}
 	cfg.FunctionEnv = f.env
 	if f.user == "" {
@@ -36,7 +35,7 @@ func (f *functionFlags) apply(cfg *standalone.Config) error {
 	}
 	u, err := function.ParseUser(strings.TrimSpace(f.user))
 	if err != nil {
-		return commandline.UsageError(fmt.Errorf("--function-user: %w", err))
+		return commandline.Usagef("--function-user: %w", err)
 	}
 	cfg.FunctionUser = u
 	return nil
@@ -59,7 +58,7 @@ func (f *functionFlags) refuse(cfg *standalone.Config, stderr io.Writer, jsonLog
 		}
 	}
 	if problems.HasErrors() {
-		return commandline.ExitError{Code: commandline.ExitProblems}
+		return commandline.Problems()
 	}
 	return nil
 }

@@ -19,7 +19,7 @@ import (
 func invoke(t *testing.T, cmd *cobra.Command, stdin string, args ...string) commandlinetest.Outcome {
 	t.Helper()
 	var stdout, stderr bytes.Buffer
-	root := &cobra.Command{Use: "levada", SilenceErrors: true, SilenceUsage: true}
+	root := commandline.Root(&cobra.Command{Use: "levada"}, "dev")
 	root.AddCommand(cmd)
 	root.SetArgs(append([]string{cmd.Name()}, args...))
 	root.SetIn(strings.NewReader(stdin))
@@ -171,7 +171,7 @@ func TestValidateExitCodes(t *testing.T) {
 		code  int
 		says  string
 	}{
-		{"warnings are no errors", []string{"-"}, warned, 0, "<stdin>:7:33: warning LV1017"},
+		{"warnings are not errors", []string{"-"}, warned, 0, "<stdin>:7:33: warning LV1017"},
 		{"unless they are made so", []string{"--strict", "-"}, warned, commandline.ExitProblems, "<stdin>:7:33: error LV1017"},
 		{"errors", []string{"-"}, broken, commandline.ExitProblems, "1 manifest: 1 error, 1 warning"},
 		{"a directory", []string{dir}, "", commandline.ExitProblems, "2 manifests: 1 error, 2 warnings"},

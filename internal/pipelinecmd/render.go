@@ -15,10 +15,8 @@ func newRenderCommand() *cobra.Command {
 		Long: `Print manifests as YAML with all their defaults filled in, in a stable order, so that two of them can be compared.
 
 Problems go to the standard error output. With an error nothing is printed, and the exit code is 1.`,
-		Example:       "  levada render pipeline.yaml",
-		Args:          atLeastOneArgument,
-		SilenceUsage:  true,
-		SilenceErrors: true,
+		Example: "  levada render pipeline.yaml",
+		Args:    atLeastOneArgument,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			m := loadManifests(args, cmd.InOrStdin())
 			problems := append(m.problems, manifest.Validate(m.objects)...)
@@ -27,7 +25,7 @@ Problems go to the standard error output. With an error nothing is printed, and 
 				if err := writeText(cmd.ErrOrStderr(), problemPage{problems: problems, manifests: len(m.objects)}); err != nil {
 					return err
 				}
-				return commandline.ExitError{Code: commandline.ExitProblems}
+				return commandline.Problems()
 			}
 			for _, o := range m.objects {
 				v1alpha1.SetDefaults(o.Manifest)
@@ -40,8 +38,5 @@ Problems go to the standard error output. With an error nothing is printed, and 
 			return err
 		},
 	}
-	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
-		return commandline.ExitError{Code: commandline.ExitUsage, Err: err}
-	})
 	return cmd
 }

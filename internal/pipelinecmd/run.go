@@ -78,8 +78,7 @@ Exit codes:
 	flags.DurationVar(&f.interval, "interval", 2*time.Second, "time between two lines of progress")
 	flags.BoolVar(&f.allowDeadLetters, "allow-dead-letters", false, "exit with 0 also when messages were dead-lettered")
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "no progress, and no last line if all is well")
-	flags.StringVarP(&f.output, "output", "o", "auto", "progress as table, text or json; auto is a table on a terminal, and json with --log-format json")
-	commandline.OneOf(flags, "output", "auto", "table", "text", "json")
+	commandline.Enum(flags, &f.output, "output", "o", "format of the progress; auto is a table on a terminal, and json with --log-format json", "auto", "table", "text", "json")
 	commandline.Between(flags, "replicas", 1, 5) // what JetStream allows
 	commandline.AtLeast(flags, "interval", 100*time.Millisecond)
 	f.change.register(flags)
@@ -127,7 +126,7 @@ func run(cmd *cobra.Command, args []string, f *runFlags) error {
 		return commandline.UsageError(err)
 	}
 	if f.replicas > 1 && f.broker.url == "" {
-		return commandline.UsageError(fmt.Errorf("%s: %d replicas need a broker of your own (--nats): the one in this process has one", commandline.Given(cmd.Flags().Lookup("replicas")), f.replicas))
+		return commandline.Usagef("%s: %d replicas need a broker of your own (--nats): the one in this process has one", commandline.Given(cmd.Flags().Lookup("replicas")), f.replicas)
 	}
 	options, err := f.broker.options(cmd.Flags())
 	if err != nil {
@@ -200,11 +199,6 @@ func run(cmd *cobra.Command, args []string, f *runFlags) error {
 
 // oneFormat makes logs and progress of one kind: either all that is written to standard error is JSON, or nothing is.
 func (f *runFlags) oneFormat() error {
-	switch f.output {
-	case "auto", "json", "text", "table":
-	default:
-		return fmt.Errorf("--output is auto, table, text or json, not %q", f.output)
-	}
 	switch {
 	case f.output == "json" && f.log.Format == "auto":
 		f.log.Format = "json"
@@ -240,7 +234,7 @@ func loadRunnable(cmd *cobra.Command, args []string, stderr io.Writer, jsonLog *
 		}
 	}
 	if problems.HasErrors() {
-		return nil, commandline.ExitError{Code: commandline.ExitProblems}
+		return nil, commandline.Problems()
 	}
 	for _, o := range m.objects {
 		v1alpha1.SetDefaults(o.Manifest)

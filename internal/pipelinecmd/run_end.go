@@ -15,9 +15,6 @@ import (
 	"github.com/levada-io/levada/internal/standalone"
 )
 
-// exitDeadLetters is the exit code of a run that delivered everything but for what it dead-lettered.
-const exitDeadLetters = 3
-
 // runEnd is how a run ended.
 type runEnd struct {
 	result *standalone.Result // nil if nothing had been opened
@@ -50,7 +47,7 @@ func (o *runEnd) exitCode() int {
 	case kept:
 		return commandline.ExitProblems
 	case dead && !o.allowDeadLetters:
-		return exitDeadLetters
+		return commandline.ExitDeadLetters
 	}
 	return 0
 }

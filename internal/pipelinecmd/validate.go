@@ -1,7 +1,6 @@
 package pipelinecmd
 
 import (
-	"fmt"
 	_ "time/tzdata" // time zones of manifests are checked on machines without any
 
 	"github.com/spf13/cobra"
@@ -31,9 +30,7 @@ The exit code is 0 when there is no error, 1 when there is one, and 2 when the c
 		Example: `  levada validate pipeline.yaml
   levada validate --strict -o sarif deploy/ > levada.sarif
   kustomize build . | levada validate -`,
-		Args:          atLeastOneArgument,
-		SilenceUsage:  true,
-		SilenceErrors: true,
+		Args: atLeastOneArgument,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			write := problemFormats[format]
 			m := loadManifests(args, cmd.InOrStdin())
@@ -56,29 +53,24 @@ The exit code is 0 when there is no error, 1 when there is one, and 2 when the c
 				return err
 			}
 			if problems.HasErrors() {
-				return commandline.ExitError{Code: commandline.ExitProblems}
+				return commandline.Problems()
 			}
 			return nil
 		},
 	}
-	cmd.Flags().StringVarP(&format, "output", "o", "text", "text, json, sarif or github")
-	commandline.OneOf(cmd.Flags(), "output", "text", "json", "sarif", "github")
+	commandline.Output(cmd.Flags(), &format, "text", "json", "sarif", "github")
 	cmd.Flags().BoolVar(&strict, "strict", false, "make errors of warnings")
 	cmd.Flags().BoolVar(&runnable, "runnable", false, "also report what levada run could not start, or would ignore; with its --function and --secret-dir")
 	cmd.Flags().StringArrayVar(&functions, "function", nil, "with --runnable: VERTEX=COMMAND, as for levada run")
 	cmd.Flags().StringVar(&secretDir, "secret-dir", "", "with --runnable: directory of secrets, as for levada run")
-	cmd.Flags().StringVar(&excerpt, "excerpt", "auto", "show the line of each problem: auto (on terminals), always or never")
-	commandline.OneOf(cmd.Flags(), "excerpt", "auto", "always", "never")
-	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
-		return commandline.ExitError{Code: commandline.ExitUsage, Err: err}
-	})
+	commandline.Enum(cmd.Flags(), &excerpt, "excerpt", "", "whether to print the line of each problem; auto prints it on terminals", "auto", "always", "never")
 	return cmd
 }
 
 // atLeastOneArgument makes a command without a file a usage error.
 func atLeastOneArgument(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
-		return commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("%s needs a file, a directory, or - for the standard input", cmd.Name())}
+		return commandline.Usagef("%s needs a file, a directory, or - for the standard input", cmd.Name())
 	}
 	return nil
 }

@@ -126,7 +126,7 @@ func runVertex(cmd *cobra.Command, args []string, f *vertexFlags) error {
 	case signaled:
 		return commandline.ExitError{Code: signal.ExitCode()}
 	}
-	return commandline.ExitError{Code: commandline.ExitProblems}
+	return commandline.Problems()
 }
 
 // config is what to run. It refuses what is wrong with command line and manifest.
@@ -134,9 +134,9 @@ func (f *vertexFlags) config(cmd *cobra.Command, args []string, log *slog.Logger
 	stderr := cmd.ErrOrStderr()
 	switch {
 	case f.vertex == "":
-		return cfg, commandline.UsageError(errors.New("--vertex is needed: the name of the vertex that this process runs, for instance --vertex cat"))
+		return cfg, commandline.Usagef("--vertex is needed: the name of the vertex that this process runs, for instance --vertex cat")
 	case f.broker.url == "":
-		return cfg, commandline.UsageError(errors.New("--nats is needed: the broker that this vertex shares with the other vertices, for instance --nats nats://127.0.0.1:4222"))
+		return cfg, commandline.Usagef("--nats is needed: the broker that this vertex shares with the other vertices, for instance --nats nats://127.0.0.1:4222")
 	}
 	objects, err := loadRunnable(cmd, args, stderr, f.jsonLog(log))
 	if err != nil {
@@ -148,7 +148,7 @@ func (f *vertexFlags) config(cmd *cobra.Command, args []string, log *slog.Logger
 	}
 	objects, vertex, err := selectVertex(objects, f.vertex)
 	if err != nil {
-		return cfg, commandline.UsageError(fmt.Errorf("%s: %w", commandline.Given(cmd.Flags().Lookup("vertex")), err))
+		return cfg, commandline.Usagef("%s: %w", commandline.Given(cmd.Flags().Lookup("vertex")), err)
 	}
 	cfg = standalone.Config{
 		Objects: objects, Vertex: vertex, DataDir: f.dataDir, NATS: f.broker.url, Replicas: f.replicas, Commands: commands, Dir: directoryOf(args[0]),

@@ -49,7 +49,7 @@ func leasedVertices(ctx context.Context, state jetstream.KeyValue) (map[string]b
 // agree makes certain that the stored topology is the one of this process's manifest. The first process of a pipeline records it. A process with another manifest
 // is refused as levada run refuses it, and also for as long as processes with the stored topology run.
 //
-// Whoever changes the record holds the lease of the whole pipeline meanwhile, and has looked at the leases of all vertices after taking it. A process that
+// A process that changes the record holds the lease of the whole pipeline meanwhile, and has looked at the leases of all vertices after taking it. A process that
 // compares takes the lease of its vertex first and looks at that of the pipeline then. So either the change is seen by the comparison, or the process by the change.
 func (r *runner) agree(ctx context.Context, h *held) error {
 	self := r.self(h)

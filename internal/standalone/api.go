@@ -232,7 +232,7 @@ func (a *api) replay(w http.ResponseWriter, req *http.Request) error {
 	return p.Inject(l.Vertex, func() error { return replay(req.Context(), p.letters, l, into(p.writers(l.Vertex))) })
 }
 
-// replay gives a letter to its vertex once more, as a new message, and drops it once that is durable. The message is told by its id, so that a replay that
+// replay gives a letter to its vertex once more, as a new message, and drops it once that is durable. The message is recognized by its id, so that a replay that
 // is cut short and done again adds nothing.
 func replay(ctx context.Context, store *deadletter.Store, l *deadletter.Letter, write func(context.Context, *flow.Block, *flow.Encoder) error) error {
 	if write == nil {

@@ -80,7 +80,7 @@ func (r *runner) connect(ctx context.Context) (err error) {
 			return err
 		}
 		r.close = append(r.close, r.broker.Stop)
-		// Pull requests that end are no news; what matters is told by the calls that fail.
+		// Pull requests that end are no news; the calls that fail report what matters.
 		options = append(options, nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { r.log.Debug("broker", "error", err) }))
 		if r.conn, err = r.broker.Connect(options...); err != nil {
 			return fmt.Errorf("connect to the broker: %w", err)

@@ -108,7 +108,7 @@ func TestRestartOfABrokerWithBuffersInMemoryIsALoss(t *testing.T) {
 	}
 	nats.Restart(testserver.Fast)
 	if err := <-ended; err == nil {
-		t.Error("the loss of a buffer is no error")
+		t.Error("the loss of a buffer is not an error")
 	}
 	if p := end.Pipelines[0]; p.Lost != 300 || p.Buffered != 0 || p.InMemory != 0 {
 		t.Errorf("%d lost, %d in buffers, %d in memory", p.Lost, p.Buffered, p.InMemory)

@@ -49,7 +49,7 @@ func OpenDeadLetters(ctx context.Context, dataDir, natsURL string, options ...na
 	}
 	if natsURL == "" {
 		if _, err := os.Stat(filepath.Join(dataDir, "broker")); err != nil {
-			return nil, fmt.Errorf("%s is no data directory of `levada run`: name it with --data", dataDir)
+			return nil, fmt.Errorf("%s is not a data directory of `levada run`: name it with --data", dataDir)
 		}
 	}
 	return openLocal(ctx, dataDir, natsURL, options...)

@@ -82,7 +82,7 @@ type Config struct {
 	// that stand in the way are dropped instead; "all" for all of them.
 	DrainOld bool
 	Discard  []string
-	// Command is what a second run is told about this one.
+	// Command describes this run in the error of a second one.
 	Command string
 	// SkipCorrupt goes on when stored blocks are damaged or missing, having kept what is left of them in DataDir/corrupt.
 	SkipCorrupt bool

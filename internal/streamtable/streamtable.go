@@ -2,7 +2,7 @@
 // transaction that moves its job's offset. It is what `levada stream work --stream NAME=TABLE` uses.
 //
 // The table has the columns job, seq, key and value; key and value hold the bytes as they came. It has no index, which is the fastest
-// way in, and enough for exactly once, since the offset stands guard. Whoever reads single records adds an index.
+// way in, and enough for exactly once, since the committed offset prevents duplicates. Add an index to read single records.
 package streamtable
 
 import (
@@ -89,7 +89,7 @@ func checkName(name string, schemas bool) error {
 	}
 	for _, part := range parts {
 		if !identifier.MatchString(part) {
-			return fmt.Errorf("%w: %q is no table name: use up to 63 letters, digits and _, not beginning with a digit", ErrUnusable, name)
+			return fmt.Errorf("%w: %q is not a table name: use up to 63 letters, digits and _, not beginning with a digit", ErrUnusable, name)
 		}
 	}
 	if last := strings.ToLower(parts[len(parts)-1]); strings.HasPrefix(last, "levada_") || strings.HasPrefix(last, "sqlite_") || strings.HasPrefix(last, "pg_") {

@@ -29,7 +29,7 @@ type expecter interface{ Expected() string }
 
 // Decode reads a text into v, a pointer to a struct whose fields have yaml tags. It takes structs, pointers to them, slices, text, bool, int, float64,
 // time.Duration (as Go writes them) and encoding.TextUnmarshaler; other types panic, because they are a mistake of the program. A field that the
-// text does not name stays as it is. A text that has to look like something says so in a tag: expected:"host:port".
+// text does not name stays as it is. A tag declares the form that a text must have: expected:"host:port".
 //
 // What can be read is read even when there are problems, so that v can be looked at further; Add knows what to leave out then. A null is a
 // problem everywhere: "tls:" with everything behind it forgotten must not mean that there is no TLS.

@@ -14,7 +14,7 @@ import (
 	yaml "go.yaml.in/yaml/v3"
 )
 
-// MaxBytes of a text that is read. Together with the other bounds it keeps what a text may cost below some 200 MB, whoever wrote it; real
+// MaxBytes of a text that is read. Together with the other bounds it keeps what a text may cost below some 200 MB, also for a hostile text; real
 // configurations stay a hundred times below.
 const MaxBytes = 1 << 20
 

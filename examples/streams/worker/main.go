@@ -106,7 +106,7 @@ type user struct {
 	Name string
 }
 
-// copyUsers writes a batch, in the transaction that moves the job's offset. A record that is no JSON of a user is in quarantine already.
+// copyUsers writes a batch, in the transaction that moves the job's offset. A record that is not JSON of a user is in quarantine already.
 func copyUsers(ctx context.Context, tx pgx.Tx, b *stream.Batch, users []stream.Typed[user]) error {
 	var query struct{ Country string }
 	if err := json.Unmarshal(b.Job.Query, &query); err != nil {

@@ -41,7 +41,7 @@ type Vertex struct {
 	*vertex.Vertex
 	// Inputs are the partitions that the vertex reads, by number. This process is the only reader of each; a source has none.
 	Inputs []Input
-	// Outputs are the partitions that the vertex writes to and that another process reads. Whoever opened them closes them.
+	// Outputs are the partitions that the vertex writes to and that another process reads. The caller that opened them closes them.
 	Outputs []*buffer.Writer
 }
 

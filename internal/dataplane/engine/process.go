@@ -150,7 +150,7 @@ func (p *Process) start(s *stages) error {
 			})
 		}
 		s.ends.Go(func() {
-			// The end of sourcing is no error here: the process ends then, and not because everything is delivered.
+			// The end of sourcing is not an error here: the process ends then, and not because everything is delivered.
 			if err := pl.end(s.sourcing, p.Logger); err != nil && s.sourcing.Err() == nil {
 				s.fail(fmt.Errorf("%s %s: %w", pl.Kind, pl.Name, err))
 				<-s.sourcing.Done()

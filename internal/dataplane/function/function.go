@@ -54,7 +54,7 @@ type Config struct {
 	NoBlocks bool
 	// Output gets what the process prints, by the line. It is called concurrently.
 	Output func(line string)
-	// Died is told each time a process of user code ends that should not have, with why.
+	// Died is called with the reason each time a process of user code exits that should not have.
 	Died   func(reason string)
 	Logger *slog.Logger
 }
@@ -193,7 +193,7 @@ func (f *Function) PID() int {
 const firstTries = 3
 
 // Run starts the function and keeps it running until ctx ends, and then stops it. It returns an error only if the function cannot be started
-// at all; once it has been ready it is started again for ever.
+// at all; once it has been ready it is restarted without limit.
 func (f *Function) Run(ctx context.Context) error {
 	defer f.stopIsolated()
 	var retired *worker

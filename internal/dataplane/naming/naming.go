@@ -90,7 +90,7 @@ func (o Owner) Buffer(vertex string, partition int) string {
 	return bounded(o.prefix(), "_"+vertex+"_"+strconv.Itoa(partition))
 }
 
-// Consumer is the durable consumer of a vertex that reads a stream of somebody else.
+// Consumer is the durable consumer of a vertex that reads a stream that Levada does not own.
 func (o Owner) Consumer(vertex string) string { return bounded(o.prefix(), "_"+vertex) }
 
 // Payloads is the object store with the payloads of dead letters that are too large for a message of their stream.
@@ -165,7 +165,7 @@ const (
 	RoleBuffer      Role = "buffer"
 	RoleDeadLetters Role = "dead-letters"
 	RolePayloads    Role = "dead-letter-payloads"
-	RoleConsumer    Role = "source-consumer" // of a stream of somebody else
+	RoleConsumer    Role = "source-consumer" // of a stream that Levada does not own
 )
 
 // Tag says what a stream is for, and whose it is. It is written into the stream's metadata.
@@ -231,7 +231,7 @@ func TagOf(metadata map[string]string) (Tag, bool) {
 	return t, t.Owner.Name != ""
 }
 
-// ForeignError means that a stream or bucket is somebody else's.
+// ForeignError means that a stream or bucket has another owner.
 type ForeignError struct {
 	// Stream is its name, Have what its metadata says, Want what it was to be opened for.
 	Stream     string
@@ -242,7 +242,7 @@ func (e *ForeignError) Error() string {
 	return fmt.Sprintf("stream %s belongs to %v, and cannot be used for %v: give one of the two another name, or a broker account of its own", e.Stream, e.Have, e.Want)
 }
 
-// Check compares the tag with a stream's metadata. missing says that the stream has none of ours: it is of an old format, and whoever adopts it
+// Check compares the tag with a stream's metadata. missing says that the stream has none of ours: it is of an old format, and the process that adopts it
 // adds the tag. The error is a *ForeignError. The zero tag finds nothing wrong.
 func (t Tag) Check(stream string, metadata map[string]string) (missing bool, err error) {
 	if t == (Tag{}) {

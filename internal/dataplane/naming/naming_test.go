@@ -52,7 +52,7 @@ func TestNoTwoOwnersShareAName(t *testing.T) {
 				}
 				seen[name] = at
 				if bare := strings.TrimPrefix(name, "consumer "); len(bare) > 255 || strings.ContainsAny(bare, ".*> /\\\t\r\n") {
-					t.Fatalf("%q is no name for a stream or consumer", bare)
+					t.Fatalf("%q is not a name for a stream or consumer", bare)
 				}
 			}
 		}

@@ -26,7 +26,7 @@ const (
 	enabledFor = 5 * time.Second
 )
 
-// Link is a connection that reconnects for ever, and remembers what the server has refused.
+// Link is a connection that reconnects indefinitely, and remembers what the server has refused.
 type Link struct {
 	Conn *nats.Conn
 	// URL is where the server is, without credentials.
@@ -80,7 +80,7 @@ func (l *Link) Refused() error {
 }
 
 // CheckVersion returns an error if the server is older than 2.11. Before 2.10 a server ignores the metadata of streams, which says whose they are, and before 2.11
-// replicas cannot be asked by name. What a server says that is no version is let pass.
+// replicas cannot be asked by name. What a server says that is not a version is let pass.
 func CheckVersion(url, version string) error {
 	var major, minor int
 	if _, err := fmt.Sscanf(version, "%d.%d", &major, &minor); err != nil || major > 2 || major == 2 && minor >= 11 {

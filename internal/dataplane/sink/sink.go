@@ -58,7 +58,7 @@ const (
 	OnSuccess
 	// Nacked: the message is given again later.
 	Nacked
-	// Broken: the message is put aside; Failure says why.
+	// Broken: the message is dead-lettered; Failure says why.
 	Broken
 )
 

@@ -17,7 +17,7 @@ type Reader interface {
 	// Ack says that every message of the batch is durable in all outputs. Batches are acknowledged once each, in the order in which Read gave
 	// them. After a crash what was not acknowledged must come again, with the same positions or ids.
 	Ack(ctx context.Context, b *Batch) error
-	// Pending is how many messages wait outside; -1 if nobody knows.
+	// Pending is how many messages wait outside; -1 if unknown.
 	Pending(ctx context.Context) (int64, error)
 	// Close lets go of everything. What was acknowledged is remembered durably when it returns.
 	Close(ctx context.Context) error
@@ -45,7 +45,7 @@ type Batch struct {
 	// Stride is how many positions in a row go to the same partition of the next buffer; 0 means 256. For byte offsets something like 64 KiB.
 	Stride   uint64
 	Messages []flow.Message
-	// Broken are messages whose content the source cannot give, by their index in Messages, and why. They are put aside as dead letters instead of
+	// Broken are messages whose content the source cannot give, by their index in Messages, and why. They are dead-lettered instead of
 	// being processed, and the batch is acknowledged when that is durable. nil if there is none.
 	Broken map[int]*deadletter.Failure
 	// Token is for the driver's own use.

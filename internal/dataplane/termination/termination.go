@@ -49,7 +49,7 @@ const (
 	ReadFloor
 	// ReadEnd asks for the end of a partition, as the store knows it after the request was made: tell it to End.
 	ReadEnd
-	// Close asks that nobody outside of the pipeline write into the group's partitions from now on, and that those who are writing have ended: tell it to Closed.
+	// Close asks that no process outside of the pipeline write into the group's partitions from now on, and that those who are writing have ended: tell it to Closed.
 	Close
 	// EndInput asks that the loops of the group's vertices be told that their input has ended.
 	EndInput
@@ -75,7 +75,7 @@ type Tracker struct {
 	// floors and ends are what was read in this pass over the partitions of the group. Invariant: no end is read before all floors are.
 	floors, ends []uint64
 	moved        bool // a pass is to be made
-	closed       bool // nobody outside of the pipeline writes into the group
+	closed       bool // no process outside of the pipeline writes into the group
 }
 
 // group is a set of vertices that end together.

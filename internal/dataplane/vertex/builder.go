@@ -109,7 +109,7 @@ func (b *builder) stage(p *StagePlan) (forward.Stage, error) {
 		return s, err
 	}
 	if program.Map == nil {
-		return s, fmt.Errorf("its %s is %s, which is no function", role, program.Name)
+		return s, fmt.Errorf("its %s is the builtin %s, which is not a map function", role, program.Name)
 	}
 	s.Apply, s.NeedsIDs = program.Map, false
 	return s, nil
@@ -152,7 +152,7 @@ func (b *builder) udSource(_ context.Context, s *v1alpha1.Source, _ source.Posit
 		return &udsource.Source{Function: f, Timeout: b.lim.timeout}, nil
 	}
 	if p.Source == nil {
-		return nil, fmt.Errorf("its udsource is %s, which is no source", p.Name)
+		return nil, fmt.Errorf("its udsource is the builtin %s, which is not a source", p.Name)
 	}
 	return p.Source, nil
 }

@@ -23,7 +23,7 @@ import (
 // plan is what runs for a container. It is decided from the manifest and the flags alone, by the same code for a run and for `levada validate --runnable`.
 type plan struct {
 	command []string // nil: a builtin, or what attach says
-	attach  string   // the socket directory of a program that somebody else starts; empty: none
+	attach  string   // the socket directory of a program that is started elsewhere; empty: none
 	image   string
 	args    []string
 	values  map[string]string // variables of the contract and of the manifest
@@ -57,11 +57,11 @@ func (e *Env) Check(p manifest.PlacedContainer) error {
 	}
 	switch {
 	case role == function.UDSource && program.Source == nil:
-		return fmt.Errorf("its udsource is %s, which is no source", program.Name)
+		return fmt.Errorf("its udsource is the builtin %s, which is not a source", program.Name)
 	case (role == function.UDF || role == function.Transformer) && program.Map == nil:
-		return fmt.Errorf("its %s is %s, which is no function", role, program.Name)
+		return fmt.Errorf("its %s is the builtin %s, which is not a map function", role, program.Name)
 	case strings.HasSuffix(string(role), "udsink") && program.Sink == nil:
-		return fmt.Errorf("its %s is %s, which is no sink", role, program.Name)
+		return fmt.Errorf("its %s is the builtin %s, which is not a sink", role, program.Name)
 	}
 	return nil
 }

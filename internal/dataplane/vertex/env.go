@@ -68,7 +68,7 @@ type Env struct {
 	Output func(vertex string, role function.Role) func(line string)
 	// Source, if not nil, stands between a vertex and its source: it opens the source, or gives another reader.
 	Source func(vertex string, open func() (source.Reader, error)) (source.Reader, error)
-	// Announce is told of an address where a vertex listens.
+	// Announce is called with each address on which a vertex listens.
 	Announce func(vertex, what, address string)
 	// Replica is the number of this process among those that run the vertex, from 0.
 	Replica int
@@ -84,7 +84,7 @@ type Listen struct {
 	Host string
 	// Shared says that other vertices listen on the same host: where the default port is taken, any that is free is used.
 	Shared bool
-	// Address is what functions are told as the address of the pod and of the host (status.podIP, status.hostIP).
+	// Address is what functions get as the address of the pod and of the host (status.podIP, status.hostIP).
 	Address string
 }
 
@@ -177,7 +177,7 @@ func (e *Env) program(vertex string, role function.Role, c *v1alpha1.Container) 
 	return nil, c.Image, nil
 }
 
-// attachPrefix begins what stands for a program that somebody else starts: unix: and the directory in which it serves.
+// attachPrefix begins what stands for a program that is started elsewhere: unix: and the directory in which it serves.
 const attachPrefix = "unix:"
 
 // absolute resolves a command that is a path, like the other paths of a manifest.

@@ -79,7 +79,7 @@ func (b *builder) udSink(_ context.Context, role function.Role, s *v1alpha1.Abst
 		return udsink.Sink{Function: f}, nil
 	}
 	if p.Sink == nil {
-		return nil, fmt.Errorf("its %s is %s, which is no sink", role, p.Name)
+		return nil, fmt.Errorf("its %s is the builtin %s, which is not a sink", role, p.Name)
 	}
 	return p.Sink, nil
 }

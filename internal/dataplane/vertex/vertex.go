@@ -76,7 +76,7 @@ func (v *Vertex) Ready(ctx context.Context) error {
 	return nil
 }
 
-// Run moves messages until reading ends or the source does, then finishes what is in hand while ctx lives. Functions are not part of it: see RunFunctions.
+// Run moves messages until reading ends or the source does, then finishes what is in flight while ctx lives. Functions are not part of it: see RunFunctions.
 func (v *Vertex) Run(ctx, reading context.Context) error {
 	loops, ctx := errgroup.WithContext(ctx)
 	// When one loop fails the others stop reading, and finish what they have.

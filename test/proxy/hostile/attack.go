@@ -109,7 +109,7 @@ func (a Attack) Front(ctx context.Context, addr string) Result {
 	return r.result
 }
 
-// Back attacks whoever connects to the listener, until ctx ends.
+// Back attacks each client that connects to the listener, until ctx ends.
 func (a Attack) Back(ctx context.Context, l net.Listener) Result {
 	r, ctx, stop := a.start(ctx)
 	defer stop()

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/net/http2"
 )
 
-// Conn is one side of an HTTP/2 connection that keeps to no rule: it sends whatever frame it is told to, and counts what comes back. The Framer's Write
+// Conn is one side of an HTTP/2 connection that keeps to no rule: it sends any frame of the caller, and counts what comes back. The Framer's Write
 // methods are for one goroutine at a time; they fill a buffer, see Flush.
 type Conn struct {
 	net.Conn

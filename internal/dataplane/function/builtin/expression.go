@@ -117,7 +117,7 @@ func (e *evaluation) json(v any) map[string]any {
 	}
 	object := map[string]any{}
 	if err := json.Unmarshal([]byte(text), &object); err != nil {
-		panic(fmt.Errorf("%s is no JSON object: %w", strconv.Quote(shorten(text)), err))
+		panic(fmt.Errorf("%s is not a JSON object: %w", strconv.Quote(shorten(text)), err))
 	}
 	e.parsed, e.object = text, object
 	return object
@@ -142,7 +142,7 @@ func toInt(v any) int {
 			return n
 		}
 	}
-	panic(fmt.Errorf("%s is no whole number", shorten(fmt.Sprintf("%v", v))))
+	panic(fmt.Errorf("%s is not a whole number", shorten(fmt.Sprintf("%v", v))))
 }
 
 func toString(v any) string {

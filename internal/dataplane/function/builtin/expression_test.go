@@ -41,7 +41,7 @@ func TestExpressions(t *testing.T) {
 		}
 	}
 	for expression, want := range map[string]string{
-		`int(json(payload).name)`:      "is no whole number",
+		`int(json(payload).name)`:      "is not a whole number",
 		`json(json(payload).n)`:        "takes text",
 		`sprig.repeat(1000000, 'abc')`: "too long",
 		`sprig.div(1, 0)`:              "divide by zero",

@@ -186,7 +186,7 @@ func toFloat(v any) float64 {
 	case string:
 		return must(strconv.ParseFloat(w, 64))
 	}
-	panic(fmt.Errorf("%s is no number", shorten(fmt.Sprintf("%v", v))))
+	panic(fmt.Errorf("%s is not a number", shorten(fmt.Sprintf("%v", v))))
 }
 
 func ints(first any, more []any) []int {
@@ -222,7 +222,7 @@ func items(list any) []any {
 	case nil:
 		return nil
 	}
-	panic(fmt.Errorf("%T is no list", list))
+	panic(fmt.Errorf("%T is not a list", list))
 }
 
 func texts(v []any) []string {

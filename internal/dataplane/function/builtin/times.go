@@ -50,7 +50,7 @@ func nanoseconds(t time.Time) (int64, error) {
 	return t.UnixNano(), nil
 }
 
-// readDigits reads numbers: what they mean is told by how many digits there are, since times of our age have 10 in seconds, 13 in
+// readDigits reads numbers: the number of digits gives the unit, since times of our age have 10 in seconds, 13 in
 // milliseconds, 16 in microseconds and 19 in nanoseconds.
 func readDigits(text string) (ns int64, ok bool, err error) {
 	whole, fraction, hasFraction := strings.Cut(text, ".")
@@ -79,7 +79,7 @@ func readDigits(text string) (ns int64, ok bool, err error) {
 	case len(whole) == 4 && !hasFraction:
 		t, err = time.Parse("2006", whole)
 	default:
-		return 0, true, fmt.Errorf("the number %s is no time: seconds have 10 digits, milliseconds 13, microseconds 16, nanoseconds 19", shorten(text))
+		return 0, true, fmt.Errorf("the number %s is not a time: seconds have 10 digits, milliseconds 13, microseconds 16, nanoseconds 19", shorten(text))
 	}
 	if err != nil {
 		return 0, true, err

@@ -42,7 +42,7 @@ const (
 	Retry
 	// Suspect: it was in user code when that died. Isolate finds out whether it is to blame.
 	Suspect
-	// Broken: it is put aside, with its Failure.
+	// Broken: it is dead-lettered, with its Failure.
 	Broken
 	// Unbegun: it was not given to user code, because the caller said that nothing more shall be begun.
 	Unbegun

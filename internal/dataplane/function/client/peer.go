@@ -120,7 +120,7 @@ func (p *Peer) AskReady(ctx context.Context) (ready bool, reason string) {
 	return true, ""
 }
 
-// Open opens the way to call it that both sides know best. strays counts answers that nobody asked for.
+// Open opens the way to call it that both sides know best. strays counts unexpected responses.
 func (p *Peer) Open(ctx context.Context, l Limits, strays *atomic.Uint64, signs Signs) (Caller, error) {
 	announced := signs.Announced
 	if announced == nil {

@@ -58,7 +58,7 @@ var (
 type pipe struct {
 	codec  *codec
 	stream *wire.Stream
-	strays *atomic.Uint64 // answers nobody asked for
+	strays *atomic.Uint64 // unexpected responses
 	// announced tells which requests were in user code when the process died
 	announced Announcements
 
@@ -137,7 +137,7 @@ func (c *call) finish() (out []Outcome, notSent []int) {
 	return c.out, notSent
 }
 
-// openPipe opens the stream and shakes hands. strays is told of answers that nobody asked for.
+// openPipe opens the stream and shakes hands. strays is called for unexpected responses.
 func openPipe(ctx context.Context, address string, c *codec, limit, maxMessage int, strays *atomic.Uint64, announced Announcements) (*pipe, error) {
 	stream, err := openStream(ctx, address, c.method, c.handshake, maxMessage)
 	if err != nil {
@@ -153,7 +153,7 @@ func openPipe(ctx context.Context, address string, c *codec, limit, maxMessage i
 	return p, nil
 }
 
-// openStream dials and shakes hands; handshake is the request that says so, and any answer to it will do.
+// openStream dials and shakes hands; handshake is the handshake request, and any answer to it will do.
 func openStream(ctx context.Context, address, method string, handshake []byte, maxMessage int) (*wire.Stream, error) {
 	stream, err := wire.Dial(ctx, address, method, maxMessage)
 	if err != nil {

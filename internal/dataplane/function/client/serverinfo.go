@@ -67,7 +67,7 @@ func readServerInfo(path string) (*serverInfo, error) {
 	}
 	var info serverInfo
 	if err := json.Unmarshal(text, &info); err != nil {
-		return nil, fmt.Errorf("server info %s is no JSON: %w", filepath.Base(path), err)
+		return nil, fmt.Errorf("server info %s is not JSON: %w", filepath.Base(path), err)
 	}
 	return &info, nil
 }

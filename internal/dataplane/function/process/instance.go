@@ -164,7 +164,7 @@ func (i *Instance) live(started chan<- error, stdout, stderr io.ReadCloser) {
 	output.Go(func() { i.copyLines(stderr, &i.tail) })
 	i.state, _ = i.cmd.Process.Wait() // not cmd.Wait, which waits for all that have its output open
 	_ = syscall.Kill(-pid, syscall.SIGKILL)
-	// What it started is gone with it, or has left its group; in that case it may keep the output open for ever.
+	// What it started is gone with it, or has left its group; in that case it may keep the output open indefinitely.
 	late := time.AfterFunc(time.Second, func() {
 		_ = stdout.Close()
 		_ = stderr.Close()
@@ -246,7 +246,7 @@ func (i *Instance) askReady(ctx context.Context) (ready bool, reason string, err
 	return ready, reason, nil
 }
 
-// endedEarly is the error for a process that ended before it was ready. Where a second try cannot help, it says so.
+// endedEarly is the error for a process that ended before it was ready. It wraps ErrStart where a second try cannot help.
 func (i *Instance) endedEarly() error {
 	if b, err := os.ReadFile(filepath.Join(i.dir, enterErrorFile)); err == nil && len(b) > 0 {
 		return fmt.Errorf("%w: %s", ErrStart, b)
@@ -263,7 +263,7 @@ func (i *Instance) endedEarly() error {
 	return err
 }
 
-// Open opens the way to call it. strays counts answers that nobody asked for.
+// Open opens the way to call it. strays counts unexpected responses.
 func (i *Instance) Open(ctx context.Context, limits client.Limits, strays *atomic.Uint64) (client.Caller, error) {
 	defer i.slow.Stop()
 	c, err := i.peer.Open(ctx, limits, strays, client.Signs{

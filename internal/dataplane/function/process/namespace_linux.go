@@ -111,7 +111,7 @@ func (m mounting) attributes() *syscall.SysProcAttr {
 // CanMount reports whether functions can have volumes, and /var/run/numaflow each for itself.
 func CanMount() bool { return howToMount() != mountsNothing }
 
-// command prepares a process whose sockets lie in dir. env is told the directory as the process will see it.
+// command prepares a process whose sockets lie in dir. env is called with the directory as the process will see it.
 func command(cfg *Config, dir string, argv []string, env func(socketDir string) []string) (*exec.Cmd, error) {
 	way := howToMount()
 	if way == mountsInUserNS && cfg.User != nil {

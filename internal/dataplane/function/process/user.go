@@ -58,7 +58,7 @@ func ParseUser(s string) (*User, error) {
 	if hasGroup {
 		gid, err := strconv.ParseUint(group, 10, 31)
 		if err != nil {
-			return nil, fmt.Errorf("user %q: the group %q is no number; expected NAME, UID or UID:GID", s, group)
+			return nil, fmt.Errorf("user %q: the group %q is not a number; expected NAME, UID or UID:GID", s, group)
 		}
 		u.GID, u.Groups = int(gid), nil
 	}

@@ -27,7 +27,7 @@ func (w *Writer) load() error {
 		return fmt.Errorf("path: %w", err)
 	}
 	if !info.Mode().IsRegular() {
-		return fmt.Errorf("path: %s is no regular file, and only such a one can be cut back after a crash; use the stdout sink for a pipe", w.cfg.Path)
+		return fmt.Errorf("path: %s is not a regular file, and only a regular file can be truncated after a crash; use the stdout sink for a pipe", w.cfg.Path)
 	}
 	journal, err := w.fs.open(w.cfg.Path+Suffix, os.O_RDWR)
 	if errors.Is(err, os.ErrNotExist) {

@@ -5,7 +5,7 @@
 // is written again is recognised by its lane and positions (or ids) and left out. Writes of several lanes share one commit.
 //
 // Others may rename, remove, truncate or replace the file, or append to it, while the sink runs and while it does not: the sink goes on at the end of the
-// file that is there, and says so. One thing cannot be told: after a crash, what lies behind the last commit is taken for what the crash left, and
+// file that is there, and logs it. One thing cannot be detected: after a crash, what lies behind the last commit is taken for what the crash left, and
 // is cut away. A reader of the file may see, for the moment between data
 // and commit, what a crash would take back.
 package filesink
@@ -36,7 +36,7 @@ type Config struct {
 	Append bool
 	// Rotate says when a new file is begun. Default: never.
 	Rotate Rotation
-	// Logger gets what others did to the file. Default: nobody does.
+	// Logger gets what others did to the file. Default: no logger.
 	Logger *slog.Logger
 	// NoFsync leaves it to the system when the disk is written. The death of the process still loses nothing, a power loss may; the sink then
 	// refuses to start if the file is shorter than the journal says.
@@ -63,7 +63,7 @@ func (c Config) withDefaults() Config {
 // Suffix is what the journal's name has after the file's.
 const Suffix = ".levada-journal"
 
-// compactAt is the size at which the journal is written anew. A commit takes about 60 bytes, so that is every 70,000 commits.
+// compactAt is the size at which the journal is rewritten. A commit takes about 60 bytes, so that is every 70,000 commits.
 const compactAt = 4 << 20
 
 // Errors that callers match with errors.Is.
@@ -86,7 +86,7 @@ type Writer struct {
 	queue      *groupcommit.Queue
 	duplicates atomic.Int64
 
-	// Whoever commits uses these.
+	// Used by the leader of a group commit only.
 	data, journal file
 	end           int64 // of the committed data
 	journalEnd    int64

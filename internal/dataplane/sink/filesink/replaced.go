@@ -92,7 +92,7 @@ func (w *Writer) begin(why string) error {
 	case err != nil:
 		return refuse(err)
 	case !info.Mode().IsRegular():
-		return refuse(errors.New("it was replaced by what is no regular file; remove that"))
+		return refuse(errors.New("it was replaced by something that is not a regular file; remove that"))
 	case info.Size() > 0 && !w.cfg.Append:
 		return refuse(fmt.Errorf("%w; move it away", ErrForeign))
 	}
@@ -110,7 +110,7 @@ func (w *Writer) begin(why string) error {
 	return nil
 }
 
-// adopt takes size as the end of the data, whatever lies before it, and says so.
+// adopt takes size as the end of the data, whatever lies before it, and logs it.
 func (w *Writer) adopt(size int64, why, what string, bytes int64) error {
 	before := w.end
 	if size > 0 {

@@ -8,7 +8,7 @@ import (
 	"github.com/levada-io/levada/internal/flow"
 )
 
-// Queue holds the blocks that wait for a commit. Whoever finds nobody committing commits for all who wait.
+// Queue holds the blocks that wait for a commit. The first waiter becomes the leader and commits the group.
 type Queue struct {
 	commit func([]*flow.Block) error
 	// leading is held by the one who commits.
@@ -52,7 +52,7 @@ func (q *Queue) Do(ctx context.Context, b *flow.Block) error {
 	return r.err
 }
 
-// Hold waits until nobody commits, and keeps others from it until release is called.
+// Hold waits until no commit is running, and keeps others from committing until release is called.
 func (q *Queue) Hold(ctx context.Context) (release func(), err error) {
 	select {
 	case q.leading <- struct{}{}:
@@ -62,7 +62,7 @@ func (q *Queue) Hold(ctx context.Context) (release func(), err error) {
 	}
 }
 
-// Waiting returns how many blocks wait that nobody has begun with.
+// Waiting returns how many blocks wait that no commit has begun with.
 func (q *Queue) Waiting() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -89,7 +89,7 @@ func (q *Queue) lead() {
 	}
 }
 
-// withdraw takes a request back that nobody has begun.
+// withdraw takes back a request that no commit has begun with.
 func (q *Queue) withdraw(r *request) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()

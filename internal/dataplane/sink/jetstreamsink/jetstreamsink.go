@@ -23,7 +23,7 @@ import (
 
 // Config of a sink. The zero value of a field is its default.
 type Config struct {
-	// Conn is the connection, which the sink does not close. Required. It should reconnect for ever (nats.MaxReconnects(-1)).
+	// Conn is the connection, which the sink does not close. Required. It should reconnect indefinitely (nats.MaxReconnects(-1)).
 	Conn *nats.Conn
 	// Subject to publish to. Required, without wildcards.
 	Subject string
@@ -32,7 +32,7 @@ type Config struct {
 	// Writer names this sink among all that publish to the stream, whatever pipeline they are of: it begins each Nats-Msg-Id. Two sinks of one name
 	// would take each other's messages for their own.
 	Writer string
-	// Duplicates is told of messages that the stream had already when this process published them for the first time. Logger hears of them, too.
+	// Duplicates is called with the number of messages that the stream already had when this process first published them. Logger gets a warning, too.
 	Duplicates func(messages int)
 	Logger     *slog.Logger
 	// MaxPending is how many messages may wait for their confirmation, over all lanes. Default 4096: beyond that the server is no faster.
@@ -106,7 +106,7 @@ func (w *Writer) Write(ctx context.Context, b *flow.Block) ([]sink.Result, error
 	var duplicates []int
 	acks := make([]jetstream.PubAckFuture, len(b.Messages))
 	for i := range b.Messages {
-		// The stall is the back-pressure of MaxPending: as long as confirmations may take, it is no fault.
+		// The stall is the back-pressure of MaxPending: as long as confirmations may take, it is not a fault.
 		ack, err := w.js.PublishMsgAsync(w.message(&b.Messages[i]), jetstream.WithStallWait(w.cfg.AckTimeout))
 		if permanent(err) {
 			failed(i, err)

@@ -21,7 +21,7 @@ import (
 
 // Config of a sink.
 type Config struct {
-	// Conn is the connection, which the sink does not close. Required. It should reconnect for ever (nats.MaxReconnects(-1)).
+	// Conn is the connection, which the sink does not close. Required. It should reconnect indefinitely (nats.MaxReconnects(-1)).
 	Conn *nats.Conn
 	// Subject to publish to. Required, without wildcards.
 	Subject string
@@ -40,7 +40,7 @@ func (c Config) withDefaults() Config {
 // IDHeader carries the id of a message.
 const IDHeader = "X-Numaflow-Id"
 
-// ErrReconnected means that the connection was made anew during a write, so that nobody knows what the server got.
+// ErrReconnected means that the connection was re-established during a write, so that it is unknown what the server received.
 var ErrReconnected = errors.New("the connection was lost on the way")
 
 // Writer is the sink.
@@ -81,7 +81,7 @@ func (w *Writer) Write(ctx context.Context, b *flow.Block) ([]sink.Result, error
 	if err := w.cfg.Conn.FlushWithContext(ctx); err != nil {
 		return nil, fmt.Errorf("publish to %s: %w", w.cfg.Subject, err)
 	}
-	// A server that refuses a message says so before it answers the flush, and nobody else does: without this the message would be lost without a word.
+	// A server that refuses a message sends the error before it answers the flush, and no other call returns it: without this the message would be lost silently.
 	if err := w.cfg.Conn.LastError(); errors.Is(err, nats.ErrPermissionViolation) {
 		return nil, fmt.Errorf("publish to %s: %w: give the user the permission to publish to it", w.cfg.Subject, err)
 	}

@@ -136,7 +136,7 @@ func (l *log) create(ctx context.Context) error {
 	tx, err := l.write.BeginTx(ctx, nil)
 	if err != nil {
 		if strings.Contains(err.Error(), "not a database") {
-			return errors.New("it is no log of a stream sink; move it away")
+			return errors.New("it is not a log of a stream sink; move it away")
 		}
 		return err
 	}
@@ -150,7 +150,7 @@ func (l *log) create(ctx context.Context) error {
 	switch {
 	case version == 0 && application == 0 && tables == 0:
 	case application != applicationID:
-		return errors.New("it is no log of a stream sink; move it away")
+		return errors.New("it is not a log of a stream sink; move it away")
 	case version > formatVersion:
 		return fmt.Errorf("it was written by a newer version of Levada (format %d, this one knows %d)", version, formatVersion)
 	default:

@@ -16,7 +16,7 @@ func appendKey(b []byte, pos uint64) []byte { return fmt.Appendf(b, "%0*d", keyL
 func parseKey(key []byte) (uint64, error) {
 	pos, err := strconv.ParseUint(string(key), 10, 64)
 	if err != nil || len(key) != keyLength || pos == 0 {
-		return 0, fmt.Errorf("%w: %q is no position of a pipeline's stream", stream.ErrBadToken, key)
+		return 0, fmt.Errorf("%w: %q is not a position of a pipeline's stream", stream.ErrBadToken, key)
 	}
 	return pos, nil
 }

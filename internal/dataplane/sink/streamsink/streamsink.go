@@ -6,7 +6,7 @@
 // for more; the stream never ends. The position of a message in the log is its number, from 1 on and without a hole, and is the order key.
 //
 // The log has a random name, made together with it, which is the stream's generation: a reader of another log, such as the one before the
-// directory was lost, is told so and does not take the one for the other.
+// directory was lost, gets an error and does not take the one for the other.
 package streamsink
 
 import (
@@ -43,7 +43,7 @@ type Config struct {
 	// Payload says what of a message a record holds. Default Value.
 	Payload Payload
 	// MaxBytes and MaxAge bound the log: what is above or older is forgotten, the oldest first. The newest message is not forgotten for MaxBytes. Readers
-	// are not waited for: one that comes back too late is told that its position is gone. Default 0: all is kept.
+	// are not waited for: one that comes back too late gets the error that its position is gone. Default 0: all is kept.
 	MaxBytes int64
 	MaxAge   time.Duration
 	// IDWindow and MaxIDs bound the memory of ids of sources without positions, 10 minutes and 100000 by default. They must cover the time from
@@ -169,7 +169,7 @@ func (w *Writer) append(group []*flow.Block) error {
 // drainFor is how long readers get to take what is being sent to them, at the end. Whatever they do not get they ask for again.
 const drainFor = 2 * time.Second
 
-// Close implements sink.Writer. Readers are told to come back later.
+// Close implements sink.Writer. Readers get a status that they retry.
 func (w *Writer) Close(ctx context.Context) error {
 	w.closing.Do(func() {
 		drain, cancel := context.WithTimeout(ctx, drainFor)

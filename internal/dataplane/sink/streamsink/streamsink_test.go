@@ -339,7 +339,7 @@ func TestErrors(t *testing.T) {
 	}
 	defer busy.Close()
 	text, newer := filepath.Join(dir, "text"), filepath.Join(dir, "newer.sqlite")
-	if err := os.WriteFile(text, []byte(strings.Repeat("these are no pages of a database\n", 100)), 0o644); err != nil {
+	if err := os.WriteFile(text, []byte(strings.Repeat("these are not pages of a database\n", 100)), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	w := open(t, Config{Path: newer})

@@ -1,4 +1,4 @@
-// Package filesource reads messages from a file: to its end, or for ever as it grows.
+// Package filesource reads messages from a file: to its end, or following it as it grows.
 //
 // It is exact: the position of a message is where its record starts in the file, so that after any crash the same messages come again
 // under the same positions. The last line of a file that is not followed counts without its line end; what is appended to the file before a
@@ -39,7 +39,7 @@ type Config struct {
 	// Delimiter of CSV fields, and what becomes of malformed records; see records.Config.
 	Delimiter   byte
 	OnMalformed records.Policy
-	// Logger gets what is skipped, and Skipped counts it. Default: nobody does.
+	// Logger gets what is skipped, and Skipped counts it. Default: no logger.
 	Logger  *slog.Logger
 	Skipped func(records, bytes int)
 	// MaxRecord is the largest line or record in bytes. Default 16 MiB.

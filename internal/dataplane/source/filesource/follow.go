@@ -94,7 +94,7 @@ func (r *Reader) size() (uint64, error) {
 	return uint64(info.Size()), nil
 }
 
-// replaced reports whether another file lies at the path. None is no sign: whoever rotates the file is in the middle of it.
+// replaced reports whether another file lies at the path. A missing file is no sign: the rotation may not be complete yet.
 func (r *Reader) replaced() (bool, error) {
 	now, err := os.Stat(r.cfg.Path)
 	if errors.Is(err, os.ErrNotExist) {

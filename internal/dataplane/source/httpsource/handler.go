@@ -88,7 +88,7 @@ func (r *Reader) accept(w http.ResponseWriter, in *http.Request) (*request, *ref
 	if text := in.Header.Get(eventTimeHeader); text != "" {
 		ms, err := strconv.ParseInt(strings.TrimSpace(text), 10, 64)
 		if err != nil || ms > maxMilliseconds || ms < -maxMilliseconds {
-			return nil, &refusal{http.StatusBadRequest, fmt.Sprintf("%s: %q is no time in milliseconds since 1970", eventTimeHeader, text)}
+			return nil, &refusal{http.StatusBadRequest, fmt.Sprintf("%s: %q is not a time in milliseconds since 1970", eventTimeHeader, text)}
 		}
 		eventTime = ms * int64(time.Millisecond)
 	}

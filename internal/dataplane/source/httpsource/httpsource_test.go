@@ -171,7 +171,7 @@ func TestMessagesWithoutIDAreDifferent(t *testing.T) {
 		b := read(t, r)
 		ids[b.Messages[0].ID] = true
 		if !regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$`).MatchString(b.Messages[0].ID) {
-			t.Fatalf("%q is no UUIDv7", b.Messages[0].ID)
+			t.Fatalf("%q is not a UUIDv7", b.Messages[0].ID)
 		}
 		must(t, r.Ack(t.Context(), b))
 		wantStatus(t, status, 200)

@@ -27,7 +27,7 @@ import (
 
 // Config of a source. The zero value of a field is its default.
 type Config struct {
-	// Conn is the connection, which the source does not close. Required. It should reconnect for ever (nats.MaxReconnects(-1)).
+	// Conn is the connection, which the source does not close. Required. It should reconnect indefinitely (nats.MaxReconnects(-1)).
 	Conn *nats.Conn
 	// Stream to read. Required.
 	Stream string
@@ -44,14 +44,14 @@ type Config struct {
 	DeliverPolicy string
 	// FilterSubjects are the subjects to read. Default: all.
 	FilterSubjects []string
-	// AckWait is how long the server waits for a sign of life before it gives a message to another pod. Default 30 s. Messages in hand are
+	// AckWait is how long the server waits for a sign of life before it gives a message to another pod. Default 30 s. Messages in flight are
 	// reported to be so every third of it. A consumer that is there keeps its own.
 	AckWait time.Duration
-	// MaxAckPending is how many messages all pods together may have in hand. Default 25000. A consumer that is there keeps its own.
+	// MaxAckPending is how many messages all pods together may have in flight. Default 25000. A consumer that is there keeps its own.
 	MaxAckPending int
 	// ReadAhead is how many messages wait here for Read. Default 1000: two blocks.
 	ReadAhead int
-	// Logger hears of a stream that was deleted and created again.
+	// Logger gets a warning when a stream was deleted and recreated.
 	Logger *slog.Logger
 }
 
@@ -98,7 +98,7 @@ type place struct {
 	stored int64 // nanoseconds since 1970, by the server's clock
 }
 
-// item is a message in hand.
+// item is a message in flight.
 type item struct {
 	place
 	life    *opened
@@ -280,7 +280,7 @@ func (r *Reader) Pending(ctx context.Context) (int64, error) {
 	return int64(info.NumPending), nil
 }
 
-// Close implements source.Reader. What is in hand goes back, so that it comes again at once and not after AckWait.
+// Close implements source.Reader. Messages in flight are nacked, so that they are redelivered at once and not after AckWait.
 func (r *Reader) Close(ctx context.Context) error {
 	var err error
 	r.close.Do(func() {

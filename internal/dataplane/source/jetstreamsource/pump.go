@@ -73,7 +73,7 @@ func (r *Reader) fetch(n int) error {
 	return nil
 }
 
-// arrived puts a message into ready, which has room for it, unless it is in hand already.
+// arrived puts a message into ready, which has room for it, unless it is already in flight.
 func (r *Reader) arrived(life *opened, in jetstream.Msg) error {
 	about, err := in.Metadata()
 	if err != nil {
@@ -109,7 +109,7 @@ func (r *Reader) id(life *opened, at place) string {
 	return id + ":" + strconv.FormatInt(at.stored, 36)
 }
 
-// keepAlive tells the server what is in hand, three times in the time after which it would give it to another.
+// keepAlive tells the server what is in flight, three times in the time after which it would give it to another.
 func (r *Reader) keepAlive() {
 	r.mu.Lock()
 	every := r.ackWait / 3

@@ -22,7 +22,7 @@ import (
 
 // Config of a source. The zero value of a field is its default.
 type Config struct {
-	// Conn is the connection, which the source does not close. Required. It should reconnect for ever (nats.MaxReconnects(-1)).
+	// Conn is the connection, which the source does not close. Required. It should reconnect indefinitely (nats.MaxReconnects(-1)).
 	Conn *nats.Conn
 	// Subject to subscribe to, with wildcards if you like. Required.
 	Subject string
@@ -30,7 +30,7 @@ type Config struct {
 	Queue string
 	// QueueMessages and QueueBytes bound what waits here; above either, messages are dropped and counted. Default 65536 and 64 MiB.
 	QueueMessages, QueueBytes int
-	// Logger hears of dropped messages. Default: nobody does.
+	// Logger gets a warning about dropped messages. Default: none.
 	Logger *slog.Logger
 }
 
@@ -146,7 +146,7 @@ func (r *Reader) Dropped() (int, error) { return r.sub.Dropped() }
 // Ack implements source.Reader. There is nobody to tell.
 func (r *Reader) Ack(context.Context, *source.Batch) error { return nil }
 
-// Pending implements source.Reader: nobody knows what will be published.
+// Pending implements source.Reader. It is unknown what will be published.
 func (r *Reader) Pending(context.Context) (int64, error) { return -1, nil }
 
 // Close implements source.Reader.

@@ -61,7 +61,7 @@ func TestFormats(t *testing.T) {
 		{"json lines", Config{Format: NDJSON}, "{\"a\": 1}\n\n [2]\r\n\"x\"", []string{`{"a": 1}`, `[2]`, `"x"`}, []uint64{1, 11, 17}},
 		{"columns keep their order", Config{Format: CSV}, "z,a\n1,2\n\n\"q\"\"\r\n,\",\n", []string{`{"z":"1","a":"2"}`, `{"z":"q\"\n,","a":""}`}, []uint64{5, 10}},
 		{"no header", Config{Format: CSV, NoHeader: true}, "z,a\n1\n", []string{`["z","a"]`, `["1"]`}, []uint64{1, 5}},
-		{"a byte order mark is no part of the first column", Config{Format: CSV}, "\xef\xbb\xbfid\n7\n", []string{`{"id":"7"}`}, []uint64{7}},
+		{"a byte order mark is not a part of the first column", Config{Format: CSV}, "\xef\xbb\xbfid\n7\n", []string{`{"id":"7"}`}, []uint64{7}},
 		{"nothing", Config{Format: CSV}, "", nil, nil},
 	} {
 		t.Run(test.name, func(t *testing.T) {

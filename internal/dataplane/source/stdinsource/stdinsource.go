@@ -1,6 +1,6 @@
 // Package stdinsource reads messages from the standard input, or another stream that can be read once, to its end.
 //
-// What was read and is not yet durable in the next buffer is lost if the process dies: nobody can ask a pipe for it again. That is at most what
+// What was read and is not yet durable in the next buffer is lost if the process dies: a pipe cannot be read again. That is at most what
 // is in flight. A failure that the process survives loses nothing. Put what must not be lost into a file, and use the file source.
 package stdinsource
 
@@ -29,7 +29,7 @@ type Config struct {
 	// Delimiter of CSV fields, and what becomes of malformed records; see records.Config.
 	Delimiter   byte
 	OnMalformed records.Policy
-	// Logger gets what is skipped, and Skipped counts it. Default: nobody does.
+	// Logger gets what is skipped, and Skipped counts it. Default: no logger.
 	Logger  *slog.Logger
 	Skipped func(records, bytes int)
 	// MaxRecord is the largest line or record in bytes. Default 16 MiB.
@@ -208,7 +208,7 @@ func (r *Reader) more(ctx context.Context) error {
 // Ack implements source.Reader. There is nothing to remember: a stream cannot be read again.
 func (r *Reader) Ack(context.Context, *source.Batch) error { return nil }
 
-// Pending implements source.Reader: nobody knows.
+// Pending implements source.Reader. The number is unknown.
 func (r *Reader) Pending(context.Context) (int64, error) { return -1, nil }
 
 // Close implements source.Reader. A read that waits for a terminal, or for anything else that cannot be closed, ends with the process; Close does

@@ -50,10 +50,10 @@ func (p Payload) message(r *stream.Record) (m flow.Message, err error) {
 	}
 	var e envelope
 	if err := json.Unmarshal(r.Value, &e); err != nil {
-		return m, fmt.Errorf("it is no message as JSON, which payload: message asks for: %w", err)
+		return m, fmt.Errorf("it is not a message as JSON, which payload: message asks for: %w", err)
 	}
 	if e.Value == nil && e.ValueBase64 == nil {
-		return m, errors.New("it is no message as JSON, which payload: message asks for: there is neither value nor valueBase64")
+		return m, errors.New("it is not a message as JSON, which payload: message asks for: there is neither value nor valueBase64")
 	}
 	m.Keys, m.Value = e.Keys, e.ValueBase64
 	if e.Value != nil {

@@ -61,7 +61,7 @@ func (c *Config) parse(b []byte) (at stream.Checkpoint, err error) {
 	}
 	digest, err := hex.DecodeString(s.Digest)
 	if err != nil || len(digest) != len(at.Digest) {
-		return at, fmt.Errorf("saved position of stream %s: %q is no digest", c.Stream, s.Digest)
+		return at, fmt.Errorf("saved position of stream %s: %q is not a digest", c.Stream, s.Digest)
 	}
 	at = stream.Checkpoint{Seq: s.Seq, Token: s.Token, Bytes: s.Bytes, Bad: s.Bad, Done: s.Done}
 	copy(at.Digest[:], digest)

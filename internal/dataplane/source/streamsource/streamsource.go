@@ -3,7 +3,7 @@
 // It is exact: the position of a message is the number of its record in the stream, so that after any crash the same messages come again
 // under the same positions. What is saved is the stream's checkpoint: the producer's token, the number and the digest, with which the next run
 // goes on and still finds a record that is lost, doubled or changed. When the producer says that the stream is another one now, or that the
-// records after the position are gone, the source says so and stops, since positions would otherwise name two messages.
+// records after the position are gone, the source stops with an error, since positions would otherwise name two messages.
 package streamsource
 
 import (
@@ -150,7 +150,7 @@ func New(ctx context.Context, cfg Config) (*Reader, error) {
 	r.saver = &position.Saver{Store: cfg.Positions, Partition: cfg.Partition, Every: cfg.SaveEvery, Encode: r.encode}
 	r.stream, err = stream.NewReader(stream.ReaderConfig{
 		Dial: r.conns.Dial, Stream: cfg.Stream, Query: cfg.Query, Name: cfg.Name, MaxRecord: maxRecord, MaxRecords: cfg.Batch, MaxInFlight: cfg.MaxInFlight,
-		// A pipeline waits for its source for as long as it takes, and says so.
+		// A pipeline waits for its source for as long as it takes, and logs it.
 		NoProgress: -1, Retry: cfg.Retry, Logger: slog.New(slog.DiscardHandler), Observe: r.observe,
 	}, at)
 	if err != nil {
@@ -202,7 +202,7 @@ func (r *Reader) next(ctx context.Context) error {
 		return err
 	default:
 	}
-	// While nothing comes, the last position is saved, and faults are told.
+	// While nothing comes, the last position is saved, and faults are reported.
 	slice, cancel := context.WithTimeout(ctx, max(r.cfg.SaveEvery, time.Millisecond))
 	defer cancel()
 	d, err := r.stream.Next(slice)
