@@ -87,18 +87,24 @@ func namesakes(objects []Object) Problems {
 // bufferServices warns of pipelines whose buffer service is not among those of the manifests. Where there are none, they are defined elsewhere.
 func bufferServices(objects []Object) (problems Problems) {
 	named := map[string][]string{} // by namespace
+	services := map[[2]string]*v1alpha1.InterStepBufferService{}
 	for _, o := range objects {
 		if s, ok := o.Manifest.(*v1alpha1.InterStepBufferService); ok {
 			named[s.Namespace] = append(named[s.Namespace], s.Name)
+			services[[2]string{s.Namespace, s.Name}] = s
 		}
 	}
 	check := func(o Object, spec *v1alpha1.PipelineSpec, at path) {
 		known := named[o.Manifest.GetNamespace()]
 		name := cmp.Or(spec.InterStepBufferServiceName, v1alpha1.DefaultISBName)
+		r := &report{object: o}
+		if s := services[[2]string{o.Manifest.GetNamespace(), name}]; s != nil {
+			blocksFit(r, s)
+			problems = append(problems, r.problems...)
+		}
 		if len(known) == 0 || contains(known, name) {
 			return
 		}
-		r := &report{object: o}
 		r.add(at.at("interStepBufferServiceName"), Problem{
 			Code: CodeISBUnknown, Message: fmt.Sprintf("no InterStepBufferService of these files is called %s", quote(name)), Expected: oneOf(known), DidYouMean: r.suggest(name, known),
 		})

@@ -24,6 +24,9 @@ var jetStreamVersions = []string{
 	"2.10.3", "2.10.11", "2.10.17", "2.10.29", "2.12.7",
 }
 
+// minBufferBytes is the smallest limit of a buffer in bytes: one block of the default size is read while the next one is written.
+const minBufferBytes = 1 << 20
+
 func checkBufferService(r *report, s *v1alpha1.InterStepBufferServiceSpec) {
 	js := s.JetStream
 	if js == nil {
@@ -171,6 +174,12 @@ func bufferStreamIsSafe(r *report, c *v1alpha1.BufferConfig, servers int32, at p
 	within(r, s.Retention, 0, 2, at.at("retention"), CodeBufferConfig)
 	within(r, s.Storage, 0, 1, at.at("storage"), CodeBufferConfig)
 	within(r, s.Replicas, 1, 5, at.at("replicas"), CodeBufferConfig)
+	if n := s.MaxBytes; n != nil && *n > 0 && *n < minBufferBytes {
+		r.add(at.at("maxBytes"), Problem{
+			Code: CodeBufferConfig, Message: fmt.Sprintf("maxBytes is %d, which has no room for two blocks: writers would wait and nothing would move", *n),
+			Expected: fmt.Sprintf("at least %d, or -1 for no limit", minBufferBytes),
+		})
+	}
 	notNegative(r, s.MaxAge, at.at("maxAge"))
 	notNegative(r, s.Duplicates, at.at("duplicates"))
 	if s.Retention != nil {
@@ -205,6 +214,24 @@ func bufferStreamIsSafe(r *report, c *v1alpha1.BufferConfig, servers int32, at p
 		r.add(at.at("duplicates"), Problem{
 			Code: CodeDuplicates, Message: fmt.Sprintf("duplicates %s is shorter than ackWait %s: a message that is delivered again may count twice", s.Duplicates.Duration, ackWait),
 			Expected: fmt.Sprintf("at least %s", ackWait),
+		})
+	}
+}
+
+// blocksFit reports blocks of a pipeline that its buffers have no room for. The service itself is checked for blocks of the default size.
+func blocksFit(r *report, s *v1alpha1.InterStepBufferService) {
+	block, ok := v1alpha1.BlockBytes(r.object.Manifest)
+	if !ok || s.Spec.JetStream == nil {
+		return
+	}
+	c, err := ParseBufferConfig(s.Spec.JetStream.BufferConfig)
+	if err != nil || c.Stream.MaxBytes == nil {
+		return
+	}
+	if n := *c.Stream.MaxBytes; n >= minBufferBytes && n < 2*block {
+		r.add(path("metadata.annotations").key(v1alpha1.AnnotationBlockBytes), Problem{
+			Code: CodeAnnotationValue, Message: fmt.Sprintf("blocks of %d bytes do not fit twice into the buffers of InterStepBufferService %s, whose maxBytes is %d: writers would wait and nothing would move", block, s.Name, n),
+			Expected: fmt.Sprintf("at most %d, or a maxBytes of at least %d", n/2, 2*block),
 		})
 	}
 }
