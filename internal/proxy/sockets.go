@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -50,6 +51,9 @@ type unixSocket struct {
 	*net.UnixListener
 	path string
 	file fs.FileInfo
+	// unlinked: the file is removed once at most. A file system gives the number of a removed file to the next one, so what is at the path later may look like this
+	// listener's own file, and be the socket of the listener that was opened after it.
+	unlinked sync.Once
 }
 
 // listenUnix listens at a path. A socket at which nobody listens any more, as a process that was killed leaves it, is replaced; everything else that is there is an error.
@@ -109,9 +113,11 @@ func (s *unixSocket) Close() error {
 
 // unlink removes the file, if it is still this listener's.
 func (s *unixSocket) unlink() {
-	if now, err := os.Lstat(s.path); err == nil && os.SameFile(now, s.file) {
-		_ = os.Remove(s.path)
-	}
+	s.unlinked.Do(func() {
+		if now, err := os.Lstat(s.path); err == nil && os.SameFile(now, s.file) {
+			_ = os.Remove(s.path)
+		}
+	})
 }
 
 // Addr is the path that callers know.
