@@ -116,7 +116,7 @@ func Each(handle func(ctx context.Context, b *Batch, r Record) error) EachHandle
 			err := handle(ctx, b, r)
 			switch {
 			case err == nil:
-			case verdictOf(err) == verdictSkip:
+			case VerdictOf(err) == VerdictSkip:
 				b.Skip(r, err)
 			default:
 				return fmt.Errorf("record %d: %w", r.Seq, err)

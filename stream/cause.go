@@ -59,10 +59,10 @@ func causeOf(err error) cause {
 	if _, ok := errors.AsType[*tooSlowError](err); ok {
 		return cause{reason: ReasonTooSlow, limit: noProgress}
 	}
-	switch verdictOf(err) {
-	case verdictLater:
+	switch VerdictOf(err) {
+	case VerdictLater:
 		return cause{reason: ReasonOf(err).or(ReasonDependentRows), limit: dependent}
-	case verdictRetry:
+	case NoVerdict, VerdictRetry:
 		if reason := outageOf(err); reason == ReasonTooSlow {
 			return cause{reason: reason, limit: noProgress}
 		} else if reason != "" {
@@ -70,7 +70,7 @@ func causeOf(err error) cause {
 		}
 	}
 	reason := ReasonOf(err).or(correctable(err)).or(ReasonHandlerFailed)
-	if MarkOf(err) == "retry" {
+	if VerdictOf(err) == VerdictRetry {
 		return cause{reason: reason}
 	}
 	return cause{reason: reason, limit: noProgress}
@@ -204,7 +204,7 @@ func (r *run) fail(err error, c cause) error {
 	r.event(Event{Kind: EventRetry, Reason: c.reason, Err: err})
 	r.report(err, c, after)
 	r.last = &leaveError{c, err}
-	config := r.w.config
+	config := r.config
 	switch c.limit {
 	case denied:
 		if r.stall.Denied += spent; config.DeniedGrace >= 0 && r.stall.Denied >= config.DeniedGrace {
@@ -267,11 +267,5 @@ func (r *run) setPatience(d time.Duration) {
 	if r.patience = d; r.pinned {
 		return
 	}
-	r.w.mu.Lock()
-	defer r.w.mu.Unlock()
-	if d == r.config.DependencyWait {
-		delete(r.w.patience, r.job.ID)
-		return
-	}
-	r.w.patience[r.job.ID] = d
+	r.host.keepPatience(r.job.ID, d, d == r.config.DependencyWait)
 }

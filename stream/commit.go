@@ -15,10 +15,7 @@ func (r *run) process(records []Record, token []byte) error {
 		return r.deliver(sink, records, token)
 	}
 	for len(records) > 0 {
-		n := min(len(records), r.config.CommitRecords)
-		if r.journal.Probe > 0 {
-			n = min(n, r.journal.Probe)
-		}
+		n := r.suspicion.limit(min(len(records), r.config.CommitRecords))
 		if r.inTime > 0 {
 			n = min(n, r.inTime)
 		}
@@ -36,8 +33,8 @@ func (r *run) process(records []Record, token []byte) error {
 
 // settle has records accounted for: committed, or in quarantine. It halves them to find the one that is bad.
 func (r *run) settle(records []Record, token []byte) error {
-	if r.condemned == records[0].Seq {
-		err := r.quarantineCondemned(records, r.checkpoint.Token)
+	if r.suspicion.poison == records[0].Seq {
+		err := r.quarantinePoison(records, r.checkpoint.Token)
 		if err != nil || len(records) == 1 {
 			return err
 		}
@@ -104,8 +101,8 @@ func (r *run) isBad(err error, last uint64) bool {
 	if _, isPanic := errors.AsType[*PanicError](err); isPanic {
 		return true
 	}
-	verdict := verdictOf(err)
-	return verdict == verdictSkip || verdict == verdictLater && !r.patient(last)
+	verdict := VerdictOf(err)
+	return verdict == VerdictSkip || verdict == VerdictLater && !r.patient(last)
 }
 
 // refusal is an attempt at a record alone, which is bad.
@@ -153,7 +150,7 @@ func (r *run) afterRefusal(err error) error {
 		return err
 	case errors.Is(err, ErrTooManyBad):
 		return &failure{ReasonTooManyBad, err}
-	case verdictOf(err) == verdictHalt:
+	case VerdictOf(err) == VerdictHalt:
 		return &failure{ReasonHalted, err}
 	case r.own.Err() != nil:
 		return context.Cause(r.own)
@@ -193,7 +190,7 @@ func (r *run) commit(records []Record, token []byte, put *Quarantined) error {
 		return err
 	}
 	defer r.giveHand()
-	between := withHand(r.journal, 0)
+	between := r.suspicion.inFlight(0)
 	err = r.step(next, batch, aside)
 	if err != nil && suspect {
 		if err := r.note(between); err != nil {
@@ -256,7 +253,7 @@ func (r *run) step(next Checkpoint, batch *Batch, aside []Quarantined) error {
 // resolve finds out what became of a commit that has failed with err. Without an error it was stored, with bad records in quarantine.
 func (r *run) resolve(prev, next Checkpoint, err error) (bad uint64, _ error) {
 	_, isPanic := errors.AsType[*PanicError](err)
-	if isPanic || errors.Is(err, ErrFenced) || verdictOf(err) != verdictRetry {
+	if isPanic || errors.Is(err, ErrFenced) || !retried(VerdictOf(err)) {
 		return 0, err // certain: nothing was stored
 	}
 	stored, e := r.askSink()

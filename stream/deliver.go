@@ -22,9 +22,6 @@ type finished struct {
 	aside      []Quarantined
 }
 
-// maxFinished bounds Worker.finished. Jobs that others went on with stay in it.
-const maxFinished = 1000
-
 // delivery hands records over to a handler of AtLeastOnce, in slices.
 type delivery struct {
 	r       *run
@@ -60,8 +57,8 @@ func (r *run) deliver(sink *atLeastOnce, records []Record, token []byte) error {
 func (d *delivery) next() error {
 	r := d.r
 	n := r.sliceOf(len(d.records))
-	if r.condemned == d.records[0].Seq {
-		if err := r.quarantineCondemned(d.records, d.position(1)); err != nil {
+	if r.suspicion.poison == d.records[0].Seq {
+		if err := r.quarantinePoison(d.records, d.position(1)); err != nil {
 			return err
 		}
 		d.records = d.records[1:]
@@ -78,7 +75,7 @@ func (d *delivery) next() error {
 	case failed == nil:
 		return nil
 	case done < n:
-	case verdictOf(failed) == verdictHalt:
+	case VerdictOf(failed) == VerdictHalt:
 		return r.afterRefusal(failed)
 	default: // the error is about no record: all are finished and committed
 		r.log.Warn("handler failed after it had finished all its records, they are committed", "to", r.checkpoint.Seq, "error", failed)
@@ -144,11 +141,7 @@ func (d *delivery) blame(rest []Record, at []byte, failed error) error {
 // sliceOf returns how many of the records are handed over at once.
 func (r *run) sliceOf(records int) int {
 	r.slice = min(max(r.slice, 1), r.config.CommitRecords)
-	n := min(records, r.slice)
-	if r.journal.Probe > 0 {
-		n = min(n, r.journal.Probe)
-	}
-	return n
+	return r.suspicion.limit(min(records, r.slice))
 }
 
 // handOver calls the handler with the records that could be made, and commits what it has finished: done records. failed is the handler's error,
@@ -172,7 +165,7 @@ func (r *run) handOver(sink *atLeastOnce, records []Record, token []byte) (done 
 	}
 	if finished == 0 {
 		if suspect {
-			return 0, failed, r.note(withHand(r.journal, 0))
+			return 0, failed, r.note(r.suspicion.inFlight(0))
 		}
 		return 0, failed, nil
 	}
@@ -242,11 +235,11 @@ func (r *run) callHandler(handle func(ctx context.Context) error) error {
 	ctx, cancel := context.WithCancelCause(r.drain)
 	defer cancel(nil)
 	defer context.AfterFunc(r.own, func() {
-		wait(ctx, time.Until(r.sinceRenewal().Add(r.w.config.Lease)))
+		wait(ctx, time.Until(r.sinceRenewal().Add(r.config.Lease)))
 		cancel(context.Cause(r.own))
 	})()
 	defer context.AfterFunc(r.term, func() {
-		wait(ctx, r.w.config.DrainTimeout*3/4)
+		wait(ctx, r.config.DrainTimeout*3/4)
 		cancel(errStopping)
 	})()
 	return r.call(ctx, handle)
@@ -299,10 +292,10 @@ func (r *run) commitFinished(f finished) error {
 		if err == nil || r.checkpoint.Seq == f.next.Seq { // stored, whatever failed after that
 			return err
 		}
-		refused := errors.Is(err, errReopen) || errors.Is(err, ErrTooManyBad) || verdictOf(err) == verdictHalt // by what was found, which a person may change
+		refused := errors.Is(err, errReopen) || errors.Is(err, ErrTooManyBad) || VerdictOf(err) == VerdictHalt // by what was found, which a person may change
 		if err := r.insist(err); err != nil {
 			if !refused {
-				r.w.keepFinished(r.job.ID, f)
+				r.host.keepFinished(r.job.ID, f)
 			}
 			return err
 		}
@@ -311,7 +304,7 @@ func (r *run) commitFinished(f finished) error {
 
 // insist waits before another attempt to store effects that have happened. An error says that there will be none.
 func (r *run) insist(err error) error {
-	if errors.Is(err, ErrFenced) || errors.Is(err, errReopen) || errors.Is(err, ErrTooManyBad) || verdictOf(err) == verdictHalt {
+	if errors.Is(err, ErrFenced) || errors.Is(err, errReopen) || errors.Is(err, ErrTooManyBad) || VerdictOf(err) == VerdictHalt {
 		return r.afterRefusal(err)
 	}
 	c := causeOf(err)
@@ -340,21 +333,9 @@ func (r *run) sinkContext() context.Context {
 	return r.own
 }
 
-func (w *Worker) keepFinished(job string, f finished) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if len(w.finished) >= maxFinished {
-		clear(w.finished)
-	}
-	w.finished[job] = f
-}
-
 // resume commits what an earlier run of this process has finished and could not commit, unless another owner went on from there.
 func (r *run) resume() error {
-	r.w.mu.Lock()
-	f, ok := r.w.finished[r.job.ID]
-	delete(r.w.finished, r.job.ID)
-	r.w.mu.Unlock()
+	f, ok := r.host.takeFinished(r.job.ID)
 	at := r.checkpoint
 	if !ok || !f.created.Equal(r.created) || at.Seq != f.prev.Seq || at.Digest != f.prev.Digest || at.Bad != f.prev.Bad || !bytes.Equal(at.Token, f.prev.Token) || at.Done {
 		return nil

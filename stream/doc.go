@@ -49,6 +49,7 @@
 // # Files
 //
 // One folder, because it is what users import. The producer is server.go, reading.go and encode.go, with source.go, slice.go, file.go and funcof.go for records. The receiver is
-// worker.go (claims), run.go (the life of a claimed job), session.go and decode.go (a stream), deliver.go and atleastonce.go (effects outside of the sink), skip.go,
-// evidence.go and replay.go (quarantine), presence*.go (processes of a pod that died). reader.go is a receiver without jobs. store.go, sink.go and hints.go are what drivers implement.
+// worker.go (which jobs to claim), claim.go (a claimed job, from claim to release), heartbeat.go (its lease), run.go (attempts at a stream, also a reader's), session.go and decode.go
+// (one stream), commit.go (effects in the sink) or deliver.go and atleastonce.go (effects outside of it), suspicion.go (records that kill their process), cause.go (retries and limits),
+// skip.go, evidence.go and replay.go (quarantine), presence*.go (processes of a pod that died). reader.go is a receiver without jobs. store.go, sink.go and hints.go are what drivers implement.
 package stream

@@ -53,7 +53,7 @@ func (f *filling) add(c Cursor, key []byte, limit int) (bad, err error) {
 	}
 	size := len(raw) - valueAt
 	switch {
-	case err != nil && verdictOf(err) == verdictSkip:
+	case err != nil && VerdictOf(err) == VerdictSkip:
 		bad = err
 	case err != nil:
 		f.raw = f.raw[:start]

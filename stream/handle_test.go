@@ -2,6 +2,7 @@ package stream_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -51,6 +52,32 @@ func TestStreamsHaveLimitsOfTheirOwn(t *testing.T) {
 		}
 		if err := worker.HandleWith("x", sink, stream.HandleOptions{MaxBad: -2}); err == nil || !strings.Contains(err.Error(), "MaxBad is -2") || !strings.Contains(err.Error(), "stream.None") {
 			t.Errorf("a negative option: %v", err)
+		}
+	})
+}
+
+// NoProgress and MaxRecord of HandleOptions were accepted and ignored: the job waited for the worker's 24 h, and a record within the stream's limit went
+// into quarantine.
+func TestEachLimitOfAStreamIsHonoured(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := startProducer(t, stream.ServerConfig{}, "fails", stream.Slice(numbered(3)...))
+		must(t, p.server.Handle("large", stream.Slice(stream.Record{Key: []byte("k"), Value: make([]byte, 500<<10)})))
+		l := newLab(t, p.connections(t).Dial)
+		l.config.MaxRecord = 1 << 10
+		worker, err := stream.NewWorker(l.config)
+		must(t, err)
+		must(t, worker.HandleWith("fails", l.store.Sink(func(context.Context, *stream.Batch) (func(), error) {
+			return nil, errors.New("no")
+		}), stream.HandleOptions{NoProgress: time.Minute}))
+		must(t, worker.HandleWith("large", l.store.Sink(nil), stream.HandleOptions{MaxRecord: 1 << 20}))
+		l.submit(stream.Job{ID: "fails", Stream: "fails"})
+		l.submit(stream.Job{ID: "large", Stream: "large"})
+		l.run(worker)
+		l.is(l.end("fails", time.Hour), stream.Failed, stream.ReasonNoProgress)
+		job := l.end("large", time.Hour)
+		l.is(job, stream.Completed, "")
+		if job.Progress.Bad != 0 {
+			t.Errorf("%d records are in quarantine, want none: %v", job.Progress.Bad, l.aside("large"))
 		}
 	})
 }

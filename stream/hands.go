@@ -15,7 +15,7 @@ func newHands(jobs int) *hands {
 
 // takeHand waits until the job may hand records to its handler; alone, with nothing beside them.
 func (r *run) takeHand(alone bool) error {
-	h := r.w.hands
+	h := r.hands
 	n := 1
 	if alone {
 		if err := r.enter(h.turn); err != nil {
@@ -41,7 +41,7 @@ func (r *run) giveHand() {
 	n, alone := r.holds, r.alone
 	r.holds, r.alone = 0, false
 	r.mu.Unlock()
-	r.w.hands.leave(n, alone)
+	r.hands.leave(n, alone)
 }
 
 func (h *hands) leave(n int, alone bool) {

@@ -13,15 +13,16 @@ import (
 
 // beat renews the lease until ctx ends or the lease is lost. It counts from before the last renewal that worked, and gives up
 // when two thirds of the lease are over, so that this process stops before another starts.
-func (r *run) beat(ctx context.Context) {
-	lease := r.w.config.Lease
+func (c *claim) beat(ctx context.Context) {
+	r := c.run
+	lease := r.config.Lease
 	for pause := lease / 3; wait(ctx, pause); {
 		if r.hung() {
-			r.abandon()
+			c.abandon()
 			return
 		}
 		start := time.Now()
-		err := r.renew(ctx, min(lease/6, max(lease*2/3-start.Sub(r.sinceRenewal()), lease/30)))
+		err := c.renew(ctx, min(lease/6, max(lease*2/3-start.Sub(r.sinceRenewal()), lease/30)))
 		pause = lease / 3
 		switch {
 		case err == nil:
@@ -42,19 +43,20 @@ func (r *run) beat(ctx context.Context) {
 }
 
 // renew asks the store once.
-func (r *run) renew(ctx context.Context, timeout time.Duration) error {
-	r.mu.Lock()
-	progress := r.progress
-	r.mu.Unlock()
+func (c *claim) renew(ctx context.Context, timeout time.Duration) error {
+	c.mu.Lock()
+	progress := c.progress
+	c.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	return r.w.config.Store.Renew(ctx, r.lease, progress, r.w.config.Lease)
+	return c.w.config.Store.Renew(ctx, c.lease, progress, c.config.Lease)
 }
 
 // abandon leaves the job to others, since its handler does not come back. What it held of the process is free for other jobs.
-func (r *run) abandon() {
+func (c *claim) abandon() {
+	r := c.run
 	buf := make([]byte, 1<<20)
-	r.w.stuck.Add(1)
+	c.w.stuck.Add(1)
 	r.log.Error("the handler does not come back: its job is left to others; end this process", "timeout", r.config.HandlerTimeout, "goroutines", string(buf[:runtime.Stack(buf, true)]))
 	r.lose(errors.New("the handler does not come back"))
 	r.giveHand()
@@ -63,7 +65,7 @@ func (r *run) abandon() {
 func (r *run) hung() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return !r.handed.IsZero() && time.Since(r.handed) > r.config.HandlerTimeout+r.w.config.Lease
+	return !r.handed.IsZero() && time.Since(r.handed) > r.config.HandlerTimeout+r.config.Lease
 }
 
 // hand notes that the sink is at work, for the watchdog, or that it is back.

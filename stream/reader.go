@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math"
 	"net"
 	"sync"
 	"time"
@@ -99,30 +98,39 @@ func NewReader(config ReaderConfig, after Checkpoint) (*Reader, error) {
 		return nil, err
 	}
 	job := Job{ID: cmp.Or(config.Name, NewID()), Stream: config.Stream, Target: config.Target, Query: config.Query}
-	// A reader is a run whose sink hands each commit to Next: that is what makes its streams behave as a worker's. It has no lease,
-	// and nobody else to give the job to, so the limits that concern those are none.
-	w, err := NewWorker(WorkerConfig{
-		Store: struct{ Store }{}, MaxJobs: 1, // none that is ever asked
-		Dial: config.Dial, Owner: Owner{Pod: job.ID}, MaxInFlight: config.MaxInFlight, MaxRecord: config.MaxRecord,
-		CommitRecords: config.MaxRecords, CommitBytes: config.MaxBytes, HandlerTimeout: never, IdleTimeout: config.IdleTimeout,
-		Retry: config.Retry, NoProgress: config.NoProgress, DeniedGrace: config.DeniedGrace, Refresh: config.Refresh, HandOver: math.MaxInt, Logger: config.Logger, Observe: config.Observe,
-	})
-	if err != nil {
-		return nil, err
-	}
 	sink := &handover{handed: make(chan *Delivery), back: make(chan struct{}), at: after}
 	own, cancel := context.WithCancelCause(context.Background())
 	stop, leave := context.WithCancel(own)
 	r := &Reader{sink: sink, close: cancel, ended: make(chan struct{})}
+	// A reader is a run whose sink hands each commit to Next: that is what makes its streams behave as a worker's.
+	c := config.run(job)
 	r.run = &run{
-		w: w, config: w.config, job: job, lease: Lease{Job: job.ID, Owner: w.config.Owner}, sink: sink, pinned: true, tried: time.Now(), stop: stop, leave: leave, own: own, lose: cancel, term: stop, drain: own,
-		log: w.config.Logger.With("stream", job.Stream, "reader", job.ID),
+		host: readerHost{}, config: c, codec: newFrameCodec(), hands: newHands(1),
+		job: job, lease: Lease{Job: job.ID, Owner: c.Owner}, sink: sink, pinned: true, tried: time.Now(), checkpoint: after,
+		stop: stop, leave: leave, own: own, lose: cancel, term: stop, drain: own,
+		log: c.Logger.With("stream", job.Stream, "reader", job.ID),
 	}
-	r.run.checkpoint = after
 	r.run.setProgress()
 	go r.read() // until Close, which waits for it
 	return r, nil
 }
+
+// run returns the configuration of the reader's run. It has no lease, and nobody else to give the job to: the limits that concern those are none.
+func (c ReaderConfig) run(job Job) WorkerConfig {
+	return WorkerConfig{
+		Dial: c.Dial, Owner: Owner{Pod: job.ID}, MaxInFlight: cmp.Or(c.MaxInFlight, 8<<20), MaxRecord: c.MaxRecord,
+		CommitRecords: cmp.Or(c.MaxRecords, 1000), CommitBytes: c.MaxBytes, HandlerTimeout: never, IdleTimeout: c.IdleTimeout,
+		Retry: c.Retry, NoProgress: c.NoProgress, DeniedGrace: c.DeniedGrace, Refresh: c.Refresh, Logger: c.Logger, Observe: c.Observe,
+	}.withDefaults()
+}
+
+// readerHost is the host of a Reader's run. There is nothing to keep: what the program has not stored is read again.
+type readerHost struct{}
+
+func (readerHost) saveState(context.Context, Lease, Journal, Stall) error { return nil }
+func (readerHost) keepPatience(string, time.Duration, bool)               {}
+func (readerHost) keepFinished(string, finished)                          {}
+func (readerHost) takeFinished(string) (finished, bool)                   { return finished{}, false }
 
 // never is a timeout that does not come: the caller of Next may take any time.
 const never = 1 << 62 * time.Nanosecond

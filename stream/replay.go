@@ -29,8 +29,8 @@ func (r *run) replay() error {
 			}
 			continue
 		}
-		if seq := r.replayed; seq > 0 {
-			r.replayed = 0
+		if seq := r.suspicion.replayed; seq > 0 {
+			r.suspicion.replayed = 0
 			// The record is not marked if it was one of a batch: that was committed, and the process died before the next note.
 			marked := slices.ContainsFunc(rows, func(q Quarantined) bool { return q.Seq == seq })
 			if marked || len(rows) == maxReplayRead {
@@ -41,8 +41,8 @@ func (r *run) replay() error {
 				continue
 			}
 		}
-		if len(rows) == 0 && r.journal.Hand > 0 && r.journal.Hand <= r.checkpoint.Seq {
-			return r.note(withHand(r.journal, 0))
+		if len(rows) == 0 && r.suspicion.Hand > 0 && r.suspicion.Hand <= r.checkpoint.Seq {
+			return r.note(r.suspicion.inFlight(0))
 		}
 		if len(rows) == 0 {
 			return nil
@@ -83,9 +83,9 @@ func (r *run) replayOne(sink ReplaySink, row Quarantined) error {
 			return err
 		case isPanic:
 			return r.stillBad(sink, row.Seq, ClassPanic, err)
-		case verdictOf(err) == verdictSkip && row.Class == ClassProducer:
+		case VerdictOf(err) == VerdictSkip && row.Class == ClassProducer:
 			return r.stillBad(sink, row.Seq, ClassProducer, err)
-		case verdictOf(err) == verdictSkip, verdictOf(err) == verdictLater && r.patience >= 0 && r.stall.Dependent >= r.patience:
+		case VerdictOf(err) == VerdictSkip, VerdictOf(err) == VerdictLater && r.patience >= 0 && r.stall.Dependent >= r.patience:
 			return r.stillBad(sink, row.Seq, ClassRefused, err)
 		}
 		if _, isCut := errors.AsType[*cutError](err); batch.outside {
@@ -128,7 +128,7 @@ func (r *run) callReplay(sink ReplaySink, batch *Batch) error {
 	}
 	defer r.giveHand()
 	// Its number is before the checkpoint: that is what tells it from a batch.
-	if err := r.note(withHand(r.journal, batch.Records[0].Seq)); err != nil {
+	if err := r.note(r.suspicion.inFlight(batch.Records[0].Seq)); err != nil {
 		return err
 	}
 	if sink, ok := sink.(*atLeastOnce); ok {
@@ -155,18 +155,15 @@ func (r *run) fetch(seq uint64, key []byte) (Record, error) {
 	defer cancel(nil)
 	defer context.AfterFunc(r.stop, func() { cancel(errStopping) })()
 	s := &session{r: r, cancel: cancel, probing: true, next: seq}
-	probe, token := r.journal.Probe, r.checkpoint.Token
 	// From the start, since only the positions between batches have names; the producer passes over what comes before.
-	r.journal.Probe, r.checkpoint.Token = 1, nil
-	in, err := s.open(ctx)
-	r.journal.Probe, r.checkpoint.Token = probe, token
+	in, err := s.open(ctx, nil, 1)
 	if err != nil {
 		return Record{}, s.broke(ctx, err)
 	}
-	idle := time.AfterFunc(r.w.config.IdleTimeout, func() { cancel(errIdle) })
+	idle := time.AfterFunc(r.config.IdleTimeout, func() { cancel(errIdle) })
 	defer idle.Stop()
 	for {
-		idle.Reset(r.w.config.IdleTimeout) // the way there may be long, but there are marks on it
+		idle.Reset(r.config.IdleTimeout) // the way there may be long, but there are marks on it
 		f := new(frame)
 		if err := in.RecvMsg(f); err != nil {
 			return Record{}, s.broke(ctx, err)

@@ -31,7 +31,7 @@ func (r *run) reserve(ctx context.Context) (context.Context, func(), error) {
 			r.log.Warn("commit is waiting, the handler of another job holds the right to write: have it work in smaller steps, or set CommitRecords lower", "commit_records", r.config.CommitRecords)
 			return
 		}
-		r.log.Warn("commit is waiting for a connection, other commits or the handlers themselves hold all of the pool's", "connections", sink.Capacity(), "max_jobs", r.w.config.MaxJobs)
+		r.log.Warn("commit is waiting for a connection, other commits or the handlers themselves hold all of the pool's", "connections", sink.Capacity(), "max_jobs", r.config.MaxJobs)
 	})
 	defer say.Stop()
 	reserved, release, err := sink.Reserve(ctx)

@@ -6,27 +6,25 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"time"
 )
 
-// run is one job held by this worker, from claim to release.
+// run reads one stream to its end and has its records accounted for. A [Worker] has one for each job that it has claimed, see claim; a [Reader] is one.
 //
 // One goroutine runs it, and owns all fields that change, except those under mu, which the heartbeat uses too. The receiver of a session uses none that
 // change. A file for each part: commit.go accounts for records at sinks that store effects, deliver.go at those of AtLeastOnce, suspicion.go finds the
 // record that kills its processes, heartbeat.go renews the lease, cause.go counts attempts.
 type run struct {
-	w       *Worker
-	config  WorkerConfig // the worker's, with the stream's own limits
+	host    host
+	config  WorkerConfig // the host's, with the stream's own limits
+	codec   frameCodec
+	hands   *hands // of the process: all runs of a worker share them
 	job     Job
 	lease   Lease     // of one epoch: the job's next claim is another run, also in this process
 	created time.Time // of the job: another one may have its ID later
 	sink    Sink      // nil: this worker has no handler for the stream
 	log     *slog.Logger
-
-	before <-chan struct{} // closed when the run ends that had the job before, in this process; nil: there was none
-	over   chan struct{}   // closed when this run ends, after its release
 
 	// term ends before drain does, stop no later than term, and own no later than drain.
 	term  context.Context // ended: the worker shuts down
@@ -38,12 +36,10 @@ type run struct {
 	under context.Context // ends calls of the sink instead of own; set only while effects that have happened are stored, otherwise nil
 
 	checkpoint Checkpoint // as the sink has it: it is never ahead of what the sink is known to have stored
-	journal    Journal    // as the store has it, but for Deaths, which a commit resets here first
-	condemned  uint64     // the record that has killed its processes, which is the one after the checkpoint; 0: none, as after each commit
-	replayed   uint64     // the record that was being replayed when the last owner died, at or before the checkpoint; 0: none
-	slice      int        // how many records a handler of AtLeastOnce gets at once, from 1 to CommitRecords; 0: it was given none yet
-	search     uint64     // slices do not grow up to this record, one of which is bad; 0: none is
-	inTime     int        // how many records the handler gets at once, less than CommitRecords, since it was too slow for more; 0: it was not
+	suspicion  suspicion
+	slice      int    // how many records a handler of AtLeastOnce gets at once, from 1 to CommitRecords; 0: it was given none yet
+	search     uint64 // slices do not grow up to this record, one of which is bad; 0: none is
+	inTime     int    // how many records the handler gets at once, less than CommitRecords, since it was too slow for more; 0: it was not
 
 	stall    Stall         // attempts in a row that failed, of former owners too; zero after each record that is committed
 	noted    Stall         // as the store has it
@@ -78,97 +74,6 @@ type failure struct {
 
 func (f *failure) Error() string { return f.err.Error() }
 func (f *failure) Unwrap() error { return f.err }
-
-// newRun returns a run of a job that was claimed, without its contexts.
-func (w *Worker) newRun(status Status) *run {
-	config := w.configOf(status.Stream)
-	r := &run{
-		w: w, config: config, job: status.Job, lease: status.Lease(), created: status.CreatedAt, sink: w.sinks[status.Stream],
-		over: make(chan struct{}), journal: status.Journal, stall: status.Stall, noted: status.Stall, tried: time.Now(),
-		patience: config.DependencyWait, progress: status.Progress,
-		log: w.config.Logger.With("job", status.ID, "stream", status.Stream, "epoch", status.Epoch),
-	}
-	r.job.MaxBad = cmp.Or(r.job.MaxBad, r.config.MaxBad)
-	return r
-}
-
-// work has the job as far as it will go, and gives it back.
-func (w *Worker) work(term, drain context.Context, status Status, since time.Time) {
-	r := w.newRun(status)
-	r.term, r.drain = term, drain
-	r.own, r.lose = context.WithCancelCause(drain)
-	defer r.lose(nil)
-	r.stop, r.leave = context.WithCancel(term)
-	defer r.leave()
-	r.sayClaimed(status)
-	w.addRun(r)
-	defer w.removeRun(r)
-
-	var heart sync.WaitGroup
-	heartbeatCtx, stopHeartbeat := context.WithCancel(r.own)
-	r.renewed(since)
-	heart.Go(func() { r.beat(heartbeatCtx) })
-	err := r.await()
-	if err == nil {
-		err = r.run(status.Died)
-	}
-	// The heart beats until the lease is given back: that may take as long as a renewal, and a job that is complete must not run out meanwhile.
-	r.release(drain, err)
-	stopHeartbeat()
-	heart.Wait()
-}
-
-// sayClaimed logs the claim, and reports it.
-func (r *run) sayClaimed(status Status) {
-	level := slog.LevelInfo
-	if status.Stall.Failures > 1 && !status.Died {
-		level = slog.LevelDebug // it waits, which was logged, and is claimed for each attempt
-	}
-	r.log.Log(r.own, level, "job claimed", "attempt", status.Attempts, "owner_died", status.Died)
-	r.event(Event{Kind: EventClaimed, Attempt: status.Attempts, Died: status.Died})
-}
-
-// addRun adds the run to those under way, and has it follow the one that has the same job.
-func (w *Worker) addRun(r *run) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	before := slices.IndexFunc(w.running, func(other *run) bool { return other.job.ID == r.job.ID })
-	if before >= 0 {
-		r.before = w.running[before].over
-	}
-	w.running = append(w.running, r)
-	if d, ok := w.patience[r.job.ID]; ok {
-		r.patience = d
-	}
-}
-
-// removeRun ends addRun.
-func (w *Worker) removeRun(r *run) {
-	w.mu.Lock()
-	w.running = slices.DeleteFunc(w.running, func(other *run) bool { return other == r })
-	w.mu.Unlock()
-	close(r.over)
-}
-
-// await waits for the run that had the job before in this process, if its lease was lost: it may still be at work, and what it finishes
-// must be committed before this run looks at the checkpoint, or its records would be handed over again.
-func (r *run) await() error {
-	if r.before == nil {
-		return nil
-	}
-	patience := time.NewTimer(r.config.HandlerTimeout + r.w.config.Lease)
-	defer patience.Stop()
-	select {
-	case <-r.before:
-		return nil
-	case <-r.own.Done():
-		return context.Cause(r.own)
-	case <-r.stop.Done():
-		return errStopping
-	case <-patience.C:
-		return r.leaveTo(ReasonTooSlow, errors.New("the handler of this process that had the job before does not come back"))
-	}
-}
 
 // run returns nil when the job is complete.
 func (r *run) run(died bool) error {
@@ -259,12 +164,12 @@ const healthyAfter = time.Minute
 
 // refresh has the credentials read anew with which the producer is asked, once in a row of refusals.
 func (r *run) refresh(err error) {
-	if r.w.config.Refresh == nil {
+	if r.config.Refresh == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(r.own, refreshTimeout)
 	defer cancel()
-	if failed := r.w.config.Refresh(ctx, r.job, err); failed != nil {
+	if failed := r.config.Refresh(ctx, r.job, err); failed != nil {
 		r.log.Warn("credentials could not be refreshed", "error", failed, "denied", err)
 		return
 	}
@@ -345,72 +250,9 @@ func (r *run) askSink() (Checkpoint, error) {
 	return r.sink.Fence(ctx, r.lease)
 }
 
-// release gives the lease back, as the run's end demands.
-func (r *run) release(ctx context.Context, err error) {
-	release, ours := r.outcome(err)
-	if !ours {
-		return
-	}
-	if release.State.Final() {
-		r.setPatience(r.config.DependencyWait)
-	}
-	if r.giveBack(ctx, release) && release.State == Ready && release.After == 0 {
-		r.w.hint(context.WithoutCancel(ctx), r.job)
-	}
-}
-
-// outcome is what the store gets to know of the run's end. ours is false if the lease is another's by now, so that there is nothing to give back.
-func (r *run) outcome(err error) (release Release, ours bool) {
-	release = Release{State: Ready, Stall: r.stall, Progress: r.progress, Journal: r.journal}
-	release.Journal.Hand = 0
-	failed, isFailure := errors.AsType[*failure](err)
-	leave, isLeave := errors.AsType[*leaveError](err)
-	switch {
-	case err == nil:
-		release.State, release.Stall, release.Journal = Completed, Stall{}, Journal{}
-		r.log.Info("job complete", "records", r.checkpoint.Seq, "bad", r.checkpoint.Bad, "digest", r.checkpoint.Digest)
-	case isFailure:
-		release.State, release.Reason, release.LastError = Failed, failed.reason, failed.err.Error()
-		r.log.Error("job failed, fix the cause and call Store.Retry", "reason", failed.reason, "record", r.checkpoint.Seq+1, "error", failed.err)
-	case errors.Is(err, errStopping):
-		release.Reason = ReasonShutdown
-	case isLeave:
-		release.Reason, release.LastError, release.After = leave.reason, leave.err.Error(), leave.after
-		r.log.Debug("job waits, it is given back until its next attempt", "reason", leave.reason, "next_in", leave.after.Round(time.Millisecond))
-	default:
-		r.event(Event{Kind: EventLost, Err: err})
-		r.log.Warn("job lost", "reason", err)
-		// A lease that this process could not renew is given back as soon as the store can be reached: that the job is claimed meanwhile,
-		// as one of a dead owner, would make its records suspects.
-		ours = errors.Is(err, errNotRenewed) || !errors.Is(err, ErrFenced) && r.own.Err() == nil
-		release.Reason, release.LastError = ReasonOutage, err.Error()
-		return release, ours
-	}
-	return release, true
-}
-
-// giveBack has the store release the lease. It is tried until the store answers, also when the lease has run out meanwhile: whether another has the
-// job, the store will say, and one that is left running would be claimed as that of a dead owner. It returns false if the lease was not given back.
-func (r *run) giveBack(ctx context.Context, release Release) bool {
-	for failures := 1; ; failures++ {
-		asking, cancel := context.WithTimeout(ctx, r.w.config.Lease) // a connection that is dead and does not say so is given up
-		err := r.w.config.Store.Release(asking, r.lease, release)
-		cancel()
-		if err == nil {
-			r.event(Event{Kind: EventReleased, State: release.State, Reason: release.Reason})
-			return true
-		}
-		if failures == 1 && ctx.Err() == nil && !errors.Is(err, ErrFenced) && !errors.Is(err, ErrNotFound) {
-			r.log.Warn("lease not given back yet, the attempt is repeated until the job store answers", "error", err)
-		}
-		if errors.Is(err, ErrFenced) || errors.Is(err, ErrNotFound) || !wait(ctx, r.config.Retry.after(failures)) {
-			r.log.Warn("the lease was not given back: it runs out by itself", "error", err)
-			return false
-		}
-	}
-}
-
 func (r *run) event(e Event) {
 	e.Time, e.Job, e.Epoch, e.Owner = time.Now(), r.job, r.lease.Epoch, r.lease.Owner
-	r.w.observe(e)
+	if r.config.Observe != nil {
+		r.config.Observe(e)
+	}
 }

@@ -55,13 +55,13 @@ func (r *run) session() (drained bool, err error) {
 	defer cancel(nil)
 	s := &session{
 		r: r, cancel: cancel, frames: make(chan *frame, 64), spare: make(chan *frame, 64), less: make(chan struct{}, 1),
-		probing: r.journal.Probe > 0, next: r.checkpoint.Seq + 1, digest: r.checkpoint.Digest,
+		probing: r.suspicion.Probe > 0, next: r.checkpoint.Seq + 1, digest: r.checkpoint.Digest,
 	}
 	defer context.AfterFunc(r.stop, func() {
 		s.stopped.Store(time.Now().UnixNano())
 		cancel(errStopping)
 	})()
-	in, err := s.open(ctx)
+	in, err := s.open(ctx, r.checkpoint.Token, r.suspicion.limit(r.config.CommitRecords))
 	if err != nil {
 		return false, s.broke(ctx, err)
 	}
@@ -80,8 +80,10 @@ func (r *run) session() (drained bool, err error) {
 // those. What gRPC is told to take is larger still, by what else is in a frame.
 func batchLimit(maxRecord int) int { return maxRecord + min(maxRecord/3, 512<<10) + 64 }
 
-func (s *session) open(ctx context.Context) (grpc.ClientStream, error) {
-	r, config := s.r, s.r.w.config
+// open asks the producer for the records from s.next on. after names a position before it, from which the producer counts; most is how many records a
+// batch may have.
+func (s *session) open(ctx context.Context, after []byte, most int) (grpc.ClientStream, error) {
+	r, config := s.r, s.r.config
 	// A proxy that accepts the stream and says nothing must not hold it open: the first mark is due at once.
 	guard := time.AfterFunc(config.IdleTimeout, func() { s.cancel(errIdle) })
 	defer guard.Stop()
@@ -89,18 +91,14 @@ func (s *session) open(ctx context.Context) (grpc.ClientStream, error) {
 	if err != nil {
 		return nil, err
 	}
-	records := config.CommitRecords
-	if s.probing {
-		records = min(records, r.journal.Probe)
-	}
-	in, err := conn.NewStream(ctx, readDesc, streamv1.Stream_Read_FullMethodName, grpc.ForceCodecV2(r.w.codec),
+	in, err := conn.NewStream(ctx, readDesc, streamv1.Stream_Read_FullMethodName, grpc.ForceCodecV2(r.codec),
 		grpc.MaxCallRecvMsgSize(config.MaxRecord+1<<20))
 	if err != nil {
 		return nil, err
 	}
 	err = in.SendMsg(&streamv1.ReadRequest{
-		Stream: r.job.Stream, Query: r.job.Query, After: r.checkpoint.Token, NextSeq: s.next, Job: r.job.ID, Epoch: r.lease.Epoch,
-		MaxBatchBytes: uint32(batchLimit(config.MaxRecord)), MaxBatchRecords: uint32(records),
+		Stream: r.job.Stream, Query: r.job.Query, After: after, NextSeq: s.next, Job: r.job.ID, Epoch: r.lease.Epoch,
+		MaxBatchBytes: uint32(batchLimit(config.MaxRecord)), MaxBatchRecords: uint32(most),
 	})
 	if err == nil {
 		err = in.CloseSend()
@@ -121,7 +119,7 @@ func (s *session) broke(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		switch cause := context.Cause(ctx); {
 		case errors.Is(cause, errIdle):
-			return &cutError{Cut{Transport: true, Err: fmt.Errorf("%w: no frame for %v", errIdle, s.r.w.config.IdleTimeout)}}
+			return &cutError{Cut{Transport: true, Err: fmt.Errorf("%w: no frame for %v", errIdle, s.r.config.IdleTimeout)}}
 		default:
 			return cause
 		}
@@ -131,11 +129,11 @@ func (s *session) broke(ctx context.Context, err error) error {
 
 // receive takes frames off the stream and checks them, as long as there is room.
 func (s *session) receive(ctx context.Context, in grpc.ClientStream) error {
-	idle := time.AfterFunc(s.r.w.config.IdleTimeout, func() { s.cancel(errIdle) })
+	idle := time.AfterFunc(s.r.config.IdleTimeout, func() { s.cancel(errIdle) })
 	defer idle.Stop()
 	for {
 		f := s.take()
-		idle.Reset(s.r.w.config.IdleTimeout)
+		idle.Reset(s.r.config.IdleTimeout)
 		err := in.RecvMsg(f)
 		idle.Stop()
 		if err != nil {
@@ -271,7 +269,7 @@ func (s *session) commitAll(ctx context.Context) (drained bool, err error) {
 		}
 		size := f.size
 		group = append(group, f)
-		config := s.r.w.config
+		config := s.r.config
 		for count := len(f.records); size < config.CommitBytes && count < config.CommitRecords && !s.probing; {
 			select {
 			case f, ok := <-s.frames:
@@ -295,7 +293,7 @@ func (s *session) commitAll(ctx context.Context) (drained bool, err error) {
 			together = records
 		}
 		err := s.r.process(together, group[len(group)-1].token)
-		if err == nil && s.probing && s.r.journal.Probe == 0 {
+		if err == nil && s.probing && s.r.suspicion.Probe == 0 {
 			err = errReopen // nothing is suspected any more: on with large batches
 		}
 		if err != nil {
@@ -314,7 +312,7 @@ func (s *session) commitAll(ctx context.Context) (drained bool, err error) {
 			return false, context.Cause(s.r.own)
 		}
 		// What was received is committed, but a slow sink must not use up the time in which the lease is given back.
-		if at := s.stopped.Load(); at != 0 && time.Since(time.Unix(0, at)) > s.r.w.config.DrainTimeout/2 {
+		if at := s.stopped.Load(); at != 0 && time.Since(time.Unix(0, at)) > s.r.config.DrainTimeout/2 {
 			return false, errStopping
 		}
 	}

@@ -140,7 +140,7 @@ func (c *funcCursor) Next(ctx context.Context) ([]byte, error) {
 		c.err = context.Cause(c.ctx)
 	case !ok:
 		c.err = io.EOF
-	case err != nil && verdictOf(err) == verdictSkip && len(record.Key) > 0:
+	case err != nil && VerdictOf(err) == VerdictSkip && len(record.Key) > 0:
 		c.record, c.bad = record, err
 		return record.Key, nil
 	case err != nil:

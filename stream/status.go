@@ -88,7 +88,7 @@ func statusOf(err error) error {
 		code, reason = codes.Internal, ReasonOutOfOrder
 	case panicked:
 		code, reason, retry = codes.Internal, ReasonSourcePanicked, time.Second
-	case verdictOf(err) == verdictHalt:
+	case VerdictOf(err) == VerdictHalt:
 		code, reason = codes.FailedPrecondition, ReasonSourceHalted
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		// A bare CANCELLED would look to the reader like its own.

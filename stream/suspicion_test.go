@@ -1,61 +1,105 @@
 package stream
 
-import "testing"
+import (
+	"bytes"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
 
-// Each death of an owner must narrow the search, down to the one record that is condemned: a step that did not would kill processes without end, and one
-// that went too far would condemn a record that has done nothing.
-func TestEachDeathNarrowsTheSearch(t *testing.T) {
-	const at, commitRecords, deaths = 100, 16, 2
-	type step struct {
-		hand      uint64 // what was in flight when the owner died
-		died      bool
-		want      Journal
-		condemned uint64
+var rewrite = flag.Bool("rewrite", false, "write the results of the text files in testdata into them")
+
+// Each death of an owner must narrow the search, down to the one record that is poison: a step that did not would kill processes without end, and one
+// that went too far would quarantine a record that has done nothing. The files say what happens, line by line, and what the suspicion is after it.
+func TestSuspicionFollowsTheTextFiles(t *testing.T) {
+	files, err := filepath.Glob("testdata/suspicion/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no files, error %v", err)
 	}
-	for name, steps := range map[string][]step{
-		"a record that kills each process": {
-			{0, true, Journal{Probe: 8, Until: 116}, 0},
-			{101, true, Journal{Probe: 4, Until: 108}, 0},
-			{101, true, Journal{Probe: 2, Until: 104}, 0},
-			{101, true, Journal{Probe: 1, Until: 102}, 0},
-			{101, true, Journal{Probe: 1, Until: 102, Deaths: 1}, 0},
-			{101, true, Journal{Probe: 1, Until: 102, Hand: 101, Deaths: 2}, 101},
-		},
-		"processes that are killed from outside, between batches": {
-			{0, true, Journal{Probe: 8, Until: 116}, 0},
-			{0, true, Journal{Probe: 8, Until: 116}, 0},
-			{0, true, Journal{Probe: 8, Until: 116}, 0},
-		},
-		"a death after the commit of what was in flight": {
-			{0, true, Journal{Probe: 8, Until: 116}, 0},
-			{93, true, Journal{Probe: 8, Until: 116}, 0},
-		},
-		"no death": {
-			{0, false, Journal{}, 0},
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			var j Journal
-			for i, s := range steps {
-				if j = withHand(j, s.hand); s.died {
-					j = suspectAfter(j, at, commitRecords)
+	for _, name := range files {
+		t.Run(filepath.Base(name), func(t *testing.T) {
+			want, err := os.ReadFile(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := []byte(replaySuspicion(t, string(want)))
+			if *rewrite {
+				if err := os.WriteFile(name, got, 0o644); err != nil {
+					t.Fatal(err)
 				}
-				var condemned uint64
-				if condemned, j = convict(j, at, deaths); j != s.want || condemned != s.condemned {
-					t.Fatalf("step %d: journal %+v, record %d condemned; want %+v, %d", i+1, j, condemned, s.want, s.condemned)
-				}
+			} else if !bytes.Equal(got, want) {
+				t.Errorf("got:\n%s\nwant:\n%s", got, want)
 			}
 		})
 	}
 }
 
-// Once all suspects are committed, the journal is cleared.
-func TestSuspicionEndsWithTheLastSuspect(t *testing.T) {
-	suspects := Journal{Probe: 1, Until: 102, Deaths: 1}
-	if _, j := convict(suspects, 102, 2); j != (Journal{}) {
-		t.Errorf("journal %+v after the last suspect, want none", j)
+// replaySuspicion returns the text with what each of its lines leads to:
+//
+//	claim 100          an owner begins after record 100, the one before has released the job
+//	claim 100 crashed  the one before has not
+//	handle 101         records from 101 on are given to the handler
+//	return             the handler came back
+//	commit 104         records up to 104 are committed
+func replaySuspicion(t *testing.T, text string) string {
+	const commitRecords, maxCrashes = 16, 2
+	var out strings.Builder
+	var s suspicion
+	var stored Journal // what the next owner will know
+	for line := range strings.Lines(text) {
+		event, _, _ := strings.Cut(strings.TrimSpace(line), "->")
+		event = strings.TrimSpace(event)
+		if event == "" || strings.HasPrefix(event, "#") {
+			out.WriteString(line)
+			continue
+		}
+		var what, how string
+		var seq uint64
+		fmt.Sscan(event, &what, &seq, &how) //nolint:errcheck // what is missing stays empty
+		keep := true
+		switch what {
+		case "claim":
+			s = suspicion{Journal: stored}.claimed(seq, how == "crashed", commitRecords, maxCrashes)
+		case "handle":
+			s = s.inFlight(seq)
+		case "return":
+			s = s.inFlight(0)
+		case "commit":
+			s, keep = s.committed(seq)
+		default:
+			t.Fatalf("unknown event %q", event)
+		}
+		if keep {
+			stored = s.Journal
+		}
+		fmt.Fprintf(&out, "%-18s -> %s\n", event, describe(s))
 	}
-	if _, j := convict(suspects, 101, 2); j != (Journal{Probe: 1, Until: 102}) {
-		t.Errorf("journal %+v before the last suspect", j)
+	return out.String()
+}
+
+// describe is the suspicion in words.
+func describe(s suspicion) string {
+	parts := []string{}
+	if s.Probe > 0 {
+		parts = append(parts, fmt.Sprintf("batches of %d, suspects up to %d", s.Probe, s.Until))
 	}
+	if s.Hand > 0 {
+		parts = append(parts, fmt.Sprintf("in flight from %d", s.Hand))
+	}
+	if s.Deaths > 0 {
+		parts = append(parts, fmt.Sprintf("crashes with it alone: %d", s.Deaths))
+	}
+	if s.poison > 0 {
+		parts = append(parts, fmt.Sprintf("POISON %d", s.poison))
+	}
+	if s.replayed > 0 {
+		parts = append(parts, fmt.Sprintf("%d may have been in a replay", s.replayed))
+	}
+	if len(parts) == 0 {
+		return "nothing is suspected"
+	}
+	return strings.Join(parts, ", ")
 }

@@ -85,7 +85,7 @@ func decoded[Tx, T any](decode func([]byte) (T, error), handle func(context.Cont
 			switch {
 			case err == nil:
 				items = append(items, Typed[T]{r, item})
-			case verdictOf(err) == verdictHalt:
+			case VerdictOf(err) == VerdictHalt:
 				return err
 			default:
 				b.Skip(r, err)
@@ -102,7 +102,7 @@ func eachDecoded[T any](decode func([]byte) (T, error), handle func(context.Cont
 	return Each(func(ctx context.Context, b *Batch, r Record) error {
 		item, err := decode(r.Value)
 		if err != nil {
-			if verdictOf(err) != verdictHalt {
+			if VerdictOf(err) != VerdictHalt {
 				err = Skip(err)
 			}
 			return err

@@ -156,10 +156,10 @@ type Worker struct {
 	pressure *pressure
 
 	mu      sync.Mutex
-	running []*run // the oldest first
+	running []*claim // the oldest first
 	// patience is how long records of a job wait for others, where such a wait was in vain before.
-	patience map[string]time.Duration
-	finished map[string]finished // by job
+	patience recent[time.Duration]
+	finished recent[finished]
 }
 
 // NewWorker returns a worker without handlers: add them with Handle, then Run it.
@@ -171,7 +171,7 @@ func NewWorker(config WorkerConfig) (*Worker, error) {
 	return &Worker{
 		config: config, sinks: map[string]Sink{}, options: map[string]HandleOptions{}, busy: map[string]int{}, codec: newFrameCodec(),
 		slots: make(chan struct{}, config.MaxJobs), freed: make(chan struct{}, 1), hands: newHands(config.MaxJobs),
-		pressure: newPressure(), patience: map[string]time.Duration{}, finished: map[string]finished{},
+		pressure: newPressure(),
 	}, nil
 }
 
@@ -412,12 +412,6 @@ func (w *Worker) streams() []string {
 	}
 	slices.Sort(names)
 	return names
-}
-
-func (w *Worker) observe(e Event) {
-	if w.config.Observe != nil {
-		w.config.Observe(e)
-	}
 }
 
 // hint tells the others of a job that is due. Nothing depends on it.

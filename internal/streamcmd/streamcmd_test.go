@@ -256,15 +256,15 @@ func TestExecCommand(t *testing.T) {
 	if out.String() != want {
 		t.Errorf("the command got\n%swant\n%s", out.String(), want)
 	}
-	if err := execCommand("echo no such user >&2; exit 65", io.Discard)(t.Context(), batch()); stream.MarkOf(err) != "skip" || !strings.Contains(err.Error(), "no such user") {
-		t.Errorf("exit code 65: %q, %v", stream.MarkOf(err), err)
+	if err := execCommand("echo no such user >&2; exit 65", io.Discard)(t.Context(), batch()); stream.VerdictOf(err) != stream.VerdictSkip || !strings.Contains(err.Error(), "no such user") {
+		t.Errorf("exit code 65: %q, %v", stream.VerdictOf(err), err)
 	}
 	// An error that ends with a colon looks cut off.
 	if err := execCommand("exit 3", io.Discard)(t.Context(), batch()); err == nil || err.Error() != "--exec ended with exit code 3: it wrote nothing to standard error" {
 		t.Errorf("a command without a word: %v", err)
 	}
-	if err := execCommand("exit 1", io.Discard)(t.Context(), batch()); err == nil || stream.MarkOf(err) != "" {
-		t.Errorf("exit code 1: %q, %v", stream.MarkOf(err), err)
+	if err := execCommand("exit 1", io.Discard)(t.Context(), batch()); err == nil || stream.VerdictOf(err) != stream.NoVerdict {
+		t.Errorf("exit code 1: %q, %v", stream.VerdictOf(err), err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()

@@ -2,7 +2,8 @@
 // the drivers there are: sqlitestore, pgstore, memstore; pghints, rabbithints, natshints.
 //
 // The cut: driver holds what only a driver implements, receives or returns. What it shares with users (Job, Status, Owner, Batch, Record, Checkpoint,
-// Quarantined) is in package stream. The types here are those of package stream under the name to use in a driver.
+// Quarantined) is in package stream. The types here are aliases of types in package stream, which cannot import this one: its Store and Sink are made of
+// the types that users need.
 //
 // # A job store
 //

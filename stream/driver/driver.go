@@ -52,6 +52,17 @@ func NewCommit(l Lease, prev, next stream.Checkpoint, batch *stream.Batch, quara
 // NewAttempt describes an attempt at a record that failed now. A [PanicError] gives it its stack.
 func NewAttempt(class stream.Class, why error) Attempt { return stream.NewAttempt(class, why) }
 
-// MarkOf returns what a handler's error is marked with: "skip", "later", "retry" or "halt", or "" if it has no mark. A sink that knows its database's errors
-// marks only those that its handler has not.
-func MarkOf(err error) string { return stream.MarkOf(err) }
+// A Verdict is what a handler's error is marked with. A sink that knows its database's errors marks only those with [NoVerdict].
+type Verdict = stream.Verdict
+
+// The verdicts. Constructors are [stream.Retry], [stream.Skip], [stream.Later] and [stream.Halt].
+const (
+	NoVerdict    = stream.NoVerdict
+	VerdictRetry = stream.VerdictRetry
+	VerdictSkip  = stream.VerdictSkip
+	VerdictLater = stream.VerdictLater
+	VerdictHalt  = stream.VerdictHalt
+)
+
+// VerdictOf returns what a handler's error is marked with.
+func VerdictOf(err error) Verdict { return stream.VerdictOf(err) }

@@ -142,7 +142,7 @@ func (k *Sink) CommitReplay(ctx context.Context, l stream.Lease, b *stream.Batch
 		err = stream.Skip(errors.New(skipped[0].Error))
 	}
 	returned = true
-	if stream.MarkOf(err) == "skip" {
+	if stream.VerdictOf(err) == stream.VerdictSkip {
 		_ = k.refused(l, record.Seq, stream.NewAttempt(stream.ClassRefused, err))
 	}
 	if err := cmp.Or(err, ctx.Err()); err != nil {

@@ -13,7 +13,7 @@ import (
 // classify marks the errors that are the record's fault, at once or once it has waited for other rows. Those that are nobody's fault, such as lock
 // waits and full disks, the worker knows by their codes.
 func classify(err error) error {
-	if stream.MarkOf(err) != "" {
+	if stream.VerdictOf(err) != stream.NoVerdict {
 		return err
 	}
 	switch sqlstate.Of(sqlState(err)) {
@@ -71,7 +71,7 @@ func unconnected(pool *tables, err error) error {
 // handler gets may be that of a broken connection alone.
 func (s *settings) impatient(tx *handlerTx, err error) error {
 	state := sqlState(err)
-	if state != "25P03" && (state != "" || s.idle == 0 || tx.tx == nil || time.Since(tx.began) < s.idle || !tx.conn.IsClosed()) || stream.MarkOf(err) != "" {
+	if state != "25P03" && (state != "" || s.idle == 0 || tx.tx == nil || time.Since(tx.began) < s.idle || !tx.conn.IsClosed()) || stream.VerdictOf(err) != stream.NoVerdict {
 		return err
 	}
 	return stream.WithReason(stream.ReasonTooSlow, fmt.Errorf(

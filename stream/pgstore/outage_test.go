@@ -316,8 +316,8 @@ func TestEveryStatementIsInTheTransaction(t *testing.T) {
 			}
 			err = sink.Commit(t.Context(), stream.NewCommit(lease, stream.Checkpoint{}, stream.Checkpoint{Seq: 1, Token: []byte("1")},
 				&stream.Batch{Job: stream.Job{ID: lease.Job}, Records: []stream.Record{{Seq: 1, Key: []byte("k"), Value: []byte("v")}}}))
-			if want := map[bool]string{false: "undo it", true: "begin"}[broken]; err == nil || !strings.Contains(err.Error(), want) || stream.MarkOf(err) != "" {
-				t.Errorf("%s: error %v, marked %q, want one that says %q", name, err, stream.MarkOf(err), want)
+			if want := map[bool]string{false: "undo it", true: "begin"}[broken]; err == nil || !strings.Contains(err.Error(), want) || stream.VerdictOf(err) != stream.NoVerdict {
+				t.Errorf("%s: error %v, marked %q, want one that says %q", name, err, stream.VerdictOf(err), want)
 			}
 		}
 	}

@@ -11,10 +11,13 @@ import (
 )
 
 // PurgeSink deletes offsets and quarantined records of a sink that is in another database than the job store ([NewSink]), as r says, and returns of how
-// many jobs. It takes [WithSchema]. Rows that handlers wrote stay.
+// many jobs. It takes [WithSchema], and creates no tables: [stream.ErrOlder] if they are missing. Rows that handlers wrote stay.
 func PurgeSink(ctx context.Context, pool *pgxpool.Pool, r stream.SinkRetention, opts ...Option) (int, error) {
 	t, err := tablesOf(ctx, pool, opts)
 	if err != nil {
+		return 0, err
+	}
+	if err := bringUp(ctx, t, sinkSet, false); err != nil {
 		return 0, err
 	}
 	return jobrule.PurgeSink(ctx, r, sinkTables{t})

@@ -125,22 +125,22 @@ func TestErrorsOfTheHandlersStatements(t *testing.T) {
 	for name, test := range map[string]struct {
 		statement string
 		wrap      func(error) error
-		mark      string
+		verdict   stream.Verdict
 		state     string
 	}{
-		"a check":                   {`insert into picky (n) values (-1)`, nil, "skip", "23514"},
-		"not null":                  {`insert into picky (n, m) values (1, null)`, nil, "skip", "23502"},
-		"a unique key":              {`insert into picky (n) values (1), (1)`, nil, "later", "23505"},
-		"a foreign key, at the end": {`insert into child (n) values (7)`, nil, "later", "23503"},
-		"a number too large":        {`insert into picky (n) values (1::bigint << 40)`, nil, "skip", "22003"},
-		"bad text":                  {`insert into picky (n) values ('x'::text::integer)`, nil, "skip", "22P02"},
-		"division by zero":          {`select 1 / count(*) from picky`, nil, "skip", "22012"},
-		"a mistake in SQL":          {`insert into nowhere values (1)`, nil, "", "42P01"},
-		"a deadlock":                {`do $$ begin raise exception using errcode = '40P01'; end $$`, nil, "", "40P01"},
-		"a lock":                    {`do $$ begin raise exception using errcode = '55P03'; end $$`, nil, "", "55P03"},
-		"a full disk":               {`do $$ begin raise exception using errcode = '53100'; end $$`, nil, "", "53100"},
-		"a shutdown":                {`select pg_terminate_backend(pg_backend_pid())`, nil, "", "57P01"},
-		"marked by the handler":     {`insert into picky (n) values (-1)`, stream.Retry, "retry", "23514"},
+		"a check":                   {`insert into picky (n) values (-1)`, nil, stream.VerdictSkip, "23514"},
+		"not null":                  {`insert into picky (n, m) values (1, null)`, nil, stream.VerdictSkip, "23502"},
+		"a unique key":              {`insert into picky (n) values (1), (1)`, nil, stream.VerdictLater, "23505"},
+		"a foreign key, at the end": {`insert into child (n) values (7)`, nil, stream.VerdictLater, "23503"},
+		"a number too large":        {`insert into picky (n) values (1::bigint << 40)`, nil, stream.VerdictSkip, "22003"},
+		"bad text":                  {`insert into picky (n) values ('x'::text::integer)`, nil, stream.VerdictSkip, "22P02"},
+		"division by zero":          {`select 1 / count(*) from picky`, nil, stream.VerdictSkip, "22012"},
+		"a mistake in SQL":          {`insert into nowhere values (1)`, nil, stream.NoVerdict, "42P01"},
+		"a deadlock":                {`do $$ begin raise exception using errcode = '40P01'; end $$`, nil, stream.NoVerdict, "40P01"},
+		"a lock":                    {`do $$ begin raise exception using errcode = '55P03'; end $$`, nil, stream.NoVerdict, "55P03"},
+		"a full disk":               {`do $$ begin raise exception using errcode = '53100'; end $$`, nil, stream.NoVerdict, "53100"},
+		"a shutdown":                {`select pg_terminate_backend(pg_backend_pid())`, nil, stream.NoVerdict, "57P01"},
+		"marked by the handler":     {`insert into picky (n) values (-1)`, stream.Retry, stream.VerdictRetry, "23514"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			sink, err := NewSink(t.Context(), pool, func(ctx context.Context, tx pgx.Tx, _ *stream.Batch) error {
@@ -157,8 +157,8 @@ func TestErrorsOfTheHandlersStatements(t *testing.T) {
 			fence(t, sink, l)
 			for range 3 { // also on a connection where it has happened before
 				err := sink.Commit(t.Context(), step(l, stream.Checkpoint{}))
-				if sqlState(err) != test.state || stream.MarkOf(err) != test.mark {
-					t.Errorf("error is %v, marked %q, want state %s, marked %q", err, stream.MarkOf(err), test.state, test.mark)
+				if sqlState(err) != test.state || stream.VerdictOf(err) != test.verdict {
+					t.Errorf("error is %v, marked %q, want state %s, marked %q", err, stream.VerdictOf(err), test.state, test.verdict)
 				}
 			}
 			if c := fence(t, sink, l); c.Seq != 0 {
@@ -174,30 +174,30 @@ func TestHandlersThatMisuseTheTransaction(t *testing.T) {
 	l := claim(t, s)
 	for name, test := range map[string]struct {
 		handler Handler
-		mark    string
+		verdict stream.Verdict
 	}{
-		"commit":                {func(ctx context.Context, tx pgx.Tx, _ *stream.Batch) error { return tx.Commit(ctx) }, "halt"},
-		"commit, error dropped": {func(ctx context.Context, tx pgx.Tx, _ *stream.Batch) error { _ = tx.Commit(ctx); return nil }, "halt"},
-		"rollback":              {func(ctx context.Context, tx pgx.Tx, _ *stream.Batch) error { _ = tx.Rollback(ctx); return nil }, "halt"},
+		"commit":                {func(ctx context.Context, tx pgx.Tx, _ *stream.Batch) error { return tx.Commit(ctx) }, stream.VerdictHalt},
+		"commit, error dropped": {func(ctx context.Context, tx pgx.Tx, _ *stream.Batch) error { _ = tx.Commit(ctx); return nil }, stream.VerdictHalt},
+		"rollback":              {func(ctx context.Context, tx pgx.Tx, _ *stream.Batch) error { _ = tx.Rollback(ctx); return nil }, stream.VerdictHalt},
 		"commit in SQL": {func(ctx context.Context, tx pgx.Tx, _ *stream.Batch) error {
 			_, err := tx.Exec(ctx, `commit`)
 			return err
-		}, "halt"},
+		}, stream.VerdictHalt},
 		"a failed statement": {func(ctx context.Context, tx pgx.Tx, _ *stream.Batch) error {
 			_, _ = tx.Exec(ctx, `nonsense`)
 			return nil
-		}, ""},
+		}, stream.NoVerdict},
 		"rows that are left open": {func(ctx context.Context, tx pgx.Tx, _ *stream.Batch) error {
 			_, _ = tx.Query(ctx, `select 1`)
 			return nil
-		}, ""},
+		}, stream.NoVerdict},
 	} {
 		t.Run(name, func(t *testing.T) {
 			sink := s.Sink(test.handler)
 			c := fence(t, sink, l)
 			for range 12 { // more than there are connections
-				if err := sink.Commit(t.Context(), step(l, c)); err == nil || stream.MarkOf(err) != test.mark {
-					t.Errorf("error is %v, marked %q, want one marked %q", err, stream.MarkOf(err), test.mark)
+				if err := sink.Commit(t.Context(), step(l, c)); err == nil || stream.VerdictOf(err) != test.verdict {
+					t.Errorf("error is %v, marked %q, want one marked %q", err, stream.VerdictOf(err), test.verdict)
 				}
 			}
 			if got := fence(t, sink, l); got.Seq != c.Seq {
@@ -227,12 +227,12 @@ func TestAStaleOwnerIsNotToldThatItsRecordsAreBad(t *testing.T) {
 	if err := sink.Commit(t.Context(), step(l, start)); err != nil {
 		t.Fatal(err)
 	}
-	if err := sink.Commit(t.Context(), step(l, start)); !errors.Is(err, stream.ErrConflict) || stream.MarkOf(err) != "" {
-		t.Errorf("the same commit again: %v, marked %q", err, stream.MarkOf(err))
+	if err := sink.Commit(t.Context(), step(l, start)); !errors.Is(err, stream.ErrConflict) || stream.VerdictOf(err) != stream.NoVerdict {
+		t.Errorf("the same commit again: %v, marked %q", err, stream.VerdictOf(err))
 	}
 	fence(t, sink, claim(t, s))
-	if err := sink.Commit(t.Context(), step(l, start)); !errors.Is(err, stream.ErrFenced) || stream.MarkOf(err) != "" {
-		t.Errorf("the commit of a stale owner: %v, marked %q", err, stream.MarkOf(err))
+	if err := sink.Commit(t.Context(), step(l, start)); !errors.Is(err, stream.ErrFenced) || stream.VerdictOf(err) != stream.NoVerdict {
+		t.Errorf("the commit of a stale owner: %v, marked %q", err, stream.VerdictOf(err))
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 // classify marks the errors that are the record's fault, at once or once it has waited for other rows, and names those that are nobody's.
 // Uniqueness counts as depending on other rows: the one that is in the way may be about to be changed.
 func classify(err error) error {
-	if err == nil || stream.MarkOf(err) != "" {
+	if err == nil || stream.VerdictOf(err) != stream.NoVerdict {
 		return err
 	}
 	switch code(err) {

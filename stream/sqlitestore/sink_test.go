@@ -119,16 +119,16 @@ func TestErrorsOfTheHandlersStatements(t *testing.T) {
 	for name, test := range map[string]struct {
 		statement string
 		wrap      func(error) error
-		mark      string
+		verdict   stream.Verdict
 	}{
-		"a check":                   {`insert into picky (n) values (-1)`, nil, "skip"},
-		"not null":                  {`insert into picky (n, m) values (1, null)`, nil, "skip"},
-		"a unique key":              {`insert into picky (n) values (1), (1)`, nil, "later"},
-		"a foreign key, at the end": {`insert into child (n) values (7)`, nil, "later"},
-		"a trigger":                 {`insert into picky (n) values (13)`, nil, "skip"},
-		"a wrong type":              {`insert into strictly (n) values ('x')`, nil, "skip"},
-		"a mistake in SQL":          {`insert into nowhere values (1)`, nil, ""},
-		"marked by the handler":     {`insert into picky (n) values (-1)`, stream.Retry, "retry"},
+		"a check":                   {`insert into picky (n) values (-1)`, nil, stream.VerdictSkip},
+		"not null":                  {`insert into picky (n, m) values (1, null)`, nil, stream.VerdictSkip},
+		"a unique key":              {`insert into picky (n) values (1), (1)`, nil, stream.VerdictLater},
+		"a foreign key, at the end": {`insert into child (n) values (7)`, nil, stream.VerdictLater},
+		"a trigger":                 {`insert into picky (n) values (13)`, nil, stream.VerdictSkip},
+		"a wrong type":              {`insert into strictly (n) values ('x')`, nil, stream.VerdictSkip},
+		"a mistake in SQL":          {`insert into nowhere values (1)`, nil, stream.NoVerdict},
+		"marked by the handler":     {`insert into picky (n) values (-1)`, stream.Retry, stream.VerdictRetry},
 	} {
 		t.Run(name, func(t *testing.T) {
 			db := openPlain(t, filepath.Join(t.TempDir(), "effects.db"))
@@ -152,8 +152,8 @@ func TestErrorsOfTheHandlersStatements(t *testing.T) {
 			}
 			for range 2 { // also on a connection where it has happened before
 				err = sink.Commit(t.Context(), one(l))
-				if err == nil || stream.MarkOf(err) != test.mark || code(err) == 0 {
-					t.Errorf("error is %v, marked %q, want one of SQLite's marked %q", err, stream.MarkOf(err), test.mark)
+				if err == nil || stream.VerdictOf(err) != test.verdict || code(err) == 0 {
+					t.Errorf("error is %v, marked %q, want one of SQLite's marked %q", err, stream.VerdictOf(err), test.verdict)
 				}
 			}
 			if c, err := sink.Fence(t.Context(), l); c.Seq != 0 || err != nil {
@@ -175,16 +175,16 @@ func TestAStaleOwnerIsNotToldThatItsRecordsAreBad(t *testing.T) {
 	if err := sink.Commit(t.Context(), one(l)); err != nil {
 		t.Fatal(err)
 	}
-	if err := sink.Commit(t.Context(), one(l)); !errors.Is(err, stream.ErrConflict) || stream.MarkOf(err) != "" {
-		t.Errorf("the same commit again: %v, marked %q", err, stream.MarkOf(err))
+	if err := sink.Commit(t.Context(), one(l)); !errors.Is(err, stream.ErrConflict) || stream.VerdictOf(err) != stream.NoVerdict {
+		t.Errorf("the same commit again: %v, marked %q", err, stream.VerdictOf(err))
 	}
 	next := l
 	next.Epoch++
 	if _, err := sink.Fence(t.Context(), next); err != nil {
 		t.Fatal(err)
 	}
-	if err := sink.Commit(t.Context(), one(l)); !errors.Is(err, stream.ErrFenced) || stream.MarkOf(err) != "" {
-		t.Errorf("the commit of a stale owner: %v, marked %q", err, stream.MarkOf(err))
+	if err := sink.Commit(t.Context(), one(l)); !errors.Is(err, stream.ErrFenced) || stream.VerdictOf(err) != stream.NoVerdict {
+		t.Errorf("the commit of a stale owner: %v, marked %q", err, stream.VerdictOf(err))
 	}
 }
 
@@ -195,8 +195,8 @@ func TestAHandlerThatEndsTheTransactionHalts(t *testing.T) {
 			sink := s.Sink(func(_ context.Context, tx *sql.Tx, _ *stream.Batch) error { return end(tx) })
 			l := begin(t, s, sink)
 			err := sink.Commit(t.Context(), one(l))
-			if stream.MarkOf(err) != "halt" || !strings.Contains(err.Error(), "to the sink") {
-				t.Errorf("error is %v, marked %q", err, stream.MarkOf(err))
+			if stream.VerdictOf(err) != stream.VerdictHalt || !strings.Contains(err.Error(), "to the sink") {
+				t.Errorf("error is %v, marked %q", err, stream.VerdictOf(err))
 			}
 			if c, err := sink.Fence(t.Context(), l); c.Seq != 0 || err != nil {
 				t.Errorf("checkpoint %+v, error %v", c, err)

@@ -314,15 +314,15 @@ func (s *sinkTest) handlerError() {
 	c = s.mustCommit(l, c, 2)
 	reason := errors.New("the reason")
 	for _, test := range []struct {
-		err  error
-		mark string
-	}{{reason, ""}, {stream.Skip(reason), "skip"}, {stream.Retry(reason), "retry"}, {stream.Halt(reason), "halt"}} {
+		err     error
+		verdict stream.Verdict
+	}{{reason, stream.NoVerdict}, {stream.Skip(reason), stream.VerdictSkip}, {stream.Retry(reason), stream.VerdictRetry}, {stream.Later(reason), stream.VerdictLater}, {stream.Halt(reason), stream.VerdictHalt}} {
 		s.then(func(context.Context, *stream.Batch) error { return test.err })
 		failing, _ := step(l, c, 3)
 		err := s.Sink.Commit(s.ctx, failing)
 		s.is(err, reason, "Commit with a handler that fails")
-		if got := stream.MarkOf(err); got != test.mark {
-			s.Errorf("the error is marked %q, want %q", got, test.mark)
+		if got := stream.VerdictOf(err); got != test.verdict {
+			s.Errorf("the error is marked %q, want %q", got, test.verdict)
 		}
 		s.stands(l, c)
 	}
@@ -362,7 +362,7 @@ func (s *sinkTest) contextEnds() {
 		if err == nil {
 			s.Fatal("Commit returned nil although its context had ended before it could commit")
 		}
-		if got := stream.MarkOf(err); got != "" {
+		if got := stream.VerdictOf(err); got != stream.NoVerdict {
 			s.Errorf("the end of the context is marked %q: %v", got, err)
 		}
 	}
@@ -646,8 +646,8 @@ func (s *sinkTest) tooManyBad() {
 				before = append(before, bad(c.Seq+3, stream.ClassProducer))
 			}
 			err := s.Sink.Commit(s.ctx, stream.NewCommit(l, c, next, batch, before...))
-			if stream.MarkOf(err) != "halt" || test.want != nil && !errors.Is(err, test.want) {
-				s.Errorf("%s: error is %v, marked %q, want one that halts", name, err, stream.MarkOf(err))
+			if stream.VerdictOf(err) != stream.VerdictHalt || test.want != nil && !errors.Is(err, test.want) {
+				s.Errorf("%s: error is %v, marked %q, want one that halts", name, err, stream.VerdictOf(err))
 			}
 			s.stands(l, c, 2)
 			s.kept(bad(2, stream.ClassPanic))
@@ -671,8 +671,8 @@ func (s *sinkTest) skipForeign() {
 	}
 	s.then(foreign)
 	next, _ := step(l, c, 2)
-	if err := s.Sink.Commit(s.ctx, next); stream.MarkOf(err) != "halt" || !strings.Contains(err.Error(), "record 99") {
-		s.Errorf("Commit: error is %v, marked %q, want one that halts and names the record", err, stream.MarkOf(err))
+	if err := s.Sink.Commit(s.ctx, next); stream.VerdictOf(err) != stream.VerdictHalt || !strings.Contains(err.Error(), "record 99") {
+		s.Errorf("Commit: error is %v, marked %q, want one that halts and names the record", err, stream.VerdictOf(err))
 	}
 	s.then(nil)
 	s.stands(l, c, 2)
@@ -684,8 +684,8 @@ func (s *sinkTest) skipForeign() {
 		s.Fatalf("marked %d, error %v", n, err)
 	}
 	s.then(foreign)
-	if err := r.CommitReplay(s.ctx, l, again(2)); stream.MarkOf(err) != "skip" || !strings.Contains(err.Error(), "record 99") {
-		s.Errorf("CommitReplay: error is %v, marked %q, want one that refuses the record", err, stream.MarkOf(err))
+	if err := r.CommitReplay(s.ctx, l, again(2)); stream.VerdictOf(err) != stream.VerdictSkip || !strings.Contains(err.Error(), "record 99") {
+		s.Errorf("CommitReplay: error is %v, marked %q, want one that refuses the record", err, stream.VerdictOf(err))
 	}
 	s.then(nil)
 	s.stands(l, c, 2)
@@ -792,8 +792,8 @@ func (s *sinkTest) replayRefused() {
 	r, l, c := s.aside()
 	reason := errors.New("the reason")
 	s.then(func(_ context.Context, b *stream.Batch) error { b.Skip(b.Records[0], reason); return nil })
-	if err := r.CommitReplay(s.ctx, l, again(2)); stream.MarkOf(err) != "skip" {
-		s.Errorf("a record that was refused again gave %v, marked %q", err, stream.MarkOf(err))
+	if err := r.CommitReplay(s.ctx, l, again(2)); stream.VerdictOf(err) != stream.VerdictSkip {
+		s.Errorf("a record that was refused again gave %v, marked %q", err, stream.VerdictOf(err))
 	}
 	s.then(func(context.Context, *stream.Batch) error { panic(reason) })
 	func() {

@@ -37,7 +37,7 @@ func Replay(ctx context.Context, l stream.Lease, b *stream.Batch, commit func(r 
 	}()
 	err = commit(r)
 	returned = true
-	if stream.MarkOf(err) == "skip" {
+	if stream.VerdictOf(err) == stream.VerdictSkip {
 		err = errors.Join(err, refuse(ctx, l, r.Seq, stream.NewAttempt(stream.ClassRefused, err)))
 	}
 	return err
