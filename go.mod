@@ -17,12 +17,12 @@ require (
 	github.com/levada-io/levada/proto v0.1.0
 	github.com/levada-io/levada/sdk v0.1.0
 	github.com/levada-io/levada/stream v0.1.0
-	github.com/levada-io/levada/stream/natshints v0.1.0
-	github.com/levada-io/levada/stream/pghints v0.1.0
+	github.com/levada-io/levada/stream/natsnotify v0.1.0
+	github.com/levada-io/levada/stream/pgnotify v0.1.0
 	github.com/levada-io/levada/stream/pgsource v0.1.0
 	github.com/levada-io/levada/stream/pgstore v0.1.0
 	github.com/levada-io/levada/stream/podwatch v0.1.0
-	github.com/levada-io/levada/stream/rabbithints v0.1.0
+	github.com/levada-io/levada/stream/rabbitnotify v0.1.0
 	github.com/levada-io/levada/stream/sqlitestore v0.1.0
 	github.com/levada-io/levada/stream/streammetrics v0.1.0
 	github.com/nats-io/nats-server/v2 v2.15.2

@@ -8,13 +8,13 @@ import (
 )
 
 // AtLeastOnce makes a sink of a handler whose effects are outside any transaction, such as calls of other services: each record is
-// handed over at least once, in order. Without a crash no record is handed over twice that the handler has finished; after one at most
+// handled at least once, in order. Without a crash no record is handled again that the handler has finished; after one at most
 // WorkerConfig.CommitRecords are. Use Batch.IdempotencyKey so that the other side can tell. offsets keeps checkpoint and quarantine: a store's Sink
 // without a handler.
 //
-// A worker hands over few records at first, and then as many as the handler does in about a second. What is finished is committed under a
+// A worker begins with few records, and then passes as many as the handler does in about a second. What is finished is committed under a
 // time of its own, and only that commit is repeated when it fails. A handler of [Each] has finished each record for which it returned
-// nil; any other handler has finished all of its batch when it returns nil, and nothing of it when it returns an error, so its whole batch is handed over
+// nil; any other handler has finished all of its batch when it returns nil, and nothing of it when it returns an error, so it gets its whole batch
 // again then.
 //
 // The handler must have had its effect when it returns nil. Its context ends when the lease does, since another worker may start
@@ -30,7 +30,7 @@ type atLeastOnce struct {
 	each   bool // handle is one of Each, which reports each record
 }
 
-// Commit implements Sink for callers that are no worker; a worker calls the handler by itself, and this for what is finished.
+// Commit implements Sink for callers other than a worker; a worker calls the handler by itself, and this for what is finished.
 func (s *atLeastOnce) Commit(ctx context.Context, c *Commit) error {
 	if len(c.Batch.Records) > 0 {
 		c.Batch.Reset()
@@ -41,7 +41,7 @@ func (s *atLeastOnce) Commit(ctx context.Context, c *Commit) error {
 			return Halt(err)
 		}
 	}
-	// The sink below has no handler; to it, what this one has put aside was so from the start.
+	// The sink below has no handler; to it, records that this one has quarantined were bad from the start.
 	below := *c
 	below.Batch = &Batch{Job: c.Batch.Job, Epoch: c.Batch.Epoch, outside: c.next.Seq > c.Prev.Seq}
 	below.quarantine = slices.Concat(c.quarantine, c.Batch.skipped)
@@ -102,7 +102,7 @@ func (s *atLeastOnce) Capacity() int {
 type EachHandler func(ctx context.Context, b *Batch) error
 
 // Each makes a handler for AtLeastOnce of one for single records. A record for which handle returns nil is finished: it must have had its
-// effect, and is not handed over again because a later one fails. A record that is refused with Skip goes into quarantine; any other error has
+// effect, and is not handled again because a later one fails. A record that is refused with Skip goes into quarantine; any other error has
 // that record and those after it tried again, or halts the job.
 func Each(handle func(ctx context.Context, b *Batch, r Record) error) EachHandler {
 	return func(ctx context.Context, b *Batch) error {

@@ -15,7 +15,7 @@ import (
 	"github.com/levada-io/levada/stream"
 )
 
-// With effects outside the sink each record is handed over at least once, in order, by a key that stays the same; what the handler puts aside
+// With effects outside the sink each record is handed over at least once, in order, by a key that stays the same; what the handler quarantines
 // is kept, and can be replayed.
 func TestAtLeastOnce(t *testing.T) {
 	withProducer(t, stream.Slice(numbers(40)...), func(l *lab) {
@@ -90,7 +90,7 @@ func TestNewerCheckpointsAreLeft(t *testing.T) {
 		job := l.submit(stream.Job{Stream: "s"})
 		time.Sleep(time.Hour)
 		status := l.get(job.ID)
-		if status.State.Final() || !strings.Contains(status.LastError, stream.ErrNewer.Error()) || status.Stall.NoProgress != 0 || status.Reason != stream.ReasonNewer {
+		if status.State.Final() || !strings.Contains(status.LastError, stream.ErrNewer.Error()) || status.RetryState.NoProgress != 0 || status.Reason != stream.ReasonNewer {
 			t.Errorf("%+v", status)
 		}
 		newer = false
@@ -216,7 +216,7 @@ func TestADeathAfterACommitIsNoReplay(t *testing.T) {
 				return false
 			}
 			lease := stream.Lease{Job: job.ID, Epoch: claimed[0].Epoch, Owner: dead}
-			must(t, l.store.Note(t.Context(), lease, stream.Journal{Probe: 1, Until: 20, Hand: 7}, stream.Stall{}))
+			must(t, l.store.SaveState(t.Context(), lease, stream.CrashState{BatchLimit: 1, SuspectUntil: 20, InFlightSeq: 7}, stream.RetryState{}))
 			return true
 		})
 		time.Sleep(2 * time.Second)

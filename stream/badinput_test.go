@@ -87,7 +87,7 @@ func TestPositionsThatAreNone(t *testing.T) {
 				if !strings.Contains(job.LastError, test.says) || !strings.Contains(job.LastError, test.is.Error()) {
 					t.Errorf("it says: %s", job.LastError)
 				}
-				cuts := l.seen(stream.EventCut)
+				cuts := l.seen(stream.EventDisconnected)
 				if len(cuts) != 1 || !errors.Is(cuts[0].Err, test.is) || cuts[0].Reason != test.reason {
 					t.Errorf("events: %+v", cuts)
 				}
@@ -341,7 +341,7 @@ func TestCorruptFrames(t *testing.T) {
 					t.Errorf("%d rows", l.table.len())
 				}
 				// A cut may also come of the frame after, or of what the producer then does not send; most are of the frame itself.
-				cuts := l.seen(stream.EventCut)
+				cuts := l.seen(stream.EventDisconnected)
 				if test.is != nil && len(cuts) > 0 && test.reason != stream.ReasonIncomplete && !slices.ContainsFunc(cuts, func(e stream.Event) bool { return errors.Is(e.Err, test.is) }) {
 					t.Errorf("cuts with %v", cuts[0].Err)
 				}
@@ -408,7 +408,7 @@ func TestEachBitOfTheWire(t *testing.T) {
 	}
 }
 
-// Servers that are none: each ends the job with a reason, or is tried again for ever without a spin.
+// Servers that are none: each ends the job with a reason, or is tried again indefinitely without a spin.
 func TestServersThatAreNone(t *testing.T) {
 	for name, read := range map[string]func(out grpc.ServerStreamingServer[streamv1.Frame]) error{
 		"ends at once": func(grpc.ServerStreamingServer[streamv1.Frame]) error { return nil },

@@ -14,11 +14,11 @@ import (
 	"github.com/levada-io/levada/stream/internal/sqlstate"
 )
 
-// A cause is why an attempt failed, as far as it decides what comes next.
+// A cause is why an attempt failed, and what that means for the next.
 type cause struct {
 	reason Reason
 	limit  limit
-	after  time.Duration // the other side asks to wait for so long at least; 0: it does not say
+	after  time.Duration // the shortest pause that the peer asks for; 0: none
 }
 
 // limit says which limit of WorkerConfig an attempt counts towards.
@@ -32,11 +32,11 @@ const (
 )
 
 // cause of a stream that ended early.
-func (c Cut) cause() cause {
+func (c Disconnect) cause() cause {
 	switch {
 	case c.Denied:
 		return cause{c.Reason, denied, c.After}
-	case status.Code(c.Err) == codes.ResourceExhausted: // a refusal for lack of room says nothing about the stream, from the producer or a proxy
+	case status.Code(c.Err) == codes.ResourceExhausted: // the producer or a proxy is overloaded, which says nothing about the stream
 		return cause{c.Reason.or(ReasonBusy), noLimit, c.After}
 	case c.Transport:
 		return cause{c.Reason.or(ReasonOutage), noLimit, c.After}
@@ -53,7 +53,7 @@ func (r Reason) or(other Reason) Reason {
 	return r
 }
 
-// causeOf tells why a handler or a sink failed. Errors that say nothing count towards NoProgress; everything that is known to be an outage of
+// causeOf classifies the error of a handler or a sink. Unclassified errors count towards NoProgress; an outage of
 // something behind the handler does not.
 func causeOf(err error) cause {
 	if _, ok := errors.AsType[*tooSlowError](err); ok {
@@ -76,8 +76,8 @@ func causeOf(err error) cause {
 	return cause{reason: reason, limit: noProgress}
 }
 
-// correctable recognises what a person has to put right in a database: privileges and the schema. No such error ends by itself, and yet one may be
-// that of a rollout whose other half is still to come: so the job does not fail at once either. Empty: it is neither.
+// correctable recognises errors that an operator has to correct in a database: privileges and the schema. They do not end by themselves, but may be
+// caused by a rollout that is half done, so the job does not fail at once. Empty: it is neither.
 func correctable(err error) Reason {
 	switch reason := ReasonOf(err); reason {
 	case ReasonPrivilege, ReasonSchema:
@@ -106,7 +106,7 @@ func stateOf(err error) string {
 	return ""
 }
 
-// outageOf recognises errors of what handlers and sinks use, however they are wrapped. Empty: it knows none.
+// outageOf recognises outages of systems that handlers and sinks use, however they are wrapped. Empty: none.
 func outageOf(err error) Reason {
 	switch reason := ReasonOf(err); reason {
 	case ReasonOutage, ReasonBusy, ReasonPoolExhausted, ReasonLockWait, ReasonStorageFull, ReasonOverloaded, ReasonTooSlow:
@@ -153,8 +153,8 @@ func outageOf(err error) Reason {
 	return ""
 }
 
-// WithReason names why a handler or a sink failed, in logs and in the job's status. What is to be done is said by [Skip], [Later], [Retry] and
-// [Halt], if one of them is there; the reasons of the first group in this package's list, such as [ReasonPoolExhausted], otherwise mean Retry.
+// WithReason names why a handler or a sink failed, in logs and in the job's status. What to do is decided by [Skip], [Later], [Retry] and
+// [Halt], if the error is marked; the reasons of the first group in this package's list, such as [ReasonPoolExhausted], otherwise mean Retry.
 func WithReason(reason Reason, err error) error {
 	if err == nil {
 		return nil
@@ -178,49 +178,49 @@ type reasonError struct {
 func (e *reasonError) Error() string { return e.err.Error() }
 func (e *reasonError) Unwrap() error { return e.err }
 
-// leaveError gives a job back, to be tried again by any worker.
-type leaveError struct {
+// releaseError releases a job, for any worker to try again.
+type releaseError struct {
 	cause
 	err error
 }
 
-func (e *leaveError) Error() string { return e.err.Error() }
-func (e *leaveError) Unwrap() error { return e.err }
+func (e *releaseError) Error() string { return e.err.Error() }
+func (e *releaseError) Unwrap() error { return e.err }
 
 // tooSlow reports whether the commit failed because its time was over, so that fewer records may help.
 func tooSlow(err error) bool { return causeOf(err).reason == ReasonTooSlow }
 
-// fail decides what comes after a failed attempt, and waits. It returns nil for another attempt, and otherwise why there will be none here: the
-// job has failed for good, goes back to the store until its pause is over, is lost, or the worker shuts down.
+// fail decides what follows a failed attempt, and waits. It returns nil for another attempt, and otherwise why there is none here: the
+// job has failed for good, is released until its pause is over, is lost, or the worker shuts down.
 func (r *run) fail(err error, c cause) error {
 	now := time.Now()
 	spent := now.Sub(r.tried)
 	r.tries++
-	r.stall.Failures++
-	after := r.config.Retry.after(r.stall.Failures)
+	r.retryState.Failures++
+	after := r.config.Retry.after(r.retryState.Failures)
 	if c.after > 0 {
 		after = max(c.after, min(after, 5*c.after))
 	}
 	r.event(Event{Kind: EventRetry, Reason: c.reason, Err: err})
 	r.report(err, c, after)
-	r.last = &leaveError{c, err}
+	r.last = &releaseError{c, err}
 	config := r.config
 	switch c.limit {
 	case denied:
-		if r.stall.Denied += spent; config.DeniedGrace >= 0 && r.stall.Denied >= config.DeniedGrace {
-			return &failure{c.reason, fmt.Errorf("refused for %v, which is the grace for policies and replicas that are being rolled out (DeniedGrace): %w", r.stall.Denied.Round(time.Second), err)}
+		if r.retryState.Denied += spent; config.DeniedGrace >= 0 && r.retryState.Denied >= config.DeniedGrace {
+			return &failure{c.reason, fmt.Errorf("refused for %v, which is the grace for policies and replicas that are being rolled out (DeniedGrace): %w", r.retryState.Denied.Round(time.Second), err)}
 		}
-		r.stall.Denied += after
+		r.retryState.Denied += after
 	case noProgress:
-		if r.stall.NoProgress += spent; config.NoProgress >= 0 && r.stall.NoProgress >= config.NoProgress {
-			return &failure{ReasonNoProgress, fmt.Errorf("%w for %v at record %d, in %d attempts (%s): %w", ErrNoProgress, r.stall.NoProgress.Round(time.Second), r.checkpoint.Seq+1, r.stall.Failures, c.reason, err)}
+		if r.retryState.NoProgress += spent; config.NoProgress >= 0 && r.retryState.NoProgress >= config.NoProgress {
+			return &failure{ReasonNoProgress, fmt.Errorf("%w for %v at record %d, in %d attempts (%s): %w", ErrNoProgress, r.retryState.NoProgress.Round(time.Second), r.checkpoint.Seq+1, r.retryState.Failures, c.reason, err)}
 		}
-		r.stall.NoProgress += after
+		r.retryState.NoProgress += after
 	case dependent:
-		r.stall.Dependent += spent + after
+		r.retryState.Dependent += spent + after
 	}
-	// A pause that is longer than it takes to find the job again is not spent in one of the worker's slots, which other streams may need.
-	if !r.pinned && (r.tries >= config.HandOver || after > max(config.Sweep, time.Second)) {
+	// A pause longer than a poll interval does not occupy one of the worker's slots, which other streams may need.
+	if !r.pinned && (r.tries >= config.ReleaseAfterFailures || after > max(config.PollInterval, time.Second)) {
 		r.last.after = after
 		return r.last
 	}
@@ -232,29 +232,29 @@ func (r *run) fail(err error, c cause) error {
 }
 
 // report logs a failed attempt: the first ones, each new reason, and then about one in ten minutes. The count is the store's, so a job that is
-// claimed again and again is not logged anew each time.
+// claimed repeatedly is not logged each time.
 func (r *run) report(err error, c cause, after time.Duration) {
 	level := slog.LevelDebug
-	if n := r.stall.Failures; n&(n-1) == 0 || n%20 == 0 || r.last != nil && r.last.reason != c.reason {
+	if n := r.retryState.Failures; n&(n-1) == 0 || n%20 == 0 || r.last != nil && r.last.reason != c.reason {
 		level = slog.LevelWarn
 	}
-	r.log.Log(r.own, level, "attempt failed, it is repeated", "reason", c.reason, "failures", r.stall.Failures, "record", r.checkpoint.Seq+1, "retry_in", after.Round(time.Millisecond), "error", err)
+	r.log.Log(r.leaseCtx, level, "attempt failed, retrying", "reason", c.reason, "failures", r.retryState.Failures, "record", r.checkpoint.Seq+1, "retry_in", after.Round(time.Millisecond), "error", err)
 }
 
-// restart is what each record that was committed does to the count of failures.
+// restart resets the count of failures, as each committed record does.
 func (r *run) restart() {
-	r.tries, r.stall, r.last = 0, Stall{}, nil
+	r.tries, r.retryState, r.last = 0, RetryState{}, nil
 }
 
 // patient reports whether records that depend on others are to be tried again. The time is for all records up to last together: once it is
 // over, those that still fail are bad, without a wait for each. A wait in vain halves the next one, so that a stream of orphans
-// gets through; one that was worth it brings back the whole.
+// gets through; a successful wait restores it.
 func (r *run) patient(last uint64) bool {
 	if last <= r.waited {
 		return false
 	}
-	if r.patience >= 0 && (r.stall.Dependent >= r.patience || r.patience <= AtOnce) {
-		r.log.Warn("wait for other rows is over, records that still fail are bad", "waited", r.stall.Dependent.Round(time.Millisecond), "to_record", last)
+	if r.patience >= 0 && (r.retryState.Dependent >= r.patience || r.patience <= AtOnce) {
+		r.log.Warn("wait for other rows ended, records that still fail are quarantined", "waited", r.retryState.Dependent.Round(time.Millisecond), "to_record", last)
 		r.waited = last
 		r.setPatience(r.patience / 2)
 		return false

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// process has records committed that follow the checkpoint, in steps. token names the position after the last of them.
+// process commits records that follow the checkpoint, in steps. token names the position after the last of them.
 func (r *run) process(records []Record, token []byte) error {
 	if sink, ok := r.sink.(*atLeastOnce); ok {
 		return r.deliver(sink, records, token)
@@ -23,7 +23,7 @@ func (r *run) process(records []Record, token []byte) error {
 		if n == len(records) {
 			at = token
 		}
-		if err := r.settle(records[:n], at); err != nil {
+		if err := r.settleRecords(records[:n], at); err != nil {
 			return err
 		}
 		records = records[n:]
@@ -31,8 +31,8 @@ func (r *run) process(records []Record, token []byte) error {
 	return nil
 }
 
-// settle has records accounted for: committed, or in quarantine. It halves them to find the one that is bad.
-func (r *run) settle(records []Record, token []byte) error {
+// settleRecords commits or quarantines the records. It halves them to find a bad one.
+func (r *run) settleRecords(records []Record, token []byte) error {
 	if r.suspicion.poison == records[0].Seq {
 		err := r.quarantinePoison(records, r.checkpoint.Token)
 		if err != nil || len(records) == 1 {
@@ -48,7 +48,7 @@ func (r *run) settle(records []Record, token []byte) error {
 		case err == nil:
 			r.allowMore(time.Since(begun))
 			return nil
-		case tooSlow(err) && len(records) > 1 && r.stop.Err() == nil && !isUnreached(err):
+		case tooSlow(err) && len(records) > 1 && r.stopCtx.Err() == nil && !isUnreached(err):
 			return r.settleFewer(records, token, err)
 		case !r.isBad(err, records[len(records)-1].Seq):
 			if err := r.afterRefusal(err); err != nil {
@@ -65,7 +65,7 @@ func (r *run) settle(records []Record, token []byte) error {
 	}
 }
 
-// allowMore has the handler get more records again, once it is fast.
+// allowMore doubles the handler's batches again, once it is fast.
 func (r *run) allowMore(took time.Duration) {
 	if r.inTime > 0 && took < r.config.HandlerTimeout/8 {
 		r.inTime *= 2
@@ -75,28 +75,28 @@ func (r *run) allowMore(took time.Duration) {
 	}
 }
 
-// settleFewer has records accounted for, for which the handler was too slow. Nobody knows whether they or the moment are to blame: it is only tried
-// with fewer.
+// settleFewer settles records for which the handler was too slow. Whether they or a temporary slowdown are to blame is unknown, so it only
+// tries with fewer.
 func (r *run) settleFewer(records []Record, token []byte, err error) error {
 	r.inTime = (len(records) + 1) / 2
-	r.log.Warn("handler is too slow, it gets fewer records at once", "reason", ReasonTooSlow, "records", r.inTime, "timeout", r.config.HandlerTimeout, "error", err)
-	if err := r.settle(records[:r.inTime], r.checkpoint.Token); err != nil {
+	r.log.Warn("handler too slow, it gets fewer records at once", "reason", ReasonTooSlow, "records", r.inTime, "timeout", r.config.HandlerTimeout, "error", err)
+	if err := r.settleRecords(records[:r.inTime], r.checkpoint.Token); err != nil {
 		return err
 	}
 	done := int(r.checkpoint.Seq + 1 - records[0].Seq)
 	return r.process(records[done:], token)
 }
 
-// settleHalves has records accounted for, one of which is bad.
+// settleHalves settles records, one of which is bad.
 func (r *run) settleHalves(records []Record, token []byte) error {
 	half := len(records) / 2
-	if err := r.settle(records[:half], r.checkpoint.Token); err != nil {
+	if err := r.settleRecords(records[:half], r.checkpoint.Token); err != nil {
 		return err
 	}
-	return r.settle(records[half:], token)
+	return r.settleRecords(records[half:], token)
 }
 
-// isBad reports whether an error is about the records up to last, and not about the moment.
+// isBad reports whether an error is permanent for one of the records up to last.
 func (r *run) isBad(err error, last uint64) bool {
 	if _, isPanic := errors.AsType[*PanicError](err); isPanic {
 		return true
@@ -105,7 +105,7 @@ func (r *run) isBad(err error, last uint64) bool {
 	return verdict == VerdictSkip || verdict == VerdictLater && !r.patient(last)
 }
 
-// refusal is an attempt at a record alone, which is bad.
+// refusal describes a failed attempt at a single record.
 func refusal(err error) Attempt {
 	if _, isPanic := errors.AsType[*PanicError](err); isPanic {
 		return NewAttempt(ClassPanic, err)
@@ -113,16 +113,16 @@ func refusal(err error) Attempt {
 	return NewAttempt(ClassRefused, err)
 }
 
-// certain reports whether a record is to blame that is bad alone. A panic may have been bad luck: twice is the record.
+// certain reports whether a record that failed alone is to blame. One panic may be a coincidence, two are not.
 func (r *run) certain(record Record, err error, attempts int) bool {
 	panicked, isPanic := errors.AsType[*PanicError](err)
 	if isPanic && attempts > 1 {
-		r.log.Error("the handler panicked", "record", record.Seq, "key", fmt.Sprintf("%q", record.Key), "panic", fmt.Sprint(panicked.Value), "stack", string(panicked.Stack))
+		r.log.Error("handler panicked", "record", record.Seq, "key", fmt.Sprintf("%q", record.Key), "panic", fmt.Sprint(panicked.Value), "stack", string(panicked.Stack))
 	}
 	return !isPanic || attempts > 1
 }
 
-// quarantine has one record accounted for without calling the handler.
+// quarantine stores the first record in quarantine without calling the handler.
 func (r *run) quarantine(records []Record, token []byte, attempts int, failed ...Attempt) error {
 	bad, last := records[0], failed[len(failed)-1]
 	row := Quarantined{Job: r.job.ID, Seq: bad.Seq, Key: clone(bad.Key), Payload: clone(bad.Value), Error: last.Error, Class: last.Class, Attempts: attempts, History: failed, State: Waiting}
@@ -142,7 +142,7 @@ func (r *run) afterRefusal(err error) error {
 	if e, ok := errors.AsType[*unreachedError](err); ok {
 		return r.fail(e.err, unreached(e.err))
 	}
-	if l, ok := errors.AsType[*leaveError](err); ok {
+	if l, ok := errors.AsType[*releaseError](err); ok {
 		return l
 	}
 	switch {
@@ -152,14 +152,14 @@ func (r *run) afterRefusal(err error) error {
 		return &failure{ReasonTooManyBad, err}
 	case VerdictOf(err) == VerdictHalt:
 		return &failure{ReasonHalted, err}
-	case r.own.Err() != nil:
-		return context.Cause(r.own)
+	case r.leaseCtx.Err() != nil:
+		return context.Cause(r.leaseCtx)
 	}
 	if _, ok := errors.AsType[*failure](err); ok {
 		return err
 	}
-	if r.stop.Err() != nil {
-		return errStopping // one attempt is made at shutdown, not more
+	if r.stopCtx.Err() != nil {
+		return errStopping // at shutdown there is one attempt
 	}
 	return r.fail(err, causeOf(err))
 }
@@ -175,7 +175,7 @@ func isUnreached(err error) bool {
 	return ok
 }
 
-// commit makes one step. put, if not nil, is the one record, which goes into quarantine.
+// commit makes one step. put, if not nil, is the row of the only record, which goes into quarantine.
 func (r *run) commit(records []Record, token []byte, put *Quarantined) error {
 	next, good, aside := r.advanced(records, token)
 	if put != nil {
@@ -185,15 +185,15 @@ func (r *run) commit(records []Record, token []byte, put *Quarantined) error {
 	if len(good) == 0 {
 		return r.step(next, batch, aside)
 	}
-	suspect, err := r.takeHandFrom(records[0].Seq)
+	suspect, err := r.acquireHandlerFrom(records[0].Seq)
 	if err != nil {
 		return err
 	}
-	defer r.giveHand()
+	defer r.releaseHandler()
 	between := r.suspicion.inFlight(0)
 	err = r.step(next, batch, aside)
 	if err != nil && suspect {
-		if err := r.note(between); err != nil {
+		if err := r.saveState(between); err != nil {
 			return err
 		}
 	}
@@ -222,7 +222,7 @@ func (r *run) advanced(records []Record, token []byte) (next Checkpoint, good []
 	return next, good, aside
 }
 
-// step calls the sink, and finds out what became of a commit that failed.
+// step calls the sink, and resolves a commit whose outcome is unknown.
 func (r *run) step(next Checkpoint, batch *Batch, aside []Quarantined) error {
 	prev := r.checkpoint
 	start := time.Now()
@@ -243,14 +243,14 @@ func (r *run) step(next Checkpoint, batch *Batch, aside []Quarantined) error {
 		next.Bad = prev.Bad + uint64(len(aside)+len(batch.skipped))
 		r.renewed(commit.renewed)
 		if commit.lost {
-			r.lose(fmt.Errorf("%w: what was finished is committed", ErrFenced))
+			r.loseLease(fmt.Errorf("%w: what was finished is committed", ErrFenced))
 		}
 	}
 	r.logQuarantined(slices.Concat(aside, batch.skipped))
 	return r.advance(next, took)
 }
 
-// resolve finds out what became of a commit that has failed with err. Without an error it was stored, with bad records in quarantine.
+// resolve asks the sink whether a commit that failed with err was stored. No error: it was, with bad records in quarantine.
 func (r *run) resolve(prev, next Checkpoint, err error) (bad uint64, _ error) {
 	_, isPanic := errors.AsType[*PanicError](err)
 	if isPanic || errors.Is(err, ErrFenced) || !retried(VerdictOf(err)) {
@@ -271,7 +271,7 @@ func (r *run) resolve(prev, next Checkpoint, err error) (bad uint64, _ error) {
 	return stored.Bad, nil
 }
 
-// advance moves the checkpoint to one that the sink has stored. If that is progress, attempts and suspicions that were before it are over.
+// advance moves the checkpoint to one that the sink has stored. Progress resets attempts and suspicions.
 func (r *run) advance(next Checkpoint, took time.Duration) error {
 	prev := r.checkpoint
 	next.Token = clone(next.Token)
@@ -280,12 +280,12 @@ func (r *run) advance(next Checkpoint, took time.Duration) error {
 	if next.Seq <= prev.Seq {
 		return nil
 	}
-	if r.stall.Dependent > 0 && next.Seq > r.waited {
+	if r.retryState.Dependent > 0 && next.Seq > r.waited {
 		r.setPatience(r.config.DependencyWait)
 	}
 	r.restart()
 	r.event(Event{Kind: EventCommitted, From: prev.Seq + 1, To: next.Seq, Bytes: next.Bytes - prev.Bytes, Bad: int(next.Bad - prev.Bad), Took: took, Size: r.progress.Size})
-	return r.exonerate(next.Seq)
+	return r.recordCommit(next.Seq)
 }
 
 func (r *run) setProgress() {
@@ -297,10 +297,10 @@ func (r *run) setProgress() {
 	r.mu.Unlock()
 }
 
-// logQuarantined logs the records that a commit has put into quarantine: a few of them, and how many more there are. A reader hands them out
+// logQuarantined logs the first records that a commit has quarantined, and the number of others. A reader returns them
 // instead.
 func (r *run) logQuarantined(rows []Quarantined) {
-	if _, ok := r.sink.(*handover); ok {
+	if _, ok := r.sink.(*readerSink); ok {
 		return
 	}
 	for i, q := range rows {
@@ -315,26 +315,26 @@ func (r *run) logQuarantined(rows []Quarantined) {
 // maxLoggedBad is how many quarantined records of one commit are logged one by one.
 const maxLoggedBad = 10
 
-// call calls the sink, within the handler's time and under the watchdog's eye, and makes a panic an error.
+// call calls the sink with the handler's timeout, watched by the watchdog, and turns a panic into an error.
 func (r *run) call(ctx context.Context, sink func(ctx context.Context) error) (err error) {
 	parent := ctx
 	ctx, cancel := context.WithTimeout(ctx, r.config.HandlerTimeout)
 	defer cancel()
-	r.hand(time.Now())
-	defer r.hand(time.Time{})
+	r.setSinkCall(time.Now())
+	defer r.setSinkCall(time.Time{})
 	defer recovered(&err)
 	err = sink(ctx)
 	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) && parent.Err() == nil {
 		switch ReasonOf(err) {
 		case ReasonPoolExhausted, ReasonLockWait:
-			return err // it was not the handler that took the time
+			return err // the time was not spent in the handler
 		}
 		return &tooSlowError{fmt.Errorf("the handler needs more than its %v (HandlerTimeout): %w", r.config.HandlerTimeout, err)}
 	}
 	return err
 }
 
-// tooSlowError says that a commit was not done when its time was over.
+// tooSlowError says that a commit exceeded its timeout.
 type tooSlowError struct{ err error }
 
 func (e *tooSlowError) Error() string { return e.err.Error() }

@@ -27,7 +27,7 @@ import (
 //
 // Above 64 targets, a new one closes those that carry no stream and were not asked for within the last minute.
 //
-// Pings come 6 minutes after the server was last heard of, since gRPC servers close connections on which more than two come within
+// Pings are sent 6 minutes after the last frame of the server, since gRPC servers close connections on which more than two come within
 // 5 minutes while they send nothing, which is so while a handler takes its time and the window is full. That a stream has fallen silent
 // is found by its marks, see IdleTimeout; that what was sent is not acknowledged, by the operating system after 20 s.
 type Connections struct {
@@ -90,7 +90,7 @@ func (s *watchedStream) RecvMsg(m any) error {
 
 const (
 	keepTargets = 64          // that are kept, whether or not they are used
-	keepFor     = time.Minute // longer than it takes anybody to open a stream on what Dial returned
+	keepFor     = time.Minute // longer than a caller needs to open a stream on what Dial returned
 
 	replaceAfter = 5 * time.Minute // for streams that end before the producer ends them: those never drain
 	replaceEvery = time.Second     // at most: a producer that ends every stream at once must not cost a connection for each

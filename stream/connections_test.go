@@ -86,7 +86,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 		time.Sleep(61 * time.Second)
 		newTargets()
 		if again := dial("used"); again == used {
-			t.Error("a connection whose stream has ended is kept for ever")
+			t.Error("a connection whose stream has ended is kept indefinitely")
 		} else {
 			read(again)
 		}

@@ -31,7 +31,7 @@ type frame struct {
 	other streamv1.Frame // mark, drain and end
 }
 
-// free gives the buffer back. The frame's slices are void then.
+// free releases the buffer. The frame's slices are invalid then.
 func (f *frame) free() {
 	if f.buf != nil {
 		f.buf.Free()
@@ -39,7 +39,7 @@ func (f *frame) free() {
 	}
 }
 
-// frameCodec is the codec "proto" with a fast path for frames. Readers force it per call, so it is known to nobody else.
+// frameCodec is the codec "proto" with a fast path for frames. Readers force it per call, so no other code uses it.
 type frameCodec struct{ encoding.CodecV2 }
 
 // framePool has a size for each batch that is common, with room for its head: gRPC's own pool would take a megabyte for each.
@@ -179,7 +179,7 @@ func (f *frame) parseRecord(b []byte) error {
 		return corrupt("record", fmt.Errorf("it has no key"))
 	}
 	if !utf8.ValidString(r.Bad) {
-		return corrupt("record", fmt.Errorf("why it is bad is no text"))
+		return corrupt("record", fmt.Errorf("the reason why it is bad is not valid UTF-8"))
 	}
 	if r.Bad != "" && len(r.Value) > 0 {
 		return corrupt("record", fmt.Errorf("it is bad, and has a value"))

@@ -101,7 +101,7 @@ func TestD01APanicIsNoEnd(t *testing.T) {
 	}
 	mustFind(t, complete(got, n))
 
-	// Ours: the same panic, in Next, and one with io.EOF in hand, which is no end either; then the same error.
+	// Ours: the same panic, in Next, and one with io.EOF in flight, which is no end either; then the same error.
 	faults := 0
 	source := opens(func(ctx context.Context, q stream.Query) (stream.Cursor, error) {
 		inner, err := stream.Slice(records...).Open(ctx, q)
@@ -179,7 +179,7 @@ func TestD03OneJobHasOneRunner(t *testing.T) {
 	}
 	mustFind(t, one(queue))
 
-	// Ours: many workers, and many hints for each break.
+	// Ours: many workers, and many notifications for each break.
 	source := &counted{n: 400}
 	broken := map[int]bool{}
 	source.at = func(ctx context.Context, seq int) error {
@@ -190,8 +190,8 @@ func TestD03OneJobHasOneRunner(t *testing.T) {
 		return nil
 	}
 	withProducer(t, source, func(l *lab) {
-		bus := &doublingHints{copies: 4}
-		l.config.Hints, l.config.HandOver = bus, 1
+		bus := &doublingNotifier{copies: 4}
+		l.config.Notifier, l.config.ReleaseAfterFailures = bus, 1
 		var mu sync.Mutex
 		at, most := 0, 0
 		count := func(n int) {
@@ -212,7 +212,7 @@ func TestD03OneJobHasOneRunner(t *testing.T) {
 		}
 		job := l.submit(stream.Job{Stream: "s"})
 		for range 20 {
-			bus.Send(t.Context(), stream.Hint{Stream: "s", Job: job.ID})
+			bus.Send(t.Context(), stream.Notification{Stream: "s", Job: job.ID})
 		}
 		job = l.end(job.ID, time.Hour)
 		l.is(job, stream.Completed, "")
@@ -224,20 +224,20 @@ func TestD03OneJobHasOneRunner(t *testing.T) {
 	})
 }
 
-// doublingHints hands each hint to each listener, several times.
-type doublingHints struct {
+// doublingNotifier hands each notification to each listener, several times.
+type doublingNotifier struct {
 	mu     sync.Mutex
-	all    []chan stream.Hint
+	all    []chan stream.Notification
 	copies int
 }
 
-func (h *doublingHints) Send(_ context.Context, hint stream.Hint) error {
+func (h *doublingNotifier) Send(_ context.Context, notification stream.Notification) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, c := range h.all {
 		for range h.copies {
 			select {
-			case c <- hint:
+			case c <- notification:
 			default:
 			}
 		}
@@ -245,24 +245,24 @@ func (h *doublingHints) Send(_ context.Context, hint stream.Hint) error {
 	return nil
 }
 
-func (h *doublingHints) Listen(ctx context.Context, wake func(context.Context, stream.Hint)) error {
-	c := make(chan stream.Hint, 1000)
+func (h *doublingNotifier) Listen(ctx context.Context, wake func(context.Context, stream.Notification)) error {
+	c := make(chan stream.Notification, 1000)
 	h.mu.Lock()
 	h.all = append(h.all, c)
 	h.mu.Unlock()
 	for {
 		select {
-		case hint := <-c:
-			wake(ctx, hint)
+		case notification := <-c:
+			wake(ctx, notification)
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
 }
 
-func (h *doublingHints) Close() error { return nil }
+func (h *doublingNotifier) Close() error { return nil }
 
-// D4: if the stream cannot be opened, nobody publishes anything: the job's row stays as it is for ever.
+// D4: if the stream cannot be opened, nobody publishes anything: the job's row stays as it is indefinitely.
 func TestD04AStreamThatCannotBeOpenedIsTriedAgain(t *testing.T) {
 	const n = 10
 	queue, completed := []string{"job"}, false
@@ -368,7 +368,7 @@ func TestD06AllJobsOfADeadPodAreResumed(t *testing.T) {
 		l.config.Owner = stream.Owner{Pod: "a", PodUID: "a", Incarnation: stream.NewID()}
 		l.config.Store = process.store(l.store)
 		dead := l.start("s", &interceptedSink{ReplaySink: l.store.Sink(nil), before: func(ctx context.Context, _ string) error {
-			sleep(ctx, time.Hour) // all are in hand when it dies
+			sleep(ctx, time.Hour) // all are in flight when it dies
 			return process.alive()
 		}})
 		for range jobs {
@@ -379,7 +379,7 @@ func TestD06AllJobsOfADeadPodAreResumed(t *testing.T) {
 		l.config.Store = l.store
 		l.config.Owner = stream.Owner{Pod: "b", PodUID: "b", Incarnation: stream.NewID()}
 		l.start("s", l.store.Sink(nil))
-		if n, err := l.store.Expire(t.Context(), stream.Dead{PodUID: "a"}); err != nil || n != jobs {
+		if n, err := l.store.Expire(t.Context(), stream.ExpireFilter{PodUID: "a"}); err != nil || n != jobs {
 			t.Fatalf("%d leases ended: %v", n, err)
 		}
 		time.Sleep(10 * time.Second) // less than a lease
@@ -452,7 +452,7 @@ func TestD07ADeathBetweenClaimAndWorkLosesNothing(t *testing.T) {
 }
 
 // D8: messages are transient and not confirmed: a restart of the broker loses the event.
-func TestD08LosingEveryHintLosesNoJob(t *testing.T) {
+func TestD08LosingEveryNotificationLosesNoJob(t *testing.T) {
 	const n = 10
 	type broker struct{ messages []string }
 	b := broker{messages: []string{"job"}} // DeliveryMode: Transient
@@ -466,24 +466,24 @@ func TestD08LosingEveryHintLosesNoJob(t *testing.T) {
 	mustFind(t, started(len(b.messages) > 0))
 
 	withProducer(t, stream.Slice(numbers(n)...), func(l *lab) {
-		l.config.Hints = deafHints{}
+		l.config.Notifier = deafNotifier{}
 		l.start("s", l.store.Sink(l.table.handle))
 		time.Sleep(time.Minute)
 		job := l.submit(stream.Job{Stream: "s"})
-		job = l.end(job.ID, 3*time.Second) // one sweep
+		job = l.end(job.ID, 3*time.Second) // one poll
 		must(t, started(job.State == stream.Completed))
 		must(t, l.table.holds(numbers(n)))
 	})
 }
 
-// deafHints is a broker that loses all, and refuses half of it.
-type deafHints struct{}
+// deafNotifier is a broker that loses all, and refuses half of it.
+type deafNotifier struct{}
 
-func (deafHints) Send(context.Context, stream.Hint) error { return errors.New("no broker") }
-func (deafHints) Listen(ctx context.Context, _ func(context.Context, stream.Hint)) error {
+func (deafNotifier) Send(context.Context, stream.Notification) error { return errors.New("no broker") }
+func (deafNotifier) Listen(ctx context.Context, _ func(context.Context, stream.Notification)) error {
 	return errors.New("no broker")
 }
-func (deafHints) Close() error { return nil }
+func (deafNotifier) Close() error { return nil }
 
 // D9: whole documents are written by upsert: of two owners the slow one moves the offset back, or says "completed".
 func TestD09AnOldOwnerCannotMoveTheOffset(t *testing.T) {
@@ -505,7 +505,7 @@ func TestD09AnOldOwnerCannotMoveTheOffset(t *testing.T) {
 	const n = 60
 	withProducer(t, stream.Slice(numbers(n)...), func(l *lab) {
 		l.config.CommitRecords = 5
-		// The first owner freezes with records in hand: nothing of it runs, also not its heartbeat, until the job is complete.
+		// The first owner freezes with records in flight: nothing of it runs, also not its heartbeat, until the job is complete.
 		freeze := make(chan struct{})
 		var frozen atomic.Bool
 		l.config.Store = &interceptedStore{Store: l.store, before: func(_ context.Context, method string) error {
@@ -573,7 +573,7 @@ func TestD10TwoJobsOverTheSameRecordsHaveTwoOffsets(t *testing.T) {
 	mustFind(t, apart(offset("first"), offset("second")))
 
 	withProducer(t, stream.Slice(numbers(n)...), func(l *lab) {
-		l.config.CommitRecords, l.config.HandOver = 5, 1000
+		l.config.CommitRecords, l.config.ReleaseAfterFailures = 5, 1000
 		var mu sync.Mutex // for the two below
 		rows := map[string][]uint64{}
 		limit := map[string]uint64{"first": 20, "second": 25}
@@ -850,7 +850,7 @@ func TestD14ADeathThatNobodySeesIsFoundByTheLease(t *testing.T) {
 			l.config.Store = l.store
 			l.config.Owner = stream.Owner{Pod: "z", PodUID: "9", Incarnation: stream.NewID()}
 			l.start("s", l.store.Sink(l.table.handle))
-			if l.end(job.ID, 15*time.Second+3*time.Second).State == stream.Completed && l.table.holds(numbers(n)) == nil { // lease and sweep
+			if l.end(job.ID, 15*time.Second+3*time.Second).State == stream.Completed && l.table.holds(numbers(n)) == nil { // lease and poll
 				recovered++
 			}
 			first.stop()
@@ -891,7 +891,7 @@ func TestD15TheNewProcessOfAPodKeepsItsJobs(t *testing.T) {
 	}
 	claim("old", "first")
 	claim("new", "second")
-	if n, err := store.Expire(ctx, stream.Dead{PodUID: "uid", NotIncarnation: "second"}); err != nil || n != 1 {
+	if n, err := store.Expire(ctx, stream.ExpireFilter{PodUID: "uid", ExceptIncarnation: "second"}); err != nil || n != 1 {
 		t.Fatalf("%d leases ended: %v", n, err)
 	}
 	due, err := store.Claim(ctx, stream.Claim{Owner: stream.Owner{Incarnation: "third"}, TTL: time.Hour, Max: 10})
@@ -991,7 +991,7 @@ func TestD17ARecordThatKillsIsPutAside(t *testing.T) {
 }
 
 // D18: the loop that reconnects has its ticker stopped within "range ticker.C", and never leaves: after the first loss of the broker nobody
-// listens. Hints that stop for good cost no more than the sweep.
+// listens. Notifications that stop for good cost no more than the poll.
 func TestD18ABrokerThatNeverComesBackCostsOnlyTime(t *testing.T) {
 	soon := func(took time.Duration) error {
 		if took > 3*time.Second {
@@ -1018,7 +1018,7 @@ func TestD18ABrokerThatNeverComesBackCostsOnlyTime(t *testing.T) {
 		mustFind(t, soon((<-started).Sub(since)))
 	})
 	withProducer(t, stream.Slice(numbers(10)...), func(l *lab) {
-		l.config.Hints = &hangingHints{}
+		l.config.Notifier = &hangingNotifier{}
 		w := l.start("s", l.store.Sink(l.table.handle))
 		time.Sleep(time.Hour)
 		since := time.Now()
@@ -1028,12 +1028,15 @@ func TestD18ABrokerThatNeverComesBackCostsOnlyTime(t *testing.T) {
 	})
 }
 
-// hangingHints neither fails nor says anything.
-type hangingHints struct{}
+// hangingNotifier neither fails nor says anything.
+type hangingNotifier struct{}
 
-func (*hangingHints) Send(ctx context.Context, _ stream.Hint) error { <-ctx.Done(); return ctx.Err() }
-func (*hangingHints) Listen(ctx context.Context, _ func(context.Context, stream.Hint)) error {
+func (*hangingNotifier) Send(ctx context.Context, _ stream.Notification) error {
 	<-ctx.Done()
 	return ctx.Err()
 }
-func (*hangingHints) Close() error { return nil }
+func (*hangingNotifier) Listen(ctx context.Context, _ func(context.Context, stream.Notification)) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+func (*hangingNotifier) Close() error { return nil }

@@ -15,14 +15,14 @@ const sliceTime = time.Second
 // commitPause is the longest pause between two attempts to commit what a handler has finished, once the lease is lost or the worker shuts down.
 const commitPause = 500 * time.Millisecond
 
-// finished is what a handler has done, and no sink knows. The next run of the job in this process commits it before anything else.
-type finished struct {
+// finishedRecords are records that a handler has finished and no sink has stored. The next run of the job in this process commits them first.
+type finishedRecords struct {
 	created    time.Time // of the job, since another may have its ID later
 	prev, next Checkpoint
 	aside      []Quarantined
 }
 
-// delivery hands records over to a handler of AtLeastOnce, in slices.
+// delivery passes records to a handler of AtLeastOnce, in slices.
 type delivery struct {
 	r       *run
 	sink    *atLeastOnce
@@ -31,19 +31,19 @@ type delivery struct {
 	alone   loneFailure
 }
 
-// loneFailure is the record that has failed alone last. It may have been the handler's bad luck.
+// loneFailure is the record that last failed alone. One failure may have been a coincidence.
 type loneFailure struct {
 	seq      uint64 // 0: none has
 	attempts int    // at least len(failed)
 	failed   []Attempt
 }
 
-// deliver is process for sinks of AtLeastOnce. It hands over slices of the records, and commits what is finished: a failure has only what is
-// not finished handed over again.
+// deliver is process for sinks of AtLeastOnce. It passes slices of the records to the handler and commits what is finished: after a failure only what is
+// not finished is passed again.
 func (r *run) deliver(sink *atLeastOnce, records []Record, token []byte) error {
 	d := &delivery{r: r, sink: sink, records: records, token: token}
 	for len(d.records) > 0 {
-		if r.own.Err() != nil || r.stop.Err() != nil {
+		if r.leaseCtx.Err() != nil || r.stopCtx.Err() != nil {
 			return r.ended()
 		}
 		if err := d.next(); err != nil {
@@ -53,7 +53,7 @@ func (r *run) deliver(sink *atLeastOnce, records []Record, token []byte) error {
 	return nil
 }
 
-// next hands over one slice.
+// next passes one slice to the handler.
 func (d *delivery) next() error {
 	r := d.r
 	n := r.sliceOf(len(d.records))
@@ -66,7 +66,7 @@ func (d *delivery) next() error {
 	}
 	at := d.position(n)
 	rest := d.records[:n]
-	done, failed, err := r.handOver(d.sink, rest, at)
+	done, failed, err := r.callBatch(d.sink, rest, at)
 	if err != nil {
 		return err
 	}
@@ -78,10 +78,10 @@ func (d *delivery) next() error {
 	case VerdictOf(failed) == VerdictHalt:
 		return r.afterRefusal(failed)
 	default: // the error is about no record: all are finished and committed
-		r.log.Warn("handler failed after it had finished all its records, they are committed", "to", r.checkpoint.Seq, "error", failed)
+		r.log.Warn("handler failed after it had finished all its records, committing them", "to", r.checkpoint.Seq, "error", failed)
 		return nil
 	}
-	return d.refused(rest[done:], at, n == 1, failed) // they were handed over, or would have been, and are not finished
+	return d.refused(rest[done:], at, n == 1, failed) // passed to the handler, or not reached, and not finished
 }
 
 // position returns the token for the first n records. It may name an earlier position than theirs: the number counts.
@@ -92,7 +92,7 @@ func (d *delivery) position(n int) []byte {
 	return d.r.checkpoint.Token
 }
 
-// refused decides what becomes of records that the handler has not finished, because of failed. alone: one record was handed over.
+// refused decides what to do with records that the handler has not finished, because of failed. alone: it had one record.
 func (d *delivery) refused(rest []Record, at []byte, alone bool, failed error) error {
 	r, last := d.r, rest[len(rest)-1].Seq
 	fewer := (len(rest) + 1) / 2
@@ -100,9 +100,9 @@ func (d *delivery) refused(rest []Record, at []byte, alone bool, failed error) e
 		fewer = 1 // the first one is to blame
 	}
 	switch {
-	case tooSlow(failed) && !alone && r.stop.Err() == nil:
+	case tooSlow(failed) && !alone && r.stopCtx.Err() == nil:
 		r.slice = fewer
-		r.log.Warn("handler is too slow, it gets fewer records at once", "reason", ReasonTooSlow, "records", r.slice, "timeout", r.config.HandlerTimeout, "error", failed)
+		r.log.Warn("handler too slow, it gets fewer records at once", "reason", ReasonTooSlow, "records", r.slice, "timeout", r.config.HandlerTimeout, "error", failed)
 	case !r.isBad(failed, last):
 		if err := r.afterRefusal(failed); err != nil {
 			return err
@@ -121,7 +121,7 @@ func (d *delivery) refused(rest []Record, at []byte, alone bool, failed error) e
 	return nil
 }
 
-// blame has the one record that failed alone put into quarantine, once it is certain that it is bad.
+// blame quarantines the one record that failed alone, once it is certain that it is bad.
 func (d *delivery) blame(rest []Record, at []byte, failed error) error {
 	if d.alone.seq != rest[0].Seq {
 		d.alone = loneFailure{seq: rest[0].Seq}
@@ -138,20 +138,20 @@ func (d *delivery) blame(rest []Record, at []byte, failed error) error {
 	return nil
 }
 
-// sliceOf returns how many of the records are handed over at once.
+// sliceOf returns how many of the records the handler gets at once.
 func (r *run) sliceOf(records int) int {
 	r.slice = min(max(r.slice, 1), r.config.CommitRecords)
 	return r.suspicion.limit(min(records, r.slice))
 }
 
-// handOver calls the handler with the records that could be made, and commits what it has finished: done records. failed is the handler's error,
+// callBatch calls the handler with the records that could be made, and commits what it has finished: done records. failed is the handler's error,
 // which is about those that follow; err ends the run.
-func (r *run) handOver(sink *atLeastOnce, records []Record, token []byte) (done int, failed, err error) {
+func (r *run) callBatch(sink *atLeastOnce, records []Record, token []byte) (done int, failed, err error) {
 	good, place := makeable(records)
 	if len(good) == 0 {
-		return len(records), nil, r.account(records, token, nil)
+		return len(records), nil, r.commitFinishedRecords(records, token, nil)
 	}
-	suspect, err := r.takeHandFrom(records[0].Seq)
+	suspect, err := r.acquireHandlerFrom(records[0].Seq)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -159,13 +159,13 @@ func (r *run) handOver(sink *atLeastOnce, records []Record, token []byte) (done 
 	batch := &Batch{Job: r.job, Epoch: r.lease.Epoch, Records: good}
 	finished, failed := r.handle(sink, batch, begun)
 	took := time.Since(begun)
-	r.giveHand()
+	r.releaseHandler()
 	if failed == nil {
 		r.adjust(len(records), finished == len(place), finished, took)
 	}
 	if finished == 0 {
 		if suspect {
-			return 0, failed, r.note(r.suspicion.inFlight(0))
+			return 0, failed, r.saveState(r.suspicion.inFlight(0))
 		}
 		return 0, failed, nil
 	}
@@ -175,7 +175,7 @@ func (r *run) handOver(sink *atLeastOnce, records []Record, token []byte) (done 
 	}
 	last := records[done-1].Seq
 	skipped := slices.DeleteFunc(batch.skipped, func(q Quarantined) bool { return q.Seq > last })
-	return done, failed, r.account(records[:done], token, skipped)
+	return done, failed, r.commitFinishedRecords(records[:done], token, skipped)
 }
 
 // makeable returns the records that the producer could make, and the place of each among all.
@@ -192,10 +192,10 @@ func makeable(records []Record) (good []Record, place []int) {
 // handle calls the handler with the batch, and returns how many of its records are finished.
 func (r *run) handle(sink *atLeastOnce, batch *Batch, begun time.Time) (finished int, failed error) {
 	all := len(batch.Records)
-	if sink.each { // a function that calls a handler of Each must get all of its batch done: it cannot say how far it came
+	if sink.each { // not for a function around a handler of Each: it cannot report partial progress, so it must finish its batch
 		aim, allowed := r.sliceAim(), r.allowedBad()
 		batch.pace = &pace{more: func(b *Batch) bool {
-			return time.Since(begun) < aim && r.own.Err() == nil && r.stop.Err() == nil && (allowed < 0 || len(b.skipped) <= allowed)
+			return time.Since(begun) < aim && r.leaseCtx.Err() == nil && r.stopCtx.Err() == nil && (allowed < 0 || len(b.skipped) <= allowed)
 		}}
 	}
 	failed = r.callHandler(func(ctx context.Context) error {
@@ -215,10 +215,10 @@ func (r *run) handle(sink *atLeastOnce, batch *Batch, begun time.Time) (finished
 	return finished, failed
 }
 
-// sliceAim is how long a slice is to take.
+// sliceAim is the target duration of a slice.
 func (r *run) sliceAim() time.Duration { return min(sliceTime, r.config.HandlerTimeout/4) }
 
-// adjust makes the next slice one of about the time that is aimed at.
+// adjust sizes the next slice for the target duration.
 func (r *run) adjust(records int, all bool, finished int, took time.Duration) {
 	aim := r.sliceAim()
 	switch {
@@ -230,15 +230,15 @@ func (r *run) adjust(records int, all bool, finished int, took time.Duration) {
 }
 
 // callHandler calls the handler of AtLeastOnce. A lease that is lost does not interrupt a record, whose effect may have happened: the handler
-// has until the lease is over, when another worker may start, and at shutdown as long as leaves time for the commit.
+// has until the lease ends, when another worker may start, and at shutdown until the commit needs the rest of the time.
 func (r *run) callHandler(handle func(ctx context.Context) error) error {
-	ctx, cancel := context.WithCancelCause(r.drain)
+	ctx, cancel := context.WithCancelCause(r.drainCtx)
 	defer cancel(nil)
-	defer context.AfterFunc(r.own, func() {
+	defer context.AfterFunc(r.leaseCtx, func() {
 		wait(ctx, time.Until(r.sinceRenewal().Add(r.config.Lease)))
-		cancel(context.Cause(r.own))
+		cancel(context.Cause(r.leaseCtx))
 	})()
-	defer context.AfterFunc(r.term, func() {
+	defer context.AfterFunc(r.shutdownCtx, func() {
 		wait(ctx, r.config.DrainTimeout*3/4)
 		cancel(errStopping)
 	})()
@@ -256,8 +256,8 @@ func (r *run) allowedBad() int {
 	return -1
 }
 
-// account commits records that the handler has finished, or that could not be made.
-func (r *run) account(records []Record, token []byte, skipped []Quarantined) error {
+// commitFinishedRecords commits records that the handler has finished, or that could not be made.
+func (r *run) commitFinishedRecords(records []Record, token []byte, skipped []Quarantined) error {
 	next, _, bad := r.advanced(records, token)
 	aside := slices.Concat(skipped, bad)
 	slices.SortFunc(aside, func(a, b Quarantined) int { return cmp.Compare(a.Seq, b.Seq) })
@@ -265,35 +265,35 @@ func (r *run) account(records []Record, token []byte, skipped []Quarantined) err
 		return r.accountApart(records, token, skipped, aside[allowed].Seq)
 	}
 	next.Token = clone(token)
-	return r.commitFinished(finished{r.created, r.checkpoint, next, aside})
+	return r.commitFinished(finishedRecords{r.created, r.checkpoint, next, aside})
 }
 
 // accountApart accounts for records up to the one at which the job will halt, and then for the others. What is before it is finished, and must not be
-// handed over again when a person has the job retried.
+// handled again when the job is retried.
 func (r *run) accountApart(records []Record, token []byte, skipped []Quarantined, halts uint64) error {
 	n := int(halts - records[0].Seq)
 	before := slices.IndexFunc(skipped, func(q Quarantined) bool { return q.Seq >= halts })
 	if before < 0 {
 		before = len(skipped)
 	}
-	if err := r.account(records[:n], r.checkpoint.Token, skipped[:before]); err != nil {
+	if err := r.commitFinishedRecords(records[:n], r.checkpoint.Token, skipped[:before]); err != nil {
 		return err
 	}
-	return r.account(records[n:], token, skipped[before:])
+	return r.commitFinishedRecords(records[n:], token, skipped[before:])
 }
 
-// commitFinished repeats the commit until the sink has it, or has another owner's. The job is not given back meanwhile, since its next owner
-// would hand the records over again.
-func (r *run) commitFinished(f finished) error {
-	r.under = r.drain
-	defer func() { r.under = nil }()
+// commitFinished repeats the commit until the sink has stored it, or another owner's. The job is not released meanwhile, since its next owner
+// would handle the records again.
+func (r *run) commitFinished(f finishedRecords) error {
+	r.sinkCtx = r.drainCtx
+	defer func() { r.sinkCtx = nil }()
 	for {
 		err := r.step(f.next, &Batch{Job: r.job, Epoch: r.lease.Epoch}, f.aside)
-		if err == nil || r.checkpoint.Seq == f.next.Seq { // stored, whatever failed after that
+		if err == nil || r.checkpoint.Seq == f.next.Seq { // stored, although something failed after that
 			return err
 		}
-		refused := errors.Is(err, errReopen) || errors.Is(err, ErrTooManyBad) || VerdictOf(err) == VerdictHalt // by what was found, which a person may change
-		if err := r.insist(err); err != nil {
+		refused := errors.Is(err, errReopen) || errors.Is(err, ErrTooManyBad) || VerdictOf(err) == VerdictHalt // by a decision that an operator may change
+		if err := r.retryCommit(err); err != nil {
 			if !refused {
 				r.host.keepFinished(r.job.ID, f)
 			}
@@ -302,8 +302,8 @@ func (r *run) commitFinished(f finished) error {
 	}
 }
 
-// insist waits before another attempt to store effects that have happened. An error says that there will be none.
-func (r *run) insist(err error) error {
+// retryCommit waits before another attempt to store effects that have happened. An error means that there is no further attempt.
+func (r *run) retryCommit(err error) error {
 	if errors.Is(err, ErrFenced) || errors.Is(err, errReopen) || errors.Is(err, ErrTooManyBad) || VerdictOf(err) == VerdictHalt {
 		return r.afterRefusal(err)
 	}
@@ -318,28 +318,28 @@ func (r *run) insist(err error) error {
 	if _, ok := errors.AsType[*failure](end); end == nil || ok {
 		return end
 	}
-	// The lease is lost, or the worker shuts down. The fence keeps a commit from being one too many.
-	if !wait(r.drain, min(r.config.Retry.after(r.stall.Failures), commitPause)) {
+	// The lease is lost, or the worker shuts down. The fence rejects a commit that comes too late.
+	if !wait(r.drainCtx, min(r.config.Retry.after(r.retryState.Failures), commitPause)) {
 		return end
 	}
 	return nil
 }
 
-// sinkContext is what ends calls of the sink: the end of the lease, unless they store effects that have happened.
+// sinkContext bounds calls of the sink by the lease, unless they store effects that have happened.
 func (r *run) sinkContext() context.Context {
-	if r.under != nil {
-		return r.under
+	if r.sinkCtx != nil {
+		return r.sinkCtx
 	}
-	return r.own
+	return r.leaseCtx
 }
 
-// resume commits what an earlier run of this process has finished and could not commit, unless another owner went on from there.
+// resume commits what an earlier run of this process has finished and could not commit, unless another owner has advanced the checkpoint.
 func (r *run) resume() error {
 	f, ok := r.host.takeFinished(r.job.ID)
 	at := r.checkpoint
 	if !ok || !f.created.Equal(r.created) || at.Seq != f.prev.Seq || at.Digest != f.prev.Digest || at.Bad != f.prev.Bad || !bytes.Equal(at.Token, f.prev.Token) || at.Done {
 		return nil
 	}
-	r.log.Info("records that this process has finished under an earlier lease are committed", "from", at.Seq+1, "to", f.next.Seq)
+	r.log.Info("committing records that were finished under an earlier lease", "from", at.Seq+1, "to", f.next.Seq)
 	return r.commitFinished(f)
 }

@@ -3,14 +3,14 @@
 //
 // A producer serves ordered records from a [Source] with a [Server]. A [Worker] claims jobs from a [Store], reads each job's
 // stream, hands batches to a handler and commits their effects together with the offset to a [Sink], under a lease with a
-// fencing number. Everything else, such as hints and the pod watcher, only makes it faster.
+// fencing number. Everything else, such as notifications and the pod watcher, only makes it faster.
 //
 // # Which part to use
 //
 //   - Records in memory, a file, an iterator, a Postgres table: [Slice], [File], [Func], package pgsource. All else: a [Source] of your own.
 //   - Effects in Postgres or SQLite, in one transaction with the offset: the store's Sink. Effects elsewhere, such as calls of other services: [AtLeastOnce].
 //   - A program that keeps the position itself and needs no jobs: [Reader].
-//   - A store, sink or hint driver of your own: package driver, and the suites of package streamtest.
+//   - A store, sink or notifier driver of your own: package driver, and the suites of package streamtest.
 //
 // # The lease
 //
@@ -40,16 +40,16 @@
 //
 //	the stream is cut             it is opened again after the last commit
 //	the answer to a commit lost   Fence with the same epoch returns one of the two checkpoints
-//	the store is away             the job goes on while commits renew the lease, or is given up after 2/3 of it
+//	the store is unavailable      the job goes on while commits renew the lease, or is given up after 2/3 of it
 //	the process is killed         the lease runs out, or its successor in the container ends it at once
 //	the process is frozen         another has the job; the frozen one is fenced at its next commit
 //	the handler does not return   the lease is not renewed any more one lease after its time, see [Worker.Stuck]
-//	a record kills the process    batches are halved with each death until it is alone, and then quarantined
+//	a record kills the process    batches are halved with each crash until it is alone, and then quarantined
 //
 // # Files
 //
 // One folder, because it is what users import. The producer is server.go, reading.go and encode.go, with source.go, slice.go, file.go and funcof.go for records. The receiver is
 // worker.go (which jobs to claim), claim.go (a claimed job, from claim to release), heartbeat.go (its lease), run.go (attempts at a stream, also a reader's), session.go and decode.go
 // (one stream), commit.go (effects in the sink) or deliver.go and atleastonce.go (effects outside of it), suspicion.go (records that kill their process), cause.go (retries and limits),
-// skip.go, evidence.go and replay.go (quarantine), presence*.go (processes of a pod that died). reader.go is a receiver without jobs. store.go, sink.go and hints.go are what drivers implement.
+// skip.go, evidence.go and replay.go (quarantine), presence*.go (processes of a pod that died). reader.go is a receiver without jobs. store.go, sink.go and notifier.go are what drivers implement.
 package stream

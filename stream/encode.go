@@ -131,7 +131,7 @@ func value(c Cursor, dst []byte) (out []byte, err error) {
 	return c.Value(dst)
 }
 
-// recovered makes a panic the error of the function that has deferred it.
+// recovered turns a panic into the error of the function that deferred it.
 func recovered(err *error) {
 	if p := recover(); p != nil {
 		*err = &PanicError{Value: p, Stack: debug.Stack()}

@@ -8,7 +8,7 @@ import (
 // What can be wrong with a job, a position or a record. Errors of this package wrap one of these, so that callers can
 // tell them apart with errors.Is; their text holds the values, and what to do.
 var (
-	// ErrFenced: somebody else owns the job by now, or it was cancelled or paused. What was being done is void.
+	// ErrFenced: the job has another owner by now, or it was cancelled or paused. The operation had no effect.
 	ErrFenced = errors.New("the job has a newer owner or was stopped")
 	// ErrNotFound: there is no such job.
 	ErrNotFound = errors.New("no such job")
@@ -27,11 +27,11 @@ var (
 
 	// ErrUnknownStream: the producer has no stream of that name.
 	ErrUnknownStream = errors.New("unknown stream")
-	// ErrBadToken: the position is none that this producer gave out.
+	// ErrBadToken: this producer did not issue the position.
 	ErrBadToken = errors.New("unknown position")
 	// ErrQueryChanged: the position belongs to another query, order or schema.
 	ErrQueryChanged = errors.New("the query is not the one that the position belongs to")
-	// ErrGeneration: the position belongs to another life of the source, for example before a restore from a backup.
+	// ErrGeneration: the position belongs to another generation of the source, for example before a restore from a backup.
 	ErrGeneration = errors.New("the source is not the one that the position belongs to")
 	// ErrGone: the source does not hold the records after the position any more.
 	ErrGone = errors.New("the position is gone from the source")

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Attempt is what became of one try at a record that is in quarantine.
+// Attempt is the result of one failed attempt at a quarantined record.
 type Attempt struct {
 	Time  time.Time `json:"time"`
 	Class Class     `json:"class"`

@@ -32,7 +32,7 @@ type FileOptions struct {
 	Format FileFormat
 	// RecordSize is the size of each record of a FileFixed file, in bytes.
 	RecordSize int
-	// Follow makes the stream wait at the file's end for more, for ever. A last line without a newline is then not yet a record;
+	// Follow makes the stream wait at the file's end for more, indefinitely. A last line without a newline is then not yet a record;
 	// without Follow it is one. A file that is being written should be followed, or its last line may be served in part.
 	Follow bool
 	// Poll is how often a followed file is looked at while it does not grow. Default 250 ms.
@@ -40,8 +40,8 @@ type FileOptions struct {
 	// MaxRecord is the size of the largest record, in bytes. A longer line becomes a bad record; a longer record of a
 	// FilePrefixed file ends the stream, since such a size is rather a sign of damage. Default 1 MiB.
 	MaxRecord int
-	// Identity names the life of the file, in place of its device and inode number, which change when the file is copied to another
-	// machine, and on some network file systems at each mount. Change it whenever the file is made anew.
+	// Identity names this version of the file, in place of its device and inode number, which change when the file is copied to another
+	// machine, and on some network file systems at each mount. Change it whenever the file is recreated.
 	Identity string
 }
 
@@ -72,7 +72,7 @@ func (o FileOptions) check(path string) error {
 // the file's first 4 KiB and of the 64 bytes before that offset. So going on in a file that was overwritten in place is an
 // [ErrGeneration], as it is in one that took the path of the first; a file that is shorter than the position is an [ErrGone].
 //
-// A file that is cut between two streams, at or after the position of the first, cannot be told from one that was never longer: the job completes with the
+// A file that is cut between two streams, at or after the position of the first, cannot be distinguished from one that was never longer: the job completes with the
 // records that are left. Write to a new file and rename it, rather than cut one in place.
 func File(path string, options FileOptions) Source {
 	o := options.withDefaults()
@@ -122,7 +122,7 @@ func (s *fileSource) Open(ctx context.Context, q Query) (Cursor, error) {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() {
-		return nil, Halt(fmt.Errorf("file %s is no regular file (%v): what was read from it could not be read again", s.path, info.Mode().Type()))
+		return nil, Halt(fmt.Errorf("file %s is not a regular file (%v): what was read from it could not be read again", s.path, info.Mode().Type()))
 	}
 	f, err := os.Open(s.path)
 	if err != nil {

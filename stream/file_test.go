@@ -307,8 +307,8 @@ func TestFileRefuses(t *testing.T) {
 		{path, stream.FileOptions{}, []byte("short"), "this one 5"},
 		{path, stream.FileOptions{}, make([]byte, 12), "no record of file"},
 		{path, stream.FileOptions{}, bytes.Repeat([]byte{0xff}, 12), "no record of file"},
-		{pipe, stream.FileOptions{}, nil, "no regular file"},
-		{t.TempDir(), stream.FileOptions{}, nil, "no regular file"},
+		{pipe, stream.FileOptions{}, nil, "not a regular file"},
+		{t.TempDir(), stream.FileOptions{}, nil, "not a regular file"},
 		{path + ".missing", stream.FileOptions{}, nil, "no such file"},
 	}
 	for _, test := range tests {

@@ -9,7 +9,7 @@ import (
 type HandleOptions struct {
 	// MaxJobs is how many jobs of the stream are worked on at once, within the worker's MaxJobs. Zero: no limit of its own.
 	MaxJobs int
-	// MaxInFlight, MaxRecord, CommitRecords, CommitBytes, HandlerTimeout, NoProgress, DependencyWait, Deaths and MaxBad are as in WorkerConfig.
+	// MaxInFlight, MaxRecord, CommitRecords, CommitBytes, HandlerTimeout, NoProgress, DependencyWait, MaxCrashes and MaxBad are as in WorkerConfig.
 	MaxInFlight    int
 	MaxRecord      int
 	CommitRecords  int
@@ -17,13 +17,13 @@ type HandleOptions struct {
 	HandlerTimeout time.Duration
 	NoProgress     time.Duration
 	DependencyWait time.Duration
-	Deaths         int
+	MaxCrashes     int
 	MaxBad         int
 }
 
 func (o HandleOptions) validate(stream string) error {
 	return checkLimits("HandleOptions of stream "+stream+": HandleOptions", bound{"MaxJobs", o.MaxJobs}, bound{"MaxInFlight", o.MaxInFlight}, bound{"MaxRecord", o.MaxRecord},
-		bound{"CommitRecords", o.CommitRecords}, bound{"CommitBytes", o.CommitBytes}, bound{"HandlerTimeout", o.HandlerTimeout}, bound{"Deaths", o.Deaths}, bound{"MaxBad", count(o.MaxBad)})
+		bound{"CommitRecords", o.CommitRecords}, bound{"CommitBytes", o.CommitBytes}, bound{"HandlerTimeout", o.HandlerTimeout}, bound{"MaxCrashes", o.MaxCrashes}, bound{"MaxBad", count(o.MaxBad)})
 }
 
 // configOf returns the worker's configuration with the limits of a stream.
@@ -36,7 +36,7 @@ func (w *Worker) configOf(stream string) WorkerConfig {
 	c.HandlerTimeout = cmp.Or(o.HandlerTimeout, c.HandlerTimeout)
 	c.NoProgress = cmp.Or(o.NoProgress, c.NoProgress)
 	c.DependencyWait = cmp.Or(o.DependencyWait, c.DependencyWait)
-	c.Deaths = cmp.Or(o.Deaths, c.Deaths)
+	c.MaxCrashes = cmp.Or(o.MaxCrashes, c.MaxCrashes)
 	c.MaxBad = cmp.Or(o.MaxBad, c.MaxBad)
 	return c
 }

@@ -11,14 +11,14 @@ import (
 // The heartbeat keeps the lease while the run works, and is the watchdog of its handler. Two things must hold: the process stops working on a job before
 // the lease can be over at the store, so it counts from before a renewal was sent; and a handler that hangs does not keep its job from others.
 
-// beat renews the lease until ctx ends or the lease is lost. It counts from before the last renewal that worked, and gives up
+// renewLease renews the lease until ctx ends or the lease is lost. It counts from before the last renewal that worked, and gives up
 // when two thirds of the lease are over, so that this process stops before another starts.
-func (c *claim) beat(ctx context.Context) {
+func (c *claim) renewLease(ctx context.Context) {
 	r := c.run
 	lease := r.config.Lease
 	for pause := lease / 3; wait(ctx, pause); {
 		if r.hung() {
-			c.abandon()
+			c.abandonHandler()
 			return
 		}
 		start := time.Now()
@@ -30,14 +30,14 @@ func (c *claim) beat(ctx context.Context) {
 		case ctx.Err() != nil:
 			return
 		case errors.Is(err, ErrFenced):
-			r.lose(err)
+			r.loseLease(err)
 			return
 		case time.Since(r.sinceRenewal()) >= lease*2/3-lease/30:
-			r.lose(fmt.Errorf("%w: %w", errNotRenewed, err))
+			r.loseLease(fmt.Errorf("%w: %w", errNotRenewed, err))
 			return
 		default:
 			pause = lease / 30
-			r.log.Warn("the lease could not be renewed", "error", err)
+			r.log.Warn("lease not renewed, retrying", "error", err)
 		}
 	}
 }
@@ -52,30 +52,30 @@ func (c *claim) renew(ctx context.Context, timeout time.Duration) error {
 	return c.w.config.Store.Renew(ctx, c.lease, progress, c.config.Lease)
 }
 
-// abandon leaves the job to others, since its handler does not come back. What it held of the process is free for other jobs.
-func (c *claim) abandon() {
+// abandonHandler leaves the job to others, since its handler does not return. Its slots are free for other jobs.
+func (c *claim) abandonHandler() {
 	r := c.run
 	buf := make([]byte, 1<<20)
 	c.w.stuck.Add(1)
-	r.log.Error("the handler does not come back: its job is left to others; end this process", "timeout", r.config.HandlerTimeout, "goroutines", string(buf[:runtime.Stack(buf, true)]))
-	r.lose(errors.New("the handler does not come back"))
-	r.giveHand()
+	r.log.Error("handler does not return, its job is left to other workers: end this process", "timeout", r.config.HandlerTimeout, "goroutines", string(buf[:runtime.Stack(buf, true)]))
+	r.loseLease(errors.New("the handler does not return"))
+	r.releaseHandler()
 }
 
 func (r *run) hung() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return !r.handed.IsZero() && time.Since(r.handed) > r.config.HandlerTimeout+r.config.Lease
+	return !r.sinkCalledAt.IsZero() && time.Since(r.sinkCalledAt) > r.config.HandlerTimeout+r.config.Lease
 }
 
-// hand notes that the sink is at work, for the watchdog, or that it is back.
-func (r *run) hand(at time.Time) {
+// setSinkCall sets when the sink was called, for the watchdog; zero: it has returned.
+func (r *run) setSinkCall(at time.Time) {
 	r.mu.Lock()
-	r.handed = at
+	r.sinkCalledAt = at
 	r.mu.Unlock()
 }
 
-// renewed notes that the lease was renewed at some time.
+// renewed records a renewal of the lease.
 func (r *run) renewed(at time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -30,10 +30,10 @@ type happened struct {
 	state    stream.State
 	digest   stream.Digest
 	done     bool
-	stall    stream.Stall  // release
-	reason   stream.Reason // release
-	due      time.Time     // release, look: when the job is looked at next
-	hand     []uint64      // death: the records that the owner had noted to be in hand, which did not come back
+	stall    stream.RetryState // release
+	reason   stream.Reason     // release
+	due      time.Time         // release, look: when the job is looked at next
+	hand     []uint64          // death: the records that the owner had noted to be in flight, which did not return
 }
 
 func (h *history) add(e happened) {
@@ -102,7 +102,7 @@ var validators = []validator{
 			}
 			for _, row := range e.aside {
 				if seen[row.Seq] {
-					return fmt.Errorf("record %d was committed, and put aside", row.Seq)
+					return fmt.Errorf("record %d was committed, and quarantined", row.Seq)
 				}
 				seen[row.Seq] = true
 			}
@@ -207,7 +207,7 @@ var validators = []validator{
 		}
 		return nil
 	}},
-	{"I10 evidence: only bad records are put aside, for a death only after enough of them", func(events []happened, x expectation) error {
+	{"I10 evidence: only bad records are quarantined, for a death only after enough of them", func(events []happened, x expectation) error {
 		deaths := map[uint64]int{}
 		for _, e := range events {
 			if e.what == "death" && len(e.hand) == 1 {
@@ -215,10 +215,10 @@ var validators = []validator{
 			}
 			for _, row := range e.aside {
 				switch {
-				case row.Class == stream.ClassDeath && deaths[row.Seq] < x.deaths:
-					return fmt.Errorf("record %d was put aside for %d deaths, and %d owners did not come back that had it alone in hand", row.Seq, x.deaths, deaths[row.Seq])
-				case row.Class != stream.ClassDeath && !x.bad[row.Seq]:
-					return fmt.Errorf("record %d was put aside (%s: %s), and is good", row.Seq, row.Class, row.Error)
+				case row.Class == stream.ClassCrash && deaths[row.Seq] < x.deaths:
+					return fmt.Errorf("record %d was quarantined for %d deaths, and %d owners did not return that had it alone in flight", row.Seq, x.deaths, deaths[row.Seq])
+				case row.Class != stream.ClassCrash && !x.bad[row.Seq]:
+					return fmt.Errorf("record %d was quarantined (%s: %s), and is good", row.Seq, row.Class, row.Error)
 				}
 			}
 		}

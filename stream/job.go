@@ -18,7 +18,7 @@ type Job struct {
 	// Query holds the parameters of the stream, for its source.
 	Query []byte `json:"query,omitempty"`
 	// DedupeKey, when not empty, makes Submit return the job of the same stream that has this key already instead of making another; [ErrExists] if
-	// that one has another Target or Query, so moves other records. A cancelled job has no key any more, and one that was purged neither.
+	// that one has another Target or Query, so moves other records. Cancelled and purged jobs have no key any more.
 	DedupeKey string `json:"dedupeKey,omitempty"`
 	// Priority: jobs with a greater one are claimed first.
 	Priority int `json:"priority,omitempty"`
@@ -119,30 +119,30 @@ type Progress struct {
 	Bytes uint64 `json:"bytes"`
 	// Bad is how many of them are in quarantine.
 	Bad uint64 `json:"bad"`
-	// Size is how many records the stream has, or 0 if nobody knows.
+	// Size is how many records the stream has, or 0 if that is unknown.
 	Size uint64 `json:"size,omitempty"`
 }
 
-// Journal is what a store remembers of the deaths of a job's owners, so that a record that kills its process is found.
-// The zero Journal means that nothing is suspected.
-type Journal struct {
-	// Probe is how many records may be handed to the handler at once; 0: as many as the worker likes.
-	Probe int `json:"probe,omitempty"`
-	// Until is the last record that is suspected. Once it is committed, the journal is cleared.
-	Until uint64 `json:"until,omitempty"`
-	// Hand is the first record of the batch that is being processed, 0 between batches. A death while it is set is blamed on
-	// that batch; a death while it is 0 is not. A number before the checkpoint's is that of a quarantined record being replayed.
-	Hand uint64 `json:"hand,omitempty"`
-	// Deaths is how many processes died with record Hand alone in hand.
-	Deaths int `json:"deaths,omitempty"`
+// CrashState is what a store remembers of the crashes of a job's owners, so that a record that kills its process is found.
+// The zero CrashState means that no record is suspected.
+type CrashState struct {
+	// BatchLimit is how many records the handler may get at once; 0: no limit but the worker's.
+	BatchLimit int `json:"batchLimit,omitempty"`
+	// SuspectUntil is the last record that is suspected. Once it is committed, the state is cleared.
+	SuspectUntil uint64 `json:"suspectUntil,omitempty"`
+	// InFlightSeq is the first record of the batch that the handler has, 0 between batches. A crash while it is set is blamed on
+	// that batch; a crash while it is 0 is not. A number at or before the checkpoint's is that of a quarantined record being replayed.
+	InFlightSeq uint64 `json:"inFlightSeq,omitempty"`
+	// Crashes is how many processes crashed with record InFlightSeq alone in flight.
+	Crashes int `json:"crashes,omitempty"`
 }
 
-// Stall is what a store remembers of a job's attempts since the last record was committed, so that pauses and limits hold across claims,
-// restarts and workers. The zero Stall means that the last attempt came further.
+// RetryState is what a store remembers of a job's attempts since the last record was committed, so that pauses and limits hold across claims,
+// restarts and workers. The zero RetryState means that the last attempt made progress.
 //
 // The times are sums over attempts and the pauses after them: time in which no worker had the job does not count, so a job does not
 // fail because all workers were off for the weekend.
-type Stall struct {
+type RetryState struct {
 	// Failures is how many attempts in a row failed, whatever the reason. The pause before the next grows with it.
 	Failures int `json:"failures,omitempty"`
 	// NoProgress, Denied and Dependent are what counts towards the limits NoProgress, DeniedGrace and DependencyWait of [WorkerConfig].
@@ -163,22 +163,22 @@ type Status struct {
 	ClaimedAt time.Time `json:"claimedAt,omitzero"`
 	// Attempts is how often the job was claimed.
 	Attempts int `json:"attempts"`
-	// Stall says how long the job has come no further, across owners.
-	Stall    Stall    `json:"stall,omitzero"`
-	Progress Progress `json:"progress"`
+	// RetryState counts the attempts since the last progress, across owners.
+	RetryState RetryState `json:"retryState,omitzero"`
+	Progress   Progress   `json:"progress"`
 	// Reason is a stable word for why the job is where it is, LastError the text for people. Those of a job that waits, or that is
 	// tried again, are the reason of its last failure.
-	Reason     Reason    `json:"reason,omitempty"`
-	LastError  string    `json:"lastError,omitempty"`
-	Journal    Journal   `json:"journal,omitzero"`
-	CreatedAt  time.Time `json:"createdAt"`
-	StartedAt  time.Time `json:"startedAt,omitzero"`
-	UpdatedAt  time.Time `json:"updatedAt,omitzero"`
-	FinishedAt time.Time `json:"finishedAt,omitzero"`
+	Reason     Reason     `json:"reason,omitempty"`
+	LastError  string     `json:"lastError,omitempty"`
+	CrashState CrashState `json:"crashState,omitzero"`
+	CreatedAt  time.Time  `json:"createdAt"`
+	StartedAt  time.Time  `json:"startedAt,omitzero"`
+	UpdatedAt  time.Time  `json:"updatedAt,omitzero"`
+	FinishedAt time.Time  `json:"finishedAt,omitzero"`
 	// Existed is set by Submit when the job was there already, by its ID or its DedupeKey.
 	Existed bool `json:"existed,omitempty"`
-	// Died is set by Claim when the job was taken from an owner that did not release it.
-	Died bool `json:"-"`
+	// Reclaimed is set by Claim when the job was taken from an owner that did not release it: its process crashed, or could not renew the lease.
+	Reclaimed bool `json:"-"`
 }
 
 // Lease returns the lease that a claim gave.

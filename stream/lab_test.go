@@ -353,11 +353,11 @@ func (s *interceptedStore) Renew(ctx context.Context, l stream.Lease, p stream.P
 	return s.Store.Renew(ctx, l, p, ttl)
 }
 
-func (s *interceptedStore) Note(ctx context.Context, l stream.Lease, j stream.Journal, stall stream.Stall) error {
+func (s *interceptedStore) SaveState(ctx context.Context, l stream.Lease, j stream.CrashState, stall stream.RetryState) error {
 	if err := s.before(ctx, "Note"); err != nil {
 		return err
 	}
-	return s.Store.Note(ctx, l, j, stall)
+	return s.Store.SaveState(ctx, l, j, stall)
 }
 
 func (s *interceptedStore) Release(ctx context.Context, l stream.Lease, r stream.Release) error {
@@ -367,7 +367,7 @@ func (s *interceptedStore) Release(ctx context.Context, l stream.Lease, r stream
 	return s.Store.Release(ctx, l, r)
 }
 
-func (s *interceptedStore) Expire(ctx context.Context, d stream.Dead) (int, error) {
+func (s *interceptedStore) Expire(ctx context.Context, d stream.ExpireFilter) (int, error) {
 	if err := s.before(ctx, "Expire"); err != nil {
 		return 0, err
 	}

@@ -87,15 +87,15 @@ func TestAnOutageBehindTheHandlerFailsNoJob(t *testing.T) {
 				away.Store(false)
 				l.is(l.end(job.ID, 2*time.Minute), stream.Completed, "")
 				must(t, l.table.holds(numbers(100)))
-				if got := l.get(job.ID); got.Stall != (stream.Stall{}) {
-					t.Errorf("after progress it still has %+v", got.Stall)
+				if got := l.get(job.ID); got.RetryState != (stream.RetryState{}) {
+					t.Errorf("after progress it still has %+v", got.RetryState)
 				}
 			})
 		})
 	}
 }
 
-// The pauses of a job grow on though its workers are restarted all the time, since the store keeps them; progress starts them anew.
+// The pauses of a job grow on though its workers are restarted all the time, since the store keeps them; progress starts them again.
 func TestPausesSurviveClaimsAndRestarts(t *testing.T) {
 	withProducer(t, stream.Slice(numbers(2)...), func(l *lab) {
 		l.config.CommitRecords = 1
@@ -122,7 +122,7 @@ func TestPausesSurviveClaimsAndRestarts(t *testing.T) {
 		if len(calls) > 60*10 {
 			t.Errorf("%d attempts in an hour of restarts", len(calls))
 		}
-		if got := l.get(job.ID); got.State.Final() || got.Stall.Failures < 20 || got.Stall.NoProgress < 30*time.Minute || got.Stall.NoProgress > 61*time.Minute {
+		if got := l.get(job.ID); got.State.Final() || got.RetryState.Failures < 20 || got.RetryState.NoProgress < 30*time.Minute || got.RetryState.NoProgress > 61*time.Minute {
 			t.Errorf("%+v", got)
 		}
 		fails.Store(false)
@@ -143,8 +143,8 @@ func TestTimeWithoutWorkersIsNoTimeWithoutProgress(t *testing.T) {
 		time.Sleep(100 * time.Hour)
 		l.start("s", l.store.Sink(handler))
 		time.Sleep(time.Minute)
-		if got := l.get(job.ID); got.State.Final() || got.Stall.NoProgress > 5*time.Minute {
-			t.Errorf("the job is %s %s after %v: %s", got.State, got.Reason, got.Stall.NoProgress, got.LastError)
+		if got := l.get(job.ID); got.State.Final() || got.RetryState.NoProgress > 5*time.Minute {
+			t.Errorf("the job is %s %s after %v: %s", got.State, got.Reason, got.RetryState.NoProgress, got.LastError)
 		}
 	})
 }
@@ -326,8 +326,8 @@ func TestRecordsWaitForTheRowsTheyReferTo(t *testing.T) {
 			if late > time.Minute {
 				time.Sleep(30 * time.Second)
 				l.await("waiting", time.Minute, func() bool { return l.get(job.ID).State == stream.Ready })
-				if got := l.get(job.ID); got.Reason != stream.ReasonDependentRows || got.Stall.Dependent == 0 {
-					t.Errorf("%s %+v", got.Reason, got.Stall)
+				if got := l.get(job.ID); got.Reason != stream.ReasonDependentRows || got.RetryState.Dependent == 0 {
+					t.Errorf("%s %+v", got.Reason, got.RetryState)
 				}
 			}
 			l.is(l.end(job.ID, 5*time.Minute), stream.Completed, "")
@@ -384,7 +384,7 @@ func TestOneRecordThatIsTooSlowIsNamed(t *testing.T) {
 		}
 		w := l.start("s", l.store.Sink(slow))
 		job := l.submit(stream.Job{Stream: "s"})
-		l.await("waiting", 10*time.Minute, func() bool { return l.get(job.ID).State == stream.Ready && l.get(job.ID).Stall.Failures > 5 })
+		l.await("waiting", 10*time.Minute, func() bool { return l.get(job.ID).State == stream.Ready && l.get(job.ID).RetryState.Failures > 5 })
 		got := l.get(job.ID)
 		if got.Reason != stream.ReasonTooSlow || !strings.Contains(got.LastError, "HandlerTimeout") || !strings.Contains(got.LastError, "5s") || l.table.len() != 19 {
 			t.Errorf("after %d records: %s %s", l.table.len(), got.Reason, got.LastError)

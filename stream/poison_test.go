@@ -100,7 +100,7 @@ func TestDeathsUntilPoisonIsFound(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					p := startProducer(t, stream.ServerConfig{}, "s", stream.Slice(numbers(n)...))
 					l := newLab(t, p.connections(t).Dial)
-					l.config.CommitRecords, l.config.Deaths = batch, needed
+					l.config.CommitRecords, l.config.MaxCrashes = batch, needed
 					job := l.submit(stream.Job{Stream: "s"})
 					deaths := l.die("s", []string{job.ID}, func(_ string, seq uint64) bool { return int(seq) == position })
 					l.is(l.get(job.ID), stream.Completed, "")
@@ -109,7 +109,7 @@ func TestDeathsUntilPoisonIsFound(t *testing.T) {
 					}
 					worst = max(worst, deaths)
 					must(t, l.table.holds(numbers(n), uint64(position)))
-					if rows := l.aside(job.ID); len(rows) != 1 || rows[0].Seq != uint64(position) || rows[0].Class != stream.ClassDeath || rows[0].Attempts != needed {
+					if rows := l.aside(job.ID); len(rows) != 1 || rows[0].Seq != uint64(position) || rows[0].Class != stream.ClassCrash || rows[0].Attempts != needed {
 						t.Errorf("quarantine: %+v", rows)
 					}
 				})
@@ -154,7 +154,7 @@ func TestPoisonHaltsAJobThatHalts(t *testing.T) {
 	})
 }
 
-// Several jobs are in one process when one of them kills it. Only the record that kills is put aside.
+// Several jobs are in one process when one of them kills it. Only the record that kills is quarantined.
 func TestPoisonAmongOtherJobs(t *testing.T) {
 	for _, killers := range []int{1, 3} {
 		synctest.Test(t, func(t *testing.T) {
@@ -262,7 +262,7 @@ func TestTooManyBadRecords(t *testing.T) {
 	})
 }
 
-// An innocent job that is always in hand while others, each for the first time, kill the process: what they do must not be blamed on it.
+// An innocent job that is always in flight while others, each for the first time, kill the process: what they do must not be blamed on it.
 func TestFreshPoisonBesideASuspect(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := startProducer(t, stream.ServerConfig{}, "s", stream.Slice(numbers(20)...))
@@ -277,7 +277,7 @@ func TestFreshPoisonBesideASuspect(t *testing.T) {
 			if id == "innocent" || seq != 1 {
 				return false
 			}
-			time.Sleep(time.Second) // the innocent has records in hand by then
+			time.Sleep(time.Second) // the innocent has records in flight by then
 			return true
 		})
 		if rows := l.aside("innocent"); len(rows) != 0 {

@@ -29,7 +29,7 @@ var living = struct {
 	workers map[string]int
 }{workers: map[string]int{}}
 
-// live notes that the worker runs, until leave is called.
+// live registers a running worker, until leave is called.
 func live(incarnation string) (leave func()) {
 	if incarnation == "" {
 		return func() {}
@@ -57,7 +57,7 @@ func (w *Worker) isDead(o Owner) bool {
 	switch {
 	case livesHere(o.Incarnation):
 		return false
-	case w.config.Sole:
+	case w.config.SingleProcess:
 		return true
 	default:
 		return o.PodUID != "" && o.PodUID == w.config.Owner.PodUID && announced(o.Incarnation) && !answers(o.Incarnation)
@@ -74,9 +74,9 @@ func (w *Worker) takeBack(ctx context.Context) (jobs int, err error) {
 		if !w.isDead(o) {
 			continue
 		}
-		dead := Dead{PodUID: o.PodUID, Incarnation: o.Incarnation}
-		if o.PodUID == "" && o.Incarnation == "" { // of a caller who names no process: Sole is a promise about all of them
-			dead = Dead{All: true, NotIncarnation: w.config.Owner.Incarnation}
+		dead := ExpireFilter{PodUID: o.PodUID, Incarnation: o.Incarnation}
+		if o.PodUID == "" && o.Incarnation == "" { // the caller names no process, so SingleProcess covers all of them
+			dead = ExpireFilter{All: true, ExceptIncarnation: w.config.Owner.Incarnation}
 		}
 		n, err := w.config.Store.Expire(ctx, dead)
 		jobs += n

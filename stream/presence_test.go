@@ -41,7 +41,7 @@ func onlyLinux(t *testing.T) {
 func TestWorkersOfOneProcessLeaveEachOtherTheirLeases(t *testing.T) {
 	for name, change := range map[string]func(*stream.WorkerConfig){
 		"in a pod": func(*stream.WorkerConfig) {},
-		"sole":     func(c *stream.WorkerConfig) { c.Sole = true },
+		"sole":     func(c *stream.WorkerConfig) { c.SingleProcess = true },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Setenv("POD_UID", stream.NewID())
@@ -52,7 +52,7 @@ func TestWorkersOfOneProcessLeaveEachOtherTheirLeases(t *testing.T) {
 			var mu sync.Mutex
 			handed, lost := map[string]int{}, 0
 			start := func() (stop func()) {
-				config := stream.WorkerConfig{Store: store, Dial: conns.Dial, CommitRecords: 5, MaxJobs: 2, Sweep: 10 * time.Millisecond, Logger: quiet,
+				config := stream.WorkerConfig{Store: store, Dial: conns.Dial, CommitRecords: 5, MaxJobs: 2, PollInterval: 10 * time.Millisecond, Logger: quiet,
 					Observe: func(e stream.Event) {
 						if e.Kind == stream.EventLost {
 							mu.Lock()
@@ -147,7 +147,7 @@ func TestAProcessOfThePodTakesOverOnlyFromTheDead(t *testing.T) {
 	p := startProducer(t, stream.ServerConfig{}, "s", stream.Slice(numbers(10)...))
 	work := func(until func() bool, what string) {
 		t.Helper()
-		w, err := stream.NewWorker(stream.WorkerConfig{Store: store, Dial: p.connections(t).Dial, Sweep: 10 * time.Millisecond, Logger: quiet})
+		w, err := stream.NewWorker(stream.WorkerConfig{Store: store, Dial: p.connections(t).Dial, PollInterval: 10 * time.Millisecond, Logger: quiet})
 		must(t, err)
 		w.Handle("s", store.Sink(nil))
 		w.Handle("t", store.Sink(nil))

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// pressure watches the memory of the container, so that a worker takes no more jobs, and gives some back, shortly before the
+// pressure watches the memory of the container, so that a worker claims no more jobs, and releases some, shortly before the
 // kernel would kill it with all of them.
 type pressure struct {
 	usage, limit string // files of the cgroup; empty without a limit
@@ -20,11 +20,11 @@ type pressure struct {
 
 // Parts of the limit, of what the kernel counts less what it can drop.
 const (
-	pressureShed  = 0.95 // from here on jobs are given back, one at a time
+	pressureShed  = 0.95 // from here on jobs are released, one at a time
 	pressureHigh  = 0.90 // from here on no more are claimed
 	pressureLow   = 0.80 // until here
 	pressureEvery = 500 * time.Millisecond
-	// shedPause is how long a job that was given back has to free its memory before the next one follows.
+	// shedPause is how long a released job has to free its memory before the next one follows.
 	shedPause = 4
 )
 
@@ -40,7 +40,7 @@ func newPressure() *pressure {
 	return &pressure{}
 }
 
-// watch looks at the memory until ctx ends. shed gives one job back; it reports whether there was one.
+// watch looks at the memory until ctx ends. shed releases one job; it reports whether there was one.
 func (p *pressure) watch(ctx context.Context, log *slog.Logger, shed func() bool) {
 	if p.usage == "" {
 		return
@@ -53,9 +53,9 @@ func (p *pressure) watch(ctx context.Context, log *slog.Logger, shed func() bool
 		case used > pressureShed && pause < 0 && shed():
 			p.pressed.Store(true)
 			pause = shedPause
-			log.Warn("memory is nearly used up: a job is given back before the kernel ends all of them", "used", used)
+			log.Warn("memory nearly used up, releasing a job before the kernel kills the process", "used", used)
 		case used > pressureHigh && p.pressed.CompareAndSwap(false, true):
-			log.Warn("memory is nearly used up: no more jobs are claimed until it is free again", "used", used)
+			log.Warn("memory nearly used up, claiming no more jobs until it is free again", "used", used)
 		case used < pressureLow:
 			p.pressed.Store(false)
 		}
@@ -64,7 +64,7 @@ func (p *pressure) watch(ctx context.Context, log *slog.Logger, shed func() bool
 
 func (p *pressure) high() bool { return p.pressed.Load() }
 
-// droppable is the page cache that the kernel gives up before it kills anybody.
+// droppable is the page cache that the kernel reclaims before it kills a process.
 func droppable(dir string) int64 {
 	b, err := os.ReadFile(path.Join(dir, "memory.stat"))
 	if err != nil {

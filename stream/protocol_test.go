@@ -29,7 +29,7 @@ import (
 	streamv1 "github.com/levada-io/levada/proto/levada/stream/v1"
 )
 
-var updateProtocol = flag.Bool("update-protocol", false, "write testdata/protocol-v1.json anew")
+var updateProtocol = flag.Bool("update-protocol", false, "write testdata/protocol-v1.json again")
 
 const vectorsFile = "testdata/protocol-v1.json"
 

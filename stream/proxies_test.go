@@ -80,9 +80,9 @@ func TestThroughProxies(t *testing.T) {
 			l := newLab(t, nil)
 			conns := stream.NewConnections(front.addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 			t.Cleanup(func() { conns.Close() })
-			l.config.Dial, l.config.HandOver, l.config.NoProgress = conns.Dial, 1000, stream.AtOnce
+			l.config.Dial, l.config.ReleaseAfterFailures, l.config.NoProgress = conns.Dial, 1000, stream.AtOnce
 			l.config.Retry = stream.Backoff{Min: 20 * time.Millisecond, Max: 200 * time.Millisecond}
-			l.config.Sweep = 100 * time.Millisecond
+			l.config.PollInterval = 100 * time.Millisecond
 			l.start("s", l.store.Sink(l.table.handle))
 			job := l.submit(stream.Job{Stream: "s"})
 			faults := []func(){
@@ -121,7 +121,7 @@ func TestThroughProxies(t *testing.T) {
 				t.Errorf("digest %v, not %v", got, want)
 			}
 			var texts []string
-			for _, e := range l.seen(stream.EventCut) {
+			for _, e := range l.seen(stream.EventDisconnected) {
 				if cut := stream.Classify(e.Err); !errors.Is(e.Err, context.Canceled) && e.Reason == "" && (!cut.Transport || cut.Fatal) {
 					t.Errorf("taken for a refusal: %v", e.Err)
 				}

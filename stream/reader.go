@@ -34,12 +34,12 @@ type ReaderConfig struct {
 	MaxRecord int
 	// MaxRecords and MaxBytes bound what Next returns at once. Defaults 1000 and 1 MiB. It never waits for more records to come.
 	MaxRecords, MaxBytes int
-	// IdleTimeout is how long a stream may be silent before it is opened anew. Default 15 s.
+	// IdleTimeout is how long a stream may be silent before it is reopened. Default 15 s.
 	IdleTimeout time.Duration
 	// Retry is the pause between attempts. Default 100 ms to 30 s.
 	Retry Backoff
-	// NoProgress is how long the producer may send what makes no sense, or fail for reasons of its own, without one more record before the
-	// reader gives up. Attempts that reached nobody do not count. Default 24 h; [Never]: it never gives up.
+	// NoProgress is how long the producer may send invalid frames, or fail for reasons of its own, without one more record before the
+	// reader gives up. Attempts that did not reach the producer do not count. Default 24 h; [Never]: it never gives up.
 	NoProgress time.Duration
 	// DeniedGrace and Refresh are those of [WorkerConfig].
 	DeniedGrace time.Duration
@@ -67,11 +67,11 @@ func (c ReaderConfig) validate() error {
 // Reader reads one stream for a program that keeps the checkpoint itself, without a job store. It resumes by itself when the
 // stream is cut, as a [Worker] does, and checks the same: numbers, order and digests, and at the end that the stream is complete.
 //
-// Who stores the checkpoint together with the effects of the records has each record's effect exactly once. There is no
-// fence: that one process at a time does so is up to the program.
+// A program that stores the checkpoint together with the effects of the records has each effect exactly once. There is no
+// fence: the program must ensure that one process at a time does so.
 type Reader struct {
 	run   *run
-	sink  *handover
+	sink  *readerSink
 	close context.CancelCauseFunc
 	once  sync.Once
 
@@ -98,16 +98,16 @@ func NewReader(config ReaderConfig, after Checkpoint) (*Reader, error) {
 		return nil, err
 	}
 	job := Job{ID: cmp.Or(config.Name, NewID()), Stream: config.Stream, Target: config.Target, Query: config.Query}
-	sink := &handover{handed: make(chan *Delivery), back: make(chan struct{}), at: after}
+	sink := &readerSink{handed: make(chan *Delivery), back: make(chan struct{}), at: after}
 	own, cancel := context.WithCancelCause(context.Background())
 	stop, leave := context.WithCancel(own)
 	r := &Reader{sink: sink, close: cancel, ended: make(chan struct{})}
 	// A reader is a run whose sink hands each commit to Next: that is what makes its streams behave as a worker's.
 	c := config.run(job)
 	r.run = &run{
-		host: readerHost{}, config: c, codec: newFrameCodec(), hands: newHands(1),
+		host: readerHost{}, config: c, codec: newFrameCodec(), handlers: newHandlerSlots(1),
 		job: job, lease: Lease{Job: job.ID, Owner: c.Owner}, sink: sink, pinned: true, tried: time.Now(), checkpoint: after,
-		stop: stop, leave: leave, own: own, lose: cancel, term: stop, drain: own,
+		stopCtx: stop, releaseSoon: leave, leaseCtx: own, loseLease: cancel, shutdownCtx: stop, drainCtx: own,
 		log: c.Logger.With("stream", job.Stream, "reader", job.ID),
 	}
 	r.run.setProgress()
@@ -115,7 +115,7 @@ func NewReader(config ReaderConfig, after Checkpoint) (*Reader, error) {
 	return r, nil
 }
 
-// run returns the configuration of the reader's run. It has no lease, and nobody else to give the job to: the limits that concern those are none.
+// run returns the configuration of the reader's run. It has no lease and no other worker to release the job to, so those limits do not apply.
 func (c ReaderConfig) run(job Job) WorkerConfig {
 	return WorkerConfig{
 		Dial: c.Dial, Owner: Owner{Pod: job.ID}, MaxInFlight: cmp.Or(c.MaxInFlight, 8<<20), MaxRecord: c.MaxRecord,
@@ -127,10 +127,10 @@ func (c ReaderConfig) run(job Job) WorkerConfig {
 // readerHost is the host of a Reader's run. There is nothing to keep: what the program has not stored is read again.
 type readerHost struct{}
 
-func (readerHost) saveState(context.Context, Lease, Journal, Stall) error { return nil }
-func (readerHost) keepPatience(string, time.Duration, bool)               {}
-func (readerHost) keepFinished(string, finished)                          {}
-func (readerHost) takeFinished(string) (finished, bool)                   { return finished{}, false }
+func (readerHost) saveState(context.Context, Lease, CrashState, RetryState) error { return nil }
+func (readerHost) keepPatience(string, time.Duration, bool)                       {}
+func (readerHost) keepFinished(string, finishedRecords)                           {}
+func (readerHost) takeFinished(string) (finishedRecords, bool)                    { return finishedRecords{}, false }
 
 // never is a timeout that does not come: the caller of Next may take any time.
 const never = 1 << 62 * time.Nanosecond
@@ -141,7 +141,7 @@ func (r *Reader) read() {
 	switch {
 	case err == nil:
 		r.err = io.EOF
-	case r.run.own.Err() != nil:
+	case r.run.leaseCtx.Err() != nil:
 		r.err = errReaderClosed
 	default:
 		r.err = fmt.Errorf("stream %q: %w", r.run.job.Stream, err)
@@ -150,9 +150,9 @@ func (r *Reader) read() {
 
 var errReaderClosed = fmt.Errorf("the reader was closed: %w", net.ErrClosed)
 
-// Next waits for records, or another checkpoint, and gives the records of the call before back. It returns io.EOF after the
+// Next waits for records, or another checkpoint, and releases the records of the call before. It returns io.EOF after the
 // stream's end was handed out, the cause of ctx when that ends (nothing is lost then: call it again), and an error that wraps
-// one of this package's when a person has to look: reading goes on only with a new Reader. It must not be called concurrently.
+// one of this package's when an operator has to act: reading continues only with a new Reader. It must not be called concurrently.
 func (r *Reader) Next(ctx context.Context) (*Delivery, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
@@ -189,18 +189,18 @@ func (r *Reader) Close() error {
 	return nil
 }
 
-// handover is the sink of a reader's run: a commit is what Next returns, and is done when Next is called again.
-type handover struct {
+// readerSink is the sink of a reader's run: a commit is what Next returns, and is done when Next is called again.
+type readerSink struct {
 	handed chan *Delivery
 	back   chan struct{}
 	at     Checkpoint // only the run uses it
 }
 
-// Fence implements Sink: nobody else has the job.
-func (h *handover) Fence(context.Context, Lease) (Checkpoint, error) { return h.at, nil }
+// Fence implements Sink: the job has no other owner.
+func (h *readerSink) Fence(context.Context, Lease) (Checkpoint, error) { return h.at, nil }
 
 // Commit implements Sink.
-func (h *handover) Commit(ctx context.Context, c *Commit) error {
+func (h *readerSink) Commit(ctx context.Context, c *Commit) error {
 	next := c.next
 	next.Token = clone(next.Token)
 	next.Bad = c.Prev.Bad + uint64(len(c.quarantine))

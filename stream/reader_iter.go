@@ -6,7 +6,7 @@ import (
 	"iter"
 )
 
-// Deliveries returns what Next returns, until the stream's end. After an error, which is the last, it ends: the stream's end is none. Records
+// Deliveries returns what Next returns, until the stream's end. It ends after the first error; the stream's end is not an error. Records
 // of a delivery are valid until the loop goes on.
 //
 //	for d, err := range reader.Deliveries(ctx) {

@@ -116,12 +116,12 @@ func (r *reading) read(ctx context.Context, at token) {
 }
 
 func (r *reading) records(ctx context.Context, at token) error {
-	bookmark, _ := r.cursor.(Bookmark)
+	bookmark, _ := r.cursor.(ProgressKeyer)
 	last := clone(at.key)
 	for {
 		key, err := r.next(ctx)
 		switch {
-		case err == io.EOF: // and nothing that wraps it: a panic with it, or a broken connection below, is no end
+		case err == io.EOF: // and nothing that wraps it: a panic with it, or a broken connection below, is not an end
 			if r.skip > 0 {
 				return Halt(fmt.Errorf("%w: the stream ended %d records before the position that the reader has", ErrGone, r.skip))
 			}
@@ -129,7 +129,7 @@ func (r *reading) records(ctx context.Context, at token) error {
 		case err != nil:
 			return err
 		case key == nil && bookmark != nil:
-			r.passed(bookmark.Bookmark())
+			r.passed(bookmark.ProgressKey())
 			continue
 		case len(key) == 0:
 			return fmt.Errorf("%w: an empty key came after %q", ErrOrder, last)
@@ -193,7 +193,7 @@ func (r *reading) add(key []byte) (full bool, err error) {
 	return r.full, nil
 }
 
-// made unlocks filling, and has the sender look if there is a reason to. It is told afterwards: before, it would find filling locked.
+// made unlocks filling, and wakes the sender if there is a reason to. It does so afterwards: before, the sender would find filling locked.
 func (r *reading) made() {
 	tell := r.full || r.current.count == 1
 	r.filling.Unlock()
@@ -215,7 +215,7 @@ func (r *reading) bad(seq uint64, key []byte, why error) {
 	}
 }
 
-// passed notes that the source has looked as far as key and found nothing.
+// passed records that the source has searched up to key and found nothing.
 func (r *reading) passed(key []byte) {
 	r.filling.Lock()
 	defer r.made()
@@ -286,7 +286,7 @@ func (r *reading) tryFilling(flush bool) bool {
 	}
 	if flush {
 		r.wanted.Store(true)
-		return r.filling.TryLock() // else who holds it looks at wanted later
+		return r.filling.TryLock() // else its holder checks wanted later
 	}
 	return false
 }
@@ -319,7 +319,7 @@ func drainFrame(reason string, after time.Duration) *streamv1.Frame {
 	return &streamv1.Frame{Frame: &streamv1.Frame_Drain{Drain: &streamv1.Drain{Reason: reason, RetryAfter: durationpb.New(after)}}}
 }
 
-// signal wakes who waits on a channel with room for one.
+// signal wakes a goroutine that waits on a channel with room for one.
 func signal(c chan struct{}) {
 	select {
 	case c <- struct{}{}:

@@ -17,7 +17,7 @@ type Record struct {
 	// Value is the payload. It is only valid until the call that it was handed to returns.
 	Value []byte
 	// Bad says why the producer could not make this record; Value is empty then. Workers put such a record into
-	// quarantine (or halt) and never hand it to a handler.
+	// quarantine (or halt) and never pass it to a handler.
 	Bad string
 
 	sum uint32 // checksum of key and value, one after the other, where the record came off the wire
@@ -28,7 +28,7 @@ func (r Record) size() int { return len(r.Key) + len(r.Value) }
 
 // Digest identifies a set of numbered records: it is the sum, modulo 2^128, of a hash of each record's number, key
 // and value. So it does not depend on how records were grouped, and can be summed up over the rows of a table in any
-// order. It finds loss, duplication, exchange and damage by accident; it is no defence against a forger.
+// order. It finds loss, duplication, exchange and damage by accident; it does not protect against forgery.
 type Digest [16]byte
 
 // castagnoli has an instruction of its own on amd64 and arm64.

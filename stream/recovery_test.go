@@ -183,7 +183,7 @@ func TestReplayOfPoisonKillsOnce(t *testing.T) {
 		if rows := l.aside(job.ID); rows[0].State != stream.Waiting || rows[1].State != stream.Replayed {
 			t.Errorf("quarantine: %+v", rows)
 		}
-		if j := l.get(job.ID).Journal; j != (stream.Journal{}) {
+		if j := l.get(job.ID).CrashState; j != (stream.CrashState{}) {
 			t.Errorf("journal: %+v", j)
 		}
 	})
@@ -206,7 +206,7 @@ func TestRetryInfoIsRespected(t *testing.T) {
 				return s.Err()
 			}})
 			l := newLab(t, p.connections(t).Dial)
-			l.config.HandOver = 1000
+			l.config.ReleaseAfterFailures = 1000
 			l.start("s", l.store.Sink(nil))
 			l.submit(stream.Job{Stream: "s"})
 			time.Sleep(10 * time.Minute)
@@ -228,7 +228,7 @@ func TestRetryInfoIsRespected(t *testing.T) {
 // starts the time again.
 func TestNoProgressIsATime(t *testing.T) {
 	withProducer(t, stream.Slice(numbers(10)...), func(l *lab) {
-		l.config.NoProgress, l.config.HandOver, l.config.CommitRecords = time.Hour, 5, 1
+		l.config.NoProgress, l.config.ReleaseAfterFailures, l.config.CommitRecords = time.Hour, 5, 1
 		began := map[uint64]time.Time{}
 		l.start("s", l.store.Sink(func(ctx context.Context, b *stream.Batch) (func(), error) {
 			seq := b.Records[0].Seq
@@ -245,10 +245,10 @@ func TestNoProgressIsATime(t *testing.T) {
 		if took := time.Since(began[6]); took < 58*time.Minute || took > 75*time.Minute {
 			t.Errorf("the job failed after %v", took)
 		}
-		if !strings.Contains(job.LastError, "not now") || !strings.Contains(job.LastError, string(stream.ReasonHandlerFailed)) || job.Stall.Failures < 100 {
-			t.Errorf("after %d failures: %s", job.Stall.Failures, job.LastError)
+		if !strings.Contains(job.LastError, "not now") || !strings.Contains(job.LastError, string(stream.ReasonHandlerFailed)) || job.RetryState.Failures < 100 {
+			t.Errorf("after %d failures: %s", job.RetryState.Failures, job.LastError)
 		}
-		if reopened, err := l.store.Retry(t.Context(), job.ID); err != nil || reopened.Stall != (stream.Stall{}) {
+		if reopened, err := l.store.Retry(t.Context(), job.ID); err != nil || reopened.RetryState != (stream.RetryState{}) {
 			t.Fatal(reopened, err)
 		}
 		must(t, l.table.holds(numbers(5)))
@@ -300,7 +300,7 @@ func TestVerdicts(t *testing.T) {
 func TestHandOver(t *testing.T) {
 	withProducer(t, stream.Slice(numbers(10)...), func(l *lab) {
 		good := l.config.Dial
-		l.config.HandOver = 3
+		l.config.ReleaseAfterFailures = 3
 		l.config.Owner = stream.Owner{Incarnation: stream.NewID()}
 		l.config.Dial = func(context.Context, stream.Job) (grpc.ClientConnInterface, error) {
 			return nil, errors.New("no route")
@@ -406,7 +406,7 @@ func TestHandlerThatIgnoresItsContext(t *testing.T) {
 	})
 }
 
-// A suspect that hangs must not hold up the other jobs of its process for ever.
+// A suspect that hangs must not hold up the other jobs of its process indefinitely.
 func TestASuspectThatHangsHoldsUpOthersForAWhileOnly(t *testing.T) {
 	withProducer(t, stream.Slice(numbers(20)...), func(l *lab) {
 		back := make(chan struct{})
@@ -579,7 +579,7 @@ func TestSlowSinkHoldsTheProducer(t *testing.T) {
 				t.Errorf("%d records of 1 KB were read from the source, and none was committed", asked)
 			}
 			time.Sleep(20 * commit)
-			if cuts := l.seen(stream.EventCut); len(cuts) != 0 {
+			if cuts := l.seen(stream.EventDisconnected); len(cuts) != 0 {
 				t.Errorf("commits of %v: %d times the stream was cut: %v", commit, len(cuts), cuts[0].Err)
 			}
 		})
@@ -598,7 +598,7 @@ func TestOrderAcrossSessions(t *testing.T) {
 		return nil
 	}}
 	withProducer(t, source, func(l *lab) {
-		l.config.CommitRecords, l.config.HandOver = 7, 2
+		l.config.CommitRecords, l.config.ReleaseAfterFailures = 7, 2
 		var order []uint64
 		l.start("s", l.store.Sink(func(ctx context.Context, b *stream.Batch) (func(), error) {
 			if n++; n%5 == 0 {

@@ -73,7 +73,7 @@ func TestADenialReplacesTheConnectionAndCutsNoStream(t *testing.T) {
 		if conns.n.Load() > 3 {
 			t.Errorf("%d connections were made", conns.n.Load())
 		}
-		for _, cut := range l.seen(stream.EventCut) {
+		for _, cut := range l.seen(stream.EventDisconnected) {
 			if cut.Job.ID == long.ID {
 				t.Errorf("the stream on the old connection was cut: %v", cut.Err)
 			}

@@ -67,7 +67,7 @@ func TestALostLeaseIsNoDeath(t *testing.T) {
 		}
 		l.is(l.end("j", 10*time.Minute), stream.Completed, "")
 		for _, e := range l.seen(stream.EventClaimed) {
-			if e.Died {
+			if e.Reclaimed {
 				t.Errorf("attempt %d counts as one after a death", e.Attempt)
 			}
 		}

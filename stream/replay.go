@@ -12,7 +12,7 @@ import (
 // maxReplayRead is how many marked records are read at a time.
 const maxReplayRead = 100
 
-// replay hands the quarantined records that a person has marked to the handler again, in their order, after all that was
+// replay passes the quarantined records that are marked for it to the handler again, in their order, after all that was
 // committed since.
 func (r *run) replay() error {
 	sink, ok := r.sink.(ReplaySink)
@@ -20,7 +20,7 @@ func (r *run) replay() error {
 		return nil
 	}
 	for {
-		ctx, cancel := context.WithTimeout(r.own, r.config.HandlerTimeout)
+		ctx, cancel := context.WithTimeout(r.leaseCtx, r.config.HandlerTimeout)
 		rows, err := sink.Quarantined(ctx, r.job.ID, maxReplayRead, Replay)
 		cancel()
 		if err != nil {
@@ -29,20 +29,20 @@ func (r *run) replay() error {
 			}
 			continue
 		}
-		if seq := r.suspicion.replayed; seq > 0 {
-			r.suspicion.replayed = 0
-			// The record is not marked if it was one of a batch: that was committed, and the process died before the next note.
+		if seq := r.suspicion.replaying; seq > 0 {
+			r.suspicion.replaying = 0
+			// The record is not marked if it was one of a batch: that was committed, and the process crashed before it stored the next state.
 			marked := slices.ContainsFunc(rows, func(q Quarantined) bool { return q.Seq == seq })
 			if marked || len(rows) == maxReplayRead {
-				// One death is enough: the record was suspected before, and who wants another attempt can mark it again.
-				if err := r.stillBad(sink, seq, ClassDeath, errors.New("a process died while it was replayed")); err != nil {
+				// One crash is enough: the record was suspected before, and can be marked again for another attempt.
+				if err := r.refuseReplay(sink, seq, ClassCrash, errors.New("a process crashed while it was replayed")); err != nil {
 					return err
 				}
 				continue
 			}
 		}
-		if len(rows) == 0 && r.suspicion.Hand > 0 && r.suspicion.Hand <= r.checkpoint.Seq {
-			return r.note(r.suspicion.inFlight(0))
+		if len(rows) == 0 && r.suspicion.InFlightSeq > 0 && r.suspicion.InFlightSeq <= r.checkpoint.Seq {
+			return r.saveState(r.suspicion.inFlight(0))
 		}
 		if len(rows) == 0 {
 			return nil
@@ -51,7 +51,7 @@ func (r *run) replay() error {
 			if err := r.replayOne(sink, row); err != nil {
 				return err
 			}
-			if r.stop.Err() != nil {
+			if r.stopCtx.Err() != nil {
 				return errStopping
 			}
 		}
@@ -61,7 +61,7 @@ func (r *run) replay() error {
 func (r *run) replayOne(sink ReplaySink, row Quarantined) error {
 	record := Record{Seq: row.Seq, Key: row.Key, Value: row.Payload}
 	batch := &Batch{}
-	defer func() { r.under = nil }()
+	defer func() { r.sinkCtx = nil }()
 	for {
 		err := error(nil)
 		if !batch.outside {
@@ -77,21 +77,21 @@ func (r *run) replayOne(sink ReplaySink, row Quarantined) error {
 		switch {
 		case err == nil:
 			r.restart()
-			r.log.Info("a quarantined record was processed", "record", row.Seq)
+			r.log.Info("quarantined record replayed", "record", row.Seq)
 			return nil
 		case errors.Is(err, ErrFenced):
 			return err
 		case isPanic:
-			return r.stillBad(sink, row.Seq, ClassPanic, err)
+			return r.refuseReplay(sink, row.Seq, ClassPanic, err)
 		case VerdictOf(err) == VerdictSkip && row.Class == ClassProducer:
-			return r.stillBad(sink, row.Seq, ClassProducer, err)
-		case VerdictOf(err) == VerdictSkip, VerdictOf(err) == VerdictLater && r.patience >= 0 && r.stall.Dependent >= r.patience:
-			return r.stillBad(sink, row.Seq, ClassRefused, err)
+			return r.refuseReplay(sink, row.Seq, ClassProducer, err)
+		case VerdictOf(err) == VerdictSkip, VerdictOf(err) == VerdictLater && r.patience >= 0 && r.retryState.Dependent >= r.patience:
+			return r.refuseReplay(sink, row.Seq, ClassRefused, err)
 		}
-		if _, isCut := errors.AsType[*cutError](err); batch.outside {
-			err = r.insist(err) // the handler is not called again, only the mark is missing
+		if _, isCut := errors.AsType[*disconnectError](err); batch.outside {
+			err = r.retryCommit(err) // the handler is not called again, only the mark is missing
 		} else if isCut {
-			err = r.judge(err, false)
+			err = r.afterDisconnect(err, false)
 		} else {
 			err = r.afterRefusal(err)
 		}
@@ -101,12 +101,12 @@ func (r *run) replayOne(sink ReplaySink, row Quarantined) error {
 	}
 }
 
-// stillBad has a record wait again, unless CommitReplay has seen to that.
-func (r *run) stillBad(sink ReplaySink, seq uint64, class Class, why error) error {
+// refuseReplay makes a record wait again, unless CommitReplay has done so.
+func (r *run) refuseReplay(sink ReplaySink, seq uint64, class Class, why error) error {
 	attempt := NewAttempt(class, why)
 	r.log.Warn("quarantined record is still bad", "record", seq, "class", class, "error", why, "stack", attempt.Stack)
 	for {
-		ctx, cancel := context.WithTimeout(r.own, r.config.HandlerTimeout)
+		ctx, cancel := context.WithTimeout(r.leaseCtx, r.config.HandlerTimeout)
 		err := sink.RefuseReplay(ctx, r.lease, seq, attempt)
 		cancel()
 		if err == nil || errors.Is(err, ErrFenced) {
@@ -118,24 +118,24 @@ func (r *run) stillBad(sink ReplaySink, seq uint64, class Class, why error) erro
 	}
 }
 
-// callReplay hands a record over again, unless the handler of AtLeastOnce has processed it already: then only the mark is missing.
+// callReplay passes a record to the handler again, unless the handler of AtLeastOnce has processed it already: then only its state is missing.
 func (r *run) callReplay(sink ReplaySink, batch *Batch) error {
 	if batch.outside {
 		return r.commitReplay(sink, batch)
 	}
-	if err := r.takeHand(true); err != nil {
+	if err := r.acquireHandler(true); err != nil {
 		return err
 	}
-	defer r.giveHand()
-	// Its number is before the checkpoint: that is what tells it from a batch.
-	if err := r.note(r.suspicion.inFlight(batch.Records[0].Seq)); err != nil {
+	defer r.releaseHandler()
+	// Its number is not after the checkpoint, which distinguishes it from a batch.
+	if err := r.saveState(r.suspicion.inFlight(batch.Records[0].Seq)); err != nil {
 		return err
 	}
 	if sink, ok := sink.(*atLeastOnce); ok {
 		if err := r.callHandler(func(ctx context.Context) error { return sink.replay(ctx, batch) }); err != nil {
 			return err
 		}
-		r.under = r.drain
+		r.sinkCtx = r.drainCtx
 	}
 	return r.commitReplay(sink, batch)
 }
@@ -151,22 +151,22 @@ func (r *run) commitReplay(sink ReplaySink, batch *Batch) error {
 
 // fetch asks the producer once more for a record that it could not make.
 func (r *run) fetch(seq uint64, key []byte) (Record, error) {
-	ctx, cancel := context.WithCancelCause(r.own)
+	ctx, cancel := context.WithCancelCause(r.leaseCtx)
 	defer cancel(nil)
-	defer context.AfterFunc(r.stop, func() { cancel(errStopping) })()
+	defer context.AfterFunc(r.stopCtx, func() { cancel(errStopping) })()
 	s := &session{r: r, cancel: cancel, probing: true, next: seq}
 	// From the start, since only the positions between batches have names; the producer passes over what comes before.
 	in, err := s.open(ctx, nil, 1)
 	if err != nil {
-		return Record{}, s.broke(ctx, err)
+		return Record{}, s.endReason(ctx, err)
 	}
 	idle := time.AfterFunc(r.config.IdleTimeout, func() { cancel(errIdle) })
 	defer idle.Stop()
 	for {
-		idle.Reset(r.config.IdleTimeout) // the way there may be long, but there are marks on it
+		idle.Reset(r.config.IdleTimeout) // reaching the record may take long, but marks arrive meanwhile
 		f := new(frame)
 		if err := in.RecvMsg(f); err != nil {
-			return Record{}, s.broke(ctx, err)
+			return Record{}, s.endReason(ctx, err)
 		}
 		if f.err == nil && f.kind == fieldFrameBatch && len(f.records) > 0 && f.firstSeq == seq {
 			record := f.records[0]
@@ -184,9 +184,9 @@ func (r *run) fetch(seq uint64, key []byte) (Record, error) {
 		f.free()
 		switch {
 		case broken != nil:
-			return Record{}, &cutError{Classify(broken)}
+			return Record{}, &disconnectError{Classify(broken)}
 		case kind == fieldFrameDrain:
-			return Record{}, &cutError{Cut{Transport: true, Reason: ReasonDraining, After: max(after, 0), Err: errDrained}}
+			return Record{}, &disconnectError{Disconnect{Transport: true, Reason: ReasonDraining, After: max(after, 0), Err: errDrained}}
 		case kind == fieldFrameEnd:
 			return Record{}, Skip(fmt.Errorf("%w: the stream ends before record %d by now", ErrGone, seq))
 		}

@@ -6,19 +6,19 @@ import (
 	"time"
 )
 
-// ReservingSink is a Sink whose commits need something of which there is little, such as a connection of a pool. The worker waits for it before
-// the handler's time begins, and for as long as it takes: a pool that is too small makes jobs slow, and nothing else.
+// ReservingSink is a Sink whose commits need a scarce resource, such as a connection of a pool. The worker waits for it before
+// the handler's time begins, and for as long as it takes: a pool that is too small only makes jobs slow.
 type ReservingSink interface {
 	Sink
 	// Reserve waits for what a commit needs, and returns a context that gives it to the one commit that follows. The caller calls release
 	// after that.
 	Reserve(ctx context.Context) (reserved context.Context, release func(), err error)
-	// Capacity is how many commits can be under way at once; 0: that is no setting of the user's, such as the one writer of a SQLite file.
+	// Capacity is how many commits can be under way at once; 0: it is not configurable, as the one writer of a SQLite file.
 	Capacity() int
 }
 
-// sayAfter is how long something is waited for before the log says so.
-const sayAfter = 5 * time.Second
+// warnAfter is how long a wait lasts before it is logged.
+const warnAfter = 5 * time.Second
 
 // reserve waits for what a commit needs.
 func (r *run) reserve(ctx context.Context) (context.Context, func(), error) {
@@ -26,7 +26,7 @@ func (r *run) reserve(ctx context.Context) (context.Context, func(), error) {
 	if !ok {
 		return ctx, func() {}, nil
 	}
-	say := time.AfterFunc(sayAfter, func() {
+	say := time.AfterFunc(warnAfter, func() {
 		if sink.Capacity() == 0 {
 			r.log.Warn("commit is waiting, the handler of another job holds the right to write: have it work in smaller steps, or set CommitRecords lower", "commit_records", r.config.CommitRecords)
 			return
@@ -41,8 +41,8 @@ func (r *run) reserve(ctx context.Context) (context.Context, func(), error) {
 	return reserved, release, nil
 }
 
-// sayCapacity warns of sinks that cannot serve as many jobs at once as the worker takes.
-func (w *Worker) sayCapacity() {
+// warnOfSmallPools warns of sinks that cannot serve as many jobs at once as the worker takes.
+func (w *Worker) warnOfSmallPools() {
 	for _, name := range w.streams() {
 		if sink, ok := w.sinks[name].(ReservingSink); ok && sink.Capacity() > 0 && sink.Capacity() < w.config.MaxJobs {
 			w.config.Logger.Warn("MaxJobs is larger than the sink's connection pool, jobs will wait for each other: raise the pool's size (pool_max_conns in the connection string) or lower MaxJobs",

@@ -25,7 +25,7 @@ type Retention struct {
 type SinkRetention struct {
 	// OlderThan is how long ago a job must have committed, or been claimed, for the last time. It must be at least a minute.
 	OlderThan time.Duration
-	// Jobs is the job store. What belongs to a job that it still has is kept. Nil: nobody is asked, and only what belongs to streams that were
+	// Jobs is the job store. What belongs to a job that it still has is kept. Nil: no store is asked, and only what belongs to streams that were
 	// read to their end is deleted; OlderThan must then be longer than the job store keeps jobs.
 	Jobs interface {
 		Get(ctx context.Context, id string) (Status, error)

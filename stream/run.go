@@ -10,30 +10,30 @@ import (
 	"time"
 )
 
-// run reads one stream to its end and has its records accounted for. A [Worker] has one for each job that it has claimed, see claim; a [Reader] is one.
+// run reads one stream to its end and commits or quarantines its records. A [Worker] has one for each job that it has claimed, see claim; a [Reader] is one.
 //
 // One goroutine runs it, and owns all fields that change, except those under mu, which the heartbeat uses too. The receiver of a session uses none that
 // change. A file for each part: commit.go accounts for records at sinks that store effects, deliver.go at those of AtLeastOnce, suspicion.go finds the
 // record that kills its processes, heartbeat.go renews the lease, cause.go counts attempts.
 type run struct {
-	host    host
-	config  WorkerConfig // the host's, with the stream's own limits
-	codec   frameCodec
-	hands   *hands // of the process: all runs of a worker share them
-	job     Job
-	lease   Lease     // of one epoch: the job's next claim is another run, also in this process
-	created time.Time // of the job: another one may have its ID later
-	sink    Sink      // nil: this worker has no handler for the stream
-	log     *slog.Logger
+	host     host
+	config   WorkerConfig // the host's, with the stream's own limits
+	codec    frameCodec
+	handlers *handlerSlots // of the process: all runs of a worker share them
+	job      Job
+	lease    Lease     // of one epoch: the job's next claim is another run, also in this process
+	created  time.Time // of the job: another one may have its ID later
+	sink     Sink      // nil: this worker has no handler for the stream
+	log      *slog.Logger
 
-	// term ends before drain does, stop no later than term, and own no later than drain.
-	term  context.Context // ended: the worker shuts down
-	drain context.Context // ended: its time to shut down is over
-	stop  context.Context // ended: give the job back soon
-	leave context.CancelFunc
-	own   context.Context // ended: the job is not ours any more, or the time to shut down is over
-	lose  context.CancelCauseFunc
-	under context.Context // ends calls of the sink instead of own; set only while effects that have happened are stored, otherwise nil
+	// Invariant: shutdownCtx ends before drainCtx, stopCtx no later than shutdownCtx, and leaseCtx no later than drainCtx.
+	shutdownCtx context.Context // ends when the worker shuts down
+	drainCtx    context.Context // ends with the time to shut down
+	stopCtx     context.Context // ends when the job is to be released soon
+	releaseSoon context.CancelFunc
+	leaseCtx    context.Context // ends with the lease, or with the time to shut down
+	loseLease   context.CancelCauseFunc
+	sinkCtx     context.Context // bounds calls of the sink instead of leaseCtx; set only while effects that have happened are stored, otherwise nil
 
 	checkpoint Checkpoint // as the sink has it: it is never ahead of what the sink is known to have stored
 	suspicion  suspicion
@@ -41,24 +41,24 @@ type run struct {
 	search     uint64 // slices do not grow up to this record, one of which is bad; 0: none is
 	inTime     int    // how many records the handler gets at once, less than CommitRecords, since it was too slow for more; 0: it was not
 
-	stall    Stall         // attempts in a row that failed, of former owners too; zero after each record that is committed
-	noted    Stall         // as the store has it
-	tries    int           // of them, those of this run: at most stall.Failures
-	tried    time.Time     // when this attempt began: time before it is counted already
-	last     *leaveError   // why the last one failed; nil after progress
-	patience time.Duration // how long records may wait for others that they depend on; negative: without limit
-	waited   uint64        // records up to this one have waited for others long enough: it never decreases
-	pinned   bool          // no other worker can take the job: the run is a Reader's, or holds effects that are not accounted for
+	retryState RetryState    // attempts in a row that failed, of former owners too; zero after each record that is committed
+	savedRetry RetryState    // as the store has it
+	tries      int           // of them, those of this run: at most retryState.Failures
+	tried      time.Time     // when this attempt began: time before it is counted already
+	last       *releaseError // why the last one failed; nil after progress
+	patience   time.Duration // how long records may wait for others that they depend on; negative: without limit
+	waited     uint64        // records up to this one have waited for others long enough: it never decreases
+	pinned     bool          // no other worker can take the job: the run is a Reader's, or holds effects that are not accounted for
 
-	mu       sync.Mutex // for the heartbeat
-	progress Progress   // written by the run alone
-	leased   time.Time  // when the lease was last renewed for certain, by the heartbeat or with a commit: it never decreases
-	handed   time.Time  // when the sink was called; zero when it is not at work
-	holds    int        // places in Worker.hands that are taken: what sets it to 0 gives them back, so that happens once
-	alone    bool       // with them, the place of a suspect
+	mu           sync.Mutex // for the heartbeat
+	progress     Progress   // written by the run alone
+	leased       time.Time  // when the lease was last renewed for certain, by the heartbeat or with a commit: it never decreases
+	sinkCalledAt time.Time  // when the sink was called; zero when it is not at work
+	heldSlots    int        // slots of the process that are taken: the code that sets it to 0 releases them, so that happens once
+	alone        bool       // holds the turn of a suspect as well
 }
 
-// What ends a run, beside an error that is the job's.
+// Reasons that end a run without failing the job.
 var (
 	errStopping = errors.New("the worker is shutting down")
 	errReopen   = errors.New("the stream is reopened")
@@ -66,7 +66,7 @@ var (
 	errNotRenewed = errors.New("the lease could not be renewed")
 )
 
-// failure ends a job until a person looks at it.
+// failure fails the job until it is retried by an operator.
 type failure struct {
 	reason Reason
 	err    error
@@ -78,7 +78,7 @@ func (f *failure) Unwrap() error { return f.err }
 // run returns nil when the job is complete.
 func (r *run) run(died bool) error {
 	if r.sink == nil {
-		return r.leaveTo(ReasonNoHandler, fmt.Errorf("this worker has no handler for stream %q", r.job.Stream))
+		return r.releaseWith(ReasonNoHandler, fmt.Errorf("this worker has no handler for stream %q", r.job.Stream))
 	}
 	if err := r.fence(); err != nil {
 		return err
@@ -86,7 +86,7 @@ func (r *run) run(died bool) error {
 	if err := r.resume(); err != nil {
 		return err
 	}
-	if err := r.readJournal(died); err != nil {
+	if err := r.readCrashState(died); err != nil {
 		return err
 	}
 	if err := r.replay(); err != nil {
@@ -102,51 +102,51 @@ func (r *run) run(died bool) error {
 
 // attempt reads one stream from the producer. complete: up to the end of its records. An error ends the run; otherwise there is another attempt.
 func (r *run) attempt() (complete bool, err error) {
-	at, failures := r.checkpoint.Seq, r.stall.Failures
+	at, failures := r.checkpoint.Seq, r.retryState.Failures
 	r.tried = time.Now()
 	drained, err := r.session()
 	if err == nil {
 		return true, nil
 	}
-	if r.stall.Failures == failures && time.Since(r.tried) > healthyAfter {
-		// It worked, though no record may have come: a stream that is seldom cut does not add that up for days.
+	if r.retryState.Failures == failures && time.Since(r.tried) > healthyAfter {
+		// It worked, even if no record came: rare disconnects must not add up over days.
 		r.restart()
 		r.tried = time.Now()
 	}
-	return false, r.judge(err, drained && r.checkpoint.Seq > at)
+	return false, r.afterDisconnect(err, drained && r.checkpoint.Seq > at)
 }
 
-// judge decides what to do after a stream has ended early: nil means to open it again, after a pause.
-func (r *run) judge(err error, planned bool) error {
+// afterDisconnect decides what to do after a stream has ended early: nil means to reopen it, after a pause.
+func (r *run) afterDisconnect(err error, planned bool) error {
 	switch {
-	case r.own.Err() != nil:
-		return context.Cause(r.own)
-	case r.stop.Err() != nil:
+	case r.leaseCtx.Err() != nil:
+		return context.Cause(r.leaseCtx)
+	case r.stopCtx.Err() != nil:
 		return errStopping
 	case errors.Is(err, errReopen):
 		return nil
 	case errors.Is(err, ErrFenced):
 		return err
 	}
-	if l, ok := errors.AsType[*leaveError](err); ok {
+	if l, ok := errors.AsType[*releaseError](err); ok {
 		return l
 	}
 	if f, ok := errors.AsType[*failure](err); ok {
 		return f
 	}
-	if cut, ok := errors.AsType[*cutError](err); ok {
-		return r.judgeCut(cut, planned)
+	if cut, ok := errors.AsType[*disconnectError](err); ok {
+		return r.afterStreamEnd(cut, planned)
 	}
 	return r.fail(err, causeOf(err))
 }
 
-// judgeCut is judge for streams that the producer or the connection has ended.
-func (r *run) judgeCut(cut *cutError, planned bool) error {
-	r.event(Event{Kind: EventCut, Reason: cut.Reason, Err: cut.Err})
+// afterStreamEnd is afterDisconnect for streams that the producer or the connection has ended.
+func (r *run) afterStreamEnd(cut *disconnectError, planned bool) error {
+	r.event(Event{Kind: EventDisconnected, Reason: cut.Reason, Err: cut.Err})
 	if cut.Fatal && !cut.Denied {
 		return &failure{cmp.Or(cut.Reason, ReasonRefused), cut.Err}
 	}
-	if cut.Denied && r.stall.Denied == 0 {
+	if cut.Denied && r.retryState.Denied == 0 {
 		r.refresh(cut.Err)
 	}
 	if planned {
@@ -159,48 +159,48 @@ func (r *run) judgeCut(cut *cutError, planned bool) error {
 	return r.fail(cut.Err, cut.cause())
 }
 
-// healthyAfter is how long a stream lasts that is not counted as a failed attempt when it is cut.
+// healthyAfter is how long a stream must last for its disconnect not to count as a failed attempt.
 const healthyAfter = time.Minute
 
-// refresh has the credentials read anew with which the producer is asked, once in a row of refusals.
+// refresh renews the credentials for the producer, once in a row of refusals.
 func (r *run) refresh(err error) {
 	if r.config.Refresh == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(r.own, refreshTimeout)
+	ctx, cancel := context.WithTimeout(r.leaseCtx, refreshTimeout)
 	defer cancel()
 	if failed := r.config.Refresh(ctx, r.job, err); failed != nil {
-		r.log.Warn("credentials could not be refreshed", "error", failed, "denied", err)
+		r.log.Warn("credentials not refreshed", "error", failed, "denied", err)
 		return
 	}
-	r.log.Info("stream was denied, credentials are refreshed", "denied", err)
+	r.log.Info("stream denied, credentials refreshed", "denied", err)
 }
 
 const refreshTimeout = 10 * time.Second
 
-// leaveTo gives the job back for a reason that only another worker can do something about.
-func (r *run) leaveTo(reason Reason, err error) error {
-	r.stall.Failures++
-	r.last = &leaveError{cause{reason: reason, after: r.config.Retry.after(r.stall.Failures)}, err}
+// releaseWith releases the job for a reason that only another worker can handle.
+func (r *run) releaseWith(reason Reason, err error) error {
+	r.retryState.Failures++
+	r.last = &releaseError{cause{reason: reason, after: r.config.Retry.after(r.retryState.Failures)}, err}
 	return r.last
 }
 
 // sleep waits, unless the run ends before.
 func (r *run) sleep(d time.Duration) bool {
-	ctx, cancel := context.WithCancel(r.own)
+	ctx, cancel := context.WithCancel(r.leaseCtx)
 	defer cancel()
-	defer context.AfterFunc(r.stop, cancel)()
+	defer context.AfterFunc(r.stopCtx, cancel)()
 	return wait(ctx, d)
 }
 
 func (r *run) ended() error {
-	if r.own.Err() != nil {
-		return context.Cause(r.own)
+	if r.leaseCtx.Err() != nil {
+		return context.Cause(r.leaseCtx)
 	}
 	return errStopping
 }
 
-// fence tells the sink that this epoch is the job's, and learns how far the job has come.
+// fence stores this epoch in the sink, and reads the job's checkpoint.
 func (r *run) fence() error {
 	for {
 		checkpoint, err := r.askSink()
@@ -213,9 +213,9 @@ func (r *run) fence() error {
 		case errors.Is(err, ErrFenced):
 			return err
 		case errors.Is(err, ErrNewer):
-			return r.leaveTo(ReasonNewer, err)
+			return r.releaseWith(ReasonNewer, err)
 		}
-		if err := r.fail(fmt.Errorf("%s: %w", unanswered("the sink", err), err), unreached(err)); err != nil {
+		if err := r.fail(fmt.Errorf("%s: %w", unavailable("the sink", err), err), unreached(err)); err != nil {
 			return err
 		}
 	}
@@ -233,8 +233,8 @@ func unreached(err error) cause {
 	return cause{reason: reason}
 }
 
-// unanswered says of a sink or a store what its error means: a refusal is an answer.
-func unanswered(who string, err error) string {
+// unavailable describes an error of a sink or a store: a refusal is an answer, too.
+func unavailable(who string, err error) string {
 	switch correctable(err) {
 	case ReasonPrivilege:
 		return who + " refuses this worker"

@@ -25,12 +25,12 @@ type ServerConfig struct {
 	// BatchDelay is how long the first record of a batch waits for others while the source is waiting too. Default 1 ms; [AtOnce]: it
 	// does not wait.
 	BatchDelay time.Duration
-	// MarkEvery is how often a silent stream shows that it lives. Default 5 s.
+	// MarkEvery is the longest time without a frame: a mark is sent when there are no records. Default 5 s.
 	MarkEvery time.Duration
 	// MaxStreamAge is when a stream is ended on purpose, give or take a tenth, so that readers spread over new
 	// producers. Default 30 min; [Never]: streams are not ended.
 	MaxStreamAge time.Duration
-	// MaxStreams is how many streams are served at once; further readers are told to come back. Default 1000.
+	// MaxStreams is how many streams are served at once; further readers are refused with RESOURCE_EXHAUSTED. Default 1000.
 	MaxStreams int
 	// Logger gets what goes wrong in sources. Default slog.Default.
 	Logger *slog.Logger
@@ -86,7 +86,7 @@ func NewServer(config ServerConfig) (*Server, error) {
 }
 
 // Handle serves a source as the stream of that name. A second source of the same name takes the place of the first.
-// An empty name or a nil source is an error, and readers of that stream are told that it is unknown.
+// An empty name or a nil source is an error, and readers of that stream get ErrUnknownStream.
 func (s *Server) Handle(stream string, source Source) error {
 	if err := checkHandle("Server", "source", stream, source); err != nil {
 		s.config.Logger.Error("stream not served", "error", err)
@@ -102,7 +102,7 @@ func (s *Server) Handle(stream string, source Source) error {
 func (s *Server) Register(r grpc.ServiceRegistrar) { streamv1.RegisterStreamServer(r, s) }
 
 // Drain ends each stream between two batches, with a frame that tells the reader to go on elsewhere, refuses new ones, and
-// returns when none is left, or with ctx's error. Call it before GracefulStop, which would wait for the streams for ever;
+// returns when none is left, or with ctx's error. Call it before GracefulStop, which would wait indefinitely for the streams;
 // [Shutdown] does all of it.
 func (s *Server) Drain(ctx context.Context) error {
 	s.mu.Lock()

@@ -403,7 +403,7 @@ func TestBookmarksMoveTheCheckpoint(t *testing.T) {
 		if len(opened) != 2 || len(opened[0]) != 0 || string(opened[1]) < "00000050" {
 			t.Errorf("opened after %q", opened)
 		}
-		if status := l.get("j"); status.Progress.Records != 0 || status.Stall != (stream.Stall{}) {
+		if status := l.get("j"); status.Progress.Records != 0 || status.RetryState != (stream.RetryState{}) {
 			t.Errorf("%+v", status)
 		}
 	})
@@ -421,7 +421,7 @@ func (c *passing) Next(ctx context.Context) ([]byte, error) {
 }
 func (c *passing) Value(dst []byte) ([]byte, error) { return dst, nil }
 func (c *passing) Close() error                     { return nil }
-func (c *passing) Bookmark() []byte                 { return fmt.Appendf(nil, "%08d", c.seen) }
+func (c *passing) ProgressKey() []byte              { return fmt.Appendf(nil, "%08d", c.seen) }
 
 // A nil key of a source that has no bookmarks is an empty key.
 func TestNilKeyWithoutBookmarks(t *testing.T) {
@@ -548,7 +548,7 @@ func TestDrainIsNoFailure(t *testing.T) {
 		if took := time.Since(since); took > 20*time.Second || job.Attempts != 1 {
 			t.Errorf("%v, %d claims", took, job.Attempts)
 		}
-		if n := len(l.seen(stream.EventCut)); n < 10 {
+		if n := len(l.seen(stream.EventDisconnected)); n < 10 {
 			t.Errorf("%d streams ended by age", n)
 		}
 		if n := len(l.seen(stream.EventRetry)); n != 0 {

@@ -14,7 +14,7 @@ import (
 	streamv1 "github.com/levada-io/levada/proto/levada/stream/v1"
 )
 
-// session is one stream, from where the checkpoint is. One goroutine receives, the run's own commits.
+// session is one stream, from the checkpoint on. One goroutine receives, the run's own commits.
 type session struct {
 	r      *run
 	cancel context.CancelCauseFunc
@@ -35,11 +35,11 @@ type session struct {
 	less     chan struct{} // inFlight is less now
 }
 
-// cutError ends a session, not the run.
-type cutError struct{ Cut }
+// disconnectError ends a session, not the run.
+type disconnectError struct{ Disconnect }
 
-func (e *cutError) Error() string { return e.Err.Error() }
-func (e *cutError) Unwrap() error { return e.Err }
+func (e *disconnectError) Error() string { return e.Err.Error() }
+func (e *disconnectError) Unwrap() error { return e.Err }
 
 var (
 	readDesc = &grpc.StreamDesc{StreamName: "Read", ServerStreams: true}
@@ -48,22 +48,22 @@ var (
 	errDrained = errors.New("the producer asks to go on elsewhere")
 )
 
-// session reads and commits until the stream's end, which is when it returns nil, or until anything is in the way. drained says
-// that it was the producer's wish.
+// session reads and commits until the stream's end, when it returns nil, or until an error. drained: the producer
+// ended the stream on purpose.
 func (r *run) session() (drained bool, err error) {
-	ctx, cancel := context.WithCancelCause(r.own)
+	ctx, cancel := context.WithCancelCause(r.leaseCtx)
 	defer cancel(nil)
 	s := &session{
 		r: r, cancel: cancel, frames: make(chan *frame, 64), spare: make(chan *frame, 64), less: make(chan struct{}, 1),
-		probing: r.suspicion.Probe > 0, next: r.checkpoint.Seq + 1, digest: r.checkpoint.Digest,
+		probing: r.suspicion.BatchLimit > 0, next: r.checkpoint.Seq + 1, digest: r.checkpoint.Digest,
 	}
-	defer context.AfterFunc(r.stop, func() {
+	defer context.AfterFunc(r.stopCtx, func() {
 		s.stopped.Store(time.Now().UnixNano())
 		cancel(errStopping)
 	})()
 	in, err := s.open(ctx, r.checkpoint.Token, r.suspicion.limit(r.config.CommitRecords))
 	if err != nil {
-		return false, s.broke(ctx, err)
+		return false, s.endReason(ctx, err)
 	}
 	var receiver sync.WaitGroup
 	receiver.Go(func() {
@@ -77,14 +77,14 @@ func (r *run) session() (drained bool, err error) {
 }
 
 // batchLimit is how large a batch may be so that a record of the largest size fits behind others: producers leave up to a quarter to
-// those. What gRPC is told to take is larger still, by what else is in a frame.
+// those. The limit given to gRPC is larger still, by what else is in a frame.
 func batchLimit(maxRecord int) int { return maxRecord + min(maxRecord/3, 512<<10) + 64 }
 
 // open asks the producer for the records from s.next on. after names a position before it, from which the producer counts; most is how many records a
 // batch may have.
 func (s *session) open(ctx context.Context, after []byte, most int) (grpc.ClientStream, error) {
 	r, config := s.r, s.r.config
-	// A proxy that accepts the stream and says nothing must not hold it open: the first mark is due at once.
+	// A proxy that accepts the stream and sends nothing must not hold it open: the first mark is due at once.
 	guard := time.AfterFunc(config.IdleTimeout, func() { s.cancel(errIdle) })
 	defer guard.Stop()
 	conn, err := config.Dial(ctx, r.job)
@@ -104,7 +104,7 @@ func (s *session) open(ctx context.Context, after []byte, most int) (grpc.Client
 		err = in.CloseSend()
 	}
 	if err != nil {
-		// What is wrong is in the status, which only receiving tells.
+		// The cause is in the status, which only RecvMsg returns.
 		if e := in.RecvMsg(new(frame)); e != nil {
 			return nil, e
 		}
@@ -114,17 +114,17 @@ func (s *session) open(ctx context.Context, after []byte, most int) (grpc.Client
 	return in, nil
 }
 
-// broke says why the stream ended, given what gRPC returned.
-func (s *session) broke(ctx context.Context, err error) error {
+// endReason says why the stream ended, given what gRPC returned.
+func (s *session) endReason(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		switch cause := context.Cause(ctx); {
 		case errors.Is(cause, errIdle):
-			return &cutError{Cut{Transport: true, Err: fmt.Errorf("%w: no frame for %v", errIdle, s.r.config.IdleTimeout)}}
+			return &disconnectError{Disconnect{Transport: true, Err: fmt.Errorf("%w: no frame for %v", errIdle, s.r.config.IdleTimeout)}}
 		default:
 			return cause
 		}
 	}
-	return &cutError{Classify(err)}
+	return &disconnectError{Classify(err)}
 }
 
 // receive takes frames off the stream and checks them, as long as there is room.
@@ -137,29 +137,29 @@ func (s *session) receive(ctx context.Context, in grpc.ClientStream) error {
 		err := in.RecvMsg(f)
 		idle.Stop()
 		if err != nil {
-			return s.broke(ctx, err)
+			return s.endReason(ctx, err)
 		}
 		done, err := s.accept(f)
 		if err != nil {
 			f.free()
-			return &cutError{Classify(err)}
+			return &disconnectError{Classify(err)}
 		}
 		select {
 		case s.frames <- f:
 		case <-ctx.Done():
 			f.free()
-			return s.broke(ctx, nil)
+			return s.endReason(ctx, nil)
 		}
 		if done {
 			return nil
 		}
 		if !s.room(ctx) {
-			return s.broke(ctx, nil)
+			return s.endReason(ctx, nil)
 		}
 	}
 }
 
-// accept checks that a frame follows those before. done: nothing follows it.
+// accept checks that a frame continues the stream. done: it is the last.
 func (s *session) accept(f *frame) (done bool, err error) {
 	if f.err != nil {
 		return false, f.err
@@ -195,7 +195,7 @@ func (s *session) room(ctx context.Context) bool {
 		s.mu.Lock()
 		limit := s.r.config.MaxInFlight
 		if s.probing {
-			limit = 0 // what was not suspected must not be there to be blamed
+			limit = 0 // records that are not suspected must not be in memory, or they would be blamed
 		}
 		ok := s.inFlight == 0 || s.inFlight < limit
 		s.mu.Unlock()
@@ -293,11 +293,11 @@ func (s *session) commitAll(ctx context.Context) (drained bool, err error) {
 			together = records
 		}
 		err := s.r.process(together, group[len(group)-1].token)
-		if err == nil && s.probing && s.r.suspicion.Probe == 0 {
-			err = errReopen // nothing is suspected any more: on with large batches
+		if err == nil && s.probing && s.r.suspicion.BatchLimit == 0 {
+			err = errReopen // nothing is suspected any more: reopen for large batches
 		}
 		if err != nil {
-			s.cancel(nil) // before there is room again, or more would come in that nobody will commit
+			s.cancel(nil) // before there is room again, or more would be received that will not be committed
 		}
 		for _, f := range group {
 			s.give(f)
@@ -308,17 +308,17 @@ func (s *session) commitAll(ctx context.Context) (drained bool, err error) {
 			}
 			return false, err
 		}
-		if s.r.own.Err() != nil {
-			return false, context.Cause(s.r.own)
+		if s.r.leaseCtx.Err() != nil {
+			return false, context.Cause(s.r.leaseCtx)
 		}
-		// What was received is committed, but a slow sink must not use up the time in which the lease is given back.
+		// What was received is committed, but a slow sink must not use up the time to release the lease.
 		if at := s.stopped.Load(); at != 0 && time.Since(time.Unix(0, at)) > s.r.config.DrainTimeout/2 {
 			return false, errStopping
 		}
 	}
 }
 
-// control does what a frame without records says.
+// control handles a frame without records.
 func (s *session) control(f *frame) (drained, done bool, err error) {
 	r := s.r
 	switch f.kind {
@@ -331,7 +331,7 @@ func (s *session) control(f *frame) (drained, done bool, err error) {
 		}
 		first := !s.marked
 		s.marked = true
-		r.stall.Denied = 0 // the producer lets us in
+		r.retryState.Denied = 0 // the producer accepts us
 		if first || bytes.Equal(mark.GetToken(), r.checkpoint.Token) {
 			return false, false, nil
 		}
@@ -340,7 +340,7 @@ func (s *session) control(f *frame) (drained, done bool, err error) {
 		return false, false, s.step(next)
 	case fieldFrameDrain:
 		drain := f.other.GetDrain()
-		return true, true, &cutError{Cut{Transport: true, Reason: ReasonDraining, After: max(drain.GetRetryAfter().AsDuration(), 0), Err: fmt.Errorf("%w: %s", errDrained, drain.GetReason())}}
+		return true, true, &disconnectError{Disconnect{Transport: true, Reason: ReasonDraining, After: max(drain.GetRetryAfter().AsDuration(), 0), Err: fmt.Errorf("%w: %s", errDrained, drain.GetReason())}}
 	case fieldFrameEnd:
 		end := f.other.GetEnd()
 		if end.GetCount() != r.checkpoint.Seq || !bytes.Equal(end.GetDigest(), r.checkpoint.Digest[:]) {
@@ -351,7 +351,7 @@ func (s *session) control(f *frame) (drained, done bool, err error) {
 		next.Token, next.Done = end.GetToken(), true
 		return false, true, s.step(next)
 	}
-	return false, false, nil // of a newer producer, which knows that we may not understand it
+	return false, false, nil // of a newer producer, which must expect that older readers ignore it
 }
 
 // step moves the checkpoint without records.

@@ -13,7 +13,7 @@ import (
 	"github.com/levada-io/levada/stream"
 )
 
-// Whatever a worker is at when it is told to stop, it stops within its time, gives the job back at once, and sends a hint.
+// Whatever a worker is at when it is told to stop, it stops within its time, gives the job back at once, and sends a notification.
 func TestShutdownOfTheWorker(t *testing.T) {
 	hang := func(ctx context.Context, _ string) error { <-ctx.Done(); return ctx.Err() }
 	for name, test := range map[string]struct {
@@ -41,7 +41,7 @@ func TestShutdownOfTheWorker(t *testing.T) {
 		}, 0, stream.ReasonShutdown, false},
 		"the sink refuses": {func(l *lab, k *interceptedSink) {
 			l.config.Retry = stream.Backoff{Min: 100 * time.Millisecond, Max: time.Second}
-			l.config.HandOver = 1000 // the worker has the job when it is stopped: after enough attempts it would be given back until the next one
+			l.config.ReleaseAfterFailures = 1000 // the worker has the job when it is stopped: after enough attempts it would be given back until the next one
 			k.before = func(context.Context, string) error { return errors.New("connection refused") }
 		}, 0, stream.ReasonShutdown, false},
 		"the sink is silent": {func(_ *lab, k *interceptedSink) { k.before = hang }, 20 * time.Second, "-", false},
@@ -49,7 +49,7 @@ func TestShutdownOfTheWorker(t *testing.T) {
 			l.config.Store = &interceptedStore{Store: l.store, before: hang}
 			l.config.Lease = 50 * time.Second // a claim may take a third of it
 		}, 20 * time.Second, "", false},
-		"the handler does not come back": {func(l *lab, k *interceptedSink) {
+		"the handler does not return": {func(l *lab, k *interceptedSink) {
 			k.before = func(_ context.Context, method string) error {
 				if method == "Commit" {
 					time.Sleep(time.Hour)
@@ -67,8 +67,8 @@ func TestShutdownOfTheWorker(t *testing.T) {
 				return nil
 			}}
 			withProducer(t, source, func(l *lab) {
-				bus := &recordingHints{}
-				l.config.Hints = bus
+				bus := &recordingNotifier{}
+				l.config.Notifier = bus
 				dial := l.config.Dial
 				l.submit(stream.Job{ID: "j", Stream: "s"})
 				sink := &interceptedSink{ReplaySink: l.store.Sink(l.table.handle)}
@@ -101,7 +101,7 @@ func TestShutdownOfTheWorker(t *testing.T) {
 					}
 				}
 				if released := test.reason == stream.ReasonShutdown; released != (len(bus.sent) == 1) {
-					t.Errorf("%d hints were sent", len(bus.sent))
+					t.Errorf("%d notifications were sent", len(bus.sent))
 				}
 				// Another takes it over, at once, or when the lease is over.
 				limit := 3 * time.Second
@@ -109,7 +109,7 @@ func TestShutdownOfTheWorker(t *testing.T) {
 					limit += 15 * time.Second
 				}
 				l.table.hurry()
-				l.config.Store, l.config.Hints, l.config.Owner, l.config.Dial = l.store, nil, stream.Owner{Incarnation: stream.NewID()}, dial
+				l.config.Store, l.config.Notifier, l.config.Owner, l.config.Dial = l.store, nil, stream.Owner{Incarnation: stream.NewID()}, dial
 				l.start("s", l.store.Sink(l.table.handle))
 				l.await("taken over", limit, func() bool { return l.table.len() == 10 })
 			})
@@ -117,19 +117,19 @@ func TestShutdownOfTheWorker(t *testing.T) {
 	}
 }
 
-type recordingHints struct{ sent []stream.Hint }
+type recordingNotifier struct{ sent []stream.Notification }
 
-func (h *recordingHints) Send(_ context.Context, hint stream.Hint) error {
-	h.sent = append(h.sent, hint)
+func (h *recordingNotifier) Send(_ context.Context, notification stream.Notification) error {
+	h.sent = append(h.sent, notification)
 	return nil
 }
-func (h *recordingHints) Listen(ctx context.Context, _ func(context.Context, stream.Hint)) error {
+func (h *recordingNotifier) Listen(ctx context.Context, _ func(context.Context, stream.Notification)) error {
 	<-ctx.Done()
 	return ctx.Err()
 }
-func (h *recordingHints) Close() error { return nil }
+func (h *recordingNotifier) Close() error { return nil }
 
-// What is in hand when the worker is told to stop is committed, so nothing is done twice.
+// What is in flight when the worker is told to stop is committed, so nothing is done twice.
 func TestShutdownCommitsWhatIsInHand(t *testing.T) {
 	withProducer(t, &counted{n: 100_000, size: 100}, func(l *lab) {
 		l.config.CommitRecords = 50

@@ -27,7 +27,7 @@ import (
 	"github.com/levada-io/levada/stream/memstore"
 )
 
-// TestSimulation runs whole systems in virtual time: producers, workers, store, sink, hints and the network between them, all
+// TestSimulation runs whole systems in virtual time: producers, workers, store, sink, notifications and the network between them, all
 // of which break at random. What happened is recorded where it takes effect, and must satisfy every validator.
 //
 // SIM_SEEDS is how many seeds to run (make test runs 10,000 of them), SIM_SEED one of them.
@@ -64,14 +64,14 @@ func TestSimulation(t *testing.T) {
 
 // totals count what the seeds have met: a simulation that meets nothing proves nothing.
 type totals struct {
-	records, commits, kills, freezes, cuts, stops, restarts, outages, unknown, poison, panics, refused, producerBad, steered, hints atomic.Int64
-	handlers, pools, locks, disks, slows, rows, denials, admissions                                                                 atomic.Int64
+	records, commits, kills, freezes, cuts, stops, restarts, outages, unknown, poison, panics, refused, producerBad, steered, notifier atomic.Int64
+	handlers, pools, locks, disks, slows, rows, denials, admissions                                                                    atomic.Int64
 }
 
 func (n *totals) each() map[string]*atomic.Int64 {
 	return map[string]*atomic.Int64{"records": &n.records, "commits": &n.commits, "kills": &n.kills, "freezes": &n.freezes, "cuts": &n.cuts,
 		"stops": &n.stops, "restarts": &n.restarts, "outages": &n.outages, "unknown outcomes": &n.unknown, "deaths by poison": &n.poison,
-		"panics": &n.panics, "refused": &n.refused, "bad at the producer": &n.producerBad, "cancelled, paused or retried": &n.steered, "hints": &n.hints,
+		"panics": &n.panics, "refused": &n.refused, "bad at the producer": &n.producerBad, "cancelled, paused or retried": &n.steered, "notifier": &n.notifier,
 		"failures behind the handler": &n.handlers, "waits for a connection": &n.pools, "waits for a lock": &n.locks, "full disks": &n.disks, "handlers out of time": &n.slows,
 		"rows that come late": &n.rows, "denials": &n.denials, "refusals for lack of room": &n.admissions}
 }
@@ -107,7 +107,7 @@ type system struct {
 	outside map[string]string            // streams whose effects are outside the sink: each, batch
 	flaky   float64                      // how often a handler fails for no reason
 
-	hints     *simHints // nil: none
+	notifier  *simNotifier // nil: none
 	bounded   bounded
 	producers []*simProducer
 	processes []*process
@@ -139,9 +139,9 @@ func simulate(t *testing.T, seed uint64, totals *totals) {
 		streams: map[string][]stream.Record{}, nature: map[string]map[uint64]string{}, outside: map[string]string{},
 	}
 	s.config = stream.WorkerConfig{
-		Store: s.store, Lease: time.Duration(2+s.n(14)) * time.Second, Sweep: time.Duration(200+s.n(3000)) * time.Millisecond,
+		Store: s.store, Lease: time.Duration(2+s.n(14)) * time.Second, PollInterval: time.Duration(200+s.n(3000)) * time.Millisecond,
 		MaxJobs: 1 + s.n(3), MaxInFlight: 1 + s.n(20000), CommitRecords: []int{1, 3, 17, 64, 1000}[s.n(5)], CommitBytes: 100 + s.n(10000),
-		HandlerTimeout: 10 * time.Second, MaxRecord: 4 << 10, NoProgress: 24 * time.Hour, DeniedGrace: time.Hour, DependencyWait: time.Hour, HandOver: 1 + s.n(8), Deaths: 1 + s.n(3), DrainTimeout: 8 * time.Second,
+		HandlerTimeout: 10 * time.Second, MaxRecord: 4 << 10, NoProgress: 24 * time.Hour, DeniedGrace: time.Hour, DependencyWait: time.Hour, ReleaseAfterFailures: 1 + s.n(8), MaxCrashes: 1 + s.n(3), DrainTimeout: 8 * time.Second,
 		Logger: slog.New(slog.DiscardHandler),
 	}
 	if os.Getenv("SIM_SEED") != "" {
@@ -152,7 +152,7 @@ func simulate(t *testing.T, seed uint64, totals *totals) {
 		s.flaky = 0.05
 	}
 	if s.chance(0.5) {
-		s.hints = &simHints{s: s}
+		s.notifier = &simNotifier{s: s}
 	}
 	// A batch may have a fourth of what the reader takes, and one more record.
 	s.bounded = bounded{limit: uint64(s.config.MaxInFlight + s.config.MaxRecord + 200), frames: map[string][]stream.Event{}}
@@ -178,8 +178,8 @@ func simulate(t *testing.T, seed uint64, totals *totals) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if s.hints != nil {
-			s.hints.Send(t.Context(), stream.Hint{Stream: name, Job: job.ID})
+		if s.notifier != nil {
+			s.notifier.Send(t.Context(), stream.Notification{Stream: name, Job: job.ID})
 		}
 		jobs = append(jobs, job)
 	}
@@ -231,7 +231,7 @@ func (s *system) check(job stream.Status) {
 	s.t.Helper()
 	final := s.status(job.ID)
 	orphans, _ := s.store.Orphans(context.Background())
-	x := expectation{records: slices.Clone(s.streams[job.Stream]), bad: map[uint64]bool{}, deaths: s.config.Deaths, noProgress: s.config.NoProgress, pause: time.Minute, lease: s.config.Lease, final: final, orphans: orphans, outside: s.outside[job.Stream] != "", ended: true}
+	x := expectation{records: slices.Clone(s.streams[job.Stream]), bad: map[uint64]bool{}, deaths: s.config.MaxCrashes, noProgress: s.config.NoProgress, pause: time.Minute, lease: s.config.Lease, final: final, orphans: orphans, outside: s.outside[job.Stream] != "", ended: true}
 	for seq, nature := range s.nature[job.Stream] {
 		x.bad[seq] = true
 		if nature == "bad" {
@@ -483,8 +483,8 @@ func (s *system) start(pod string) *process {
 	p := &process{s: s, owner: stream.Owner{Pod: pod, PodUID: pod, Incarnation: newProcess()}, done: make(chan struct{})}
 	config := s.config
 	config.Owner, config.Store = p.owner, &simStore{s.store, p}
-	if s.hints != nil {
-		config.Hints = s.hints
+	if s.notifier != nil {
+		config.Notifier = s.notifier
 	}
 	p.conns = stream.NewConnections("passthrough:///any", grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
@@ -657,9 +657,9 @@ func (s *system) some() *process {
 // fault breaks something.
 func (s *system) fault(jobs []stream.Status) {
 	producer := s.producers[s.n(len(s.producers))]
-	if s.hints != nil {
+	if s.notifier != nil {
 		job := jobs[s.n(len(jobs))]
-		s.hints.Send(context.Background(), stream.Hint{Stream: job.Stream, Job: job.ID})
+		s.notifier.Send(context.Background(), stream.Notification{Stream: job.Stream, Job: job.ID})
 	}
 	switch s.n(12) {
 	case 0, 1:
@@ -798,15 +798,15 @@ func (p *process) isDead() bool {
 	return p.dead
 }
 
-// simHints is a bus that loses, doubles, delays and reorders hints, and makes some up. That changes when things happen (I12), and
+// simNotifier is a bus that loses, doubles, delays and reorders notifications, and makes some up. That changes when things happen (I12), and
 // nothing that any validator looks at.
-type simHints struct {
+type simNotifier struct {
 	s         *system
 	mu        sync.Mutex
-	listeners []chan stream.Hint
+	listeners []chan stream.Notification
 }
 
-func (b *simHints) Send(_ context.Context, h stream.Hint) error {
+func (b *simNotifier) Send(_ context.Context, h stream.Notification) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for range b.s.n(3) { // none, one or two
@@ -814,14 +814,14 @@ func (b *simHints) Send(_ context.Context, h stream.Hint) error {
 			return errOutage
 		}
 		listener, delay := b.listeners[b.s.n(len(b.listeners))], time.Duration(b.s.n(10_000))*time.Millisecond
-		hint := h
+		notification := h
 		if b.s.chance(0.1) {
-			hint = stream.Hint{Stream: "nobody's", Job: "none"}
+			notification = stream.Notification{Stream: "nobody's", Job: "none"}
 		}
-		b.s.totals.hints.Add(1)
+		b.s.totals.notifier.Add(1)
 		time.AfterFunc(delay, func() {
 			select {
-			case listener <- hint:
+			case listener <- notification:
 			default:
 			}
 		})
@@ -829,11 +829,11 @@ func (b *simHints) Send(_ context.Context, h stream.Hint) error {
 	return nil
 }
 
-func (b *simHints) Listen(ctx context.Context, wake func(context.Context, stream.Hint)) error {
+func (b *simNotifier) Listen(ctx context.Context, wake func(context.Context, stream.Notification)) error {
 	if b.s.chance(0.2) {
 		return errOutage
 	}
-	mine := make(chan stream.Hint, 3)
+	mine := make(chan stream.Notification, 3)
 	b.mu.Lock()
 	b.listeners = append(b.listeners, mine)
 	b.mu.Unlock()
@@ -847,7 +847,7 @@ func (b *simHints) Listen(ctx context.Context, wake func(context.Context, stream
 	}
 }
 
-func (b *simHints) Close() error { return nil }
+func (b *simNotifier) Close() error { return nil }
 
 // bounded checks I9, that what was received and is not committed is bounded, by the worker's events.
 type bounded struct {
@@ -910,9 +910,9 @@ func (k *simStore) Claim(ctx context.Context, c stream.Claim) ([]stream.Status, 
 	h.mu.Lock()
 	claimed, err := k.Store.Claim(ctx, c)
 	for _, status := range claimed {
-		if j := status.Journal; status.Died && j.Probe == 1 && j.Hand > 0 {
-			// Killed, frozen, or cut off from the store: its owner did not come back.
-			h.events = append(h.events, happened{what: "death", job: status.ID, hand: []uint64{j.Hand}})
+		if j := status.CrashState; status.Reclaimed && j.BatchLimit == 1 && j.InFlightSeq > 0 {
+			// Killed, frozen, or cut off from the store: its owner did not return.
+			h.events = append(h.events, happened{what: "death", job: status.ID, hand: []uint64{j.InFlightSeq}})
 		}
 		h.events = append(h.events, happened{what: "claim", job: status.ID, epoch: status.Epoch, owner: status.Owner.Incarnation})
 	}
@@ -927,11 +927,11 @@ func (k *simStore) Renew(ctx context.Context, l stream.Lease, p stream.Progress,
 	return errors.Join(k.Store.Renew(ctx, l, p, ttl), k.lost())
 }
 
-func (k *simStore) Note(ctx context.Context, l stream.Lease, j stream.Journal, stall stream.Stall) error {
+func (k *simStore) SaveState(ctx context.Context, l stream.Lease, j stream.CrashState, stall stream.RetryState) error {
 	if err := k.pass(ctx); err != nil {
 		return err
 	}
-	return errors.Join(k.Store.Note(ctx, l, j, stall), k.lost())
+	return errors.Join(k.Store.SaveState(ctx, l, j, stall), k.lost())
 }
 
 func (k *simStore) Release(ctx context.Context, l stream.Lease, r stream.Release) error {
@@ -942,13 +942,13 @@ func (k *simStore) Release(ctx context.Context, l stream.Lease, r stream.Release
 	h.mu.Lock()
 	err := k.Store.Release(ctx, l, r)
 	if err == nil {
-		h.events = append(h.events, happened{what: "release", job: l.Job, epoch: l.Epoch, state: r.State, at: time.Now(), stall: r.Stall, reason: r.Reason, due: dueAt(k.p.s.status(l.Job))})
+		h.events = append(h.events, happened{what: "release", job: l.Job, epoch: l.Epoch, state: r.State, at: time.Now(), stall: r.RetryState, reason: r.Reason, due: dueAt(k.p.s.status(l.Job))})
 	}
 	h.mu.Unlock()
 	return errors.Join(err, k.lost())
 }
 
-func (k *simStore) Expire(ctx context.Context, d stream.Dead) (int, error) {
+func (k *simStore) Expire(ctx context.Context, d stream.ExpireFilter) (int, error) {
 	if err := k.pass(ctx); err != nil {
 		return 0, err
 	}

@@ -10,7 +10,7 @@ import (
 // ones with ErrNewer.
 const CheckpointVersion = 1
 
-// Checkpoint is how far a job has come, as its sink knows it: the only truth about it.
+// Checkpoint is how far a job has come. The sink's is authoritative.
 type Checkpoint struct {
 	// Seq is the number of the last record accounted for. 0 at the start.
 	Seq uint64
@@ -65,8 +65,8 @@ func NewCommit(l Lease, prev, next Checkpoint, batch *Batch, quarantine ...Quara
 	return &Commit{Lease: l, Prev: prev, Batch: batch, next: next, quarantine: quarantine}
 }
 
-// Result returns what to store. A sink calls it once the handler has returned nil, since the handler may have put records
-// aside with Batch.Skip. It fails with ErrTooManyBad, or halts, when the job's policy does not allow that, and halts when
+// Result returns what to store. A sink calls it once the handler has returned nil, since the handler may have quarantined records
+// with Batch.Skip. It fails with ErrTooManyBad, or halts, when the job's policy does not allow that, and halts when
 // Skip was called with a record that is not in the batch.
 func (c *Commit) Result() (Checkpoint, []Quarantined, error) {
 	if err := c.Batch.misused; err != nil {
@@ -107,11 +107,11 @@ type Batch struct {
 // EffectsOutside is for sinks. It reports that the effects which Commit or CommitReplay is to account for have happened already, outside the sink
 // (see [AtLeastOnce]): a call that is refused has them happen again. A sink refuses it only if a greater epoch was fenced, or the checkpoint is
 // another one. A sink in the job store's own database takes it also if the job was paused or cancelled, or its lease was lost: it
-// notes the progress, leaves state, epoch and lease as they are, and calls [Commit.LeaseLost].
+// stores the progress, leaves state, epoch and lease as they are, and calls [Commit.LeaseLost].
 func (b *Batch) EffectsOutside() bool { return b.outside }
 
 // IdempotencyKey names the record for effects outside the sink's transaction: it stays the same however often, and by
-// whomever, the record is handed over.
+// which worker, the record is handled.
 func (b *Batch) IdempotencyKey(r Record) string { return fmt.Sprintf("%s/%d", b.Job.ID, r.Seq) }
 
 func clone(b []byte) []byte { return append([]byte(nil), b...) }
@@ -122,11 +122,11 @@ type Class string
 const (
 	ClassRefused  Class = "refused"  // the handler said Skip
 	ClassPanic    Class = "panic"    // the handler panicked
-	ClassDeath    Class = "death"    // the process died, again and again, with this record alone in hand
+	ClassCrash    Class = "death"    // MaxCrashes processes crashed with this record alone in flight. The value is stored
 	ClassProducer Class = "producer" // the producer could not make it
 )
 
-// Quarantined is a record that was put aside, with its evidence.
+// Quarantined is a record in quarantine, with the errors that led there.
 type Quarantined struct {
 	Job     string `json:"job"`
 	Seq     uint64 `json:"seq"`
@@ -139,13 +139,13 @@ type Quarantined struct {
 	// History has each attempt that failed, with the value and the stack of a panic: the first one, and the latest up to [MaxAttempts]. Error
 	// and Class are those of the latest.
 	History []Attempt `json:"history,omitempty"`
-	// State is Waiting until somebody marks it; then a worker that claims the job hands it to the handler again, or a person
+	// State is Waiting until the record is marked; then a worker that claims the job hands it to the handler again, or a person
 	// has dropped it.
 	State     QuarantineState `json:"state"`
 	FirstSeen time.Time       `json:"firstSeen"`
 }
 
-// QuarantineState is where a quarantined record is in its life.
+// QuarantineState is the state of a quarantined record.
 type QuarantineState string
 
 const (

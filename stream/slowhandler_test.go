@@ -20,7 +20,7 @@ func TestASlowHandlerGetsFewerRecords(t *testing.T) {
 		conns := p.connections(t)
 		calls, largest, done := 0, 0, map[uint64]int{}
 		worker, err := stream.NewWorker(stream.WorkerConfig{Store: store, Dial: conns.Dial, HandlerTimeout: 10 * time.Second, CommitRecords: 1000,
-			NoProgress: stream.AtOnce, HandOver: 1, IdleTimeout: time.Hour, Logger: slog.New(slog.DiscardHandler)})
+			NoProgress: stream.AtOnce, ReleaseAfterFailures: 1, IdleTimeout: time.Hour, Logger: slog.New(slog.DiscardHandler)})
 		if err != nil {
 			t.Fatal(err)
 		}

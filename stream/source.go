@@ -58,7 +58,7 @@ type (
 	// Bookmark is a cursor that can tell how far it has looked: a key such that it will return only greater ones. It moves
 	// readers on where the source passes over many records that do not belong to the stream. It is called when Next has
 	// returned neither a key nor an error.
-	Bookmark interface {
-		Bookmark() []byte
+	ProgressKeyer interface {
+		ProgressKey() []byte
 	}
 )

@@ -189,7 +189,7 @@ func TestNoServerClosesAConnectionForItsPings(t *testing.T) {
 				}))
 				l.submit(stream.Job{Stream: "s"})
 				time.Sleep(max(time.Hour, 10*commit))
-				if cuts := l.seen(stream.EventCut); len(cuts) > 0 {
+				if cuts := l.seen(stream.EventDisconnected); len(cuts) > 0 {
 					t.Errorf("%d cuts, the first: %v", len(cuts), cuts[0].Err)
 				}
 				if len(l.seen(stream.EventCommitted)) < 5 {

@@ -48,19 +48,19 @@ const (
 	ReasonLockWait      Reason = "LOCK_WAIT"      // another transaction held a lock for too long, or a deadlock or a conflict was resolved against this one
 	ReasonStorageFull   Reason = "STORAGE_FULL"   // no space is left
 	ReasonOverloaded    Reason = "OVERLOADED"     // the database has no memory, or no connections, left
-	ReasonShutdown      Reason = "SHUTDOWN"       // the worker was stopped; the job goes on with the next
-	ReasonNewer         Reason = "NEWER_VERSION"  // written by a newer version: a worker that knows it will claim the job
+	ReasonShutdown      Reason = "SHUTDOWN"       // the worker was stopped; another continues the job
+	ReasonNewer         Reason = "NEWER_VERSION"  // written by a newer version: a worker of that version will claim the job
 	ReasonNoHandler     Reason = "NO_HANDLER"     // this worker has no handler for the stream
 
-	ReasonHandlerFailed    Reason = "HANDLER_FAILED"    // the handler returned an error that says nothing more: NoProgress
+	ReasonHandlerFailed    Reason = "HANDLER_FAILED"    // the handler returned an unclassified error: NoProgress
 	ReasonTooSlow          Reason = "TOO_SLOW"          // one record alone takes longer than the handler may: NoProgress
-	ReasonCorrupt          Reason = "CORRUPT_FRAMES"    // what comes contradicts itself: NoProgress
+	ReasonCorrupt          Reason = "CORRUPT_FRAMES"    // frames contradict each other: NoProgress
 	ReasonDependentRows    Reason = "DEPENDENT_ROWS"    // rows that a record refers to, or collides with, are in the way: DependencyWait
 	ReasonPrivilege        Reason = "NO_PRIVILEGE"      // the database role of the sink, the store or the handler lacks a privilege: NoProgress
 	ReasonSchema           Reason = "SCHEMA_MISMATCH"   // a table or a column that a statement names is missing, or is another: NoProgress
 	ReasonUnauthenticated  Reason = "UNAUTHENTICATED"   // DeniedGrace
 	ReasonPermissionDenied Reason = "PERMISSION_DENIED" // DeniedGrace
-	ReasonUnimplemented    Reason = "UNIMPLEMENTED"     // DeniedGrace: who answers does not serve streams
+	ReasonUnimplemented    Reason = "UNIMPLEMENTED"     // DeniedGrace: the server that answers does not serve streams
 
 	ReasonHalted     Reason = "HALTED"
 	ReasonNoProgress Reason = "NO_PROGRESS"
@@ -108,11 +108,11 @@ func newStatus(code codes.Code, reason Reason, text string, retry time.Duration)
 	return s.Err()
 }
 
-// A Cut says why a stream ended before its End, and what a reader may do about it.
-type Cut struct {
-	// Fatal: asking again would bring the same answer; a person has to look.
+// A Disconnect says why a stream ended before its End, and what a reader may do about it.
+type Disconnect struct {
+	// Fatal: another attempt would get the same answer; an operator has to act.
 	Fatal bool
-	// Transport: the way to the producer broke, or the producer went away. It says nothing about the stream.
+	// Transport: the connection broke, or the producer went away. It says nothing about the stream.
 	Transport bool
 	// Denied goes with Fatal: the answer depends on a policy or on which replica gave it, both of which may be rolled out just now. A
 	// [Worker] asks again for WorkerConfig.DeniedGrace before it takes the answer for final.
@@ -125,14 +125,14 @@ type Cut struct {
 	Err error
 }
 
-// Classify tells what the end of a stream means. It goes by the rule that reading from an offset can be repeated, so everything
-// may be tried again but what the producer, or gRPC, has refused for good. Codes alone would not do: nginx, nghttpx, Caddy and Go's
+// Classify returns what the end of a stream means. Reading from an offset can be repeated, so everything
+// may be retried except what the producer, or gRPC, has refused for good. Codes alone do not suffice: nginx, nghttpx, Caddy and Go's
 // reverse proxy make INTERNAL of a cut connection, HAProxy ends the stream without trailers, some make UNKNOWN or CANCELLED of
 // it, and Apache's HTML is read as a giant length prefix.
-func Classify(err error) Cut {
-	cut := Cut{Err: err}
+func Classify(err error) Disconnect {
+	cut := Disconnect{Err: err}
 	if err == nil || errors.Is(err, io.EOF) {
-		// OK without End: a proxy ended the stream politely, or the producer is broken.
+		// OK without End: a proxy closed the stream cleanly, or the producer is broken.
 		cut.Transport, cut.Err = true, fmt.Errorf("the stream ended without End: %w", io.ErrUnexpectedEOF)
 		return cut
 	}
@@ -172,7 +172,7 @@ func Classify(err error) Cut {
 			cut.Denied, cut.Reason = true, cmp.Or(cut.Reason, denied)
 		}
 	case codes.ResourceExhausted:
-		// Larger than max: either a real frame above our limit, which the producer was told, or HTML read as a length.
+		// Larger than max: either a real frame above our limit, which the request contained, or HTML read as a length.
 		cut.Fatal = cut.Reason == "" && class.Sign == grpclife.SignTooLarge
 		cut.Transport = cut.Reason == "" && !cut.Fatal
 	case codes.Unavailable, codes.Canceled, codes.DeadlineExceeded:

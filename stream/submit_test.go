@@ -14,57 +14,57 @@ import (
 	"github.com/levada-io/levada/stream/memstore"
 )
 
-// sentHints keeps what is sent.
-type sentHints struct {
-	stream.Hints
-	sent []stream.Hint
+// sentNotifications keeps what is sent.
+type sentNotifications struct {
+	stream.Notifier
+	sent []stream.Notification
 	send func(context.Context) error
 }
 
-func (h *sentHints) Send(ctx context.Context, hint stream.Hint) error {
-	h.sent = append(h.sent, hint)
+func (h *sentNotifications) Send(ctx context.Context, notification stream.Notification) error {
+	h.sent = append(h.sent, notification)
 	if h.send != nil {
 		return h.send(ctx)
 	}
 	return nil
 }
 
-// TestSubmitSendsAHint: without one a job waits for a worker's sweep. A job that is not due, or already at work, has no use for it.
-func TestSubmitSendsAHint(t *testing.T) {
+// TestSubmitSendsANotification: without one a job waits for a worker's poll. A job that is not due, or already at work, has no use for it.
+func TestSubmitSendsANotification(t *testing.T) {
 	ctx := t.Context()
-	store, hints := memstore.New(), &sentHints{}
-	submit := func(job stream.Job, want ...stream.Hint) {
+	store, notifier := memstore.New(), &sentNotifications{}
+	submit := func(job stream.Job, want ...stream.Notification) {
 		t.Helper()
-		hints.sent = nil
-		status, err := stream.Submit(ctx, store, hints, job)
+		notifier.sent = nil
+		status, err := stream.Submit(ctx, store, notifier, job)
 		if err != nil || status.ID == "" {
 			t.Errorf("submit %+v: %+v, error %v", job, status, err)
 		}
 		for i := range want {
 			want[i].Job = status.ID
 		}
-		if !slices.Equal(hints.sent, want) {
-			t.Errorf("submit %+v sent %v, want %v", job, hints.sent, want)
+		if !slices.Equal(notifier.sent, want) {
+			t.Errorf("submit %+v sent %v, want %v", job, notifier.sent, want)
 		}
 	}
-	submit(stream.Job{Stream: "users", DedupeKey: "k"}, stream.Hint{Stream: "users"})
-	submit(stream.Job{Stream: "users", DedupeKey: "k"}, stream.Hint{Stream: "users"}) // the first caller may have died before its hint
+	submit(stream.Job{Stream: "users", DedupeKey: "k"}, stream.Notification{Stream: "users"})
+	submit(stream.Job{Stream: "users", DedupeKey: "k"}, stream.Notification{Stream: "users"}) // the first caller may have died before its notification
 	submit(stream.Job{Stream: "users", NotBefore: time.Now().Add(time.Hour)})
 	if got, err := store.Claim(ctx, stream.Claim{Owner: stream.Owner{Incarnation: "w"}, Streams: []string{"users"}, TTL: time.Hour, Max: 1}); err != nil || len(got) != 1 {
 		t.Fatalf("claimed %v, error %v", got, err)
 	}
 	submit(stream.Job{Stream: "users", DedupeKey: "k"})
 	if _, err := stream.Submit(ctx, store, nil, stream.Job{Stream: "users"}); err != nil {
-		t.Errorf("without hints: %v", err)
+		t.Errorf("without notifications: %v", err)
 	}
-	hints.sent = nil
-	if _, err := stream.Submit(ctx, store, hints, stream.Job{}); err == nil || len(hints.sent) > 0 {
-		t.Errorf("a job without a stream: error %v, hints %v", err, hints.sent)
+	notifier.sent = nil
+	if _, err := stream.Submit(ctx, store, notifier, stream.Job{}); err == nil || len(notifier.sent) > 0 {
+		t.Errorf("a job without a stream: error %v, notifications %v", err, notifier.sent)
 	}
 }
 
-// TestSubmitSucceedsWithoutItsHint: the job is in the store, so an error would have the caller submit it again.
-func TestSubmitSucceedsWithoutItsHint(t *testing.T) {
+// TestSubmitSucceedsWithoutItsNotification: the job is in the store, so an error would have the caller submit it again.
+func TestSubmitSucceedsWithoutItsNotification(t *testing.T) {
 	var logs bytes.Buffer
 	before := slog.Default()
 	slog.SetDefault(slog.New(slog.NewTextHandler(&logs, nil)))
@@ -76,7 +76,7 @@ func TestSubmitSucceedsWithoutItsHint(t *testing.T) {
 	} {
 		logs.Reset()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-		job, err := stream.Submit(ctx, store, &sentHints{send: send}, stream.Job{Stream: "users"})
+		job, err := stream.Submit(ctx, store, &sentNotifications{send: send}, stream.Job{Stream: "users"})
 		if err != nil || ctx.Err() != nil {
 			t.Errorf("%s: %v, %v", name, err, ctx.Err())
 		}
@@ -84,7 +84,7 @@ func TestSubmitSucceedsWithoutItsHint(t *testing.T) {
 		if got, err := store.Get(t.Context(), job.ID); err != nil || got.State != stream.Ready {
 			t.Errorf("%s: the job is %+v, %v", name, got, err)
 		}
-		if !strings.Contains(logs.String(), "hint not sent") || !strings.Contains(logs.String(), job.ID) {
+		if !strings.Contains(logs.String(), "notification not sent") || !strings.Contains(logs.String(), job.ID) {
 			t.Errorf("%s: the log says %q", name, &logs)
 		}
 	}

@@ -48,7 +48,7 @@ func replaySuspicion(t *testing.T, text string) string {
 	const commitRecords, maxCrashes = 16, 2
 	var out strings.Builder
 	var s suspicion
-	var stored Journal // what the next owner will know
+	var stored CrashState // what the next owner will know
 	for line := range strings.Lines(text) {
 		event, _, _ := strings.Cut(strings.TrimSpace(line), "->")
 		event = strings.TrimSpace(event)
@@ -62,7 +62,7 @@ func replaySuspicion(t *testing.T, text string) string {
 		keep := true
 		switch what {
 		case "claim":
-			s = suspicion{Journal: stored}.claimed(seq, how == "crashed", commitRecords, maxCrashes)
+			s = suspicion{CrashState: stored}.claimed(seq, how == "crashed", commitRecords, maxCrashes)
 		case "handle":
 			s = s.inFlight(seq)
 		case "return":
@@ -73,7 +73,7 @@ func replaySuspicion(t *testing.T, text string) string {
 			t.Fatalf("unknown event %q", event)
 		}
 		if keep {
-			stored = s.Journal
+			stored = s.CrashState
 		}
 		fmt.Fprintf(&out, "%-18s -> %s\n", event, describe(s))
 	}
@@ -83,20 +83,20 @@ func replaySuspicion(t *testing.T, text string) string {
 // describe is the suspicion in words.
 func describe(s suspicion) string {
 	parts := []string{}
-	if s.Probe > 0 {
-		parts = append(parts, fmt.Sprintf("batches of %d, suspects up to %d", s.Probe, s.Until))
+	if s.BatchLimit > 0 {
+		parts = append(parts, fmt.Sprintf("batches of %d, suspects up to %d", s.BatchLimit, s.SuspectUntil))
 	}
-	if s.Hand > 0 {
-		parts = append(parts, fmt.Sprintf("in flight from %d", s.Hand))
+	if s.InFlightSeq > 0 {
+		parts = append(parts, fmt.Sprintf("in flight from %d", s.InFlightSeq))
 	}
-	if s.Deaths > 0 {
-		parts = append(parts, fmt.Sprintf("crashes with it alone: %d", s.Deaths))
+	if s.Crashes > 0 {
+		parts = append(parts, fmt.Sprintf("crashes with it alone: %d", s.Crashes))
 	}
 	if s.poison > 0 {
 		parts = append(parts, fmt.Sprintf("POISON %d", s.poison))
 	}
-	if s.replayed > 0 {
-		parts = append(parts, fmt.Sprintf("%d may have been in a replay", s.replayed))
+	if s.replaying > 0 {
+		parts = append(parts, fmt.Sprintf("%d may have been in a replay", s.replaying))
 	}
 	if len(parts) == 0 {
 		return "nothing is suspected"

@@ -14,7 +14,7 @@ import (
 //	key, to the end
 //
 // The checksum is there because tokens lie in the readers' databases for long: a damaged key would be another position, and the
-// records between the two would be lost, or come twice, without a word.
+// records between the two would be lost, or come twice, undetected.
 type token struct {
 	fingerprint, generation [8]byte
 	seq                     uint64 // of the last record before the position

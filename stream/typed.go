@@ -20,7 +20,7 @@ type Typed[T any] struct {
 //
 //	store.Sink(stream.JSON(func(ctx context.Context, tx pgx.Tx, b *stream.Batch, orders []stream.Typed[Order]) error { ... }))
 //
-// A record whose value is no JSON of T goes into quarantine and is not handed over; handle is not called when none is left.
+// A record whose value is not JSON of T goes into quarantine and is not passed on; handle is not called when none is left.
 func JSON[Tx, T any](handle func(ctx context.Context, tx Tx, b *Batch, items []Typed[T]) error) func(ctx context.Context, tx Tx, b *Batch) error {
 	return decoded(decodeJSON[T], handle)
 }
@@ -30,7 +30,7 @@ func Proto[Tx any, M proto.Message](handle func(ctx context.Context, tx Tx, b *B
 	return decoded(decodeProto[M], handle)
 }
 
-// EachJSON is [Each] for decoded JSON values, for [AtLeastOnce]. A record whose value is no JSON of T goes into quarantine.
+// EachJSON is [Each] for decoded JSON values, for [AtLeastOnce]. A record whose value is not JSON of T goes into quarantine.
 func EachJSON[T any](handle func(ctx context.Context, b *Batch, item Typed[T]) error) EachHandler {
 	return eachDecoded(decodeJSON[T], handle)
 }
@@ -60,7 +60,7 @@ func ProtoValue[M proto.Message](dst []byte, item M) ([]byte, error) {
 
 func decodeJSON[T any](value []byte) (item T, err error) {
 	if err = json.Unmarshal(value, &item); err != nil {
-		return item, fmt.Errorf("the value is no JSON of %T: %w", item, err)
+		return item, fmt.Errorf("the value is not JSON of %T: %w", item, err)
 	}
 	return item, nil
 }
@@ -72,7 +72,7 @@ func decodeProto[M proto.Message](value []byte) (M, error) {
 		return none, Halt(fmt.Errorf("%T cannot be decoded into: expected a pointer to a generated message", none))
 	}
 	if err := proto.Unmarshal(value, item); err != nil {
-		return none, fmt.Errorf("the value is no message %s: %w", item.ProtoReflect().Descriptor().FullName(), err)
+		return none, fmt.Errorf("the value is not a message %s: %w", item.ProtoReflect().Descriptor().FullName(), err)
 	}
 	return item, nil
 }

@@ -20,7 +20,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/levada-io/levada/stream"
-	"github.com/levada-io/levada/stream/pghints"
+	"github.com/levada-io/levada/stream/pgnotify"
 	"github.com/levada-io/levada/stream/pgsource"
 	"github.com/levada-io/levada/stream/pgstore"
 	"github.com/levada-io/levada/stream/sqlitestore"
@@ -175,14 +175,14 @@ func Example_worker() {
 		log.Fatal(err)
 	}
 	defer store.Close()
-	hints, err := pghints.New(ctx, "postgres://localhost/copy")
+	notifier, err := pgnotify.New(ctx, "postgres://localhost/copy")
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer hints.Close()
+	defer notifier.Close()
 	connections := stream.NewConnections("dns:///producer:50051", grpc.WithTransportCredentials(insecure.NewCredentials()))
 	defer connections.Close()
-	worker, err := stream.NewWorker(stream.WorkerConfig{Store: store, Hints: hints, Dial: connections.Dial})
+	worker, err := stream.NewWorker(stream.WorkerConfig{Store: store, Notifier: notifier, Dial: connections.Dial})
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -290,11 +290,11 @@ func Example_pool() {
 		log.Fatal(err)
 	}
 	defer store.Close()
-	hints, err := pghints.New(ctx, "postgres://localhost:5432/copy") // to the server itself: LISTEN needs a session
+	notifier, err := pgnotify.New(ctx, "postgres://localhost:5432/copy") // to the server itself: LISTEN needs a session
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer hints.Close()
+	defer notifier.Close()
 }
 
 func Example_sizes() {

@@ -14,7 +14,7 @@ import (
 func newChangeCommands() []*cobra.Command {
 	change := func(name, short, done string, due bool, do func(*database, context.Context, string) (stream.Status, error)) *cobra.Command {
 		var store storeFlag
-		var hints hintFlag
+		var notifier notifierFlag
 		var out outputFlag
 		cmd := &cobra.Command{
 			Use: name + " ID...", Short: short, Args: jobArguments(1),
@@ -24,7 +24,7 @@ func newChangeCommands() []*cobra.Command {
 					return err
 				}
 				defer d.closing(&err)
-				if err := hints.check(d); err != nil {
+				if err := notifier.check(d); err != nil {
 					return err
 				}
 				var changed []stream.Job
@@ -56,7 +56,7 @@ func newChangeCommands() []*cobra.Command {
 					}
 				}
 				if due {
-					failed = errors.Join(failed, hints.send(cmd.Context(), d, cmd.ErrOrStderr(), changed...))
+					failed = errors.Join(failed, notifier.send(cmd.Context(), d, cmd.ErrOrStderr(), changed...))
 				}
 				return failed
 			},
@@ -64,7 +64,7 @@ func newChangeCommands() []*cobra.Command {
 		store.register(cmd.Flags())
 		out.register(cmd.Flags())
 		if due {
-			hints.register(cmd.Flags())
+			notifier.register(cmd.Flags())
 		}
 		return cmd
 	}

@@ -28,13 +28,13 @@ import (
 var demoFaults = []string{"panic", "cut", "restart", "sigterm", "oom", "broker", "database"}
 
 type demoFlags struct {
-	store, hints string
-	users, rate  int
-	seed         uint64
-	memory       int64
-	timeout      time.Duration
-	keep         bool
-	out          outputFlag
+	store, notifier string
+	users, rate     int
+	seed            uint64
+	memory          int64
+	timeout         time.Duration
+	keep            bool
+	out             outputFlag
 }
 
 func newDemoCommand() *cobra.Command {
@@ -50,7 +50,7 @@ stream something breaks; at the end the copy is compared with the original, reco
   sigterm   a worker gets SIGTERM, as in a rolling update
   oom       a user whose record makes its handler take all memory, so that the process is killed, again and again
   broker    the broker that wakes workers is killed
-  database  the database of the copy: SQLite is locked by somebody else for a while, Postgres ends all connections
+  database  the database of the copy: SQLite is locked by another process for a while, Postgres ends all connections
 
 Without a name: all of them. Nothing is left when it ends, unless --keep is given.`,
 		Example: `  levada stream demo
@@ -60,7 +60,7 @@ Without a name: all of them. Nothing is left when it ends, unless --keep is give
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.store, "store", "", "postgres:// URL of the copy, with two workers, in a schema of the demo's own (default: a SQLite file, with one worker)")
-	flags.StringVar(&f.hints, "hints", "", "amqp:// or nats:// URL of a broker of yours (default: one of the demo's own, where there is something to break)")
+	flags.StringVar(&f.notifier, "notifier", "", "amqp:// or nats:// URL of a broker of yours (default: one of the demo's own, where there is something to break)")
 	flags.IntVar(&f.users, "users", 200000, "users in the table")
 	flags.IntVar(&f.rate, "rate", 0, "users per second that the producer sends at most (default: all of them in 12 seconds)")
 	flags.Uint64Var(&f.seed, "seed", 0, "what chance begins with; 0: another one each time")
@@ -85,7 +85,7 @@ func streamDemo(cmd *cobra.Command, args []string, f *demoFlags) error {
 		case slices.Contains(demoFaults, name):
 			chosen[name] = true
 		default:
-			return usage("demo: %q is none of %s, all", name, strings.Join(demoFaults, ", "))
+			return usage("demo: unknown fault %q, expected one of %s, all", name, strings.Join(demoFaults, ", "))
 		}
 	}
 	if len(args) == 0 {
@@ -132,7 +132,7 @@ type demo struct {
 	out      *commandline.Screen
 	live     bool
 	happened chan func()
-	stopping chan struct{} // closed when nobody takes what happened any more
+	stopping chan struct{} // closed when nothing reads the events any more
 	helpers  sync.WaitGroup
 
 	dir, schema         string
@@ -150,9 +150,9 @@ type demo struct {
 	owner   *demoChild // who has the job
 	meter   meter
 	later   []demoTask
-	aside   map[uint64]bool // quarantined records that were told of
+	aside   map[uint64]bool // quarantined records that were printed
 	deaths  int             // of workers, by the record that takes all memory
-	broken  bool            // that the stream broke was told, and that there is a new one is not
+	broken  bool            // the disconnect was printed, the new stream not yet
 	settled bool
 }
 
@@ -180,7 +180,7 @@ type demoChild struct {
 	killed string       // why the demo has ended it
 	gone   chan struct{}
 	died   bool
-	taken  string // that it has taken the job is told with its next event, when the journal is known
+	taken  string // the claim is printed with its next event, when the crash state is known
 }
 
 func (d *demo) say(text string, args ...any) {
@@ -214,9 +214,9 @@ func (d *demo) run(chosen map[string]bool) error {
 	}
 	d.job = status
 	d.say("a job is submitted: copy all users, exactly once")
-	if d.hints != "" {
-		hint := hintFlag{d.hints}
-		if err := hint.send(d.ctx, d.store, io.Discard, status.Job); err != nil {
+	if d.notifier != "" {
+		notification := notifierFlag{d.notifier}
+		if err := notification.send(d.ctx, d.store, io.Discard, status.Job); err != nil {
 			return err
 		}
 	}
@@ -344,7 +344,7 @@ func (d *demo) startAll(chosen map[string]bool) error {
 		return err
 	}
 	d.plain("  producer  pid %d, on %s, behind a small TCP proxy that can cut connections", d.producer.cmd.Process.Pid, listen)
-	if chosen["broker"] && d.hints == "" {
+	if chosen["broker"] && d.notifier == "" {
 		at, err := freeAddress()
 		if err != nil {
 			return err
@@ -362,7 +362,7 @@ func (d *demo) startAll(chosen map[string]bool) error {
 		if err := d.await(ready, d.broker); err != nil {
 			return err
 		}
-		d.hints = "nats://" + at
+		d.notifier = "nats://" + at
 		d.plain("  broker    pid %d, NATS JetStream on %s: it only wakes workers", d.broker.cmd.Process.Pid, at)
 	}
 	workers := 1
@@ -370,11 +370,11 @@ func (d *demo) startAll(chosen map[string]bool) error {
 		workers = 2
 	}
 	for i := range workers {
-		hints := d.hints
-		if hints == "" {
-			hints = "auto"
+		notifier := d.notifier
+		if notifier == "" {
+			notifier = "auto"
 		}
-		w := d.child(fmt.Sprintf("worker %d", i+1), "demo-worker", "--store", d.workerDSN, "--target", d.proxy.address(), "--hints", hints)
+		w := d.child(fmt.Sprintf("worker %d", i+1), "demo-worker", "--store", d.workerDSN, "--target", d.proxy.address(), "--notifier", notifier)
 		w.pod = stream.NewID()
 		w.line = func(line string) { d.workerSaid(w, line) }
 		d.workers = append(d.workers, w)
@@ -425,8 +425,8 @@ func (d *demo) workerSaid(w *demoChild, line string) {
 		return
 	}
 	if w.taken != "" && e.Kind != stream.EventClaimed {
-		if status, err := d.store.Get(d.ctx, d.job.ID); err == nil && status.Journal.Probe > 0 && d.deaths > 0 {
-			w.taken += fmt.Sprintf("; it is careful: %s at once", records(status.Journal.Probe))
+		if status, err := d.store.Get(d.ctx, d.job.ID); err == nil && status.CrashState.BatchLimit > 0 && d.deaths > 0 {
+			w.taken += fmt.Sprintf("; it is careful: %s at once", records(status.CrashState.BatchLimit))
 		}
 		d.say("%s", w.taken)
 		w.taken, d.broken = "", false
@@ -444,7 +444,7 @@ func (d *demo) workerSaid(w *demoChild, line string) {
 		default:
 			w.taken = fmt.Sprintf("%s takes the job and goes on after record %s", w.name, comma(e.To))
 		}
-	case stream.EventCut:
+	case stream.EventDisconnected:
 		if !d.broken {
 			d.say("%s: the stream broke: %s", w.name, shorten(e.Error, 110))
 		}
@@ -479,7 +479,7 @@ func records(n int) string {
 	return fmt.Sprintf("%d records", n)
 }
 
-// tellQuarantine tells of records that were put aside.
+// tellQuarantine prints records that were quarantined.
 func (d *demo) tellQuarantine() {
 	rows, err := d.store.offsets().Quarantined(d.ctx, d.job.ID, 1000)
 	if err != nil {
@@ -491,7 +491,7 @@ func (d *demo) tellQuarantine() {
 		}
 		d.aside[q.Seq] = true
 		switch q.Class {
-		case stream.ClassDeath:
+		case stream.ClassCrash:
 			d.say("record %s killed its process %d times alone, %d times in all: it is in quarantine with its payload, and the stream goes on", comma(q.Seq), q.Attempts, d.deaths)
 		case stream.ClassPanic:
 			d.say("record %s panicked its handler (%s): it is in quarantine with its payload, and the stream goes on", comma(q.Seq), shorten(q.Error, 80))
@@ -530,7 +530,7 @@ func (d *demo) look(now time.Time) error {
 	}
 	switch status.State {
 	case stream.Completed:
-		// What the worker says of it is still to be told.
+		// The worker's events about it are not printed yet.
 		d.in(100*time.Millisecond, func() { d.settled = true })
 	case stream.Failed, stream.Cancelled, stream.Paused:
 		return fmt.Errorf("the job is %s: %s: %s", status.State, status.Reason, status.LastError)

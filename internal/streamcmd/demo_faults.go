@@ -63,7 +63,7 @@ func (d *demo) stopWorker() {
 
 func (d *demo) killBroker() {
 	if d.broker == nil {
-		d.say("BROKER    the broker at --hints is yours: it is not killed; do it now, if you like")
+		d.say("BROKER    the broker at --notifier is yours: it is not killed; do it now, if you like")
 		return
 	}
 	d.say("BROKER    the broker is killed (SIGKILL), at record %s; workers look into the job store every half second anyway", comma(d.job.Progress.Records))

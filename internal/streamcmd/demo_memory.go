@@ -106,7 +106,7 @@ func (m *memoryLimit) remove() {
 	}
 }
 
-// residentMemory is 0 where it cannot be told.
+// residentMemory is 0 where it is unknown.
 func residentMemory(ctx context.Context, pid int) int64 {
 	if runtime.GOOS == "linux" {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))

@@ -93,7 +93,7 @@ func (d *demo) ended(c *demoChild, cmd *exec.Cmd, err error, output string) {
 	exit, _ := errors.AsType[*exec.ExitError](err)
 	switch {
 	case c.killed != "":
-		return // whoever did it goes on
+		return // the caller that cancelled it goes on
 	case err == nil:
 		d.say("%s has ended", c.name)
 	case exit != nil && exit.Sys().(syscall.WaitStatus).Signaled(), exit != nil && exit.ExitCode() == 137:

@@ -37,7 +37,7 @@ func newDemoProxy(backend string) (*demoProxy, error) {
 
 func (p *demoProxy) address() string { return p.listener.Addr().String() }
 
-// pass connects a client to the producer, or lets it feel that there is none.
+// pass connects a client to the producer, or lets it see a refused connection.
 func (p *demoProxy) pass(client net.Conn) {
 	server, err := net.Dial("tcp", p.backend)
 	if err != nil {

@@ -54,7 +54,7 @@ func newDemoRoles() []*cobra.Command {
 		flags(cmd)
 		return cmd
 	}
-	var listen, data, target, store, hints string
+	var listen, data, target, store, notifier string
 	var rate, users int
 	var bad []string
 	var lease time.Duration
@@ -74,10 +74,10 @@ func newDemoRoles() []*cobra.Command {
 		role("demo-worker", func(cmd *cobra.Command) {
 			cmd.Flags().StringVar(&store, "store", "", "")
 			cmd.Flags().StringVar(&target, "target", "", "")
-			cmd.Flags().StringVar(&hints, "hints", "auto", "")
+			cmd.Flags().StringVar(&notifier, "notifier", "auto", "")
 			cmd.Flags().DurationVar(&lease, "lease", 10*time.Second, "")
 		}, func(ctx context.Context, cmd *cobra.Command) error {
-			return demoWorker(ctx, cmd, &storeFlag{name: store}, &hintFlag{hints}, target, lease)
+			return demoWorker(ctx, cmd, &storeFlag{name: store}, &notifierFlag{notifier}, target, lease)
 		}),
 		role("demo-broker", func(cmd *cobra.Command) {
 			cmd.Flags().StringVar(&listen, "listen", "127.0.0.1:0", "")
@@ -223,8 +223,8 @@ type demoEvent struct {
 	Died    bool             `json:"died,omitempty"`
 }
 
-func demoWorker(ctx context.Context, cmd *cobra.Command, f *storeFlag, h *hintFlag, target string, lease time.Duration) (err error) {
-	// What happens to the job is told in the events.
+func demoWorker(ctx context.Context, cmd *cobra.Command, f *storeFlag, h *notifierFlag, target string, lease time.Duration) (err error) {
+	// The events say what happens to the job.
 	log := slog.New(slog.DiscardHandler)
 	store, err := f.open(ctx, true)
 	if err != nil {
@@ -249,15 +249,15 @@ func demoWorker(ctx context.Context, cmd *cobra.Command, f *storeFlag, h *hintFl
 		return err
 	}
 	defer conns.Close()
-	hints, closeHints, err := h.open(ctx, store, log)
+	notifier, closeNotifier, err := h.open(ctx, store, log)
 	if err != nil {
 		return err
 	}
-	defer closeHints()
+	defer closeNotifier()
 	var mu sync.Mutex
 	events := json.NewEncoder(cmd.OutOrStdout())
 	worker, err := stream.NewWorker(stream.WorkerConfig{
-		Store: store, Hints: hints, Dial: conns.Dial, Sole: store.sqlite != nil, Lease: lease, Sweep: 500 * time.Millisecond, CommitRecords: demoBatch,
+		Store: store, Notifier: notifier, Dial: conns.Dial, SingleProcess: store.sqlite != nil, Lease: lease, PollInterval: 500 * time.Millisecond, CommitRecords: demoBatch,
 		Retry: stream.Backoff{Min: 50 * time.Millisecond, Max: time.Second}, Logger: log,
 		Observe: func(e stream.Event) {
 			if e.Kind == stream.EventReceived || e.Kind == stream.EventCommitted && e.Bad == 0 {
@@ -269,7 +269,7 @@ func demoWorker(ctx context.Context, cmd *cobra.Command, f *storeFlag, h *hintFl
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			_ = events.Encode(demoEvent{Kind: e.Kind, Epoch: e.Epoch, From: e.From, To: e.To, Bad: e.Bad, State: e.State, Reason: string(e.Reason), Error: text, Attempt: e.Attempt, Died: e.Died})
+			_ = events.Encode(demoEvent{Kind: e.Kind, Epoch: e.Epoch, From: e.From, To: e.To, Bad: e.Bad, State: e.State, Reason: string(e.Reason), Error: text, Attempt: e.Attempt, Died: e.Reclaimed})
 		},
 	})
 	if err != nil {
@@ -329,5 +329,5 @@ func eatMemory() {
 		eaten = append(eaten, b)
 		time.Sleep(2 * time.Millisecond) // slow enough to be watched
 	}
-	os.Exit(137) // nobody has killed it
+	os.Exit(137) // it was not killed in time
 }

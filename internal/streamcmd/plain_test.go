@@ -32,7 +32,7 @@ func TestKeysAreReadable(t *testing.T) {
 // A producer that cannot read its file is not announced: its readers would find out.
 func TestServeAnnouncesNothingThatItCannotRead(t *testing.T) {
 	dir := t.TempDir()
-	for path, want := range map[string]string{filepath.Join(dir, "none"): "no such file", dir: "no regular file"} {
+	for path, want := range map[string]string{filepath.Join(dir, "none"): "no such file", dir: "not a regular file"} {
 		o := levada(t, "stream", "serve", "--listen", "127.0.0.1:0", "--file", "a="+path)
 		if o.Code != 2 || o.Stdout != "" || !strings.Contains(o.Stderr, want) {
 			t.Errorf("%s: %+v", path, o)

@@ -57,7 +57,7 @@ type jobInHand struct {
 	progress stream.Progress
 	attempt  int
 	state    string
-	ended    time.Time // when it was given back; zero while it is in hand
+	ended    time.Time // when it was given back; zero while it is in flight
 	retries  int
 	err      string
 	meter    meter
@@ -173,7 +173,7 @@ type workLine struct {
 	progress stream.Progress
 }
 
-// lines returns the jobs in hand and those that ended since the last look, and forgets the latter a while later.
+// lines returns the jobs in flight and those that ended since the last look, and forgets the latter a while later.
 func (v *workView) lines(now time.Time) (lines []workLine) {
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -20,7 +20,7 @@ import (
 func newQuarantineCommand() *cobra.Command {
 	var store storeFlag
 	var out outputFlag
-	var hints hintFlag
+	var notifier notifierFlag
 	cmd := &cobra.Command{
 		Use: "quarantine", Short: "Look at records that could not be processed, and have them processed again",
 		Long: `A record that panics its handler, kills its process again and again, is refused, or could not be encoded by its producer is quarantined with
@@ -101,7 +101,7 @@ diagnostics, in the transaction that moves the offset past it.`,
 					return err
 				}
 				return store.withJob(cmd.Context(), args[0], func(d *database, job stream.Status) (err error) {
-					if err := hints.check(d); err != nil {
+					if err := notifier.check(d); err != nil {
 						return err
 					}
 					n, err := d.offsets().MarkQuarantined(cmd.Context(), job.ID, to, seqs...)
@@ -115,7 +115,7 @@ diagnostics, in the transaction that moves the offset past it.`,
 						if job, err = wakeForReplay(cmd, d, job); err != nil {
 							return err
 						}
-						if err := hints.send(cmd.Context(), d, cmd.ErrOrStderr(), job.Job); err != nil {
+						if err := notifier.send(cmd.Context(), d, cmd.ErrOrStderr(), job.Job); err != nil {
 							return err
 						}
 					}
@@ -129,7 +129,7 @@ diagnostics, in the transaction that moves the offset past it.`,
 		}
 		c.Flags().BoolVar(&all, "all", false, "all that wait")
 		if to == stream.Replay {
-			hints.register(c.Flags())
+			notifier.register(c.Flags())
 		}
 		return c
 	}
@@ -139,7 +139,7 @@ diagnostics, in the transaction that moves the offset past it.`,
 	return cmd
 }
 
-// wakeForReplay makes a job that has ended ready again. A worker replays when it claims a job, so one that is running has to be claimed anew,
+// wakeForReplay makes a job that has ended ready again. A worker replays when it claims a job, so one that is running has to be claimed again,
 // which a person brings about: here it is only told.
 func wakeForReplay(cmd *cobra.Command, d *database, job stream.Status) (stream.Status, error) {
 	if !job.State.Final() {
@@ -150,7 +150,7 @@ func wakeForReplay(cmd *cobra.Command, d *database, job stream.Status) (stream.S
 	}
 	retried, err := d.Retry(cmd.Context(), job.ID)
 	if errors.Is(err, stream.ErrState) {
-		return d.Get(cmd.Context(), job.ID) // somebody else was faster
+		return d.Get(cmd.Context(), job.ID) // another caller was faster
 	}
 	return retried, err
 }
@@ -173,7 +173,7 @@ func parseSeqs(args []string) ([]uint64, error) {
 	for _, arg := range args {
 		seq, err := strconv.ParseUint(strings.NewReplacer(",", "", "_", "").Replace(arg), 10, 63)
 		if err != nil || seq == 0 {
-			return nil, commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("%q is no number of a record: expected 1 or more, as `levada stream quarantine list` shows them", arg)}
+			return nil, commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("%q is not a record number: expected 1 or more, as `levada stream quarantine list` shows them", arg)}
 		}
 		seqs = append(seqs, seq)
 	}
@@ -197,7 +197,7 @@ func listQuarantine(out io.Writer, rows []stream.Quarantined) error {
 
 // classText says what a class means.
 var classText = map[stream.Class]string{
-	stream.ClassRefused: "the handler, or its database, refused it", stream.ClassPanic: "the handler panicked", stream.ClassDeath: "processes crashed with it alone in flight",
+	stream.ClassRefused: "the handler, or its database, refused it", stream.ClassPanic: "handler panicked", stream.ClassCrash: "processes crashed with it alone in flight",
 	stream.ClassProducer: "the producer could not make it",
 }
 

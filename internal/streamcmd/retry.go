@@ -40,7 +40,7 @@ var reasonText = map[stream.Reason]string{
 	stream.ReasonUnauthenticated:   "the producer does not accept the worker's credentials",
 	stream.ReasonPermissionDenied:  "the producer denies the worker the stream",
 	stream.ReasonUnimplemented:     "who answers does not serve streams",
-	stream.ReasonBadToken:          "the position is none that the producer gave out",
+	stream.ReasonBadToken:          "the producer did not issue this position",
 	stream.ReasonQueryChanged:      "the position belongs to another query, order or schema",
 	stream.ReasonGenerationChanged: "the source was restored or replaced",
 	stream.ReasonPositionGone:      "the source has dropped the records after the position",
@@ -78,13 +78,13 @@ func waitingText(reason stream.Reason) string {
 	return "look at the last error if it stays"
 }
 
-// stallText says how much of its limits a job has used up.
-func stallText(s *stream.Status) string {
+// limitsText says how much of its limits a job has used up.
+func limitsText(s *stream.Status) string {
 	text := ""
 	for _, part := range []struct {
 		what string
 		d    time.Duration
-	}{{"without progress", s.Stall.NoProgress}, {"denied", s.Stall.Denied}, {"waiting for other rows", s.Stall.Dependent}} {
+	}{{"without progress", s.RetryState.NoProgress}, {"denied", s.RetryState.Denied}, {"waiting for other rows", s.RetryState.Dependent}} {
 		if part.d > 0 {
 			text += fmt.Sprintf(", %v %s", part.d.Round(100*time.Millisecond), part.what)
 		}
@@ -125,7 +125,7 @@ Cancelled jobs are retried by their ids only.`
 		for i, name := range reasons {
 			reasons[i] = strings.ToUpper(strings.TrimSpace(name))
 			if _, ok := reasonText[stream.Reason(reasons[i])]; !ok {
-				return usage("--reason: %q is no reason of a job, expected some of %s", name, strings.Trim(fmt.Sprint(slices.Sorted(maps.Keys(reasonText))), "[]"))
+				return usage("--reason: %q is not a reason of a job, expected one or more of %s", name, strings.Trim(fmt.Sprint(slices.Sorted(maps.Keys(reasonText))), "[]"))
 			}
 		}
 		return nil
@@ -139,16 +139,16 @@ Cancelled jobs are retried by their ids only.`
 	return cmd
 }
 
-// retryAll retries failed jobs. The flags of the store, the hints and the output are those that the command has anyway.
+// retryAll retries failed jobs. The flags of the store, the notifications and the output are those that the command has anyway.
 func retryAll(cmd *cobra.Command, reasons, streams []string, dryRun bool) (err error) {
 	flag := func(name string) string { return cmd.Flags().Lookup(name).Value.String() }
-	store, hints, out := storeFlag{flag("store"), flag("store-schema")}, hintFlag{flag("hints")}, outputFlag{flag("output")}
+	store, notifier, out := storeFlag{flag("store"), flag("store-schema")}, notifierFlag{flag("notifier")}, outputFlag{flag("output")}
 	d, err := store.open(cmd.Context(), false)
 	if err != nil {
 		return err
 	}
 	defer d.closing(&err)
-	if err := hints.check(d); err != nil {
+	if err := notifier.check(d); err != nil {
 		return err
 	}
 	// Those that fail again meanwhile are not retried again: the list is taken once.
@@ -192,7 +192,7 @@ func retryAll(cmd *cobra.Command, reasons, streams []string, dryRun bool) (err e
 			return err
 		}
 	}
-	problems = errors.Join(problems, hints.send(cmd.Context(), d, cmd.ErrOrStderr(), retried...))
+	problems = errors.Join(problems, notifier.send(cmd.Context(), d, cmd.ErrOrStderr(), retried...))
 	summary := fmt.Sprintf("%d of %d failed jobs retried", len(retried), found)
 	switch {
 	case found == 0:

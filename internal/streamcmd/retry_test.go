@@ -27,7 +27,7 @@ func TestRetryOfAllJobsThatFailedForAReason(t *testing.T) {
 		if err != nil || len(claimed) != 1 {
 			t.Fatal(claimed, err)
 		}
-		if err := store.Release(t.Context(), claimed[0].Lease(), stream.Release{State: stream.Failed, Reason: reason, LastError: "why", Stall: stream.Stall{Failures: 9}}); err != nil {
+		if err := store.Release(t.Context(), claimed[0].Lease(), stream.Release{State: stream.Failed, Reason: reason, LastError: "why", RetryState: stream.RetryState{Failures: 9}}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -75,7 +75,7 @@ func TestAWaitingJobShowsItsReason(t *testing.T) {
 		t.Fatal(claimed, err)
 	}
 	err = store.Release(t.Context(), claimed[0].Lease(), stream.Release{State: stream.Ready, After: time.Hour, Reason: stream.ReasonTooManyStreams, LastError: "2 streams are open, which is the limit",
-		Stall: stream.Stall{Failures: 12, NoProgress: 90 * time.Second}})
+		RetryState: stream.RetryState{Failures: 12, NoProgress: 90 * time.Second}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -260,7 +260,7 @@ func readableFile(path string) error {
 		return err
 	}
 	if !info.Mode().IsRegular() {
-		return fmt.Errorf("%s is no regular file (%v): expected a file of lines, which can be read again", path, info.Mode().Type())
+		return fmt.Errorf("%s is not a regular file (%v): expected a file of lines, which can be read again", path, info.Mode().Type())
 	}
 	file, err := os.Open(path)
 	if err != nil {

@@ -149,8 +149,8 @@ func showJob(out io.Writer, v *jobView, now time.Time) error {
 	if s.Priority != 0 {
 		field("priority", "%d", s.Priority)
 	}
-	if s.Stall.Failures > 0 {
-		field("attempts", "%d claims; the last %d attempts failed%s", s.Attempts, s.Stall.Failures, stallText(s))
+	if s.RetryState.Failures > 0 {
+		field("attempts", "%d claims; the last %d attempts failed%s", s.Attempts, s.RetryState.Failures, limitsText(s))
 	} else {
 		field("attempts", "%d claims", s.Attempts)
 	}
@@ -161,19 +161,19 @@ func showJob(out io.Writer, v *jobView, now time.Time) error {
 	if s.State == stream.Running {
 		field("lease", "until %s", s.LeaseUntil.Local().Format(time.RFC3339))
 	}
-	if j := s.Journal; j != (stream.Journal{}) {
-		text := fmt.Sprintf("something up to record %s is suspected of having killed its process; %d records are handed over at once", humanize.Comma(int64(j.Until)), j.Probe)
-		if j.Hand > 0 {
-			text += fmt.Sprintf("; record %s is in flight", humanize.Comma(int64(j.Hand)))
+	if j := s.CrashState; j != (stream.CrashState{}) {
+		text := fmt.Sprintf("a record up to %s may have crashed its process; the handler gets %d records at once", humanize.Comma(int64(j.SuspectUntil)), j.BatchLimit)
+		if j.InFlightSeq > 0 {
+			text += fmt.Sprintf("; record %s is in flight", humanize.Comma(int64(j.InFlightSeq)))
 		}
-		if j.Deaths > 0 {
-			text += fmt.Sprintf("; %d processes died with it alone", j.Deaths)
+		if j.Crashes > 0 {
+			text += fmt.Sprintf("; %d processes crashed with it alone", j.Crashes)
 		}
-		field("journal", "%s", text)
+		field("crash state", "%s", text)
 	}
 	moment("created", s.CreatedAt)
 	if s.State == stream.Ready && s.NotBefore.After(now) {
-		moment(map[bool]string{true: "next attempt", false: "not before"}[s.Stall.Failures > 0], s.NotBefore)
+		moment(map[bool]string{true: "next attempt", false: "not before"}[s.RetryState.Failures > 0], s.NotBefore)
 	}
 	moment("started", s.StartedAt)
 	moment("updated", s.UpdatedAt)
@@ -193,7 +193,7 @@ func showJob(out io.Writer, v *jobView, now time.Time) error {
 }
 
 // bytesText is how people read a key, or other bytes: text as it is, text with control characters, quotes or spaces at its ends quoted with escapes as
-// in Go, and what is no UTF-8 in hexadecimal.
+// in Go, and bytes that are not UTF-8 in hexadecimal.
 func bytesText(b []byte) string {
 	switch text := string(b); {
 	case !utf8.Valid(b):
@@ -226,15 +226,15 @@ func whatNext(s *stream.Status) string {
 	id := shortID(s.ID)
 	switch s.State {
 	case stream.Ready:
-		if s.NotBefore.After(time.Now()) && s.Stall.Failures == 0 {
+		if s.NotBefore.After(time.Now()) && s.RetryState.Failures == 0 {
 			return "nothing: a worker claims it once its time has come"
 		}
-		if s.Stall.Failures > 0 {
+		if s.RetryState.Failures > 0 {
 			return "nothing, if workers run: they try again; " + waitingText(s.Reason)
 		}
 		return fmt.Sprintf("nothing, if a worker for the stream runs (levada stream work --stream %s)", commandline.Printable(s.Stream))
 	case stream.Running:
-		if s.Stall.Failures > 0 {
+		if s.RetryState.Failures > 0 {
 			return "nothing: a worker tries it again; " + waitingText(s.Reason)
 		}
 		return "nothing: a worker has it"

@@ -28,10 +28,10 @@ import (
 	"github.com/levada-io/levada/internal/commandline"
 	"github.com/levada-io/levada/internal/streamtable"
 	"github.com/levada-io/levada/stream"
-	"github.com/levada-io/levada/stream/natshints"
-	"github.com/levada-io/levada/stream/pghints"
+	"github.com/levada-io/levada/stream/natsnotify"
+	"github.com/levada-io/levada/stream/pgnotify"
 	"github.com/levada-io/levada/stream/pgstore"
-	"github.com/levada-io/levada/stream/rabbithints"
+	"github.com/levada-io/levada/stream/rabbitnotify"
 	"github.com/levada-io/levada/stream/sqlitestore"
 )
 
@@ -121,7 +121,7 @@ func (f *storeFlag) open(ctx context.Context, create bool) (*database, error) {
 		return &database{Store: s, postgres: s}, nil
 	}
 	if _, err := os.Stat(path); !create && errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("there is no job store at %s: name it with --store (LEVADA_STORE); `levada stream submit` makes one", path)
+		return nil, fmt.Errorf("there is no job store at %s: name it with --store (LEVADA_STORE); `levada stream submit` creates one", path)
 	}
 	var options []sqlitestore.Option
 	if !create {
@@ -212,28 +212,28 @@ func (f *clientFlags) connections() (*stream.Connections, error) {
 }
 
 // hintFlag says how workers are woken.
-type hintFlag struct{ url string }
+type notifierFlag struct{ url string }
 
-func (f *hintFlag) register(flags *pflag.FlagSet) {
-	flags.StringVar(&f.url, "hints", "auto", "what wakes workers: none, notify (Postgres), an amqp:// or a nats:// URL; auto is notify with Postgres and none with SQLite")
+func (f *notifierFlag) register(flags *pflag.FlagSet) {
+	flags.StringVar(&f.url, "notifier", "auto", "what wakes workers: none, notify (Postgres), an amqp:// or a nats:// URL; auto is notify with Postgres and none with SQLite")
 }
 
 // check refuses what open would refuse, before anything has happened.
-func (f *hintFlag) check(d *database) error {
+func (f *notifierFlag) check(d *database) error {
 	scheme, _, ok := strings.Cut(f.url, "://")
 	switch {
 	case f.url == "notify" && d.postgres == nil:
-		return commandline.ExitError{Code: commandline.ExitUsage, Err: errors.New("--hints notify needs a Postgres store: with SQLite use none, an amqp:// or a nats:// URL")}
+		return commandline.ExitError{Code: commandline.ExitUsage, Err: errors.New("--notifier notify needs a Postgres store: with SQLite use none, an amqp:// or a nats:// URL")}
 	case f.url == "", f.url == "none", f.url == "auto", f.url == "notify":
 		return nil
 	case ok && slices.Contains([]string{"amqp", "amqps", "nats", "tls", "ws", "wss"}, scheme):
 		return nil
 	}
-	return commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("--hints: expected none, notify, an amqp:// or a nats:// URL, not %q", commandline.Printable(scheme))}
+	return commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("--notifier: expected none, notify, an amqp:// or a nats:// URL, not %q", commandline.Printable(scheme))}
 }
 
-// open returns nil hints if there are none.
-func (f *hintFlag) open(ctx context.Context, d *database, log *slog.Logger) (h stream.Hints, closeAll func(), err error) {
+// open returns nil notifications if there are none.
+func (f *notifierFlag) open(ctx context.Context, d *database, log *slog.Logger) (h stream.Notifier, closeAll func(), err error) {
 	if err := f.check(d); err != nil {
 		return nil, nil, err
 	}
@@ -241,32 +241,32 @@ func (f *hintFlag) open(ctx context.Context, d *database, log *slog.Logger) (h s
 	case f.url == "none", f.url == "auto" && d.postgres == nil, f.url == "":
 		return nil, func() {}, nil
 	case f.url == "auto", f.url == "notify":
-		h, err = pghints.FromPool(ctx, d.postgres.Pool(), pghints.WithLogger(log))
+		h, err = pgnotify.FromPool(ctx, d.postgres.Pool(), pgnotify.WithLogger(log))
 		if err != nil {
-			return nil, nil, fmt.Errorf("--hints: %w", err)
+			return nil, nil, fmt.Errorf("--notifier: %w", err)
 		}
 		return h, func() { _ = h.Close() }, nil
 	case strings.HasPrefix(f.url, "amqp"):
-		h, err = rabbithints.New(ctx, f.url, rabbithints.WithLogger(log))
+		h, err = rabbitnotify.New(ctx, f.url, rabbitnotify.WithLogger(log))
 		if err != nil {
-			return nil, nil, fmt.Errorf("--hints: %w", err)
+			return nil, nil, fmt.Errorf("--notifier: %w", err)
 		}
 		return h, func() { _ = h.Close() }, nil
 	}
 	conn, err := nats.Connect(f.url, nats.Name("levada stream"), nats.MaxReconnects(-1), nats.RetryOnFailedConnect(true))
 	if err != nil {
-		return nil, nil, fmt.Errorf("--hints: %w", err)
+		return nil, nil, fmt.Errorf("--notifier: %w", err)
 	}
-	n, err := natshints.New(ctx, conn, natshints.WithLogger(log))
+	n, err := natsnotify.New(ctx, conn, natsnotify.WithLogger(log))
 	if err != nil {
 		conn.Close()
-		return nil, nil, fmt.Errorf("--hints: %w", err)
+		return nil, nil, fmt.Errorf("--notifier: %w", err)
 	}
 	return n, func() { _ = n.Close(); conn.Close() }, nil
 }
 
-// send wakes workers for jobs that have become due. The Postgres store has told them itself, and failing costs only the time of a sweep.
-func (f *hintFlag) send(ctx context.Context, d *database, stderr io.Writer, jobs ...stream.Job) error {
+// send wakes workers for jobs that have become due. The Postgres store has told them itself, and failing costs only the time of a poll.
+func (f *notifierFlag) send(ctx context.Context, d *database, stderr io.Writer, jobs ...stream.Job) error {
 	if f.url == "auto" || f.url == "notify" {
 		return nil
 	}
@@ -277,8 +277,8 @@ func (f *hintFlag) send(ctx context.Context, d *database, stderr io.Writer, jobs
 	}
 	defer closeAll()
 	for _, job := range jobs {
-		if err := h.Send(ctx, stream.Hint{Stream: job.Stream, Job: job.ID}); err != nil {
-			fmt.Fprintf(stderr, "levada: no hint was sent, so a worker finds the job with its next sweep: %v\n", err)
+		if err := h.Send(ctx, stream.Notification{Stream: job.Stream, Job: job.ID}); err != nil {
+			fmt.Fprintf(stderr, "levada: no notification was sent, so a worker finds the job with its next poll: %v\n", err)
 			return nil
 		}
 	}

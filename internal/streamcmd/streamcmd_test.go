@@ -43,10 +43,10 @@ func TestStreamBadInput(t *testing.T) {
 		{"submit a --max-bad -2", 2, "-1 allows none"},
 		{"submit a --query x --query-file y", 2, "exclude each other"},
 		{"submit a --query-file " + dir + "/none", 2, "no such file"},
-		{"submit a --hints smoke", 2, "an amqp:// or a nats:// URL"},
-		{"submit a --hints notify", 2, "needs a Postgres store"},
+		{"submit a --notifier smoke", 2, "an amqp:// or a nats:// URL"},
+		{"submit a --notifier notify", 2, "needs a Postgres store"},
 		{"list --store " + dir + "/none.db", 1, "there is no job store at"},
-		{"list --store " + dir, 1, "no regular file"},
+		{"list --store " + dir, 1, "not a regular file"},
 		{"list --store mysql://x", 2, "postgres:// URL"},
 		{"list --store=", 2, "--store is empty"},
 		{"list --state gone", 2, "ready, running, paused"},
@@ -94,8 +94,8 @@ func TestStreamBadInput(t *testing.T) {
 		{"serve --file x=" + file + " --listen nowhere", 1, "--listen"},
 		{"quarantine list", 2, "name the job"},
 		{"quarantine show known", 2, "the number of one record"},
-		{"quarantine show known x", 2, "is no number of a record"},
-		{"quarantine show known 0", 2, "is no number of a record"},
+		{"quarantine show known x", 2, "is not a record number"},
+		{"quarantine show known 0", 2, "is not a record number"},
 		{"quarantine show known 5", 1, "is not in quarantine"},
 		{"quarantine replay known", 2, "or --all"},
 		{"quarantine drop known 1 --all", 2, "or --all"},
@@ -214,7 +214,7 @@ func TestMeter(t *testing.T) {
 		t.Errorf("1000 a second give %v", m.rate)
 	}
 	if r := m.update(now.Add(time.Second), 10); r != 0 {
-		t.Errorf("a job that begins anew gives %v", r)
+		t.Errorf("a job that begins again gives %v", r)
 	}
 }
 
@@ -294,13 +294,13 @@ func TestWorkerMetricsAndProbes(t *testing.T) {
 	m.Watch(worker)
 	job := stream.Job{ID: "j", Stream: "users"}
 	for _, e := range []stream.Event{
-		{Kind: stream.EventClaimed, Died: true}, {Kind: stream.EventCommitted, From: 1, To: 100, Bytes: 5000, Bad: 3, Took: 30 * time.Millisecond}, {Kind: stream.EventRetry, Reason: stream.ReasonLockWait},
-		{Kind: stream.EventCut, Reason: "DRAINING"}, {Kind: stream.EventCut}, {Kind: stream.EventLost}, {Kind: stream.EventReleased, State: stream.Completed},
+		{Kind: stream.EventClaimed, Reclaimed: true}, {Kind: stream.EventCommitted, From: 1, To: 100, Bytes: 5000, Bad: 3, Took: 30 * time.Millisecond}, {Kind: stream.EventRetry, Reason: stream.ReasonLockWait},
+		{Kind: stream.EventDisconnected, Reason: "DRAINING"}, {Kind: stream.EventDisconnected}, {Kind: stream.EventLost}, {Kind: stream.EventReleased, State: stream.Completed},
 	} {
 		e.Job = job
 		m.Observe(e)
 	}
-	p := probes{registry: registry, log: slog.New(slog.DiscardHandler), live: func(context.Context) error { return fmt.Errorf("1 handlers do not come back") }}
+	p := probes{registry: registry, log: slog.New(slog.DiscardHandler), live: func(context.Context) error { return fmt.Errorf("1 handlers do not return") }}
 	address, stop, err := p.serve("127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -325,16 +325,16 @@ func TestWorkerMetricsAndProbes(t *testing.T) {
 	}
 	for _, want := range []string{
 		`levada_stream_records_total{stream="users"} 100`, `levada_stream_bytes_total{stream="users"} 5000`, `levada_stream_commit_seconds_bucket{stream="users",le="0.05"} 1`,
-		`levada_stream_quarantined_total{stream="users"} 3`, `levada_stream_retries_total{reason="LOCK_WAIT",stream="users"} 1`, `levada_stream_cuts_total{reason="DRAINING",stream="users"} 1`,
-		`levada_stream_cuts_total{reason="CUT",stream="users"} 1`, `levada_stream_lost_leases_total{stream="users"} 1`, `levada_stream_claims_total{orphaned="true",stream="users"} 1`,
+		`levada_stream_quarantined_total{stream="users"} 3`, `levada_stream_retries_total{reason="LOCK_WAIT",stream="users"} 1`, `levada_stream_disconnects_total{reason="DRAINING",stream="users"} 1`,
+		`levada_stream_disconnects_total{reason="CUT",stream="users"} 1`, `levada_stream_lost_leases_total{stream="users"} 1`, `levada_stream_claims_total{reclaimed="true",stream="users"} 1`,
 		`levada_stream_released_total{state="completed",stream="users"} 1`, `levada_stream_jobs{state="ready",stream="users"} 1`, "levada_stream_orphans 0", "levada_stream_stuck_handlers 0",
-		"levada_stream_jobs_in_hand 0", "levada_stream_store_up 1",
+		"levada_stream_jobs_running 0", "levada_stream_store_up 1",
 	} {
 		if !strings.Contains(text, want+"\n") {
 			t.Errorf("there is no %s", want)
 		}
 	}
-	if code, text := get("/livez"); code != http.StatusServiceUnavailable || !strings.Contains(text, "do not come back") {
+	if code, text := get("/livez"); code != http.StatusServiceUnavailable || !strings.Contains(text, "do not return") {
 		t.Errorf("/livez: %d %s", code, text)
 	}
 	if code, _ := get("/readyz"); code != http.StatusNoContent {

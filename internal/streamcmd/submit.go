@@ -19,7 +19,7 @@ import (
 func newSubmitCommand() *cobra.Command {
 	var (
 		store            storeFlag
-		hints            hintFlag
+		notifier         notifierFlag
 		out              outputFlag
 		job              stream.Job
 		query, queryFile string
@@ -65,14 +65,14 @@ id that moves other records, since its stream, target or query is another, is an
 				return err
 			}
 			defer d.closing(&err)
-			if err := hints.check(d); err != nil {
+			if err := notifier.check(d); err != nil {
 				return err
 			}
 			status, err := d.Submit(cmd.Context(), job)
 			if err != nil {
 				return err
 			}
-			if err := hints.send(cmd.Context(), d, cmd.ErrOrStderr(), status.Job); err != nil {
+			if err := notifier.send(cmd.Context(), d, cmd.ErrOrStderr(), status.Job); err != nil {
 				return err
 			}
 			if status.Existed {
@@ -105,7 +105,7 @@ id that moves other records, since its stream, target or query is another, is an
 	}
 	flags := cmd.Flags()
 	store.register(flags)
-	hints.register(flags)
+	notifier.register(flags)
 	out.register(flags)
 	flags.StringVar(&job.Target, "target", "", "where the producer is, for instance dns:///orders:50051; empty: the worker knows")
 	flags.StringVar(&job.ID, "id", "", "the job's id; empty: a random one. A job with this id that has another stream, target, query or key is an error")

@@ -101,7 +101,7 @@ func certificates(flag, file string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// readerTLS is TLS towards producers, whose refusals name the flag that is to be mended.
+// readerTLS is TLS towards producers, whose refusals name the flag to correct.
 type readerTLS struct {
 	credentials.TransportCredentials
 	cert string // the file that is shown to producers, or empty

@@ -181,7 +181,7 @@ type verified struct {
 	Quarantine uint64   `json:"quarantine"`
 	// Differences name records, the first ones only.
 	Differences []difference `json:"differences,omitempty"`
-	// Notes are what is no loss, and yet worth knowing.
+	// Notes are findings that are not losses.
 	Notes []string `json:"notes,omitempty"`
 }
 

@@ -19,7 +19,7 @@ import (
 func newWatchCommand(version string) *cobra.Command {
 	var (
 		store                                              storeFlag
-		hints                                              hintFlag
+		notifier                                           notifierFlag
 		log                                                commandline.LogFlags
 		namespace, selector, kubeconfig, kubeContext, http string
 		shared                                             bool
@@ -52,17 +52,17 @@ Outside a cluster it uses the kubeconfig, as kubectl does.`,
 				return err
 			}
 			defer d.closing(&err)
-			h, closeHints, err := hints.open(cmd.Context(), d, logger)
+			h, closeNotifier, err := notifier.open(cmd.Context(), d, logger)
 			if err != nil {
 				return err
 			}
-			defer closeHints()
+			defer closeNotifier()
 			registry := newRegistry(version)
 			deaths := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "levada_stream_watch_deaths_total", Help: "Owners whose leases were ended, by the sign of their death and Kubernetes' reason."}, []string{"cause", "reason"})
 			expired := prometheus.NewCounter(prometheus.CounterOpts{Name: "levada_stream_watch_leases_total", Help: "Leases that were ended."})
 			registry.MustRegister(deaths, expired)
-			watcher, err := podwatch.New(pods, d, podwatch.Options{Namespace: namespace, Selector: selector, SharedStore: shared, Hints: h, Logger: logger,
-				OnDeath: func(death podwatch.Death) {
+			watcher, err := podwatch.New(pods, d, podwatch.Options{Namespace: namespace, Selector: selector, SharedStore: shared, Notifier: h, Logger: logger,
+				OnEnded: func(death podwatch.EndedOwner) {
 					deaths.WithLabelValues(string(death.Cause), death.Reason).Inc()
 					expired.Add(float64(death.Expired))
 				}})
@@ -81,7 +81,7 @@ Outside a cluster it uses the kubeconfig, as kubectl does.`,
 	}
 	flags := cmd.Flags()
 	store.register(flags)
-	hints.register(flags)
+	notifier.register(flags)
 	flags.StringVarP(&namespace, "namespace", "n", "", "namespace of the workers (default: this pod's, or the kubeconfig's)")
 	flags.StringVarP(&selector, "selector", "l", "", "only pods with these labels, as in kubectl get -l")
 	flags.BoolVar(&shared, "shared-store", false, "workers of other namespaces use the same store")

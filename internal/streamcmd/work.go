@@ -32,7 +32,7 @@ type workFlags struct {
 	version         string // of the program
 	store           storeFlag
 	client          clientFlags
-	hints           hintFlag
+	notifier        notifierFlag
 	log             commandline.LogFlags
 	streams         []string
 	print           bool
@@ -57,7 +57,7 @@ func newWorkCommand(version string) *cobra.Command {
 
   --stream NAME=TABLE   into a table of the job store's database, with the columns job, seq, key and value: exactly once
   --print               to standard output, one JSON object a line: at least once. Its fields are job, stream, seq, id, key, keyEncoding, value
-                        and valueEncoding, each always there; an encoding is text, or base64 for bytes that are no UTF-8
+                        and valueEncoding, each always there; an encoding is text, or base64 for bytes that are not UTF-8
   --exec COMMAND        to a command for each batch, as the lines of --print on its standard input: at least once. Exit code 0 means done,
                         65 that one of the records is bad (it is searched for and put into quarantine), others are tried again.
                         Batches grow from one record to what the command does in about a second. One that ended with 0 is handed
@@ -77,7 +77,7 @@ In a pod, set POD_NAME, POD_UID and CONTAINER_NAME by the downward API: then a r
 	flags.StringArrayVar(&f.streams, "stream", nil, "NAME or NAME=TABLE: work on the jobs of this stream (required)")
 	flags.BoolVar(&f.print, "print", false, "print records instead of storing them")
 	flags.StringVar(&f.command, "exec", "", "hand records to this command instead of storing them")
-	f.hints.register(flags)
+	f.notifier.register(flags)
 	flags.IntVar(&f.jobs, "jobs", 16, "jobs at once")
 	flags.IntVar(&f.batch, "batch", 1000, "records in a commit at most")
 	flags.DurationVar(&f.lease, "lease", 15*time.Second, "how long a job stays with a worker that is not heard of")
@@ -120,7 +120,7 @@ func streamWork(cmd *cobra.Command, f *workFlags) (err error) {
 			return usage("--stream %s=%s: with --print or --exec there is no table; write --stream %s", name, tables[name], name)
 		}
 	}
-	// Logs go above the table, so through the screen, which is no terminal itself.
+	// Logs go above the table, so through the screen, which is not a terminal.
 	stderr, logs := &commandline.Screen{Out: cmd.ErrOrStderr()}, f.log
 	jsonLogs := logs.JSON()
 	if logs.Format == "auto" && !jsonLogs {
@@ -156,19 +156,19 @@ func streamWork(cmd *cobra.Command, f *workFlags) (err error) {
 		defer unlock()
 	}
 	defer conns.Close()
-	hints, closeHints, err := f.hints.open(cmd.Context(), store, log)
+	notifier, closeNotifier, err := f.notifier.open(cmd.Context(), store, log)
 	if err != nil {
 		return err
 	}
-	defer closeHints()
+	defer closeNotifier()
 
 	registry := newRegistry(f.version)
 	metrics := streammetrics.NewWorker()
 	registry.MustRegister(metrics, streammetrics.NewStore(store.Store))
 	idle := make(chan struct{}, 1)
 	worker, err := stream.NewWorker(stream.WorkerConfig{
-		Store: store, Hints: hints, Dial: conns.Dial, Refresh: conns.Refresh, Sole: store.sqlite != nil,
-		Lease: f.lease, Sweep: min(2*time.Second, f.lease/3), MaxJobs: f.jobs, CommitRecords: f.batch, HandlerTimeout: f.handler, NoProgress: f.noProgress.d, DeniedGrace: f.denied.d, DependencyWait: f.depends.d, DrainTimeout: f.drain,
+		Store: store, Notifier: notifier, Dial: conns.Dial, Refresh: conns.Refresh, SingleProcess: store.sqlite != nil,
+		Lease: f.lease, PollInterval: min(2*time.Second, f.lease/3), MaxJobs: f.jobs, CommitRecords: f.batch, HandlerTimeout: f.handler, NoProgress: f.noProgress.d, DeniedGrace: f.denied.d, DependencyWait: f.depends.d, DrainTimeout: f.drain,
 		Logger: log,
 		Observe: func(e stream.Event) {
 			metrics.Observe(e)
@@ -215,7 +215,7 @@ func streamWork(cmd *cobra.Command, f *workFlags) (err error) {
 	web := probes{registry: registry, log: log,
 		live: func(context.Context) error {
 			if n := worker.Stuck(); n > 0 {
-				return fmt.Errorf("%d handlers do not come back", n)
+				return fmt.Errorf("%d handlers do not return", n)
 			}
 			return nil
 		},
@@ -322,7 +322,7 @@ type encoding string
 
 const (
 	encodingText   encoding = "text"   // the bytes are the text, in UTF-8
-	encodingBase64 encoding = "base64" // the bytes are no UTF-8
+	encodingBase64 encoding = "base64" // the bytes are not UTF-8
 )
 
 func encoded(b []byte) (string, encoding) {
@@ -420,7 +420,7 @@ func (l *lastBytes) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// orNothing says so when nothing was written.
+// orNothing writes a line when nothing was written.
 func (l *lastBytes) orNothing() string {
 	return cmp.Or(l.String(), "it wrote nothing to standard error")
 }

@@ -1,5 +1,5 @@
-// Package driver is for those who write a job store, a sink or a hint driver of their own. Users of a worker or a server need package stream and one of
-// the drivers there are: sqlitestore, pgstore, memstore; pghints, rabbithints, natshints.
+// Package driver is for those who write a job store, a sink or a notifier driver of their own. Users of a worker or a server need package stream and one of
+// the drivers there are: sqlitestore, pgstore, memstore; pgnotify, rabbitnotify, natsnotify.
 //
 // The cut: driver holds what only a driver implements, receives or returns. What it shares with users (Job, Status, Owner, Batch, Record, Checkpoint,
 // Quarantined) is in package stream. The types here are aliases of types in package stream, which cannot import this one: its Store and Sink are made of
@@ -7,7 +7,7 @@
 //
 // # A job store
 //
-// A [Store] is the truth about who owns a job. Three rules make it one:
+// A [Store] is authoritative about who owns a job. Three rules make it so:
 //
 //   - Its own clock decides. A worker says how long a lease lasts, never when it ends.
 //   - Each claim makes the job's epoch one greater, and so does each cancel, pause and retry. Renew, Note and Release compare epoch and state in the
@@ -34,13 +34,13 @@
 // A sink in the job store's own database also checks in its transaction that the job is running in the lease's epoch, renews the lease there, and calls
 // [Commit.LeaseRenewed]: a worker that commits keeps its job also while nothing else reaches the store.
 //
-// # A hint driver
+// # A notifier driver
 //
-// [Hints] carry no right. A hint that is lost, doubled, late or invented costs time, and nothing else. A driver reconnects by itself for as long as Listen's
+// Notifications ([Notifier]) carry no right. A notification that is lost, doubled, late or invented costs time, and nothing else. A driver reconnects by itself for as long as Listen's
 // context lives, calls wake one at a time, and acknowledges only when wake has returned.
 //
 // # The suites
 //
-// Package streamtest has a suite for each of the three: RunStore, RunSink and RunHints. A driver that passes them can be used by any worker. They run
+// Package streamtest has a suite for each of the three: RunStore, RunSink and RunNotifier. A driver that passes them can be used by any worker. They run
 // operations against each other from several clients, lose answers, and kill owners.
 package driver

@@ -4,14 +4,14 @@ import "github.com/levada-io/levada/stream"
 
 // What a job store implements, and what it is called with.
 type (
-	Store   = stream.Store
-	Claim   = stream.Claim
-	Release = stream.Release
-	Dead    = stream.Dead
-	Filter  = stream.Filter
-	Lease   = stream.Lease
-	Journal = stream.Journal
-	Stall   = stream.Stall
+	Store        = stream.Store
+	Claim        = stream.Claim
+	Release      = stream.Release
+	ExpireFilter = stream.ExpireFilter
+	Filter       = stream.Filter
+	Lease        = stream.Lease
+	CrashState   = stream.CrashState
+	RetryState   = stream.RetryState
 )
 
 // What a sink implements, and what it is called with. A [Sink] alone is enough for a worker; a [ReplaySink] can also hand quarantined records over again,
@@ -26,10 +26,10 @@ type (
 	PanicError      = stream.PanicError
 )
 
-// What a hint driver implements.
+// What a notifier driver implements.
 type (
-	Hints = stream.Hints
-	Hint  = stream.Hint
+	Notifier     = stream.Notifier
+	Notification = stream.Notification
 )
 
 // CheckpointVersion is the version of the checkpoints that a sink stores. It refuses a newer one with [ErrNewer].

@@ -14,41 +14,43 @@ import (
 var (
 	_ driver.Store      = (*memstore.Store)(nil)
 	_ driver.ReplaySink = (*memstore.Sink)(nil)
-	_ driver.Hints      = (*bus)(nil)
+	_ driver.Notifier   = (*bus)(nil)
 )
 
-// bus is a hint driver within one process: each hint goes to one listener, or is lost if all are busy.
+// bus is a notifier driver within one process: each notification goes to one listener, or is lost if all are busy.
 type bus struct {
-	hints  chan driver.Hint
-	closed chan struct{}
-	once   sync.Once
+	notifier chan driver.Notification
+	closed   chan struct{}
+	once     sync.Once
 }
 
-func newBus() *bus { return &bus{hints: make(chan driver.Hint, 16), closed: make(chan struct{})} }
+func newBus() *bus {
+	return &bus{notifier: make(chan driver.Notification, 16), closed: make(chan struct{})}
+}
 
-// Send may lose a hint: workers find the job at their next sweep.
-func (b *bus) Send(ctx context.Context, h driver.Hint) error {
+// Send may lose a notification: workers find the job at their next poll.
+func (b *bus) Send(ctx context.Context, h driver.Notification) error {
 	select {
 	case <-b.closed:
-		return fmt.Errorf("send a hint: %w", net.ErrClosed)
+		return fmt.Errorf("send a notification: %w", net.ErrClosed)
 	default:
 	}
 	select {
-	case b.hints <- h:
+	case b.notifier <- h:
 	default:
 	}
 	return ctx.Err()
 }
 
-func (b *bus) Listen(ctx context.Context, wake func(context.Context, driver.Hint)) error {
+func (b *bus) Listen(ctx context.Context, wake func(context.Context, driver.Notification)) error {
 	for {
 		select {
-		case h := <-b.hints:
+		case h := <-b.notifier:
 			wake(ctx, h) // returns when the worker has tried to claim
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-b.closed:
-			return fmt.Errorf("listen for hints: %w", net.ErrClosed)
+			return fmt.Errorf("listen for notifications: %w", net.ErrClosed)
 		}
 	}
 }
@@ -58,16 +60,16 @@ func (b *bus) Close() error {
 	return nil
 }
 
-// A hint driver of your own. Pass it to streamtest.RunHints as well, which tries what networks do.
-func Example_hints() {
-	hints := newBus()
-	defer hints.Close()
+// A notifier driver of your own. Pass it to streamtest.RunNotifier as well, which tries what networks do.
+func Example_notifier() {
+	notifier := newBus()
+	defer notifier.Close()
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
-	if _, err := stream.Submit(ctx, memstore.New(), hints, stream.Job{ID: "copy-users", Stream: "users"}); err != nil {
+	if _, err := stream.Submit(ctx, memstore.New(), notifier, stream.Job{ID: "copy-users", Stream: "users"}); err != nil {
 		fmt.Println(err)
 	}
-	err := hints.Listen(ctx, func(_ context.Context, h driver.Hint) {
+	err := notifier.Listen(ctx, func(_ context.Context, h driver.Notification) {
 		fmt.Println("a worker claims", h.Job, "of", h.Stream)
 		stop()
 	})

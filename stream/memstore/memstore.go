@@ -35,7 +35,7 @@ func New() *Store {
 	return &Store{jobs: map[string]*stream.Status{}, ttl: map[string]time.Duration{}, offsets: map[string]*offset{}, quarantine: map[string]map[uint64]stream.Quarantined{}}
 }
 
-// Close does nothing: a closed store can be opened again by whoever still holds it, as a database would be.
+// Close does nothing: a closed store can still be used, as a database could be opened again.
 func (s *Store) Close() error { return nil }
 
 func (s *Store) Submit(ctx context.Context, job stream.Job) (stream.Status, error) {
@@ -113,7 +113,7 @@ func (s *Store) Claim(ctx context.Context, c stream.Claim) ([]stream.Status, err
 			status.StartedAt = now
 		}
 		given := *status
-		given.Died = died
+		given.Reclaimed = died
 		claimed = append(claimed, given)
 	}
 	return claimed, nil
@@ -148,10 +148,10 @@ func (s *Store) Renew(ctx context.Context, l stream.Lease, p stream.Progress, tt
 	})
 }
 
-func (s *Store) Note(ctx context.Context, l stream.Lease, j stream.Journal, stall stream.Stall) error {
+func (s *Store) SaveState(ctx context.Context, l stream.Lease, j stream.CrashState, stall stream.RetryState) error {
 	return s.change(ctx, l, func(status *stream.Status, _ time.Time) {
-		status.Journal, status.Stall = j, stall
-		if stall == (stream.Stall{}) {
+		status.CrashState, status.RetryState = j, stall
+		if stall == (stream.RetryState{}) {
 			status.Reason, status.LastError = "", ""
 		}
 	})
@@ -168,8 +168,8 @@ func (s *Store) Release(ctx context.Context, l stream.Lease, r stream.Release) e
 	}
 	s.mu.Unlock()
 	return s.change(ctx, l, func(status *stream.Status, now time.Time) {
-		status.State, status.Stall, status.Progress = r.State, r.Stall, r.Progress
-		status.Reason, status.LastError, status.Journal = r.Reason, r.LastError, r.Journal
+		status.State, status.RetryState, status.Progress = r.State, r.RetryState, r.Progress
+		status.Reason, status.LastError, status.CrashState = r.Reason, r.LastError, r.CrashState
 		status.LeaseUntil = time.Time{}
 		if r.State == stream.Ready {
 			status.NotBefore = now.Add(r.After)
@@ -195,8 +195,8 @@ func (s *Store) change(ctx context.Context, l stream.Lease, do func(*stream.Stat
 	return nil
 }
 
-func (s *Store) Expire(ctx context.Context, dead stream.Dead) (int, error) {
-	if err := cmp.Or(ctx.Err(), jobrule.Dead(dead)); err != nil {
+func (s *Store) Expire(ctx context.Context, dead stream.ExpireFilter) (int, error) {
+	if err := cmp.Or(ctx.Err(), jobrule.CheckExpire(dead)); err != nil {
 		return 0, err
 	}
 	s.mu.Lock()
@@ -207,7 +207,7 @@ func (s *Store) Expire(ctx context.Context, dead stream.Dead) (int, error) {
 		if status.State != stream.Running || !status.LeaseUntil.After(now) ||
 			dead.PodUID != "" && o.PodUID != dead.PodUID || dead.Incarnation != "" && o.Incarnation != dead.Incarnation ||
 			dead.Container != "" && o.Container != "" && o.Container != dead.Container ||
-			dead.NotIncarnation != "" && o.Incarnation == dead.NotIncarnation ||
+			dead.ExceptIncarnation != "" && o.Incarnation == dead.ExceptIncarnation ||
 			!dead.ClaimedBefore.IsZero() && !status.ClaimedAt.Before(dead.ClaimedBefore) {
 			continue
 		}
@@ -287,7 +287,7 @@ func (s *Store) Retry(ctx context.Context, id string) (stream.Status, error) {
 		}
 		status.State, status.FinishedAt = stream.Ready, time.Time{}
 		status.Epoch++
-		status.Stall, status.Journal, status.Reason, status.LastError = stream.Stall{}, stream.Journal{}, "", ""
+		status.RetryState, status.CrashState, status.Reason, status.LastError = stream.RetryState{}, stream.CrashState{}, "", ""
 		return true
 	})
 }

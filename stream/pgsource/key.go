@@ -92,7 +92,7 @@ func fixedSize(k kind) (size int, signed bool) {
 	}
 }
 
-var errKey = errors.New("it is no key of this query")
+var errKey = errors.New("it is not a key of this query")
 
 // decodeKey takes a key apart, into values in the binary form of sqlType.
 func decodeKey(key []byte) (kinds []kind, raws [][]byte, err error) {

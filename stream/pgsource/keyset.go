@@ -240,7 +240,7 @@ func (c *cursor) Next(ctx context.Context) ([]byte, error) {
 }
 
 // Bookmark implements [stream.Bookmark].
-func (c *cursor) Bookmark() []byte {
+func (c *cursor) ProgressKey() []byte {
 	if c.at == len(c.rows) && bytes.Compare(c.after, c.read) > 0 {
 		return c.after
 	}

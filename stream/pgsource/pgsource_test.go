@@ -214,7 +214,7 @@ func raceWriters(t *testing.T, pool *pgxpool.Pool, writers int) (lost, naive, to
 					break
 				}
 				if key == nil {
-					after = bytes.Clone(c.(stream.Bookmark).Bookmark())
+					after = bytes.Clone(c.(stream.ProgressKeyer).ProgressKey())
 					continue
 				}
 				after = bytes.Clone(key)
@@ -404,7 +404,7 @@ func TestKeysetBookmarkMoves(t *testing.T) {
 	if key, err := c.Next(ctx); key != nil || err != nil {
 		t.Fatalf("Next returned %x, %v, expected a bookmark", key, err)
 	}
-	mark := bytes.Clone(c.(stream.Bookmark).Bookmark())
+	mark := bytes.Clone(c.(stream.ProgressKeyer).ProgressKey())
 	if bytes.Compare(mark, first) <= 0 {
 		t.Fatalf("the bookmark %x is not after the record's key %x", mark, first)
 	}
@@ -435,8 +435,8 @@ func TestKeysetParams(t *testing.T) {
 	}
 	for params, want := range map[string]string{
 		"":                                      `expected a JSON object with ["from" "not" "j"]`,
-		"{":                                     "are no JSON",
-		"[1] [2]":                               "are no JSON",
+		"{":                                     "are not JSON",
+		"[1] [2]":                               "are not JSON",
 		`"x"`:                                   "expected a JSON array or object",
 		`{"from": 1, "not": 2}`:                 `lack "j"`,
 		`{"from": 1, "not": 2, "j": 3, "k": 4}`: `no parameter "k"`,
@@ -794,7 +794,7 @@ func TestSnapshotExpires(t *testing.T) {
 	}
 }
 
-// A copy whose maker dies half-way leaves nothing, and the next reader makes it anew.
+// A copy whose maker dies half-way leaves nothing, and the next reader makes it again.
 func TestSnapshotInterruptedCopy(t *testing.T) {
 	pool := newPool(t, "create table t (id int primary key)", "insert into t select generate_series(1, 100)")
 	source := snapshot(t, pool, pgsource.Query{SQL: "select id from t where pg_sleep(case when id = 50 and current_setting('application_name') = 'slow' then 60 else 0 end) is not null"})

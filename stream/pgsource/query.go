@@ -60,7 +60,7 @@ type Query struct {
 	// PageBytes is how large a page should be, default 1 MiB. A cursor holds up to twice that, and one row more.
 	PageBytes int
 
-	// Follow makes the stream wait for more rows at the end, for ever. It needs a Horizon. Without it, the stream ends with the rows of
+	// Follow makes the stream wait for more rows at the end, indefinitely. It needs a Horizon. Without it, the stream ends with the rows of
 	// all transactions that had begun to write when it was opened, and waits for those that have not ended.
 	Follow bool
 	// Poll is how often a stream that waits looks for more. Default 250 ms.
@@ -157,7 +157,7 @@ func (q Query) bind(params []byte) ([][]byte, error) {
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("the job's parameters %.100q are no JSON: %w", params, err)
+		return nil, fmt.Errorf("the job's parameters %.100q are not JSON: %w", params, err)
 	}
 	var list []any
 	switch given := given.(type) {
@@ -196,7 +196,7 @@ func (q Query) bind(params []byte) ([][]byte, error) {
 	return texts, nil
 }
 
-// permanent marks errors of a statement that no later attempt would mend: a value that cannot be read, or the syntax.
+// permanent marks errors of a statement that no later attempt would succeed with: a value that cannot be read, or the syntax.
 func permanent(err error) error {
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && (strings.HasPrefix(pg.Code, "22") || pg.Code == "42601" || pg.Code == "42P02") {
 		return stream.Halt(err)
@@ -316,7 +316,7 @@ func (b *bound) askNulls(ctx context.Context, conn *pgxpool.Conn) error {
 		where a.attrelid = $1 and a.attnum = any($2) and a.attnotnull and c.relkind in ('r', 'p')`, table, columns, len(columns)).Scan(&b.sure)
 }
 
-// refuseNulls looks for rows whose key has a NULL: no comparison finds them, so they would be lost without a word.
+// refuseNulls looks for rows whose key has a NULL: no comparison finds them, so they would be lost silently.
 func (b *bound) refuseNulls(ctx context.Context, conn *pgxpool.Conn) error {
 	if b.sure || len(b.keys) == 0 {
 		return nil

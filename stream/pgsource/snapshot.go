@@ -95,7 +95,7 @@ func (s *SnapshotSource) tables(ctx context.Context) error {
 			return err
 		})
 		if err != nil {
-			return fmt.Errorf("making the tables for snapshots (pgsource.SnapshotTables can be run by somebody who may): %w", err)
+			return fmt.Errorf("making the tables for snapshots (pgsource.SnapshotTables can be run by a role that may): %w", err)
 		}
 	}
 	s.ready.Store(true)
@@ -209,7 +209,7 @@ type snapshotCursor struct {
 	at     int // how many of rows Next has returned
 	memory []byte
 	limit  int
-	used   time.Time // when the database was told that the copy is in use
+	used   time.Time // when the use of the copy was last stored in the database
 	key    [snapshotKey]byte
 	err    error
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/levada-io/levada/stream/internal/sqlstate"
 )
 
-// classify marks the errors that are the record's fault, at once or once it has waited for other rows. Those that are nobody's fault, such as lock
+// classify marks the errors that are the record's fault, at once or once it has waited for other rows. Those that are not the record's fault, such as lock
 // waits and full disks, the worker knows by their codes.
 func classify(err error) error {
 	if stream.VerdictOf(err) != stream.NoVerdict {

@@ -14,7 +14,7 @@ import (
 // that wait for a row which a commit holds.
 const leaseConns = 4
 
-// leasePool has the connections over which jobs are claimed, leases renewed and given back. They are none of the user's pool: handlers
+// leasePool has the connections over which jobs are claimed, leases renewed and given back. They are not from the user's pool: handlers
 // and commits may hold all of those for as long as they like, and a worker that could not renew would lose jobs that nothing is wrong with.
 // They are opened when they are needed, and closed after a minute without use.
 type leasePool struct {

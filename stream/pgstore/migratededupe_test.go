@@ -96,7 +96,7 @@ func TestMigrationKeepsTheQuarantine(t *testing.T) {
 	if c, err := sink.Fence(t.Context(), l); err != nil || c.Seq != 9 {
 		t.Fatalf("checkpoint %+v, error %v", c, err)
 	}
-	if err := sink.RefuseReplay(t.Context(), l, 2, stream.NewAttempt(stream.ClassDeath, errors.New("died"))); err != nil {
+	if err := sink.RefuseReplay(t.Context(), l, 2, stream.NewAttempt(stream.ClassCrash, errors.New("died"))); err != nil {
 		t.Fatal(err)
 	}
 	rows, err = sink.Quarantined(t.Context(), "a", 0)

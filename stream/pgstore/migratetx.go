@@ -20,7 +20,7 @@ const (
 	lockKey = 0x6c6576616461
 	// lockPause is how long a process waits between two tries to get the lock.
 	lockPause = 20 * time.Millisecond
-	// lockPatience is how long it waits before it says so.
+	// lockPatience is how long it waits before it logs that.
 	lockPatience = 3 * time.Second
 )
 

@@ -13,7 +13,7 @@ import (
 
 	"github.com/levada-io/levada/internal/testserver"
 	"github.com/levada-io/levada/stream"
-	"github.com/levada-io/levada/stream/internal/hintbus"
+	"github.com/levada-io/levada/stream/internal/notifybus"
 )
 
 func TestManyOpenAFreshDatabaseAtOnce(t *testing.T) {
@@ -106,7 +106,7 @@ func TestSubmitTx(t *testing.T) {
 	}
 }
 
-func TestHints(t *testing.T) {
+func TestNotifier(t *testing.T) {
 	dsn := testserver.Postgres(t)
 	pool := connect(t, dsn)
 	loud, quiet := open(t, pool), open(t, pool, WithoutNotify())
@@ -115,13 +115,13 @@ func TestHints(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer listener.Close(context.Background())
-	if _, err := listener.Exec(t.Context(), `listen `+HintChannel); err != nil {
+	if _, err := listener.Exec(t.Context(), `listen `+NotifyChannel); err != nil {
 		t.Fatal(err)
 	}
 	// heard returns what came before a mark that is sent now.
 	heard := func() string {
 		t.Helper()
-		mustExec(t, pool, `select pg_notify($1, 'mark')`, HintChannel)
+		mustExec(t, pool, `select pg_notify($1, 'mark')`, NotifyChannel)
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		defer cancel()
 		var got []string
@@ -133,7 +133,7 @@ func TestHints(t *testing.T) {
 			if n.Payload == "mark" {
 				return strings.Join(got, ", ")
 			}
-			h, err := hintbus.Decode(n.Payload) // as listeners do
+			h, err := notifybus.Decode(n.Payload) // as listeners do
 			if err != nil {
 				t.Error(err)
 			}
@@ -168,10 +168,10 @@ func TestHints(t *testing.T) {
 		{"renew, release", func(s *Store) {
 			l := lease(time.Hour)
 			must(nil, s.Renew(ctx, l, stream.Progress{}, time.Hour))
-			must(nil, s.Note(ctx, l, stream.Journal{}, stream.Stall{}))
+			must(nil, s.SaveState(ctx, l, stream.CrashState{}, stream.RetryState{}))
 			must(nil, s.Release(ctx, l, stream.Release{State: stream.Ready}))
 		}, "users a"},
-		{"expire", func(s *Store) { lease(time.Hour); must(s.Expire(ctx, stream.Dead{All: true})) }, "users a"},
+		{"expire", func(s *Store) { lease(time.Hour); must(s.Expire(ctx, stream.ExpireFilter{All: true})) }, "users a"},
 		{"cancel", func(s *Store) { lease(time.Hour); must(s.Cancel(ctx, "a")) }, ""},
 		{"retry", func(s *Store) { must(s.Retry(ctx, "a")) }, "users a"},
 		{"release for later", func(s *Store) {

@@ -53,7 +53,7 @@ func (o outages) run(t *testing.T, pool *pgxpool.Pool) (stream.Status, []stream.
 	defer func() { g.Stop(); <-served }()
 	conns := stream.NewConnections(listener.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	defer conns.Close()
-	config := stream.WorkerConfig{Store: store, Dial: conns.Dial, Sweep: 50 * time.Millisecond, Retry: stream.Backoff{Min: 50 * time.Millisecond, Max: 500 * time.Millisecond},
+	config := stream.WorkerConfig{Store: store, Dial: conns.Dial, PollInterval: 50 * time.Millisecond, Retry: stream.Backoff{Min: 50 * time.Millisecond, Max: 500 * time.Millisecond},
 		Logger: slog.New(slog.DiscardHandler)}
 	if o.config != nil {
 		o.config(&config)
@@ -85,7 +85,7 @@ func (o outages) run(t *testing.T, pool *pgxpool.Pool) (stream.Status, []stream.
 			o.look(job)
 		}
 		if time.Now().After(end) {
-			t.Fatalf("after 2 min the job is %s %s %+v: %s", job.State, job.Reason, job.Stall, job.LastError)
+			t.Fatalf("after 2 min the job is %s %s %+v: %s", job.State, job.Reason, job.RetryState, job.LastError)
 		}
 	}
 	rows, err := sink.Quarantined(t.Context(), job.ID, 0)
@@ -144,13 +144,13 @@ func TestWhatPassesInADatabaseFailsNoJob(t *testing.T) {
 			}
 			waited := false
 			job, rows := outages{records: 100, handle: insert(test.table), look: func(s stream.Status) {
-				if !waited && s.State == stream.Ready && s.Stall.Failures > 0 && s.Reason == test.reason && s.NotBefore.After(s.CreatedAt) {
+				if !waited && s.State == stream.Ready && s.RetryState.Failures > 0 && s.Reason == test.reason && s.NotBefore.After(s.CreatedAt) {
 					waited = true
 					if err := run(test.passes); err != nil {
 						t.Error(err)
 					}
 				}
-			}, config: func(c *stream.WorkerConfig) { c.HandOver = 3 }}.run(t, pool)
+			}, config: func(c *stream.WorkerConfig) { c.ReleaseAfterFailures = 3 }}.run(t, pool)
 			if job.State != stream.Completed || len(rows) != 0 || !waited || counted(t, pool, test.table) != 100 {
 				t.Errorf("the job is %s %s %s, %d records are in quarantine, waited: %v", job.State, job.Reason, job.LastError, len(rows), waited)
 			}
@@ -174,7 +174,7 @@ func TestWhatPassesInADatabaseFailsNoJob(t *testing.T) {
 				waited = true
 				tx.Rollback(context.Background())
 			}
-		}, config: func(c *stream.WorkerConfig) { c.HandOver = 3 }}.run(t, pool)
+		}, config: func(c *stream.WorkerConfig) { c.ReleaseAfterFailures = 3 }}.run(t, pool)
 		if job.State != stream.Completed || len(rows) != 0 || !waited || counted(t, pool, "locked") != 100 {
 			t.Errorf("the job is %s %s %s, %d records are in quarantine, waited: %v", job.State, job.Reason, job.LastError, len(rows), waited)
 		}

@@ -92,12 +92,12 @@ func TestAMissingPrivilegeOrColumnIsNamedAndWaitedFor(t *testing.T) {
 				}
 				return nil
 			}, look: func(s stream.Status) {
-				if waited.ID == "" && s.State == stream.Ready && s.Stall.Failures > 0 {
+				if waited.ID == "" && s.State == stream.Ready && s.RetryState.Failures > 0 {
 					waited = s
 					run(fmt.Sprintf(test.right, role))
 				}
 			}, config: func(c *stream.WorkerConfig) {
-				c.HandOver = 2
+				c.ReleaseAfterFailures = 2
 				run(fmt.Sprintf(test.wrong, role))
 			}}.run(t, app)
 			if waited.Reason != test.reason {
@@ -131,8 +131,8 @@ func TestAPrivilegeThatStaysMissingFailsTheJobAfterNoProgress(t *testing.T) {
 		_, err := tx.Exec(ctx, `insert into orders values (1)`)
 		return err
 	}, config: func(c *stream.WorkerConfig) { c.NoProgress = 500 * time.Millisecond }}.run(t, app)
-	if job.State != stream.Failed || job.Reason != stream.ReasonNoProgress || !strings.Contains(job.LastError, string(stream.ReasonPrivilege)) || job.Stall.NoProgress < 500*time.Millisecond {
-		t.Errorf("the job is %s %s %+v: %s", job.State, job.Reason, job.Stall, job.LastError)
+	if job.State != stream.Failed || job.Reason != stream.ReasonNoProgress || !strings.Contains(job.LastError, string(stream.ReasonPrivilege)) || job.RetryState.NoProgress < 500*time.Millisecond {
+		t.Errorf("the job is %s %s %+v: %s", job.State, job.Reason, job.RetryState, job.LastError)
 	}
 }
 

@@ -228,7 +228,7 @@ func (s *sink) Commit(ctx context.Context, c *stream.Commit) error {
 	outside := c.Batch.EffectsOutside()
 	err := s.commit(ctx, c, true)
 	if errors.Is(err, errRefused) && outside && s.jobs != nil {
-		// The lease may be lost, which is no reason to have the effects again. No handler is called with these.
+		// The lease may be lost, which must not cause the effects again. No handler is called with these.
 		if err = s.commit(ctx, c, false); err == nil {
 			c.LeaseLost()
 		}
@@ -269,7 +269,7 @@ func (s *sink) explain(ctx context.Context, what string, l stream.Lease, prev *s
 		if fault := s.check(ctx, l, prev, outside); jobsql.Refuses(fault) {
 			return fmt.Errorf("%s: %w", what, fault)
 		} else if errors.Is(err, errRefused) {
-			// Whoever was in the way has gone again, or cannot be asked for.
+			// The transaction that was in the way has ended, or cannot be identified.
 			return fmt.Errorf("%s of job %s: %w", what, l.Job, errors.Join(err, fault))
 		}
 	}

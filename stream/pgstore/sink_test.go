@@ -90,7 +90,7 @@ func claim(t *testing.T, s *Store) stream.Lease {
 	if _, err := s.Submit(t.Context(), stream.Job{ID: "a", Stream: "users"}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Expire(t.Context(), stream.Dead{All: true}); err != nil {
+	if _, err := s.Expire(t.Context(), stream.ExpireFilter{All: true}); err != nil {
 		t.Fatal(err)
 	}
 	got, err := s.Claim(t.Context(), stream.Claim{Owner: stream.Self(), TTL: time.Hour, Max: 1})

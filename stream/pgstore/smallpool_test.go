@@ -63,11 +63,11 @@ func TestASmallPoolLosesNoLease(t *testing.T) {
 	handed := map[string]int{}
 	var bad []string
 	log := &syncBuffer{}
-	worker, err := stream.NewWorker(stream.WorkerConfig{Store: store, Dial: conns.Dial, Lease: lease, Sweep: 50 * time.Millisecond, MaxJobs: jobs,
+	worker, err := stream.NewWorker(stream.WorkerConfig{Store: store, Dial: conns.Dial, Lease: lease, PollInterval: 50 * time.Millisecond, MaxJobs: jobs,
 		HandlerTimeout: 3 * time.Second, Logger: slog.New(slog.NewTextHandler(log, nil)), Observe: func(e stream.Event) {
 			mu.Lock()
 			defer mu.Unlock()
-			if e.Kind == stream.EventLost || e.Died || e.Attempt > 1 {
+			if e.Kind == stream.EventLost || e.Reclaimed || e.Attempt > 1 {
 				bad = append(bad, fmt.Sprintf("%+v", e))
 			}
 		}})

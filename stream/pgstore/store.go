@@ -15,14 +15,14 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/levada-io/levada/stream"
-	"github.com/levada-io/levada/stream/internal/hintbus"
 	"github.com/levada-io/levada/stream/internal/jobrule"
 	"github.com/levada-io/levada/stream/internal/jobsql"
+	"github.com/levada-io/levada/stream/internal/notifybus"
 )
 
-// HintChannel is the channel on which the store notifies of jobs that became due, as "<stream> <job>", both escaped as in a query of a
-// URL: that is what package pghints reads.
-const HintChannel = hintbus.Channel
+// NotifyChannel is the channel on which the store notifies of jobs that became due, as "<stream> <job>", both escaped as in a query of a
+// URL: that is what package pgnotify reads.
+const NotifyChannel = notifybus.Channel
 
 // Store is a [stream.Store] in Postgres.
 type Store struct {
@@ -60,7 +60,7 @@ func WithSchema(schema string) Option { return func(o *options) { o.schema = sch
 // `levada stream migrate`, is then run as a step of the deployment.
 func WithoutMigrate() Option { return func(o *options) { o.migrate = false } }
 
-// WithoutNotify keeps the store from notifying of jobs on [HintChannel], for databases where NOTIFY is not to be used.
+// WithoutNotify keeps the store from notifying of jobs on [NotifyChannel], for databases where NOTIFY is not to be used.
 func WithoutNotify() Option { return func(o *options) { o.quiet = true } }
 
 // WithLimits sets the limits of the sink's transactions.
@@ -192,9 +192,9 @@ func interval(parameter string) string {
 	return parameter + `::bigint * interval '1 microsecond'`
 }
 
-// due sends a hint with the transaction. parameter switches that on.
+// due sends a notification with the transaction. parameter switches that on.
 func due(parameter string) string {
-	return `case when ` + parameter + `::boolean then pg_notify('` + HintChannel + `', ` + escaped(`j.stream`) + ` || ' ' || ` + escaped(`j.id`) + `)::text end`
+	return `case when ` + parameter + `::boolean then pg_notify('` + NotifyChannel + `', ` + escaped(`j.stream`) + ` || ' ' || ` + escaped(`j.id`) + `)::text end`
 }
 
 // escaped escapes a name so that unescaping gives it back. Names hold no space, so these two are all that must be escaped.
@@ -208,7 +208,7 @@ func (s *Store) Submit(ctx context.Context, job stream.Job) (stream.Status, erro
 	})
 }
 
-// SubmitTx is Submit in a transaction of the caller's, in the same database: the job is there, and its hint is sent, if and only if the
+// SubmitTx is Submit in a transaction of the caller's, in the same database: the job is there, and its notification is sent, if and only if the
 // transaction commits.
 func (s *Store) SubmitTx(ctx context.Context, tx pgx.Tx, job stream.Job) (stream.Status, error) {
 	return s.submit(ctx, job, func(sql string, each func(pgx.Row) error, args ...any) error {
@@ -232,11 +232,11 @@ func (s *Store) submit(ctx context.Context, job stream.Job, run func(sql string,
 		return stream.Status{}, fmt.Errorf("submit: %w", err)
 	}
 	var (
-		st        stream.Status
-		found     bool
-		hint      *string
-		notBefore *time.Time
-		dedupe    = jobsql.DedupeKey(job)
+		st           stream.Status
+		found        bool
+		notification *string
+		notBefore    *time.Time
+		dedupe       = jobsql.DedupeKey(job)
 	)
 	if !job.NotBefore.IsZero() {
 		notBefore = &job.NotBefore
@@ -248,7 +248,7 @@ func (s *Store) submit(ctx context.Context, job stream.Job, run func(sql string,
 			on conflict do nothing returning *)
 			select `+due(`($10::boolean and j.not_before <= clock_timestamp())`)+`, `+columns+` from j`, func(row pgx.Row) error {
 			found = true
-			st, err = scan(row, &hint)
+			st, err = scan(row, &notification)
 			return err
 		}, job.ID, job.Stream, job.Target, job.Query, dedupe, job.Priority, notBefore, string(job.OnBad), job.MaxBad, s.notify)
 		if err != nil || found {
@@ -312,7 +312,7 @@ func (s *Store) Claim(ctx context.Context, c stream.Claim) ([]stream.Status, err
 		var one claimed
 		var died bool
 		st, err := scan(row, &one.due, &died)
-		one.Status, one.Died = st, died
+		one.Status, one.Reclaimed = st, died
 		got = append(got, one)
 		return err
 	}, c.Streams, c.Max, owner.Pod, owner.PodUID, owner.Container, owner.Incarnation, c.TTL.Microseconds())
@@ -368,7 +368,7 @@ func (s *Store) Renew(ctx context.Context, l stream.Lease, p stream.Progress, tt
 }
 
 // Note implements [stream.Store].
-func (s *Store) Note(ctx context.Context, l stream.Lease, j stream.Journal, stall stream.Stall) error {
+func (s *Store) SaveState(ctx context.Context, l stream.Lease, j stream.CrashState, stall stream.RetryState) error {
 	err := s.leased(ctx, l, `probe = $4::bigint, probe_until = $5::bigint, hand = $6::bigint, deaths = $7::bigint,
 		no_progress = $8::bigint, stalled = $9::bigint, denied = $10::bigint, dependent = $11::bigint,
 		reason = case when $12::boolean then '' else reason end, last_error = case when $12::boolean then '' else last_error end`,
@@ -400,12 +400,12 @@ func (s *Store) Release(ctx context.Context, l stream.Lease, r stream.Release) e
 }
 
 // Expire implements [stream.Store].
-func (s *Store) Expire(ctx context.Context, dead stream.Dead) (int, error) {
+func (s *Store) Expire(ctx context.Context, dead stream.ExpireFilter) (int, error) {
 	leases, err := s.leases.open(s.pool)
 	if err != nil {
 		return 0, err
 	}
-	if err := jobrule.Dead(dead); err != nil {
+	if err := jobrule.CheckExpire(dead); err != nil {
 		return 0, err
 	}
 	var before *time.Time
@@ -417,7 +417,7 @@ func (s *Store) Expire(ctx context.Context, dead stream.Dead) (int, error) {
 			where state = 'running' and lease_until > now()
 			and ($1::text = '' or owner_pod_uid = $1::text) and ($2::text = '' or owner_incarnation = $2::text) and ($3::text = '' or owner_container in ('', $3::text))
 			and ($4::text = '' or owner_incarnation <> $4::text) and ($5::timestamptz is null or claimed_at < $5::timestamptz) returning *)
-		select `+due(`$6`)+` from j`, nil, dead.PodUID, dead.Incarnation, dead.Container, dead.NotIncarnation, before, s.notify)
+		select `+due(`$6`)+` from j`, nil, dead.PodUID, dead.Incarnation, dead.Container, dead.ExceptIncarnation, before, s.notify)
 	if err != nil {
 		return 0, fmt.Errorf("expire: %w", err)
 	}
@@ -461,10 +461,10 @@ var transitions = jobsql.TransitionsIn(jobsql.Dialect{Now: `clock_timestamp()`, 
 
 // change takes a job from one of some states to another.
 func (s *Store) change(ctx context.Context, t jobsql.Transition, id string) (st stream.Status, err error) {
-	var hint *string
+	var notification *string
 	changed, err := once(ctx, s.pool, `with j as (update levada_job set updated_at = clock_timestamp(), lease_until = null, `+t.Set+` where id = $1::text and state in (`+t.From+`) returning *)
 		select `+due(`($2::boolean and j.state = 'ready' and j.not_before <= clock_timestamp())`)+`, `+columns+` from j`, func(row pgx.Row) error {
-		st, err = scan(row, &hint)
+		st, err = scan(row, &notification)
 		return err
 	}, jobrule.Text(id), s.notify)
 	if err == nil && changed == 0 {
@@ -520,7 +520,7 @@ func (s *Store) Owners(ctx context.Context) ([]stream.Owner, error) {
 	return owners, nil
 }
 
-// Orphans counts the jobs that nobody would ever look at again, although they are neither final nor paused. There are none: it is
+// Orphans counts the jobs that no claim would ever find, although they are neither final nor paused. There must be none: it is
 // for tests and alarms.
 func (s *Store) Orphans(ctx context.Context) (n int, err error) {
 	err = s.pool.QueryRow(ctx, jobsql.OrphansQuery).Scan(&n)

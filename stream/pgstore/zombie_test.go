@@ -214,7 +214,7 @@ func TestZombies(t *testing.T) {
 // takeOver makes the next owner of job "a", once its row is free.
 func takeOver(ctx context.Context, t *testing.T, s *Store, pool *pgxpool.Pool) stream.Lease {
 	t.Helper()
-	if _, err := s.Expire(ctx, stream.Dead{All: true}); err != nil {
+	if _, err := s.Expire(ctx, stream.ExpireFilter{All: true}); err != nil {
 		t.Fatal(err)
 	}
 	for ctx.Err() == nil {

@@ -185,13 +185,13 @@ func TestRealAPIServer(t *testing.T) {
 	}
 	log := &lines{}
 	var mu sync.Mutex
-	var deaths []Death
-	options := Options{Namespace: "orders", Selector: "app=orders", Logger: slog.New(slog.NewTextHandler(log, nil)), OnDeath: func(d Death) {
+	var deaths []EndedOwner
+	options := Options{Namespace: "orders", Selector: "app=orders", Logger: slog.New(slog.NewTextHandler(log, nil)), OnEnded: func(d EndedOwner) {
 		mu.Lock()
 		defer mu.Unlock()
 		deaths = append(deaths, d)
 	}}
-	died := func(owner stream.Owner) (Death, bool) {
+	died := func(owner stream.Owner) (EndedOwner, bool) {
 		mu.Lock()
 		defer mu.Unlock()
 		for _, d := range deaths {
@@ -199,7 +199,7 @@ func TestRealAPIServer(t *testing.T) {
 				return d, true
 			}
 		}
-		return Death{}, false
+		return EndedOwner{}, false
 	}
 	var stop func()
 	var w *Watcher
@@ -229,9 +229,9 @@ func TestRealAPIServer(t *testing.T) {
 	// Whatever happens to the others, this one's lease is never ended.
 	survivor := k.create("survivor")
 	store.claim("survivor", survivor)
-	mustDie := func(owner stream.Owner, limit time.Duration) Death {
+	mustDie := func(owner stream.Owner, limit time.Duration) EndedOwner {
 		c.T.Helper()
-		var d Death
+		var d EndedOwner
 		c.Eventually("the leases of "+owner.Incarnation+" end", limit, func() error {
 			var ok bool
 			if d, ok = died(owner); !ok {

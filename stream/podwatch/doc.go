@@ -12,6 +12,6 @@
 //   - its pod's object is gone: it was seen to be deleted, or the API server says that there is none of its name and UID.
 //
 // A pod that is about to end (it has a deletion timestamp, or the condition DisruptionTarget) is left alone, since it drains by itself; so is one
-// on a node that does not answer, since nobody knows. An error is never taken for a death. Containers other than the worker's are ignored:
+// on a node that does not answer, since their state is unknown. An error is never taken for a death. Containers other than the worker's are ignored:
 // for that a worker in a pod of several containers has to say its container's name in CONTAINER_NAME.
 package podwatch

@@ -24,7 +24,7 @@ const (
 )
 
 // Death is an owner that was found dead, and what Kubernetes says of it.
-type Death struct {
+type EndedOwner struct {
 	Owner     stream.Owner
 	Namespace string
 	Node      string // empty: not known
@@ -48,8 +48,8 @@ type Death struct {
 // after all, as in a container whose node has a wrong clock, loses its leases at most once to it.
 type finding struct {
 	key   string // names the death among those of the pod
-	death Death
-	dead  stream.Dead
+	death EndedOwner
+	dead  stream.ExpireFilter
 }
 
 // past is what a watcher remembers beyond the pod's present status.
@@ -64,13 +64,13 @@ type past struct {
 
 // judge looks for signs in a pod's status that the owner, which is of this pod, is dead. It has no effect and no clock.
 //
-// Whether a lease is of the container that died or of the one that took its place is told by time: when it was claimed
+// Whether a lease is of the container that died or of the one that took its place is decided by time: when it was claimed
 // by the store's clock, and when containers ended and started by the node's clock, which gives whole seconds, rounded
 // down. What both clocks cannot tell apart is left to the lease, since a restarted worker ends the leases of its
 // predecessor itself. An owner that was met in the store longer than skew before is not judged by when it claimed.
 func judge(pod *corev1.Pod, owner stream.Owner, name string, was past, skew time.Duration) (finding, bool) {
-	death := Death{Owner: owner, Namespace: pod.Namespace, Node: pod.Spec.NodeName}
-	all := stream.Dead{PodUID: owner.PodUID, Container: owner.Container, Incarnation: owner.Incarnation}
+	death := EndedOwner{Owner: owner, Namespace: pod.Namespace, Node: pod.Spec.NodeName}
+	all := stream.ExpireFilter{PodUID: owner.PodUID, Container: owner.Container, Incarnation: owner.Incarnation}
 
 	if phase := pod.Status.Phase; phase == corev1.PodFailed || phase == corev1.PodSucceeded {
 		death.Cause, death.Reason, death.Message = PodEnded, pod.Status.Reason, pod.Status.Message
@@ -136,7 +136,7 @@ func judge(pod *corev1.Pod, owner stream.Owner, name string, was past, skew time
 }
 
 // ended fills in how a container ended.
-func (d *Death) ended(name string, end *corev1.ContainerStateTerminated) {
+func (d *EndedOwner) ended(name string, end *corev1.ContainerStateTerminated) {
 	d.Container, d.ContainerID, d.ExitCode, d.FinishedAt = name, end.ContainerID, end.ExitCode, end.FinishedAt.Time
 	if d.Reason == "" {
 		d.Reason = end.Reason
@@ -167,7 +167,7 @@ func containerStatus(pod *corev1.Pod, name string) (corev1.ContainerStatus, bool
 }
 
 // containerOf is the name of the owner's container: what it said itself, else the only one of the pod that is no
-// sidecar. False if that cannot be told: then only the pod's end is a sign.
+// sidecar. False if that is unknown: then only the pod's end is a sign.
 func containerOf(pod *corev1.Pod, owner stream.Owner) (string, bool) {
 	switch {
 	case owner.Container != "":
@@ -181,7 +181,7 @@ func containerOf(pod *corev1.Pod, owner stream.Owner) (string, bool) {
 
 // gone is the finding for an owner whose pod does not exist. last is its last known state, or nil.
 func gone(owner stream.Owner, namespace string, last *corev1.Pod, message string) finding {
-	death := Death{Owner: owner, Namespace: namespace, Cause: PodGone, Reason: "Deleted", Message: message}
+	death := EndedOwner{Owner: owner, Namespace: namespace, Cause: PodGone, Reason: "Deleted", Message: message}
 	if last != nil {
 		death.Node = last.Spec.NodeName
 		if disruption := disruptionOf(last); disruption != nil {
@@ -193,7 +193,7 @@ func gone(owner stream.Owner, namespace string, last *corev1.Pod, message string
 			}
 		}
 	}
-	return finding{"gone", death, stream.Dead{PodUID: owner.PodUID, Container: owner.Container, Incarnation: owner.Incarnation}}
+	return finding{"gone", death, stream.ExpireFilter{PodUID: owner.PodUID, Container: owner.Container, Incarnation: owner.Incarnation}}
 }
 
 // disruptionOf is the condition that says that something is about to end the pod, and why.

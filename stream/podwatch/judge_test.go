@@ -131,7 +131,7 @@ func TestJudge(t *testing.T) {
 			if diff := cmp.Diff(*test.want, want{got.key, d.Container, d.ContainerID, d.Reason, d.Cause, d.ExitCode, got.dead.ClaimedBefore}); diff != "" {
 				t.Errorf("finding (-want +got):\n%s", diff)
 			}
-			limits := stream.Dead{PodUID: owner.PodUID, Container: "worker", Incarnation: owner.Incarnation, ClaimedBefore: got.dead.ClaimedBefore}
+			limits := stream.ExpireFilter{PodUID: owner.PodUID, Container: "worker", Incarnation: owner.Incarnation, ClaimedBefore: got.dead.ClaimedBefore}
 			if got.dead != limits {
 				t.Errorf("it ends %+v, want no more than %+v", got.dead, limits)
 			}

@@ -48,7 +48,7 @@ type podMemory struct {
 	replaced  map[string]bool   // whether it was not the first
 	owners    map[string]*ownerMemory
 	noted     bool // that it is being deleted or disrupted
-	ambiguous bool // that its owners' container cannot be told was logged
+	ambiguous bool // that its owners' container is unknown was logged
 }
 
 type ownerMemory struct {
@@ -223,8 +223,8 @@ func (r *reconciler) act(ctx context.Context, memory *podMemory, found finding, 
 	d := found.death
 	r.logger.Info("a worker died: its leases are ended", "owner", d.Owner.String(), "pod_uid", d.Owner.PodUID, "node", d.Node, "cause", string(d.Cause),
 		"container", d.Container, "reason", d.Reason, "exit_code", d.ExitCode, "message", d.Message, "finished_at", d.FinishedAt, "leases", n)
-	if r.options.OnDeath != nil {
-		r.options.OnDeath(d)
+	if r.options.OnEnded != nil {
+		r.options.OnEnded(d)
 	}
 	return n, nil
 }
@@ -247,7 +247,7 @@ func (r *reconciler) confirm(ctx context.Context, owner stream.Owner) (bool, err
 	}
 }
 
-// forget drops what nobody asks for any more.
+// forget drops entries that are not used any more.
 func (r *reconciler) forget(pods map[types.UID]*corev1.Pod, owners []stream.Owner, now time.Time) {
 	met := make(map[types.UID]bool, len(owners))
 	for _, owner := range owners {

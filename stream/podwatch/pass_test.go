@@ -81,14 +81,14 @@ type bench struct {
 	store  *leases
 	world  *cluster
 	r      *reconciler
-	deaths []Death
+	deaths []EndedOwner
 }
 
 func newBench(t *testing.T, change func(*Options)) *bench {
 	b := &bench{T: t, now: at(100), world: newCluster()}
 	b.store = newLeases(func() time.Time { return b.now })
 	b.r = b.world.reconciler(b.store, func() time.Time { return b.now }, func(o *Options) {
-		o.OnDeath = func(d Death) { b.deaths = append(b.deaths, d) }
+		o.OnEnded = func(d EndedOwner) { b.deaths = append(b.deaths, d) }
 		if change != nil {
 			change(o)
 		}
@@ -349,7 +349,7 @@ type failingExpire struct {
 	err error
 }
 
-func (s failingExpire) Expire(context.Context, stream.Dead) (int, error) { return 0, s.err }
+func (s failingExpire) Expire(context.Context, stream.ExpireFilter) (int, error) { return 0, s.err }
 
 func TestManyUnknownOwnersAreAskedForInPortions(t *testing.T) {
 	b := newBench(t, nil)

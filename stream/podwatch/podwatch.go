@@ -38,21 +38,21 @@ type Options struct {
 	// SharedStore must be set when workers of other namespaces use the same store. A pod that was never seen here is then left
 	// to its lease; otherwise its owner counts as dead when the namespace has no pod of its name and UID.
 	SharedStore bool
-	// Hints, if not nil, are told to look after leases were ended. The watcher does not close them.
-	Hints stream.Hints
+	// Notifier, if not nil, wakes workers after leases were ended. The watcher does not close it.
+	Notifier stream.Notifier
 	// Logger. Nil: slog.Default().
 	Logger *slog.Logger
 	// Resync is how often everything is compared even though nothing happened, give or take a tenth. It bounds how long
 	// something missed stays missed. 0: 30 s.
 	Resync time.Duration
-	// Timeout bounds each call of the store, each question to the API server but list and watch, and each hint. 0: 10 s.
+	// Timeout bounds each call of the store, each question to the API server but list and watch, and each notification. 0: 10 s.
 	Timeout time.Duration
 	// ClockSkew is how far the clocks of nodes and of this process may be apart. An owner that was met in the store for longer
 	// than that before its container ended is dead whatever the times of its claims are. 0: 10 s.
 	ClockSkew time.Duration
 	// OnDeath, if not nil, is called for each owner whose leases this watcher has ended, one call at a time. Of several
 	// watchers only one calls it for the same leases, so that it can be counted. It must return soon.
-	OnDeath func(Death)
+	OnEnded func(EndedOwner)
 }
 
 func (o Options) withDefaults() Options {
@@ -68,7 +68,7 @@ func (o Options) validate() error {
 		return errors.New("podwatch: Options.Namespace is empty: set it to the namespace of the workers' pods, which the downward API gives as metadata.namespace")
 	}
 	if _, err := labels.Parse(o.Selector); err != nil {
-		return fmt.Errorf("podwatch: Options.Selector %q is no label selector, such as app=orders: %w", o.Selector, err)
+		return fmt.Errorf("podwatch: Options.Selector %q is not a label selector, such as app=orders: %w", o.Selector, err)
 	}
 	for name, d := range map[string]time.Duration{"Resync": o.Resync, "Timeout": o.Timeout, "ClockSkew": o.ClockSkew} {
 		if d < 0 {
@@ -91,7 +91,7 @@ type Watcher struct {
 	store   stream.Store
 	options Options
 	wake    chan struct{} // something may have changed; holds one
-	look    chan struct{} // hints are due; holds one
+	look    chan struct{} // notifications are due; holds one
 	started atomic.Bool
 
 	mu     sync.Mutex
@@ -155,8 +155,8 @@ func (w *Watcher) Run(ctx context.Context) error {
 	defer running.Wait()
 	defer cancel()
 	running.Go(func() { informer.RunWithContext(ctx) })
-	if w.options.Hints != nil {
-		running.Go(func() { w.hint(ctx) })
+	if w.options.Notifier != nil {
+		running.Go(func() { w.notify(ctx) })
 	}
 
 	r := &reconciler{
@@ -233,8 +233,8 @@ func (w *Watcher) loop(ctx context.Context, r *reconciler) {
 	}
 }
 
-// hint tells workers to look, as often as is due.
-func (w *Watcher) hint(ctx context.Context) {
+// notification tells workers to look, as often as is due.
+func (w *Watcher) notify(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
@@ -242,8 +242,8 @@ func (w *Watcher) hint(ctx context.Context) {
 		case <-w.look:
 		}
 		sending, cancel := context.WithTimeout(ctx, w.options.Timeout)
-		if err := w.options.Hints.Send(sending, stream.Hint{}); err != nil && ctx.Err() == nil {
-			w.options.Logger.Warn("no hint was sent; workers find the jobs at their next look", "error", err)
+		if err := w.options.Notifier.Send(sending, stream.Notification{}); err != nil && ctx.Err() == nil {
+			w.options.Logger.Warn("notification not sent, workers find the jobs at their next poll", "error", err)
 		}
 		cancel()
 	}

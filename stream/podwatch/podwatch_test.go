@@ -107,18 +107,18 @@ func (a *api) tell(pod *corev1.Pod, event watch.EventType) {
 	}
 }
 
-// bell counts hints.
+// bell counts notifications.
 type bell struct {
 	mu   sync.Mutex
 	rung int
 	err  error
 }
 
-func (b *bell) Send(_ context.Context, h stream.Hint) error {
+func (b *bell) Send(_ context.Context, h stream.Notification) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if h != (stream.Hint{}) {
-		panic(fmt.Sprintf("the hint names something: %+v", h))
+	if h != (stream.Notification{}) {
+		panic(fmt.Sprintf("the notification names something: %+v", h))
 	}
 	b.rung++
 	return b.err
@@ -130,8 +130,8 @@ func (b *bell) count() int {
 	return b.rung
 }
 
-func (*bell) Listen(context.Context, func(context.Context, stream.Hint)) error { return nil }
-func (*bell) Close() error                                                     { return nil }
+func (*bell) Listen(context.Context, func(context.Context, stream.Notification)) error { return nil }
+func (*bell) Close() error                                                             { return nil }
 
 // start runs a watcher until stop is called, or the test ends.
 func start(t *testing.T, clientset kubernetes.Interface, store stream.Store, options Options) (w *Watcher, stop func()) {
@@ -210,9 +210,9 @@ func TestEveryEndIsFound(t *testing.T) {
 				run  func(t *testing.T, a *api, store *leases, happen func())
 			}{
 				{"while it is watched", func(t *testing.T, a *api, store *leases, happen func()) {
-					hints := &bell{}
-					var deaths []Death
-					w, _ := start(t, a, store, Options{Hints: hints, OnDeath: func(d Death) { deaths = append(deaths, d) }})
+					notifier := &bell{}
+					var deaths []EndedOwner
+					w, _ := start(t, a, store, Options{Notifier: notifier, OnEnded: func(d EndedOwner) { deaths = append(deaths, d) }})
 					settle()
 					if store.calls() != 0 || w.Health() != nil {
 						t.Fatalf("before anything happened: Expire was called %d times, health %v", store.calls(), w.Health())
@@ -223,8 +223,8 @@ func TestEveryEndIsFound(t *testing.T) {
 					if got := time.Since(began); got > time.Second {
 						t.Errorf("it took %v", got)
 					}
-					if hints.count() != 1 || len(deaths) != 1 || deaths[0].Expired != 1 {
-						t.Errorf("%d hints and deaths %+v, want one of each", hints.count(), deaths)
+					if notifier.count() != 1 || len(deaths) != 1 || deaths[0].Expired != 1 {
+						t.Errorf("%d notifications and deaths %+v, want one of each", notifier.count(), deaths)
 					}
 				}},
 				{"before the watcher starts", func(t *testing.T, a *api, store *leases, happen func()) {
@@ -295,7 +295,7 @@ func TestEveryEndIsFound(t *testing.T) {
 				}},
 				{"and two watchers see it", func(t *testing.T, a *api, store *leases, happen func()) {
 					reported := 0
-					count := Options{OnDeath: func(Death) { reported++ }} // one after the other: the store's lock orders them
+					count := Options{OnEnded: func(EndedOwner) { reported++ }} // one after the other: the store's lock orders them
 					start(t, a, store, count)
 					start(t, a, store, count)
 					settle()
@@ -384,8 +384,8 @@ func TestALostNodeCostsFewQuestions(t *testing.T) {
 		}
 		a.set(t, pods...)
 		counting := &countingStore{leases: store}
-		hints := &bell{err: errors.New("the broker is down")}
-		start(t, a, counting, Options{Hints: hints})
+		notifier := &bell{err: errors.New("the broker is down")}
+		start(t, a, counting, Options{Notifier: notifier})
 		settle()
 		before := counting.asked()
 		for i, p := range pods {
@@ -401,8 +401,8 @@ func TestALostNodeCostsFewQuestions(t *testing.T) {
 		if got := counting.asked() - before; got > 4 {
 			t.Errorf("the owners were asked for %d times, want a few", got)
 		}
-		if hints.count() == 0 || hints.count() > 4 {
-			t.Errorf("%d hints, want a few", hints.count())
+		if notifier.count() == 0 || notifier.count() > 4 {
+			t.Errorf("%d notifications, want a few", notifier.count())
 		}
 	})
 }
@@ -432,7 +432,7 @@ func TestABrokerThatHangsDelaysNothing(t *testing.T) {
 		a.set(t, first, second)
 		store.claim("of a", worker("a"))
 		store.claim("of b", worker("b"))
-		start(t, a, store, Options{Hints: hanging{}})
+		start(t, a, store, Options{Notifier: hanging{}})
 		settle()
 		a.remove(t, first)
 		settle()
@@ -442,9 +442,9 @@ func TestABrokerThatHangsDelaysNothing(t *testing.T) {
 	})
 }
 
-type hanging struct{ stream.Hints }
+type hanging struct{ stream.Notifier }
 
-func (hanging) Send(ctx context.Context, _ stream.Hint) error { <-ctx.Done(); return ctx.Err() }
+func (hanging) Send(ctx context.Context, _ stream.Notification) error { <-ctx.Done(); return ctx.Err() }
 
 func TestRunEnds(t *testing.T) {
 	for name, down := range map[string]error{
@@ -454,7 +454,7 @@ func TestRunEnds(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			in(t, func(t *testing.T, a *api, store *leases) { // a goroutine that stays makes the bubble fail
 				a.cut(down)
-				w, stop := start(t, a, store, Options{Hints: hanging{}})
+				w, stop := start(t, a, store, Options{Notifier: hanging{}})
 				if err := w.Health(); err == nil {
 					t.Error("health is good before the first list")
 				}
@@ -474,11 +474,11 @@ func TestRunEnds(t *testing.T) {
 
 func TestOptionsThatCannotWork(t *testing.T) {
 	for text, options := range map[string]Options{
-		"Namespace is empty":            {},
-		`"a in (" is no label selector`: {Namespace: "orders", Selector: "a in ("},
-		"Resync is -1s":                 {Namespace: "orders", Resync: -time.Second},
-		"Timeout is -1s":                {Namespace: "orders", Timeout: -time.Second},
-		"ClockSkew is -1s":              {Namespace: "orders", ClockSkew: -time.Second},
+		"Namespace is empty":               {},
+		`"a in (" is not a label selector`: {Namespace: "orders", Selector: "a in ("},
+		"Resync is -1s":                    {Namespace: "orders", Resync: -time.Second},
+		"Timeout is -1s":                   {Namespace: "orders", Timeout: -time.Second},
+		"ClockSkew is -1s":                 {Namespace: "orders", ClockSkew: -time.Second},
 	} {
 		if _, err := New(fake.NewClientset().CoreV1().Pods("orders"), newLeases(time.Now), options); err == nil || !strings.Contains(err.Error(), text) {
 			t.Errorf("error %v, want one that says %q", err, text)

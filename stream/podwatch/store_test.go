@@ -63,7 +63,7 @@ func (s *leases) Owners(context.Context) ([]stream.Owner, error) {
 	return owners, nil
 }
 
-func (s *leases) Expire(_ context.Context, d stream.Dead) (int, error) {
+func (s *leases) Expire(_ context.Context, d stream.ExpireFilter) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.expires++
@@ -78,7 +78,7 @@ func (s *leases) Expire(_ context.Context, d stream.Dead) (int, error) {
 		switch {
 		case d.PodUID != "" && l.owner.PodUID != d.PodUID,
 			d.Incarnation != "" && l.owner.Incarnation != d.Incarnation,
-			d.NotIncarnation != "" && l.owner.Incarnation == d.NotIncarnation,
+			d.ExceptIncarnation != "" && l.owner.Incarnation == d.ExceptIncarnation,
 			d.Container != "" && l.owner.Container != "" && l.owner.Container != d.Container,
 			!d.ClaimedBefore.IsZero() && !l.claimed.Before(d.ClaimedBefore),
 			!l.until.After(s.now()):

@@ -11,7 +11,7 @@ import (
 	"github.com/levada-io/levada/stream"
 )
 
-// classify marks the errors that are the record's fault, at once or once it has waited for other rows, and names those that are nobody's.
+// classify marks the errors that are the record's fault, at once or once it has waited for other rows, and names those that are not.
 // Uniqueness counts as depending on other rows: the one that is in the way may be about to be changed.
 func classify(err error) error {
 	if err == nil || stream.VerdictOf(err) != stream.NoVerdict {

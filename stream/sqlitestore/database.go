@@ -87,7 +87,7 @@ func OpenDB(ctx context.Context, path string) (*sql.DB, error) {
 	return write, nil
 }
 
-var errNotRegular = errors.New("it is no regular file: name a file, which is made if it does not exist")
+var errNotRegular = errors.New("not a regular file: name a file, which is created if it does not exist")
 
 // checkPlace finds out what SQLite would only call "unable to open database file".
 func checkPlace(path string) error {
@@ -105,7 +105,7 @@ func checkPlace(path string) error {
 func explain(err error) error {
 	switch code(err) & 0xff {
 	case sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT:
-		return fmt.Errorf("the file is no SQLite database, or is damaged: name another file, or restore it: %w", err)
+		return fmt.Errorf("the file is not a SQLite database, or is damaged: name another file, or restore it: %w", err)
 	case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM:
 		return fmt.Errorf("the file and its directory must be readable and writable: %w", err)
 	}

@@ -10,7 +10,7 @@ import (
 )
 
 // SQLite has one writer, and a handler has the right to write for as long as it takes; on a slow disk short transactions do, too. A lease cannot be renewed meanwhile, and need not be:
-// nobody else can write, so nobody can claim. Such a renewal is kept in memory, and is written by the next claim of this process before it looks
+// no other process can write, so none can claim. Such a renewal is kept in memory, and is written by the next claim of this process before it looks
 // which leases have run out. A process that writes the file beside the only worker (see [Store.LockWorker]) does not claim.
 
 // renewWait is how long a renewal waits for the right to write.

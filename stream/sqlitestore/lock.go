@@ -44,5 +44,5 @@ func (s *Store) LockWorker() (unlock func() error, err error) {
 	return file.Close, nil
 }
 
-// errHeld: somebody else has the lock.
+// errHeld: another process has the lock.
 var errHeld = errors.New("the lock is held")

@@ -47,11 +47,11 @@ func TestALongHandlerCostsNoOtherJobItsLease(t *testing.T) {
 	var mu sync.Mutex
 	handed, calls := map[string]int{}, 0
 	var bad []string
-	worker, err := stream.NewWorker(stream.WorkerConfig{Store: store, Dial: conns.Dial, Lease: lease, Sweep: 50 * time.Millisecond, MaxJobs: jobs,
+	worker, err := stream.NewWorker(stream.WorkerConfig{Store: store, Dial: conns.Dial, Lease: lease, PollInterval: 50 * time.Millisecond, MaxJobs: jobs,
 		HandlerTimeout: lease * 2, Logger: slog.New(slog.NewTextHandler(t.Output(), nil)), Observe: func(e stream.Event) {
 			mu.Lock()
 			defer mu.Unlock()
-			if e.Kind == stream.EventLost || e.Died || e.Attempt > 1 {
+			if e.Kind == stream.EventLost || e.Reclaimed || e.Attempt > 1 {
 				bad = append(bad, fmt.Sprintf("%+v", e))
 			}
 		}})

@@ -120,7 +120,7 @@ func TestOneWorkerPerFile(t *testing.T) {
 	if !errors.Is(err, stream.ErrLocked) || !strings.Contains(err.Error(), filepath.Base(path)) || !strings.Contains(err.Error(), "Postgres") {
 		t.Errorf("a second worker's error is %v", err)
 	}
-	// Whoever is no worker is not kept out.
+	// Callers other than workers are not kept out.
 	if _, err := s.Submit(t.Context(), stream.Job{Stream: "users"}); err != nil {
 		t.Error(err)
 	}
@@ -164,8 +164,8 @@ func TestOpenRefuses(t *testing.T) {
 		path, says string
 		is         error
 	}{
-		"a text file":            {text, "no SQLite database", nil},
-		"a directory":            {dir, "no regular file", nil},
+		"a text file":            {text, "not a SQLite database", nil},
+		"a directory":            {dir, "not a regular file", nil},
 		"a directory not there":  {filepath.Join(dir, "no", "jobs.db"), "must exist", os.ErrNotExist},
 		"a directory like /proc": {"/proc/jobs.db", "writable", nil},
 		"memory":                 {":memory:", "a file is needed", nil},

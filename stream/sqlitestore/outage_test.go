@@ -61,7 +61,7 @@ func TestWhatPassesInAFileFailsNoJob(t *testing.T) {
 			conns := stream.NewConnections("passthrough:///s", grpc.WithTransportCredentials(insecure.NewCredentials()),
 				grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))
 			defer conns.Close()
-			worker, err := stream.NewWorker(stream.WorkerConfig{Store: store, Dial: conns.Dial, Sole: true, Sweep: 50 * time.Millisecond, HandOver: 3,
+			worker, err := stream.NewWorker(stream.WorkerConfig{Store: store, Dial: conns.Dial, SingleProcess: true, PollInterval: 50 * time.Millisecond, ReleaseAfterFailures: 3,
 				Retry: stream.Backoff{Min: 50 * time.Millisecond, Max: 500 * time.Millisecond}, Logger: slog.New(slog.DiscardHandler)})
 			if err != nil {
 				t.Fatal(err)
@@ -98,7 +98,7 @@ func TestWhatPassesInAFileFailsNoJob(t *testing.T) {
 			}
 			rows, err := sink.Quarantined(t.Context(), job.ID, 0)
 			if job.State != stream.Completed || len(rows) != 0 || err != nil || !waited {
-				t.Errorf("the job is %s %s %+v: %s; %d records are in quarantine, waited: %v, %v", job.State, job.Reason, job.Stall, job.LastError, len(rows), waited, err)
+				t.Errorf("the job is %s %s %+v: %s; %d records are in quarantine, waited: %v, %v", job.State, job.Reason, job.RetryState, job.LastError, len(rows), waited, err)
 			}
 		})
 	}

@@ -41,7 +41,7 @@ func (s *sink) Reserve(ctx context.Context) (context.Context, func(), error) {
 	return ctx, func() { <-s.store.turn }, nil
 }
 
-// Capacity implements [stream.ReservingSink]: SQLite has one writer, which is no setting.
+// Capacity implements [stream.ReservingSink]: SQLite has one writer, which is not configurable.
 func (s *sink) Capacity() int { return 0 }
 
 // hold has renewals know that a transaction of ours has the right to write, until it is called.

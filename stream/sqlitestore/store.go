@@ -199,7 +199,7 @@ func (s *Store) Claim(ctx context.Context, c stream.Claim) (claimed []stream.Sta
 			if err != nil {
 				return err
 			}
-			st.Died = job.died
+			st.Reclaimed = job.died
 			claimed = append(claimed, st)
 		}
 		return nil
@@ -284,7 +284,7 @@ func (s *Store) Renew(ctx context.Context, l stream.Lease, p stream.Progress, tt
 }
 
 // Note implements [stream.Store].
-func (s *Store) Note(ctx context.Context, l stream.Lease, j stream.Journal, stall stream.Stall) error {
+func (s *Store) SaveState(ctx context.Context, l stream.Lease, j stream.CrashState, stall stream.RetryState) error {
 	err := s.leased(ctx, l, `update levada_job set probe = ?, probe_until = ?, hand = ?, deaths = ?, no_progress = ?, stalled = ?, denied = ?, dependent = ?,
 		reason = iif(?9, '', reason), last_error = iif(?9, '', last_error), updated_at = ?10`, func(now time.Time) []any {
 		return append(jobsql.Noted(j, stall), now.UnixMicro())
@@ -315,15 +315,15 @@ func (s *Store) Release(ctx context.Context, l stream.Lease, r stream.Release) e
 }
 
 // Expire implements [stream.Store].
-func (s *Store) Expire(ctx context.Context, dead stream.Dead) (n int, err error) {
-	if err := jobrule.Dead(dead); err != nil {
+func (s *Store) Expire(ctx context.Context, dead stream.ExpireFilter) (n int, err error) {
+	if err := jobrule.CheckExpire(dead); err != nil {
 		return 0, err
 	}
 	err = s.transact(ctx, func(tx *sql.Tx, now time.Time) error {
 		done, err := tx.ExecContext(ctx, `update levada_job set lease_until = ?1, updated_at = ?1 where state = 'running' and lease_until > ?1
 			and (?2 = '' or owner_pod_uid = ?2) and (?3 = '' or owner_incarnation = ?3) and (?4 = '' or owner_container in ('', ?4))
 			and (?5 = '' or owner_incarnation <> ?5) and (?6 is null or claimed_at < ?6)`,
-			now.UnixMicro(), dead.PodUID, dead.Incarnation, dead.Container, dead.NotIncarnation, micros(dead.ClaimedBefore))
+			now.UnixMicro(), dead.PodUID, dead.Incarnation, dead.Container, dead.ExceptIncarnation, micros(dead.ClaimedBefore))
 		if err != nil {
 			return err
 		}
@@ -454,7 +454,7 @@ func (s *Store) Owners(ctx context.Context) ([]stream.Owner, error) {
 	return owners, nil
 }
 
-// Orphans counts the jobs that nobody would ever look at again, although they are neither final nor paused. There are none: it is
+// Orphans counts the jobs that no claim would ever find, although they are neither final nor paused. There must be none: it is
 // for tests and alarms.
 func (s *Store) Orphans(ctx context.Context) (n int, err error) {
 	err = s.read.QueryRowContext(ctx, jobsql.OrphansQuery).Scan(&n)

@@ -54,7 +54,7 @@ func TestTypedHandlers(t *testing.T) {
 	if err := store.DB().QueryRow(`select count(*), sum(price) from orders`).Scan(&n, &sum); err != nil || n != 2 || sum != 4 {
 		t.Errorf("%d orders, sum %v, error %v; want 2 and 4", n, sum, err)
 	}
-	if len(got.Quarantine) != 2 || !strings.Contains(got.Quarantine[0].Error, "no JSON of sqlitestore_test.order") || !strings.Contains(got.Quarantine[1].Error, "encode func() as JSON") {
+	if len(got.Quarantine) != 2 || !strings.Contains(got.Quarantine[0].Error, "not JSON of sqlitestore_test.order") || !strings.Contains(got.Quarantine[1].Error, "encode func() as JSON") {
 		t.Errorf("in quarantine: %+v", got.Quarantine)
 	}
 }

@@ -25,7 +25,7 @@ type Worker struct {
 }
 
 var (
-	workerJobs  = prometheus.NewDesc("levada_stream_jobs_in_hand", "Jobs that this worker works on.", nil, nil)
+	workerJobs  = prometheus.NewDesc("levada_stream_jobs_running", "Jobs that this worker works on.", nil, nil)
 	workerStuck = prometheus.NewDesc("levada_stream_stuck_handlers", "Handlers that did not return after their time was over; a liveness probe should fail when there are any.", nil, nil)
 )
 
@@ -40,9 +40,9 @@ func NewWorker() *Worker {
 		commits:     counter("commits_total", "Commits that moved an offset."),
 		quarantined: counter("quarantined_total", "Records that went into quarantine."),
 		retries:     counter("retries_total", "Attempts that failed and are made again, by reason.", "reason"),
-		cuts:        counter("cuts_total", "Streams that ended before their end, by the producer's reason.", "reason"),
-		claims:      counter("claims_total", "Jobs that were claimed; orphaned says that their owner had died.", "orphaned"),
-		released:    counter("released_total", "Jobs that were given back, by the state they were left in.", "state"),
+		cuts:        counter("disconnects_total", "Streams that ended before their end, by the producer's reason.", "reason"),
+		claims:      counter("claims_total", "Jobs that were claimed; reclaimed says that their owner had not released them.", "reclaimed"),
+		released:    counter("released_total", "Jobs that were released, by the state they were left in.", "state"),
 		lost:        counter("lost_leases_total", "Leases that were lost to another owner, to a person, or to a database that did not answer."),
 		commitSeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "levada_stream_commit_seconds", Help: "Time of a commit, with the handler's part in it.",
 			Buckets: []float64{.001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10, 30}}, []string{"stream"}),
@@ -66,7 +66,7 @@ func (m *Worker) Observe(e stream.Event) {
 	switch e.Kind {
 	case stream.EventClaimed:
 		died := "false"
-		if e.Died {
+		if e.Reclaimed {
 			died = "true"
 		}
 		m.claims.WithLabelValues(name, died).Inc()
@@ -84,7 +84,7 @@ func (m *Worker) Observe(e stream.Event) {
 		}
 	case stream.EventRetry:
 		m.retries.WithLabelValues(name, m.reasons.bounded(string(e.Reason))).Inc()
-	case stream.EventCut:
+	case stream.EventDisconnected:
 		m.cuts.WithLabelValues(name, m.reasons.bounded(string(cmp.Or(e.Reason, "CUT")))).Inc()
 	case stream.EventLost:
 		m.lost.WithLabelValues(name).Inc()

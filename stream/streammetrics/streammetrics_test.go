@@ -113,11 +113,11 @@ func TestMetricsOfAWorkerAndAServer(t *testing.T) {
 	}
 	_, text := scrape(t, registry)
 	// The counters of alerts begin with 0, so that their first event is an increase.
-	expect(t, text, "levada_stream_jobs_in_hand 1", "levada_stream_stuck_handlers 0", `levada_stream_jobs{state="running",stream="users"} 1`,
-		`levada_stream_claims_total{orphaned="false",stream="users"} 1`, `levada_stream_lost_leases_total{stream="users"} 0`, "levada_stream_store_up 1")
+	expect(t, text, "levada_stream_jobs_running 1", "levada_stream_stuck_handlers 0", `levada_stream_jobs{state="running",stream="users"} 1`,
+		`levada_stream_claims_total{reclaimed="false",stream="users"} 1`, `levada_stream_lost_leases_total{stream="users"} 0`, "levada_stream_store_up 1")
 	close(finish)
 	for {
-		if _, text = scrape(t, registry); strings.Contains(text, "levada_stream_jobs_in_hand 0\n") {
+		if _, text = scrape(t, registry); strings.Contains(text, "levada_stream_jobs_running 0\n") {
 			break
 		}
 		select {
@@ -160,15 +160,15 @@ func TestLabelsThatOthersChoose(t *testing.T) {
 	registry, m, s := prometheus.NewRegistry(), streammetrics.NewWorker(), streammetrics.NewServer()
 	registry.MustRegister(m, s)
 	for i := range 1000 {
-		m.Observe(stream.Event{Kind: stream.EventCut, Reason: stream.Reason(fmt.Sprintf("REASON_%d", i)), Job: stream.Job{Stream: "users"}})
+		m.Observe(stream.Event{Kind: stream.EventDisconnected, Reason: stream.Reason(fmt.Sprintf("REASON_%d", i)), Job: stream.Job{Stream: "users"}})
 	}
-	m.Observe(stream.Event{Kind: stream.EventCut, Reason: "\xff", Job: stream.Job{Stream: "\xff"}})
+	m.Observe(stream.Event{Kind: stream.EventDisconnected, Reason: "\xff", Job: stream.Job{Stream: "\xff"}})
 	s.OnBad("\xff", 1, nil, nil)
 	code, text := scrape(t, registry)
-	if n := strings.Count(text, "levada_stream_cuts_total{"); code != 200 || n > 102 {
+	if n := strings.Count(text, "levada_stream_disconnects_total{"); code != 200 || n > 102 {
 		t.Errorf("%d, %d series", code, n)
 	}
-	expect(t, text, `levada_stream_cuts_total{reason="OTHER",stream="users"} 900`)
+	expect(t, text, `levada_stream_disconnects_total{reason="OTHER",stream="users"} 900`)
 }
 
 // TestDocsListEveryMetric: a metric that docs/metrics.md does not have is found by nobody.

@@ -165,7 +165,7 @@ func (f Faults) Stall(d Direction) { f.set(d, func(w *faults) { w.stalled = true
 // Resume ends Stall.
 func (f Faults) Resume() { f.set(BothWays, func(w *faults) { w.stalled = false }) }
 
-// Blackhole takes the bytes that go that way and throws them away, ends of connections included: neither side is told anything.
+// Blackhole takes the bytes that go that way and throws them away, ends of connections included: neither side notices.
 // Connections that have lost bytes are reset by Heal, as what they would carry on with is not what was sent.
 func (f Faults) Blackhole(d Direction) { f.set(d, func(w *faults) { w.swallow = true }) }
 

@@ -124,7 +124,7 @@ func TestBadNetPassesOn(t *testing.T) {
 	go c.Write(large)
 	got := make([]byte, len(large))
 	if _, err := io.ReadFull(c, got); err != nil || !bytes.Equal(got, large) {
-		t.Fatalf("1 MiB did not come back as it was: %v", err)
+		t.Fatalf("1 MiB did not return as it was: %v", err)
 	}
 	c.CloseWrite() // a half-closed connection goes on the other way
 	if _, err := c.Read(make([]byte, 1)); err != io.EOF {

@@ -1,6 +1,6 @@
 // Package streamtest is for tests of programs and drivers that use package stream.
 //
-// A driver passes the suite of its kind: [RunStore], [RunSink] (and [RunSinkAlone], if it can be in another database than the jobs), [RunHints], [RunSource], or [RunProducer] for a producer in another language. Each takes a function that opens
+// A driver passes the suite of its kind: [RunStore], [RunSink] (and [RunSinkAlone], if it can be in another database than the jobs), [RunNotifier], [RunSource], or [RunProducer] for a producer in another language. Each takes a function that opens
 // what is tested, and runs its checks as subtests. They use real time and need seconds to a minute.
 //
 // A handler is tested with [Handle] in memory, or with [Work] over a real store. [BadNet] is a network between a worker and a producer that delays, cuts and corrupts.

@@ -50,7 +50,7 @@ func Work(t testing.TB, source stream.Source, store stream.Store, sink stream.Re
 	conns := stream.NewConnections("passthrough:///"+name, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))
 	defer conns.Close()
-	c := stream.WorkerConfig{Store: store, Dial: conns.Dial, Logger: quiet, Sweep: 10 * time.Millisecond}
+	c := stream.WorkerConfig{Store: store, Dial: conns.Dial, Logger: quiet, PollInterval: 10 * time.Millisecond}
 	for _, change := range config {
 		change(&c)
 	}

@@ -66,7 +66,7 @@ func (s *sinkTest) outside() {
 			s.Errorf("after %s the quarantine is %+v, error %v", name, q, err)
 		}
 		stays(l, after)
-		// The end of a stream is no effect.
+		// The end of a stream is not an effect.
 		done := after
 		done.Done = true
 		s.is(sink.Commit(s.ctx, stream.NewCommit(l, after, done, &stream.Batch{Job: stream.Job{ID: name}})), stream.ErrFenced, "the last Commit after "+name)
@@ -157,7 +157,7 @@ func (s *sinkTest) atLeastOnce() {
 		return nil
 	})
 	work := func(ctx context.Context) (stopped <-chan error) {
-		worker, err := stream.NewWorker(stream.WorkerConfig{Store: s.Store, Dial: conns.Dial, Logger: quiet, Sweep: 20 * time.Millisecond, Owner: stream.Owner{Incarnation: stream.NewID()}, Lease: 6 * time.Second})
+		worker, err := stream.NewWorker(stream.WorkerConfig{Store: s.Store, Dial: conns.Dial, Logger: quiet, PollInterval: 20 * time.Millisecond, Owner: stream.Owner{Incarnation: stream.NewID()}, Lease: 6 * time.Second})
 		if err != nil {
 			s.Fatal(err)
 		}

@@ -108,7 +108,7 @@ func (p ProducerUnderTest) request() *streamv1.ReadRequest {
 	return &streamv1.ReadRequest{Stream: p.Stream, Query: p.Query, Job: "conformance", Epoch: 1}
 }
 
-// read reads a stream until it ends, or until enough says so, and checks each frame against those before it. at is what the reader has: the
+// read reads a stream until it ends, or until enough returns true, and checks each frame against those before it. at is what the reader has: the
 // last record's number and the digest up to there.
 func (p ProducerUnderTest) read(ctx context.Context, req *streamv1.ReadRequest, seq uint64, digest stream.Digest, enough func(reading) bool) (r reading, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -137,7 +137,7 @@ func (p ProducerUnderTest) read(ctx context.Context, req *streamv1.ReadRequest, 
 		case r.end != nil || r.drain != nil:
 			return r, fmt.Errorf("a frame came after the last one: %v", frame)
 		case first && frame.GetMark() == nil:
-			return r, fmt.Errorf("the first frame is no Mark: %v", frame)
+			return r, fmt.Errorf("the first frame is not a Mark: %v", frame)
 		case first && !bytes.Equal(frame.GetMark().GetToken(), req.GetAfter()) && len(req.GetAfter()) > 0:
 			return r, errors.New("the first Mark names another position than the one that the reader gave")
 		}
@@ -412,7 +412,7 @@ func checkUnknownStream(p ProducerUnderTest) error {
 }
 
 // checkDamagedTokens: tokens lie in readers' databases for long. A damaged one that is not noticed is another position, and records are
-// lost without a word.
+// lost silently.
 func checkDamagedTokens(p ProducerUnderTest) error {
 	r, _, err := p.inBatches()
 	if err != nil {

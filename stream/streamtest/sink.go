@@ -120,7 +120,7 @@ func (s *sinkTest) lease(job string) stream.Lease {
 	}
 	_, err := s.Store.Submit(s.ctx, stream.Job{ID: job, Stream: "stream-of-" + job})
 	for err == nil {
-		if _, err = s.Store.Expire(s.ctx, stream.Dead{Incarnation: worker(job).Incarnation}); err != nil {
+		if _, err = s.Store.Expire(s.ctx, stream.ExpireFilter{Incarnation: worker(job).Incarnation}); err != nil {
 			break
 		}
 		var got []stream.Status
@@ -154,7 +154,7 @@ func record(seq uint64) stream.Record {
 	return stream.Record{Seq: seq, Key: fmt.Appendf(nil, "key-%08d", seq), Value: fmt.Appendf(nil, "value of %d", seq)}
 }
 
-// step makes the commit of the next n records after prev, the last quarantined ones of which are put aside before the handler.
+// step makes the commit of the next n records after prev, the last of which are quarantined before the handler gets them.
 func step(l stream.Lease, prev stream.Checkpoint, n int, quarantined ...stream.Quarantined) (*stream.Commit, stream.Checkpoint) {
 	next, batch := prev, &stream.Batch{Job: stream.Job{ID: l.Job, Stream: "users", OnBad: stream.Quarantine}, Epoch: l.Epoch}
 	for range n {
@@ -471,7 +471,7 @@ func (s *sinkTest) race() {
 						c = next
 					}
 					if c.Seq%10 == 0 && err == nil {
-						break // so that somebody else has a turn
+						break // so that another has a turn
 					}
 				}
 				if err != nil && !errors.Is(err, stream.ErrFenced) {
@@ -566,11 +566,11 @@ func (s *sinkTest) kept(want ...stream.Quarantined) {
 func (s *sinkTest) quarantine() {
 	s.replays()
 	l, c := s.owner("a")
-	c = s.mustCommit(l, c, 4, bad(2, stream.ClassProducer), bad(4, stream.ClassDeath))
+	c = s.mustCommit(l, c, 4, bad(2, stream.ClassProducer), bad(4, stream.ClassCrash))
 	if c.Bad != 2 {
 		s.Fatalf("%d bad records, want 2", c.Bad)
 	}
-	kept := []stream.Quarantined{bad(2, stream.ClassProducer), bad(4, stream.ClassDeath)}
+	kept := []stream.Quarantined{bad(2, stream.ClassProducer), bad(4, stream.ClassCrash)}
 	s.stands(l, c, 2, 4)
 	s.kept(kept...)
 	// All or nothing, with the handler's error and with a conflict.
@@ -586,7 +586,7 @@ func (s *sinkTest) quarantine() {
 	s.is(s.Sink.Commit(s.ctx, conflicting), stream.ErrConflict, "Commit on another checkpoint")
 	s.stands(l, c, 2, 4)
 	s.kept(kept...)
-	// What the handler puts aside, and what was put aside before it. The same commit works after it has failed.
+	// Records that the handler quarantines, and those quarantined before it. The same commit works after it has failed.
 	next := c
 	next.Seq, next.Token, next.Bad = 7, []byte("t"), c.Bad+2
 	effects := len(s.Effects(s.T, "a"))
@@ -594,7 +594,7 @@ func (s *sinkTest) quarantine() {
 		b.Skip(b.Records[0], errors.New("odd: \xff\x00."))
 		return nil
 	})
-	odd := stream.NewCommit(l, c, next, &stream.Batch{Job: stream.Job{ID: "a"}, Records: []stream.Record{{Seq: 5, Key: []byte{0xff, 0}, Value: []byte{0, 1}}, record(7)}}, bad(6, stream.ClassDeath))
+	odd := stream.NewCommit(l, c, next, &stream.Batch{Job: stream.Job{ID: "a"}, Records: []stream.Record{{Seq: 5, Key: []byte{0xff, 0}, Value: []byte{0, 1}}, record(7)}}, bad(6, stream.ClassCrash))
 	s.is(s.Sink.Commit(s.ctx, odd), nil, "Commit")
 	if got := s.fenced(l); !same(got, next) {
 		s.Errorf("the checkpoint is %+v, want %+v", got, next)
@@ -607,7 +607,7 @@ func (s *sinkTest) quarantine() {
 		s.Fatalf("the quarantine is %+v, error %v", all, err)
 	}
 	if q := all[2]; !bytes.Equal(q.Key, []byte{0xff, 0}) || !bytes.Equal(q.Payload, []byte{0, 1}) || q.Class != stream.ClassRefused || q.Attempts != 1 || !strings.HasPrefix(q.Error, "odd: ") {
-		s.Errorf("what the handler put aside is %+v", q)
+		s.Errorf("what the handler quarantined is %+v", q)
 	}
 	first, err := s.replays().Quarantined(s.ctx, "a", 2)
 	if err != nil || len(first) != 2 || first[0].Seq != 2 || first[1].Seq != 4 {
@@ -824,7 +824,7 @@ func (s *sinkTest) replayRefused() {
 		s.Errorf("the stack of the panic is not kept, but %q", stack)
 	}
 	// A process that dies in a replay, or a producer that cannot make the record, is kept as well.
-	death := stream.NewAttempt(stream.ClassDeath, errors.New("it died"))
+	death := stream.NewAttempt(stream.ClassCrash, errors.New("it died"))
 	s.is(r.RefuseReplay(s.ctx, l, 2, death), nil, "RefuseReplay of a record that waits")
 	if n, err := r.MarkQuarantined(s.ctx, "a", stream.Replay, 2); n != 1 || err != nil {
 		s.Fatalf("marked %d, error %v", n, err)
@@ -832,7 +832,7 @@ func (s *sinkTest) replayRefused() {
 	s.is(r.RefuseReplay(s.ctx, l, 2, death), nil, "RefuseReplay")
 	s.is(r.RefuseReplay(s.ctx, l, 9, death), nil, "RefuseReplay of a record that is not in quarantine")
 	all, err = r.Quarantined(s.ctx, "a", 0, stream.Waiting)
-	if err != nil || len(all) != 2 || all[0].Class != stream.ClassDeath || all[0].Attempts != 5 || len(all[0].History) != 3 || all[0].History[2].Error != "it died" {
+	if err != nil || len(all) != 2 || all[0].Class != stream.ClassCrash || all[0].Attempts != 5 || len(all[0].History) != 3 || all[0].History[2].Error != "it died" {
 		s.Errorf("after a process died in a replay: %+v, error %v", all, err)
 	}
 	second := s.lease("a")
@@ -880,7 +880,7 @@ func (s *sinkTest) keepsLease() {
 	if err := s.Store.Renew(s.ctx, l, stream.Progress{Size: 77}, 2*long); err != nil {
 		s.Fatal(err)
 	}
-	if n, err := s.Store.Expire(s.ctx, stream.Dead{Incarnation: l.Owner.Incarnation}); n != 1 || err != nil {
+	if n, err := s.Store.Expire(s.ctx, stream.ExpireFilter{Incarnation: l.Owner.Incarnation}); n != 1 || err != nil {
 		s.Fatalf("expired %d, error %v", n, err)
 	}
 	c = s.mustCommit(l, c, 4, bad(3, stream.ClassPanic))

@@ -108,7 +108,7 @@ func openSource(ctx context.Context, s SourceUnderTest, after []byte) (stream.Cu
 
 // nextKey passes over calls that only moved the bookmark.
 func nextKey(ctx context.Context, c stream.Cursor) ([]byte, error) {
-	_, hasBookmark := c.(stream.Bookmark)
+	_, hasBookmark := c.(stream.ProgressKeyer)
 	for {
 		key, err := c.Next(ctx)
 		if err != nil || key != nil || !hasBookmark {
@@ -287,7 +287,7 @@ func checkBookmarks(s SourceUnderTest) error {
 		return err
 	}
 	defer c.Close()
-	b, ok := c.(stream.Bookmark)
+	b, ok := c.(stream.ProgressKeyer)
 	if !ok {
 		return nil
 	}
@@ -295,7 +295,7 @@ func checkBookmarks(s SourceUnderTest) error {
 		if _, err := nextKey(ctx, c); err != nil {
 			return fmt.Errorf("Next after %d records: %w", i, err)
 		}
-		at := bytes.Clone(b.Bookmark())
+		at := bytes.Clone(b.ProgressKey())
 		if bytes.Compare(at, r.key) < 0 {
 			if len(at) == 0 {
 				continue // knows nothing yet

@@ -30,7 +30,7 @@ type StoreUnderTest struct {
 
 // RunStore checks that a store does what [stream.Store] promises. open is called for each test, also for several at once; what it opens is
 // closed by the test that it belongs to (see testing.T.Cleanup). If the store has a method Orphans(context.Context) (int, error), which
-// counts jobs that nobody would look at again, each test ends with asking it.
+// counts jobs that no claim would find, each test ends by asking it.
 func RunStore(t *testing.T, open func(t *testing.T) StoreUnderTest) {
 	tests := []struct {
 		name string
@@ -69,7 +69,7 @@ func RunStore(t *testing.T, open func(t *testing.T) StoreUnderTest) {
 				Orphans(context.Context) (int, error)
 			}); ok {
 				if n, err := o.Orphans(ctx); n != 0 || err != nil {
-					t.Errorf("there are %d jobs that nobody would look at again, error %v", n, err)
+					t.Errorf("there are %d jobs that no claim would find, error %v", n, err)
 				}
 			}
 		})
@@ -298,7 +298,7 @@ func (s *storeTest) claim() {
 	if diff := cmp.Diff(submitted.Job, st.Job, sameTime); diff != "" {
 		s.Errorf("the claim returned another job (-want +got):\n%s", diff)
 	}
-	if st.State != stream.Running || st.Epoch != 1 || st.Attempts != 1 || st.Owner != worker("w") || st.Died {
+	if st.State != stream.Running || st.Epoch != 1 || st.Attempts != 1 || st.Owner != worker("w") || st.Reclaimed {
 		s.Errorf("the claim returned the status %+v", st)
 	}
 	if st.Lease() != (stream.Lease{Job: "a", Epoch: 1, Owner: worker("w")}) {
@@ -443,7 +443,7 @@ func (s *storeTest) claimRace() {
 		}
 	}
 	round(1)
-	if n, err := s.Store.Expire(s.ctx, stream.Dead{All: true}); n != jobs || err != nil {
+	if n, err := s.Store.Expire(s.ctx, stream.ExpireFilter{All: true}); n != jobs || err != nil {
 		s.Fatalf("Expire ended %d leases, error %v, want %d", n, err, jobs)
 	}
 	round(2)
@@ -466,13 +466,13 @@ func (s *storeTest) leaseEnds() {
 	first := s.one("w", s.ttl)
 	s.pass(s.ttl + s.ttl/4)
 	second := s.one("v", long)
-	if second.Epoch != 2 || second.Attempts != 2 || !second.Died || second.Owner != worker("v") || !second.ClaimedAt.After(first.ClaimedAt.Add(-long)) {
+	if second.Epoch != 2 || second.Attempts != 2 || !second.Reclaimed || second.Owner != worker("v") || !second.ClaimedAt.After(first.ClaimedAt.Add(-long)) {
 		s.Errorf("the claim after the lease's end returned %+v", second)
 	}
 	if !second.StartedAt.Equal(s.get("a").StartedAt) || second.CreatedAt.IsZero() {
 		s.Errorf("StartedAt changed")
 	}
-	if s.get("a").Died {
+	if s.get("a").Reclaimed {
 		s.Error("Died is for claims only")
 	}
 	s.is(s.Store.Renew(s.ctx, first.Lease(), stream.Progress{}, long), stream.ErrFenced, "renewing after another's claim")
@@ -498,42 +498,42 @@ func (s *storeTest) renew() {
 	}
 	s.pass(s.ttl)
 	if second := s.one("v", long); second.Progress != want || second.Epoch != 2 {
-		s.Errorf("the next owner is told %+v", second)
+		s.Errorf("the next owner gets %+v", second)
 	}
 }
 
 func (s *storeTest) note() {
 	s.add(stream.Job{ID: "a"})
 	st := s.one("w", s.ttl)
-	if st.Journal != (stream.Journal{}) || st.Stall != (stream.Stall{}) {
-		s.Errorf("a new job suspects %+v, %+v", st.Journal, st.Stall)
+	if st.CrashState != (stream.CrashState{}) || st.RetryState != (stream.RetryState{}) {
+		s.Errorf("a new job suspects %+v, %+v", st.CrashState, st.RetryState)
 	}
-	stall := stream.Stall{Failures: 7, NoProgress: 25 * time.Hour, Denied: time.Minute, Dependent: 1500 * time.Microsecond}
-	want := stream.Journal{Probe: 500, Until: 1 << 40, Hand: 1<<40 - 1, Deaths: 2}
-	s.is(s.Store.Note(s.ctx, st.Lease(), want, stall), nil, "note")
-	if got := s.get("a"); got.Journal != want || got.Stall != stall || !got.LeaseUntil.Equal(st.LeaseUntil) {
-		s.Errorf("the journal is %+v, %+v, lease until %v", got.Journal, got.Stall, got.LeaseUntil)
+	stall := stream.RetryState{Failures: 7, NoProgress: 25 * time.Hour, Denied: time.Minute, Dependent: 1500 * time.Microsecond}
+	want := stream.CrashState{BatchLimit: 500, SuspectUntil: 1 << 40, InFlightSeq: 1<<40 - 1, Crashes: 2}
+	s.is(s.Store.SaveState(s.ctx, st.Lease(), want, stall), nil, "note")
+	if got := s.get("a"); got.CrashState != want || got.RetryState != stall || !got.LeaseUntil.Equal(st.LeaseUntil) {
+		s.Errorf("the journal is %+v, %+v, lease until %v", got.CrashState, got.RetryState, got.LeaseUntil)
 	}
 	s.pass(s.ttl + s.ttl/4)
 	second := s.one("v", long)
-	if second.Journal != want || second.Stall != stall {
-		s.Errorf("the next owner is told %+v, %+v", second.Journal, second.Stall)
+	if second.CrashState != want || second.RetryState != stall {
+		s.Errorf("the next owner gets %+v, %+v", second.CrashState, second.RetryState)
 	}
-	s.is(s.Store.Note(s.ctx, second.Lease(), stream.Journal{}, stream.Stall{}), nil, "note")
-	if got := s.get("a"); got.Journal != (stream.Journal{}) || got.Stall != (stream.Stall{}) {
-		s.Errorf("a cleared journal is %+v, %+v", got.Journal, got.Stall)
+	s.is(s.Store.SaveState(s.ctx, second.Lease(), stream.CrashState{}, stream.RetryState{}), nil, "note")
+	if got := s.get("a"); got.CrashState != (stream.CrashState{}) || got.RetryState != (stream.RetryState{}) {
+		s.Errorf("a cleared journal is %+v, %+v", got.CrashState, got.RetryState)
 	}
 }
 
 func (s *storeTest) release() {
 	s.add(stream.Job{ID: "a"})
 	wait := s.ttl
-	r := stream.Release{State: stream.Ready, After: wait, Stall: stream.Stall{Failures: 4, NoProgress: time.Hour, Denied: 2 * time.Second, Dependent: 3 * time.Microsecond}, Progress: stream.Progress{Records: 9, Bytes: 8, Bad: 7, Size: 6},
-		Reason: "source", LastError: "not UTF-8: \xff\x00 'quoted'", Journal: stream.Journal{Probe: 1, Until: 2, Hand: 3, Deaths: 4}}
+	r := stream.Release{State: stream.Ready, After: wait, RetryState: stream.RetryState{Failures: 4, NoProgress: time.Hour, Denied: 2 * time.Second, Dependent: 3 * time.Microsecond}, Progress: stream.Progress{Records: 9, Bytes: 8, Bad: 7, Size: 6},
+		Reason: "source", LastError: "not UTF-8: \xff\x00 'quoted'", CrashState: stream.CrashState{BatchLimit: 1, SuspectUntil: 2, InFlightSeq: 3, Crashes: 4}}
 	first := s.one("w", long)
 	s.is(s.Store.Release(s.ctx, first.Lease(), r), nil, "release")
 	st := s.get("a")
-	if st.State != stream.Ready || st.Stall != r.Stall || st.Progress != r.Progress || st.Reason != "source" || st.Journal != r.Journal || !st.FinishedAt.IsZero() || !st.LeaseUntil.IsZero() {
+	if st.State != stream.Ready || st.RetryState != r.RetryState || st.Progress != r.Progress || st.Reason != "source" || st.CrashState != r.CrashState || !st.FinishedAt.IsZero() || !st.LeaseUntil.IsZero() {
 		s.Errorf("the released job is %+v", st)
 	}
 	if !bytes.Contains([]byte(st.LastError), []byte("'quoted'")) {
@@ -545,7 +545,7 @@ func (s *storeTest) release() {
 	}
 	s.pass(wait + wait/4)
 	second := s.one("v", long)
-	if second.Died || second.Epoch != 2 || second.Attempts != 2 {
+	if second.Reclaimed || second.Epoch != 2 || second.Attempts != 2 {
 		s.Errorf("a job that was released is claimed as %+v", second)
 	}
 	for _, bad := range []stream.Release{{State: stream.Running}, {}, {State: stream.Cancelled}, {State: stream.Paused}, {State: stream.Ready, After: -1}} {
@@ -585,7 +585,7 @@ func (s *storeTest) release() {
 func (s *storeTest) fencing() {
 	ends := map[string]func(st stream.Status){
 		"another's claim": func(st stream.Status) {
-			if _, err := s.Store.Expire(s.ctx, stream.Dead{Incarnation: st.Owner.Incarnation}); err != nil {
+			if _, err := s.Store.Expire(s.ctx, stream.ExpireFilter{Incarnation: st.Owner.Incarnation}); err != nil {
 				s.Fatal(err)
 			}
 			s.one("v", long)
@@ -609,9 +609,9 @@ func (s *storeTest) fencing() {
 		end(st)
 		before := s.get(id)
 		s.is(s.Store.Renew(s.ctx, st.Lease(), stream.Progress{Records: 99}, long), stream.ErrFenced, "Renew after %s", name)
-		s.is(s.Store.Note(s.ctx, st.Lease(), stream.Journal{Probe: 99}, stream.Stall{Failures: 99}), stream.ErrFenced, "Note after %s", name)
+		s.is(s.Store.SaveState(s.ctx, st.Lease(), stream.CrashState{BatchLimit: 99}, stream.RetryState{Failures: 99}), stream.ErrFenced, "Note after %s", name)
 		for _, state := range []stream.State{stream.Ready, stream.Completed, stream.Failed} {
-			s.is(s.Store.Release(s.ctx, st.Lease(), stream.Release{State: state, Stall: stream.Stall{Failures: 99}}), stream.ErrFenced, "Release as %s after %s", state, name)
+			s.is(s.Store.Release(s.ctx, st.Lease(), stream.Release{State: state, RetryState: stream.RetryState{Failures: 99}}), stream.ErrFenced, "Release as %s after %s", state, name)
 		}
 		future := before.Lease()
 		future.Epoch++
@@ -680,11 +680,11 @@ func (s *storeTest) states() {
 				if after.Progress != before.Progress {
 					s.Errorf("%s of a job that is %s changed its progress to %+v", name, from, after.Progress)
 				}
-				if name == "retry" && (after.Stall != (stream.Stall{}) || after.Journal != (stream.Journal{}) || after.Reason != "") {
+				if name == "retry" && (after.RetryState != (stream.RetryState{}) || after.CrashState != (stream.CrashState{}) || after.Reason != "") {
 					s.Errorf("retry left %+v", after)
 				}
 				if action.to == stream.Ready {
-					if st := s.one("next", long); st.ID != id || st.Died || st.Epoch != after.Epoch+1 {
+					if st := s.one("next", long); st.ID != id || st.Reclaimed || st.Epoch != after.Epoch+1 {
 						s.Errorf("after %s of a job that is %s the claim gave %+v", name, from, st)
 					}
 				} else if got := s.take("next", long, 1); len(got) != 0 {
@@ -708,36 +708,36 @@ func (s *storeTest) states() {
 func (s *storeTest) finish(state stream.State) {
 	s.Helper()
 	st := s.one("w", long)
-	s.is(s.Store.Release(s.ctx, st.Lease(), stream.Release{State: state, Stall: stream.Stall{Failures: 3, Denied: time.Hour}, Progress: stream.Progress{Records: 11}, Reason: "r", LastError: "e",
-		Journal: stream.Journal{Probe: 4, Until: 5, Hand: 6, Deaths: 7}}), nil, "release")
+	s.is(s.Store.Release(s.ctx, st.Lease(), stream.Release{State: state, RetryState: stream.RetryState{Failures: 3, Denied: time.Hour}, Progress: stream.Progress{Records: 11}, Reason: "r", LastError: "e",
+		CrashState: stream.CrashState{BatchLimit: 4, SuspectUntil: 5, InFlightSeq: 6, Crashes: 7}}), nil, "release")
 }
 
 func (s *storeTest) expire() {
 	mine := worker("w")
 	long := long
 	for name, test := range map[string]struct {
-		dead  stream.Dead
+		dead  stream.ExpireFilter
 		match bool
 	}{
-		"its pod":                                {stream.Dead{PodUID: mine.PodUID}, true},
-		"another pod":                            {stream.Dead{PodUID: "uid-v"}, false},
-		"itself":                                 {stream.Dead{Incarnation: mine.Incarnation}, true},
-		"another process":                        {stream.Dead{Incarnation: "incarnation-v"}, false},
-		"its pod and itself":                     {stream.Dead{PodUID: mine.PodUID, Incarnation: mine.Incarnation}, true},
-		"its pod and another process":            {stream.Dead{PodUID: mine.PodUID, Incarnation: "incarnation-v"}, false},
-		"another pod and itself":                 {stream.Dead{PodUID: "uid-v", Incarnation: mine.Incarnation}, false},
-		"its container":                          {stream.Dead{PodUID: mine.PodUID, Container: "main"}, true},
-		"another container":                      {stream.Dead{PodUID: mine.PodUID, Container: "sidecar"}, false},
-		"its pod but itself":                     {stream.Dead{PodUID: mine.PodUID, NotIncarnation: mine.Incarnation}, false},
-		"its pod but another process":            {stream.Dead{PodUID: mine.PodUID, NotIncarnation: "incarnation-v"}, true},
-		"its pod, leases before it":              {stream.Dead{PodUID: mine.PodUID, ClaimedBefore: time.Now().Add(-24 * long)}, false},
-		"its pod, leases up to now":              {stream.Dead{PodUID: mine.PodUID, ClaimedBefore: time.Now().Add(24 * long)}, true},
-		"all":                                    {stream.Dead{All: true}, true},
-		"all but itself":                         {stream.Dead{All: true, NotIncarnation: mine.Incarnation}, false},
-		"all but another process":                {stream.Dead{All: true, NotIncarnation: "incarnation-v"}, true},
-		"all in another container":               {stream.Dead{All: true, Container: "sidecar"}, false},
-		"its pod, its container, another lives":  {stream.Dead{PodUID: mine.PodUID, Container: "main", NotIncarnation: "incarnation-v", ClaimedBefore: time.Now().Add(24 * long)}, true},
-		"its pod, its container, itself but old": {stream.Dead{PodUID: mine.PodUID, Container: "main", Incarnation: mine.Incarnation, ClaimedBefore: time.Now().Add(-24 * long)}, false},
+		"its pod":                                {stream.ExpireFilter{PodUID: mine.PodUID}, true},
+		"another pod":                            {stream.ExpireFilter{PodUID: "uid-v"}, false},
+		"itself":                                 {stream.ExpireFilter{Incarnation: mine.Incarnation}, true},
+		"another process":                        {stream.ExpireFilter{Incarnation: "incarnation-v"}, false},
+		"its pod and itself":                     {stream.ExpireFilter{PodUID: mine.PodUID, Incarnation: mine.Incarnation}, true},
+		"its pod and another process":            {stream.ExpireFilter{PodUID: mine.PodUID, Incarnation: "incarnation-v"}, false},
+		"another pod and itself":                 {stream.ExpireFilter{PodUID: "uid-v", Incarnation: mine.Incarnation}, false},
+		"its container":                          {stream.ExpireFilter{PodUID: mine.PodUID, Container: "main"}, true},
+		"another container":                      {stream.ExpireFilter{PodUID: mine.PodUID, Container: "sidecar"}, false},
+		"its pod but itself":                     {stream.ExpireFilter{PodUID: mine.PodUID, ExceptIncarnation: mine.Incarnation}, false},
+		"its pod but another process":            {stream.ExpireFilter{PodUID: mine.PodUID, ExceptIncarnation: "incarnation-v"}, true},
+		"its pod, leases before it":              {stream.ExpireFilter{PodUID: mine.PodUID, ClaimedBefore: time.Now().Add(-24 * long)}, false},
+		"its pod, leases up to now":              {stream.ExpireFilter{PodUID: mine.PodUID, ClaimedBefore: time.Now().Add(24 * long)}, true},
+		"all":                                    {stream.ExpireFilter{All: true}, true},
+		"all but itself":                         {stream.ExpireFilter{All: true, ExceptIncarnation: mine.Incarnation}, false},
+		"all but another process":                {stream.ExpireFilter{All: true, ExceptIncarnation: "incarnation-v"}, true},
+		"all in another container":               {stream.ExpireFilter{All: true, Container: "sidecar"}, false},
+		"its pod, its container, another lives":  {stream.ExpireFilter{PodUID: mine.PodUID, Container: "main", ExceptIncarnation: "incarnation-v", ClaimedBefore: time.Now().Add(24 * long)}, true},
+		"its pod, its container, itself but old": {stream.ExpireFilter{PodUID: mine.PodUID, Container: "main", Incarnation: mine.Incarnation, ClaimedBefore: time.Now().Add(-24 * long)}, false},
 	} {
 		st := s.add(stream.Job{})
 		s.one("w", long)
@@ -750,10 +750,10 @@ func (s *storeTest) expire() {
 			s.Errorf("%s: Expire returned %d, error %v, want %d", name, n, err, want)
 		}
 		got := s.take("next", long, 10)
-		if len(got) != want || want == 1 && (!got[0].Died || got[0].ID != st.ID || got[0].Epoch != 2) {
+		if len(got) != want || want == 1 && (!got[0].Reclaimed || got[0].ID != st.ID || got[0].Epoch != 2) {
 			s.Errorf("%s: the next claim gave %+v, want %d jobs of a dead owner", name, got, want)
 		}
-		if n, err := s.Store.Expire(s.ctx, stream.Dead{Incarnation: mine.Incarnation}); err != nil || n != 1-want {
+		if n, err := s.Store.Expire(s.ctx, stream.ExpireFilter{Incarnation: mine.Incarnation}); err != nil || n != 1-want {
 			s.Errorf("%s: then %d leases were left, error %v, want %d", name, n, err, 1-want)
 		}
 		s.must(s.Store.Cancel(s.ctx, st.ID))
@@ -765,16 +765,16 @@ func (s *storeTest) expire() {
 	if got, err := s.Store.Claim(s.ctx, stream.Claim{Owner: nameless, TTL: long, Max: 1}); len(got) != 1 || err != nil {
 		s.Fatalf("claimed %v, error %v", got, err)
 	}
-	if n, err := s.Store.Expire(s.ctx, stream.Dead{PodUID: mine.PodUID, Container: "main"}); n != 1 || err != nil {
+	if n, err := s.Store.Expire(s.ctx, stream.ExpireFilter{PodUID: mine.PodUID, Container: "main"}); n != 1 || err != nil {
 		s.Errorf("Expire in a container of an owner that has not named its own returned %d, error %v", n, err)
 	}
-	for _, dead := range []stream.Dead{{}, {Container: "main"}, {NotIncarnation: "x"}, {ClaimedBefore: time.Now()}} {
+	for _, dead := range []stream.ExpireFilter{{}, {Container: "main"}, {ExceptIncarnation: "x"}, {ClaimedBefore: time.Now()}} {
 		if n, err := s.Store.Expire(s.ctx, dead); err == nil {
 			s.Errorf("%+v names nobody, but ended %d leases", dead, n)
 		}
 	}
-	// Ready, paused and final jobs have no lease to end, whoever was their owner.
-	if n, err := s.Store.Expire(s.ctx, stream.Dead{All: true}); n != 0 || err != nil {
+	// Ready, paused and final jobs have no lease to end, whatever their owner was.
+	if n, err := s.Store.Expire(s.ctx, stream.ExpireFilter{All: true}); n != 0 || err != nil {
 		s.Errorf("Expire ended %d leases, error %v, where there was none", n, err)
 	}
 }
@@ -819,7 +819,7 @@ func (s *storeTest) unknown() {
 	}
 	l := stream.Lease{Job: "nobody's", Epoch: 1, Owner: worker("w")}
 	s.is(s.Store.Renew(s.ctx, l, stream.Progress{}, long), stream.ErrFenced, "Renew")
-	s.is(s.Store.Note(s.ctx, l, stream.Journal{}, stream.Stall{}), stream.ErrFenced, "Note")
+	s.is(s.Store.SaveState(s.ctx, l, stream.CrashState{}, stream.RetryState{}), stream.ErrFenced, "Note")
 	s.is(s.Store.Release(s.ctx, l, stream.Release{State: stream.Completed}), stream.ErrFenced, "Release")
 	if got := s.take("w", long, 5); len(got) != 0 {
 		s.Errorf("an empty store gave %v", ids(got))
@@ -935,8 +935,8 @@ func (m *modelTest) claim(t *rapid.T) {
 		}
 		last = st.Priority
 		want := m.jobs[st.ID]
-		if died := want.State == stream.Running && want.Owner.Incarnation != c.Owner.Incarnation; st.Died != died {
-			t.Fatalf("%s: Died is %v, but it was %s and owned by %v", st.ID, st.Died, want.State, want.Owner)
+		if died := want.State == stream.Running && want.Owner.Incarnation != c.Owner.Incarnation; st.Reclaimed != died {
+			t.Fatalf("%s: Died is %v, but it was %s and owned by %v", st.ID, st.Reclaimed, want.State, want.Owner)
 		}
 		due = slices.DeleteFunc(due, func(id string) bool { return id == st.ID })
 		want.State, want.Epoch, want.Attempts, want.Owner = stream.Running, want.Epoch+1, want.Attempts+1, c.Owner
@@ -977,12 +977,12 @@ func (m *modelTest) renew(t *rapid.T) {
 
 func (m *modelTest) note(t *rapid.T) {
 	l, st, current := m.lease(t)
-	j := stream.Journal{Probe: rapid.IntRange(0, 1000).Draw(t, "probe"), Until: rapid.Uint64Range(0, 1<<50).Draw(t, "until")}
-	stall := stream.Stall{Failures: rapid.IntRange(0, 2).Draw(t, "failures")}
+	j := stream.CrashState{BatchLimit: rapid.IntRange(0, 1000).Draw(t, "probe"), SuspectUntil: rapid.Uint64Range(0, 1<<50).Draw(t, "until")}
+	stall := stream.RetryState{Failures: rapid.IntRange(0, 2).Draw(t, "failures")}
 	stall.Dependent = time.Duration(stall.Failures) * time.Second
-	if m.outcome(t, "Note", m.s.Store.Note(m.s.ctx, l, j, stall), current) {
-		st.Journal, st.Stall = j, stall
-		if stall == (stream.Stall{}) {
+	if m.outcome(t, "Note", m.s.Store.SaveState(m.s.ctx, l, j, stall), current) {
+		st.CrashState, st.RetryState = j, stall
+		if stall == (stream.RetryState{}) {
 			st.Reason = ""
 		}
 	}
@@ -991,7 +991,7 @@ func (m *modelTest) note(t *rapid.T) {
 func (m *modelTest) release(t *rapid.T) {
 	l, st, current := m.lease(t)
 	r := stream.Release{State: rapid.SampledFrom([]stream.State{stream.Ready, stream.Completed, stream.Failed}).Draw(t, "state"), Reason: "reason",
-		After: time.Duration(rapid.IntRange(0, 1).Draw(t, "after")) * time.Hour, Stall: stream.Stall{Failures: rapid.IntRange(0, 9).Draw(t, "attempts"), NoProgress: time.Minute}}
+		After: time.Duration(rapid.IntRange(0, 1).Draw(t, "after")) * time.Hour, RetryState: stream.RetryState{Failures: rapid.IntRange(0, 9).Draw(t, "attempts"), NoProgress: time.Minute}}
 	err := m.s.Store.Release(m.s.ctx, l, r)
 	if !current && st.Epoch == l.Epoch && st.State == r.State && r.State.Final() {
 		if err != nil {
@@ -1000,7 +1000,7 @@ func (m *modelTest) release(t *rapid.T) {
 		return
 	}
 	if m.outcome(t, "Release", err, current) {
-		st.State, st.Stall, st.Progress, st.Reason, st.Journal = r.State, r.Stall, r.Progress, r.Reason, r.Journal
+		st.State, st.RetryState, st.Progress, st.Reason, st.CrashState = r.State, r.RetryState, r.Progress, r.Reason, r.CrashState
 		if m.due[l.Job] = m.now; r.State == stream.Ready {
 			m.due[l.Job] += r.After
 		}
@@ -1016,7 +1016,7 @@ func (m *modelTest) expire(t *rapid.T) {
 			want++
 		}
 	}
-	if n, err := m.s.Store.Expire(m.s.ctx, stream.Dead{Incarnation: o.Incarnation}); n != want || err != nil {
+	if n, err := m.s.Store.Expire(m.s.ctx, stream.ExpireFilter{Incarnation: o.Incarnation}); n != want || err != nil {
 		t.Fatalf("Expire returned %d, error %v, want %d", n, err, want)
 	}
 }
@@ -1049,7 +1049,7 @@ func (m *modelTest) change(t *rapid.T) {
 	case "resume":
 		st.State = stream.Ready
 	case "retry":
-		st.State, st.Epoch, st.Stall, st.Journal, st.Reason = stream.Ready, st.Epoch+1, stream.Stall{}, stream.Journal{}, ""
+		st.State, st.Epoch, st.RetryState, st.CrashState, st.Reason = stream.Ready, st.Epoch+1, stream.RetryState{}, stream.CrashState{}, ""
 	}
 	if wasRunning {
 		m.due[st.ID] = m.now // the lease is over; only a wait before the job's time outlasts a stop
@@ -1067,8 +1067,8 @@ func (m *modelTest) compare(t *rapid.T) {
 	for i, st := range got {
 		id := m.order[len(m.order)-1-i]
 		want := m.jobs[id]
-		if st.ID != id || st.State != want.State || st.Epoch != want.Epoch || st.Attempts != want.Attempts || st.Stall != want.Stall ||
-			st.Progress != want.Progress || st.Journal != want.Journal || st.Reason != want.Reason || st.Owner != want.Owner || st.DedupeKey != want.DedupeKey {
+		if st.ID != id || st.State != want.State || st.Epoch != want.Epoch || st.Attempts != want.Attempts || st.RetryState != want.RetryState ||
+			st.Progress != want.Progress || st.CrashState != want.CrashState || st.Reason != want.Reason || st.Owner != want.Owner || st.DedupeKey != want.DedupeKey {
 			t.Fatalf("job %s is\n%+v, want\n%+v", id, st, *want)
 		}
 		if st.LeaseUntil.IsZero() == (st.State == stream.Running) {

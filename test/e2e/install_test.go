@@ -120,9 +120,9 @@ func TestUsersOfTheLibrariesGetLightModules(t *testing.T) {
 		{"sdk", nil},
 		{"grpclife", nil},
 		{"stream stream/memstore stream/streamtest stream/driver", nil},
-		{"stream/natshints", []string{"github.com/nats-io/nats.go"}},
-		{"stream/rabbithints", []string{"github.com/rabbitmq/amqp091-go"}},
-		{"stream/pghints", []string{"github.com/jackc/pgx/v5"}},
+		{"stream/natsnotify", []string{"github.com/nats-io/nats.go"}},
+		{"stream/rabbitnotify", []string{"github.com/rabbitmq/amqp091-go"}},
+		{"stream/pgnotify", []string{"github.com/jackc/pgx/v5"}},
 		{"stream/pgsource", []string{"github.com/jackc/pgx/v5"}},
 		// goose names the databases that it knows in its go.mod.
 		{"stream/pgstore", []string{"github.com/jackc/pgx/v5", "github.com/pressly/goose/v3", "modernc.org/sqlite"}},

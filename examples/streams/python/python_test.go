@@ -267,7 +267,7 @@ func newTarget(t *testing.T) *target {
 func (c *target) work(address string, observe func(stream.Event)) {
 	c.t.Helper()
 	conns := stream.NewConnections(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	worker, err := stream.NewWorker(stream.WorkerConfig{Store: c.store, Dial: conns.Dial, Sole: true, Sweep: 50 * time.Millisecond,
+	worker, err := stream.NewWorker(stream.WorkerConfig{Store: c.store, Dial: conns.Dial, SingleProcess: true, PollInterval: 50 * time.Millisecond,
 		Retry: stream.Backoff{Min: 10 * time.Millisecond, Max: 200 * time.Millisecond}, CommitRecords: 200, MaxBad: 1000,
 		Logger: slog.New(slog.DiscardHandler), Observe: observe})
 	if err != nil {
@@ -382,9 +382,9 @@ func TestWorkerCompletesThroughInterruptions(t *testing.T) {
 		mu.Lock()
 		defer mu.Unlock()
 		switch {
-		case e.Kind == stream.EventCut && e.Reason == stream.ReasonDraining:
+		case e.Kind == stream.EventDisconnected && e.Reason == stream.ReasonDraining:
 			seen["drain"]++
-		case e.Kind == stream.EventCut:
+		case e.Kind == stream.EventDisconnected:
 			seen["cut"]++
 		}
 	})

@@ -71,7 +71,7 @@ func run(ctx context.Context) error {
 	}
 	conns := stream.NewConnections(listener.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	defer conns.Close()
-	worker, err := stream.NewWorker(stream.WorkerConfig{Store: store, Dial: conns.Dial, Sole: true, Sweep: 100 * time.Millisecond})
+	worker, err := stream.NewWorker(stream.WorkerConfig{Store: store, Dial: conns.Dial, SingleProcess: true, PollInterval: 100 * time.Millisecond})
 	if err != nil {
 		return err
 	}

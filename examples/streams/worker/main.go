@@ -27,7 +27,7 @@ import (
 
 	"github.com/levada-io/levada/stream"
 	"github.com/levada-io/levada/stream/pgstore"
-	"github.com/levada-io/levada/stream/rabbithints"
+	"github.com/levada-io/levada/stream/rabbitnotify"
 	"github.com/levada-io/levada/stream/streammetrics"
 )
 
@@ -64,15 +64,15 @@ func run(ctx context.Context) error {
 	connections := stream.NewConnections(os.Getenv("PRODUCER"), grpc.WithTransportCredentials(insecure.NewCredentials())) // in earnest: TLS
 	defer connections.Close()
 	// The message queue wakes workers. It decides nothing: without it jobs start some seconds later.
-	hints, err := rabbithints.New(ctx, os.Getenv("AMQP_URL"))
+	notifier, err := rabbitnotify.New(ctx, os.Getenv("AMQP_URL"))
 	if err != nil {
 		return fmt.Errorf("AMQP_URL: %w", err)
 	}
-	defer hints.Close()
+	defer notifier.Close()
 
 	metrics := streammetrics.NewWorker()
 	worker, err := stream.NewWorker(stream.WorkerConfig{
-		Store: store, Hints: hints, Dial: connections.Dial, Observe: metrics.Observe,
+		Store: store, Notifier: notifier, Dial: connections.Dial, Observe: metrics.Observe,
 		Owner:        stream.Self(), // the pod: POD_NAME, POD_UID, CONTAINER_NAME
 		DrainTimeout: 20 * time.Second,
 	})
@@ -84,7 +84,7 @@ func run(ctx context.Context) error {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(metrics, streammetrics.NewStore(store), collectors.NewGoCollector())
 
-	a := &admin{store: store, hints: hints, worker: worker}
+	a := &admin{store: store, notifier: notifier, worker: worker}
 	web.Handler = a.handler(registry)
 	failed := make(chan error, 1)
 	go func() { failed <- web.Serve(adminListener) }()
@@ -122,7 +122,7 @@ func copyUsers(ctx context.Context, tx pgx.Tx, b *stream.Batch, users []stream.T
 // admin answers probes, and makes and shows jobs.
 type admin struct {
 	store    *pgstore.Store
-	hints    stream.Hints
+	notifier stream.Notifier
 	worker   *stream.Worker
 	draining atomic.Bool
 }
@@ -132,7 +132,7 @@ func (a *admin) handler(metrics prometheus.Gatherer) http.Handler {
 	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
 		if a.worker.Stuck() > 0 { // a handler that ignores its context: only a restart helps
-			http.Error(w, "a handler does not come back", http.StatusServiceUnavailable)
+			http.Error(w, "a handler does not return", http.StatusServiceUnavailable)
 		}
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
@@ -143,7 +143,7 @@ func (a *admin) handler(metrics prometheus.Gatherer) http.Handler {
 	mux.HandleFunc("POST /copies/{country}", func(w http.ResponseWriter, r *http.Request) {
 		query, _ := json.Marshal(map[string]string{"country": r.PathValue("country")})
 		// The key makes a repeated request the same job. SubmitTx would do it in a transaction of your own.
-		job, err := stream.Submit(r.Context(), a.store, a.hints, stream.Job{Stream: "users", Query: query, DedupeKey: "copy/" + r.PathValue("country")})
+		job, err := stream.Submit(r.Context(), a.store, a.notifier, stream.Job{Stream: "users", Query: query, DedupeKey: "copy/" + r.PathValue("country")})
 		answer(w, job, err)
 	})
 	mux.HandleFunc("GET /jobs/{id}", func(w http.ResponseWriter, r *http.Request) {

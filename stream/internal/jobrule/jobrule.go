@@ -12,7 +12,7 @@ import (
 	"github.com/levada-io/levada/stream"
 )
 
-// maxName is how long names may be, in bytes: they are keys of indexes, and hints carry a stream's and a job's.
+// maxName is how long names may be, in bytes: they are keys of indexes, and notifications carry a stream's and a job's.
 const maxName = 1024
 
 // Job returns the job as it is to be stored: with an ID, and a policy.
@@ -72,7 +72,7 @@ func Same(asked, found stream.Job) error {
 	return fmt.Errorf("%w: %s has %s: %s", stream.ErrExists, what, strings.Join(differs, ", "), do)
 }
 
-// name checks what stands in hints, separated by spaces.
+// name checks what stands in notifications, separated by spaces.
 func name(field, s string) error {
 	if strings.ContainsFunc(s, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }) {
 		return fmt.Errorf("%s is %q, but must hold neither white space nor control characters", field, s)
@@ -130,7 +130,7 @@ func Release(l stream.Lease, r stream.Release) error {
 }
 
 // Dead checks that a mistake does not end every lease there is.
-func Dead(d stream.Dead) error {
+func CheckExpire(d stream.ExpireFilter) error {
 	if d.PodUID == "" && d.Incarnation == "" && !d.All {
 		return fmt.Errorf("expire: one of PodUID, Incarnation and All must be set")
 	}

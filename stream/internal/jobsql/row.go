@@ -39,8 +39,8 @@ type Row[T any] struct {
 func (r *Row[T]) Dest() []any {
 	st := &r.status
 	return []any{&st.ID, &st.Stream, &st.Target, &st.Query, &r.dedupe, &st.Priority, &r.notBefore, &st.OnBad, &st.MaxBad, &st.State, &r.epoch,
-		&st.Owner.Pod, &st.Owner.PodUID, &st.Owner.Container, &st.Owner.Incarnation, &r.leaseUntil, &r.claimed, &st.Attempts, &st.Stall.Failures, &r.stalled, &r.denied, &r.dependent,
-		&r.records, &r.bytes, &r.bad, &r.size, &st.Journal.Probe, &r.probeUntil, &r.hand, &st.Journal.Deaths,
+		&st.Owner.Pod, &st.Owner.PodUID, &st.Owner.Container, &st.Owner.Incarnation, &r.leaseUntil, &r.claimed, &st.Attempts, &st.RetryState.Failures, &r.stalled, &r.denied, &r.dependent,
+		&r.records, &r.bytes, &r.bad, &r.size, &st.CrashState.BatchLimit, &r.probeUntil, &r.hand, &st.CrashState.Crashes,
 		&st.Reason, &st.LastError, &r.created, &r.started, &r.updated, &r.finished}
 }
 
@@ -55,8 +55,8 @@ func (r *Row[T]) Status(utc func(T) time.Time) stream.Status {
 	}
 	st.Epoch = uint64(r.epoch)
 	st.Progress = stream.Progress{Records: uint64(r.records), Bytes: uint64(r.bytes), Bad: uint64(r.bad), Size: uint64(r.size)}
-	st.Journal.Until, st.Journal.Hand = uint64(r.probeUntil), uint64(r.hand)
-	st.Stall.NoProgress, st.Stall.Denied, st.Stall.Dependent = duration(r.stalled), duration(r.denied), duration(r.dependent)
+	st.CrashState.SuspectUntil, st.CrashState.InFlightSeq = uint64(r.probeUntil), uint64(r.hand)
+	st.RetryState.NoProgress, st.RetryState.Denied, st.RetryState.Dependent = duration(r.stalled), duration(r.denied), duration(r.dependent)
 	st.NotBefore, st.CreatedAt, st.UpdatedAt = utc(r.notBefore), utc(r.created), utc(r.updated)
 	st.LeaseUntil, st.ClaimedAt, st.StartedAt, st.FinishedAt = utc(r.leaseUntil), utc(r.claimed), utc(r.started), utc(r.finished)
 	return st
@@ -78,26 +78,28 @@ func Progress(p stream.Progress) []any {
 }
 
 // Journal is the columns probe, probe_until, hand and deaths.
-func Journal(j stream.Journal) []any { return []any{j.Probe, int64(j.Until), int64(j.Hand), j.Deaths} }
+func CrashState(j stream.CrashState) []any {
+	return []any{j.BatchLimit, int64(j.SuspectUntil), int64(j.InFlightSeq), j.Crashes}
+}
 
 // Stalled is the columns stalled, denied and dependent; no_progress has the failures.
-func Stalled(s stream.Stall) []any {
+func Stalled(s stream.RetryState) []any {
 	return []any{s.NoProgress.Microseconds(), s.Denied.Microseconds(), s.Dependent.Microseconds()}
 }
 
 // Noted is what Store.Note writes: the columns of [Journal], no_progress, those of [Stalled], and whether reason and last_error are cleared, which they
 // are when a record was committed.
-func Noted(j stream.Journal, s stream.Stall) []any {
-	args := append(Journal(j), s.Failures)
-	return append(append(args, Stalled(s)...), s == (stream.Stall{}))
+func Noted(j stream.CrashState, s stream.RetryState) []any {
+	args := append(CrashState(j), s.Failures)
+	return append(append(args, Stalled(s)...), s == (stream.RetryState{}))
 }
 
 // Given is what Store.Release writes besides state and times: no_progress, the columns of [Progress], reason, last_error, and the columns of [Journal]
 // and [Stalled].
 func Given(r stream.Release) []any {
-	args := append([]any{r.Stall.Failures}, Progress(r.Progress)...)
+	args := append([]any{r.RetryState.Failures}, Progress(r.Progress)...)
 	args = append(args, jobrule.Text(string(r.Reason)), jobrule.Text(r.LastError))
-	return append(append(args, Journal(r.Journal)...), Stalled(r.Stall)...)
+	return append(append(args, CrashState(r.CrashState)...), Stalled(r.RetryState)...)
 }
 
 // OffsetColumns are those of levada_offset, in the order of [Offset.Dest].

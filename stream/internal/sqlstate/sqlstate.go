@@ -1,4 +1,4 @@
-// Package sqlstate tells what Postgres' error codes mean to somebody who can try again.
+// Package sqlstate classifies Postgres' error codes for a caller that can retry.
 package sqlstate
 
 // Class is what an error says about trying the same once more.
@@ -20,7 +20,7 @@ const (
 // Of returns the class of a code. See https://www.postgresql.org/docs/current/errcodes-appendix.html.
 //
 // Constraints that compare a row with others are Dependent, also uniqueness: the row that is in the way may be about to be changed. NOT NULL
-// and CHECK look at the row alone. What a person has to put right, a privilege or the schema, is no reason to refuse a record, and no outage that
+// and CHECK look at the row alone. What a person has to put right, a privilege or the schema, does not refuse a record, and is not an outage that
 // ends by itself. Other errors of class 42, such as a syntax error, are the statement's own.
 func Of(code string) Class {
 	switch code {

@@ -96,7 +96,7 @@ func (p *process) said() []byte {
 	return text
 }
 
-// TestLedger has three workers load four streams from a producer into Postgres, with RabbitMQ for hints and a watcher on a real API
+// TestLedger has three workers load four streams from a producer into Postgres, with RabbitMQ for notifications and a watcher on a real API
 // server, while all of them are killed, stopped, frozen and restarted. In the end each record must be in the table once.
 func TestLedger(t *testing.T) {
 	database, broker := testserver.PostgresServer(t), testserver.RabbitMQServer(t)

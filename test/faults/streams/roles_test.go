@@ -24,10 +24,10 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/levada-io/levada/stream"
-	"github.com/levada-io/levada/stream/pghints"
+	"github.com/levada-io/levada/stream/pgnotify"
 	"github.com/levada-io/levada/stream/pgstore"
 	"github.com/levada-io/levada/stream/podwatch"
-	"github.com/levada-io/levada/stream/rabbithints"
+	"github.com/levada-io/levada/stream/rabbitnotify"
 )
 
 // roleEnv makes this test binary one of the processes that are killed.
@@ -45,7 +45,7 @@ type role struct {
 	Records int
 	Streams int
 	Pace    time.Duration // of a commit
-	Lease   time.Duration // 0: as by default, and so for Sweep
+	Lease   time.Duration // 0: as by default, and so for PollInterval
 	Sweep   time.Duration
 }
 
@@ -139,16 +139,16 @@ func workOn(ctx context.Context, r role) error {
 		return err
 	}
 	defer store.Close()
-	var hints stream.Hints
+	var notifier stream.Notifier
 	if r.AMQP != "" {
-		hints, err = rabbithints.New(ctx, r.AMQP, rabbithints.WithLogger(slog.New(slog.DiscardHandler)))
+		notifier, err = rabbitnotify.New(ctx, r.AMQP, rabbitnotify.WithLogger(slog.New(slog.DiscardHandler)))
 	} else {
-		hints, err = pghints.New(ctx, r.DSN)
+		notifier, err = pgnotify.New(ctx, r.DSN)
 	}
 	if err != nil {
 		return err
 	}
-	defer hints.Close()
+	defer notifier.Close()
 	conns := stream.NewConnections(r.Address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	defer conns.Close()
 	for name, value := range map[string]string{"POD_NAME": r.Pod, "POD_UID": cmp.Or(r.PodUID, r.Pod), "CONTAINER_NAME": "worker"} { // as the downward API sets them
@@ -157,10 +157,10 @@ func workOn(ctx context.Context, r role) error {
 		}
 	}
 	worker, err := stream.NewWorker(stream.WorkerConfig{
-		Store: store, Hints: hints, Dial: conns.Dial, Owner: stream.Self(),
-		CommitRecords: 1000, Lease: r.Lease, Sweep: r.Sweep, MaxJobs: 4, MaxInFlight: 1 << 20, DrainTimeout: 5 * time.Second,
+		Store: store, Notifier: notifier, Dial: conns.Dial, Owner: stream.Self(),
+		CommitRecords: 1000, Lease: r.Lease, PollInterval: r.Sweep, MaxJobs: 4, MaxInFlight: 1 << 20, DrainTimeout: 5 * time.Second,
 		// Killed from outside two times in a hundred milliseconds looks like a record that kills: these records do not.
-		Deaths: 1000,
+		MaxCrashes: 1000,
 	})
 	if err != nil {
 		return err
@@ -198,17 +198,17 @@ func watchPods(ctx context.Context, r role) error {
 		return err
 	}
 	defer store.Close()
-	hints, err := rabbithints.New(ctx, r.AMQP, rabbithints.WithLogger(slog.New(slog.DiscardHandler)))
+	notifier, err := rabbitnotify.New(ctx, r.AMQP, rabbitnotify.WithLogger(slog.New(slog.DiscardHandler)))
 	if err != nil {
 		return err
 	}
-	defer hints.Close()
+	defer notifier.Close()
 	config := &rest.Config{Host: r.Kube.Host, TLSClientConfig: rest.TLSClientConfig{CAFile: r.Kube.CA, CertFile: r.Kube.Cert, KeyFile: r.Kube.Key}}
 	pods, err := podwatch.NewPods(config, r.Kube.Namespace)
 	if err != nil {
 		return err
 	}
-	watcher, err := podwatch.New(pods, store, podwatch.Options{Namespace: r.Kube.Namespace, Hints: hints, ClockSkew: time.Second, OnDeath: func(d podwatch.Death) {
+	watcher, err := podwatch.New(pods, store, podwatch.Options{Namespace: r.Kube.Namespace, Notifier: notifier, ClockSkew: time.Second, OnEnded: func(d podwatch.EndedOwner) {
 		slog.Info("death", "pod", d.Owner.Pod, "cause", d.Cause, "reason", d.Reason, "expired", d.Expired)
 	}})
 	if err != nil {

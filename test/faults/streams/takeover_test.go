@@ -16,11 +16,11 @@ import (
 
 	"github.com/levada-io/levada/internal/testserver"
 	"github.com/levada-io/levada/stream"
-	"github.com/levada-io/levada/stream/pghints"
+	"github.com/levada-io/levada/stream/pgnotify"
 	"github.com/levada-io/levada/stream/pgstore"
 )
 
-// TestTakeover measures, with default settings (a lease of 15 s, a sweep each 2 s), how long a job has no owner after its owner
+// TestTakeover measures, with default settings (a lease of 15 s, a poll each 2 s), how long a job has no owner after its owner
 // has gone in each way. What the promises in docs/streams.md say is the limit.
 func TestTakeover(t *testing.T) {
 	dsn := testserver.Postgres(t)
@@ -38,11 +38,11 @@ func TestTakeover(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer store.Close()
-	hints, err := pghints.New(ctx, dsn)
+	notifier, err := pgnotify.New(ctx, dsn)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer hints.Close()
+	defer notifier.Close()
 	address := testserver.FreeAddress(t)
 	start := func(name, pod string) *process {
 		log, err := os.Create(filepath.Join(t.TempDir(), "log"))
@@ -98,7 +98,7 @@ func TestTakeover(t *testing.T) {
 		}
 	}
 	pods := 0
-	// startWorker returns when the worker hears hints, and so sweeps, too: what is measured is not its start.
+	// startWorker returns when the worker hears notifications, and so polls, too: what is measured is not its start.
 	startWorker := func() *process {
 		t.Helper()
 		pods++
@@ -132,17 +132,17 @@ func TestTakeover(t *testing.T) {
 		}
 	}
 	const slack = 2 * time.Second // for the first commit, on a busy machine
-	measure("SIGTERM, with hints", slack+time.Second, func(stream.Status) { owner.cmd.Process.Signal(syscall.SIGTERM) })
+	measure("SIGTERM, with notifications", slack+time.Second, func(stream.Status) { owner.cmd.Process.Signal(syscall.SIGTERM) })
 	owner, other = other, startWorker()
 	measure("SIGKILL, without a watcher", 17*time.Second+slack, func(stream.Status) { owner.end(syscall.SIGKILL, time.Minute) })
 	owner, other = other, startWorker()
 	measure("SIGKILL, the watcher learns of it at once", 2*time.Second+slack, func(s stream.Status) {
 		owner.end(syscall.SIGKILL, time.Minute)
 		// What podwatch does when it sees the container terminated.
-		if n, err := store.Expire(ctx, stream.Dead{PodUID: s.Owner.PodUID}); n != 1 || err != nil {
+		if n, err := store.Expire(ctx, stream.ExpireFilter{PodUID: s.Owner.PodUID}); n != 1 || err != nil {
 			t.Fatalf("%d jobs expired, %v", n, err)
 		}
-		if err := hints.Send(ctx, stream.Hint{}); err != nil {
+		if err := notifier.Send(ctx, stream.Notification{}); err != nil {
 			t.Error(err)
 		}
 	})

@@ -15,15 +15,15 @@ import (
 	"github.com/levada-io/levada/stream"
 )
 
-// HintsUnderTest is a bus for one test of [RunHints].
-type HintsUnderTest struct {
+// NotifierUnderTest is a bus for one test of [RunNotifier].
+type NotifierUnderTest struct {
 	// Open returns another client of the bus, as another process would have it. The suite closes it.
-	Open func(t *testing.T) stream.Hints
-	// Broadcast: each listener gets each hint. Otherwise one of them does.
+	Open func(t *testing.T) stream.Notifier
+	// Broadcast: each listener gets each notification. Otherwise one of them does.
 	Broadcast bool
-	// Hold is how long a listener that does not return from wake keeps a hint back from the others; 0: it is not given to others.
+	// Hold is how long a listener that does not return from wake keeps a notification back from the others; 0: it is not given to others.
 	Hold time.Duration
-	// SendLimit is how long a Send may take while the bus is away.
+	// SendLimit is how long a Send may take while the bus is unavailable.
 	SendLimit time.Duration
 
 	// The rest may be nil; then what needs it is not tested.
@@ -34,33 +34,33 @@ type HintsUnderTest struct {
 	Freeze, Thaw func(t *testing.T)
 	// Cut ends all connections of clients, while the bus stays.
 	Cut func(t *testing.T)
-	// Garbage puts something onto the bus that is no hint.
+	// Garbage puts something onto the bus that is not a notification.
 	Garbage func(t *testing.T, text string)
 }
 
 // hintPatience is how long the suite waits for what must happen.
 const hintPatience = 60 * time.Second
 
-// RunHints is the suite that every driver of [stream.Hints] passes. open is called once per test, and should give it a bus, or a part
+// RunNotifier is the suite that every driver of [stream.Notifier] passes. open is called once per test, and should give it a bus, or a part
 // of one, that no other test uses.
-func RunHints(t *testing.T, open func(t *testing.T) HintsUnderTest) {
+func RunNotifier(t *testing.T, open func(t *testing.T) NotifierUnderTest) {
 	for _, test := range []struct {
 		name string
-		run  func(t *testing.T, bus *hintBus)
+		run  func(t *testing.T, bus *notifierBus)
 	}{
-		{"Delivered", testHintsDelivered},
-		{"OneWakeAtATime", testHintsOneWakeAtATime},
-		{"BlockedWake", testHintsBlockedWake},
-		{"GivenBack", testHintsGivenBack},
-		{"ManySenders", testHintsManySenders},
-		{"ListenEndsWithContext", testHintsListenEnds},
-		{"Close", testHintsClose},
-		{"SendWithEndedContext", testHintsSendEnded},
-		{"Garbage", testHintsGarbage},
-		{"Cut", testHintsCut},
-		{"Restart", testHintsRestart},
-		{"Away", testHintsAway},
-		{"Frozen", testHintsFrozen},
+		{"Delivered", testNotifierDelivered},
+		{"OneWakeAtATime", testNotifierOneWakeAtATime},
+		{"BlockedWake", testNotifierBlockedWake},
+		{"GivenBack", testNotifierGivenBack},
+		{"ManySenders", testNotifierManySenders},
+		{"ListenEndsWithContext", testNotifierListenEnds},
+		{"Close", testNotifierClose},
+		{"SendWithEndedContext", testNotifierSendEnded},
+		{"Garbage", testNotifierGarbage},
+		{"Cut", testNotifierCut},
+		{"Restart", testNotifierRestart},
+		{"Away", testNotifierAway},
+		{"Frozen", testNotifierFrozen},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			ours := goleak.IgnoreCurrent()
@@ -77,18 +77,18 @@ func RunHints(t *testing.T, open func(t *testing.T) HintsUnderTest) {
 					}
 				}
 			})
-			test.run(t, &hintBus{HintsUnderTest: open(t), t: t})
+			test.run(t, &notifierBus{NotifierUnderTest: open(t), t: t})
 		})
 	}
 }
 
 // hintBus is the bus of one test.
-type hintBus struct {
-	HintsUnderTest
+type notifierBus struct {
+	NotifierUnderTest
 	t *testing.T
 }
 
-func (b *hintBus) client() stream.Hints {
+func (b *notifierBus) client() stream.Notifier {
 	b.t.Helper()
 	h := b.Open(b.t)
 	b.t.Cleanup(func() {
@@ -106,29 +106,29 @@ func (b *hintBus) client() stream.Hints {
 	return h
 }
 
-// hintListener notes the hints that one Listen was given.
-type hintListener struct {
+// hintListener notes the notifications that one Listen was given.
+type notifierListener struct {
 	t      *testing.T
 	cancel context.CancelFunc
 	ended  chan error
 	// block is what wake does beyond noting; nil: nothing.
-	block func(ctx context.Context, h stream.Hint)
+	block func(ctx context.Context, h stream.Notification)
 
 	inWake atomic.Int32
 	mu     sync.Mutex
-	seen   map[stream.Hint]int
-	change chan struct{} // closed at the next hint
+	seen   map[stream.Notification]int
+	change chan struct{} // closed at the next notification
 }
 
-func (b *hintBus) listen(h stream.Hints, block func(context.Context, stream.Hint)) *hintListener {
+func (b *notifierBus) listen(h stream.Notifier, block func(context.Context, stream.Notification)) *notifierListener {
 	ctx, cancel := context.WithCancel(context.Background())
-	l := &hintListener{t: b.t, cancel: cancel, ended: make(chan error, 1), block: block, seen: map[stream.Hint]int{}, change: make(chan struct{})}
+	l := &notifierListener{t: b.t, cancel: cancel, ended: make(chan error, 1), block: block, seen: map[stream.Notification]int{}, change: make(chan struct{})}
 	go func() { l.ended <- h.Listen(ctx, l.wake) }()
 	b.t.Cleanup(func() { l.end(context.Canceled) })
 	return l
 }
 
-func (l *hintListener) wake(ctx context.Context, h stream.Hint) {
+func (l *notifierListener) wake(ctx context.Context, h stream.Notification) {
 	if n := l.inWake.Add(1); n != 1 {
 		l.t.Errorf("wake is called %d times at once", n)
 	}
@@ -144,7 +144,7 @@ func (l *hintListener) wake(ctx context.Context, h stream.Hint) {
 }
 
 // end ends Listen, if that was not done already, and expects its error.
-func (l *hintListener) end(want error) {
+func (l *notifierListener) end(want error) {
 	l.t.Helper()
 	l.cancel()
 	select {
@@ -160,16 +160,16 @@ func (l *hintListener) end(want error) {
 	}
 }
 
-func (l *hintListener) has(h stream.Hint) bool {
+func (l *notifierListener) has(h stream.Notification) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.seen[h] > 0
 }
 
-// await waits until one of the listeners has been given the hint.
-func await(t *testing.T, h stream.Hint, among ...*hintListener) {
+// await waits until one of the listeners has been given the notification.
+func await(t *testing.T, h stream.Notification, among ...*notifierListener) {
 	t.Helper()
-	awaitFor(t, fmt.Sprintf("hint %q reaches a listener", h), func() bool {
+	awaitFor(t, fmt.Sprintf("notification %q reaches a listener", h), func() bool {
 		for _, l := range among {
 			if l.has(h) {
 				return true
@@ -190,32 +190,32 @@ func awaitFor(t *testing.T, what string, done func() bool) {
 
 var hintNumber atomic.Int64
 
-// newHint makes a hint that no other is like.
-func newHint() stream.Hint {
-	return stream.Hint{Stream: "users", Job: fmt.Sprintf("job-%d", hintNumber.Add(1))}
+// newNotification makes a notification that no other is like.
+func newNotification() stream.Notification {
+	return stream.Notification{Stream: "users", Job: fmt.Sprintf("job-%d", hintNumber.Add(1))}
 }
 
-func (b *hintBus) send(h stream.Hints, hint stream.Hint) {
+func (b *notifierBus) send(h stream.Notifier, notification stream.Notification) {
 	b.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), hintPatience)
 	defer cancel()
-	if err := h.Send(ctx, hint); err != nil {
-		b.t.Errorf("Send(%q): %v", hint, err)
+	if err := h.Send(ctx, notification); err != nil {
+		b.t.Errorf("Send(%q): %v", notification, err)
 	}
 }
 
-// settle sends new hints, whose sends may fail, until each listener has been given one of them: then all are connected.
-func (b *hintBus) settle(h stream.Hints, listeners ...*hintListener) {
+// settle sends new notifications, whose sends may fail, until each listener has been given one of them: then all are connected.
+func (b *notifierBus) settle(h stream.Notifier, listeners ...*notifierListener) {
 	b.t.Helper()
 	deadline := time.Now().Add(hintPatience)
-	var sent []stream.Hint
+	var sent []stream.Notification
 	var last error
 	for {
 		missing := 0
 		for _, l := range listeners {
 			got := false
-			for _, hint := range sent {
-				got = got || l.has(hint)
+			for _, notification := range sent {
+				got = got || l.has(notification)
 			}
 			if !got {
 				missing++
@@ -225,25 +225,25 @@ func (b *hintBus) settle(h stream.Hints, listeners ...*hintListener) {
 			return
 		}
 		if time.Now().After(deadline) {
-			b.t.Fatalf("%d of %d listeners were given none of %d hints within %v (last error of Send: %v)", missing, len(listeners), len(sent), hintPatience, last)
+			b.t.Fatalf("%d of %d listeners were given none of %d notifications within %v (last error of Send: %v)", missing, len(listeners), len(sent), hintPatience, last)
 		}
-		hint := newHint()
+		notification := newNotification()
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		if err := h.Send(ctx, hint); err != nil {
+		if err := h.Send(ctx, notification); err != nil {
 			last = err
 		} else {
-			sent = append(sent, hint)
+			sent = append(sent, notification)
 		}
 		cancel()
 		time.Sleep(20 * time.Millisecond)
 	}
 }
 
-func testHintsDelivered(t *testing.T, b *hintBus) {
+func testNotifierDelivered(t *testing.T, b *notifierBus) {
 	sender, receiver := b.client(), b.client()
 	l := b.listen(receiver, nil)
 	b.settle(sender, l)
-	for _, h := range []stream.Hint{
+	for _, h := range []stream.Notification{
 		{Stream: "users", Job: "1"},
 		{Stream: "with a space", Job: "a b  c"},
 		{Stream: "Ünï/cødé\n\t%20+&=", Job: `'"; DROP TABLE job --`},
@@ -258,21 +258,21 @@ func testHintsDelivered(t *testing.T, b *hintBus) {
 	}
 	// What is too long for the bus must still wake.
 	l.mu.Lock()
-	delete(l.seen, stream.Hint{})
+	delete(l.seen, stream.Notification{})
 	l.mu.Unlock()
-	long := stream.Hint{Stream: "users", Job: strings.Repeat("%", 20_000)}
+	long := stream.Notification{Stream: "users", Job: strings.Repeat("%", 20_000)}
 	b.send(sender, long)
-	awaitFor(t, "a hint with a very long name wakes", func() bool { return l.has(long) || l.has(stream.Hint{}) })
+	awaitFor(t, "a notification with a very long name wakes", func() bool { return l.has(long) || l.has(stream.Notification{}) })
 	// A client may send what it receives itself.
-	h := newHint()
+	h := newNotification()
 	b.send(receiver, h)
 	await(t, h, l)
 }
 
-func testHintsOneWakeAtATime(t *testing.T, b *hintBus) {
+func testNotifierOneWakeAtATime(t *testing.T, b *notifierBus) {
 	sender, receiver := b.client(), b.client()
 	var calls atomic.Int32
-	l := b.listen(receiver, func(ctx context.Context, _ stream.Hint) {
+	l := b.listen(receiver, func(ctx context.Context, _ stream.Notification) {
 		calls.Add(1)
 		select { // long enough for a second call to show
 		case <-ctx.Done():
@@ -280,9 +280,9 @@ func testHintsOneWakeAtATime(t *testing.T, b *hintBus) {
 		}
 	})
 	b.settle(sender, l)
-	var sent []stream.Hint
+	var sent []stream.Notification
 	for range 50 {
-		h := newHint()
+		h := newNotification()
 		sent = append(sent, h)
 		b.send(sender, h)
 	}
@@ -290,16 +290,16 @@ func testHintsOneWakeAtATime(t *testing.T, b *hintBus) {
 		await(t, h, l)
 	}
 	if calls.Load() < 50 {
-		t.Errorf("wake was called %d times for 50 hints", calls.Load())
+		t.Errorf("wake was called %d times for 50 notifications", calls.Load())
 	}
 }
 
-func testHintsBlockedWake(t *testing.T, b *hintBus) {
+func testNotifierBlockedWake(t *testing.T, b *notifierBus) {
 	sender, stuckClient, freeClient := b.client(), b.client(), b.client()
 	release, blocked := make(chan struct{}), make(chan struct{})
 	var unblock, once sync.Once
 	defer unblock.Do(func() { close(release) })
-	stuck := b.listen(stuckClient, func(ctx context.Context, _ stream.Hint) {
+	stuck := b.listen(stuckClient, func(ctx context.Context, _ stream.Notification) {
 		once.Do(func() { close(blocked) })
 		select {
 		case <-release:
@@ -310,9 +310,9 @@ func testHintsBlockedWake(t *testing.T, b *hintBus) {
 	<-blocked
 	free := b.listen(freeClient, nil)
 	b.settle(sender, free)
-	var sent []stream.Hint
+	var sent []stream.Notification
 	for range 100 {
-		h := newHint()
+		h := newNotification()
 		sent = append(sent, h)
 		b.send(sender, h)
 	}
@@ -321,7 +321,7 @@ func testHintsBlockedWake(t *testing.T, b *hintBus) {
 	}
 	stuck.mu.Lock()
 	if n := len(stuck.seen); n != 1 {
-		t.Errorf("while wake did not return, its listener was given %d hints", n)
+		t.Errorf("while wake did not return, its listener was given %d notifications", n)
 	}
 	stuck.mu.Unlock()
 	unblock.Do(func() { close(release) })
@@ -335,13 +335,13 @@ func testHintsBlockedWake(t *testing.T, b *hintBus) {
 	b.settle(sender, stuck)
 }
 
-func testHintsGivenBack(t *testing.T, b *hintBus) {
+func testNotifierGivenBack(t *testing.T, b *notifierBus) {
 	if b.Hold == 0 {
-		t.Skip("a hint is not given to another listener")
+		t.Skip("a notification is not given to another listener")
 	}
 	sender, stuckClient, freeClient := b.client(), b.client(), b.client()
-	blocked, release := make(chan stream.Hint, 1), make(chan struct{})
-	stuck := b.listen(stuckClient, func(ctx context.Context, h stream.Hint) {
+	blocked, release := make(chan stream.Notification, 1), make(chan struct{})
+	stuck := b.listen(stuckClient, func(ctx context.Context, h stream.Notification) {
 		select {
 		case blocked <- h:
 		default:
@@ -357,12 +357,12 @@ func testHintsGivenBack(t *testing.T, b *hintBus) {
 	begin := time.Now()
 	await(t, held, free)
 	if took := time.Since(begin); took > b.Hold+5*time.Second {
-		t.Errorf("another listener was given the hint after %v, where %v was the hold", took, b.Hold)
+		t.Errorf("another listener was given the notification after %v, where %v was the hold", took, b.Hold)
 	}
 	// It has no more than that one, also now that it has given that one back.
-	var sent []stream.Hint
+	var sent []stream.Notification
 	for range 20 {
-		h := newHint()
+		h := newNotification()
 		sent = append(sent, h)
 		b.send(sender, h)
 	}
@@ -372,9 +372,9 @@ func testHintsGivenBack(t *testing.T, b *hintBus) {
 	close(release)
 	free.end(context.Canceled)
 	b.settle(sender, stuck)
-	// What is in hand when a listener ends goes to another.
-	again := make(chan stream.Hint, 1)
-	stopping := b.listen(b.client(), func(ctx context.Context, h stream.Hint) {
+	// A notification in flight when a listener ends goes to another.
+	again := make(chan stream.Notification, 1)
+	stopping := b.listen(b.client(), func(ctx context.Context, h stream.Notification) {
 		select {
 		case again <- h:
 		default:
@@ -388,18 +388,18 @@ func testHintsGivenBack(t *testing.T, b *hintBus) {
 	await(t, inHand, b.listen(b.client(), nil))
 }
 
-func testHintsManySenders(t *testing.T, b *hintBus) {
+func testNotifierManySenders(t *testing.T, b *notifierBus) {
 	receiver := b.client()
 	first, second := b.listen(receiver, nil), b.listen(b.client(), nil)
-	senders := []stream.Hints{b.client(), b.client(), receiver}
+	senders := []stream.Notifier{b.client(), b.client(), receiver}
 	b.settle(senders[0], first)
 	b.settle(senders[0], second)
-	var all []stream.Hint
+	var all []stream.Notification
 	var sending sync.WaitGroup
 	for i := range 16 {
-		var mine []stream.Hint
+		var mine []stream.Notification
 		for range 20 {
-			mine = append(mine, newHint())
+			mine = append(mine, newNotification())
 		}
 		all = append(all, mine...)
 		sending.Go(func() {
@@ -420,7 +420,7 @@ func testHintsManySenders(t *testing.T, b *hintBus) {
 	}
 }
 
-func testHintsListenEnds(t *testing.T, b *hintBus) {
+func testNotifierListenEnds(t *testing.T, b *notifierBus) {
 	client := b.client()
 	idle := b.listen(client, nil)
 	b.settle(client, idle)
@@ -428,7 +428,7 @@ func testHintsListenEnds(t *testing.T, b *hintBus) {
 
 	blocked := make(chan struct{})
 	var once sync.Once
-	busy := b.listen(client, func(ctx context.Context, _ stream.Hint) {
+	busy := b.listen(client, func(ctx context.Context, _ stream.Notification) {
 		once.Do(func() { close(blocked) })
 		<-ctx.Done()
 	})
@@ -438,17 +438,17 @@ func testHintsListenEnds(t *testing.T, b *hintBus) {
 
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()
-	if err := client.Listen(ended, func(context.Context, stream.Hint) {}); !errors.Is(err, context.Canceled) {
+	if err := client.Listen(ended, func(context.Context, stream.Notification) {}); !errors.Is(err, context.Canceled) {
 		t.Errorf("Listen with an ended context returned %v", err)
 	}
 	short, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
 	defer cancel()
-	if err := client.Listen(short, func(context.Context, stream.Hint) {}); !errors.Is(err, context.DeadlineExceeded) {
+	if err := client.Listen(short, func(context.Context, stream.Notification) {}); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("Listen until a deadline returned %v", err)
 	}
 }
 
-func testHintsClose(t *testing.T, b *hintBus) {
+func testNotifierClose(t *testing.T, b *notifierBus) {
 	client, other := b.Open(t), b.client()
 	l := b.listen(client, nil)
 	otherListener := b.listen(other, nil)
@@ -459,7 +459,7 @@ func testHintsClose(t *testing.T, b *hintBus) {
 	for range 8 {
 		sending.Go(func() {
 			for {
-				if err := client.Send(context.Background(), newHint()); err != nil {
+				if err := client.Send(context.Background(), newNotification()); err != nil {
 					return
 				}
 				select {
@@ -483,10 +483,10 @@ func testHintsClose(t *testing.T, b *hintBus) {
 		t.Error("Listen did not return within 10 s after Close")
 	}
 	sending.Wait() // each ends with an error
-	if err := client.Send(context.Background(), newHint()); err == nil {
+	if err := client.Send(context.Background(), newNotification()); err == nil {
 		t.Error("Send after Close returned no error")
 	}
-	if err := client.Listen(context.Background(), func(context.Context, stream.Hint) {}); err == nil {
+	if err := client.Listen(context.Background(), func(context.Context, stream.Notification) {}); err == nil {
 		t.Error("Listen after Close returned no error")
 	}
 	if err := client.Close(); err != nil {
@@ -495,31 +495,31 @@ func testHintsClose(t *testing.T, b *hintBus) {
 	b.settle(other, otherListener) // others are not touched
 }
 
-func testHintsSendEnded(t *testing.T, b *hintBus) {
+func testNotifierSendEnded(t *testing.T, b *notifierBus) {
 	client := b.client()
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()
-	if err := client.Send(ended, newHint()); !errors.Is(err, context.Canceled) {
+	if err := client.Send(ended, newNotification()); !errors.Is(err, context.Canceled) {
 		t.Errorf("Send with an ended context returned %v, want %v", err, context.Canceled)
 	}
-	b.send(client, newHint())
+	b.send(client, newNotification())
 }
 
-func testHintsGarbage(t *testing.T, b *hintBus) {
+func testNotifierGarbage(t *testing.T, b *notifierBus) {
 	if b.Garbage == nil {
 		t.Skip("there is no way to put garbage onto the bus")
 	}
 	client := b.client()
 	var wrong atomic.Int32
-	l := b.listen(client, func(_ context.Context, h stream.Hint) {
-		if h.Stream != "users" && h != (stream.Hint{}) {
+	l := b.listen(client, func(_ context.Context, h stream.Notification) {
+		if h.Stream != "users" && h != (stream.Notification{}) {
 			wrong.Add(1)
 		}
 	})
 	b.settle(client, l)
 	for _, text := range []string{"nothing", "a b c", "%zz %", strings.Repeat("x", 7000), "\x01\x02\x03", "{}"} {
 		b.Garbage(t, text)
-		h := newHint()
+		h := newNotification()
 		b.send(client, h)
 		await(t, h, l)
 	}
@@ -528,7 +528,7 @@ func testHintsGarbage(t *testing.T, b *hintBus) {
 	}
 }
 
-func testHintsCut(t *testing.T, b *hintBus) {
+func testNotifierCut(t *testing.T, b *notifierBus) {
 	if b.Cut == nil {
 		t.Skip("connections cannot be cut")
 	}
@@ -541,7 +541,7 @@ func testHintsCut(t *testing.T, b *hintBus) {
 	}
 }
 
-func testHintsRestart(t *testing.T, b *hintBus) {
+func testNotifierRestart(t *testing.T, b *notifierBus) {
 	if b.Stop == nil {
 		t.Skip("the bus cannot be stopped")
 	}
@@ -554,7 +554,7 @@ func testHintsRestart(t *testing.T, b *hintBus) {
 	for range 4 {
 		sending.Go(func() {
 			for ctx.Err() == nil {
-				_ = sender.Send(ctx, newHint()) // some fail
+				_ = sender.Send(ctx, newNotification()) // some fail
 				select {
 				case <-ctx.Done():
 				case <-time.After(20 * time.Millisecond):
@@ -569,7 +569,7 @@ func testHintsRestart(t *testing.T, b *hintBus) {
 	b.settle(sender, l)
 }
 
-func testHintsAway(t *testing.T, b *hintBus) {
+func testNotifierAway(t *testing.T, b *notifierBus) {
 	if b.Stop == nil {
 		t.Skip("the bus cannot be stopped")
 	}
@@ -585,9 +585,9 @@ func testHintsAway(t *testing.T, b *hintBus) {
 	// So does Close.
 	third := b.Open(t)
 	done := make(chan error, 1)
-	go func() { done <- third.Listen(context.Background(), func(context.Context, stream.Hint) {}) }()
+	go func() { done <- third.Listen(context.Background(), func(context.Context, stream.Notification) {}) }()
 	if err := third.Close(); err != nil {
-		t.Errorf("Close while the bus is away: %v", err)
+		t.Errorf("Close while the bus is unavailable: %v", err)
 	}
 	select {
 	case err := <-done:
@@ -606,7 +606,7 @@ func testHintsAway(t *testing.T, b *hintBus) {
 	b.settle(late, lateListener)
 }
 
-func testHintsFrozen(t *testing.T, b *hintBus) {
+func testNotifierFrozen(t *testing.T, b *notifierBus) {
 	if b.Freeze == nil {
 		t.Skip("the bus cannot be frozen")
 	}
@@ -624,7 +624,7 @@ func testHintsFrozen(t *testing.T, b *hintBus) {
 }
 
 // sendFails expects errors in bounded time, with and without a deadline of the caller, and from many callers at once.
-func (b *hintBus) sendFails(h stream.Hints) {
+func (b *notifierBus) sendFails(h stream.Notifier) {
 	b.t.Helper()
 	var sending sync.WaitGroup
 	defer sending.Wait()
@@ -637,7 +637,7 @@ func (b *hintBus) sendFails(h stream.Hints) {
 				ctx, most = short, limit
 			}
 			begin := time.Now()
-			if err := h.Send(ctx, newHint()); err == nil {
+			if err := h.Send(ctx, newNotification()); err == nil {
 				b.t.Error("Send to a bus that is away returned no error")
 			}
 			if took := time.Since(begin); took > most+5*time.Second {

@@ -1,4 +1,4 @@
-package rabbithints
+package rabbitnotify
 
 import (
 	"context"
@@ -19,7 +19,7 @@ import (
 
 var queues atomic.Int64
 
-func newQueue() string { return fmt.Sprintf("hints-%d", queues.Add(1)) }
+func newQueue() string { return fmt.Sprintf("notifications-%d", queues.Add(1)) }
 
 func quiet() Option { return WithLogger(slog.New(slog.DiscardHandler)) }
 
@@ -45,7 +45,7 @@ func host(t *testing.T, dsn string) string {
 
 func TestConformance(t *testing.T) {
 	server := testserver.RabbitMQServer(t)
-	// A quorum queue that was made in the last second before its broker is killed has no leader afterwards, for ever (RabbitMQ 3.10). So
+	// A quorum queue that was made in the last second before its broker is killed has no leader afterwards, indefinitely (RabbitMQ 3.10). So
 	// the queues are older than a restart in good order.
 	ch := channel(t, server.DSN())
 	unused := make(chan string, 20)
@@ -59,11 +59,11 @@ func TestConformance(t *testing.T) {
 	server.Restart(testserver.Fast)
 	how := []testserver.How{testserver.Killed, testserver.Fast}
 	stops := 0
-	streamtest.RunHints(t, func(t *testing.T) streamtest.HintsUnderTest {
+	streamtest.RunNotifier(t, func(t *testing.T) streamtest.NotifierUnderTest {
 		queue := <-unused
 		network := streamtest.NewBadNet(t, host(t, server.DSN()))
-		return streamtest.HintsUnderTest{
-			Open: func(t *testing.T) stream.Hints {
+		return streamtest.NotifierUnderTest{
+			Open: func(t *testing.T) stream.Notifier {
 				h, err := New(t.Context(), through(t, server.DSN(), network.Addr()), WithQueue(queue), WithHold(500*time.Millisecond), WithSendTimeout(2*time.Second), quiet())
 				if err != nil {
 					t.Fatal(err)
@@ -102,7 +102,7 @@ func publish(t *testing.T, dsn, queue, text string) {
 	}
 }
 
-func open(t *testing.T, dsn string, opts ...Option) *Hints {
+func open(t *testing.T, dsn string, opts ...Option) *Notifier {
 	t.Helper()
 	h, err := New(t.Context(), dsn, append(opts, quiet())...)
 	if err != nil {
@@ -116,12 +116,12 @@ func TestMessage(t *testing.T) {
 	dsn := testserver.RabbitMQ(t)
 	queue := newQueue()
 	h := open(t, dsn, WithQueue(queue), WithKeep(time.Hour))
-	if err := h.Send(t.Context(), stream.Hint{Stream: "users", Job: "a b"}); err != nil {
+	if err := h.Send(t.Context(), stream.Notification{Stream: "users", Job: "a b"}); err != nil {
 		t.Fatal(err)
 	}
 	d, ok, err := channel(t, dsn).Get(queue, true)
 	if err != nil || !ok {
-		t.Fatalf("a sent hint is not in the queue (ok %v, error %v)", ok, err)
+		t.Fatalf("a sent notification is not in the queue (ok %v, error %v)", ok, err)
 	}
 	if got, want := string(d.Body), "users a+b"; got != want {
 		t.Errorf("text %q, want %q", got, want)
@@ -131,11 +131,11 @@ func TestMessage(t *testing.T) {
 	}
 }
 
-func TestHintsThatNobodyTakesGoAway(t *testing.T) {
+func TestNotificationsThatNoWorkerTakesGoAway(t *testing.T) {
 	dsn := testserver.RabbitMQ(t)
 	queue := newQueue()
 	h := open(t, dsn, WithQueue(queue), WithKeep(100*time.Millisecond))
-	if err := h.Send(t.Context(), stream.Hint{Stream: "users", Job: "1"}); err != nil {
+	if err := h.Send(t.Context(), stream.Notification{Stream: "users", Job: "1"}); err != nil {
 		t.Fatal(err)
 	}
 	ch := channel(t, dsn)
@@ -148,7 +148,7 @@ func TestHintsThatNobodyTakesGoAway(t *testing.T) {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("%d hints are still there 30 s after their time", q.Messages)
+			t.Fatalf("%d notifications are still there 30 s after their time", q.Messages)
 		}
 	}
 }
@@ -158,35 +158,35 @@ func TestQueueDeleted(t *testing.T) {
 	dsn := testserver.RabbitMQ(t)
 	queue := newQueue()
 	h := open(t, dsn, WithQueue(queue))
-	woken := make(chan stream.Hint, 100)
+	woken := make(chan stream.Notification, 100)
 	ended := make(chan error, 1)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer func() { cancel(); <-ended }()
-	hint := stream.Hint{Stream: "users", Job: "before"}
-	if err := h.Send(t.Context(), hint); err != nil {
+	notification := stream.Notification{Stream: "users", Job: "before"}
+	if err := h.Send(t.Context(), notification); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := channel(t, dsn).QueueDelete(queue, false, false, false); err != nil {
 		t.Fatal(err)
 	}
-	hint.Job = "sent while there is no queue"
-	if err := h.Send(t.Context(), hint); err != nil {
+	notification.Job = "sent while there is no queue"
+	if err := h.Send(t.Context(), notification); err != nil {
 		t.Fatal(err)
 	}
-	go func() { ended <- h.Listen(ctx, func(_ context.Context, h stream.Hint) { woken <- h }) }()
-	expect(t, woken, hint)
+	go func() { ended <- h.Listen(ctx, func(_ context.Context, h stream.Notification) { woken <- h }) }()
+	expect(t, woken, notification)
 	// While somebody listens.
 	if _, err := channel(t, dsn).QueueDelete(queue, false, false, false); err != nil {
 		t.Fatal(err)
 	}
-	hint.Job = "after"
-	if err := h.Send(t.Context(), hint); err != nil {
+	notification.Job = "after"
+	if err := h.Send(t.Context(), notification); err != nil {
 		t.Fatal(err)
 	}
-	expect(t, woken, hint)
+	expect(t, woken, notification)
 }
 
-func expect(t *testing.T, woken <-chan stream.Hint, want stream.Hint) {
+func expect(t *testing.T, woken <-chan stream.Notification, want stream.Notification) {
 	t.Helper()
 	select {
 	case got := <-woken:
@@ -198,7 +198,7 @@ func expect(t *testing.T, woken <-chan stream.Hint, want stream.Hint) {
 	}
 }
 
-// A message that is no hint is not handed out again and again.
+// A message that is no notification is not handed out again and again.
 func TestGarbageIsTakenOffTheQueue(t *testing.T) {
 	dsn := testserver.RabbitMQ(t)
 	queue := newQueue()
@@ -206,15 +206,15 @@ func TestGarbageIsTakenOffTheQueue(t *testing.T) {
 	for _, text := range []string{"nothing", "%% %%", strings.Repeat("x", 100_000)} {
 		publish(t, dsn, queue, text)
 	}
-	hint := stream.Hint{Stream: "users", Job: "1"}
-	if err := h.Send(t.Context(), hint); err != nil {
+	notification := stream.Notification{Stream: "users", Job: "1"}
+	if err := h.Send(t.Context(), notification); err != nil {
 		t.Fatal(err)
 	}
-	woken := make(chan stream.Hint, 100)
+	woken := make(chan stream.Notification, 100)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- h.Listen(ctx, func(_ context.Context, h stream.Hint) { woken <- h }) }()
-	expect(t, woken, hint)
+	go func() { ended <- h.Listen(ctx, func(_ context.Context, h stream.Notification) { woken <- h }) }()
+	expect(t, woken, notification)
 	cancel()
 	<-ended
 	if d, ok, err := channel(t, dsn).Get(queue, true); ok || err != nil {
@@ -245,7 +245,7 @@ func TestNewRefuses(t *testing.T) {
 			t.Errorf("%s: New returned no error", name)
 			continue
 		}
-		if !strings.Contains(err.Error(), c.want) || !strings.HasPrefix(err.Error(), "rabbithints: ") {
+		if !strings.Contains(err.Error(), c.want) || !strings.HasPrefix(err.Error(), "rabbitnotify: ") {
 			t.Errorf("%s: error %q does not say %q", name, err, c.want)
 		}
 	}
@@ -256,7 +256,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add([]byte("%zz %"))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		h, err := decode(amqp.Delivery{Body: body})
-		if err != nil && h != (stream.Hint{}) {
+		if err != nil && h != (stream.Notification{}) {
 			t.Errorf("decode(%q) = %q with error %v", body, h, err)
 		}
 	})

@@ -1,4 +1,4 @@
-package pghints
+package pgnotify
 
 import (
 	"context"
@@ -10,7 +10,7 @@ import (
 	"github.com/levada-io/levada/stream"
 )
 
-// Hints through a pooler in transaction mode never came, and nothing said so.
+// Notifications through a pooler in transaction mode never came, and nothing said so.
 func TestListeningThroughPgBouncerIsRefused(t *testing.T) {
 	dsn := testserver.Postgres(t)
 	transactions := testserver.PgBouncer(t, dsn, "transaction")
@@ -27,12 +27,12 @@ func TestListeningThroughPgBouncerIsRefused(t *testing.T) {
 	transactions.Start()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	if err := h.Listen(ctx, func(context.Context, stream.Hint) {}); !errors.Is(err, ErrPooler) {
+	if err := h.Listen(ctx, func(context.Context, stream.Notification) {}); !errors.Is(err, ErrPooler) {
 		t.Errorf("Listen returned %v, want ErrPooler", err)
 	}
 }
 
-// In session mode a client has its server connection to itself, and hints come.
+// In session mode a client has its server connection to itself, and notifications come.
 func TestListeningThroughPgBouncerInSessionMode(t *testing.T) {
 	h, err := New(t.Context(), testserver.PgBouncer(t, testserver.Postgres(t), "session").DSN(), quiet())
 	if err != nil {
@@ -41,8 +41,8 @@ func TestListeningThroughPgBouncerInSessionMode(t *testing.T) {
 	defer h.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	want := stream.Hint{Stream: "users", Job: "a"}
-	go func() { // until the listener listens, hints are lost
+	want := stream.Notification{Stream: "users", Job: "a"}
+	go func() { // until the listener listens, notifications are lost
 		for ctx.Err() == nil {
 			_ = h.Send(ctx, want)
 			select {
@@ -52,13 +52,13 @@ func TestListeningThroughPgBouncerInSessionMode(t *testing.T) {
 		}
 	}()
 	came := false
-	err = h.Listen(ctx, func(_ context.Context, got stream.Hint) {
+	err = h.Listen(ctx, func(_ context.Context, got stream.Notification) {
 		if got == want {
 			came = true
 			cancel()
 		}
 	})
 	if !came {
-		t.Errorf("no hint came, error %v", err)
+		t.Errorf("no notification came, error %v", err)
 	}
 }

@@ -1,10 +1,10 @@
-// Package pghints sends hints with LISTEN and NOTIFY of Postgres. Each listener gets each hint. The Postgres job store sends the same
-// notifications within its transactions, so that a hint comes exactly when its job is there.
+// Package pgnotify sends notifications with LISTEN and NOTIFY of Postgres. Each listener gets each notification. The Postgres job store sends the same
+// notifications within its transactions, so that a notification comes exactly when its job is there.
 //
 // A listener needs a session of its own. Through a connection pooler that shares server connections between clients, such as PgBouncer in transaction
-// mode, notifications would go astray: [New], [FromPool] and [Hints.Listen] return [ErrPooler]. Lead pghints to the server directly, and all else
+// mode, notifications would go astray: [New], [FromPool] and [Notifier.Listen] return [ErrPooler]. Lead pgnotify to the server directly, and all else
 // through the pooler.
-package pghints
+package pgnotify
 
 import (
 	"context"
@@ -21,27 +21,27 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/levada-io/levada/stream"
-	"github.com/levada-io/levada/stream/internal/hintbus"
+	"github.com/levada-io/levada/stream/internal/notifybus"
 	"github.com/levada-io/levada/stream/internal/pooler"
 )
 
 // Channel is the notification channel.
-const Channel = hintbus.Channel
+const Channel = notifybus.Channel
 
 // Encode makes the payload of a notification: "<stream> <job>", each escaped as in a query. It is never longer than Postgres allows:
 // names that are too long give the empty payload, which says only that some job may be due.
-func Encode(h stream.Hint) string { return hintbus.Encode(h) }
+func Encode(h stream.Notification) string { return notifybus.Encode(h) }
 
 // Decode reads what Encode made.
-func Decode(payload string) (stream.Hint, error) { return hintbus.Decode(payload) }
+func Decode(payload string) (stream.Notification, error) { return notifybus.Decode(payload) }
 
 // ErrPooler says that the connection cannot listen.
-var ErrPooler = errors.New("pghints: LISTEN does not work through a connection pooler in transaction mode (PgBouncer, pool_mode = transaction): " +
-	"give pghints a connection string that leads to the server directly, or to a pool with pool_mode = session")
+var ErrPooler = errors.New("pgnotify: LISTEN does not work through a connection pooler in transaction mode (PgBouncer, pool_mode = transaction): " +
+	"give pgnotify a connection string that leads to the server directly, or to a pool with pool_mode = session")
 
-// Hints is a [stream.Hints] on a Postgres database.
-type Hints struct {
-	life        hintbus.Life
+// Notifier is a [stream.Notifier] on a Postgres database.
+type Notifier struct {
+	life        notifybus.Lifecycle
 	pool        *pgxpool.Pool
 	ownsPool    bool
 	log         *slog.Logger
@@ -50,31 +50,31 @@ type Hints struct {
 	direct      atomic.Bool // the connections were checked, and can listen
 }
 
-var _ stream.Hints = (*Hints)(nil)
+var _ stream.Notifier = (*Notifier)(nil)
 
 // Option changes a default.
-type Option func(*Hints)
+type Option func(*Notifier)
 
-// WithLogger sets where losses of the connection and payloads that are no hints are reported. Default: slog.Default().
-func WithLogger(l *slog.Logger) Option { return func(h *Hints) { h.log = l } }
+// WithLogger sets where losses of the connection and payloads that are not notifications are reported. Default: slog.Default().
+func WithLogger(l *slog.Logger) Option { return func(h *Notifier) { h.log = l } }
 
 // WithSendTimeout sets how long Send tries. Default 5 s.
-func WithSendTimeout(d time.Duration) Option { return func(h *Hints) { h.sendTimeout = d } }
+func WithSendTimeout(d time.Duration) Option { return func(h *Notifier) { h.sendTimeout = d } }
 
-// WithCheckEvery sets how often a listener that hears nothing asks the server whether it is still there. Default 30 s.
-func WithCheckEvery(d time.Duration) Option { return func(h *Hints) { h.checkEvery = d } }
+// WithCheckEvery sets how often a listener that receives nothing checks whether the server still answers. Default 30 s.
+func WithCheckEvery(d time.Duration) Option { return func(h *Notifier) { h.checkEvery = d } }
 
-// New takes a connection string or URL. A server that cannot be reached yet is no error, since workers start without hints, too;
+// New takes a connection string or URL. A server that cannot be reached yet is not an error, since workers start without notifications, too;
 // one that refuses us is, and a pooler through which nothing can listen ([ErrPooler]).
-func New(ctx context.Context, dsn string, opts ...Option) (*Hints, error) {
+func New(ctx context.Context, dsn string, opts ...Option) (*Notifier, error) {
 	cfg, err := pgxpool.ParseConfig(dsn)
 	if err != nil {
-		return nil, fmt.Errorf("pghints: %w", err)
+		return nil, fmt.Errorf("pgnotify: %w", err)
 	}
 	cfg.MaxConns, cfg.MinConns, cfg.MinIdleConns = 4, 0, 0
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)
 	if err != nil {
-		return nil, fmt.Errorf("pghints: %w", err)
+		return nil, fmt.Errorf("pgnotify: %w", err)
 	}
 	h, err := FromPool(ctx, pool, opts...)
 	if err != nil {
@@ -87,21 +87,21 @@ func New(ctx context.Context, dsn string, opts ...Option) (*Hints, error) {
 
 // FromPool uses the pool, which stays open at Close. Each Listen takes a connection out of it for good, so it does not count
 // against the pool's size.
-func FromPool(ctx context.Context, pool *pgxpool.Pool, opts ...Option) (*Hints, error) {
-	h := &Hints{pool: pool, log: slog.Default(), sendTimeout: 5 * time.Second, checkEvery: 30 * time.Second}
+func FromPool(ctx context.Context, pool *pgxpool.Pool, opts ...Option) (*Notifier, error) {
+	h := &Notifier{pool: pool, log: slog.Default(), sendTimeout: 5 * time.Second, checkEvery: 30 * time.Second}
 	for _, o := range opts {
 		o(h)
 	}
 	if h.sendTimeout <= 0 || h.checkEvery <= 0 {
-		return nil, fmt.Errorf("pghints: the send timeout (%v) and the time between checks (%v) must be greater than 0", h.sendTimeout, h.checkEvery)
+		return nil, fmt.Errorf("pgnotify: the send timeout (%v) and the time between checks (%v) must be greater than 0", h.sendTimeout, h.checkEvery)
 	}
 	ctx, cancel := context.WithTimeout(ctx, h.sendTimeout)
 	defer cancel()
 	if err := pool.Ping(ctx); err != nil {
 		if refused(err) {
-			return nil, fmt.Errorf("pghints: %w", err)
+			return nil, fmt.Errorf("pgnotify: %w", err)
 		}
-		h.log.Warn("hints: the database cannot be reached yet", "error", err)
+		h.log.Warn("notification database unreachable, retrying", "error", err)
 		return h, nil
 	}
 	err := pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error { return h.canListen(ctx, conn.Conn()) })
@@ -112,7 +112,7 @@ func FromPool(ctx context.Context, pool *pgxpool.Pool, opts ...Option) (*Hints, 
 }
 
 // canListen returns ErrPooler if the connection's session is shared. It asks until it knows.
-func (h *Hints) canListen(ctx context.Context, conn *pgx.Conn) error {
+func (h *Notifier) canListen(ctx context.Context, conn *pgx.Conn) error {
 	if h.direct.Load() {
 		return nil
 	}
@@ -135,21 +135,21 @@ func refused(err error) bool {
 }
 
 // Send notifies all listeners.
-func (h *Hints) Send(ctx context.Context, hint stream.Hint) error {
+func (h *Notifier) Send(ctx context.Context, notification stream.Notification) error {
 	ctx, leave, err := h.life.Sending(ctx, h.sendTimeout)
 	if err != nil {
 		return err
 	}
 	defer leave()
-	if _, err := h.pool.Exec(ctx, "SELECT pg_notify($1, $2)", Channel, Encode(hint)); err != nil {
-		return fmt.Errorf("hint not sent: %w", err)
+	if _, err := h.pool.Exec(ctx, "SELECT pg_notify($1, $2)", Channel, Encode(notification)); err != nil {
+		return fmt.Errorf("notification not sent: %w", err)
 	}
 	return nil
 }
 
-// Listen calls wake for each hint. After the connection was lost it calls wake with an empty hint once it listens again:
+// Listen calls wake for each notification. After the connection was lost it calls wake with an empty notification once it listens again:
 // something may have been missed.
-func (h *Hints) Listen(ctx context.Context, wake func(context.Context, stream.Hint)) error {
+func (h *Notifier) Listen(ctx context.Context, wake func(context.Context, stream.Notification)) error {
 	inner, leave, err := h.life.Listening(ctx)
 	if err != nil {
 		return err
@@ -162,25 +162,25 @@ func (h *Hints) Listen(ctx context.Context, wake func(context.Context, stream.Hi
 	reading.Go(func() { fail(h.receive(inner, todo)) })
 	defer reading.Wait()
 	for {
-		hint, err := todo.take(inner)
+		notification, err := todo.take(inner)
 		if err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
 			return context.Cause(inner)
 		}
-		wake(inner, hint)
+		wake(inner, notification)
 	}
 }
 
 // receive puts into todo what is notified, over as many connections as it takes, until ctx ends. It returns ErrPooler if none can listen.
-func (h *Hints) receive(ctx context.Context, todo *backlog) error {
-	pauses := hintbus.Pauses()
+func (h *Notifier) receive(ctx context.Context, todo *backlog) error {
+	pauses := notifybus.Backoff()
 	for first := true; ; first = false {
 		err := h.session(ctx, func() {
 			pauses.Reset()
 			if !first {
-				todo.add(stream.Hint{})
+				todo.add(stream.Notification{})
 			}
 		}, todo)
 		if ctx.Err() != nil {
@@ -190,15 +190,15 @@ func (h *Hints) receive(ctx context.Context, todo *backlog) error {
 			return err
 		}
 		pause := pauses.NextBackOff()
-		h.log.Warn("hints: connection lost", "error", err, "retry_in", pause)
-		if !hintbus.Sleep(ctx, pause) {
+		h.log.Warn("notification connection lost, reconnecting", "error", err, "retry_in", pause)
+		if !notifybus.Sleep(ctx, pause) {
 			return ctx.Err()
 		}
 	}
 }
 
 // session listens on one connection until it fails.
-func (h *Hints) session(ctx context.Context, listening func(), todo *backlog) error {
+func (h *Notifier) session(ctx context.Context, listening func(), todo *backlog) error {
 	conn, err := h.open(ctx)
 	if err != nil {
 		return err
@@ -222,12 +222,12 @@ func (h *Hints) session(ctx context.Context, listening func(), todo *backlog) er
 		cancel()
 		switch {
 		case err == nil && n.Channel == Channel:
-			hint, err := Decode(n.Payload)
+			notification, err := Decode(n.Payload)
 			if err != nil {
-				h.log.Warn("hints: not one of ours", "error", err)
+				h.log.Warn("notification not decodable, dropped", "error", err)
 				continue
 			}
-			todo.add(hint)
+			todo.add(notification)
 		case err == nil:
 		case ctx.Err() != nil:
 			return ctx.Err()
@@ -245,7 +245,7 @@ func (h *Hints) session(ctx context.Context, listening func(), todo *backlog) er
 }
 
 // open takes a connection out of the pool and listens.
-func (h *Hints) open(ctx context.Context) (*pgx.Conn, error) {
+func (h *Notifier) open(ctx context.Context) (*pgx.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, h.sendTimeout)
 	defer cancel()
 	pooled, err := h.pool.Acquire(ctx)
@@ -268,36 +268,36 @@ func (h *Hints) open(ctx context.Context) (*pgx.Conn, error) {
 }
 
 // Close ends all that still runs. Each Listen returns an error.
-func (h *Hints) Close() error {
+func (h *Notifier) Close() error {
 	if h.life.Close() && h.ownsPool {
 		h.pool.Close()
 	}
 	return nil
 }
 
-// maxBacklog is how many different hints wait at most while wake does not return. Beyond it one empty hint stands for all.
+// maxBacklog is how many different notifications wait at most while wake does not return. Beyond it one empty notification stands for all.
 const maxBacklog = 1024
 
-// backlog holds hints that were read while wake was busy: a connection that is not read would fill the server's notification queue.
+// backlog holds notifications that were read while wake was busy: a connection that is not read would fill the server's notification queue.
 type backlog struct {
 	mu      sync.Mutex
-	queue   []stream.Hint
-	waiting map[stream.Hint]bool
+	queue   []stream.Notification
+	waiting map[stream.Notification]bool
 	ready   chan struct{} // holds a token when something was added since take last looked
 }
 
 func newBacklog() *backlog {
-	return &backlog{waiting: map[stream.Hint]bool{}, ready: make(chan struct{}, 1)}
+	return &backlog{waiting: map[stream.Notification]bool{}, ready: make(chan struct{}, 1)}
 }
 
-func (b *backlog) add(h stream.Hint) {
+func (b *backlog) add(h stream.Notification) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.waiting[h] {
 		return
 	}
 	if len(b.queue) >= maxBacklog {
-		b.queue, b.waiting, h = nil, map[stream.Hint]bool{}, stream.Hint{}
+		b.queue, b.waiting, h = nil, map[stream.Notification]bool{}, stream.Notification{}
 	}
 	b.queue = append(b.queue, h)
 	b.waiting[h] = true
@@ -307,21 +307,21 @@ func (b *backlog) add(h stream.Hint) {
 	}
 }
 
-// take waits for a hint.
-func (b *backlog) take(ctx context.Context) (stream.Hint, error) {
+// take waits for a notification.
+func (b *backlog) take(ctx context.Context) (stream.Notification, error) {
 	for {
 		if h, ok := b.pop(); ok && ctx.Err() == nil {
 			return h, nil
 		}
 		select {
 		case <-ctx.Done():
-			return stream.Hint{}, ctx.Err()
+			return stream.Notification{}, ctx.Err()
 		case <-b.ready:
 		}
 	}
 }
 
-func (b *backlog) pop() (h stream.Hint, ok bool) {
+func (b *backlog) pop() (h stream.Notification, ok bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if len(b.queue) == 0 {

@@ -15,14 +15,14 @@ import (
 
 	"github.com/levada-io/levada/internal/broker"
 	"github.com/levada-io/levada/stream"
-	"github.com/levada-io/levada/stream/natshints"
+	"github.com/levada-io/levada/stream/natsnotify"
 	"github.com/levada-io/levada/stream/streamtest"
 )
 
-func quiet() natshints.Option { return natshints.WithLogger(slog.New(slog.DiscardHandler)) }
+func quiet() natsnotify.Option { return natsnotify.WithLogger(slog.New(slog.DiscardHandler)) }
 
-func options() []natshints.Option {
-	return []natshints.Option{natshints.WithHold(500 * time.Millisecond), natshints.WithSendTimeout(2 * time.Second), quiet()}
+func options() []natsnotify.Option {
+	return []natsnotify.Option{natsnotify.WithHold(500 * time.Millisecond), natsnotify.WithSendTimeout(2 * time.Second), quiet()}
 }
 
 func start(t *testing.T, cfg broker.Config) *broker.Broker {
@@ -35,15 +35,15 @@ func start(t *testing.T, cfg broker.Config) *broker.Broker {
 	return b
 }
 
-// open makes hints on a connection of their own, which ends with the test.
-func open(t *testing.T, connect func() (*nats.Conn, error), opts ...natshints.Option) *natshints.Hints {
+// open makes notifications on a connection of their own, which ends with the test.
+func open(t *testing.T, connect func() (*nats.Conn, error), opts ...natsnotify.Option) *natsnotify.Notifier {
 	t.Helper()
 	nc, err := connect()
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(nc.Close)
-	h, err := natshints.New(t.Context(), nc, append(options(), opts...)...)
+	h, err := natsnotify.New(t.Context(), nc, append(options(), opts...)...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,10 +51,10 @@ func open(t *testing.T, connect func() (*nats.Conn, error), opts ...natshints.Op
 }
 
 func TestConformanceInProcess(t *testing.T) {
-	streamtest.RunHints(t, func(t *testing.T) streamtest.HintsUnderTest {
+	streamtest.RunNotifier(t, func(t *testing.T) streamtest.NotifierUnderTest {
 		b := start(t, broker.Config{Dir: t.TempDir(), SyncInterval: time.Minute})
-		return streamtest.HintsUnderTest{
-			Open: func(t *testing.T) stream.Hints {
+		return streamtest.NotifierUnderTest{
+			Open: func(t *testing.T) stream.Notifier {
 				return open(t, func() (*nats.Conn, error) { return b.Connect() })
 			},
 			Hold: 500 * time.Millisecond, SendLimit: 2 * time.Second,
@@ -64,14 +64,14 @@ func TestConformanceInProcess(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer nc.Close()
-				publish(t, nc, natshints.DefaultStream, text)
+				publish(t, nc, natsnotify.DefaultStream, text)
 			},
 		}
 	})
 }
 
 func TestConformanceOverTheNetwork(t *testing.T) {
-	streamtest.RunHints(t, func(t *testing.T) streamtest.HintsUnderTest {
+	streamtest.RunNotifier(t, func(t *testing.T) streamtest.NotifierUnderTest {
 		cfg := broker.Config{Dir: t.TempDir(), Listen: "127.0.0.1:0"}
 		running := start(t, cfg)
 		u, err := url.Parse(running.URL())
@@ -84,8 +84,8 @@ func TestConformanceOverTheNetwork(t *testing.T) {
 			return nats.Connect("nats://"+network.Addr(), nats.MaxReconnects(-1), nats.RetryOnFailedConnect(true), nats.IgnoreDiscoveredServers(),
 				nats.ReconnectWait(50*time.Millisecond), nats.PingInterval(time.Second), nats.Timeout(time.Second), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
 		}
-		return streamtest.HintsUnderTest{
-			Open: func(t *testing.T) stream.Hints { return open(t, connect) },
+		return streamtest.NotifierUnderTest{
+			Open: func(t *testing.T) stream.Notifier { return open(t, connect) },
 			Hold: 500 * time.Millisecond, SendLimit: 2 * time.Second,
 			Stop:  func(*testing.T) { running.Stop() },
 			Start: func(t *testing.T) { running = start(t, cfg) },
@@ -108,7 +108,7 @@ func publish(t *testing.T, nc *nats.Conn, queue, text string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := js.Publish(t.Context(), "levada.hints."+queue, []byte(text)); err != nil {
+	if _, err := js.Publish(t.Context(), "levada.notifications."+queue, []byte(text)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -164,7 +164,7 @@ func TestStreamEmpties(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			queue := strings.ReplaceAll(name, " ", "-")
-			h, err := natshints.New(t.Context(), nc, append(options(), natshints.WithKeep(c.keep), natshints.WithStream(queue))...)
+			h, err := natsnotify.New(t.Context(), nc, append(options(), natsnotify.WithKeep(c.keep), natsnotify.WithStream(queue))...)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -172,7 +172,7 @@ func TestStreamEmpties(t *testing.T) {
 			if c.listen {
 				ctx, cancel := context.WithCancel(t.Context())
 				ended := make(chan error, 1)
-				go func() { ended <- h.Listen(ctx, func(context.Context, stream.Hint) {}) }()
+				go func() { ended <- h.Listen(ctx, func(context.Context, stream.Notification) {}) }()
 				defer func() { cancel(); <-ended }()
 			}
 			awaitEmpty(t, nc, queue)
@@ -182,21 +182,21 @@ func TestStreamEmpties(t *testing.T) {
 
 func TestStreamDeleted(t *testing.T) {
 	nc := connectTo(t, start(t, broker.Config{Dir: t.TempDir()}))
-	h, err := natshints.New(t.Context(), nc, options()...)
+	h, err := natsnotify.New(t.Context(), nc, options()...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	woken := make(chan stream.Hint, 100)
+	woken := make(chan stream.Notification, 100)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- h.Listen(ctx, func(_ context.Context, h stream.Hint) { woken <- h }) }()
+	go func() { ended <- h.Listen(ctx, func(_ context.Context, h stream.Notification) { woken <- h }) }()
 	defer func() { cancel(); <-ended }()
 	js, err := jetstream.New(nc)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, job := range []string{"1", "2", "3"} {
-		want := stream.Hint{Stream: "users", Job: job}
+		want := stream.Notification{Stream: "users", Job: job}
 		if err := h.Send(t.Context(), want); err != nil {
 			t.Fatal(err)
 		}
@@ -208,7 +208,7 @@ func TestStreamDeleted(t *testing.T) {
 		case <-time.After(30 * time.Second):
 			t.Fatalf("not woken with %q within 30 s", want)
 		}
-		if err := js.DeleteStream(t.Context(), natshints.DefaultStream); err != nil {
+		if err := js.DeleteStream(t.Context(), natsnotify.DefaultStream); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -216,12 +216,12 @@ func TestStreamDeleted(t *testing.T) {
 
 func TestConnectionClosedForGood(t *testing.T) {
 	nc := connectTo(t, start(t, broker.Config{Dir: t.TempDir()}))
-	h, err := natshints.New(t.Context(), nc, options()...)
+	h, err := natsnotify.New(t.Context(), nc, options()...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ended := make(chan error, 1)
-	go func() { ended <- h.Listen(t.Context(), func(context.Context, stream.Hint) {}) }()
+	go func() { ended <- h.Listen(t.Context(), func(context.Context, stream.Notification) {}) }()
 	nc.Close()
 	select {
 	case err := <-ended:
@@ -232,26 +232,26 @@ func TestConnectionClosedForGood(t *testing.T) {
 		t.Error("Listen did not return within 30 s after the connection was closed for good")
 	}
 	begin := time.Now()
-	if err := h.Send(t.Context(), stream.Hint{}); !errors.Is(err, nats.ErrConnectionClosed) || time.Since(begin) > time.Second {
+	if err := h.Send(t.Context(), stream.Notification{}); !errors.Is(err, nats.ErrConnectionClosed) || time.Since(begin) > time.Second {
 		t.Errorf("Send returned %v after %v", err, time.Since(begin))
 	}
-	if _, err := natshints.New(t.Context(), nc, quiet()); err == nil {
-		t.Error("natshints.New with a closed connection returned no error")
+	if _, err := natsnotify.New(t.Context(), nc, quiet()); err == nil {
+		t.Error("natsnotify.New with a closed connection returned no error")
 	}
 }
 
 func TestNewRefuses(t *testing.T) {
 	nc := connectTo(t, start(t, broker.Config{Dir: t.TempDir()}))
-	for name, o := range map[string]natshints.Option{
-		"replicas without a cluster": natshints.WithReplicas(3), "no replica": natshints.WithReplicas(0), "name": natshints.WithStream("a.b c"), "no hold": natshints.WithHold(0), "keep": natshints.WithKeep(0),
+	for name, o := range map[string]natsnotify.Option{
+		"replicas without a cluster": natsnotify.WithReplicas(3), "no replica": natsnotify.WithReplicas(0), "name": natsnotify.WithStream("a.b c"), "no hold": natsnotify.WithHold(0), "keep": natsnotify.WithKeep(0),
 	} {
 		if js, err := jetstream.New(nc); err != nil {
 			t.Fatal(err)
-		} else if _, err := js.Stream(t.Context(), natshints.DefaultStream); !errors.Is(err, jetstream.ErrStreamNotFound) {
+		} else if _, err := js.Stream(t.Context(), natsnotify.DefaultStream); !errors.Is(err, jetstream.ErrStreamNotFound) {
 			t.Fatalf("the stream was made in spite of an error (%v), and would be used as it is", err)
 		}
-		if _, err := natshints.New(t.Context(), nc, append(options(), o)...); err == nil || !strings.HasPrefix(err.Error(), "natshints: ") {
-			t.Errorf("%s: natshints.New returned %v", name, err)
+		if _, err := natsnotify.New(t.Context(), nc, append(options(), o)...); err == nil || !strings.HasPrefix(err.Error(), "natsnotify: ") {
+			t.Errorf("%s: natsnotify.New returned %v", name, err)
 		}
 	}
 }

@@ -1,6 +1,6 @@
-// Package natshints sends hints through NATS JetStream, in this process or elsewhere. Each hint goes to one listener: the first that
+// Package natsnotify sends notifications through NATS JetStream, in this process or elsewhere. Each notification goes to one listener: the first that
 // has room.
-package natshints
+package natsnotify
 
 import (
 	"context"
@@ -13,18 +13,18 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/levada-io/levada/stream"
-	"github.com/levada-io/levada/stream/internal/hintbus"
+	"github.com/levada-io/levada/stream/internal/notifybus"
 )
 
 // DefaultStream is the name of the JetStream stream that is used if no other is set.
-const DefaultStream = "LEVADA_HINTS"
+const DefaultStream = "LEVADA_NOTIFICATIONS"
 
 // consumerName is that of the one consumer, whose messages all listeners share.
 const consumerName = "workers"
 
-// Hints is a [stream.Hints] on a JetStream stream. It makes the stream if it is not there; one that is there stays as it is.
-type Hints struct {
-	life        hintbus.Life
+// Notifier is a [stream.Notifier] on a JetStream stream. It makes the stream if it is not there; one that is there stays as it is.
+type Notifier struct {
+	life        notifybus.Lifecycle
 	conn        *nats.Conn
 	js          jetstream.JetStream
 	stream      jetstream.StreamConfig
@@ -33,33 +33,33 @@ type Hints struct {
 	hold        time.Duration
 }
 
-var _ stream.Hints = (*Hints)(nil)
+var _ stream.Notifier = (*Notifier)(nil)
 
 // Option changes a default.
-type Option func(*Hints)
+type Option func(*Notifier)
 
-// WithStream sets the name of the stream. Its subject is "levada.hints." and that name. Default: DefaultStream.
-func WithStream(name string) Option { return func(h *Hints) { h.stream.Name = name } }
+// WithStream sets the name of the stream. Its subject is "levada.notifications." and that name. Default: DefaultStream.
+func WithStream(name string) Option { return func(h *Notifier) { h.stream.Name = name } }
 
-// WithReplicas sets how many servers of a cluster keep a hint. Default 1.
-func WithReplicas(n int) Option { return func(h *Hints) { h.stream.Replicas = n } }
+// WithReplicas sets how many servers of a cluster keep a notification. Default 1.
+func WithReplicas(n int) Option { return func(h *Notifier) { h.stream.Replicas = n } }
 
-// WithLogger sets where losses of the connection and messages that are no hints are reported. Default: slog.Default().
-func WithLogger(l *slog.Logger) Option { return func(h *Hints) { h.log = l } }
+// WithLogger sets where losses of the connection and messages that are not notifications are reported. Default: slog.Default().
+func WithLogger(l *slog.Logger) Option { return func(h *Notifier) { h.log = l } }
 
 // WithSendTimeout sets how long Send tries. Default 5 s.
-func WithSendTimeout(d time.Duration) Option { return func(h *Hints) { h.sendTimeout = d } }
+func WithSendTimeout(d time.Duration) Option { return func(h *Notifier) { h.sendTimeout = d } }
 
-// WithHold sets how long a worker without room keeps a hint back before another may have it. Default 30 s.
-func WithHold(d time.Duration) Option { return func(h *Hints) { h.hold = d } }
+// WithHold sets how long a worker without room keeps a notification back before another may have it. Default 30 s.
+func WithHold(d time.Duration) Option { return func(h *Notifier) { h.hold = d } }
 
-// WithKeep sets how long a hint is kept that nobody takes. Default 1 min: the workers' own sweep has found the job by then.
-func WithKeep(d time.Duration) Option { return func(h *Hints) { h.stream.MaxAge = d } }
+// WithKeep sets how long a notification is kept that no worker takes. Default 1 min: the workers' own poll has found the job by then.
+func WithKeep(d time.Duration) Option { return func(h *Notifier) { h.stream.MaxAge = d } }
 
-// New takes a connection, which stays open at Close. It should reconnect for ever (nats.MaxReconnects(-1)): once it is closed, Send and Listen
-// fail. A server that cannot be reached yet is no error, since workers start without hints, too; one that refuses to make the stream is.
-func New(ctx context.Context, nc *nats.Conn, opts ...Option) (*Hints, error) {
-	h := &Hints{
+// New takes a connection, which stays open at Close. It should reconnect indefinitely (nats.MaxReconnects(-1)): once it is closed, Send and Listen
+// fail. A server that cannot be reached yet is not an error, since workers start without notifications, too; one that refuses to make the stream is.
+func New(ctx context.Context, nc *nats.Conn, opts ...Option) (*Notifier, error) {
+	h := &Notifier{
 		conn: nc, log: slog.Default(), sendTimeout: 5 * time.Second, hold: 30 * time.Second,
 		stream: jetstream.StreamConfig{
 			Name: DefaultStream, Description: "Jobs of resumable streams that may be due", Retention: jetstream.WorkQueuePolicy,
@@ -70,27 +70,27 @@ func New(ctx context.Context, nc *nats.Conn, opts ...Option) (*Hints, error) {
 		o(h)
 	}
 	if h.sendTimeout <= 0 || h.hold <= 0 || h.stream.MaxAge < 100*time.Millisecond || h.stream.Replicas < 1 {
-		return nil, fmt.Errorf("natshints: the send timeout (%v) and the hold (%v) must be greater than 0, the time to keep (%v) 100 ms or more, the replicas (%d) 1 or more",
+		return nil, fmt.Errorf("natsnotify: the send timeout (%v) and the hold (%v) must be greater than 0, the time to keep (%v) 100 ms or more, the replicas (%d) 1 or more",
 			h.sendTimeout, h.hold, h.stream.MaxAge, h.stream.Replicas)
 	}
 	h.stream.Subjects = []string{h.subject()}
 	js, err := jetstream.New(nc)
 	if err != nil {
-		return nil, fmt.Errorf("natshints: %w", err)
+		return nil, fmt.Errorf("natsnotify: %w", err)
 	}
 	h.js = js
 	ctx, cancel := context.WithTimeout(ctx, h.sendTimeout)
 	defer cancel()
 	if _, err := h.consumer(ctx); err != nil {
 		if refused(err) {
-			return nil, fmt.Errorf("natshints: stream %q: %w", h.stream.Name, err)
+			return nil, fmt.Errorf("natsnotify: stream %q: %w", h.stream.Name, err)
 		}
-		h.log.Warn("hints: the server cannot be reached yet", "error", err)
+		h.log.Warn("notification server unreachable, retrying", "error", err)
 	}
 	return h, nil
 }
 
-func (h *Hints) subject() string { return "levada.hints." + h.stream.Name }
+func (h *Notifier) subject() string { return "levada.notifications." + h.stream.Name }
 
 // refused reports whether the server does not want us or our stream, rather than being away.
 func refused(err error) bool {
@@ -103,7 +103,7 @@ func refused(err error) bool {
 }
 
 // queue returns the stream, which it makes if it is not there.
-func (h *Hints) queue(ctx context.Context) (jetstream.Stream, error) {
+func (h *Notifier) queue(ctx context.Context) (jetstream.Stream, error) {
 	s, err := h.js.Stream(ctx, h.stream.Name)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		s, err = h.js.CreateStream(ctx, h.stream)
@@ -111,14 +111,14 @@ func (h *Hints) queue(ctx context.Context) (jetstream.Stream, error) {
 	return s, err
 }
 
-func (h *Hints) consumer(ctx context.Context) (jetstream.Consumer, error) {
+func (h *Notifier) consumer(ctx context.Context) (jetstream.Consumer, error) {
 	s, err := h.queue(ctx)
 	if err != nil {
 		return nil, err
 	}
 	return s.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
 		Durable: consumerName, AckPolicy: jetstream.AckExplicitPolicy, DeliverPolicy: jetstream.DeliverAllPolicy,
-		// A hint is given back after hold. It must not be given to another before.
+		// A notification is returned after hold. The server must not give it to another before.
 		AckWait: h.hold + 10*time.Second,
 		// Each listener has one at most. This bounds what listeners that died hold, and must be more than there are workers.
 		MaxAckPending: 1000, MaxWaiting: 5000,
@@ -126,16 +126,16 @@ func (h *Hints) consumer(ctx context.Context) (jetstream.Consumer, error) {
 	})
 }
 
-// Send stores the hint in the stream.
-func (h *Hints) Send(ctx context.Context, hint stream.Hint) error {
+// Send stores the notification in the stream.
+func (h *Notifier) Send(ctx context.Context, notification stream.Notification) error {
 	ctx, leave, err := h.life.Sending(ctx, h.sendTimeout)
 	if err != nil {
 		return err
 	}
 	defer leave()
-	pauses := hintbus.Pauses()
+	pauses := notifybus.Backoff()
 	for {
-		_, err := h.js.Publish(ctx, h.subject(), []byte(hintbus.Encode(hint)), jetstream.WithExpectStream(h.stream.Name))
+		_, err := h.js.Publish(ctx, h.subject(), []byte(notifybus.Encode(notification)), jetstream.WithExpectStream(h.stream.Name))
 		if err == nil {
 			return nil
 		}
@@ -143,23 +143,23 @@ func (h *Hints) Send(ctx context.Context, hint stream.Hint) error {
 			_, remade := h.queue(ctx)
 			err = errors.Join(err, remade)
 		}
-		if refused(err) || !hintbus.Sleep(ctx, pauses.NextBackOff()) {
+		if refused(err) || !notifybus.Sleep(ctx, pauses.NextBackOff()) {
 			if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
 				err = fmt.Errorf("%w: %w", cause, err)
 			}
-			return fmt.Errorf("hint not sent: %w", err)
+			return fmt.Errorf("notification not sent: %w", err)
 		}
 	}
 }
 
-// Listen calls wake for each hint that the server gives to this listener.
-func (h *Hints) Listen(ctx context.Context, wake func(context.Context, stream.Hint)) error {
+// Listen calls wake for each notification that the server gives to this listener.
+func (h *Notifier) Listen(ctx context.Context, wake func(context.Context, stream.Notification)) error {
 	inner, leave, err := h.life.Listening(ctx)
 	if err != nil {
 		return err
 	}
 	defer leave()
-	pauses := hintbus.Pauses()
+	pauses := notifybus.Backoff()
 	for {
 		err := h.consume(inner, pauses.Reset, wake)
 		switch {
@@ -168,24 +168,24 @@ func (h *Hints) Listen(ctx context.Context, wake func(context.Context, stream.Hi
 		case inner.Err() != nil:
 			return context.Cause(inner)
 		case h.conn.IsClosed():
-			return fmt.Errorf("hints: %w", nats.ErrConnectionClosed)
+			return fmt.Errorf("notifications: %w", nats.ErrConnectionClosed)
 		}
 		pause := pauses.NextBackOff()
-		h.log.Warn("hints: interrupted", "error", err, "retry_in", pause)
-		hintbus.Sleep(inner, pause)
+		h.log.Warn("notifications interrupted, reconnecting", "error", err, "retry_in", pause)
+		notifybus.Sleep(inner, pause)
 	}
 }
 
 const (
 	// pull is how long one request for a message lasts.
 	pull = 30 * time.Second
-	// heartbeat is how often the server says that it still has our request. After twice that time without a word, as after its restart,
+	// heartbeat is how often the server says that it still has our request. After twice that time without a heartbeat, as after its restart,
 	// a new request is made.
 	heartbeat = 2 * time.Second
 )
 
-// consume takes one hint after the other, until the server fails.
-func (h *Hints) consume(ctx context.Context, listening func(), wake func(context.Context, stream.Hint)) error {
+// consume takes one notification after the other, until the server fails.
+func (h *Notifier) consume(ctx context.Context, listening func(), wake func(context.Context, stream.Notification)) error {
 	opening, cancel := context.WithTimeout(ctx, h.sendTimeout)
 	consumer, err := h.consumer(opening)
 	cancel()
@@ -210,26 +210,26 @@ func (h *Hints) consume(ctx context.Context, listening func(), wake func(context
 
 // handle calls wake and settles the message: with an acknowledgement when wake has returned, or, when that takes too long, by giving it
 // back. An acknowledgement that is lost costs a second delivery.
-func (h *Hints) handle(ctx context.Context, msg jetstream.Msg, wake func(context.Context, stream.Hint)) {
-	hint, err := hintbus.Decode(string(msg.Data()))
+func (h *Notifier) handle(ctx context.Context, msg jetstream.Msg, wake func(context.Context, stream.Notification)) {
+	notification, err := notifybus.Decode(string(msg.Data()))
 	if err != nil {
-		h.log.Warn("hints: not one of ours", "error", err)
+		h.log.Warn("notification not decodable, dropped", "error", err)
 		_ = msg.Term() // it will never be one
 		return
 	}
 	late := time.AfterFunc(h.hold, func() { _ = msg.Nak() })
-	wake(ctx, hint)
+	wake(ctx, notification)
 	switch {
 	case !late.Stop(): // given back
 	case ctx.Err() != nil:
-		_ = msg.Nak() // wake may have returned for that reason, and somebody else has room
+		_ = msg.Nak() // wake may have returned for that reason, and another worker may have room
 	default:
 		_ = msg.Ack()
 	}
 }
 
 // Close ends all that still runs. Each Listen returns an error. The connection stays open.
-func (h *Hints) Close() error {
+func (h *Notifier) Close() error {
 	h.life.Close()
 	return nil
 }

@@ -1,4 +1,4 @@
-package hintbus
+package notifybus
 
 import (
 	"context"
@@ -17,7 +17,7 @@ func FuzzText(f *testing.F) {
 		f.Add(s, s, s)
 	}
 	f.Fuzz(func(t *testing.T, name, job, text string) {
-		want := stream.Hint{Stream: name, Job: job}
+		want := stream.Notification{Stream: name, Job: job}
 		encoded := Encode(want)
 		if len(encoded) > MaxText {
 			t.Errorf("Encode(%q) has %d bytes, and %d are allowed", want, len(encoded), MaxText)
@@ -27,16 +27,16 @@ func FuzzText(f *testing.F) {
 				t.Errorf("Encode(%q) = %q holds byte %#x", want, encoded, c)
 			}
 		}
-		if encoded == "" && len(name)+len(job) < MaxText/3-1 && want != (stream.Hint{}) {
+		if encoded == "" && len(name)+len(job) < MaxText/3-1 && want != (stream.Notification{}) {
 			t.Errorf("Encode(%q) lost the names", want)
 		}
 		if encoded == "" {
-			want = stream.Hint{}
+			want = stream.Notification{}
 		}
 		if got, err := Decode(encoded); err != nil || got != want {
 			t.Errorf("Decode(Encode(%q)) = %q, %v", want, got, err)
 		}
-		if h, err := Decode(text); err != nil && h != (stream.Hint{}) {
+		if h, err := Decode(text); err != nil && h != (stream.Notification{}) {
 			t.Errorf("Decode(%q) = %q with error %v", text, h, err)
 		}
 	})
@@ -52,7 +52,7 @@ func TestDecodeRefuses(t *testing.T) {
 
 func TestLife(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var l Life
+		var l Lifecycle
 		listen, leave, err := l.Listening(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -102,7 +102,7 @@ func TestLife(t *testing.T) {
 }
 
 func TestPauses(t *testing.T) {
-	p := Pauses()
+	p := Backoff()
 	p.Reset()
 	for i := range 40 {
 		d := p.NextBackOff()

@@ -1,4 +1,4 @@
-package pghints
+package pgnotify
 
 import (
 	"context"
@@ -30,15 +30,15 @@ func TestConformance(t *testing.T) {
 		"Reset": func(_ *testing.T, n *streamtest.BadNet) { n.Open().Reset() },
 	} {
 		t.Run(name, func(t *testing.T) {
-			streamtest.RunHints(t, func(t *testing.T) streamtest.HintsUnderTest {
+			streamtest.RunNotifier(t, func(t *testing.T) streamtest.NotifierUnderTest {
 				u, err := url.Parse(server.DSN())
 				if err != nil {
 					t.Fatal(err)
 				}
 				network := streamtest.NewBadNet(t, u.Host)
 				u.Host = network.Addr()
-				return streamtest.HintsUnderTest{
-					Open: func(t *testing.T) stream.Hints {
+				return streamtest.NotifierUnderTest{
+					Open: func(t *testing.T) stream.Notifier {
 						h, err := New(t.Context(), u.String(), WithSendTimeout(2*time.Second), WithCheckEvery(2*time.Second), quiet())
 						if err != nil {
 							t.Fatal(err)
@@ -71,12 +71,12 @@ func exec(t *testing.T, dsn, statement string, args ...any) {
 }
 
 // listen runs Listen until the end of the test, and returns once it listens.
-func listen(t *testing.T, h *Hints, dsn string) <-chan stream.Hint {
+func listen(t *testing.T, h *Notifier, dsn string) <-chan stream.Notification {
 	t.Helper()
-	woken := make(chan stream.Hint, 10_000)
+	woken := make(chan stream.Notification, 10_000)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- h.Listen(ctx, func(_ context.Context, h stream.Hint) { woken <- h }) }()
+	go func() { ended <- h.Listen(ctx, func(_ context.Context, h stream.Notification) { woken <- h }) }()
 	t.Cleanup(func() { cancel(); <-ended; _ = h.Close() })
 	awaitListeners(t, dsn, 1)
 	return woken
@@ -106,7 +106,7 @@ func awaitListeners(t *testing.T, dsn string, want int) {
 	}
 }
 
-func expect(t *testing.T, woken <-chan stream.Hint, want stream.Hint) {
+func expect(t *testing.T, woken <-chan stream.Notification, want stream.Notification) {
 	t.Helper()
 	select {
 	case got := <-woken:
@@ -118,7 +118,7 @@ func expect(t *testing.T, woken <-chan stream.Hint, want stream.Hint) {
 	}
 }
 
-func TestEmptyHintAfterTheConnectionWasLost(t *testing.T) {
+func TestEmptyNotificationAfterTheConnectionWasLost(t *testing.T) {
 	dsn := testserver.Postgres(t)
 	h, err := New(t.Context(), dsn, quiet())
 	if err != nil {
@@ -126,12 +126,12 @@ func TestEmptyHintAfterTheConnectionWasLost(t *testing.T) {
 	}
 	woken := listen(t, h, dsn)
 	exec(t, dsn, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
-	expect(t, woken, stream.Hint{})
-	hint := stream.Hint{Stream: "users", Job: "after"}
-	if err := h.Send(t.Context(), hint); err != nil {
+	expect(t, woken, stream.Notification{})
+	notification := stream.Notification{Stream: "users", Job: "after"}
+	if err := h.Send(t.Context(), notification); err != nil {
 		t.Fatal(err)
 	}
-	expect(t, woken, hint)
+	expect(t, woken, notification)
 }
 
 // The job store sends its notification within the transaction that makes the job.
@@ -152,8 +152,8 @@ func TestNotificationOfATransaction(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		hint := stream.Hint{Stream: "users", Job: fmt.Sprintf("commit %v", commit)}
-		if _, err := tx.Exec(t.Context(), "SELECT pg_notify($1, $2)", Channel, Encode(hint)); err != nil {
+		notification := stream.Notification{Stream: "users", Job: fmt.Sprintf("commit %v", commit)}
+		if _, err := tx.Exec(t.Context(), "SELECT pg_notify($1, $2)", Channel, Encode(notification)); err != nil {
 			t.Fatal(err)
 		}
 		if commit {
@@ -165,7 +165,7 @@ func TestNotificationOfATransaction(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	expect(t, woken, stream.Hint{Stream: "users", Job: "commit true"}) // and not the one that was rolled back
+	expect(t, woken, stream.Notification{Stream: "users", Job: "commit true"}) // and not the one that was rolled back
 	if err := h.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -178,7 +178,7 @@ func TestNotificationOfATransaction(t *testing.T) {
 func TestLongestPayload(t *testing.T) {
 	dsn := testserver.Postgres(t)
 	for length := 7990; length < 8010; length++ {
-		payload := Encode(stream.Hint{Stream: strings.Repeat("s", 4000), Job: strings.Repeat("j", length-4001)})
+		payload := Encode(stream.Notification{Stream: strings.Repeat("s", 4000), Job: strings.Repeat("j", length-4001)})
 		if (payload == "") != (length > 7999) {
 			t.Errorf("the payload of %d bytes became one of %d", length, len(payload))
 		}
@@ -204,27 +204,27 @@ func TestIdleSessionTimeoutDoesNotEndListeners(t *testing.T) {
 	if _, err := other.WaitForNotification(waiting); err == nil || waiting.Err() != nil {
 		t.Fatalf("the session without our setting did not end: %v", err)
 	}
-	hint := stream.Hint{Stream: "users", Job: "1"}
-	if err := h.Send(t.Context(), hint); err != nil {
+	notification := stream.Notification{Stream: "users", Job: "1"}
+	if err := h.Send(t.Context(), notification); err != nil {
 		t.Fatal(err)
 	}
-	expect(t, woken, hint) // and not an empty one, as after a new connection
+	expect(t, woken, notification) // and not an empty one, as after a new connection
 }
 
 func TestBacklogIsBounded(t *testing.T) {
 	b := newBacklog()
 	for i := range 10 * maxBacklog {
-		b.add(stream.Hint{Stream: "users", Job: fmt.Sprint(i)})
-		b.add(stream.Hint{Stream: "users", Job: fmt.Sprint(i)})
+		b.add(stream.Notification{Stream: "users", Job: fmt.Sprint(i)})
+		b.add(stream.Notification{Stream: "users", Job: fmt.Sprint(i)})
 		if len(b.queue) > maxBacklog || len(b.queue) != len(b.waiting) {
-			t.Fatalf("%d hints wait, %d of them different, and %d may", len(b.queue), len(b.waiting), maxBacklog)
+			t.Fatalf("%d notifications wait, %d of them different, and %d may", len(b.queue), len(b.waiting), maxBacklog)
 		}
 	}
 	first, err := b.take(t.Context())
-	if err != nil || first != (stream.Hint{}) {
-		t.Errorf("after an overflow the first hint is %q (error %v), want an empty one", first, err)
+	if err != nil || first != (stream.Notification{}) {
+		t.Errorf("after an overflow the first notification is %q (error %v), want an empty one", first, err)
 	}
-	var last stream.Hint
+	var last stream.Notification
 	for {
 		h, ok := b.pop()
 		if !ok {
@@ -233,7 +233,7 @@ func TestBacklogIsBounded(t *testing.T) {
 		last = h
 	}
 	if want := fmt.Sprint(10*maxBacklog - 1); last.Job != want {
-		t.Errorf("the last hint is %q, want %q", last.Job, want)
+		t.Errorf("the last notification is %q, want %q", last.Job, want)
 	}
 	ended, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
@@ -257,7 +257,7 @@ func TestNewRefuses(t *testing.T) {
 		if err == nil {
 			_ = h.Close()
 			t.Errorf("%s: New returned no error", name)
-		} else if !strings.HasPrefix(err.Error(), "pghints: ") {
+		} else if !strings.HasPrefix(err.Error(), "pgnotify: ") {
 			t.Errorf("%s: error %q", name, err)
 		}
 	}

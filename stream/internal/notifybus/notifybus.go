@@ -1,5 +1,5 @@
-// Package hintbus holds what all drivers of hints do alike: the text of a hint, their life, and their pauses.
-package hintbus
+// Package notifybus holds what all drivers of notifications do alike: the text of a notification, their life, and their pauses.
+package notifybus
 
 import (
 	"context"
@@ -16,16 +16,16 @@ import (
 	"github.com/levada-io/levada/stream"
 )
 
-// Channel is the notification channel of Postgres on which the job store sends hints, and package pghints sends and hears them.
-const Channel = "levada_stream_hints"
+// Channel is the notification channel of Postgres on which the job store sends notifications, and package pgnotify sends and receives them.
+const Channel = "levada_stream_notifications"
 
-// MaxText is the longest text of a hint, in bytes. Postgres takes no longer notification, and the transaction that sends one fails.
+// MaxText is the longest text of a notification, in bytes. Postgres takes no longer notification, and the transaction that sends one fails.
 const MaxText = 7999
 
-// Encode makes the text of a hint: "<stream> <job>", each escaped as in a query, so that any name fits. Names that are too
+// Encode makes the text of a notification: "<stream> <job>", each escaped as in a query, so that any name fits. Names that are too
 // long together give the empty text, which says only that some job may be due.
-func Encode(h stream.Hint) string {
-	if h == (stream.Hint{}) {
+func Encode(h stream.Notification) string {
+	if h == (stream.Notification{}) {
 		return ""
 	}
 	text := url.QueryEscape(h.Stream) + " " + url.QueryEscape(h.Job)
@@ -35,33 +35,33 @@ func Encode(h stream.Hint) string {
 	return text
 }
 
-// Decode reads what Encode made. An error means that somebody else wrote it.
-func Decode(text string) (stream.Hint, error) {
+// Decode reads what Encode made. An error means that it is not one of ours.
+func Decode(text string) (stream.Notification, error) {
 	if text == "" {
-		return stream.Hint{}, nil
+		return stream.Notification{}, nil
 	}
 	if len(text) > MaxText {
-		return stream.Hint{}, fmt.Errorf("a hint of %d bytes; %d at most were expected", len(text), MaxText)
+		return stream.Notification{}, fmt.Errorf("a notification of %d bytes; %d at most were expected", len(text), MaxText)
 	}
 	name, job, ok := strings.Cut(text, " ")
 	if !ok || strings.Contains(job, " ") {
-		return stream.Hint{}, fmt.Errorf("hint %.100q: expected a stream and a job, with one space between them", text)
+		return stream.Notification{}, fmt.Errorf("notification %.100q: expected a stream and a job, with one space between them", text)
 	}
-	var h stream.Hint
+	var h stream.Notification
 	var err1, err2 error
 	h.Stream, err1 = url.QueryUnescape(name)
 	h.Job, err2 = url.QueryUnescape(job)
 	if err := errors.Join(err1, err2); err != nil {
-		return stream.Hint{}, fmt.Errorf("hint %.100q: %w", text, err)
+		return stream.Notification{}, fmt.Errorf("notification %.100q: %w", text, err)
 	}
 	return h, nil
 }
 
 // ErrClosed is returned by what is called, or still runs, after Close. It is a net.ErrClosed.
-var ErrClosed = fmt.Errorf("hints: %w", net.ErrClosed)
+var ErrClosed = fmt.Errorf("notifications: %w", net.ErrClosed)
 
 // Life ends all calls when a driver is closed. The zero Life has not ended.
-type Life struct {
+type Lifecycle struct {
 	mu     sync.Mutex
 	ends   map[*context.CancelCauseFunc]struct{}
 	sends  sync.WaitGroup
@@ -69,7 +69,7 @@ type Life struct {
 }
 
 // Listening returns a context that ends with ctx or with Close. leave must be called.
-func (l *Life) Listening(ctx context.Context) (inner context.Context, leave func(), err error) {
+func (l *Lifecycle) Listening(ctx context.Context) (inner context.Context, leave func(), err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
@@ -79,7 +79,7 @@ func (l *Life) Listening(ctx context.Context) (inner context.Context, leave func
 }
 
 // Sending is Listening for a call that Close waits for, and that lasts no longer than the limit.
-func (l *Life) Sending(ctx context.Context, limit time.Duration) (inner context.Context, leave func(), err error) {
+func (l *Lifecycle) Sending(ctx context.Context, limit time.Duration) (inner context.Context, leave func(), err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
@@ -91,7 +91,7 @@ func (l *Life) Sending(ctx context.Context, limit time.Duration) (inner context.
 	return inner, func() { cancel(); left(); l.sends.Done() }, nil
 }
 
-func (l *Life) enter(ctx context.Context) (context.Context, func(), error) {
+func (l *Lifecycle) enter(ctx context.Context) (context.Context, func(), error) {
 	inner, cancel := context.WithCancelCause(ctx)
 	key := &cancel
 	if l.ends == nil {
@@ -107,7 +107,7 @@ func (l *Life) enter(ctx context.Context) (context.Context, func(), error) {
 }
 
 // Close ends all calls, and waits for sends. It reports whether it was the first.
-func (l *Life) Close() bool {
+func (l *Lifecycle) Close() bool {
 	l.mu.Lock()
 	first := !l.closed
 	l.closed = true
@@ -120,7 +120,7 @@ func (l *Life) Close() bool {
 }
 
 // Pauses are those between attempts to reach a bus: each is longer than the one before, up to 5 s, and none is like those of others.
-func Pauses() *backoff.ExponentialBackOff {
+func Backoff() *backoff.ExponentialBackOff {
 	return &backoff.ExponentialBackOff{InitialInterval: 100 * time.Millisecond, RandomizationFactor: 0.5, Multiplier: 2, MaxInterval: 5 * time.Second}
 }
 

@@ -1,4 +1,4 @@
-module github.com/levada-io/levada/stream/pghints
+module github.com/levada-io/levada/stream/pgnotify
 
 go 1.26.0
 

@@ -1,12 +1,12 @@
-// Package rabbithints sends hints through RabbitMQ. Each hint goes to one listener: the first that has room.
+// Package rabbitnotify sends notifications through RabbitMQ. Each notification goes to one listener: the first that has room.
 //
-// All share one quorum queue. A hint is persistent and confirmed by the broker; it is acknowledged when the worker has tried to claim.
-// A worker without room keeps one hint back, and gives it back to the broker after a while, so that no acknowledgement waits for as
+// All share one quorum queue. A notification is persistent and confirmed by the broker; it is acknowledged when the worker has tried to claim.
+// A worker without room keeps one notification back, and gives it back to the broker after a while, so that no acknowledgement waits for as
 // long as a stream lasts.
 //
 // RabbitMQ 3.10 leaves a quorum queue without a leader, for good, if it is killed within a second after the queue was made. Sends then fail, and
-// jobs are only found by the workers' sweep, until somebody deletes the queue; the next Send or Listen makes it again.
-package rabbithints
+// jobs are only found by the workers' poll, until the queue is deleted; the next Send or Listen makes it again.
+package rabbitnotify
 
 import (
 	"context"
@@ -23,15 +23,15 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/levada-io/levada/stream"
-	"github.com/levada-io/levada/stream/internal/hintbus"
+	"github.com/levada-io/levada/stream/internal/notifybus"
 )
 
 // DefaultQueue is the name of the queue that is used if no other is set.
-const DefaultQueue = "levada.stream.hints"
+const DefaultQueue = "levada.stream.notifications"
 
-// Hints is a [stream.Hints] on a RabbitMQ broker.
-type Hints struct {
-	life        hintbus.Life
+// Notifier is a [stream.Notifier] on a RabbitMQ broker.
+type Notifier struct {
+	life        notifybus.Lifecycle
 	url         string
 	queue       string
 	tls         *tls.Config
@@ -44,34 +44,34 @@ type Hints struct {
 	publisher  *publisher
 }
 
-var _ stream.Hints = (*Hints)(nil)
+var _ stream.Notifier = (*Notifier)(nil)
 
 // Option changes a default.
-type Option func(*Hints)
+type Option func(*Notifier)
 
 // WithQueue sets the queue's name. Default: DefaultQueue.
-func WithQueue(name string) Option { return func(h *Hints) { h.queue = name } }
+func WithQueue(name string) Option { return func(h *Notifier) { h.queue = name } }
 
 // WithTLS is for amqps URLs. Default: the system's roots, and the URL's host.
-func WithTLS(c *tls.Config) Option { return func(h *Hints) { h.tls = c } }
+func WithTLS(c *tls.Config) Option { return func(h *Notifier) { h.tls = c } }
 
-// WithLogger sets where losses of the connection and messages that are no hints are reported. Default: slog.Default().
-func WithLogger(l *slog.Logger) Option { return func(h *Hints) { h.log = l } }
+// WithLogger sets where losses of the connection and messages that are not notifications are reported. Default: slog.Default().
+func WithLogger(l *slog.Logger) Option { return func(h *Notifier) { h.log = l } }
 
 // WithSendTimeout sets how long Send tries. Default 5 s.
-func WithSendTimeout(d time.Duration) Option { return func(h *Hints) { h.sendTimeout = d } }
+func WithSendTimeout(d time.Duration) Option { return func(h *Notifier) { h.sendTimeout = d } }
 
-// WithHold sets how long a worker without room keeps a hint back before another may have it. Default 30 s. It must be shorter than the
-// broker's consumer timeout, which is 30 min unless somebody has set another.
-func WithHold(d time.Duration) Option { return func(h *Hints) { h.hold = d } }
+// WithHold sets how long a worker without room keeps a notification back before another may have it. Default 30 s. It must be shorter than the
+// broker's consumer timeout, which is 30 min unless configured otherwise.
+func WithHold(d time.Duration) Option { return func(h *Notifier) { h.hold = d } }
 
-// WithKeep sets how long the broker keeps a hint that nobody takes. Default 1 min: the workers' own sweep has found the job by then.
-func WithKeep(d time.Duration) Option { return func(h *Hints) { h.keep = d } }
+// WithKeep sets how long the broker keeps a notification that nobody takes. Default 1 min: the workers' own poll has found the job by then.
+func WithKeep(d time.Duration) Option { return func(h *Notifier) { h.keep = d } }
 
-// New takes an AMQP URL. A broker that cannot be reached yet is no error, since workers start without hints, too; one that refuses
+// New takes an AMQP URL. A broker that cannot be reached yet is not an error, since workers start without notifications, too; one that refuses
 // us, or has the queue with other settings, is.
-func New(ctx context.Context, url string, opts ...Option) (*Hints, error) {
-	h := &Hints{
+func New(ctx context.Context, url string, opts ...Option) (*Notifier, error) {
+	h := &Notifier{
 		url: url, queue: DefaultQueue, log: slog.Default(), sendTimeout: 5 * time.Second, hold: 30 * time.Second, keep: time.Minute,
 		publishing: make(chan struct{}, 1),
 	}
@@ -79,20 +79,20 @@ func New(ctx context.Context, url string, opts ...Option) (*Hints, error) {
 		o(h)
 	}
 	if _, err := amqp.ParseURI(url); err != nil {
-		return nil, fmt.Errorf("rabbithints: the URL of the broker, as in amqp://user:password@host:5672/vhost: %w", err)
+		return nil, fmt.Errorf("rabbitnotify: the URL of the broker, as in amqp://user:password@host:5672/vhost: %w", err)
 	}
 	if h.sendTimeout <= 0 || h.hold <= 0 || h.keep < time.Millisecond || h.queue == "" {
-		return nil, fmt.Errorf("rabbithints: the send timeout (%v), the hold (%v), the time to keep (%v) and the queue's name (%q) must not be empty",
+		return nil, fmt.Errorf("rabbitnotify: the send timeout (%v), the hold (%v), the time to keep (%v) and the queue's name (%q) must not be empty",
 			h.sendTimeout, h.hold, h.keep, h.queue)
 	}
 	ctx, cancel := context.WithTimeout(ctx, h.sendTimeout)
 	defer cancel()
 	s, err := h.open(ctx)
 	if refused(err) {
-		return nil, fmt.Errorf("rabbithints: %w", err)
+		return nil, fmt.Errorf("rabbitnotify: %w", err)
 	}
 	if err != nil {
-		h.log.Warn("hints: the broker cannot be reached yet", "error", err)
+		h.log.Warn("notification broker unreachable, retrying", "error", err)
 		return h, nil
 	}
 	s.close()
@@ -121,7 +121,7 @@ type session struct {
 }
 
 // open makes a session within ctx.
-func (h *Hints) open(ctx context.Context) (*session, error) {
+func (h *Notifier) open(ctx context.Context) (*session, error) {
 	s := &session{}
 	// The library's calls know no context, and a broker that hangs answers none of them: the end of ctx ends the connection.
 	var unblock func() bool
@@ -145,7 +145,7 @@ func (h *Hints) open(ctx context.Context) (*session, error) {
 		return nil, err
 	}
 	var err error
-	name := amqp.Table{"connection_name": "levada hints", "product": "levada"}
+	name := amqp.Table{"connection_name": "levada notifications", "product": "levada"}
 	if s.conn, err = amqp.DialConfig(h.url, amqp.Config{Dial: dial, TLSClientConfig: h.tls.Clone(), Heartbeat: 10 * time.Second, Properties: name}); err != nil {
 		return fail(err)
 	}
@@ -177,7 +177,7 @@ func (c limitedConn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
-// closePatience is how long the broker has to say goodbye.
+// closePatience is how long the broker has to close the connection.
 const closePatience = time.Second
 
 // close ends the session. Every call returns when it has ended.
@@ -200,7 +200,7 @@ type publisher struct {
 	stuck     atomic.Bool  // it must not be used any more
 	questions chan question
 	done      sync.WaitGroup
-	over      chan struct{} // closed when nobody answers questions any more
+	over      chan struct{} // closed when nothing answers requests any more
 }
 
 // question asks whether the message of that number was returned. It is asked once, after the confirmation.
@@ -209,7 +209,7 @@ type question struct {
 	answer chan bool
 }
 
-func (h *Hints) openPublisher(ctx context.Context) (*publisher, error) {
+func (h *Notifier) openPublisher(ctx context.Context) (*publisher, error) {
 	s, err := h.open(ctx)
 	if err != nil {
 		return nil, err
@@ -256,7 +256,7 @@ func (p *publisher) collect(returns <-chan amqp.Return) {
 	}
 }
 
-// wasReturned reports whether the message found no queue. ok is false if the session ended, so that nobody knows.
+// wasReturned reports whether the message found no queue. ok is false if the session ended, so that it is unknown.
 func (p *publisher) wasReturned(id string) (returned, ok bool) {
 	q := question{id, make(chan bool, 1)}
 	select {
@@ -272,35 +272,35 @@ func (p *publisher) close() {
 	p.done.Wait()
 }
 
-// Send hands the hint to the broker, and returns when the broker has it on disk. What is not confirmed is sent again, on a new connection,
-// until the send timeout is over; so a hint may arrive twice.
-func (h *Hints) Send(ctx context.Context, hint stream.Hint) error {
+// Send hands the notification to the broker, and returns when the broker has it on disk. What is not confirmed is sent again, on a new connection,
+// until the send timeout is over; so a notification may arrive twice.
+func (h *Notifier) Send(ctx context.Context, notification stream.Notification) error {
 	ctx, leave, err := h.life.Sending(ctx, h.sendTimeout)
 	if err != nil {
 		return err
 	}
 	defer leave()
-	pauses := hintbus.Pauses()
+	pauses := notifybus.Backoff()
 	for {
-		err := h.publish(ctx, hintbus.Encode(hint))
+		err := h.publish(ctx, notifybus.Encode(notification))
 		if err == nil {
 			return nil
 		}
-		if refused(err) || !hintbus.Sleep(ctx, pauses.NextBackOff()) {
+		if refused(err) || !notifybus.Sleep(ctx, pauses.NextBackOff()) {
 			if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
 				err = fmt.Errorf("%w: %w", cause, err)
 			}
-			return fmt.Errorf("hint not sent: %w", err)
+			return fmt.Errorf("notification not sent: %w", err)
 		}
 	}
 }
 
 // publish sends once, and waits for the confirmation.
-func (h *Hints) publish(ctx context.Context, text string) error {
+func (h *Notifier) publish(ctx context.Context, text string) error {
 	select {
 	case h.publishing <- struct{}{}:
 	case <-ctx.Done():
-		return fmt.Errorf("another hint is being sent: %w", context.Cause(ctx))
+		return fmt.Errorf("another notification is being sent: %w", context.Cause(ctx))
 	}
 	p, id, confirmation, err := h.write(ctx, text)
 	<-h.publishing
@@ -319,13 +319,13 @@ func (h *Hints) publish(ctx context.Context, text string) error {
 		p.giveUp()
 		return fmt.Errorf("there is no queue %q any more", h.queue)
 	case !confirmation.Acked():
-		return errors.New("the broker refused the hint, or the connection was lost")
+		return errors.New("the broker refused the notification, or the connection was lost")
 	}
 	return nil
 }
 
 // write writes the message, on a new session if the old one is not usable. The caller holds publishing.
-func (h *Hints) write(ctx context.Context, text string) (p *publisher, id string, _ *amqp.DeferredConfirmation, err error) {
+func (h *Notifier) write(ctx context.Context, text string) (p *publisher, id string, _ *amqp.DeferredConfirmation, err error) {
 	if h.publisher != nil && (h.publisher.stuck.Load() || h.publisher.conn.IsClosed() || h.publisher.channel.IsClosed()) {
 		h.publisher.close()
 		h.publisher = nil
@@ -340,7 +340,7 @@ func (h *Hints) write(ctx context.Context, text string) (p *publisher, id string
 	p.nextID++
 	id = strconv.FormatUint(p.nextID, 10)
 	confirmation, err := p.channel.PublishWithDeferredConfirm("", h.queue, true, false, amqp.Publishing{
-		DeliveryMode: amqp.Persistent, ContentType: "text/plain", MessageId: id, Type: "levada.hint", Body: []byte(text),
+		DeliveryMode: amqp.Persistent, ContentType: "text/plain", MessageId: id, Type: "levada.notification", Body: []byte(text),
 		Expiration: strconv.FormatInt(h.keep.Milliseconds(), 10),
 	})
 	if err != nil {
@@ -380,14 +380,14 @@ func (p *publisher) giveUp() {
 	_ = p.raw.Close()
 }
 
-// Listen calls wake for each hint that the broker gives to this listener, over a connection of its own.
-func (h *Hints) Listen(ctx context.Context, wake func(context.Context, stream.Hint)) error {
+// Listen calls wake for each notification that the broker gives to this listener, over a connection of its own.
+func (h *Notifier) Listen(ctx context.Context, wake func(context.Context, stream.Notification)) error {
 	inner, leave, err := h.life.Listening(ctx)
 	if err != nil {
 		return err
 	}
 	defer leave()
-	pauses := hintbus.Pauses()
+	pauses := notifybus.Backoff()
 	for {
 		err := h.consume(inner, pauses.Reset, wake)
 		if ctx.Err() != nil {
@@ -397,13 +397,13 @@ func (h *Hints) Listen(ctx context.Context, wake func(context.Context, stream.Hi
 			return context.Cause(inner)
 		}
 		pause := pauses.NextBackOff()
-		h.log.Warn("hints: connection lost", "error", err, "retry_in", pause)
-		hintbus.Sleep(inner, pause)
+		h.log.Warn("notification connection lost, reconnecting", "error", err, "retry_in", pause)
+		notifybus.Sleep(inner, pause)
 	}
 }
 
 // consume listens on one connection until it fails.
-func (h *Hints) consume(ctx context.Context, listening func(), wake func(context.Context, stream.Hint)) error {
+func (h *Notifier) consume(ctx context.Context, listening func(), wake func(context.Context, stream.Notification)) error {
 	opening, cancel := context.WithTimeout(ctx, h.sendTimeout)
 	s, err := h.open(opening)
 	cancel()
@@ -416,7 +416,7 @@ func (h *Hints) consume(ctx context.Context, listening func(), wake func(context
 		return err
 	}
 	for {
-		const consumer = "hints"
+		const consumer = "notifier"
 		deliveries, err := s.channel.Consume(h.queue, consumer, false, false, false, false, nil)
 		if err != nil {
 			return err
@@ -439,10 +439,10 @@ func (h *Hints) consume(ctx context.Context, listening func(), wake func(context
 
 // handle calls wake and settles the delivery: with an acknowledgement when wake has returned, or, when that takes too long, by
 // giving it back. Then the consumer is cancelled first, or the broker would hand us the next one at once.
-func (h *Hints) handle(ctx context.Context, s *session, consumer string, d amqp.Delivery, wake func(context.Context, stream.Hint)) error {
-	hint, err := decode(d)
+func (h *Notifier) handle(ctx context.Context, s *session, consumer string, d amqp.Delivery, wake func(context.Context, stream.Notification)) error {
+	notification, err := decode(d)
 	if err != nil {
-		h.log.Warn("hints: not one of ours", "error", err)
+		h.log.Warn("notification not decodable, dropped", "error", err)
 		return d.Ack(false) // it will never be one
 	}
 	var once sync.Once
@@ -456,10 +456,10 @@ func (h *Hints) handle(ctx context.Context, s *session, consumer string, d amqp.
 		})
 	})
 	defer late.Stop()
-	wake(ctx, hint)
+	wake(ctx, notification)
 	once.Do(func() {
 		if ctx.Err() != nil {
-			settled = d.Nack(false, true) // wake may have returned for that reason, and somebody else has room
+			settled = d.Nack(false, true) // wake may have returned for that reason, and another worker may have room
 			return
 		}
 		settled = d.Ack(false)
@@ -467,11 +467,11 @@ func (h *Hints) handle(ctx context.Context, s *session, consumer string, d amqp.
 	return settled
 }
 
-func decode(d amqp.Delivery) (stream.Hint, error) { return hintbus.Decode(string(d.Body)) }
+func decode(d amqp.Delivery) (stream.Notification, error) { return notifybus.Decode(string(d.Body)) }
 
 // Close ends all that still runs. Each Listen returns an error.
-func (h *Hints) Close() error {
-	if h.life.Close() && h.publisher != nil { // nobody else is publishing any more
+func (h *Notifier) Close() error {
+	if h.life.Close() && h.publisher != nil { // nothing is publishing any more
 		h.publisher.close()
 		h.publisher = nil
 	}
