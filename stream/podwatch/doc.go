@@ -1,17 +1,17 @@
-// Package podwatch tells a job store of workers that Kubernetes knows to be dead, so that their jobs are taken over within a second or two
-// instead of when their leases end. Nothing depends on it: a death that it misses costs the rest of a lease, and one that it
-// only believed costs the worker an attempt, since commits are fenced.
+// Package podwatch ends the leases of workers whose pod or container has ended, so that their jobs are taken over within a second or two
+// instead of when their leases run out. Nothing depends on it: an end that it misses costs the rest of a lease, and a false
+// positive costs the worker an attempt, since commits are fenced.
 //
-// It compares the owners of leases with the pods of one namespace, at the start, whenever something happens to a pod, and every now and
-// then: so what happened while it was down, or while its watch was cut, is found all the same. Any number of replicas may run at once.
+// It compares the owners of leases with the pods of one namespace, at the start, at each change of a pod, and every Resync: changes
+// that happened while it was down, or while its watch was disconnected, are found as well. Any number of replicas may run at once.
 //
-// An owner is dead when
+// An owner has ended when
 //   - its container has terminated, for whatever reason: then its leases that began before that end;
 //   - its pod runs a newer container: then its leases that began before the newer one started end;
 //   - its pod has the phase Failed or Succeeded;
-//   - its pod's object is gone: it was seen to be deleted, or the API server says that there is none of its name and UID.
+//   - its pod's object is gone: its deletion was observed, or the API server has none of its name and UID.
 //
 // A pod that is about to end (it has a deletion timestamp, or the condition DisruptionTarget) is left alone, since it drains by itself; so is one
-// on a node that does not answer, since their state is unknown. An error is never taken for a death. Containers other than the worker's are ignored:
-// for that a worker in a pod of several containers has to say its container's name in CONTAINER_NAME.
+// on a node that does not answer, since their state is unknown. An error is never taken for an end. Containers other than the worker's are ignored:
+// for that a worker in a pod of several containers must have its container's name in CONTAINER_NAME.
 package podwatch

@@ -9,7 +9,7 @@ import (
 	"github.com/levada-io/levada/stream"
 )
 
-// Cause is the kind of sign that an owner is dead.
+// Cause is the kind of evidence that an owner has ended.
 type Cause string
 
 const (
@@ -23,13 +23,13 @@ const (
 	PodGone Cause = "pod-gone"
 )
 
-// Death is an owner that was found dead, and what Kubernetes says of it.
+// EndedOwner is an owner that has ended, and what Kubernetes reports about it.
 type EndedOwner struct {
 	Owner     stream.Owner
 	Namespace string
 	Node      string // empty: not known
 	Cause     Cause
-	// Container and ContainerID name what died; empty when it was the pod as a whole.
+	// Container and ContainerID name the container that ended; empty when it was the pod as a whole.
 	Container   string
 	ContainerID string
 	// Reason is the word that Kubernetes gives, as OOMKilled, Error, Evicted or DeletionByTaintManager. Empty: not known.
@@ -47,7 +47,7 @@ type EndedOwner struct {
 // A finding is one reason to end leases of one owner. It is acted upon once for each owner: an owner that is alive
 // after all, as in a container whose node has a wrong clock, loses its leases at most once to it.
 type finding struct {
-	key   string // names the death among those of the pod
+	key   string // names the finding among those of the pod
 	death EndedOwner
 	dead  stream.ExpireFilter
 }
@@ -62,9 +62,9 @@ type past struct {
 	replaced bool
 }
 
-// judge looks for signs in a pod's status that the owner, which is of this pod, is dead. It has no effect and no clock.
+// judge looks for evidence in a pod's status that the owner, which is of this pod, has ended. It is pure.
 //
-// Whether a lease is of the container that died or of the one that took its place is decided by time: when it was claimed
+// Whether a lease is of the container that ended or of the one that took its place is decided by time: when it was claimed
 // by the store's clock, and when containers ended and started by the node's clock, which gives whole seconds, rounded
 // down. What both clocks cannot tell apart is left to the lease, since a restarted worker ends the leases of its
 // predecessor itself. An owner that was met in the store longer than skew before is not judged by when it claimed.

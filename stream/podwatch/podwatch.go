@@ -36,7 +36,7 @@ type Options struct {
 	// pods of the namespace.
 	Selector string
 	// SharedStore must be set when workers of other namespaces use the same store. A pod that was never seen here is then left
-	// to its lease; otherwise its owner counts as dead when the namespace has no pod of its name and UID.
+	// to its lease; otherwise its owner counts as ended when the namespace has no pod of its name and UID.
 	SharedStore bool
 	// Notifier, if not nil, wakes workers after leases were ended. The watcher does not close it.
 	Notifier stream.Notifier
@@ -48,9 +48,9 @@ type Options struct {
 	// Timeout bounds each call of the store, each question to the API server but list and watch, and each notification. 0: 10 s.
 	Timeout time.Duration
 	// ClockSkew is how far the clocks of nodes and of this process may be apart. An owner that was met in the store for longer
-	// than that before its container ended is dead whatever the times of its claims are. 0: 10 s.
+	// than that before its container ended has ended, whatever the times of its claims are. 0: 10 s.
 	ClockSkew time.Duration
-	// OnDeath, if not nil, is called for each owner whose leases this watcher has ended, one call at a time. Of several
+	// OnEnded, if not nil, is called for each owner whose leases this watcher has ended, one call at a time. Of several
 	// watchers only one calls it for the same leases, so that it can be counted. It must return soon.
 	OnEnded func(EndedOwner)
 }
@@ -85,7 +85,7 @@ const coalesce = 100 * time.Millisecond
 // maxBackoff is how long the watcher waits at most after the store or the API server did not answer.
 const maxBackoff = 30 * time.Second
 
-// Watcher ends the leases of workers whose pods or containers have died.
+// Watcher ends the leases of workers whose pods or containers have ended.
 type Watcher struct {
 	client  Pods
 	store   stream.Store
@@ -129,7 +129,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithCancel(klog.NewContext(ctx, logr.FromSlogHandler(w.options.Logger.Handler())))
 	informer := w.informer()
-	deleted := &graveyard{}
+	deleted := &deletedPods{}
 	registration, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc: func(any) { signal(w.wake) },
 		UpdateFunc: func(before, after any) {
@@ -233,7 +233,7 @@ func (w *Watcher) loop(ctx context.Context, r *reconciler) {
 	}
 }
 
-// notification tells workers to look, as often as is due.
+// notify sends notifications, as often as is due.
 func (w *Watcher) notify(ctx context.Context) {
 	for {
 		select {
@@ -280,7 +280,7 @@ func (w *Watcher) informer() cache.SharedIndexInformer {
 // noteAPI remembers whether list and watch work. It logs what changes, not each attempt.
 func (w *Watcher) noteAPI(ctx context.Context, err error) {
 	if ctx.Err() != nil || apierrors.IsResourceExpired(err) || apierrors.IsGone(err) {
-		return // the position is too old: the list that follows says whether all is well
+		return // the position is too old: the list that follows says whether that has ended
 	}
 	w.mu.Lock()
 	before := w.api
@@ -311,8 +311,8 @@ func (w *Watcher) note(err error) {
 	}
 }
 
-// Health says why deaths may be missed at the moment: the pods were not listed yet, the API server cannot be watched, or the store
-// does not answer. Nil: all is well. Jobs are taken over when their leases end even then.
+// Health says why ended owners may be missed at the moment: the pods were not listed yet, the API server cannot be watched, or the store
+// does not answer. Nil: no known problem. Jobs are taken over when their leases end even then.
 func (w *Watcher) Health() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -333,19 +333,19 @@ func (w *Watcher) Health() error {
 	return errors.Join(errs...)
 }
 
-// graveyard collects the last states of deleted pods until the next pass.
-type graveyard struct {
+// deletedPods collects the last states of deleted pods until the next pass.
+type deletedPods struct {
 	mu   sync.Mutex
 	pods []*corev1.Pod
 }
 
-func (g *graveyard) add(pod *corev1.Pod) {
+func (g *deletedPods) add(pod *corev1.Pod) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.pods = append(g.pods, pod)
 }
 
-func (g *graveyard) take() []*corev1.Pod {
+func (g *deletedPods) take() []*corev1.Pod {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	pods := g.pods
