@@ -353,11 +353,11 @@ func (s *interceptedStore) Renew(ctx context.Context, l stream.Lease, p stream.P
 	return s.Store.Renew(ctx, l, p, ttl)
 }
 
-func (s *interceptedStore) SaveState(ctx context.Context, l stream.Lease, j stream.CrashState, stall stream.RetryState) error {
+func (s *interceptedStore) SaveState(ctx context.Context, l stream.Lease, crash stream.CrashState, retry stream.RetryState) error {
 	if err := s.before(ctx, "Note"); err != nil {
 		return err
 	}
-	return s.Store.SaveState(ctx, l, j, stall)
+	return s.Store.SaveState(ctx, l, crash, retry)
 }
 
 func (s *interceptedStore) Release(ctx context.Context, l stream.Lease, r stream.Release) error {

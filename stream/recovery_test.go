@@ -184,7 +184,7 @@ func TestReplayOfPoisonKillsOnce(t *testing.T) {
 			t.Errorf("quarantine: %+v", rows)
 		}
 		if j := l.get(job.ID).CrashState; j != (stream.CrashState{}) {
-			t.Errorf("journal: %+v", j)
+			t.Errorf("crash state: %+v", j)
 		}
 	})
 }

@@ -927,11 +927,11 @@ func (k *simStore) Renew(ctx context.Context, l stream.Lease, p stream.Progress,
 	return errors.Join(k.Store.Renew(ctx, l, p, ttl), k.lost())
 }
 
-func (k *simStore) SaveState(ctx context.Context, l stream.Lease, j stream.CrashState, stall stream.RetryState) error {
+func (k *simStore) SaveState(ctx context.Context, l stream.Lease, crash stream.CrashState, retry stream.RetryState) error {
 	if err := k.pass(ctx); err != nil {
 		return err
 	}
-	return errors.Join(k.Store.SaveState(ctx, l, j, stall), k.lost())
+	return errors.Join(k.Store.SaveState(ctx, l, crash, retry), k.lost())
 }
 
 func (k *simStore) Release(ctx context.Context, l stream.Lease, r stream.Release) error {

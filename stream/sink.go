@@ -139,8 +139,8 @@ type Quarantined struct {
 	// History has each attempt that failed, with the value and the stack of a panic: the first one, and the latest up to [MaxAttempts]. Error
 	// and Class are those of the latest.
 	History []Attempt `json:"history,omitempty"`
-	// State is Waiting until the record is marked; then a worker that claims the job hands it to the handler again, or a person
-	// has dropped it.
+	// State is Waiting until the record is marked; a worker that claims the job replays a record marked Replay, and
+	// leaves Dropped ones alone.
 	State     QuarantineState `json:"state"`
 	FirstSeen time.Time       `json:"firstSeen"`
 }

@@ -148,10 +148,10 @@ func (s *Store) Renew(ctx context.Context, l stream.Lease, p stream.Progress, tt
 	})
 }
 
-func (s *Store) SaveState(ctx context.Context, l stream.Lease, j stream.CrashState, stall stream.RetryState) error {
+func (s *Store) SaveState(ctx context.Context, l stream.Lease, crash stream.CrashState, retry stream.RetryState) error {
 	return s.change(ctx, l, func(status *stream.Status, _ time.Time) {
-		status.CrashState, status.RetryState = j, stall
-		if stall == (stream.RetryState{}) {
+		status.CrashState, status.RetryState = crash, retry
+		if retry == (stream.RetryState{}) {
 			status.Reason, status.LastError = "", ""
 		}
 	})

@@ -368,11 +368,11 @@ func (s *Store) Renew(ctx context.Context, l stream.Lease, p stream.Progress, tt
 }
 
 // Note implements [stream.Store].
-func (s *Store) SaveState(ctx context.Context, l stream.Lease, j stream.CrashState, stall stream.RetryState) error {
+func (s *Store) SaveState(ctx context.Context, l stream.Lease, crash stream.CrashState, retry stream.RetryState) error {
 	err := s.leased(ctx, l, `probe = $4::bigint, probe_until = $5::bigint, hand = $6::bigint, deaths = $7::bigint,
 		no_progress = $8::bigint, stalled = $9::bigint, denied = $10::bigint, dependent = $11::bigint,
 		reason = case when $12::boolean then '' else reason end, last_error = case when $12::boolean then '' else last_error end`,
-		jobsql.Noted(j, stall)...)
+		jobsql.Noted(crash, retry)...)
 	if err != nil {
 		return fmt.Errorf("note: %w", err)
 	}

@@ -284,10 +284,10 @@ func (s *Store) Renew(ctx context.Context, l stream.Lease, p stream.Progress, tt
 }
 
 // Note implements [stream.Store].
-func (s *Store) SaveState(ctx context.Context, l stream.Lease, j stream.CrashState, stall stream.RetryState) error {
+func (s *Store) SaveState(ctx context.Context, l stream.Lease, crash stream.CrashState, retry stream.RetryState) error {
 	err := s.leased(ctx, l, `update levada_job set probe = ?, probe_until = ?, hand = ?, deaths = ?, no_progress = ?, stalled = ?, denied = ?, dependent = ?,
 		reason = iif(?9, '', reason), last_error = iif(?9, '', last_error), updated_at = ?10`, func(now time.Time) []any {
-		return append(jobsql.Noted(j, stall), now.UnixMicro())
+		return append(jobsql.Noted(crash, retry), now.UnixMicro())
 	})
 	if err != nil {
 		return fmt.Errorf("note: %w", err)

@@ -46,7 +46,7 @@ func RunStore(t *testing.T, open func(t *testing.T) StoreUnderTest) {
 		{"Claim refuses what has no meaning", (*storeTest).claimBad},
 		{"A lease that runs out is given to another", (*storeTest).leaseEnds},
 		{"Renew makes the lease last", (*storeTest).renew},
-		{"Progress and journal are kept", (*storeTest).note},
+		{"Progress, crash state and retry state are kept", (*storeTest).note},
 		{"Release ends the lease", (*storeTest).release},
 		{"A stale lease can do nothing", (*storeTest).fencing},
 		{"A person's changes are possible in the right states only", (*storeTest).states},
@@ -473,7 +473,7 @@ func (s *storeTest) leaseEnds() {
 		s.Errorf("StartedAt changed")
 	}
 	if s.get("a").Reclaimed {
-		s.Error("Died is for claims only")
+		s.Error("Reclaimed is for claims only")
 	}
 	s.is(s.Store.Renew(s.ctx, first.Lease(), stream.Progress{}, long), stream.ErrFenced, "renewing after another's claim")
 }
@@ -508,20 +508,20 @@ func (s *storeTest) note() {
 	if st.CrashState != (stream.CrashState{}) || st.RetryState != (stream.RetryState{}) {
 		s.Errorf("a new job suspects %+v, %+v", st.CrashState, st.RetryState)
 	}
-	stall := stream.RetryState{Failures: 7, NoProgress: 25 * time.Hour, Denied: time.Minute, Dependent: 1500 * time.Microsecond}
+	retry := stream.RetryState{Failures: 7, NoProgress: 25 * time.Hour, Denied: time.Minute, Dependent: 1500 * time.Microsecond}
 	want := stream.CrashState{BatchLimit: 500, SuspectUntil: 1 << 40, InFlightSeq: 1<<40 - 1, Crashes: 2}
-	s.is(s.Store.SaveState(s.ctx, st.Lease(), want, stall), nil, "note")
-	if got := s.get("a"); got.CrashState != want || got.RetryState != stall || !got.LeaseUntil.Equal(st.LeaseUntil) {
-		s.Errorf("the journal is %+v, %+v, lease until %v", got.CrashState, got.RetryState, got.LeaseUntil)
+	s.is(s.Store.SaveState(s.ctx, st.Lease(), want, retry), nil, "SaveState")
+	if got := s.get("a"); got.CrashState != want || got.RetryState != retry || !got.LeaseUntil.Equal(st.LeaseUntil) {
+		s.Errorf("crash and retry state are %+v, %+v, lease until %v", got.CrashState, got.RetryState, got.LeaseUntil)
 	}
 	s.pass(s.ttl + s.ttl/4)
 	second := s.one("v", long)
-	if second.CrashState != want || second.RetryState != stall {
+	if second.CrashState != want || second.RetryState != retry {
 		s.Errorf("the next owner gets %+v, %+v", second.CrashState, second.RetryState)
 	}
-	s.is(s.Store.SaveState(s.ctx, second.Lease(), stream.CrashState{}, stream.RetryState{}), nil, "note")
+	s.is(s.Store.SaveState(s.ctx, second.Lease(), stream.CrashState{}, stream.RetryState{}), nil, "SaveState")
 	if got := s.get("a"); got.CrashState != (stream.CrashState{}) || got.RetryState != (stream.RetryState{}) {
-		s.Errorf("a cleared journal is %+v, %+v", got.CrashState, got.RetryState)
+		s.Errorf("a cleared state is %+v, %+v", got.CrashState, got.RetryState)
 	}
 }
 
@@ -936,7 +936,7 @@ func (m *modelTest) claim(t *rapid.T) {
 		last = st.Priority
 		want := m.jobs[st.ID]
 		if died := want.State == stream.Running && want.Owner.Incarnation != c.Owner.Incarnation; st.Reclaimed != died {
-			t.Fatalf("%s: Died is %v, but it was %s and owned by %v", st.ID, st.Reclaimed, want.State, want.Owner)
+			t.Fatalf("%s: Reclaimed is %v, but it was %s and owned by %v", st.ID, st.Reclaimed, want.State, want.Owner)
 		}
 		due = slices.DeleteFunc(due, func(id string) bool { return id == st.ID })
 		want.State, want.Epoch, want.Attempts, want.Owner = stream.Running, want.Epoch+1, want.Attempts+1, c.Owner
@@ -978,11 +978,11 @@ func (m *modelTest) renew(t *rapid.T) {
 func (m *modelTest) note(t *rapid.T) {
 	l, st, current := m.lease(t)
 	j := stream.CrashState{BatchLimit: rapid.IntRange(0, 1000).Draw(t, "probe"), SuspectUntil: rapid.Uint64Range(0, 1<<50).Draw(t, "until")}
-	stall := stream.RetryState{Failures: rapid.IntRange(0, 2).Draw(t, "failures")}
-	stall.Dependent = time.Duration(stall.Failures) * time.Second
-	if m.outcome(t, "Note", m.s.Store.SaveState(m.s.ctx, l, j, stall), current) {
-		st.CrashState, st.RetryState = j, stall
-		if stall == (stream.RetryState{}) {
+	retry := stream.RetryState{Failures: rapid.IntRange(0, 2).Draw(t, "failures")}
+	retry.Dependent = time.Duration(retry.Failures) * time.Second
+	if m.outcome(t, "SaveState", m.s.Store.SaveState(m.s.ctx, l, j, retry), current) {
+		st.CrashState, st.RetryState = j, retry
+		if retry == (stream.RetryState{}) {
 			st.Reason = ""
 		}
 	}

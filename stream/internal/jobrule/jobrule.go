@@ -129,7 +129,7 @@ func Release(l stream.Lease, r stream.Release) error {
 	return nil
 }
 
-// Dead checks that a mistake does not end every lease there is.
+// CheckExpire checks that a mistake does not end every lease there is.
 func CheckExpire(d stream.ExpireFilter) error {
 	if d.PodUID == "" && d.Incarnation == "" && !d.All {
 		return fmt.Errorf("expire: one of PodUID, Incarnation and All must be set")

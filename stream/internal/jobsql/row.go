@@ -77,7 +77,7 @@ func Progress(p stream.Progress) []any {
 	return []any{int64(p.Records), int64(p.Bytes), int64(p.Bad), int64(p.Size)}
 }
 
-// Journal is the columns probe, probe_until, hand and deaths.
+// CrashState is the columns probe, probe_until, hand and deaths.
 func CrashState(j stream.CrashState) []any {
 	return []any{j.BatchLimit, int64(j.SuspectUntil), int64(j.InFlightSeq), j.Crashes}
 }
@@ -87,14 +87,14 @@ func Stalled(s stream.RetryState) []any {
 	return []any{s.NoProgress.Microseconds(), s.Denied.Microseconds(), s.Dependent.Microseconds()}
 }
 
-// Noted is what Store.Note writes: the columns of [Journal], no_progress, those of [Stalled], and whether reason and last_error are cleared, which they
+// Noted is what Store.SaveState writes: the columns of [CrashState], no_progress, those of [Stalled], and whether reason and last_error are cleared, which they
 // are when a record was committed.
 func Noted(j stream.CrashState, s stream.RetryState) []any {
 	args := append(CrashState(j), s.Failures)
 	return append(append(args, Stalled(s)...), s == (stream.RetryState{}))
 }
 
-// Given is what Store.Release writes besides state and times: no_progress, the columns of [Progress], reason, last_error, and the columns of [Journal]
+// Given is what Store.Release writes besides state and times: no_progress, the columns of [Progress], reason, last_error, and the columns of [CrashState]
 // and [Stalled].
 func Given(r stream.Release) []any {
 	args := append([]any{r.RetryState.Failures}, Progress(r.Progress)...)
