@@ -173,6 +173,13 @@ func (r *Reader) Floor() uint64 {
 	return r.floor
 }
 
+// FloorNumber is the highest Delivery.Number such that the blocks up to it are done, by this reader or by those before it.
+func (r *Reader) FloorNumber() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.floorBase + r.floor
+}
+
 // Read waits for the next block that holds something new. It returns context.Cause(ctx) when ctx ends, and an error
 // that does not go away when blocks are missing or corrupt and Options.OnCorrupt said to stop.
 func (r *Reader) Read(ctx context.Context) (*Delivery, error) {

@@ -121,6 +121,7 @@ func (b *BufferInput) init() {
 		b.failed = make(chan struct{})
 		b.eof = make(chan struct{})
 		b.track = newLane(ackAtOnce)
+		b.track.acked = func() uint64 { return (b.Partition.FloorNumber()+1)<<positionBits - 1 }
 		b.name = b.Vertex + "/" + strconv.Itoa(b.Index) + "@" + b.Partition.Incarnation()
 	})
 }

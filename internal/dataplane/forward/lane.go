@@ -3,6 +3,8 @@ package forward
 import (
 	"context"
 	"sync"
+
+	"github.com/levada-io/levada/internal/dataplane/ackfloor"
 )
 
 // acking is who calls Work.Ack, and when.
@@ -28,14 +30,14 @@ type lane struct {
 	wake    chan struct{}
 	closing chan struct{}
 
-	mu sync.Mutex
-	// open are the works that are not done, or behind one that is not, in order of position. Invariant: open[0] is not done, while mu is free.
-	open []*slot
-	// All up to floor is done, here or by an earlier owner of the input. Invariant: floor never falls, and is below the first message of open[0] that is
-	// not done.
-	floor uint64
-	begun bool
-	last  turn // of the work that entered last
+	// acked is the position up to which everything is done, whatever process did it; see package ackfloor. It may be called with or without mu held. nil: this
+	// process alone reads, and in order.
+	acked func() uint64
+
+	mu   sync.Mutex
+	done ackfloor.Lane
+	open []*Work // those that done has in open, in the same order
+	last turn    // of the work that entered last
 	// due are acks for the goroutine of the lane, in the order in which it gives them. Invariant: empty with ackAtOnce. No message is in two of them but for
 	// an Ack with All.
 	due []dueAck
@@ -44,16 +46,6 @@ type lane struct {
 type dueAck struct {
 	work *Work
 	ack  Ack
-}
-
-// slot is the progress of one work.
-type slot struct {
-	work *Work
-	left int // messages that are not done
-	// done are the messages that are done; nil while none is, and once all are at the same time. Invariant: done[:prefix] are true, done[prefix] is false.
-	done   []bool
-	prefix int
-	acked  int // all messages before it are in an Ack of the lane. Invariant: acked <= prefix.
 }
 
 // turn is the place of a work among those of its lane.
@@ -77,13 +69,8 @@ func newLane(a acking) *lane {
 func (l *lane) enter(w *Work) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.begun {
-		// What came before was done by an earlier process, or this would not be where the input resumes: a buffer.Reader begins at its saved floor and hands over
-		// everything after it. That holds only while one process reads a partition.
-		l.begun, l.floor = true, w.Lo-1
-	}
-	w.slot = &slot{work: w, left: len(w.Messages)}
-	l.open = append(l.open, w.slot)
+	w.progress = l.done.Enter(w.Lo, w.Hi, w.Messages)
+	l.open = append(l.open, w)
 	before := l.last
 	w.turn = newTurn()
 	w.turn.before = &turn{queued: before.queued, submitted: before.submitted}
@@ -93,11 +80,15 @@ func (l *lane) enter(w *Work) {
 	}
 }
 
-// Floor is the position up to which all is done.
+// Floor is the position up to which all is done: what blocks may promise.
 func (l *lane) Floor() uint64 {
+	acked := uint64(ackfloor.Unlimited)
+	if l.acked != nil {
+		acked = l.acked()
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.floor
+	return l.done.Floor(acked)
 }
 
 // finish marks the messages from..to-1 of a work as done. Each is done once.
@@ -110,52 +101,27 @@ func (l *lane) finish(ctx context.Context, w *Work, from, to int) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	s := w.slot
-	if s.left -= to - from; s.left > 0 {
-		s.mark(from, to)
-		if l.acking == ackInParts {
-			l.due = append(l.due, dueAck{w, Ack{From: from, To: to}})
-		}
+	if whole := w.progress.Done(from, to); !whole && l.acking == ackInParts {
+		l.due = append(l.due, dueAck{w, Ack{From: from, To: to}})
 	}
 	l.advance()
 }
 
-func (s *slot) mark(from, to int) {
-	if s.done == nil {
-		s.done = make([]bool, len(s.work.Messages))
-	}
-	for i := from; i < to; i++ {
-		s.done[i] = true
-	}
-	for s.prefix < len(s.done) && s.done[s.prefix] {
-		s.prefix++
-	}
-}
-
 // advance moves the floor over what is done, and notes what may be acknowledged. mu is held.
 func (l *lane) advance() {
-	n := 0
-	for n < len(l.open) && l.open[n].left == 0 {
-		w := l.open[n].work
-		l.floor = w.Hi
+	works, from, to := l.done.Advance()
+	for _, w := range l.open[:works] {
 		if l.acking != ackAtOnce {
 			l.due = append(l.due, dueAck{w, Ack{To: len(w.Messages), All: true}})
 		}
-		n++
 	}
-	if n > 0 {
-		rest := copy(l.open, l.open[n:])
+	if works > 0 {
+		rest := copy(l.open, l.open[works:])
 		clear(l.open[rest:])
 		l.open = l.open[:rest]
 	}
-	if len(l.open) > 0 {
-		if s := l.open[0]; s.prefix > s.acked {
-			l.floor = s.work.Messages[s.prefix].Pos - 1
-			if l.acking == ackInOrder {
-				l.due = append(l.due, dueAck{s.work, Ack{From: s.acked, To: s.prefix}})
-			}
-			s.acked = s.prefix
-		}
+	if to > from && l.acking == ackInOrder {
+		l.due = append(l.due, dueAck{l.open[0], Ack{From: from, To: to}})
 	}
 	if len(l.due) > 0 {
 		select {

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"unsafe"
 
+	"github.com/levada-io/levada/internal/dataplane/ackfloor"
 	"github.com/levada-io/levada/internal/dataplane/deadletter"
 	"github.com/levada-io/levada/internal/flow"
 )
@@ -36,9 +37,9 @@ type Work struct {
 	Ack func(ctx context.Context, a Ack) error
 
 	// track is the lane's, which knows what may be promised; see lane.
-	track *lane
-	slot  *slot
-	turn  turn
+	track    *lane
+	progress *ackfloor.Work
+	turn     turn
 }
 
 // Ack says that everything made of the messages From..To-1 of a work is durable in every output.

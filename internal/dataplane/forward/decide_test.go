@@ -1,0 +1,111 @@
+package forward
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/levada-io/levada/internal/dataplane/function"
+)
+
+var rewrite = flag.Bool("rewrite", false, "write what comes out into testdata/retry.txt")
+
+// TestDecisions runs testdata/retry.txt. A line names a retry strategy and an answer, and behind -> is what becomes of the message after its first, second, third
+// attempt and so on, until it is not tried again.
+func TestDecisions(t *testing.T) {
+	const file = "testdata/retry.txt"
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out strings.Builder
+	for line := range strings.Lines(string(data)) {
+		command, _, found := strings.Cut(line, "->")
+		if !found || strings.HasPrefix(line, "#") {
+			out.WriteString(line)
+			continue
+		}
+		fmt.Fprintf(&out, "%s-> %s\n", command, decisions(t, command))
+	}
+	if *rewrite {
+		if err := os.WriteFile(file, []byte(out.String()), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	} else if out.String() != string(data) {
+		t.Errorf("it comes out as\n%s", out.String())
+	}
+}
+
+// decisions are those about one message, of at most eight attempts.
+func decisions(t *testing.T, command string) string {
+	s, o, sink, permanent, fallback := RetryStrategy{}, function.Outcome{}, false, false, false
+	for _, word := range strings.Fields(command) {
+		key, value, _ := strings.Cut(word, "=")
+		d, _ := time.ParseDuration(value)
+		n, _ := strconv.ParseFloat(value, 64)
+		switch key {
+		case "interval":
+			s.Interval = d
+		case "factor":
+			s.Factor = n
+		case "cap":
+			s.Cap = d
+		case "steps":
+			s.Steps = int(n)
+		case "onFailure":
+			s.OnFailure = OnFailure(value)
+		case "retry":
+			o.Verdict = function.Retry
+		case "nack":
+			o.Verdict = function.Nacked
+		case "delay":
+			o.Delay = d
+		case "max_deliveries":
+			o.MaxDeliveries = int(n)
+		case "sink":
+			sink = true
+		case "permanent":
+			permanent = true
+		case "fallback":
+			fallback = true
+		default:
+			t.Fatalf("%q in %q", word, command)
+		}
+	}
+	var all []string
+	for attempt := 1; attempt <= 8; attempt++ {
+		text, again := "", false
+		if sink {
+			text, again = afterSink(s, attempt, permanent, fallback)
+		} else {
+			text, again = after(o, s, attempt)
+		}
+		if all = append(all, text); !again {
+			return strings.Join(all, " ")
+		}
+	}
+	return strings.Join(all, " ") + " ..."
+}
+
+func after(o function.Outcome, s RetryStrategy, attempts int) (text string, again bool) {
+	switch becomes, wait := decide(o, s, attempts); becomes.Verdict {
+	case o.Verdict:
+		return wait.String(), true
+	case function.Broken:
+		return "dead letter " + string(becomes.Failure.Reason), false
+	default:
+		return "drop", false
+	}
+}
+
+func afterSink(s RetryStrategy, attempts int, permanent, fallback bool) (text string, again bool) {
+	f := s.afterFailure(attempts, permanent, fallback)
+	if f == sinkRetry {
+		return s.Delay(attempts).String(), true
+	}
+	return map[sinkFailure]string{sinkFallback: "fallback sink", sinkDrop: "drop", sinkRefused: "dead letter refused", sinkExhausted: "dead letter retries"}[f], false
+}
