@@ -175,7 +175,7 @@ func (d *draining) source(vertex string, open func() (source.Reader, error)) (so
 		return endedSource{}, nil
 	}
 	if v == nil || v.Source == nil || v.Source.ByID {
-		return endedSource{}, nil // what it redelivers cannot be told from what is new
+		return endedSource{}, nil // what it redelivers cannot be distinguished from what is new
 	}
 	left := false
 	for lane := range d.lanes {

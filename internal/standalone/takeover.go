@@ -113,7 +113,7 @@ func ignoreEnd(ctx context.Context, err error) error {
 	return err
 }
 
-// patient repeats a request of the broker while it is away, for at most a minute.
+// patient repeats a request of the broker while it is unavailable, for at most a minute.
 func patient[T any](ctx context.Context, r *runner, what string, ask func(context.Context) (T, error)) (T, error) {
 	open, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()

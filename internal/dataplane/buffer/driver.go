@@ -3,7 +3,7 @@
 //
 // A partition has two ends. A Writer adds blocks; it may live in any process, and any number of them write at once. A Reader hands blocks over and owns all that
 // is saved and removed; there is one, in one process. Partition is both ends in one process. What they know of each other goes through the store: the reader
-// saves how far it is, and a writer elsewhere follows the log and that saved state, so that it sees room and is woken without a word between the two.
+// saves how far it is, and a writer elsewhere follows the log and that saved state, so that it sees room and is woken without a message between the two.
 //
 // Drivers (jetstreambuffer, membuffer) store bytes. They are seen through interfaces by role, so that what a Writer is given cannot move, save or remove what is
 // the reader's. What every driver would repeat is here: fullness in messages, retries, identity, checksums and gaps, trimming, blocks larger than the

@@ -13,7 +13,7 @@ import (
 const findAtOnce = 64
 
 // next gives the entry behind the last one, from the cursor or, where the cursor met nothing, from the store itself. When the store does not have it
-// anywhere, that is damage; the entry after it comes if Options.OnCorrupt says so.
+// anywhere, that is damage; the entry after it comes if Options.OnCorrupt returns nil.
 func (r *Reader) next(ctx context.Context) (Entry, error) {
 	for {
 		expected := r.expected()

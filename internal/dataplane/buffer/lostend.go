@@ -14,7 +14,7 @@ import (
 // process, its cursor is already behind them, its floor may cover them, and a trim would remove them, unread. Three facts give it away:
 //
 //   - Each entry carries the highest sequence that its writer knew to be stored when it submitted the entry (Entry.After). One whose own sequence is
-//     not above that took the place of another. It says so to every reader, at any time, and its number is raised above all that were lost; see number.go.
+//     not above that took the place of another. It marks itself as such for every reader, at any time, and its number is raised above all that were lost; see number.go.
 //   - A writer that is given such a sequence stops before it returns success. So nothing that was written after the loss is acknowledged to its source and
 //     then overlooked: it has a sequence that nobody has read, or is written again.
 //   - A store that keeps saying that it ends before what is known to be stored has lost its end, also when nothing is written. Once is not enough: a

@@ -31,7 +31,7 @@ type Options struct {
 	// OnCorrupt is asked what to do when stored data is not what was written, or missing (seq is the first one concerned, data what is there).
 	// nil result: go on without it. Otherwise Read returns the error, again and again.
 	OnCorrupt func(seq uint64, data []byte, err error) error
-	// Metrics are told what happens; nil for none.
+	// Metrics is called with what happens; nil for none.
 	Metrics Metrics
 	Logger  *slog.Logger
 }

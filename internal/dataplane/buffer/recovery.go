@@ -23,7 +23,7 @@ type recovery struct {
 	place
 	bounds Bounds
 	lost   loss
-	given  bool   // something was given up: that is saved, or it would be told again
+	given  bool   // something was given up: that is saved, or it would be reported again
 	next   uint64 // the sequence after the last entry that is there
 }
 
@@ -138,7 +138,7 @@ func (c *recovery) scan(ctx context.Context) (err error) {
 			// The floor is of the entries that were here before.
 			p.floor = min(p.floor, e.Seq-1)
 		}
-		if b, n, err := headOf(e.Data); err == nil { // otherwise Read meets it again and says so
+		if b, n, err := headOf(e.Data); err == nil { // otherwise Read meets it again and reports it
 			c.see(e, b, n, parts, now)
 		}
 	})

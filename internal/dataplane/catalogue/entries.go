@@ -68,7 +68,7 @@ var catalogue = []entry{
 		samples: []sample{{name: "transformer-metadata", languages: "go"}},
 	},
 
-	// Maps; those without a word of event time serve as transformers too.
+	// Maps; those that do not set the event time serve as transformers too.
 	{
 		name: "cat", kind: Map, make: whole(builtin.Cat),
 		does: "hands each message on as it is",

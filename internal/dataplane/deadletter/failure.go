@@ -10,14 +10,14 @@ type Failure struct {
 	// ExitCode and Signal are how the process ended, if it did.
 	ExitCode int    `json:"exitCode,omitempty"`
 	Signal   string `json:"signal,omitempty"`
-	// Attempts is how often the message was tried, ConfirmedAlone how often user code failed on it with nothing else in hand.
+	// Attempts is how often the message was tried, ConfirmedAlone how often user code failed on it with nothing else in flight.
 	Attempts       int `json:"attempts"`
 	ConfirmedAlone int `json:"confirmedAlone,omitempty"`
 	// Output is the end of what the process wrote to its standard error.
 	Output string `json:"output,omitempty"`
 }
 
-// Reason says in a word why a message was put aside.
+// Reason says in a word why a message was dead-lettered.
 type Reason string
 
 // The reasons.

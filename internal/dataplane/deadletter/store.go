@@ -19,7 +19,7 @@ import (
 	"github.com/levada-io/levada/internal/flow"
 )
 
-// Letter is a message that was put aside.
+// Letter is a message that was dead-lettered.
 type Letter struct {
 	// Name is how a person names it: the vertex and a hash of the message's id.
 	Name     string    `json:"name"`
@@ -49,7 +49,7 @@ type Config struct {
 	Tag naming.Tag
 	// Replicas of a stream and an object store that are created. Default 1.
 	Replicas int
-	// Logger hears of letters that cannot be stored. Default: nobody does.
+	// Logger gets a warning about letters that cannot be stored. Default: no logger.
 	Logger *slog.Logger
 }
 

@@ -91,7 +91,7 @@ func (s *SourceInput) lane(b *source.Batch) *sourceLane {
 		name := flow.SourceLane(s.Vertex, b.Partition, s.Incarnation)
 		l = &sourceLane{
 			name: name, prefix: flow.RootID(name, ""), track: newLane(order),
-			next: uint64(time.Now().UnixNano()), // only to be above what an earlier process used; such lanes are told apart by id
+			next: uint64(time.Now().UnixNano()), // only to be above what an earlier process used; such lanes are deduplicated by id
 		}
 		s.lanes[b.Partition] = l
 	}

@@ -15,7 +15,7 @@ import (
 // Origin is an ordered sequence of messages. What is written from it is identified by its lane and the positions in it.
 type Origin struct {
 	Lane string
-	// ByID says that positions mean nothing after a restart: messages are told apart by ID.
+	// ByID says that positions mean nothing after a restart: messages are deduplicated by ID.
 	ByID bool
 	// IDPrefix followed by the position is the id of a message that has none.
 	IDPrefix string

@@ -9,7 +9,7 @@ import (
 )
 
 // Vacate returns nil once it is certain that no process holds the lease of cfg.Store, and that none which held it can go on: its record says "released", and
-// whoever renews it is refused from then on. The error is an *OwnedError if a process holds the lease. The lease is not taken.
+// its holder can no longer renew it. The error is an *OwnedError if a process holds the lease. The lease is not taken.
 //
 // It is for leases that exclude each other, as those of a pipeline and of its vertices. Each process takes its own lease first and then vacates the others, so that
 // of two that begin at the same time at least one sees the other. Vacate always writes: a read can be answered by a replica that lags, a compare-and-set cannot.

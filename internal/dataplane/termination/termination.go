@@ -51,7 +51,7 @@ const (
 	ReadEnd
 	// Close asks that no process outside of the pipeline write into the group's partitions from now on, and that those who are writing have ended: tell it to Closed.
 	Close
-	// EndInput asks that the loops of the group's vertices be told that their input has ended.
+	// EndInput asks the caller to end the input of the loops of the group's vertices.
 	EndInput
 	// Finished says that every vertex has ended: everything is delivered.
 	Finished
@@ -70,7 +70,7 @@ type Action struct {
 type Tracker struct {
 	groups []group
 	ended  map[string]bool
-	// at is the group that is followed: all groups before it have been told that their input has ended.
+	// at is the group that is followed: the input of all groups before it has been ended.
 	at int
 	// floors and ends are what was read in this pass over the partitions of the group. Invariant: no end is read before all floors are.
 	floors, ends []uint64

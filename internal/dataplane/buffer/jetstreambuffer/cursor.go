@@ -11,7 +11,7 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/buffer"
 )
 
-// The cursor is a consumer without acknowledgements, in the memory of one server. It is never the truth about what was read or done, only a way to be given
+// The cursor is a consumer without acknowledgements, in the memory of one server. It never decides what was read or done, only a way to be given
 // what is stored: it is made again behind the last entry whenever it fails, gives nothing in time, or skips something, as after a reconnect.
 
 // Read-ahead: entries that the client asks for before they are needed.

@@ -30,7 +30,7 @@ type Config struct {
 	Tag naming.Tag
 	// Changed, if not nil, is called for a stream that had another number of replicas.
 	Changed Changed
-	// State is the bucket that keeps what was seen. It also remembers that the stream was made, so that a stream that vanished is not made anew.
+	// State is the bucket that keeps what was seen. It also remembers that the stream was made, so that a stream that vanished is not recreated.
 	State jetstream.KeyValue
 	// Fence, if not nil, is asked before state is saved or blocks are removed: an error means that another process may read the partition by now.
 	Fence func(context.Context) error
@@ -47,7 +47,7 @@ type Config struct {
 	Room func() error
 	// Lost, if not nil, is called instead of Logger when a stream in memory is gone. It may be called again if Open fails and is tried again.
 	Lost func(Loss)
-	// Logger hears of replicas that lack blocks which others have. Default: nobody does.
+	// Logger gets a warning about replicas that lack blocks which others have. Default: no logger.
 	Logger *slog.Logger
 }
 
@@ -144,7 +144,7 @@ func (d *driver) open(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		// A crash may have come between making the stream and noting that; without the note a stream that vanishes would be made anew in silence.
+		// A crash may have come between making the stream and noting that; without the note a stream that vanishes would be recreated silently.
 		if _, err := d.cfg.State.Get(ctx, d.key("made")); errors.Is(err, jetstream.ErrKeyNotFound) {
 			if err := d.noteMade(ctx); err != nil {
 				return err

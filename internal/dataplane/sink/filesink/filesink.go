@@ -32,7 +32,7 @@ type Config struct {
 	// Format is render.Raw by default.
 	Format render.Format
 	// Append keeps what a file without a journal holds and writes after it. By default such a file is refused: either it is
-	// somebody else's, or its journal is gone, and then what is written again after a crash could not be told from what is new.
+	// somebody else's, or its journal is gone, and then what is written again after a crash could not be distinguished from what is new.
 	Append bool
 	// Rotate says when a new file is begun. Default: never.
 	Rotate Rotation

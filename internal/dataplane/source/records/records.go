@@ -45,7 +45,7 @@ type Splitter struct {
 	cfg Config
 	// next cuts the first record off buf. n is 0 while more bytes are needed to know where it ends; value is nil for what is not a message.
 	// It is nil for lines, which have a loop of their own.
-	// With an error n is where the next record starts, as far as that can be told.
+	// With an error n is where the next record starts, as far as that is known.
 	next func(buf []byte, eof bool) (n int, value []byte, err error)
 	csv  *csvCutter
 
