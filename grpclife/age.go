@@ -11,7 +11,7 @@ import (
 
 // AgeOptions has a usable zero value.
 type AgeOptions struct {
-	// Max is how long a stream lives, give or take Jitter, before it is told to end. Default 30 min: long enough to cost nothing,
+	// Max is how long a stream lives, plus or minus Jitter, before it is asked to end. Default 30 min: long enough to cost nothing,
 	// short enough for a new server to get its share within the hour.
 	Max time.Duration
 	// Jitter is the share of Max by which lives differ, so that streams that were opened together do not end together. Default 0.1;
@@ -19,11 +19,11 @@ type AgeOptions struct {
 	Jitter float64
 	// Grace is how long a handler has to end the stream by itself after [Aging]. Default 10 s; negative: none.
 	Grace time.Duration
-	// RetryDelay is what clients are told to wait before they open the stream again, give or take half. Default 0: at once.
+	// RetryDelay is the delay before a retry that clients are asked to keep, with a jitter of half. Default 0: at once.
 	RetryDelay time.Duration
 	// Methods are those whose streams have an age: "/package.Service/Method", "/package.Service/*" or "*". Default all.
 	Methods []string
-	// Observer is told of StreamAging, StreamEnded, HandlerOverdue and HandlerReturned.
+	// Observer receives StreamAging, StreamEnded, HandlerOverdue and HandlerReturned.
 	Observer Observer
 }
 

@@ -400,19 +400,25 @@ func TestNothingSentIsLostAndNothingLostIsCalledSent(t *testing.T) {
 
 func TestBadOptions(t *testing.T) {
 	for want, make := range map[string]func() error{
-		`holds "test.Life/Call", which is no method`: func() error {
+		`holds "test.Life/Call", which is not a method`: func() error {
 			_, err := grpclife.NewAge(grpclife.AgeOptions{Methods: []string{"test.Life/Call"}})
 			return err
 		},
-		`holds "", which is no method`: func() error { _, err := grpclife.NewAge(grpclife.AgeOptions{Methods: []string{""}}); return err },
-		`holds "/a/b*", which is no method`: func() error {
+		`holds "", which is not a method`: func() error {
+			_, err := grpclife.NewAge(grpclife.AgeOptions{Methods: []string{""}})
+			return err
+		},
+		`holds "/a/b*", which is not a method`: func() error {
 			_, err := grpclife.NewRetry(grpclife.RetryOptions{Idempotent: []string{"/a/b*"}})
 			return err
 		},
-		"Max is -1s":                     func() error { _, err := grpclife.NewAge(grpclife.AgeOptions{Max: -time.Second}); return err },
-		"Jitter is 10":                   func() error { _, err := grpclife.NewAge(grpclife.AgeOptions{Jitter: 10}); return err },
-		"Grace is 1m0s, which is longer": func() error { _, err := grpclife.NewDrain(grpclife.DrainOptions{Grace: time.Minute}); return err },
-		"Attempts is -1":                 func() error { _, err := grpclife.NewRetry(grpclife.RetryOptions{Attempts: -1}); return err },
+		"Max is -1s":   func() error { _, err := grpclife.NewAge(grpclife.AgeOptions{Max: -time.Second}); return err },
+		"Jitter is 10": func() error { _, err := grpclife.NewAge(grpclife.AgeOptions{Jitter: 10}); return err },
+		"Grace is 1m0s, which is longer": func() error {
+			_, err := grpclife.NewDrain(grpclife.DrainOptions{Grace: time.Minute})
+			return err
+		},
+		"Attempts is -1": func() error { _, err := grpclife.NewRetry(grpclife.RetryOptions{Attempts: -1}); return err },
 		"MinBackoff is 1m0s and MaxBackoff 1s": func() error {
 			_, err := grpclife.NewRetry(grpclife.RetryOptions{MinBackoff: time.Minute, MaxBackoff: time.Second})
 			return err

@@ -14,42 +14,42 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// By is who ended a call.
-type By int
+// Origin says which side ended a call.
+type Origin int
 
 const (
-	// ByNobody: the call ended well.
-	ByNobody By = iota
-	// ByServer: the server sent this status, as far as can be told.
-	ByServer
-	// ByTransport: the connection broke, or there was none, and gRPC says so.
-	ByTransport
-	// ByProxy: something between client and server ended the call in its own way: it reset the stream, left its end out, or answered
+	// OriginNone: the call ended well.
+	OriginNone Origin = iota
+	// OriginServer: the server sent this status, as far as can be told.
+	OriginServer
+	// OriginTransport: the connection broke, or there was none, and gRPC says so.
+	OriginTransport
+	// OriginProxy: something between client and server ended the call in its own way: it reset the stream, left its end out, or answered
 	// with an HTTP page. [Class.Hidden] says whether that is a transport failure behind it.
-	ByProxy
-	// ByClient: gRPC on this side refused, as with a message above the limit or without credentials.
-	ByClient
-	// ByOwnDeadline: this side's deadline has passed.
-	ByOwnDeadline
-	// ByOwnCancel: this side's context was cancelled.
-	ByOwnCancel
+	OriginProxy
+	// OriginClient: gRPC on this side refused, as with a message above the limit or without credentials.
+	OriginClient
+	// OriginDeadline: this side's deadline has passed.
+	OriginDeadline
+	// OriginCancel: this side's context was cancelled.
+	OriginCancel
 )
 
-func (b By) String() string {
-	names := [...]string{"nobody", "server", "transport", "proxy", "client", "own deadline", "own cancel"}
-	if b < 0 || int(b) >= len(names) {
-		return fmt.Sprintf("By(%d)", int(b))
+func (o Origin) String() string {
+	names := [...]string{"none", "server", "transport", "proxy", "client", "own deadline", "own cancel"}
+	if o < 0 || int(o) >= len(names) {
+		return fmt.Sprintf("Origin(%d)", int(o))
 	}
-	return names[b]
+	return names[o]
 }
 
 // A Class says what the end of a call means.
 type Class struct {
-	// By is who ended it.
-	By By
+	// Origin is the side that ended it.
+	Origin Origin
 	// Code is the status as it came.
 	Code codes.Code
-	// Sign is by what By was told, if by grpc-go's words: see [Signs].
+	// Sign is how Origin was found, if by grpc-go's words: see [Signs].
 	Sign string
 	// Hidden: the transport failed, and the code does not say so. The truth would have been UNAVAILABLE.
 	Hidden bool
@@ -74,7 +74,7 @@ type Class struct {
 // Transient reports whether the end says nothing about the call itself: the transport failed, whatever the code, or the server
 // is UNAVAILABLE. That alone does not make it safe to try again what must not happen twice: see Unprocessed.
 func (c Class) Transient() bool {
-	return c.By == ByTransport || c.Hidden || c.By != ByOwnDeadline && c.By != ByOwnCancel && c.Code == codes.Unavailable
+	return c.Origin == OriginTransport || c.Hidden || c.Origin != OriginDeadline && c.Origin != OriginCancel && c.Code == codes.Unavailable
 }
 
 // Evidence is what a client knows of a call beside its error.
@@ -107,12 +107,12 @@ func classify(err error, seen *Evidence) Class {
 	if s == nil {
 		return classifyPlain(err)
 	}
-	c := Class{By: ByServer, Code: s.Code()}
+	c := Class{Origin: OriginServer, Code: s.Code()}
 	if c.Code == codes.OK {
 		return Class{}
 	}
 	if sign, ok := signOf(s); ok {
-		c.By, c.Sign, c.Hidden = sign.by, sign.Name, sign.Hidden
+		c.Origin, c.Sign, c.Hidden = sign.by, sign.Name, sign.Hidden
 	} else {
 		c.Quoted = quotes(s)
 	}
@@ -130,7 +130,7 @@ func classify(err error, seen *Evidence) Class {
 	}
 	if len(s.Proto().GetDetails()) > 0 {
 		// grpc-go makes no details, so these are the server's words, even if they are grpc-go's.
-		c.By, c.Sign, c.Hidden = ByServer, "", false
+		c.Origin, c.Sign, c.Hidden = OriginServer, "", false
 		c.Quoted, c.Unprocessed = quotes(s), unprocessed
 	}
 	if seen != nil {
@@ -151,13 +151,13 @@ func statusIn(err error) *status.Status {
 func classifyPlain(err error) Class {
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
-		return Class{By: ByOwnDeadline, Code: codes.DeadlineExceeded}
+		return Class{Origin: OriginDeadline, Code: codes.DeadlineExceeded}
 	case errors.Is(err, context.Canceled):
-		return Class{By: ByOwnCancel, Code: codes.Canceled}
+		return Class{Origin: OriginCancel, Code: codes.Canceled}
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		return Class{By: ByTransport, Code: codes.Unknown}
+		return Class{Origin: OriginTransport, Code: codes.Unknown}
 	default:
-		return Class{By: ByClient, Code: codes.Unknown}
+		return Class{Origin: OriginClient, Code: codes.Unknown}
 	}
 }
 
@@ -166,23 +166,23 @@ func (c *Class) weigh(s *status.Status, seen *Evidence) {
 	answered := len(seen.Header) > 0 || len(seen.Trailer) > 0
 	expired, cancelled := ended(seen.Context)
 	switch {
-	case seen.Context != nil && !expired && (c.By == ByOwnDeadline || c.Sign == "" && c.Code == codes.DeadlineExceeded),
-		seen.Context != nil && !cancelled && c.By == ByOwnCancel:
-		c.By, c.Sign = ByServer, "" // its handler's own context
-	case expired && (c.Code == codes.DeadlineExceeded || c.Code == codes.Canceled || c.Hidden || c.By == ByTransport):
-		c.By, c.Hidden = ByOwnDeadline, false
-	case cancelled && (c.Code == codes.Canceled || c.Hidden || c.By == ByTransport):
-		c.By, c.Hidden = ByOwnCancel, false
+	case seen.Context != nil && !expired && (c.Origin == OriginDeadline || c.Sign == "" && c.Code == codes.DeadlineExceeded),
+		seen.Context != nil && !cancelled && c.Origin == OriginCancel:
+		c.Origin, c.Sign = OriginServer, "" // its handler's own context
+	case expired && (c.Code == codes.DeadlineExceeded || c.Code == codes.Canceled || c.Hidden || c.Origin == OriginTransport):
+		c.Origin, c.Hidden = OriginDeadline, false
+	case cancelled && (c.Code == codes.Canceled || c.Hidden || c.Origin == OriginTransport):
+		c.Origin, c.Hidden = OriginCancel, false
 	case len(seen.Trailer) > 0:
 		// Only a server's last frame has these; what grpc-go says on its own comes without.
 		if c.Sign != SignHTTP {
-			c.By, c.Sign, c.Hidden = ByServer, "", false
+			c.Origin, c.Sign, c.Hidden = OriginServer, "", false
 			c.Quoted = quotes(s)
 		}
 	case !seen.Sent && !answered && c.Code == codes.Unavailable:
-		c.By, c.Unprocessed = ByTransport, true
-	case !seen.Sent && !answered && c.By == ByServer:
-		c.By = ByClient
+		c.Origin, c.Unprocessed = OriginTransport, true
+	case !seen.Sent && !answered && c.Origin == OriginServer:
+		c.Origin = OriginClient
 	case !answered && c.Code == codes.Unavailable && (c.Sign == SignRefused || c.Sign == SignRejected):
 		// RFC 9113, 8.7 and 6.8: the server has not acted on the stream.
 		c.Unprocessed = true

@@ -18,13 +18,13 @@ type DrainOptions struct {
 	Period time.Duration
 	// Grace is how long a handler has, after [Aging], to end its stream by itself. It is part of Period. Default 2 s; negative: none.
 	Grace time.Duration
-	// RetryDelay is what clients are told to wait before they come back, give or take half. Default 100 ms: a reconnect has to find out first
+	// RetryDelay is the delay that clients are asked to keep before they reconnect, with a jitter of half. Default 100 ms: a reconnect has to find out first
 	// that this server is not to be used any more.
 	RetryDelay time.Duration
 	// RefuseUnary makes a drain refuse new unary calls too. By default they are served as long as they come: they are short, and who
 	// sends them has not heard of the drain yet.
 	RefuseUnary bool
-	// Observer is told of StreamAging, StreamEnded, CallRefused, HandlerOverdue and HandlerReturned.
+	// Observer receives StreamAging, StreamEnded, CallRefused, HandlerOverdue and HandlerReturned.
 	Observer Observer
 }
 
@@ -43,7 +43,7 @@ func (o DrainOptions) withDefaults() DrainOptions {
 }
 
 // Drain ends all streams of a server before it stops, as [Age] does, but with reason DRAINING, and refuses new ones with UNAVAILABLE, a
-// RetryInfo and the word that they were not processed. A stream is told by [Aging] when its turn comes, not before.
+// RetryInfo and the metadata that says that they were not processed. The channel of [Aging] is closed when the stream's turn comes, not before.
 //
 // [Drain.Shutdown] does all that a server needs at SIGTERM. A Drain serves one drain: it cannot be undone.
 type Drain struct {
@@ -111,7 +111,7 @@ func (d *Drain) Wait(ctx context.Context) error {
 	}
 }
 
-// Shutdown drains and stops a server: clients are told at once to make new connections elsewhere (GOAWAY), streams end one after the
+// Shutdown drains and stops a server: clients get GOAWAY at once, streams end one after the
 // other, and when ctx ends all that is left is cut, of which the error tells. Give ctx more time than DrainOptions.Period.
 func (d *Drain) Shutdown(ctx context.Context, server *grpc.Server) error {
 	d.Start()

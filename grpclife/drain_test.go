@@ -102,7 +102,7 @@ func TestDrainRefusesNewStreams(t *testing.T) {
 			if retry := wantEnd(t, err, grpclife.ReasonDraining); retry < 50*time.Millisecond || retry > 150*time.Millisecond {
 				t.Errorf("told to retry after %v, want about 100ms", retry)
 			}
-			if c := grpclife.Classify(err); !c.Unprocessed || c.By != grpclife.ByServer {
+			if c := grpclife.Classify(err); !c.Unprocessed || c.Origin != grpclife.OriginServer {
 				t.Errorf("%+v, want Unprocessed by the server", c)
 			}
 		}

@@ -24,7 +24,7 @@ const (
 	ReasonDraining = "DRAINING"
 	// ReasonPanic: the handler panicked.
 	ReasonPanic = "PANIC"
-	// ReasonHidden: the transport failed, and a proxy made another status of it. Made by the client, see [Unmask].
+	// ReasonHidden: the transport failed, and a proxy made another status of it. Made by the client, see [RestoreUnavailable].
 	ReasonHidden = "HIDDEN_TRANSPORT_FAILURE"
 )
 
@@ -34,7 +34,7 @@ const MetadataUnprocessed = "unprocessed"
 
 // Metadata that tells clients of a stream's end without their having to read a status's details.
 const (
-	// HeaderAge comes with a stream's header: at how many milliseconds of age it is going to be told to end.
+	// HeaderAge comes with a stream's header: the age in milliseconds at which it will be asked to end.
 	HeaderAge = "levada-stream-age-ms"
 	// TrailerEnded is the reason for which this package has ended a stream.
 	TrailerEnded = "levada-stream-ended"
@@ -85,7 +85,7 @@ func newMethodSet(option string, patterns []string) (methodSet, error) {
 		bad := !ok || p[0] != '/' || service == "" || method == "" || strings.ContainsAny(method, "/") ||
 			strings.Contains(service, "*") || method != "*" && strings.Contains(method, "*")
 		if p != "*" && bad {
-			return nil, fmt.Errorf("grpclife: %s holds %q, which is no method: write /package.Service/Method, /package.Service/* or *", option, p)
+			return nil, fmt.Errorf("grpclife: %s holds %q, which is not a method; expected /package.Service/Method, /package.Service/* or *", option, p)
 		}
 	}
 	return methodSet(patterns), nil

@@ -109,19 +109,19 @@ func ExampleClassify() {
 		status.Error(codes.Internal, "index out of range"),
 	} {
 		c := grpclife.Classify(err)
-		fmt.Println(c.By, c.Hidden, c.Transient())
+		fmt.Println(c.Origin, c.Hidden, c.Transient())
 	}
 	// Output:
 	// proxy true true
 	// server false false
 }
 
-func ExampleUnmask() {
-	unmask := grpclife.NewUnmask(func(e grpclife.Event) {
+func ExampleRestoreUnavailable() {
+	restore := grpclife.NewRestoreUnavailable(func(e grpclife.Event) {
 		slog.Info("a proxy hid a lost connection", "method", e.Method, "as", e.Class.Code)
 	})
 	conn, err := grpc.NewClient("dns:///orders:443", grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithChainUnaryInterceptor(unmask.Unary), grpc.WithChainStreamInterceptor(unmask.Stream))
+		grpc.WithChainUnaryInterceptor(restore.Unary), grpc.WithChainStreamInterceptor(restore.Stream))
 	if err != nil {
 		panic(err)
 	}
@@ -133,9 +133,9 @@ func ExampleRetry() {
 	if err != nil {
 		panic(err)
 	}
-	unmask := grpclife.NewUnmask(nil)
+	restore := grpclife.NewRestoreUnavailable(nil)
 	conn, err := grpc.NewClient("dns:///orders:443", grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithChainUnaryInterceptor(retry.Unary, unmask.Unary), grpc.WithChainStreamInterceptor(retry.Stream, unmask.Stream))
+		grpc.WithChainUnaryInterceptor(retry.Unary, restore.Unary), grpc.WithChainStreamInterceptor(retry.Stream, restore.Stream))
 	if err != nil {
 		panic(err)
 	}

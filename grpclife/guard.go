@@ -135,7 +135,7 @@ func (g *guard) apart(srv any, handler grpc.StreamHandler, leave func()) error {
 				return
 			}
 			if out.panicked != nil {
-				// Nobody waits for the handler any more, so nobody else can catch this.
+				// No caller waits for the handler any more, so no other code can recover this.
 				r, ok := g.ctx.Value(recoveryKey{}).(*Recovery)
 				if !ok || r.passes(out.panicked.Value) {
 					panic(out.panicked)

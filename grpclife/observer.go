@@ -24,8 +24,8 @@ const (
 
 // Events of clients.
 const (
-	// StatusUnmasked: a status that hid a transport failure was made UNAVAILABLE. Class says what it was.
-	StatusUnmasked EventKind = "status_unmasked"
+	// StatusRestored: a status that hid a transport failure was made UNAVAILABLE. Class says what it was.
+	StatusRestored EventKind = "status_restored"
 	// CallRetried: a call is about to be tried again, After a pause.
 	CallRetried EventKind = "call_retried"
 	// RetryRefused: a call could have been tried again, but too many have failed of late: the budget is used up.
@@ -40,12 +40,12 @@ type Event struct {
 	// After is how old the stream is or, of CallRetried, how long the pause.
 	After   time.Duration
 	Attempt int   // of CallRetried and RetryRefused: how many attempts have failed
-	Class   Class // of StatusUnmasked, CallRetried and RetryRefused
+	Class   Class // of StatusRestored, CallRetried and RetryRefused
 	Value   any   // of HandlerPanicked: what was panicked with
 	Stack   []byte
 }
 
-// An Observer is told what happens. It is called from many goroutines at once, and holds up the call or the timer that it is called
+// An Observer receives events. It is called from many goroutines at once, and holds up the call or the timer that it is called
 // from: it should count, and return. Nil observes nothing.
 type Observer func(Event)
 

@@ -89,8 +89,8 @@ func TestThroughProxies(t *testing.T) {
 			t.Cleanup(func() { server.Stop(); <-served })
 
 			front := startProxy(t, program, proxy.conf, proxy.args, listener.Addr().String())
-			unmask := grpclife.NewUnmask(nil)
-			conn := dial(t, func() (net.Conn, error) { return net.Dial("tcp", front) }, grpc.WithChainStreamInterceptor(unmask.Stream))
+			restore := grpclife.NewRestoreUnavailable(nil)
+			conn := dial(t, func() (net.Conn, error) { return net.Dial("tcp", front) }, grpc.WithChainStreamInterceptor(restore.Stream))
 			t.Cleanup(func() { conn.Close() })
 			l := &lab{conn: conn}
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -111,7 +111,7 @@ func TestThroughProxies(t *testing.T) {
 			_, err = readAll(cut)
 			hidden, ok := errors.AsType[*grpclife.HiddenError](err)
 			if !ok || status.Code(err) != codes.Unavailable || hidden.Class.Sign != proxy.sign || hidden.Class.Code != codes.Internal {
-				t.Errorf("a cut stream ended with %v, want INTERNAL with sign %q unmasked", err, proxy.sign)
+				t.Errorf("a cut stream ended with %v, want INTERNAL with sign %q restored", err, proxy.sign)
 			}
 		})
 	}

@@ -12,14 +12,14 @@ import (
 
 type recoveryKey struct{}
 
-// RecoveryOptions has a usable zero value, but then nobody learns of a panic but the client.
+// RecoveryOptions has a usable zero value, but then only the client sees a panic.
 type RecoveryOptions struct {
-	// OnPanic is told of each panic, with the stack of the goroutine that panicked. The client never sees either.
+	// OnPanic is called for each panic, with the stack of the goroutine that panicked. The client never sees either.
 	OnPanic func(method string, value any, stack []byte)
-	// Pass says which panics are not to be caught: they go on, and end the process unless somebody further out recovers. Default
+	// Pass says which panics are not to be caught: they go on, and end the process unless an interceptor further out recovers. Default
 	// http.ErrAbortHandler, which is a request to end without a word.
 	Pass func(value any) bool
-	// Observer is told of HandlerPanicked.
+	// Observer receives HandlerPanicked.
 	Observer Observer
 }
 

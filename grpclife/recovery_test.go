@@ -44,7 +44,7 @@ func TestPanicsBecomeStatuses(t *testing.T) {
 					callMethod: l.conn.Invoke(t.Context(), callMethod, wrapperspb.String(""), new(text)), downMethod: down, bothMethod: both,
 				} {
 					c := grpclife.Classify(err)
-					if c.Code != codes.Internal || c.Reason != grpclife.ReasonPanic || c.Domain != grpclife.Domain || c.By != grpclife.ByServer {
+					if c.Code != codes.Internal || c.Reason != grpclife.ReasonPanic || c.Domain != grpclife.Domain || c.Origin != grpclife.OriginServer {
 						t.Errorf("%s ended with %v", method, err)
 					}
 					if strings.Contains(err.Error(), "secret") || strings.Contains(err.Error(), "explode") {

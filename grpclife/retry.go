@@ -36,7 +36,7 @@ type RetryOptions struct {
 	// BudgetRatio. Nothing is tried again unless more than half are there. Default 10 and 0.1.
 	Budget      int
 	BudgetRatio float64
-	// Observer is told of CallRetried and RetryRefused.
+	// Observer receives CallRetried and RetryRefused.
 	Observer Observer
 }
 
@@ -110,7 +110,7 @@ func NewRetry(options RetryOptions) (*Retry, error) {
 
 // again decides, and waits, before another attempt. attempt counts those that have failed.
 func (r *Retry) again(ctx context.Context, method string, attempt int, c Class) bool {
-	if c.By == ByOwnCancel || c.By == ByOwnDeadline || ctx.Err() != nil {
+	if c.Origin == OriginCancel || c.Origin == OriginDeadline || ctx.Err() != nil {
 		return false
 	}
 	// OUT_OF_RANGE and the like are answers, not failures of the server: they neither use the budget up nor fill it.

@@ -29,15 +29,15 @@ import (
 	"github.com/levada-io/levada/grpclife"
 )
 
-// client is Retry, with Unmask behind it, as users have them.
+// client is Retry, with RestoreUnavailable behind it, as users have them.
 func client(t *testing.T, options grpclife.RetryOptions) []grpc.DialOption {
 	t.Helper()
 	retry, err := grpclife.NewRetry(options)
 	if err != nil {
 		t.Fatal(err)
 	}
-	unmask := grpclife.NewUnmask(nil)
-	return []grpc.DialOption{grpc.WithChainUnaryInterceptor(retry.Unary, unmask.Unary), grpc.WithChainStreamInterceptor(retry.Stream, unmask.Stream)}
+	restore := grpclife.NewRestoreUnavailable(nil)
+	return []grpc.DialOption{grpc.WithChainUnaryInterceptor(retry.Unary, restore.Unary), grpc.WithChainStreamInterceptor(retry.Stream, restore.Stream)}
 }
 
 // asking is the header of a status with a RetryInfo.

@@ -38,7 +38,7 @@ type Sign struct {
 	// From is which proxies are known to do so to a stream that was cut behind them.
 	From string
 
-	by    By
+	by    Origin
 	whole bool                        // Text is the whole message
 	also  func(s *status.Status) bool // must hold too
 }
@@ -47,44 +47,44 @@ type Sign struct {
 const rst = "stream terminated by RST_STREAM with error code: "
 
 var signs = []Sign{
-	{Name: SignReset, Code: codes.Internal, Text: rst + "INTERNAL_ERROR", Hidden: true, by: ByProxy, whole: true,
+	{Name: SignReset, Code: codes.Internal, Text: rst + "INTERNAL_ERROR", Hidden: true, by: OriginProxy, whole: true,
 		From: "nginx, nghttpx, Caddy, Go's ReverseProxy, hyper"},
-	{Name: SignReset, Code: codes.Internal, Text: rst + "NO_ERROR", Hidden: true, by: ByProxy, whole: true, From: "Envoy"},
-	{Name: SignReset, Code: codes.Internal, Text: rst + "CONNECT_ERROR", Hidden: true, by: ByProxy, whole: true, From: "Envoy"},
-	{Name: SignReset, Code: codes.Internal, Text: rst + "STREAM_CLOSED", Hidden: true, by: ByProxy, whole: true},
-	{Name: SignReset, Code: codes.Internal, Text: rst, by: ByTransport},
-	{Name: SignNoTrailers, Code: codes.Internal, Text: "server closed the stream without sending trailers", Hidden: true, by: ByProxy, whole: true,
+	{Name: SignReset, Code: codes.Internal, Text: rst + "NO_ERROR", Hidden: true, by: OriginProxy, whole: true, From: "Envoy"},
+	{Name: SignReset, Code: codes.Internal, Text: rst + "CONNECT_ERROR", Hidden: true, by: OriginProxy, whole: true, From: "Envoy"},
+	{Name: SignReset, Code: codes.Internal, Text: rst + "STREAM_CLOSED", Hidden: true, by: OriginProxy, whole: true},
+	{Name: SignReset, Code: codes.Internal, Text: rst, by: OriginTransport},
+	{Name: SignNoTrailers, Code: codes.Internal, Text: "server closed the stream without sending trailers", Hidden: true, by: OriginProxy, whole: true,
 		From: "HAProxy"},
-	{Name: SignCutMessage, Code: codes.Internal, Text: "unexpected EOF", Hidden: true, by: ByProxy, whole: true, From: "HAProxy"},
-	{Name: SignHTML, Code: codes.ResourceExhausted, Text: "grpc: received message larger than max", Hidden: true, by: ByProxy, also: lengthOfText,
+	{Name: SignCutMessage, Code: codes.Internal, Text: "unexpected EOF", Hidden: true, by: OriginProxy, whole: true, From: "HAProxy"},
+	{Name: SignHTML, Code: codes.ResourceExhausted, Text: "grpc: received message larger than max", Hidden: true, by: OriginProxy, also: lengthOfText,
 		From: "Apache"},
-	{Name: SignHTML, Code: codes.Internal, Text: "grpc: received unexpected payload format 60", Hidden: true, by: ByProxy, whole: true, From: "Apache"},
+	{Name: SignHTML, Code: codes.Internal, Text: "grpc: received unexpected payload format 60", Hidden: true, by: OriginProxy, whole: true, From: "Apache"},
 
-	{Name: SignRefused, Code: codes.Unavailable, Text: rst + "REFUSED_STREAM", by: ByTransport, whole: true},
-	{Name: SignRejected, Code: codes.Unavailable, Text: "the stream is rejected because server is draining the connection", by: ByTransport, whole: true},
-	{Name: SignRejected, Code: codes.Unavailable, Text: "the connection is draining", by: ByTransport, whole: true},
-	{Name: SignConnection, Code: codes.Unavailable, Text: "closing transport due to: ", by: ByTransport},
-	{Name: SignConnection, Code: codes.Unavailable, Text: "connection error: ", by: ByTransport},
-	{Name: SignConnection, Code: codes.Unavailable, Text: "last connection error: ", by: ByTransport},
-	{Name: SignConnection, Code: codes.Unavailable, Text: "error reading from server: ", by: ByTransport},
-	{Name: SignConnection, Code: codes.Unavailable, Text: "keepalive ping failed to receive ACK within timeout", by: ByTransport, whole: true},
-	{Name: SignConnection, Code: codes.Unavailable, Text: "transport is closing", by: ByTransport, whole: true},
-	{Name: SignConnection, Code: codes.Unavailable, Text: "name resolver error: ", by: ByTransport},
-	{Name: SignReset, Code: codes.Unavailable, Text: rst, by: ByTransport},
+	{Name: SignRefused, Code: codes.Unavailable, Text: rst + "REFUSED_STREAM", by: OriginTransport, whole: true},
+	{Name: SignRejected, Code: codes.Unavailable, Text: "the stream is rejected because server is draining the connection", by: OriginTransport, whole: true},
+	{Name: SignRejected, Code: codes.Unavailable, Text: "the connection is draining", by: OriginTransport, whole: true},
+	{Name: SignConnection, Code: codes.Unavailable, Text: "closing transport due to: ", by: OriginTransport},
+	{Name: SignConnection, Code: codes.Unavailable, Text: "connection error: ", by: OriginTransport},
+	{Name: SignConnection, Code: codes.Unavailable, Text: "last connection error: ", by: OriginTransport},
+	{Name: SignConnection, Code: codes.Unavailable, Text: "error reading from server: ", by: OriginTransport},
+	{Name: SignConnection, Code: codes.Unavailable, Text: "keepalive ping failed to receive ACK within timeout", by: OriginTransport, whole: true},
+	{Name: SignConnection, Code: codes.Unavailable, Text: "transport is closing", by: OriginTransport, whole: true},
+	{Name: SignConnection, Code: codes.Unavailable, Text: "name resolver error: ", by: OriginTransport},
+	{Name: SignReset, Code: codes.Unavailable, Text: rst, by: OriginTransport},
 
-	{Name: SignTooLarge, Code: codes.ResourceExhausted, Text: "grpc: received message larger than max", by: ByClient},
-	{Name: SignTooLarge, Code: codes.ResourceExhausted, Text: "grpc: received message after decompression larger than max", by: ByClient},
-	{Name: SignTooLarge, Code: codes.ResourceExhausted, Text: "grpc: message after decompression larger than max", by: ByClient},
-	{Name: SignTooLarge, Code: codes.ResourceExhausted, Text: "trying to send message larger than max", by: ByClient},
-	{Name: SignTooLarge, Code: codes.ResourceExhausted, Text: "grpc: message too large", by: ByClient},
+	{Name: SignTooLarge, Code: codes.ResourceExhausted, Text: "grpc: received message larger than max", by: OriginClient},
+	{Name: SignTooLarge, Code: codes.ResourceExhausted, Text: "grpc: received message after decompression larger than max", by: OriginClient},
+	{Name: SignTooLarge, Code: codes.ResourceExhausted, Text: "grpc: message after decompression larger than max", by: OriginClient},
+	{Name: SignTooLarge, Code: codes.ResourceExhausted, Text: "trying to send message larger than max", by: OriginClient},
+	{Name: SignTooLarge, Code: codes.ResourceExhausted, Text: "grpc: message too large", by: OriginClient},
 
-	{Name: SignReset, Code: codes.Canceled, Text: rst + "CANCEL", by: ByProxy, whole: true},
-	{Name: SignDeadline, Code: codes.DeadlineExceeded, Text: "context deadline exceeded", by: ByOwnDeadline},
-	{Name: SignDeadline, Code: codes.DeadlineExceeded, Text: "latest balancer error: ", by: ByOwnDeadline},
-	{Name: SignDeadline, Code: codes.DeadlineExceeded, Text: rst, by: ByOwnDeadline},
-	{Name: SignCancel, Code: codes.Canceled, Text: "context canceled", by: ByOwnCancel},
-	{Name: SignCancel, Code: codes.Canceled, Text: "latest balancer error: ", by: ByOwnCancel},
-	{Name: SignCancel, Code: codes.Canceled, Text: "grpc: the client connection is closing", by: ByClient, whole: true},
+	{Name: SignReset, Code: codes.Canceled, Text: rst + "CANCEL", by: OriginProxy, whole: true},
+	{Name: SignDeadline, Code: codes.DeadlineExceeded, Text: "context deadline exceeded", by: OriginDeadline},
+	{Name: SignDeadline, Code: codes.DeadlineExceeded, Text: "latest balancer error: ", by: OriginDeadline},
+	{Name: SignDeadline, Code: codes.DeadlineExceeded, Text: rst, by: OriginDeadline},
+	{Name: SignCancel, Code: codes.Canceled, Text: "context canceled", by: OriginCancel},
+	{Name: SignCancel, Code: codes.Canceled, Text: "latest balancer error: ", by: OriginCancel},
+	{Name: SignCancel, Code: codes.Canceled, Text: "grpc: the client connection is closing", by: OriginClient, whole: true},
 }
 
 // Signs returns what [Classify] knows, in the order in which it looks. HTTP answers are told by their text under any code.
@@ -93,7 +93,7 @@ func Signs() []Sign { return slices.Clone(signs) }
 func signOf(s *status.Status) (Sign, bool) {
 	text := s.Message()
 	if fromHTTP(text) {
-		return Sign{Name: SignHTTP, Code: s.Code(), by: ByProxy}, true
+		return Sign{Name: SignHTTP, Code: s.Code(), by: OriginProxy}, true
 	}
 	for _, sign := range signs {
 		if sign.Code == s.Code() && strings.HasPrefix(text, sign.Text) && (!sign.whole || text == sign.Text) && (sign.also == nil || sign.also(s)) {

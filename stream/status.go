@@ -179,7 +179,7 @@ func Classify(err error) Disconnect {
 		cut.Transport = true
 	case codes.Internal, codes.Unknown:
 		cut.Fatal = cut.Reason == ReasonOutOfOrder // as when the reader has noticed it
-		cut.Transport = cut.Reason == "" && (class.By == grpclife.ByTransport || class.By == grpclife.ByProxy || class.Quoted)
+		cut.Transport = cut.Reason == "" && (class.Origin == grpclife.OriginTransport || class.Origin == grpclife.OriginProxy || class.Quoted)
 	}
 	return cut
 }

@@ -30,25 +30,31 @@ const maxHeads = 2 * maxOut
 
 var errSilent = errors.New("it did not answer a PING in time")
 
-// back is a connection to an endpoint.
+// back is a connection to an endpoint. conn.mu, its lock, guards the fields here, but not what is in the streams: that belongs to their fronts, whose locks come first. So who
+// holds mu may look a stream up, and must release mu before it locks the stream's front, and then check that the stream still is this back's.
 type back struct {
 	conn
-	endpoint  *endpoint
-	streams   map[uint32]*stream
-	next      uint32
-	blocked   []*stream
-	forgotten forgotten
-	draining  bool // no new streams
-	flushedAt int64
-	idleSince int64
-	since     time.Time
-	goneAway  string // the code of its GOAWAY; empty as long as there was none
+	endpoint *endpoint // set before the goroutines start
+	since    time.Time // and so is this
 
+	// Invariant: s is under id exactly while s.back is this and s.backID is id. No id is given twice; next is the lowest that was never given, and odd.
+	streams map[uint32]*stream
+	next    uint32
+	// blocked are the streams with DATA for which there is no room in the connection, in the order of their turns. Invariant: a stream is in it once, exactly while its inQueued is set, or it has
+	// left meanwhile.
+	blocked    []*stream
+	forgotten  forgotten
+	draining   bool   // it takes no new streams; never false again. Invariant: with no streams left it is closed
+	flushedAt  int64  // bytes that were written in all, once the connection has ended: a call whose header ends later was not sent
+	idleSince  int64  // when the last stream left
+	goAwayCode string // of its GOAWAY; empty as long as there was none
+
+	// The timer of checkHealth. Invariant: while open, watch goes off at watchAt (0: not set), which is no later than the next PING or its timeout.
 	watch    wheel.Timer
-	watchAt  int64                    // when it goes off
+	watchAt  int64
 	lastPing int64                    // when the last PING was sent
 	pinged   int64                    // when the PING was sent that is not answered; 0: none
-	pings    int                      // in the silence since quiet
+	pings    int                      // sent since quiet
 	asked    map[config.RoutePing]int // streams whose routes ask for PINGs of their own
 	quiet    int64                    // when the last HEADERS or DATA came
 }
@@ -117,7 +123,7 @@ func with(fields []header.Field, name, value string) []header.Field {
 }
 
 // remove takes a stream from the connection. The lock of its front is held.
-func (b *back) remove(id uint32, reset bool, code frame.Code, w *wakes) {
+func (b *back) remove(id uint32, reset bool, code frame.Code, w *wakeups) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := b.streams[id]
@@ -132,7 +138,7 @@ func (b *back) remove(id uint32, reset bool, code frame.Code, w *wakes) {
 	}
 	if reset && !b.closing && b.err == nil {
 		b.out = frame.AppendReset(b.out, id, code)
-		b.earned.Add(1) // for what is on its way
+		b.budget.earned.Add(1) // for what is on its way
 		b.forgotten.add(id, largeWindow)
 		w.add(&b.conn)
 	}
@@ -149,7 +155,7 @@ func (b *back) remove(id uint32, reset bool, code frame.Code, w *wakes) {
 }
 
 // use calls do with the stream, with its front's lock, if it is still on this connection.
-func (b *back) use(id uint32, do func(s *stream, w *wakes)) {
+func (b *back) use(id uint32, do func(s *stream, w *wakeups)) {
 	s := b.stream(id)
 	if s == nil {
 		return
@@ -217,7 +223,7 @@ func (b *back) reset(id uint32, code frame.Code) error {
 	if b.stream(id) == nil {
 		return b.spend(1, "RST_STREAM frames on closed streams")
 	}
-	b.use(id, func(s *stream, w *wakes) { s.resetByBackend(code, w) })
+	b.use(id, func(s *stream, w *wakeups) { s.resetByBackend(code, w) })
 	return nil
 }
 
@@ -225,7 +231,7 @@ func (b *back) streamWindow(id uint32, n int) error {
 	if err := b.known(id, "WINDOW_UPDATE"); err != nil {
 		return err
 	}
-	b.use(id, func(s *stream, w *wakes) {
+	b.use(id, func(s *stream, w *wakeups) {
 		s.backWindow += int64(n)
 		switch {
 		case n == 0:
@@ -273,7 +279,7 @@ func (b *back) late(id uint32, n int) bool {
 	return b.forgotten.late(id, n)
 }
 
-func (b *back) batch(*wakes) {}
+func (b *back) batch(*wakeups) {}
 
 // all are the streams, for those who must take the lock of each one's front.
 func (b *back) all() []*stream {
@@ -286,7 +292,7 @@ func (b *back) all() []*stream {
 	return all
 }
 
-func (b *back) moreRoom(w *wakes) {
+func (b *back) moreRoom(w *wakeups) {
 	if b.endpoint.waits.Load() > 0 {
 		w.endpoints = append(w.endpoints, b.endpoint)
 	}
@@ -328,7 +334,7 @@ func (b *back) goAway(last uint32, code frame.Code, text string) error {
 			"backend", b.endpoint.cluster.name, "endpoint", b.endpoint.address)
 	}
 	b.mu.Lock()
-	b.draining, b.goneAway = true, code.String()
+	b.draining, b.goAwayCode = true, code.String()
 	var unseen []*stream
 	var ids []uint32
 	for id, s := range b.streams {
@@ -384,8 +390,8 @@ func (b *back) ping() config.Ping {
 	return ping
 }
 
-// look is called by the wheel when something may be due: is the endpoint still there, and is the connection still wanted?
-func (b *back) look(now int64) {
+// checkHealth is called by the wheel when something may be due: is the endpoint still there, and is the connection still wanted?
+func (b *back) checkHealth(now int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	ping := b.ping()
@@ -418,14 +424,14 @@ func (b *back) look(now int64) {
 		b.pinged, b.lastPing = now, now
 		b.pings++
 		b.out = frame.AppendPing(b.out, false, pingKeepalive)
-		b.rouse()
+		b.wakeWriterLocked()
 		next = now + int64(ping.Timeout)
 	case ping.Interval > 0 && len(b.streams) > 0:
 		next = due
 	case len(b.streams) == 0 && !b.closing && now-b.idleSince > int64(idleBack) && b.endpoint.surplus(b):
 		b.draining = true
 		b.closeAfterOut(0, frame.NoError, "idle")
-		b.rouse()
+		b.wakeWriterLocked()
 	}
 	if b.writing > 0 || len(b.streams) > 0 {
 		next = min(next, now+int64(writeStall))
@@ -433,7 +439,7 @@ func (b *back) look(now int64) {
 	b.watchBy(next)
 }
 
-// watchBy has look called at a time, or before. mu is held.
+// watchBy has checkHealth called at a time, or before. mu is held.
 func (b *back) watchBy(at int64) {
 	if b.watchAt == 0 || at < b.watchAt {
 		b.watchAt = at
@@ -451,7 +457,7 @@ func (b *back) run() {
 	if errors.As(err, &broken) && b.err == nil {
 		b.closeAfterOut(0, broken.Code, broken.Reason)
 		b.err = err
-		b.rouse()
+		b.wakeWriterLocked()
 		b.mu.Unlock()
 	} else {
 		if b.err != nil && b.err != errClosed {
@@ -468,7 +474,7 @@ func (b *back) run() {
 	b.mu.Lock()
 	b.flushedAt = b.flushed
 	b.mu.Unlock()
-	var w wakes
+	var w wakeups
 	for _, s := range b.all() {
 		s.front.mu.Lock()
 		if s.back == b {

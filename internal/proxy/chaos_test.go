@@ -64,7 +64,7 @@ func (forgiving) Fatalf(string, ...any) {}
 func (forgiving) Error(...any)          {}
 func (forgiving) Errorf(string, ...any) {}
 
-// TestChaos: whatever endpoints, callers and configurations do, each call ends, and then nothing is left of it anywhere.
+// TestChaos: whatever endpoints, clients and configurations do, each call ends, and then nothing is left of it anywhere.
 func TestChaos(t *testing.T) {
 	var calm atomic.Bool
 	handle := func(e *wire) { moody(e, &calm) }

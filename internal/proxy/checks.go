@@ -86,7 +86,7 @@ func (e *endpoint) noteCheck(result health.Result, err error) {
 		log.Warn("endpoint unhealthy, gets no new calls", "result", result.String(), "checks", failures, "error", err)
 	case !was && healthy:
 		log.Info("endpoint healthy again")
-		var w wakes
+		var w wakeups
 		e.cluster.serveQueue(&w)
 		w.flush()
 	}

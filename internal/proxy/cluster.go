@@ -103,12 +103,12 @@ func (c *cluster) update(addresses []string) {
 	if len(added) == 0 {
 		return
 	}
-	var w wakes
+	var w wakeups
 	for _, r := range awaiting {
 		s := r.s
 		s.front.mu.Lock()
 		if r.current() && s.cluster == c && s.chosen == nil && s.waitEnd != 0 && !s.outEnd {
-			s.place(&w)
+			s.dispatch(&w)
 		}
 		s.front.mu.Unlock()
 		w.flush()
@@ -133,13 +133,13 @@ func (c *cluster) retire() {
 	c.awaiting, c.queue = nil, nil
 	c.queued.Store(0)
 	c.mu.Unlock()
-	var w wakes
+	var w wakeups
 	for _, r := range awaiting {
 		s := r.s
 		s.front.mu.Lock()
 		if r.current() && s.cluster == c && s.chosen == nil && s.waitEnd != 0 && !s.outEnd {
 			s.waitEnd = 0
-			s.place(&w)
+			s.dispatch(&w)
 		}
 		s.front.mu.Unlock()
 		w.flush()
@@ -189,29 +189,29 @@ func (c *cluster) anotherThan(e *endpoint) bool {
 
 // route is what a configured route does.
 type route struct {
-	name        string
-	clusters    []*cluster
-	weights     []int // running sums
-	timeout     time.Duration
-	idleTimeout time.Duration
-	ping        config.RoutePing
-	streamAge   time.Duration
-	ageJitter   float64
-	retry       config.Retry
-	on          uint32 // codes, as bits
-	replayBytes int
-	maxRequest  config.Bytes
-	maxResponse config.Bytes
-	holdBytes   int
-	unmask      bool
-	limiter     *rate.Limiter
-	budget      *budget
-	stats       *routeStats
-	all         counters    // of the calls whose methods are not counted by themselves
-	byMethod    sync.Map    // *method to *counters of the others
-	forwarded   *forwarding // nil for the listener's
-	request     edits
-	response    edits
+	name               string
+	clusters           []*cluster
+	weights            []int // running sums
+	timeout            time.Duration
+	idleTimeout        time.Duration
+	ping               config.RoutePing
+	streamAge          time.Duration
+	ageJitter          float64
+	retry              config.Retry
+	retryPolicy        retryPolicy
+	replayBytes        int
+	maxRequest         config.Bytes
+	maxResponse        config.Bytes
+	holdBytes          int
+	restoreUnavailable bool
+	limiter            *rate.Limiter
+	budget             *budget
+	stats              *routeStats
+	all                counters    // of the calls whose methods are not counted by themselves
+	byMethod           sync.Map    // *method to *counters of the others
+	forwarded          *forwarding // nil for the listener's
+	request            edits
+	response           edits
 }
 
 // cluster chooses where a call goes, by the weights.
@@ -227,8 +227,6 @@ func (r *route) cluster() *cluster {
 	}
 	return r.clusters[0]
 }
-
-func (r *route) retries(code codes.Code) bool { return r.on&(1<<uint32(code&31)) != 0 }
 
 // limit reports whether a call passes, and if not, when to come back.
 func (r *route) limit() (time.Duration, bool) {
@@ -310,7 +308,7 @@ func (m *methods) of(path string) *method {
 	return x
 }
 
-// forgetOne makes room by a path under which no call has succeeded, since callers can think of any number of paths, and reports whether it found one among a few
+// forgetOne makes room by a path under which no call has succeeded, since clients can think of any number of paths, and reports whether it found one among a few
 // that it looked at. mu is held.
 func (m *methods) forgetOne() bool {
 	tries := 8
@@ -327,7 +325,7 @@ func (m *methods) forgetOne() bool {
 }
 
 // configure says which methods are labels of metrics: those that a route or the configuration names, and up to a number of those that match a pattern of the
-// configuration. The latter become one with the first call that succeeds, since callers can think of any number of names.
+// configuration. The latter become one with the first call that succeeds, since clients can think of any number of names.
 func (m *methods) configure(c *config.Config) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -10,7 +10,7 @@ import (
 
 // The heap of a proxy is small, and nearly all of it lives as long as the streams do: what waits for the collector is memory per stream (2.0 to 2.4 KB of each that
 // is idle at 50 %, 1.4 to 1.8 KB at 25 %), while a cycle costs little. Not so while much is allocated: then the collector would run all the time, and who allocates,
-// an ordinary caller's connection for one, has to help it.
+// an ordinary client's connection for one, has to help it.
 const (
 	calmPercent = 25
 	busyPercent = 100

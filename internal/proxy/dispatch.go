@@ -11,8 +11,8 @@ import (
 
 // Dispatch: which endpoint of which backend a call goes to, and what it waits for until it is there. See doc.go for the way of a call.
 
-// place gives the call to an endpoint, or makes it wait for one.
-func (s *stream) place(w *wakes) {
+// dispatch gives the call to an endpoint, or makes it wait for one.
+func (s *stream) dispatch(w *wakeups) {
 	if s.cluster == nil {
 		s.cluster = s.call.route.cluster()
 	}
@@ -32,7 +32,7 @@ func (s *stream) place(w *wakes) {
 			}
 			return
 		case s.cluster.config().WaitForReady == 0 || over:
-			s.unplaced(w)
+			s.noEndpoint(w)
 			return
 		case s.cluster.await(s):
 			s.wait(s.cluster.config().WaitForReady)
@@ -74,9 +74,9 @@ func (s *stream) reroute() bool {
 	return true
 }
 
-// unplaced ends a call that no endpoint could be found for in time, unless the route's policy says that it is tried again.
-func (s *stream) unplaced(w *wakes) {
-	if s.lastError != nil && s.policyRetry(codes.Unavailable, -1, frame.NoError, w) {
+// noEndpoint ends a call that no endpoint could be found for in time, unless the route's policy says that it is tried again.
+func (s *stream) noEndpoint(w *wakeups) {
+	if s.lastError != nil && s.retry(attemptFailure{code: codes.Unavailable}, balance.Failure, frame.NoError, w) {
 		return
 	}
 	e := unavailable(reasonNoBackend, "no endpoint of %s is known", s.cluster.source)
@@ -90,13 +90,13 @@ func (s *stream) unplaced(w *wakes) {
 	s.end(e, w)
 }
 
-// placed: a connection has taken the call. What the caller has sent goes out.
-func (s *stream) placed(w *wakes) {
+// dispatched: a connection has taken the call. What the client has sent goes out.
+func (s *stream) dispatched(w *wakeups) {
 	w.add(&s.back.conn)
 	s.waiting = nil
 	s.inQueued, s.inEndSent, s.backWindow = false, s.back.headEnded(s), 0
 	s.outWindow, s.outSize, s.outOwed = s.outFirst, s.outFirst, 0
-	if t := s.call.route.retry.PerTryTimeout; t > 0 && s.attemptsLeft() {
+	if t := s.call.route.retry.PerTryTimeout; t > 0 && s.attempt().attemptsLeft(s.call.route.retryPolicy) {
 		s.tryEnd = later(s.front.proxy.now(), t)
 		s.arm()
 	}
@@ -104,18 +104,18 @@ func (s *stream) placed(w *wakes) {
 }
 
 // notConnected: no connection to the chosen endpoint could be made, so nobody has seen the call.
-func (s *stream) notConnected(err error, w *wakes) {
+func (s *stream) notConnected(err error, w *wakeups) {
 	s.lastError = err
 	s.forget(balance.Ignored, w) // usable tells it already, and an ejection would outlast the reason
 	if s.tried++; s.tried < maxTries && (s.reroute() || s.cluster.others(s.avoid)) {
-		s.place(w)
+		s.dispatch(w)
 		return
 	}
-	s.unplaced(w)
+	s.noEndpoint(w)
 }
 
 // forget takes the call from the endpoint that was chosen, without a word to it.
-func (s *stream) forget(outcome balance.Outcome, w *wakes) {
+func (s *stream) forget(outcome balance.Outcome, w *wakeups) {
 	if c := s.chosen; c != nil {
 		c.Of.calls.n.Add(-1)
 		if x := c.Of.calls.serves.Load(); x.queued.Load() > 0 {
@@ -131,7 +131,7 @@ func (s *stream) forget(outcome balance.Outcome, w *wakes) {
 }
 
 // leave is forget, and takes the stream from its connection. With a code it is reset there.
-func (s *stream) leave(outcome balance.Outcome, reset bool, code frame.Code, w *wakes) {
+func (s *stream) leave(outcome balance.Outcome, reset bool, code frame.Code, w *wakeups) {
 	if s.back != nil {
 		s.back.remove(s.backID, reset, code, w)
 		s.back = nil

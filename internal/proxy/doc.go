@@ -1,25 +1,27 @@
-// Package proxy is a proxy for gRPC over HTTP/2 that preserves how streams end: what a backend said reaches the caller unchanged, and where the proxy itself has to end a
+// Package proxy is a proxy for gRPC over HTTP/2 that preserves how streams end: what a backend said reaches the client unchanged, and where the proxy itself has to end a
 // call, it does so between two messages and with a status that says what happened and whether the call was processed.
 //
 // # The way of a call
 //
-// A connection of a caller is a front, one to an endpoint of a backend is a back. A call is a stream of a front; while it has a connection it is a stream of a back, too.
+// A connection of a client (Envoy: downstream) is a front, one to an endpoint of a backend (upstream) is a back. A call is a stream of a front; while it has a connection it is a
+// stream of a back, too. Both are a conn: conn.go (state), conn_read.go and conn_frames.go (reader), conn_write.go (output and writer), frame_budget.go (abuse).
 //
-//	caller    front.read -> front.block -> stream.begin             conn.go, front.go, stream.go: HEADERS open the call, its route is found, limits are checked
-//	          front.batch -> stream.place                           dispatch.go: a cluster by the route's weights, an endpoint by its balance.Set
-//	          endpoint.assign -> back.take -> stream.placed         endpoint.go, back.go: a connection with room, or the call waits for one
+//	client    front.read -> front.block -> stream.begin             conn_read.go, front.go, stream.go: HEADERS open the call, its route is found, limits are checked
+//	          front.batch -> stream.dispatch                        dispatch.go: a cluster by the route's weights, an endpoint by its balance.Set
+//	          endpoint.assign -> back.take -> stream.dispatched     endpoint.go, back.go: a connection with room, or the call waits for one
 //	          front.data -> stream.received -> pushIn -> sendIn     request.go: DATA is appended to the back's output, as the endpoint's windows allow
 //	endpoint  back.read -> back.block, back.data                    back.go
-//	          stream.header -> answered -> trailers                 response.go: whole messages are appended to the front's output, as the caller's windows allow
+//	          stream.header -> answered -> trailers                 response.go: whole messages are appended to the front's output, as the client's windows allow
 //	          stream.pushOut -> sendEnd -> finish                   end.go: after the last byte the end is sent, and the call is taken from its front
 //
-// A call that an endpoint has provably not processed goes back to place (retry.go). What ends a call earlier is a timer (timers.go), its caller (stream.cancelled), the end
+// Whether a failed attempt is retried, what a RST_STREAM means and in which form a call ends is decided by the pure functions of decide.go. A call that is retried goes back to
+// dispatch (retry.go). What ends a call earlier is a timer (timers.go), its client (stream.cancelled), the end
 // of the back's connection (stream.lost), a drain (drain.go) or what it holds (pressure.go). They all lead to end, drop or cancelled.
 //
 // # Goroutines
 //
 // Each connection has two: one reads, one writes. A stream has none, and neither has an endpoint. The reader of a connection parses frames and does all that follows from
-// them for both sides of a call: it appends what is to be sent to the output of the other connection, and notes in a wakes whose writer has something to do. Writers are woken
+// them for both sides of a call: it appends what is to be sent to the output of the other connection, and notes in a wakeups whose writer has something to do. Writers are woken
 // once for all that was read together, after all locks were released. A reader never waits for a socket of another connection: what cannot be sent on is kept with its stream,
 // which is bounded by the window that the proxy grants for it. So a peer that does not read slows down its own streams, and nobody else's.
 //
@@ -37,7 +39,7 @@
 //	Proxy.mu     the lists of listeners, fronts and backs, and the map of route counters
 //
 // Nothing is done to another front while a front's lock is held: what a call has to do to calls of other fronts, such as giving them the room that it leaves, is noted in
-// its wakes and done after its lock was released. A stream's memory is used again for the next call, so who keeps a pointer without the lock keeps a ref, and asks it under the
+// its wakeups and done after its lock was released. A stream's memory is used again for the next call, so who keeps a pointer without the lock keeps a ref, and asks it under the
 // lock whether it is still the same call.
 //
 // # Files

@@ -96,7 +96,7 @@ func (p *Proxy) reopen() error {
 	for _, l := range all {
 		if err := l.listen(); err != nil {
 			p.closeListeners()
-			return fmt.Errorf("listen for callers again: %w", err)
+			return fmt.Errorf("listen for clients again: %w", err)
 		}
 	}
 	p.mu.Lock()
@@ -141,7 +141,7 @@ func (p *Proxy) drain(run *drainRun) bool {
 	p.mu.Unlock()
 	p.log.Info("draining", "period", d.Period, "streams", p.Open())
 	for _, f := range p.allFronts() {
-		f.sayGoodbye()
+		f.sendGoAway()
 	}
 	if !endStreams(d.Period, p.allFronts, "the proxy is draining: open the stream again", run.wait) {
 		return false
@@ -149,7 +149,7 @@ func (p *Proxy) drain(run *drainRun) bool {
 	for _, f := range p.allFronts() {
 		f.mu.Lock()
 		f.closeAfterOut(f.last, frame.NoError, "drained")
-		f.rouse()
+		f.wakeWriterLocked()
 		f.mu.Unlock()
 	}
 	if !p.waitForFronts(2*time.Second, run) {
@@ -188,7 +188,7 @@ func endStreams(period time.Duration, fronts func() []*front, why string, wait f
 			due -= float64(now)
 		}
 		for _, r := range long[:now] {
-			var w wakes
+			var w wakeups
 			r.s.front.mu.Lock()
 			if r.current() {
 				e := unavailable(reasonDraining, "%s", why)

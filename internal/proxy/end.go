@@ -10,8 +10,8 @@ import (
 
 // Ends: every call ends once, by sendEnd or cancelled, and then finish takes it from its front.
 
-// end makes the proxy end the call: after the messages that are whole, with a status that the caller can act on.
-func (s *stream) end(e *ending, w *wakes) {
+// end makes the proxy end the call: after the messages that are whole, with a status that the client can act on.
+func (s *stream) end(e *ending, w *wakeups) {
 	if !s.open || s.outEnd {
 		return
 	}
@@ -22,48 +22,57 @@ func (s *stream) end(e *ending, w *wakes) {
 }
 
 // sendEnd sends how the call ends. All that comes before has been sent.
-func (s *stream) sendEnd(w *wakes) {
+func (s *stream) sendEnd(w *wakeups) {
 	f := s.front
 	w.add(&f.conn)
-	switch e := s.outEnding; {
-	case s.resets:
-		f.out = frame.AppendReset(f.out, s.id, s.outReset)
-		s.inEnd = true // it needs no other reset
-	case s.outTrailers != nil:
-		r := s.outTrailers.Response()
+	e := s.outEnding
+	form := s.endForm()
+	switch {
+	case form == endTrailers:
 		code := codes.OK
-		if r.HasCode {
+		if r := s.outTrailers.Response(); r.HasCode {
 			code = codes.Code(r.Code)
 		}
 		s.recordOutcome(code, endedByBackend)
-		f.appendBlock(s.id, s.outTrailers, true)
-	case e == nil: // not gRPC, and its end came after its data had been sent
+	case form == endData:
 		s.recordOutcome(codes.OK, endedByBackend)
+	case form != endReset: // whose outcome is known since it came
+		s.recordOutcome(e.code, e.reason)
+	}
+	switch form {
+	case endReset:
+		s.sendReset(s.outReset)
+	case endTrailers:
+		f.appendBlock(s.id, s.outTrailers, true)
+	case endData:
 		f.appendData(s.id, nil, true)
-	case !s.grpc && !s.headed:
-		s.recordOutcome(e.code, e.reason)
+	case endHTTP:
 		s.sendHTTP(e)
-	case !s.grpc:
-		s.recordOutcome(e.code, e.reason)
-		f.out = frame.AppendReset(f.out, s.id, frame.InternalError)
-		s.inEnd = true
-	case !s.sent.between() && s.sent.count > 0:
-		// Half of a message is out: trailers would make some clients say INTERNAL. After a whole message none of them sends the call again.
-		s.recordOutcome(e.code, e.reason)
-		f.out = frame.AppendReset(f.out, s.id, frame.RefusedStream)
-		s.inEnd = true
-	default:
-		s.recordOutcome(e.code, e.reason)
-		fields := e.fields(!s.headed)
-		if !s.headed {
-			fields = s.call.route.response.own(fields)
-		}
-		f.appendFields(s.id, fields, true)
+	case endInternal:
+		s.sendReset(frame.InternalError)
+	case endRefused:
+		s.sendReset(frame.RefusedStream)
+	case endTrailersOnly:
+		f.appendFields(s.id, s.call.route.response.own(e.fields(true)), true)
+	case endStatus:
+		f.appendFields(s.id, e.fields(false), true)
 	}
 	s.finish(w)
 }
 
-// sendHTTP is the whole answer to a call that is not gRPC: a status, and the reason as text if the caller's windows take it.
+// endForm is the form in which the call ends now.
+func (s *stream) endForm() endForm {
+	return endFacts{reset: s.resets, trailers: s.outTrailers != nil, own: s.outEnding != nil, grpc: s.grpc, headed: s.headed,
+		messages: s.sent.count, partial: !s.sent.between()}.form()
+}
+
+// sendReset ends the stream with a RST_STREAM, which is also the answer to what the client has not sent yet.
+func (s *stream) sendReset(code frame.Code) {
+	s.front.out = frame.AppendReset(s.front.out, s.id, code)
+	s.inEnd = true
+}
+
+// sendHTTP is the whole answer to a call that is not gRPC: a status, and the reason as text if the client's windows take it.
 func (s *stream) sendHTTP(e *ending) {
 	f := s.front
 	text := []byte(e.text + "\n")
@@ -74,16 +83,16 @@ func (s *stream) sendHTTP(e *ending) {
 	}
 }
 
-// recordOutcome notes how the call has ended for the caller.
+// recordOutcome notes how the call has ended for the client.
 func (s *stream) recordOutcome(code codes.Code, reason string) {
 	if s.reason == "" {
 		s.code, s.reason = code, reason
 	}
 }
 
-// cancelled: the caller does not want the call any more, or is gone.
-func (s *stream) cancelled(code frame.Code, reason string, w *wakes) {
-	if reason == endedByCaller && s.late(code) {
+// cancelled: the client does not want the call any more, or is gone.
+func (s *stream) cancelled(code frame.Code, reason string, w *wakeups) {
+	if reason == clientCancelled && s.late(code) {
 		s.recordOutcome(codes.DeadlineExceeded, reasonDeadline)
 	}
 	s.recordOutcome(codes.Canceled, reason)
@@ -92,8 +101,8 @@ func (s *stream) cancelled(code frame.Code, reason string, w *wakes) {
 	s.finish(w)
 }
 
-// drop ends the call without the messages that wait for the caller. Its end waits for no window.
-func (s *stream) drop(e *ending, w *wakes) {
+// drop ends the call without the messages that wait for the client. Its end waits for no window.
+func (s *stream) drop(e *ending, w *wakeups) {
 	s.leave(balance.Ignored, true, frame.Cancel, w)
 	s.out.clear()
 	s.hold.clear()
@@ -106,16 +115,13 @@ func (s *stream) drop(e *ending, w *wakes) {
 }
 
 // lost: the connection to the endpoint is gone.
-func (s *stream) lost(b *back, err error, w *wakes) {
+func (s *stream) lost(b *back, err error, w *wakeups) {
 	unseen := s.headAt > b.flushedAt
 	s.connectionLost(b, err, unseen, w)
 }
 
-func (s *stream) connectionLost(b *back, err error, unseen bool, w *wakes) {
-	if unseen && s.retryUnprocessed(balance.Failure, w) {
-		return
-	}
-	if !s.headed && s.policyRetry(codes.Unavailable, -1, frame.Cancel, w) {
+func (s *stream) connectionLost(b *back, err error, unseen bool, w *wakeups) {
+	if s.retry(attemptFailure{unprocessed: unseen, code: codes.Unavailable}, balance.Failure, frame.Cancel, w) {
 		return
 	}
 	e := unavailable(reasonConnectionLost, "the connection to %s was lost: %v", b.endpoint.address, err)
@@ -125,29 +131,25 @@ func (s *stream) connectionLost(b *back, err error, unseen bool, w *wakes) {
 }
 
 // resetByBackend: the endpoint has reset the stream.
-func (s *stream) resetByBackend(code frame.Code, w *wakes) {
+func (s *stream) resetByBackend(code frame.Code, w *wakeups) {
 	if s.outEnd {
 		return
 	}
-	if code == frame.RefusedStream {
-		// Passed on as it is, it would make some clients send the call again, also after a header.
-		address := s.back.endpoint.address
-		if s.retryUnprocessed(balance.Ignored, w) {
-			return
-		}
-		e := unavailable(reasonRefused, "%s refused the stream", address)
+	switch meaningOfReset(code, s.grpc, s.late(code), s.call.route.restoreUnavailable) {
+	case resetRefused:
+		e := unavailable(reasonRefused, "%s refused the stream", s.back.endpoint.address)
 		e.unprocessed = !s.headed
-		s.leave(balance.Ignored, false, 0, w)
-		s.end(e, w)
+		if !s.retry(attemptFailure{unprocessed: true, reset: true, code: codes.Unavailable}, balance.Ignored, 0, w) {
+			s.leave(balance.Ignored, false, 0, w)
+			s.end(e, w)
+		}
 		return
-	}
-	if s.grpc && s.late(code) {
+	case resetDeadline:
 		e := s.deadlineEnd()
 		s.leave(balance.Ignored, false, 0, w)
 		s.end(e, w)
 		return
-	}
-	if s.call.route.unmask && s.grpc && (code == frame.InternalError || code == frame.NoError) {
+	case resetHidden:
 		s.leave(balance.Failure, false, 0, w)
 		s.end(unavailable(reasonHidden, "the stream was reset with %v, as proxies do when a connection was lost", code), w)
 		return

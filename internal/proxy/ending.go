@@ -23,37 +23,37 @@ import (
 // Reasons for which the proxy ends a stream, beside those of package grpclife. They are what the header levada-stream-ended, the ErrorInfo, the access
 // log and the metrics say.
 const (
-	reasonConnectionLost = "CONNECTION_LOST"       // the connection to the endpoint broke, was closed, or fell silent
-	reasonConnectFailed  = "CONNECT_FAILED"        // no connection to an endpoint could be made
-	reasonNoBackend      = "NO_BACKEND"            // there is no endpoint
-	reasonOverloaded     = "OVERLOADED"            // each endpoint has as many calls as it may
-	reasonRefused        = "REFUSED_BY_BACKEND"    // the endpoint refused the stream unseen, twice
-	reasonProtocol       = "BACKEND_PROTOCOL"      // what the endpoint sent is no HTTP/2 or no gRPC
-	reasonNoStatus       = "NO_STATUS"             // the endpoint ended the stream without a status
-	reasonCutMessage     = "MESSAGE_CUT"           // the endpoint ended the stream in the middle of a message
-	reasonNotGRPC        = "NOT_GRPC"              // the endpoint answered a gRPC call with something else
-	reasonDeadline       = "DEADLINE"              // the call's time is up
-	reasonIdle           = "IDLE_TIMEOUT"          // no message either way for the route's time
-	reasonNoRoute        = "NO_ROUTE"              // no route matches
-	reasonRateLimit      = "RATE_LIMIT"            // more calls than the route allows
-	reasonMessageSize    = "MESSAGE_TOO_LARGE"     // larger than the route allows
-	reasonHeaderSize     = "HEADERS_TOO_LARGE"     // larger than the listener, the endpoint or the caller takes
-	reasonBadRequest     = "BAD_REQUEST"           // not what gRPC allows
-	reasonStalled        = "STALLED"               // the caller takes nothing
-	reasonMemory         = "OUT_OF_MEMORY"         // what the caller does not take is more than the proxy keeps
-	reasonOverBudget     = "OVER_BUDGET"           // the connection's abuse budget is used up
-	reasonHidden         = grpclife.ReasonHidden   // another proxy behind this one hid that a connection was lost
-	reasonDraining       = grpclife.ReasonDraining //
+	reasonConnectionLost = "CONNECTION_LOST"        // the connection to the endpoint broke, was closed, or fell silent
+	reasonConnectFailed  = "CONNECT_FAILED"         // no connection to an endpoint could be made
+	reasonNoBackend      = "NO_BACKEND"             // there is no endpoint
+	reasonOverloaded     = "OVERLOADED"             // each endpoint has as many calls as it may
+	reasonRefused        = "REFUSED_BY_BACKEND"     // the endpoint refused the stream unseen, twice
+	reasonProtocol       = "BACKEND_PROTOCOL_ERROR" // what the endpoint sent is no HTTP/2 or no gRPC
+	reasonNoStatus       = "NO_STATUS"              // the endpoint ended the stream without a status
+	reasonCutMessage     = "MESSAGE_CUT"            // the endpoint ended the stream in the middle of a message
+	reasonNotGRPC        = "NOT_GRPC"               // the endpoint answered a gRPC call with something else
+	reasonDeadline       = "DEADLINE"               // the call's time is up
+	reasonIdle           = "IDLE_TIMEOUT"           // no message either way for the route's time
+	reasonNoRoute        = "NO_ROUTE"               // no route matches
+	reasonRateLimit      = "RATE_LIMIT"             // more calls than the route allows
+	reasonMessageSize    = "MESSAGE_TOO_LARGE"      // larger than the route allows
+	reasonHeaderSize     = "HEADERS_TOO_LARGE"      // larger than the listener, the endpoint or the client takes
+	reasonBadRequest     = "BAD_REQUEST"            // not what gRPC allows
+	reasonStalled        = "STALLED"                // the client takes nothing
+	reasonMemory         = "OUT_OF_MEMORY"          // what the client does not take is more than the proxy keeps
+	reasonOverBudget     = "OVER_BUDGET"            // the connection's abuse budget is used up
+	reasonHidden         = grpclife.ReasonHidden    // another proxy behind this one hid that a connection was lost
+	reasonDraining       = grpclife.ReasonDraining  //
 	reasonAge            = grpclife.ReasonStreamAge
 )
 
 // And those that are no ending of ours, for the log and the metrics.
 const (
-	endedByBackend = "BACKEND"          // with its own status, or its own reset
-	endedByCaller  = "CALLER"           // it cancelled
-	callerGone     = "CALLER_GONE"      // its connection ended
-	callerProtocol = "CALLER_PROTOCOL"  // it broke the protocol
-	refusedStream  = "TOO_MANY_STREAMS" // it opened more than its connection may have
+	endedByBackend      = "BACKEND"               // with its own status, or its own reset
+	clientCancelled     = "CLIENT_CANCELLED"      // it cancelled
+	clientDisconnected  = "CLIENT_DISCONNECTED"   // its connection ended
+	clientProtocolError = "CLIENT_PROTOCOL_ERROR" // it broke the protocol
+	refusedStream       = "TOO_MANY_STREAMS"      // it opened more than its connection may have
 )
 
 // ending is how the proxy itself ends a stream.

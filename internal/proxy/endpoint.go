@@ -44,6 +44,8 @@ type endpoint struct {
 	unhealthy atomic.Bool // by active checks
 	calm      atomic.Bool // it has closed a connection for too many PINGs
 
+	// mu guards what follows. It comes after a front's lock and before a back's. Invariant: a back is in conns of one pool, or in retired, or has ended; waits is the number of
+	// calls in both pools' waiting.
 	mu        sync.Mutex
 	main      pool
 	large     pool    // for calls with large headers, which would keep the others waiting: a header waits for no window
@@ -62,7 +64,7 @@ type endpoint struct {
 type pool struct {
 	conns   []*back // that take streams
 	dialing int
-	waiting []ref
+	waiting []ref // for a connection with room, in the order in which they came
 }
 
 // poolOf is where the call belongs. Where the number of connections is limited, all share them, and so they do where no second one can be made.
@@ -85,7 +87,7 @@ func newEndpoint(c *cluster, address string) *endpoint {
 }
 
 // assign gives the call to a connection, or makes it wait for one. The lock of the stream's front is held.
-func (e *endpoint) assign(s *stream, w *wakes) {
+func (e *endpoint) assign(s *stream, w *wakeups) {
 	e.mu.Lock()
 	p := e.poolOf(s)
 	b, tooLarge := p.taken(s)
@@ -108,7 +110,7 @@ func (e *endpoint) assign(s *stream, w *wakes) {
 	e.mu.Unlock()
 	switch {
 	case b != nil:
-		s.placed(w)
+		s.dispatched(w)
 	case tooLarge:
 		s.end(failure(codes.ResourceExhausted, reasonHeaderSize, http.StatusRequestHeaderFieldsTooLarge, "the request has more headers than %s takes", e.address), w)
 	default:
@@ -259,7 +261,7 @@ func (e *endpoint) connect(p *pool) {
 	removed := e.removed
 	e.mu.Unlock()
 	e.each(shared, e.assign)
-	e.each(lost, func(s *stream, w *wakes) { s.notConnected(err, w) })
+	e.each(lost, func(s *stream, w *wakeups) { s.notConnected(err, w) })
 	if err != nil {
 		e.cluster.proxy.log.Log(context.Background(), level, "no connection to a backend", "backend", e.cluster.name, "endpoint", e.address, "error", err)
 		e.cluster.stats.connectFailed.Add(1)
@@ -271,7 +273,7 @@ func (e *endpoint) connect(p *pool) {
 	e.cluster.stats.connections.Add(1)
 	e.cluster.stats.connected.Add(1)
 	defer e.cluster.stats.connections.Add(-1)
-	var w wakes
+	var w wakeups
 	e.serveWaiting(&w)
 	w.flush()
 	if e.cluster.proxy.hold(b) {
@@ -284,8 +286,8 @@ func (e *endpoint) connect(p *pool) {
 }
 
 // each does something with calls that have waited here, with the lock of each one's front, if they still do.
-func (e *endpoint) each(waiting []ref, do func(*stream, *wakes)) {
-	var w wakes
+func (e *endpoint) each(waiting []ref, do func(*stream, *wakeups)) {
+	var w wakeups
 	for _, r := range waiting {
 		r.s.front.mu.Lock()
 		if r.current() && r.s.waiting == e {
@@ -318,7 +320,7 @@ func (e *endpoint) connection() (*back, error) {
 	maxList := int(config.MaxResponseHeaderBytes)
 	b.init(p, nc, maxList)
 	b.reader.KeepStatus()
-	b.watch.Init(b.look)
+	b.watch.Init(b.checkHealth)
 	b.announced = p.window.Load()
 	hello := frame.AppendSettings([]byte(frame.Preface), frame.Setting{ID: frame.EnablePush, Value: 0}, frame.Setting{ID: frame.InitialWindowSize, Value: uint32(b.announced)},
 		frame.Setting{ID: frame.MaxHeaderListSize, Value: uint32(maxList)})
@@ -382,10 +384,10 @@ func (b *back) greet() error {
 	if err := readFull(b.nc, payload); err != nil {
 		return fmt.Errorf("%w: %w", errPreface, err)
 	}
-	if err := b.dispatch(b, h, payload); err != nil {
+	if err := b.onFrame(b, h, payload); err != nil {
 		return fmt.Errorf("%w: %w", errPreface, err)
 	}
-	b.woken = wakes{} // the writer does not run yet; it will find what there is
+	b.woken = wakeups{} // the writer does not run yet; it will find what there is
 	return nil
 }
 
@@ -401,7 +403,7 @@ func readFull(nc net.Conn, p []byte) error {
 }
 
 // serveWaiting gives calls that wait to connections that have room.
-func (e *endpoint) serveWaiting(w *wakes) {
+func (e *endpoint) serveWaiting(w *wakeups) {
 	for {
 		e.mu.Lock()
 		next, ok := e.nextWaiting()
@@ -523,13 +525,13 @@ func (e *endpoint) drain() {
 		b.draining = true
 		if len(b.streams) == 0 && !b.closing {
 			b.closeAfterOut(0, frame.NoError, "")
-			b.rouse()
+			b.wakeWriterLocked()
 		}
 		b.mu.Unlock()
 	}
-	e.each(waiting, func(s *stream, w *wakes) {
+	e.each(waiting, func(s *stream, w *wakeups) {
 		s.forget(balance.Ignored, w)
-		s.place(w)
+		s.dispatch(w)
 	})
 }
 

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/net/http2"
 )
 
-// TestRequestEnds: the endpoint sees the request's data, trailers and end as the caller sent them, whether it comes before a connection is there or after.
+// TestRequestEnds: the endpoint sees the request's data, trailers and end as the client sent them, whether it comes before a connection is there or after.
 func TestRequestEnds(t *testing.T) {
 	message := prefixed([]byte("hello"))
 	for _, test := range []struct {
@@ -77,14 +77,14 @@ func TestRequestEnds(t *testing.T) {
 				e.only(r.id, "5", "grpc-message", "nothing", "some-bin", "AAEC")
 				a := c.end(id)
 				if a.status() != "5" || a.trailers.get("grpc-message") != "nothing" || a.trailers.get("some-bin") != "AAEC" || a.reason() != "" {
-					t.Errorf("the caller got %v", a.trailers)
+					t.Errorf("the client got %v", a.trailers)
 				}
 			})
 		}
 	}
 }
 
-// TestResponseEnds: what an endpoint says is passed on; where it says nothing that gRPC allows, the caller gets a status that tells so.
+// TestResponseEnds: what an endpoint says is passed on; where it says nothing that gRPC allows, the client gets a status that tells so.
 func TestResponseEnds(t *testing.T) {
 	message := prefixed([]byte("hello"))
 	for _, test := range []struct {
@@ -153,10 +153,10 @@ func TestResponseEnds(t *testing.T) {
 			test.play(e, r.id)
 			a := c.end(id)
 			if a.status() != test.status || a.reason() != test.reason || !bytes.Equal(a.data, test.data) {
-				t.Errorf("the caller got status %s, reason %s and %q", a.status(), a.reason(), a.data)
+				t.Errorf("the client got status %s, reason %s and %q", a.status(), a.reason(), a.data)
 			}
 			if len(a.info) > 0 {
-				t.Errorf("the caller got %v", a.info)
+				t.Errorf("the client got %v", a.info)
 			}
 			// The connections live on, with their compression and their windows.
 			c.data(other, prefixed([]byte("x")), true)
@@ -227,7 +227,7 @@ func TestNotGRPC(t *testing.T) {
 			test.play(e, r.id)
 			a := c.end(1)
 			if a.head.get(":status") != test.status || len(a.info) != test.info || a.trailers.get("checksum") != test.trailer {
-				t.Errorf("the caller got %v %v %v", a.info, a.head, a.trailers)
+				t.Errorf("the client got %v %v %v", a.info, a.head, a.trailers)
 			}
 			if test.reset != "" {
 				if a.status() != test.reset {
@@ -236,7 +236,7 @@ func TestNotGRPC(t *testing.T) {
 				return
 			}
 			if a.reset != nil || a.lost != nil || string(a.data) != test.data {
-				t.Errorf("the caller got %q, reset %v, lost %v", a.data, a.reset, a.lost)
+				t.Errorf("the client got %q, reset %v, lost %v", a.data, a.reset, a.lost)
 			}
 		})
 	}
@@ -297,7 +297,7 @@ func TestHeaderTooLarge(t *testing.T) {
 	}
 }
 
-// TestResponseHeaderBeyondTheCaller: what the caller said it takes is kept to.
+// TestResponseHeaderBeyondTheCaller: what the client said it takes is kept to.
 func TestResponseHeaderBeyondTheCaller(t *testing.T) {
 	back := listen(t)
 	p := start(t, oneBackend(back.addr()))
@@ -389,7 +389,7 @@ func TestStreamRules(t *testing.T) {
 	}
 }
 
-// TestCallerGone: X-06. The endpoint learns at once that a caller has cancelled or is gone.
+// TestCallerGone: X-06. The endpoint learns at once that a client has cancelled or is gone.
 func TestCallerGone(t *testing.T) {
 	for _, how := range []string{"reset", "close", "RST"} {
 		t.Run(how, func(t *testing.T) {

@@ -76,7 +76,7 @@ func TestWindowBelowZero(t *testing.T) {
 			t.Fatal("the bytes differ")
 		}
 	}
-	t.Run("caller", func(t *testing.T) {
+	t.Run("client", func(t *testing.T) {
 		back := listen(t)
 		p := start(t, oneBackend(back.addr(), "route: holdBytes: 0"))
 		c := dial(t, p.addr)
@@ -120,7 +120,7 @@ func TestConnectionWindowIsShared(t *testing.T) {
 			}
 		}
 	}
-	t.Run("caller", func(t *testing.T) {
+	t.Run("client", func(t *testing.T) {
 		back := listen(t)
 		p := start(t, oneBackend(back.addr(), "route: holdBytes: 0"))
 		c := dial(t, p.addr)

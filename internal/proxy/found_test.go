@@ -77,7 +77,7 @@ func TestRetryKeepsTheBeginning(t *testing.T) {
 	}
 }
 
-// TestCreditOnceOverReplay: what is sent again in a second attempt was credited to the caller in the first one, and is not a second time.
+// TestCreditOnceOverReplay: what is sent again in a second attempt was credited to the client in the first one, and is not a second time.
 func TestCreditOnceOverReplay(t *testing.T) {
 	back := listen(t)
 	p := start(t, oneBackend(back.addr()))
@@ -99,7 +99,7 @@ func TestCreditOnceOverReplay(t *testing.T) {
 	s.front.mu.Lock()
 	defer s.front.mu.Unlock()
 	if may := int(s.inWindow) + int(s.inOwed); may != int(s.inSize) {
-		t.Errorf("all that came was taken once: the caller may send, or will be allowed to, %d bytes, and its window is %d", may, s.inSize)
+		t.Errorf("all that came was taken once: the client may send, or will be allowed to, %d bytes, and its window is %d", may, s.inSize)
 	}
 }
 
@@ -120,7 +120,7 @@ func oneStream(t testing.TB, p *Proxy) *stream {
 // TestSteadyBacklogIsBounded lets something wait for a slow side at any time, without ever becoming empty: it must not grow with what goes through.
 func TestSteadyBacklogIsBounded(t *testing.T) {
 	const piece, all = 16384, 8 << 20
-	t.Run("caller", func(t *testing.T) {
+	t.Run("client", func(t *testing.T) {
 		back := listen(t)
 		p := start(t, oneBackend(back.addr(), "route: holdBytes: 0"))
 		c := dial(t, p.addr)
@@ -139,7 +139,7 @@ func TestSteadyBacklogIsBounded(t *testing.T) {
 			c.grant(id, piece)
 			s.front.mu.Lock()
 			if n := s.out.size; n > 2*firstWindow+largeWindow {
-				t.Errorf("%d bytes are kept for a caller that has taken %d", n, taken)
+				t.Errorf("%d bytes are kept for a client that has taken %d", n, taken)
 				s.front.mu.Unlock()
 				break
 			}
@@ -179,7 +179,7 @@ func TestSteadyBacklogIsBounded(t *testing.T) {
 	})
 }
 
-// TestSlowReaderMemory: X-09. A caller takes nothing; the proxy keeps a window and a message for it, however the endpoint cuts its messages.
+// TestSlowReaderMemory: X-09. A client takes nothing; the proxy keeps a window and a message for it, however the endpoint cuts its messages.
 func TestSlowReaderMemory(t *testing.T) {
 	for _, test := range []struct{ message, frame int }{{60 << 10, 1 << 10}, {60 << 10, 16 << 10}, {1 << 10, 100}, {1 << 20, 16 << 10}, {1000 << 10, 1 << 10}} {
 		t.Run(fmt.Sprintf("messages of %d in frames of %d", test.message, test.frame), func(t *testing.T) {
@@ -213,7 +213,7 @@ func TestSlowReaderMemory(t *testing.T) {
 	}
 }
 
-// TestCreditAfterBacklog: messages that were held while something waited for the caller are credited once, not again when nothing waits any more.
+// TestCreditAfterBacklog: messages that were held while something waited for the client are credited once, not again when nothing waits any more.
 func TestCreditAfterBacklog(t *testing.T) {
 	back := listen(t)
 	p := start(t, oneBackend(back.addr()))
@@ -292,13 +292,13 @@ func TestNoStreamsAllowed(t *testing.T) {
 	never(t, "more than 10 connections within half a second to an endpoint that allows no streams", 500*time.Millisecond, func() bool { return len(back.conns) > 9 })
 }
 
-// TestLimitOneStress has many callers share the one stream that the only connection may have: none of them may be forgotten.
+// TestLimitOneStress has many clients share the one stream that the only connection may have: none of them may be forgotten.
 func TestLimitOneStress(t *testing.T) {
 	back := listenEcho(t, http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: 1})
 	p := start(t, oneBackend(back.addr(), "backend: maxConnections: 1"))
-	var callers sync.WaitGroup
+	var clients sync.WaitGroup
 	for range 8 {
-		callers.Go(func() {
+		clients.Go(func() {
 			c := dial(t, p.addr)
 			for range 300 {
 				id := c.begin(false)
@@ -311,7 +311,7 @@ func TestLimitOneStress(t *testing.T) {
 			}
 		})
 	}
-	callers.Wait()
+	clients.Wait()
 }
 
 // TestRedialForThoseWhoWait: the only connection ends while connecting fails; when it works again, calls that wait go there although no new call comes.
@@ -391,7 +391,7 @@ func TestPrefaceIsChecked(t *testing.T) {
 	}
 }
 
-// TestResponseTooLargeSplitPrefix: of a message that is refused for its size nothing reaches the caller, also if its prefix came in pieces.
+// TestResponseTooLargeSplitPrefix: of a message that is refused for its size nothing reaches the client, also if its prefix came in pieces.
 func TestResponseTooLargeSplitPrefix(t *testing.T) {
 	back := listen(t)
 	p := start(t, oneBackend(back.addr(), "route: maxMessageBytes: {response: 100}"))
@@ -447,7 +447,7 @@ func TestEndlessDeadline(t *testing.T) {
 	}
 }
 
-// TestAnswersThatAreNotRead: a caller that reads nothing cannot make the proxy keep more than a bounded amount of answers to its calls.
+// TestAnswersThatAreNotRead: a client that reads nothing cannot make the proxy keep more than a bounded amount of answers to its calls.
 func TestAnswersThatAreNotRead(t *testing.T) {
 	back := listenEcho(t)
 	p := start(t, oneBackend(back.addr(), "route: match: {service: other.Service}"))
@@ -487,7 +487,7 @@ func TestAnswersThatAreNotRead(t *testing.T) {
 		}
 	}
 	if most > 2<<20 {
-		t.Errorf("%d bytes of answers wait for a caller that reads nothing, after %d calls", most, x.next/2)
+		t.Errorf("%d bytes of answers wait for a client that reads nothing, after %d calls", most, x.next/2)
 	}
 }
 
@@ -501,7 +501,7 @@ func TestLateDataIsNoFlood(t *testing.T) {
 	e.takeRequest()
 	id := c.begin(false)
 	e.takeRequest()
-	// One batch: the message that ends the stream, and what the caller sends before it knows of the end.
+	// One batch: the message that ends the stream, and what the client sends before it knows of the end.
 	c.send(func(f *http2.Framer) error {
 		if err := f.WriteData(id, false, prefixed(make([]byte, 101))); err != nil {
 			return err
@@ -521,7 +521,7 @@ func TestLateDataIsNoFlood(t *testing.T) {
 	e.await("the other stream's data", func(e *event) bool { return e.kind == http2.FrameData && e.end })
 }
 
-// TestManyEndedAtOnce: late frames of more streams than any small memory holds are no error of the caller.
+// TestManyEndedAtOnce: late frames of more streams than any small memory holds are no error of the client.
 func TestManyEndedAtOnce(t *testing.T) {
 	const n = 500
 	back := listen(t)
@@ -549,7 +549,7 @@ func TestManyEndedAtOnce(t *testing.T) {
 	c.settle()
 }
 
-// TestDrainNotice: as long as the notice lasts, callers may still come.
+// TestDrainNotice: as long as the notice lasts, clients may still come.
 func TestDrainNotice(t *testing.T) {
 	back := listenEcho(t)
 	p := start(t, oneBackend(back.addr(), "drain: {period: 0s, notice: 1s}"))
@@ -573,7 +573,7 @@ func TestShutdown(t *testing.T) {
 			t.Errorf("it took %v", took)
 		}
 	}
-	t.Run("a caller that says nothing", func(t *testing.T) {
+	t.Run("a client that says nothing", func(t *testing.T) {
 		p := start(t, oneBackend(listen(t).addr()))
 		nc, err := net.Dial("tcp", p.addr)
 		if err != nil {
@@ -757,9 +757,9 @@ func TestWaitingIsForOneCall(t *testing.T) {
 	eventually(t, "it was taken", func() bool { return x.waits.Load() == 0 })
 	other.begin(true) // and there is none
 	e.takeRequest()
-	var w wakes
+	var w wakeups
 	set := s.request
-	s.cancelled(frame.Cancel, endedByCaller, &w)
+	s.cancelled(frame.Cancel, clientCancelled, &w)
 	next := f.take()
 	if next != s {
 		t.Fatal("it is other memory")
@@ -769,12 +769,12 @@ func TestWaitingIsForOneCall(t *testing.T) {
 	f.streams[next.id], next.open, next.inEnd = next, true, true
 	next.begin(f.now)
 	p.began(next)
-	next.place(&w)
+	next.dispatch(&w)
 	f.mu.Unlock()
 	w.flush()
 	never(t, "one call waits twice", 50*time.Millisecond, func() bool { return x.waits.Load() > 1 })
 	f.mu.Lock()
-	next.cancelled(frame.Cancel, endedByCaller, &w)
+	next.cancelled(frame.Cancel, clientCancelled, &w)
 	f.mu.Unlock()
 	w.flush()
 	if n := x.waits.Load(); n != 0 {
@@ -782,7 +782,7 @@ func TestWaitingIsForOneCall(t *testing.T) {
 	}
 }
 
-// TestTimersGoOn while a TLS caller that reads nothing is told that it breaks the protocol.
+// TestTimersGoOn while a TLS client that reads nothing is told that it breaks the protocol.
 func TestTimersGoOn(t *testing.T) {
 	ours := newAuthority(t)
 	dir := t.TempDir()

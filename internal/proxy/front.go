@@ -19,38 +19,45 @@ const (
 	keptFree    = 32      // streams whose memory waits for the next ones
 )
 
-// front is a connection of a caller.
+// front is a connection of a client. conn.mu, its lock, guards all of its streams with both of their sides.
 type front struct {
 	conn
+
+	// Set before the goroutines start.
 	listener     *terms
-	retired      bool        // its listener was taken from the configuration; guarded by the proxy's lock
 	forwarded    *forwarding // of the listener, for routes that do not say it
 	origin       origin
 	accepted     int64 // when it came
 	stallTimeout time.Duration
-	watch        wheel.Timer
-	pinged       int64   // when the PING was sent that is not answered; 0: none
-	number       uint64  // of the connection, counted from 1
-	caller       *caller // once somebody wants to know
+	number       uint64 // of the connection, counted from 1
 
-	streams   map[uint32]*stream
-	last      uint32 // the highest stream that was opened
-	blocked   []*stream
-	serving   *stream // whose turn it is of blocked
-	free      []*stream
-	grown     int    // bytes of windows beyond the first
-	held      int    // bytes that wait in its streams
-	goodbye   bool   // GOAWAY was sent
-	limit     uint32 // of streams; 0 once there shall be no new ones
-	allowed   int32  // the window of a new stream, as far as the caller has acknowledged it
-	full      bool   // it has had as many streams as it may
-	warned    bool   // that its abuse budget is used up
-	forgotten forgotten
+	retired bool // its listener was taken from the configuration; guarded by Proxy.mu
+
+	// Guarded by mu.
+	watch  wheel.Timer
+	pinged int64           // when the PING was sent that is not answered; 0: none
+	client *clientIdentity // nil until the first log line, trace or view needs it
+	// Invariant: streams holds the open calls by their number, all at most last and odd. A number is in at most one of streams and forgotten.
+	streams map[uint32]*stream
+	last    uint32 // the highest stream that was opened; it never falls
+	// blocked are the streams with DATA for which there is no room in the connection, in the order of their turns. Invariant: a stream is in it once, exactly while its outQueued is set.
+	blocked []*stream
+	serving *stream   // whose turn it is of blocked
+	free    []*stream // memory of calls that have ended, for the next ones
+	grown   int       // sum over streams of inSize-inFirst and outSize-outFirst. Invariant: at most grownLimit
+	held    int       // sum of the streams' held
+	// goAwaySent: streams above last are ignored from now on, since the client opens them elsewhere.
+	goAwaySent bool
+	limit      uint32 // of streams; 0 once there shall be no new ones
+	allowed    int32  // the window of a new stream, as far as the client has acknowledged it
+	full       bool   // the warning about maxStreams was logged
+	warned     bool   // the warning about the abuse budget was logged
+	forgotten  forgotten
 
 	// The reader's.
-	calls    map[*header.Set]*call
-	unplaced []unplaced
-	callsOf  *state
+	calls   map[*header.Set]*call // of callsOf: emptied when another configuration is in force
+	callsOf *state
+	pending []pendingDispatch // calls of the frames that are being read; empty whenever the reader waits
 }
 
 // forgotten remembers streams that we have reset, whose frames may still come: bytes, as many as we had allowed.
@@ -99,7 +106,7 @@ func (f *front) queue(s *stream) {
 	}
 }
 
-func (f *front) moreRoom(w *wakes) {
+func (f *front) moreRoom(w *wakeups) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for n := len(f.blocked); n > 0 && f.window > 0 && f.room() > 0; n-- {
@@ -178,9 +185,9 @@ func (f *front) block(id uint32, set *header.Set, end bool) error {
 		s.end(e, w)
 		return nil
 	}
-	if f.overBudget() {
+	if f.budget.exceeded(f.now) {
 		s.end(f.refusedForAbuse(), w)
-		f.earned.Add(-1) // its answer is not what the budget is filled for, and a caller that comes again and again must not lose its connection by it
+		f.budget.earned.Add(-1) // its answer is not what the budget is filled for, and a client that comes again and again must not lose its connection by it
 		return nil
 	}
 	if f.proxy.short(f) {
@@ -188,41 +195,41 @@ func (f *front) block(id uint32, set *header.Set, end bool) error {
 		return nil
 	}
 	f.account(s, w)
-	f.unplaced = append(f.unplaced, unplaced{ref{s, id}, large(set)})
+	f.pending = append(f.pending, pendingDispatch{ref{s, id}, large(set)})
 	return nil
 }
 
 // large reports whether a header is so large that it counts as memory, and as work that others shall not wait for.
 func large(set *header.Set) bool { return set.Size > uncounted }
 
-// unplaced is a call that came with what is being read.
-type unplaced struct {
+// pendingDispatch is a call that came with what is being read.
+type pendingDispatch struct {
 	ref
 	large bool
 }
 
-// batch places the calls that came. One that was reset again by its caller has gone nowhere.
-func (f *front) batch(w *wakes) {
-	if len(f.unplaced) == 0 {
+// batch places the calls that came. One that was reset again by its client has gone nowhere.
+func (f *front) batch(w *wakeups) {
+	if len(f.pending) == 0 {
 		return
 	}
-	if slices.ContainsFunc(f.unplaced, func(u unplaced) bool { return u.large }) {
+	if slices.ContainsFunc(f.pending, func(u pendingDispatch) bool { return u.large }) {
 		f.proxy.heavy <- struct{}{}
 		defer func() { <-f.proxy.heavy }()
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for i, u := range f.unplaced {
+	for i, u := range f.pending {
 		if u.current() && !u.s.outEnd {
-			u.s.place(w)
+			u.s.dispatch(w)
 		}
-		f.unplaced[i] = unplaced{}
+		f.pending[i] = pendingDispatch{}
 	}
-	f.unplaced = f.unplaced[:0]
+	f.pending = f.pending[:0]
 }
 
 // account counts large headers, which a stream keeps while it lives.
-func (f *front) account(s *stream, w *wakes) {
+func (f *front) account(s *stream, w *wakeups) {
 	if s.request.Size > uncounted {
 		s.account(w)
 	}
@@ -254,7 +261,7 @@ func (f *front) refusal(s *stream, set *header.Set, req *header.Request) *ending
 	return e
 }
 
-func (f *front) trailers(s *stream, set *header.Set, end bool, w *wakes) error {
+func (f *front) trailers(s *stream, set *header.Set, end bool, w *wakeups) error {
 	switch {
 	case s.inEnd:
 		return f.resetStream(s, frame.StreamClosed, w)
@@ -279,12 +286,12 @@ func (f *front) refuse(id uint32, code frame.Code, end bool) {
 	}
 }
 
-// resetStream ends a stream on which the caller broke the protocol.
-func (f *front) resetStream(s *stream, code frame.Code, w *wakes) error {
+// resetStream ends a stream on which the client broke the protocol.
+func (f *front) resetStream(s *stream, code frame.Code, w *wakeups) error {
 	f.out = frame.AppendReset(f.out, s.id, code)
 	f.forgotten.add(s.id, int(max(s.inWindow, 0)))
 	w.add(&f.conn)
-	s.cancelled(frame.Cancel, callerProtocol, w)
+	s.cancelled(frame.Cancel, clientProtocolError, w)
 	return f.spend(1, "streams that break the protocol")
 }
 
@@ -322,7 +329,7 @@ func (f *front) take() *stream {
 }
 
 // remove forgets a stream that has ended. lock held.
-func (f *front) remove(s *stream, w *wakes) {
+func (f *front) remove(s *stream, w *wakeups) {
 	delete(f.streams, s.id)
 	s.open = false
 	if s.armed != 0 {
@@ -379,10 +386,10 @@ func (f *front) reset(id uint32, code frame.Code) error {
 		}
 		return f.spend(1, "RST_STREAM frames on closed streams")
 	}
-	// A call that was given to an endpoint, or waits for one, is a call like any other, whenever its caller loses interest. One that was reset together with
+	// A call that was given to an endpoint, or waits for one, is a call like any other, whenever its client loses interest. One that was reset together with
 	// its own header, long before its deadline, was opened for nothing.
 	idle, cost := s.cluster == nil && s.attempts == 0 && !s.late(code), 1+s.request.Size/largeHeader
-	s.cancelled(code, endedByCaller, &f.woken)
+	s.cancelled(code, clientCancelled, &f.woken)
 	if idle {
 		return f.spend(cost, "streams that were reset at once")
 	}
@@ -428,7 +435,7 @@ func (f *front) pong(data uint64) {
 	defer f.mu.Unlock()
 	f.pinged = 0
 	if data == pingGoodbye && !f.closing {
-		// What the caller sent before it saw the first GOAWAY has come.
+		// What the client sent before it saw the first GOAWAY has come.
 		f.out = frame.AppendGoAway(f.out, f.last, frame.NoError, "draining")
 		f.limit = 0
 		f.woken.add(&f.conn)
@@ -438,21 +445,21 @@ func (f *front) pong(data uint64) {
 	}
 }
 
-// sayGoodbye tells the caller to open no more streams here. Those that are open go on.
-func (f *front) sayGoodbye() {
+// sendGoAway makes the client open no more streams on the connection. Those that are open go on.
+func (f *front) sendGoAway() {
 	f.mu.Lock()
-	if !f.goodbye && !f.closing && f.err == nil {
-		f.goodbye = true
+	if !f.goAwaySent && !f.closing && f.err == nil {
+		f.goAwaySent = true
 		f.out = frame.AppendGoAway(f.out, frame.MaxStream, frame.NoError, "draining")
 		f.out = frame.AppendPing(f.out, false, pingGoodbye)
 	}
 	f.mu.Unlock()
-	f.kick()
+	f.wakeWriter()
 }
 
-// look is called by the wheel from time to time: is the caller still there, does it take what it gets, does it want anything?
-func (f *front) look(now int64) {
-	var w wakes
+// checkHealth is called by the wheel from time to time: is the client still there, does it take what it gets, does it want anything?
+func (f *front) checkHealth(now int64) {
+	var w wakeups
 	c := f.listener.config
 	f.mu.Lock()
 	defer func() { f.mu.Unlock(); w.flush() }()
@@ -462,10 +469,10 @@ func (f *front) look(now int64) {
 	quiet := time.Duration(now - f.lastRead.Load())
 	switch {
 	case f.writing > 0 && f.stallTimeout > 0 && now-f.writeFrom > int64(f.stallTimeout):
-		f.abort(fmt.Errorf("the caller has taken nothing for %v", f.stallTimeout))
+		f.abort(fmt.Errorf("the client has taken nothing for %v", f.stallTimeout))
 		return
 	case f.overdue(now):
-		f.fail(fmt.Errorf("the caller has not completed a header, or said its SETTINGS, within %v", c.HandshakeTimeout))
+		f.fail(fmt.Errorf("the client has not completed a header, or said its SETTINGS, within %v", c.HandshakeTimeout))
 		return
 	case f.pinged != 0 && now-f.pinged > int64(c.Keepalive.Timeout) && quiet > c.Keepalive.Timeout && f.proxy.silent(f.socket(), c.Keepalive.Timeout):
 		f.fail(fmt.Errorf("no answer to a PING within %v", c.Keepalive.Timeout))

@@ -31,7 +31,7 @@ func (o outside) Errorf(s string, args ...any) { panic(fmt.Sprintf(s, args...)) 
 func (o outside) Fatal(args ...any)            { panic(fmt.Sprint(args...)) }
 func (o outside) Fatalf(s string, args ...any) { panic(fmt.Sprintf(s, args...)) }
 
-// FuzzFront sends any bytes after the preface. Whatever they are, the connection ends when the caller ends it, nothing is left of it, and other callers are served.
+// FuzzFront sends any bytes after the preface. Whatever they are, the connection ends when the client ends it, nothing is left of it, and other clients are served.
 func FuzzFront(f *testing.F) {
 	settings := "\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 	block := func(w *wire, pairs ...string) string {
@@ -66,13 +66,13 @@ func FuzzFront(f *testing.F) {
 			}
 		}
 		if a := victim.unary([]byte("x")); a.status() != "0" {
-			t.Fatalf("another caller's call ended with %s (%s)", a.status(), a.reason())
+			t.Fatalf("another client's call ended with %s (%s)", a.status(), a.reason())
 		}
 		eventually(t, "nothing is left", func() bool { return p.Open() == 0 })
 	})
 }
 
-// script decides what a caller or an endpoint does: one operation for each few bytes.
+// script decides what a client or an endpoint does: one operation for each few bytes.
 type script struct {
 	b []byte
 	// dubious: it does what a client need not take as an error, and the proxy may, or the other way round; or that a proxy answers by itself.
@@ -212,7 +212,7 @@ type seen struct {
 	trailers string
 }
 
-// FuzzExchange has a caller and an endpoint do what the bytes say, directly and through the proxy. What is right arrives as it was sent; what is wrong ends
+// FuzzExchange has a client and an endpoint do what the bytes say, directly and through the proxy. What is right arrives as it was sent; what is wrong ends
 // with a status or a reset, after nothing but whole messages of what was sent; and it ends in time.
 func FuzzExchange(f *testing.F) {
 	f.Add([]byte{0}, []byte{6, 9, 3, 1, 2, 3, 15, 0})
@@ -259,8 +259,8 @@ func FuzzExchange(f *testing.F) {
 	})
 	p := start(outside{f: f}, oneBackend(back.addr(), "listener: forwarded: {policy: keep}", "backend: ejection: {disabled: true}"))
 	runs := 0
-	f.Fuzz(func(t *testing.T, caller, endpoint []byte) {
-		if len(caller) > 300 || len(endpoint) > 300 {
+	f.Fuzz(func(t *testing.T, client, endpoint []byte) {
+		if len(client) > 300 || len(endpoint) > 300 {
 			return
 		}
 		runs++
@@ -274,7 +274,7 @@ func FuzzExchange(f *testing.F) {
 				t.Fatal(err)
 			}
 			w := callOver(t, nc)
-			s := &script{b: caller}
+			s := &script{b: client}
 			run := fmt.Sprint(runs, "-", i)
 			id := s.call(w, "run", run, "script", text)
 			dubious = dubious || s.dubious
@@ -323,7 +323,7 @@ func FuzzExchange(f *testing.F) {
 			return
 		}
 		if through.lost != nil {
-			t.Errorf("the proxy closes the caller's connection: %v", through.lost)
+			t.Errorf("the proxy closes the client's connection: %v", through.lost)
 		}
 		if !bytes.HasPrefix(direct.data, through.data) {
 			t.Errorf("the proxy sends other data than it got")

@@ -139,7 +139,7 @@ func greetedAt(network, address string) error {
 	return nil
 }
 
-// TestRestartsRefuseNobody: a new process serves while the old one drains, and of the callers that connect all the time not one is refused, or taken and dropped.
+// TestRestartsRefuseNobody: a new process serves while the old one drains, and of the clients that connect all the time not one is refused, or taken and dropped.
 func TestRestartsRefuseNobody(t *testing.T) {
 	self, err := os.Executable()
 	if err != nil {
@@ -180,26 +180,26 @@ func TestRestartsRefuseNobody(t *testing.T) {
 				t.Fatal(err)
 			}
 			running := startProxyProcess(t, command(), name)
-			callers := keepConnecting(t, network, address)
+			clients := keepConnecting(t, network, address)
 			for range 3 {
-				callers.served("callers are served")
+				clients.served("clients are served")
 				next := startProxyProcess(t, command(), name)
 				stopProxyProcess(t, running)
 				running = next
 			}
-			callers.served("callers are served by the last process")
-			callers.stop()
+			clients.served("clients are served by the last process")
+			clients.stop()
 			stopProxyProcess(t, running)
 		})
 	}
 }
 
-// connecting are callers that connect all the time, one connection after the other.
+// connecting are clients that connect all the time, one connection after the other.
 type connecting struct {
 	t       *testing.T
 	n       atomic.Int64 // that were served
 	done    chan struct{}
-	callers sync.WaitGroup
+	clients sync.WaitGroup
 	mu      sync.Mutex
 	refused []string
 }
@@ -207,7 +207,7 @@ type connecting struct {
 func keepConnecting(t *testing.T, network, address string) *connecting {
 	c := &connecting{t: t, done: make(chan struct{})}
 	for range 4 {
-		c.callers.Go(func() {
+		c.clients.Go(func() {
 			for {
 				select {
 				case <-c.done:
@@ -234,13 +234,13 @@ func (c *connecting) served(what string) {
 	eventually(c.t, what, func() bool { c.mu.Lock(); defer c.mu.Unlock(); return len(c.refused) > 0 || c.n.Load() > before+20 })
 }
 
-// stop ends the callers, of which none may have been refused.
+// stop ends the clients, of which none may have been refused.
 func (c *connecting) stop() {
 	c.t.Helper()
 	close(c.done)
-	c.callers.Wait()
+	c.clients.Wait()
 	if len(c.refused) > 0 {
-		c.t.Errorf("%d callers were refused, after %d that were served: %s", len(c.refused), c.n.Load(), strings.Join(c.refused, "; "))
+		c.t.Errorf("%d clients were refused, after %d that were served: %s", len(c.refused), c.n.Load(), strings.Join(c.refused, "; "))
 	}
 }
 
@@ -266,16 +266,16 @@ func TestUndrainAfterAHandOver(t *testing.T) {
 				t.Fatal(err)
 			}
 			old, askOld := talkingProxyProcess(t, exec.Command(self), name)
-			callers := keepConnecting(t, network, address)
-			callers.served("the old process serves")
+			clients := keepConnecting(t, network, address)
+			clients.served("the old process serves")
 			next := startProxyProcess(t, exec.Command(self), name)
 			askOld(syscall.SIGUSR1, "drained")
-			callers.served("the new process serves")
+			clients.served("the new process serves")
 			askOld(syscall.SIGUSR2, "undrained")
-			callers.served("both serve")
+			clients.served("both serve")
 			stopProxyProcess(t, next)
-			callers.served("the old process serves again, alone")
-			callers.stop()
+			clients.served("the old process serves again, alone")
+			clients.stop()
 			stopProxyProcess(t, old)
 		})
 	}

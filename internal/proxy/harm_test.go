@@ -10,9 +10,9 @@ import (
 	"golang.org/x/net/http2"
 )
 
-// What protects the proxy must harm no caller that means well. The suite in test/proxy/honest shows it with real clients; here are the rules it rests on.
+// What protects the proxy must harm no client that means well. The suite in test/proxy/honest shows it with real clients; here are the rules it rests on.
 
-// TestCancelsCostNothing: calls that were given to an endpoint, or wait for one, cost nothing of the abuse budget when their callers lose interest, however many there
+// TestCancelsCostNothing: calls that were given to an endpoint, or wait for one, cost nothing of the abuse budget when their clients lose interest, however many there
 // are. They were taken for a rapid reset, and the connection with all of its streams was closed.
 func TestCancelsCostNothing(t *testing.T) {
 	for name, target := range map[string]string{"at a backend": "", "without a backend": "file:///does-not-exist"} {
@@ -97,7 +97,7 @@ func TestTwiceTheBudgetCloses(t *testing.T) {
 	}
 }
 
-// TestSettingsWithEachCall: a caller that changes its settings with each call is disconnected, although its calls are answered, which fills its budget.
+// TestSettingsWithEachCall: a client that changes its settings with each call is disconnected, although its calls are answered, which fills its budget.
 func TestSettingsWithEachCall(t *testing.T) {
 	x := listenEcho(t)
 	p := start(t, oneBackend(x.addr(), "listener: abuse: {burst: 5000, perSecond: 1}"))
@@ -173,11 +173,11 @@ func TestHeadersAboveTheLimit(t *testing.T) {
 	}
 }
 
-// TestStatusSurvivesItsTrailers: a status with large trailers comes through whole if the caller takes them, and cut if not; the code is right in any case, and the
+// TestStatusSurvivesItsTrailers: a status with large trailers comes through whole if the client takes them, and cut if not; the code is right in any case, and the
 // backend's connection, which others share, goes on.
 func TestStatusSurvivesItsTrailers(t *testing.T) {
 	for _, test := range []struct {
-		size, caller int // of the trailers, and of what the caller says it takes; 0 is nothing
+		size, client int // of the trailers, and of what the client says it takes; 0 is nothing
 		limit        string
 		whole        bool
 	}{
@@ -185,12 +185,12 @@ func TestStatusSurvivesItsTrailers(t *testing.T) {
 		{300_000, 16384, "64KiB", false}, {100_000, 16384, "64KiB", false},
 	} {
 		for _, only := range []bool{false, true} {
-			t.Run(fmt.Sprint(test.size, test.caller, test.limit, only), func(t *testing.T) {
+			t.Run(fmt.Sprint(test.size, test.client, test.limit, only), func(t *testing.T) {
 				back := listen(t)
 				p := start(t, oneBackend(back.addr(), "backend: maxResponseHeaderBytes: "+test.limit))
 				var s []http2.Setting
-				if test.caller > 0 {
-					s = append(s, http2.Setting{ID: http2.SettingMaxHeaderListSize, Val: uint32(test.caller)})
+				if test.client > 0 {
+					s = append(s, http2.Setting{ID: http2.SettingMaxHeaderListSize, Val: uint32(test.client)})
 				}
 				c := dial(t, p.addr, s...)
 				c.framer.MaxHeaderListSize = 64 << 20
@@ -210,13 +210,13 @@ func TestStatusSurvivesItsTrailers(t *testing.T) {
 				}
 				a := c.end(id)
 				if a.status() != "3" {
-					t.Fatalf("the caller got %s, %s", a.status(), a.reason())
+					t.Fatalf("the client got %s, %s", a.status(), a.reason())
 				}
 				got := a.trailers.get("grpc-message")
 				if whole := got == message && a.trailers.get("large") == large; whole != test.whole {
 					t.Errorf("a message of %d bytes came, and trailers %.300v", len(got), a.trailers.fields)
 				}
-				if !test.whole && test.caller > 0 && (len(got) == 0 && test.size < 200_000 || !strings.HasPrefix(message, got) || a.trailers.get("levada-trailers-cut") == "") {
+				if !test.whole && test.client > 0 && (len(got) == 0 && test.size < 200_000 || !strings.HasPrefix(message, got) || a.trailers.get("levada-trailers-cut") == "") {
 					t.Errorf("a message of %d bytes came", len(got))
 				}
 				e.only(o.id, "0")
@@ -228,7 +228,7 @@ func TestStatusSurvivesItsTrailers(t *testing.T) {
 	}
 }
 
-// TestWindowsShrink: with many calls and little memory, what each of them may keep gets less, and none of them is ended: a caller that is slow but steady gets all of its
+// TestWindowsShrink: with many calls and little memory, what each of them may keep gets less, and none of them is ended: a client that is slow but steady gets all of its
 // answer, byte for byte.
 func TestWindowsShrink(t *testing.T) {
 	const calls, poured, large, small = 600, 60, 100 << 10, 6 << 10

@@ -53,7 +53,7 @@ func newEdits(authority string, r *config.HeaderRules) edits {
 
 func (e *edits) none() bool { return e.authority == "" && e.drop == nil && e.fields == nil }
 
-// response is the header of a response as the caller gets it.
+// response is the header of a response as the client gets it.
 func (e *edits) response(set *header.Set) *header.Set {
 	if e.none() {
 		return set
@@ -99,11 +99,11 @@ func newForwarding(c *config.Forwarded) *forwarding {
 	return f
 }
 
-// origin is what is known of a caller's connection.
+// origin is what is known of a client's connection.
 type origin struct {
-	ip     netip.Addr // not valid for a caller at a Unix socket
+	ip     netip.Addr // not valid for a client at a Unix socket
 	tls    *tls.ConnectionState
-	by     []*url.URL // the URI names of the certificate that the caller saw
+	by     []*url.URL // the URI names of the certificate that the client saw
 	secure bool
 }
 
@@ -119,7 +119,7 @@ func originOf(nc net.Conn) origin {
 	return o
 }
 
-// The headers that say who a caller is. None of them passes unless it is written here, or comes from a proxy that is trusted.
+// The headers that say who a client is. None of them passes unless it is written here, or comes from a proxy that is trusted.
 const (
 	forwardedFor   = "x-forwarded-for"
 	forwardedProto = "x-forwarded-proto"
@@ -132,7 +132,7 @@ const (
 
 var identity = map[string]bool{forwardedFor: true, forwardedProto: true, forwardedHost: true, forwardedPort: true, forwardedCert: true, forwardedAll: true, realIP: true}
 
-// sent is the request as endpoints get it: the caller's own, without a copy, where there is nothing to change. The lock is held.
+// sent is the request as endpoints get it: the client's own, without a copy, where there is nothing to change. The lock is held.
 func (f *front) sent(r *route, set *header.Set) *header.Set {
 	fw := r.forwarded
 	if fw == nil {
@@ -177,7 +177,7 @@ func (f *front) sentTrailers(r *route, set *header.Set) *header.Set {
 	return without(set, r.request.remove)
 }
 
-// forwardedChain is what a caller said itself.
+// forwardedChain is what a client said itself.
 type forwardedChain struct{ values map[string]string }
 
 func (c *forwardedChain) note(name, value string) {
@@ -266,7 +266,7 @@ func quoted(s string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
 }
 
-// certificate is the caller's in the format of Envoy's x-forwarded-client-cert; empty if it has none. Callers with one have been verified.
+// certificate is the client's in the format of Envoy's x-forwarded-client-cert; empty if it has none. Clients with one have been verified.
 func (o *origin) certificate(detail config.CertificateDetail) string {
 	if o.tls == nil || len(o.tls.PeerCertificates) == 0 || len(o.tls.VerifiedChains) == 0 {
 		return ""

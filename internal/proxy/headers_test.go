@@ -28,7 +28,7 @@ func (e event) all(name string) (values []string) {
 	return values
 }
 
-// TestCallersAreKnownToBackends: without these headers a backend takes the proxy for the caller, and with those of callers that nobody has checked it takes anybody for
+// TestCallersAreKnownToBackends: without these headers a backend takes the proxy for the client, and with those of clients that nobody has checked it takes anybody for
 // anybody. Each call is made twice, since what was found out about headers that come again is kept.
 func TestCallersAreKnownToBackends(t *testing.T) {
 	spoofed := []string{"x-forwarded-for", "203.0.113.9", "x-forwarded-for", "203.0.113.10", "x-forwarded-proto", "https", "x-forwarded-host", "bank.example", "x-forwarded-port", "1",
@@ -36,7 +36,7 @@ func TestCallersAreKnownToBackends(t *testing.T) {
 	const own = "x-forwarded-for: 127.0.0.1; x-forwarded-proto: http; x-forwarded-host: test"
 	for _, c := range []struct{ name, listener, route, plain, want string }{
 		{name: "the default", plain: own, want: "x-forwarded-for: 203.0.113.9, 203.0.113.10, 127.0.0.1; x-forwarded-proto: http; x-forwarded-host: test"},
-		{name: "append, the caller is trusted", listener: "{trusted: [10.0.0.0/8, 127.0.0.1]}", plain: own,
+		{name: "append, the client is trusted", listener: "{trusted: [10.0.0.0/8, 127.0.0.1]}", plain: own,
 			want: "x-forwarded-for: 203.0.113.9, 203.0.113.10, 127.0.0.1; x-forwarded-proto: https; x-forwarded-host: bank.example; x-forwarded-port: 1; x-real-ip: 203.0.113.9; " +
 				"forwarded: for=203.0.113.9; x-forwarded-client-cert: Subject=\"CN=root\""},
 		{name: "append, others are trusted", listener: "{trusted: [10.0.0.0/8]}", plain: own, want: own},
@@ -60,14 +60,14 @@ func TestCallersAreKnownToBackends(t *testing.T) {
 				options = append(options, "route: forwarded: "+c.route)
 			}
 			p := start(t, oneBackend(back.addr(), options...))
-			caller := dial(t, p.addr)
+			client := dial(t, p.addr)
 			var endpoint *wire
 			for i := range 6 {
 				fields, want := []string{"x-other", "kept"}, c.plain
 				if i%2 == 1 {
 					fields, want = append(fields, spoofed...), c.want
 				}
-				id := caller.begin(true, fields...)
+				id := client.begin(true, fields...)
 				if endpoint == nil {
 					endpoint = back.accept()
 				}
@@ -91,19 +91,19 @@ func TestCallersAreKnownToBackends(t *testing.T) {
 					t.Errorf("call %d: the backend got %v", i, r)
 				}
 				endpoint.only(r.id, "0")
-				caller.end(id)
+				client.end(id)
 			}
 		})
 	}
 }
 
-// TestForwardedTrailers: a header that says who the caller is must not come in by the back door, as a trailer of a request that is not gRPC.
+// TestForwardedTrailers: a header that says who the client is must not come in by the back door, as a trailer of a request that is not gRPC.
 func TestForwardedTrailers(t *testing.T) {
 	back := listen(t)
 	p := start(t, oneBackend(back.addr(), "route: headers: {request: {remove: [x-secret]}}"))
-	caller := dial(t, p.addr)
-	caller.headers(1, false, ":method", "POST", ":scheme", "http", ":path", "/upload", ":authority", "test")
-	caller.headers(1, true, "x-forwarded-for", "203.0.113.9", "x-secret", "s", "x-sum", "1")
+	client := dial(t, p.addr)
+	client.headers(1, false, ":method", "POST", ":scheme", "http", ":path", "/upload", ":authority", "test")
+	client.headers(1, true, "x-forwarded-for", "203.0.113.9", "x-secret", "s", "x-sum", "1")
 	endpoint := back.accept()
 	r := endpoint.takeRequest()
 	trailers := endpoint.await("trailers", func(e *event) bool { return e.id == r.id && e.end })
@@ -111,10 +111,10 @@ func TestForwardedTrailers(t *testing.T) {
 		t.Errorf("the backend got the trailers %v", trailers)
 	}
 	endpoint.headers(r.id, true, ":status", "200")
-	caller.end(1)
+	client.end(1)
 }
 
-// TestClientCertificateIsPassedOn: a backend that authorises by certificate sees the one that the caller has shown, in Envoy's format, and none that a caller wrote itself.
+// TestClientCertificateIsPassedOn: a backend that authorises by certificate sees the one that the client has shown, in Envoy's format, and none that a client wrote itself.
 func TestClientCertificateIsPassedOn(t *testing.T) {
 	ours, dir := newAuthority(t), t.TempDir()
 	cert, key := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
@@ -130,8 +130,8 @@ func TestClientCertificateIsPassedOn(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		caller := callOver(t, nc)
-		id := caller.begin(true, "x-forwarded-client-cert", `Subject="CN=root"`)
+		client := callOver(t, nc)
+		id := client.begin(true, "x-forwarded-client-cert", `Subject="CN=root"`)
 		endpoint := back.accept()
 		r := endpoint.takeRequest()
 		got := r.get("x-forwarded-client-cert")
@@ -147,7 +147,7 @@ func TestClientCertificateIsPassedOn(t *testing.T) {
 			t.Errorf("the backend got %v", r)
 		}
 		endpoint.only(r.id, "0")
-		caller.end(id)
+		client.end(id)
 	}
 }
 
@@ -168,7 +168,7 @@ func TestCertificateNamesCannotPretend(t *testing.T) {
 	}
 }
 
-// TestStandardForwarded: addresses of IPv6 are quoted, and a caller at a Unix socket has none.
+// TestStandardForwarded: addresses of IPv6 are quoted, and a client at a Unix socket has none.
 func TestStandardForwarded(t *testing.T) {
 	for want, ip := range map[string]netip.Addr{`for="[2001:db8::1]";proto=https;host="a:1"`: netip.MustParseAddr("2001:db8::1"), `for=unknown;proto=https;host="a:1"`: {}} {
 		if got := standardElement(ip, "https", "a:1"); got != want {
@@ -190,10 +190,10 @@ func TestHeaderRules(t *testing.T) {
       set: [{name: x-served-by, value: levada}]
       add: [{name: x-hint, value: h}]
       remove: [x-internal]`))
-	caller := dial(t, p.addr)
+	client := dial(t, p.addr)
 	var endpoint *wire
 	for i := range 4 {
-		id := caller.begin(true, "x-env", "test", "x-tag", "own", "x-debug", "1", "x-debug", "2", "user-agent", "ua", "x-kept", "k", "host", "test")
+		id := client.begin(true, "x-env", "test", "x-tag", "own", "x-debug", "1", "x-debug", "2", "user-agent", "ua", "x-kept", "k", "host", "test")
 		if endpoint == nil {
 			endpoint = back.accept()
 		}
@@ -211,26 +211,26 @@ func TestHeaderRules(t *testing.T) {
 			endpoint.respond(r.id, "x-internal", "i", "x-served-by", "me", "x-hint", "own")
 			endpoint.finish(r.id, "5", "x-internal", "i", "x-rest", "r")
 		}
-		a := caller.end(id)
+		a := client.end(id)
 		for name, want := range map[string][]string{"x-internal": nil, "x-served-by": {"levada"}, "x-hint": {"own", "h"}, "content-type": {"application/grpc"}} {
 			if got := a.head.all(name); !slices.Equal(got, want) {
-				t.Errorf("call %d: the caller got %s %q, want %q", i, name, got, want)
+				t.Errorf("call %d: the client got %s %q, want %q", i, name, got, want)
 			}
 		}
 		if a.status() != "5" || a.trailers.get("x-internal") != "" || !only && (a.trailers.get("x-rest") != "r" || a.trailers.get("x-served-by") != "") {
-			t.Errorf("call %d: the caller got the trailers %v", i, a.trailers)
+			t.Errorf("call %d: the client got the trailers %v", i, a.trailers)
 		}
 	}
 	// What the proxy itself answers is a response, too.
 	endpoint.rstStream(1, 0)
-	id := caller.begin(true, "grpc-timeout", "1n")
-	a := caller.end(id)
+	id := client.begin(true, "grpc-timeout", "1n")
+	a := client.end(id)
 	if a.status() != "4" || a.head.get("x-served-by") != "levada" {
 		t.Errorf("the proxy's own answer is %v", a.head)
 	}
 }
 
-// TestNoRulesNoCopy: routes without rules must cost nothing: what the caller sent is what goes on, without a copy.
+// TestNoRulesNoCopy: routes without rules must cost nothing: what the client sent is what goes on, without a copy.
 func TestNoRulesNoCopy(t *testing.T) {
 	r := &route{clusters: []*cluster{{}}, forwarded: &forwarding{policy: config.ForwardedKeep}}
 	f := &front{}

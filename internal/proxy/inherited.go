@@ -46,7 +46,7 @@ func inheritedFrom(pid, count, names string) (map[string]*os.File, error) {
 	return all, nil
 }
 
-// listenInherited is the socket with this name. Closing it leaves the one of systemd, at which callers wait then.
+// listenInherited is the socket with this name. Closing it leaves the one of systemd, at which clients wait then.
 func listenInherited(name string) (net.Listener, error) {
 	all, err := inherited()
 	if err != nil {

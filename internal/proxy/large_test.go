@@ -228,7 +228,7 @@ func TestLargeHeadersByReference(t *testing.T) {
 	}
 }
 
-// TestLargeHeadersOfAnswers: who works on large headers of callers does not keep the answers of all waiting.
+// TestLargeHeadersOfAnswers: who works on large headers of clients does not keep the answers of all waiting.
 func TestLargeHeadersOfAnswers(t *testing.T) {
 	back := listen(t)
 	p := start(t, oneBackend(back.addr()))

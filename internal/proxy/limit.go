@@ -14,7 +14,7 @@ import (
 
 // Limits of the calls that an endpoint has at the same time, and the queue of those for which there is no room.
 
-// overloadedAfter is when a caller is asked to come back.
+// overloadedAfter is when a client is asked to come back.
 const overloadedAfter = time.Second
 
 // openCalls are the calls that one backend has at one address. Every endpoint with this backend's name and address shares them: one that discovery has removed and found
@@ -172,7 +172,7 @@ func (c *cluster) leaveQueue(s *stream) {
 }
 
 // serveQueue places calls that wait, while there is room. No lock is held.
-func (c *cluster) serveQueue(w *wakes) {
+func (c *cluster) serveQueue(w *wakeups) {
 	for n := c.queued.Load(); n > 0 && c.hasRoom(); n-- {
 		r, ok := c.dequeue()
 		if !ok {
@@ -180,14 +180,14 @@ func (c *cluster) serveQueue(w *wakes) {
 		}
 		r.s.front.mu.Lock()
 		if r.current() && r.s.cluster == c && r.s.chosen == nil && r.s.waitEnd != 0 && !r.s.outEnd {
-			r.s.place(w)
+			r.s.dispatch(w)
 		}
 		r.s.front.mu.Unlock()
 	}
 }
 
 // overloaded ends a call for which no endpoint has room.
-func (s *stream) overloaded(w *wakes) {
+func (s *stream) overloaded(w *wakeups) {
 	limits := s.cluster.config().Limits
 	s.cluster.stats.overloaded.Add(1)
 	why := "as many wait as may"

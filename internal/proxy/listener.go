@@ -20,10 +20,10 @@ const http1 = "HTTP/1.1 505 HTTP Version Not Supported\r\nContent-Type: text/pla
 
 const http1Text = "This is a proxy for gRPC: it speaks HTTP/2 only, with prior knowledge (h2c) or over TLS by ALPN (h2).\n"
 
-// listener is an address at which callers connect. A reload changes its terms, for those who come then.
+// listener is an address at which clients connect. A reload changes its terms, for those who come then.
 type listener struct {
 	proxy *Proxy
-	terms atomic.Pointer[terms]
+	terms atomic.Pointer[terms] // for connections that come from now on; a reload replaces it
 	slots slots
 
 	// Guarded by the proxy's lock.
@@ -123,7 +123,7 @@ func (s *slots) giveBack() {
 	s.freed.Signal()
 }
 
-// serve is the reading goroutine of a caller's connection.
+// serve is the reading goroutine of a client's connection.
 func (l *listener) serve(nc net.Conn) {
 	p, t := l.proxy, l.terms.Load()
 	if !p.greet(nc) {
@@ -134,7 +134,7 @@ func (l *listener) serve(nc net.Conn) {
 	nc, first, err := t.greet(nc)
 	p.greeted(raw)
 	if err != nil {
-		p.log.Debug("no HTTP/2 with a caller", "caller", raw.RemoteAddr().String(), "error", err)
+		p.log.Debug("no HTTP/2 with a client", "client", raw.RemoteAddr().String(), "error", err)
 		_ = nc.Close()
 		return
 	}
@@ -147,9 +147,9 @@ func (l *listener) serve(nc net.Conn) {
 		f.origin.by = uriNames(t.tls.shown(f.origin.tls.ServerName))
 	}
 	f.accepted = f.now
-	f.budget(t.config.Abuse.Burst, t.config.Abuse.PerSecond)
-	f.watch.Init(f.look)
-	// Until the caller has read what it is allowed, it may send what RFC 9113 allows.
+	f.budget.set(t.config.Abuse.Burst, t.config.Abuse.PerSecond, f.now)
+	f.watch.Init(f.checkHealth)
+	// Until the client has read what it is allowed, it may send what RFC 9113 allows.
 	f.allowed, f.announced = firstWindow, p.window.Load()
 	f.unacked[0].delta = f.announced - firstWindow
 	f.out = frame.AppendSettings(f.out, frame.Setting{ID: frame.MaxConcurrentStreams, Value: f.limit}, frame.Setting{ID: frame.InitialWindowSize, Value: uint32(f.announced)},
@@ -164,7 +164,7 @@ func (l *listener) serve(nc net.Conn) {
 	f.mu.Unlock()
 	p.wheel.Set(&f.watch, f.now+int64(f.watchEvery()))
 	if f.retired { // it has come through a listener that was about to go
-		f.sayGoodbye()
+		f.sendGoAway()
 	}
 	f.run(first)
 	p.wheel.Stop(&f.watch)
@@ -261,24 +261,24 @@ func (f *front) run(first []byte) {
 		_ = f.nc.SetReadDeadline(time.Time{})
 		err = f.read(f, first)
 	}
-	reason := callerGone
+	reason := clientDisconnected
 	f.mu.Lock()
 	var broken frame.Error
 	if errors.As(err, &broken) && f.err == nil {
-		reason = callerProtocol
+		reason = clientProtocolError
 		if broken.Code == frame.EnhanceYourCalm {
 			f.proxy.stats.overBudgetConnections.Add(1)
-			f.proxy.warn("connection closed, its abuse budget is used up twice over", "caller", f.nc.RemoteAddr().String(), "openStreams", len(f.streams), "error", err)
+			f.proxy.warn("connection closed, its abuse budget is used up twice over", "client", f.nc.RemoteAddr().String(), "openStreams", len(f.streams), "error", err)
 		} else {
-			f.proxy.log.Debug("a caller breaks the protocol", "caller", f.nc.RemoteAddr().String(), "error", err)
+			f.proxy.log.Debug("a client breaks the protocol", "client", f.nc.RemoteAddr().String(), "error", err)
 		}
 		f.closeAfterOut(f.last, broken.Code, broken.Reason)
 		f.err = err
-		f.rouse()
+		f.wakeWriterLocked()
 	} else {
 		f.fail(err)
 	}
-	var w wakes
+	var w wakeups
 	for _, s := range f.streams {
 		s.cancelled(frame.Cancel, reason, &w)
 	}
@@ -286,7 +286,7 @@ func (f *front) run(first []byte) {
 	w.flush()
 	_ = f.nc.SetWriteDeadline(time.Now().Add(time.Second))
 	<-written
-	f.close(reason == callerProtocol)
+	f.close(reason == clientProtocolError)
 }
 
 // greet checks that what follows the preface is SETTINGS, and returns what was read.

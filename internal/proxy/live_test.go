@@ -51,7 +51,7 @@ func TestCountersMoveDuringAStream(t *testing.T) {
 func TestCountersNeverGoBack(t *testing.T) {
 	back := listenEcho(t)
 	p := start(t, oneBackend(back.addr()))
-	const callers, calls, messages = 4, 30, 5
+	const clients, calls, messages = 4, 30, 5
 	var looking, calling sync.WaitGroup
 	done := make(chan struct{})
 	for range 2 {
@@ -72,7 +72,7 @@ func TestCountersNeverGoBack(t *testing.T) {
 			}
 		})
 	}
-	for range callers {
+	for range clients {
 		c := dial(t, p.addr)
 		calling.Go(func() {
 			for range calls {
@@ -86,8 +86,8 @@ func TestCountersNeverGoBack(t *testing.T) {
 		})
 	}
 	calling.Wait()
-	const all = callers * calls * messages
-	eventually(t, "all is counted", func() bool { return p.Stats().of("", "one").ByStatus[0] == callers*calls })
+	const all = clients * calls * messages
+	eventually(t, "all is counted", func() bool { return p.Stats().of("", "one").ByStatus[0] == clients*calls })
 	close(done)
 	looking.Wait()
 	if got := p.Stats().of("", "one"); got.Requests != all || got.Responses != all || got.RequestBytes != all*8 || got.ResponseBytes != all*8 {
@@ -167,7 +167,7 @@ func TestRemovedEndpointsAreShownWhileTheyCarryStreams(t *testing.T) {
 	shows("gone", "first 0 false")
 }
 
-// Methods that callers invent become no series; those that the configuration names always do, and those that match a pattern once they were served, up to a number.
+// Methods that clients invent become no series; those that the configuration names always do, and those that match a pattern once they were served, up to a number.
 func TestMethodsAreCountedByThemselves(t *testing.T) {
 	back := listen(t)
 	p := start(t, oneBackend(back.addr())+`- match: {service: shop.Orders, method: Watch}

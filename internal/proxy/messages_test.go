@@ -53,7 +53,7 @@ func TestMessagesFollow(t *testing.T) {
 	})
 }
 
-// lose has an endpoint answer with the pieces and vanish. The caller must get the messages that were whole, and UNAVAILABLE.
+// lose has an endpoint answer with the pieces and vanish. The client must get the messages that were whole, and UNAVAILABLE.
 func lose(t testing.TB, p *running, back *endpoints, pieces [][]byte) error {
 	t.Helper()
 	c := dial(t, p.addr)
@@ -78,7 +78,7 @@ func lose(t testing.TB, p *running, back *endpoints, pieces [][]byte) error {
 	case a.status() != "14" || a.reason() != reasonConnectionLost:
 		return fmt.Errorf("ended with %s (%s)", a.status(), a.reason())
 	case !bytes.Equal(a.data, want):
-		return fmt.Errorf("the caller got %d bytes, want %d of %d", len(a.data), len(want), len(all))
+		return fmt.Errorf("the client got %d bytes, want %d of %d", len(a.data), len(want), len(all))
 	}
 	return nil
 }
@@ -123,7 +123,7 @@ func TestLostAnywhere(t *testing.T) {
 	})
 }
 
-// TestTornMessage: of a message that is too large to be held the beginning is passed on. When the endpoint is lost then, the caller is told so by what no
+// TestTornMessage: of a message that is too large to be held the beginning is passed on. When the endpoint is lost then, the client is told so by what no
 // client takes for a reason to send the call again.
 func TestTornMessage(t *testing.T) {
 	back := listen(t)
@@ -211,7 +211,7 @@ func TestHoldingUnderPressure(t *testing.T) {
 	}
 }
 
-// TestHoldingForOneCaller: what is held for one caller is bounded, whatever there is for all.
+// TestHoldingForOneCaller: what is held for one client is bounded, whatever there is for all.
 func TestHoldingForOneCaller(t *testing.T) {
 	back := listen(t)
 	p := start(t, oneBackend(back.addr()))
@@ -233,12 +233,12 @@ func TestHoldingForOneCaller(t *testing.T) {
 	for range 4 {
 		begin(one, 3_900_000)
 	}
-	eventually(t, "much is held for the caller", func() bool { return p.held.Load() == held })
+	eventually(t, "much is held for the client", func() bool { return p.held.Load() == held })
 	if got := one.dataOf(begin(one, 2_000_000), 2_000_000); !bytes.Equal(got, message[:2_000_000]) {
 		t.Error("another message came")
 	}
 	id := begin(other, 2_000_000)
-	eventually(t, "the other caller's is held, too", func() bool { return p.held.Load() == held+2_000_000 })
+	eventually(t, "the other client's is held, too", func() bool { return p.held.Load() == held+2_000_000 })
 	if n := other.bytesOf(id); n > 0 {
 		t.Errorf("%d bytes came of a message that is not whole", n)
 	}

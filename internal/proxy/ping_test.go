@@ -81,7 +81,7 @@ func carry(from, to net.Conn, latency time.Duration) {
 	}
 }
 
-// virtual is a proxy in virtual time with one caller and one connection to a gRPC server.
+// virtual is a proxy in virtual time with one client and one connection to a gRPC server.
 func virtual(t *testing.T, latency time.Duration, options []string, handler grpc.StreamHandler) (c *wire, b *back, stop func()) {
 	t.Helper()
 	server := grpc.NewServer(grpc.UnknownServiceHandler(handler))
@@ -100,7 +100,7 @@ func virtual(t *testing.T, latency time.Duration, options []string, handler grpc
 	// What endpoint.connection does, without TCP.
 	b = &back{endpoint: e, streams: map[uint32]*stream{}, next: 1}
 	b.init(p, behind.dial(&running, latency), 64<<10)
-	b.watch.Init(b.look)
+	b.watch.Init(b.checkHealth)
 	hello := frame.AppendSettings([]byte(frame.Preface), frame.Setting{ID: frame.EnablePush, Value: 0}, frame.Setting{ID: frame.InitialWindowSize, Value: firstWindow})
 	if _, err := b.nc.Write(frame.AppendWindowUpdate(hello, 0, connWindow-frame.DefaultWindow)); err != nil {
 		t.Fatal(err)

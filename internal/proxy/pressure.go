@@ -12,12 +12,12 @@ import (
 	"github.com/levada-io/levada/internal/h2/frame"
 )
 
-// What all streams may hold is bounded by limits.memory, and a caller or backend that is slow is no reason to end its stream. So
+// What all streams may hold is bounded by limits.memory, and a client or backend that is slow is no reason to end its stream. So
 //
 //   - windows get smaller the more calls are open, so that all of them could be full: see wantedWindow;
 //   - above half of limits.memory they get smaller still, nothing is granted beyond them, and no request is kept to be sent again;
 //   - above limits.memory, connections that hold more than their share get no new calls;
-//   - above twice limits.memory, streams of such connections end if their caller has taken nothing for stuckTime, and above three times, any that adds to it.
+//   - above twice limits.memory, streams of such connections end if their client has taken nothing for stuckTime, and above three times, any that adds to it.
 //
 // limits.memory is by itself a quarter of what the process may use, so that there is room for the last two.
 const (
@@ -50,7 +50,7 @@ func (f *front) overShare() bool {
 func (f *front) refusedForMemory() *ending {
 	p := f.proxy
 	p.stats.shortOfMemory.Add(1)
-	p.warn("memory limit reached, refusing new calls of the connection", "caller", f.nc.RemoteAddr().String(), "connectionBytes", f.held, "allBytes", p.held.Load(), "limit", p.memory.Load())
+	p.warn("memory limit reached, refusing new calls of the connection", "client", f.nc.RemoteAddr().String(), "connectionBytes", f.held, "allBytes", p.held.Load(), "limit", p.memory.Load())
 	e := failure(codes.ResourceExhausted, reasonMemory, http.StatusServiceUnavailable, "streams hold more than limits.memory, and those of this connection more than their share")
 	e.unprocessed, e.retry = true, time.Second
 	return e
@@ -154,7 +154,7 @@ func (c *conn) setWindow(n int32, before uint32) {
 	c.unacked = append(c.unacked, windowSize{n - c.announced, before})
 	c.announced = n
 	c.out = frame.AppendSettings(c.out, frame.Setting{ID: frame.InitialWindowSize, Value: uint32(n)})
-	c.rouse()
+	c.wakeWriterLocked()
 }
 
 func (b *back) setWindow(n int32) {

@@ -153,7 +153,7 @@ func (p *wire) finishAll(requests []event) {
 }
 
 // Calls that may wait are served in the order in which they came, each as soon as there is room; a call too many, and one that waited too long, are refused; one that
-// its caller cancelled takes no room.
+// its client cancelled takes no room.
 func TestCallsWaitForRoom(t *testing.T) {
 	back := listen(t)
 	p := start(t, oneBackend(back.addr(), "backend: limits: {callsPerEndpoint: 1, waiting: 3, waitTimeout: 30s}"))
@@ -213,7 +213,7 @@ func TestCallsWaitNoLongerThanTheyMay(t *testing.T) {
 
 // Under load from many connections no endpoint has more than its limit at any moment, none of the calls is lost, and all places are given back.
 func TestLimitIsExactUnderLoad(t *testing.T) {
-	const limit, callers, calls = 4, 6, 40
+	const limit, clients, calls = 4, 6, 40
 	var mu sync.Mutex
 	most := map[string]int{}
 	server := func() string {
@@ -241,7 +241,7 @@ func TestLimitIsExactUnderLoad(t *testing.T) {
 	}
 	p := start(t, oneBackend(server()+","+server(), fmt.Sprintf("backend: limits: {callsPerEndpoint: %d, waiting: 1000, waitTimeout: 1m}", limit)))
 	var calling sync.WaitGroup
-	for range callers {
+	for range clients {
 		c := dial(t, p.addr)
 		calling.Go(func() {
 			for range calls / 5 {

@@ -70,10 +70,10 @@ type Proxy struct {
 	reloading  sync.Mutex // held while a configuration is put in force, and while listeners are opened again; above mu
 
 	mu        sync.Mutex
-	closed    bool                  // no new connections of callers
+	closed    bool                  // no new connections of clients
 	leaving   bool                  // those that still come are told to go elsewhere
 	over      bool                  // nor to endpoints
-	greeting  map[net.Conn]struct{} // of callers, in their handshake
+	greeting  map[net.Conn]struct{} // of clients, in their handshake
 	backs     map[*back]struct{}
 	listeners []*listener
 	fronts    map[*front]struct{}
@@ -176,7 +176,7 @@ func (p *Proxy) route(r *config.Route, clusters map[string]*cluster) *route {
 	x := &route{
 		name: r.Match.String(), timeout: r.Timeout, idleTimeout: r.IdleTimeout, ping: r.Ping, streamAge: r.StreamAge, ageJitter: r.StreamAgeJitter,
 		retry: r.Retry, replayBytes: int(r.Retry.BufferBytes), maxRequest: r.MaxMessageBytes.Request, maxResponse: r.MaxMessageBytes.Response,
-		holdBytes: int(r.HoldBytes), unmask: r.Unmask, forwarded: newForwarding(r.Forwarded),
+		holdBytes: int(r.HoldBytes), restoreUnavailable: r.RestoreUnavailable, forwarded: newForwarding(r.Forwarded),
 		request: newEdits(r.Headers.Authority, &r.Headers.Request), response: newEdits("", &r.Headers.Response),
 	}
 	sum := 0
@@ -184,8 +184,9 @@ func (p *Proxy) route(r *config.Route, clusters map[string]*cluster) *route {
 		sum += share.Weight
 		x.clusters, x.weights = append(x.clusters, clusters[share.Name]), append(x.weights, sum)
 	}
+	x.retryPolicy.attempts = r.Retry.Attempts
 	for _, code := range r.Retry.On {
-		x.on |= 1 << (uint32(code) & 31)
+		x.retryPolicy.on |= 1 << (uint32(code) & 31)
 	}
 	if r.RateLimit.PerSecond > 0 {
 		x.limiter = rate.NewLimiter(rate.Limit(r.RateLimit.PerSecond), r.RateLimit.Burst)
@@ -256,7 +257,7 @@ func (p *Proxy) Addresses() []net.Addr {
 	return all
 }
 
-// Ready reports whether callers should come.
+// Ready reports whether clients should come.
 func (p *Proxy) Ready() bool { return p.ready.Load() && !p.draining.Load() }
 
 func (p *Proxy) closeListeners() {
@@ -278,7 +279,7 @@ func (p *Proxy) allFronts() []*front {
 	return all
 }
 
-// waitForFronts waits for callers to close their connections, up to a limit, and reports whether the drain goes on.
+// waitForFronts waits for clients to close their connections, up to a limit, and reports whether the drain goes on.
 func (p *Proxy) waitForFronts(limit time.Duration, run *drainRun) bool {
 	end := time.Now().Add(limit)
 	for time.Now().Before(end) {
@@ -373,7 +374,7 @@ func (p *Proxy) Reload(c *config.Config) error {
 		changed := next.kept[name]
 		x.tls.Store(changed.tls)
 		x.current.Store(changed.config)
-		var w wakes
+		var w wakeups
 		x.serveQueue(&w) // there may be more room
 		w.flush()
 	}

@@ -12,7 +12,7 @@ import (
 )
 
 // rawSocket reads and writes a TCP connection without announcing each system call to Go's scheduler, which is meant for calls that may block: those of a socket
-// that does not block do not. An announced call wakes the runtime's monitor thread when the process was idle before, and the monitor then looks at us every 20
+// that does not block do not. An announced call wakeups the runtime's monitor thread when the process was idle before, and the monitor then looks at us every 20
 // microseconds; in a proxy, which is idle many thousand times a second, that was a fifth of all its CPU time.
 //
 // One goroutine may read while another one writes.

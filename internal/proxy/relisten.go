@@ -56,7 +56,7 @@ func (p *Proxy) prepare(c *config.Config) (*relisten, error) {
 		}
 		if err != nil {
 			r.added = r.added[:i]
-			err = fmt.Errorf("listen for callers (listeners[].address): %w", err)
+			err = fmt.Errorf("listen for clients (listeners[].address): %w", err)
 			return nil, errors.Join(append([]error{err}, r.undo()...)...)
 		}
 	}
@@ -64,7 +64,7 @@ func (p *Proxy) prepare(c *config.Config) (*relisten, error) {
 }
 
 // makeWay closes the removed listeners that are in the way of a new one, as :8080 is of 127.0.0.1:8080, and reports whether there are any. Their connections go on. Others
-// stay open until the change is certain: a change that is refused must not refuse a caller.
+// stay open until the change is certain: a change that is refused must not refuse a client.
 func (r *relisten) makeWay(l *listener) bool {
 	found := false
 	for _, old := range r.removed {
@@ -175,7 +175,7 @@ func (l *listener) retire(period time.Duration) {
 	}
 	p.log.Info("listener removed, draining", "address", l.terms.Load().config.Address, "period", period, "connections", len(mine()))
 	for _, f := range mine() {
-		f.sayGoodbye()
+		f.sendGoAway()
 	}
 	endStreams(period, mine, "the listener was removed: open the stream elsewhere", func(d time.Duration) bool {
 		timer := time.NewTimer(d)
@@ -190,7 +190,7 @@ func (l *listener) retire(period time.Duration) {
 	for _, f := range mine() {
 		f.mu.Lock()
 		f.closeAfterOut(f.last, frame.NoError, "drained")
-		f.rouse()
+		f.wakeWriterLocked()
 		f.mu.Unlock()
 	}
 }

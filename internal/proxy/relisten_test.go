@@ -93,7 +93,7 @@ func TestReloadWithABadListenerChangesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = taken.Close() }()
-	// The sockets are the same ones afterwards: closed ones that are opened again refuse callers in between.
+	// The sockets are the same ones afterwards: closed ones that are opened again refuse clients in between.
 	sockets := func() (all []net.Listener) {
 		for _, l := range p.listeners {
 			all = append(all, l.current())
@@ -197,7 +197,7 @@ func TestUnixSockets(t *testing.T) {
 	if err := os.WriteFile(in, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := listenUnix(in, 0o600, false); err == nil || !strings.Contains(err.Error(), "is no socket") {
+	if _, err := listenUnix(in, 0o600, false); err == nil || !strings.Contains(err.Error(), "is not a socket") {
 		t.Errorf("a file is taken: %v", err)
 	}
 	if text, err := os.ReadFile(in); err != nil || string(text) != "precious" {

@@ -7,10 +7,10 @@ import (
 	"google.golang.org/grpc/codes"
 )
 
-// The request: DATA of the caller on its way to the endpoint.
+// The request: DATA of the client on its way to the endpoint.
 
-// received takes DATA from the caller.
-func (s *stream) received(p []byte, length int, end bool, w *wakes) error {
+// received takes DATA from the client.
+func (s *stream) received(p []byte, length int, end bool, w *wakeups) error {
 	if s.inEnd {
 		return s.front.resetStream(s, frame.StreamClosed, w)
 	}
@@ -24,7 +24,7 @@ func (s *stream) received(p []byte, length int, end bool, w *wakes) error {
 	}
 	s.inEnd = end
 	s.inBytes += int64(len(p))
-	if s.outEnd { // its end waits for the caller to take what comes before
+	if s.outEnd { // its end waits for the client to take what comes before
 		s.inWindow += int32(length)
 		return nil
 	}
@@ -56,10 +56,10 @@ func (s *stream) received(p []byte, length int, end bool, w *wakes) error {
 }
 
 // pushIn sends what the endpoint's windows allow.
-func (s *stream) pushIn(w *wakes) { s.pushInTurn(false, w) }
+func (s *stream) pushIn(w *wakeups) { s.pushInTurn(false, w) }
 
 // pushInTurn is pushIn, with what the stream waited for on a full connection: its turn has come.
-func (s *stream) pushInTurn(turn bool, w *wakes) {
+func (s *stream) pushInTurn(turn bool, w *wakeups) {
 	b := s.back
 	if b == nil || s.inEndSent {
 		return
@@ -87,8 +87,8 @@ func (s *stream) pushInTurn(turn bool, w *wakes) {
 	s.creditSent(sent, w)
 }
 
-// creditSent gives the caller credit for n bytes that were sent, unless they were sent before, in an attempt that came to nothing.
-func (s *stream) creditSent(n int, w *wakes) {
+// creditSent gives the client credit for n bytes that were sent, unless they were sent before, in an attempt that came to nothing.
+func (s *stream) creditSent(n int, w *wakeups) {
 	s.inSent += int64(n)
 	if more := s.inSent - s.inCredited; more > 0 {
 		s.inCredited = s.inSent
@@ -120,8 +120,8 @@ func (s *stream) sendIn(p []byte, all, turn bool) (sent int) {
 	return sent
 }
 
-// creditIn lets the caller send n bytes more.
-func (s *stream) creditIn(n int, w *wakes) {
+// creditIn lets the client send n bytes more.
+func (s *stream) creditIn(n int, w *wakeups) {
 	if s.inOwed += int32(n); s.inEnd || s.inOwed < s.inSize/2 {
 		return
 	}

@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"net/http"
-	"time"
 
 	"github.com/levada-io/levada/internal/h2/frame"
 	"github.com/levada-io/levada/internal/h2/header"
@@ -10,14 +9,14 @@ import (
 	"google.golang.org/grpc/codes"
 )
 
-// The response: header, DATA and trailers of the endpoint on their way to the caller.
+// The response: header, DATA and trailers of the endpoint on their way to the client.
 
 // header takes a block from the endpoint.
-func (s *stream) header(set *header.Set, end bool, w *wakes) {
+func (s *stream) header(set *header.Set, end bool, w *wakeups) {
 	r := set.Response()
 	switch {
 	case s.outEnd:
-		return // the end waits for the caller to take what comes before
+		return // the end waits for the client to take what comes before
 	case r.Err != nil:
 		s.fault(frame.ProtocolError, failure(codes.Internal, reasonProtocol, http.StatusBadGateway, "the backend sent %v", r.Err), w)
 	case set.TooLarge || int64(set.Size) > s.front.peer.list:
@@ -26,7 +25,7 @@ func (s *stream) header(set *header.Set, end bool, w *wakes) {
 			s.ended(set, set.Response(), w)
 			return
 		}
-		taken, who := s.front.peer.list, "the caller"
+		taken, who := s.front.peer.list, "the client"
 		if set.TooLarge {
 			taken, who = int64(s.cluster.config().MaxResponseHeaderBytes), "maxResponseHeaderBytes of the backend"
 		}
@@ -49,7 +48,7 @@ func (s *stream) header(set *header.Set, end bool, w *wakes) {
 }
 
 // ended takes the block that ends a gRPC call.
-func (s *stream) ended(set *header.Set, r *header.Response, w *wakes) {
+func (s *stream) ended(set *header.Set, r *header.Response, w *wakeups) {
 	if s.headed {
 		s.trailers(set, r, true, w)
 	} else {
@@ -57,7 +56,7 @@ func (s *stream) ended(set *header.Set, r *header.Response, w *wakes) {
 	}
 }
 
-func (s *stream) firstHeader(set *header.Set, r *header.Response, end bool, w *wakes) {
+func (s *stream) firstHeader(set *header.Set, r *header.Response, end bool, w *wakeups) {
 	s.firstReply = s.front.proxy.now()
 	s.tryEnd = 0
 	s.touch()
@@ -75,8 +74,8 @@ func (s *stream) firstHeader(set *header.Set, r *header.Response, end bool, w *w
 		s.chosen.Observe(balance.Success, s.firstReply) // its end may be far away
 	}
 	if !end {
-		if large(set) && s.front.room() < -maxOut { // it waits for no window, and the caller does not read
-			s.fault(frame.Cancel, failure(codes.ResourceExhausted, reasonMemory, http.StatusServiceUnavailable, "the caller does not read the headers that it gets"), w)
+		if large(set) && s.front.room() < -maxOut { // it waits for no window, and the client does not read
+			s.fault(frame.Cancel, failure(codes.ResourceExhausted, reasonMemory, http.StatusServiceUnavailable, "the client does not read the headers that it gets"), w)
 			return
 		}
 		s.front.appendBlock(s.id, set, false)
@@ -91,10 +90,10 @@ func (s *stream) firstHeader(set *header.Set, r *header.Response, end bool, w *w
 	s.pushOut(w)
 }
 
-// notPassedOn deals with a first header of a gRPC call that the caller does not get as it is: no gRPC, no status at its end, or a failure that the route's policy tries again.
-func (s *stream) notPassedOn(r *header.Response, end bool, w *wakes) bool {
+// notPassedOn deals with a first header of a gRPC call that the client does not get as it is: no gRPC, no status at its end, or a failure that the route's policy tries again.
+func (s *stream) notPassedOn(r *header.Response, end bool, w *wakeups) bool {
 	if !r.GRPC {
-		if e := fromHTTP(r.Status, r.ContentType); !s.policyRetry(e.code, -1, frame.Cancel, w) {
+		if e := fromHTTP(r.Status, r.ContentType); !s.retry(attemptFailure{code: e.code}, balance.Failure, frame.Cancel, w) {
 			s.fault(frame.Cancel, e, w)
 		}
 		return true
@@ -107,11 +106,8 @@ func (s *stream) notPassedOn(r *header.Response, end bool, w *wakes) bool {
 		s.end(e, w)
 		return true
 	}
-	pushback := time.Duration(-1)
-	if r.HasPushback {
-		pushback = r.Pushback
-	}
-	return r.Code != 0 && !(r.HasPushback && r.Pushback < 0) && s.policyRetry(codes.Code(r.Code), pushback, frame.NoError, w)
+	f := attemptFailure{code: codes.Code(r.Code), pushback: r.Pushback, hasPushback: r.HasPushback}
+	return f.code != codes.OK && s.retry(f, balance.Failure, frame.NoError, w)
 }
 
 // bodiless reports whether a response has no body, whatever its content-length says: RFC 9110 section 8.6.
@@ -144,7 +140,7 @@ func outcomeFor(r *header.Response) balance.Outcome {
 	return balance.Success
 }
 
-func (s *stream) trailers(set *header.Set, r *header.Response, end bool, w *wakes) {
+func (s *stream) trailers(set *header.Set, r *header.Response, end bool, w *wakeups) {
 	switch {
 	case !end || r.Status != 0:
 		s.fault(frame.ProtocolError, failureOfBackend("a second header"), w)
@@ -170,19 +166,19 @@ func (s *stream) trailers(set *header.Set, r *header.Response, end bool, w *wake
 	s.pushOut(w)
 }
 
-// endedByBackend: the endpoint has sent its last. It is told if the caller's last will not come.
-func (s *stream) endedByBackend(outcome balance.Outcome, w *wakes) {
+// endedByBackend: the endpoint has sent its last. It is told if the client's last will not come.
+func (s *stream) endedByBackend(outcome balance.Outcome, w *wakeups) {
 	s.leave(outcome, !s.inEndSent, frame.Cancel, w)
 }
 
 // fault ends the call because of what the endpoint sent.
-func (s *stream) fault(code frame.Code, e *ending, w *wakes) {
+func (s *stream) fault(code frame.Code, e *ending, w *wakeups) {
 	s.leave(balance.Failure, true, code, w)
 	s.end(e, w)
 }
 
 // answered takes DATA from the endpoint.
-func (s *stream) answered(p []byte, length int, end bool, w *wakes) {
+func (s *stream) answered(p []byte, length int, end bool, w *wakeups) {
 	if s.outEnd {
 		return
 	}
@@ -224,14 +220,14 @@ func (s *stream) answered(p []byte, length int, end bool, w *wakes) {
 }
 
 func (s *stream) withoutStatus() *ending {
-	if s.call.route.unmask {
+	if s.call.route.restoreUnavailable {
 		return unavailable(reasonHidden, "the stream ended without a status, as proxies end one whose connection was lost")
 	}
 	return failure(codes.Internal, reasonNoStatus, http.StatusBadGateway, "the backend ended the stream without a status")
 }
 
 // cut moves whole messages to out, and holds back the rest, so that the call can be ended well at any time. It reports whether the stream goes on.
-func (s *stream) cut(p []byte, credit *int, w *wakes) bool {
+func (s *stream) cut(p []byte, credit *int, w *wakeups) bool {
 	r := s.call.route
 	before := s.outMessages.count
 	whole, over := s.outMessages.feed(p, int(r.maxResponse))
@@ -264,7 +260,7 @@ func (s *stream) cut(p []byte, credit *int, w *wakes) bool {
 	return true
 }
 
-// holds is the size of messages that are kept until they are whole. While much of the memory is taken already, or much by this caller, it is what a window takes in
+// holds is the size of messages that are kept until they are whole. While much of the memory is taken already, or much by this client, it is what a window takes in
 // any case.
 func (s *stream) holds() int64 {
 	if p := s.front.proxy; p.pressed() {
@@ -275,8 +271,8 @@ func (s *stream) holds() int64 {
 	return int64(s.call.route.holdBytes)
 }
 
-// deliver sends what was held and p to the caller, or keeps what it does not take now.
-func (s *stream) deliver(p []byte, w *wakes) {
+// deliver sends what was held and p to the client, or keeps what it does not take now.
+func (s *stream) deliver(p []byte, w *wakeups) {
 	if s.hold.size > 0 {
 		s.out.take(&s.hold)
 		s.unpaid = 0 // it is paid for when it leaves
@@ -292,8 +288,8 @@ func (s *stream) deliver(p []byte, w *wakes) {
 	s.out.append(p)
 }
 
-// flushOut sends what waits for the caller, as much as its windows allow.
-func (s *stream) flushOut(w *wakes) {
+// flushOut sends what waits for the client, as much as its windows allow.
+func (s *stream) flushOut(w *wakeups) {
 	for sent := 0; s.out.size > 0; {
 		if sent >= 4*turn && len(s.front.blocked) > 0 { // others wait, too
 			s.front.queue(s)
@@ -308,8 +304,8 @@ func (s *stream) flushOut(w *wakes) {
 	}
 }
 
-// sendOut sends as much of p as the caller's windows allow.
-func (s *stream) sendOut(p []byte, w *wakes) (sent int) {
+// sendOut sends as much of p as the client's windows allow.
+func (s *stream) sendOut(p []byte, w *wakeups) (sent int) {
 	f := s.front
 	for len(p) > 0 {
 		n := min(len(p), f.peer.maxFrame, int(min(f.peer.window+s.frontWindow, f.window)), f.room())
@@ -338,8 +334,8 @@ func (s *stream) sendOut(p []byte, w *wakes) (sent int) {
 	return sent
 }
 
-// pushOut sends what waits for the caller, and after the last the end.
-func (s *stream) pushOut(w *wakes) {
+// pushOut sends what waits for the client, and after the last the end.
+func (s *stream) pushOut(w *wakeups) {
 	f := s.front
 	s.flushOut(w)
 	if s.out.size > 0 {
@@ -368,7 +364,7 @@ func (s *stream) pushOut(w *wakes) {
 }
 
 // creditOut lets the endpoint send n bytes more.
-func (s *stream) creditOut(n int, w *wakes) {
+func (s *stream) creditOut(n int, w *wakeups) {
 	b := s.back
 	if b == nil {
 		return
@@ -377,7 +373,7 @@ func (s *stream) creditOut(n int, w *wakes) {
 		return
 	}
 	passes := s.out.size == 0 && s.hold.size == 0
-	if !passes && s.outSize > s.outFirst { // the caller is slow now: what it was granted beyond the first window is not granted again
+	if !passes && s.outSize > s.outFirst { // the client is slow now: what it was granted beyond the first window is not granted again
 		less := min(s.outOwed, s.outSize-s.outFirst)
 		s.outSize -= less
 		s.front.grown -= int(less)

@@ -6,7 +6,6 @@ import (
 
 	"github.com/levada-io/levada/internal/h2/frame"
 	"github.com/levada-io/levada/internal/proxy/balance"
-	"google.golang.org/grpc/codes"
 )
 
 // Retries: a call is sent again if an endpoint provably has not processed it, once and always, and after that as the policy of its route says. Both need all of the
@@ -19,29 +18,31 @@ func (s *stream) rewind() {
 	s.inSent, s.inEndSent = 0, false
 }
 
-// retryUnprocessed sends a call again that an endpoint has not processed, provably, if that is still possible.
-func (s *stream) retryUnprocessed(outcome balance.Outcome, w *wakes) bool {
-	if s.headed || !s.replayable || s.replays > 0 || s.outEnd {
-		return false
+// attempt is what the retry decision needs to know of the call.
+func (s *stream) attempt() attempt {
+	return attempt{responseStarted: s.headed, ended: s.outEnd, replayable: s.replayable, transparent: s.transparentRetries > 0, retries: int(s.attempts)}
+}
+
+// retry starts another attempt if one is allowed, and reports whether it did: see attempt.decide. The call leaves its endpoint with the outcome, and with a RST_STREAM of the code
+// unless that is NO_ERROR and the request has been sent.
+func (s *stream) retry(f attemptFailure, outcome balance.Outcome, reset frame.Code, w *wakeups) bool {
+	switch s.attempt().decide(f, s.call.route.retryPolicy) {
+	case transparentRetry:
+		s.transparentRetries++
+		s.leave(outcome, false, 0, w)
+		s.rewind()
+		s.call.route.stats.transparentRetries.Add(1)
+		s.dispatch(w)
+		return true
+	case retryByPolicy:
+		return s.retryByPolicy(f, reset, w)
 	}
-	s.replays++
-	s.leave(outcome, false, 0, w)
-	s.rewind()
-	s.call.route.stats.replays.Add(1)
-	s.place(w)
-	return true
+	return false
 }
 
-func (s *stream) attemptsLeft() bool {
-	return !s.headed && s.replayable && int(s.attempts)+1 < s.call.route.retry.Attempts
-}
-
-// policyRetry tries a failed call again later, if the route's policy says so.
-func (s *stream) policyRetry(code codes.Code, pushback time.Duration, reset frame.Code, w *wakes) bool {
+// retryByPolicy makes the call wait for its next attempt, if the route's budget allows one.
+func (s *stream) retryByPolicy(f attemptFailure, reset frame.Code, w *wakeups) bool {
 	r := s.call.route
-	if !s.attemptsLeft() || s.outEnd || !r.retries(code) {
-		return false
-	}
 	now := s.front.proxy.now()
 	if !r.budget.take(now) {
 		r.stats.overBudget.Add(1)
@@ -55,11 +56,11 @@ func (s *stream) policyRetry(code codes.Code, pushback time.Duration, reset fram
 	r.stats.retries.Add(1)
 	s.leave(balance.Failure, !s.inEndSent || reset != frame.NoError, reset, w)
 	s.rewind()
-	if pushback < 0 {
-		b := r.retry.Backoff
-		pushback = time.Duration(rand.Float64() * float64(min(b.Base<<min(s.attempts-1, 20), b.Max)))
+	wait := f.pushback
+	if !f.hasPushback {
+		wait = time.Duration(rand.Float64() * float64(backoffLimit(r.retry.Backoff.Base, r.retry.Backoff.Max, int(s.attempts))))
 	}
-	s.retryAt = later(now, max(pushback, 1))
+	s.retryAt = later(now, max(wait, 1))
 	s.arm()
 	return true
 }
@@ -76,7 +77,7 @@ func (s *stream) disableReplay() {
 	s.replay = s.replay[:0]
 }
 
-// keepForReplay keeps DATA of the caller for another attempt, as long as there may be one and it is not too much.
+// keepForReplay keeps DATA of the client for another attempt, as long as there may be one and it is not too much.
 func (s *stream) keepForReplay(p []byte) {
 	if !s.replayable {
 		return

@@ -181,7 +181,7 @@ func TestNeverTwice(t *testing.T) {
 				t.Errorf("ended with %s", a.status())
 			}
 			if a.unprocessed(t) {
-				t.Error("the caller is told that nobody has processed it")
+				t.Error("the client is told that nobody has processed it")
 			}
 			for _, back := range []*endpoints{first, second} {
 				for len(back.conns) > 0 {
@@ -195,7 +195,7 @@ func TestNeverTwice(t *testing.T) {
 	}
 }
 
-// TestConnectFails: an endpoint that cannot be connected to costs the call nothing while there is another; when there is none, the caller learns it at once.
+// TestConnectFails: an endpoint that cannot be connected to costs the call nothing while there is another; when there is none, the client learns it at once.
 func TestConnectFails(t *testing.T) {
 	dead := nobody(t)
 	t.Run("another", func(t *testing.T) {

@@ -2,7 +2,7 @@ package proxy
 
 import "testing"
 
-// TestListenersHaveTheirOwnRoutes: what is for callers inside must not be reached from outside, and the same call can mean something else there.
+// TestListenersHaveTheirOwnRoutes: what is for clients inside must not be reached from outside, and the same call can mean something else there.
 func TestListenersHaveTheirOwnRoutes(t *testing.T) {
 	one, two := listenEcho(t), listenEcho(t)
 	p := start(t, `listeners:

@@ -519,13 +519,13 @@ func (a *authority) pool() *x509.CertPool {
 
 // TestTLS: both sides speak TLS, ask for certificates, and take new ones while they run.
 func TestTLS(t *testing.T) {
-	ours, callers, stranger := newAuthority(t), newAuthority(t), newAuthority(t)
+	ours, clients, stranger := newAuthority(t), newAuthority(t), newAuthority(t)
 	dir := t.TempDir()
 	file := func(name string) string { return filepath.Join(dir, name) }
 	serial := ours.issue(file("cert.pem"), file("key.pem"))
 	ours.issue(file("back.pem"), file("back-key.pem"))
 	ours.issue(file("proxy.pem"), file("proxy-key.pem"))
-	callers.issue(file("caller.pem"), file("caller-key.pem"))
+	clients.issue(file("client.pem"), file("client-key.pem"))
 	stranger.issue(file("stranger.pem"), file("stranger-key.pem"))
 
 	backPair, err := tls.LoadX509KeyPair(file("back.pem"), file("back-key.pem"))
@@ -547,7 +547,7 @@ backends:
 - name: one
   target: '%s'
   tls: {ca: %s, certificate: %s, key: %s, serverName: backend.test}
-`, file("cert.pem"), file("key.pem"), callers.file, x.addr(), ours.file, file("proxy.pem"), file("proxy-key.pem")))
+`, file("cert.pem"), file("key.pem"), clients.file, x.addr(), ours.file, file("proxy.pem"), file("proxy-key.pem")))
 
 	handshake := func(cert, key string, protocols ...string) (*tls.Conn, error) {
 		c := &tls.Config{RootCAs: ours.pool(), NextProtos: protocols}
@@ -573,19 +573,19 @@ backends:
 		return nil, fmt.Errorf("read: %w", err)
 	}
 	if _, err := handshake("", "", "h2"); err == nil {
-		t.Error("a caller without a certificate was let in")
+		t.Error("a client without a certificate was let in")
 	}
 	if _, err := handshake("stranger.pem", "stranger-key.pem", "h2"); err == nil {
-		t.Error("a caller with another authority's certificate was let in")
+		t.Error("a client with another authority's certificate was let in")
 	}
-	nc, err := handshake("caller.pem", "caller-key.pem", "h2")
+	nc, err := handshake("client.pem", "client-key.pem", "h2")
 	if err != nil {
 		t.Fatal(err)
 	}
 	// A deadline in the past has broken this connection's reading side for good in crypto/tls only if it hit a record, so a fresh one is used.
 	_ = nc.Close()
 	connect := func() (*tls.Conn, *wire) {
-		pair, err := tls.LoadX509KeyPair(file("caller.pem"), file("caller-key.pem"))
+		pair, err := tls.LoadX509KeyPair(file("client.pem"), file("client-key.pem"))
 		if err != nil {
 			t.Fatal(err)
 		}

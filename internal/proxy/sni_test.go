@@ -30,7 +30,7 @@ func (a *authority) issueFor(certFile, keyFile string, names ...string) {
 	a.write(certFile, "CERTIFICATE", der)
 }
 
-// TestCertificatesByName: a caller gets the certificate for the name that it asks for, also after the files were replaced, and others get the default one.
+// TestCertificatesByName: a client gets the certificate for the name that it asks for, also after the files were replaced, and others get the default one.
 func TestCertificatesByName(t *testing.T) {
 	ours, dir := newAuthority(t), t.TempDir()
 	file := func(name string) string { return filepath.Join(dir, name) }
@@ -51,7 +51,7 @@ func TestCertificatesByName(t *testing.T) {
 	for name, want := range map[string]string{"": "default.example", "other.example": "default.example", "orders.SHOP.example": "Orders.shop.example", "x.shop.example": "*.shop.example",
 		"y.x.shop.example": "default.example"} {
 		if got := shown(name); got[0] != want {
-			t.Errorf("a caller that asks for %q gets the certificate for %v, want %s", name, got, want)
+			t.Errorf("a client that asks for %q gets the certificate for %v, want %s", name, got, want)
 		}
 	}
 	ours.issueFor(file("e.crt"), file("e.key"), "orders.shop.example", "renewed.example")

@@ -69,7 +69,7 @@ func listenUnix(path string, mode fs.FileMode, takeOver bool) (net.Listener, err
 	case err != nil:
 		return fail(reason(err))
 	case info.Mode()&fs.ModeSocket == 0:
-		return fail(errors.New("the file exists and is no socket: remove it, or choose another path"))
+		return fail(errors.New("the file exists and is not a socket: remove it, or choose another path"))
 	case !takeOver:
 		if nc, err := net.DialTimeout("unix", path, time.Second); err == nil {
 			_ = nc.Close()
@@ -120,7 +120,7 @@ func (s *unixSocket) unlink() {
 	})
 }
 
-// Addr is the path that callers know.
+// Addr is the path that clients know.
 func (s *unixSocket) Addr() net.Addr { return &net.UnixAddr{Name: s.path, Net: "unix"} }
 
 // chmod changes the permissions.

@@ -36,7 +36,7 @@ func statusOf(code codes.Code) codes.Code {
 
 // proxyStats are of the whole process.
 type proxyStats struct {
-	accepted atomic.Int64 // connections of callers
+	accepted atomic.Int64 // connections of clients
 	fronts   atomic.Int64 // of them, those that are open
 	refused  atomic.Int64 // streams above a connection's limit
 	full     atomic.Int64 // times that a connection had as many streams as it may
@@ -51,10 +51,10 @@ type routeKey struct{ route, method string }
 
 // routeStats are those of a route's name, or of one of its methods: a reload does not set them back.
 type routeStats struct {
-	opened     atomic.Int64
-	replays    atomic.Int64
-	retries    atomic.Int64
-	overBudget atomic.Int64
+	opened             atomic.Int64
+	transparentRetries atomic.Int64
+	retries            atomic.Int64
+	overBudget         atomic.Int64
 
 	refused  callStats             // of calls that were for no backend, because they were refused before one was chosen
 	backends map[string]*callStats // of the others; Proxy.mu guards the map
@@ -93,13 +93,13 @@ type callStats struct {
 	took          [len(buckets) + 1]atomic.Int64
 	tookSum       atomic.Int64 // nanoseconds
 	resets        atomic.Int64 // of them, those that the backend ended with RST_STREAM
-	requests      atomic.Int64 // messages from callers
-	answers       atomic.Int64 // messages to callers
+	requests      atomic.Int64 // messages from clients
+	answers       atomic.Int64 // messages to clients
 	requestBytes  atomic.Int64
 	responseBytes atomic.Int64
 }
 
-// methodStats are of one method, for people: its name is the caller's, so it is no label of a metric.
+// methodStats are of one method, for people: its name is the client's, so it is no label of a metric.
 type methodStats struct {
 	opened  atomic.Int64
 	ended   [statuses]atomic.Int64
@@ -118,7 +118,7 @@ type clusterStats struct {
 	checks        [len(health.Results)]atomic.Int64
 }
 
-var reasons = [...]string{endedByBackend, endedByCaller, callerGone, callerProtocol, reasonConnectionLost, reasonConnectFailed, reasonNoBackend, reasonOverloaded, reasonRefused,
+var reasons = [...]string{endedByBackend, clientCancelled, clientDisconnected, clientProtocolError, reasonConnectionLost, reasonConnectFailed, reasonNoBackend, reasonOverloaded, reasonRefused,
 	reasonProtocol, reasonNoStatus, reasonCutMessage, reasonNotGRPC, reasonDeadline, reasonIdle, reasonNoRoute, reasonRateLimit, reasonMessageSize,
 	reasonHeaderSize, reasonBadRequest, reasonStalled, reasonMemory, reasonOverBudget, reasonHidden, reasonDraining, reasonAge}
 

@@ -110,7 +110,7 @@ func TestParseID(t *testing.T) {
 	}
 }
 
-// TestMethodsOfStrangers: paths that callers think of do not take the place of methods that are served.
+// TestMethodsOfStrangers: paths that clients think of do not take the place of methods that are served.
 func TestMethodsOfStrangers(t *testing.T) {
 	m := methods{known: map[string]*method{}}
 	served := m.of("/a.Served/Method")

@@ -16,8 +16,8 @@ const (
 	maxTries   = 3        // endpoints to which connecting may fail before a call does
 	keptReplay = 1 << 10  // that a stream's memory keeps for the next stream
 	uncounted  = 4 << 10  // that a stream may keep without being counted
-	heldLimit  = 16 << 20 // for one caller, above which large messages are passed on as they come
-	grownLimit = 8 << 20  // by which the windows of one caller's streams together may be larger than the first
+	heldLimit  = 16 << 20 // for one client, above which large messages are passed on as they come
+	grownLimit = 8 << 20  // by which the windows of one client's streams together may be larger than the first
 )
 
 // stream is a call. All of it is guarded by its front's lock.
@@ -36,7 +36,7 @@ type streamState struct {
 	request *header.Set
 	span    Span // nil for most
 
-	// How the call ended for the caller. Invariant: reason is empty until recordOutcome is called for the first time, which later ones do not change.
+	// How the call ended for the client. Invariant: reason is empty until recordOutcome is called for the first time, which later ones do not change.
 	reason string
 	id     uint32
 	code   codes.Code
@@ -67,9 +67,9 @@ type routing struct {
 	lastError error // of connecting
 	backID    uint32
 
-	tried    uint8 // endpoints that could not be connected to; below maxTries
-	replays  uint8 // after an endpoint provably did not process it; at most 1
-	attempts uint8 // that count for the route's policy, beside the first
+	tried              uint8 // endpoints that could not be connected to; below maxTries
+	transparentRetries uint8 // after an endpoint provably did not process it; at most 1
+	attempts           uint8 // that count for the route's policy, beside the first
 }
 
 // timers are when something is due, in nanoseconds of the wheel; 0 is never.
@@ -81,7 +81,7 @@ type timers struct {
 	deadline   int64 // of the call
 	ageEnd     int64
 	lastNews   int64 // a message either way; kept up only for routes with an idle timeout
-	stallEnd   int64 // by when the caller must have taken something
+	stallEnd   int64 // by when the client must have taken something
 	stuck      int64 // since when it has taken nothing of what waits for it; 0 while nothing waits
 	retryAt    int64 // a policy's retry
 	tryEnd     int64 // of an attempt without response headers
@@ -90,17 +90,17 @@ type timers struct {
 	sentAt     int64 // when the last attempt was given to an endpoint
 }
 
-// requestSide is what comes from the caller and goes to the endpoint.
+// requestSide is what comes from the client and goes to the endpoint.
 //
 // Invariants: while replayable, replay is all DATA that came, and in is what of it this attempt has not sent; replayable does not become true again. Nothing comes after
 // inEnd. Until inEnd or outEnd, inWindow + inOwed + inBytes - inCredited = inSize: a byte is credited when it is sent for the first time, and not again by a replay.
 type requestSide struct {
 	replayable bool
-	inEnd      bool // no more comes from the caller
+	inEnd      bool // no more comes from the client
 	inEndSent  bool // this attempt has sent it
 	inQueued   bool // back.blocked has the stream
 
-	inWindow   int32 // that the caller may still send; negative after the window of all streams was made smaller
+	inWindow   int32 // that the client may still send; negative after the window of all streams was made smaller
 	inOwed     int32 // of it, given back later
 	inSize     int32 // that it is kept at
 	inFirst    int32 // of it, what every new stream is granted: the rest is in front.grown
@@ -115,7 +115,7 @@ type requestSide struct {
 	backWindow int64 // that the endpoint grants, beside what it grants every new stream
 }
 
-// responseSide is what comes from the endpoint and goes to the caller. out holds whole messages; hold the beginning of one, which is dropped if the call ends before the
+// responseSide is what comes from the endpoint and goes to the client. out holds whole messages; hold the beginning of one, which is dropped if the call ends before the
 // rest has come.
 //
 // Invariants: after outEnd nothing more comes, the call has left its endpoint, and one of outTrailers, outEnding, resets, or none of them for a call that is not gRPC, says how
@@ -135,15 +135,15 @@ type responseSide struct {
 	outEnding   *ending
 	outLeft     int64 // of content-length; negative if it is not known
 	outBytes    int64 // that came
-	frontWindow int64 // that the caller grants, beside what it grants every new stream
+	frontWindow int64 // that the client grants, beside what it grants every new stream
 	outMessages messages
-	sent        messages // what of outMessages has been sent to the caller
+	sent        messages // what of outMessages has been sent to the client
 	outWindow   int32    // that the endpoint may still send
 	outOwed     int32    // of it, given back later
 	outSize     int32    // that it is kept at
 	outFirst    int32    // of it, what every new stream is granted: the rest is in front.grown
 	prepaid     int32    // bytes of hold and out for which credit was given before they left
-	unpaid      int32    // bytes of hold for which it was not, because something waited for the caller
+	unpaid      int32    // bytes of hold for which it was not, because something waited for the client
 }
 
 // ref is a call for those who hold no lock, since a stream's memory is used again.
@@ -191,8 +191,8 @@ func (s *stream) begin(now int64) {
 }
 
 // account counts what is kept for the stream. If that of all streams is too much for the process although windows have been made smaller and new calls are
-// refused, those pay whose callers take nothing, and only those of connections with more than their share: see Proxy.pressed.
-func (s *stream) account(w *wakes) {
+// refused, those pay whose clients take nothing, and only those of connections with more than their share: see Proxy.pressed.
+func (s *stream) account(w *wakeups) {
 	if !s.open { // it has ended meanwhile, and what it held is given back
 		return
 	}
@@ -216,19 +216,19 @@ func (s *stream) account(w *wakes) {
 	all := p.held.Add(int64(more))
 	if more > 0 && s.tooMuch(all) {
 		p.stats.shortOfMemory.Add(1)
-		p.warn("stream ended, limits.memory is exceeded", "caller", f.nc.RemoteAddr().String(), "path", s.call.path, "bytes", n, "connectionBytes", f.held, "allBytes", all, "limit", p.memory.Load())
-		s.drop(failure(codes.ResourceExhausted, reasonMemory, http.StatusServiceUnavailable, "what waits for the caller is more than limits.memory allows"), w)
+		p.warn("stream ended, limits.memory is exceeded", "client", f.nc.RemoteAddr().String(), "path", s.call.path, "bytes", n, "connectionBytes", f.held, "allBytes", all, "limit", p.memory.Load())
+		s.drop(failure(codes.ResourceExhausted, reasonMemory, http.StatusServiceUnavailable, "what waits for the client is more than limits.memory allows"), w)
 	}
 }
 
 // finish takes the stream from its front. Its end has been sent.
-func (s *stream) finish(w *wakes) {
+func (s *stream) finish(w *wakeups) {
 	f := s.front
 	if !s.open {
 		return
 	}
 	if !s.inEnd {
-		// The caller's last does not matter any more: RFC 9113 section 8.1.
+		// The client's last does not matter any more: RFC 9113 section 8.1.
 		f.out = frame.AppendReset(f.out, s.id, frame.NoError)
 		f.forgotten.add(s.id, int(max(s.inWindow, 0)))
 		w.add(&f.conn)

@@ -15,7 +15,7 @@ import (
 	"github.com/levada-io/levada/internal/h2/header"
 )
 
-// TestDeadlineIsPassedOn: X-10. An endpoint sees what is left of the time, and the caller gets DEADLINE_EXCEEDED when it is over.
+// TestDeadlineIsPassedOn: X-10. An endpoint sees what is left of the time, and the client gets DEADLINE_EXCEEDED when it is over.
 func TestDeadlineIsPassedOn(t *testing.T) {
 	read := func(t *testing.T, r event) time.Duration {
 		t.Helper()
@@ -33,9 +33,9 @@ func TestDeadlineIsPassedOn(t *testing.T) {
 		least, most          time.Duration
 	}{
 		{"none", "0s", "", -1, -1},
-		{"the caller's", "0s", "10S", 5 * time.Second, 10 * time.Second},
+		{"the client's", "0s", "10S", 5 * time.Second, 10 * time.Second},
 		{"the route's", "20s", "", 15 * time.Second, 20 * time.Second},
-		{"the caller's is earlier", "20s", "10S", 5 * time.Second, 10 * time.Second},
+		{"the client's is earlier", "20s", "10S", 5 * time.Second, 10 * time.Second},
 		{"the route's is earlier", "20s", "1H", 15 * time.Second, 20 * time.Second},
 		{"8 digits", "0s", "99999999m", 99990 * time.Second, 99999999 * time.Millisecond},
 	} {
@@ -86,7 +86,7 @@ func TestDeadlineIsPassedOn(t *testing.T) {
 			t.Errorf("the endpoint was told %v", got)
 		}
 	})
-	t.Run("the caller knows it, too", func(t *testing.T) {
+	t.Run("the client knows it, too", func(t *testing.T) {
 		back := listen(t)
 		p := start(t, oneBackend(back.addr()))
 		c := dial(t, p.addr)
@@ -101,7 +101,7 @@ func TestDeadlineIsPassedOn(t *testing.T) {
 		c.rstStream(id, http2.ErrCodeCancel)
 		c.settle()
 		calls := p.Stats().Routes[0].Calls
-		if got := calls[1].ByReason; got[reasonDeadline] != 1 || got[endedByCaller] != 1 || calls[1].ByStatus[codes.DeadlineExceeded] != 1 {
+		if got := calls[1].ByReason; got[reasonDeadline] != 1 || got[clientCancelled] != 1 || calls[1].ByStatus[codes.DeadlineExceeded] != 1 {
 			t.Errorf("counted as %v", got)
 		}
 	})
@@ -139,7 +139,7 @@ func TestDeadlineIsPassedOn(t *testing.T) {
 	})
 }
 
-// almostOver brings the deadline of a caller's stream near, without our own timer.
+// almostOver brings the deadline of a client's stream near, without our own timer.
 func almostOver(p *Proxy, id uint32) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -219,7 +219,7 @@ func TestIdleTimeout(t *testing.T) {
 	}
 }
 
-// TestStall: a caller that takes nothing although something is there loses the stream, or the connection if it does not even read.
+// TestStall: a client that takes nothing although something is there loses the stream, or the connection if it does not even read.
 func TestStall(t *testing.T) {
 	t.Run("window", func(t *testing.T) {
 		back := listen(t)
@@ -355,7 +355,7 @@ func TestPingsOnlyWithStreams(t *testing.T) {
 	})
 }
 
-// TestBusyCallerIsNotGone: a caller whose program answers no PING for a while, since it works, keeps its streams as long as its host acknowledges what it is sent.
+// TestBusyCallerIsNotGone: a client whose program answers no PING for a while, since it works, keeps its streams as long as its host acknowledges what it is sent.
 func TestBusyCallerIsNotGone(t *testing.T) {
 	back := listen(t)
 	p := start(t, oneBackend(back.addr(), "listener: keepalive: {interval: 50ms, timeout: 50ms}"))
@@ -365,14 +365,14 @@ func TestBusyCallerIsNotGone(t *testing.T) {
 	e := back.accept()
 	r := e.takeRequest()
 	c.await("a PING", func(e *event) bool { return e.kind == http2.FramePing && !e.ack })
-	never(t, "the caller's stream ended", time.Second, func() bool { return p.Open() == 0 })
+	never(t, "the client's stream ended", time.Second, func() bool { return p.Open() == 0 })
 	e.only(r.id, "0")
 	if a := c.end(id); a.status() != "0" {
 		t.Errorf("ended with %s", a.status())
 	}
 }
 
-// TestSilentCaller: a caller whose host is gone without a word is found by PING, and its streams are cancelled.
+// TestSilentCaller: a client whose host is gone without a word is found by PING, and its streams are cancelled.
 func TestSilentCaller(t *testing.T) {
 	back := listen(t)
 	p := startConfig(t, parse(t, oneBackend(back.addr(), "listener: keepalive: {interval: 200ms, timeout: 200ms}")),
@@ -406,12 +406,12 @@ func TestIdleCaller(t *testing.T) {
 	c.gone()
 }
 
-// TestUnmask: behind another proxy that hides lost connections the route can make them UNAVAILABLE again.
-func TestUnmask(t *testing.T) {
+// TestRestoreUnavailableUndoesWhatOtherProxiesMakeOfALostConnection: behind another proxy that hides lost connections the route can make them UNAVAILABLE again.
+func TestRestoreUnavailableUndoesWhatOtherProxiesMakeOfALostConnection(t *testing.T) {
 	for _, test := range []struct {
 		name            string
 		play            func(e *wire, id uint32)
-		plain, unmasked string
+		plain, restored string
 	}{
 		{"RST INTERNAL_ERROR", func(e *wire, id uint32) { e.respond(id); e.rstStream(id, http2.ErrCodeInternal) }, "INTERNAL_ERROR", "14"},
 		{"RST NO_ERROR", func(e *wire, id uint32) { e.respond(id); e.rstStream(id, http2.ErrCodeNo) }, "NO_ERROR", "14"},
@@ -419,17 +419,17 @@ func TestUnmask(t *testing.T) {
 		{"END_STREAM", func(e *wire, id uint32) { e.respond(id); e.data(id, nil, true) }, "13", "14"},
 		{"a status", func(e *wire, id uint32) { e.respond(id); e.finish(id, "13") }, "13", "13"},
 	} {
-		for _, unmask := range []bool{false, true} {
-			t.Run(fmt.Sprint(test.name, unmask), func(t *testing.T) {
+		for _, restoreUnavailable := range []bool{false, true} {
+			t.Run(fmt.Sprint(test.name, restoreUnavailable), func(t *testing.T) {
 				back := listen(t)
-				p := start(t, oneBackend(back.addr(), "route: unmask: "+strconv.FormatBool(unmask)))
+				p := start(t, oneBackend(back.addr(), "route: restoreUnavailable: "+strconv.FormatBool(restoreUnavailable)))
 				c := dial(t, p.addr)
 				id := c.begin(true)
 				e := back.accept()
 				test.play(e, e.takeRequest().id)
 				want := test.plain
-				if unmask {
-					want = test.unmasked
+				if restoreUnavailable {
+					want = test.restored
 				}
 				if a := c.end(id); a.status() != want {
 					t.Errorf("ended with %s (%s), want %s", a.status(), a.reason(), want)

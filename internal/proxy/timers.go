@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/levada-io/levada/internal/h2/frame"
+	"github.com/levada-io/levada/internal/proxy/balance"
 	"google.golang.org/grpc/codes"
 )
 
@@ -18,7 +19,7 @@ func later(now int64, d time.Duration) int64 {
 // arm sets the timer to the next thing that may be due. Timers that would go off too early are left: expire sets them again.
 func (s *stream) arm() {
 	at := s.stallEnd
-	if !s.outEnd { // else all that is left is that the caller takes it
+	if !s.outEnd { // else all that is left is that the client takes it
 		for _, t := range [...]int64{s.deadline, s.ageEnd, s.retryAt, s.tryEnd, s.waitEnd, s.idleEnd()} {
 			if t != 0 && (at == 0 || t < at) {
 				at = t
@@ -40,7 +41,7 @@ func (s *stream) idleEnd() int64 {
 
 // expire is called by the wheel. The stream may have ended, or be another one, meanwhile.
 func (s *stream) expire(now int64) {
-	var w wakes
+	var w wakeups
 	f := s.front
 	f.proxy.clock.Store(now)
 	f.mu.Lock()
@@ -54,12 +55,12 @@ func (s *stream) expire(now int64) {
 	w.flush()
 }
 
-func (s *stream) onTimer(now int64, w *wakes) {
+func (s *stream) onTimer(now int64, w *wakeups) {
 	passed := func(at int64) bool { return at != 0 && at <= now }
 	switch {
 	case passed(s.stallEnd):
 		s.stallEnd = 0
-		s.drop(unavailable(reasonStalled, "the caller has taken nothing for the listener's stallTimeout of %v", s.front.stallTimeout), w)
+		s.drop(unavailable(reasonStalled, "the client has taken nothing for the listener's stallTimeout of %v", s.front.stallTimeout), w)
 	case s.outEnd:
 	case passed(s.deadline):
 		s.deadline = 0
@@ -72,17 +73,17 @@ func (s *stream) onTimer(now int64, w *wakes) {
 	case passed(s.idleEnd()):
 		s.end(unavailable(reasonIdle, "no message for %v", s.call.route.idleTimeout), w)
 	case passed(s.waitEnd):
-		s.place(w)
+		s.dispatch(w)
 	case passed(s.tryEnd):
 		s.tryEnd = 0
 		e := unavailable(reasonDeadline, "no response within the route's perTryTimeout of %v", s.call.route.retry.PerTryTimeout)
-		if !s.policyRetry(codes.Unavailable, -1, frame.Cancel, w) {
+		if !s.retry(attemptFailure{code: codes.Unavailable}, balance.Failure, frame.Cancel, w) {
 			s.end(e, w)
 		}
 	case passed(s.retryAt):
 		s.retryAt = 0
 		s.cluster, s.tried, s.waitEnd, s.lastError = nil, 0, 0, nil // another backend of the route's may do better
-		s.place(w)
+		s.dispatch(w)
 	}
 }
 
@@ -110,7 +111,7 @@ func (s *stream) touch() {
 	}
 }
 
-// stall gives the caller time to take something.
+// stall gives the client time to take something.
 func (s *stream) stall() {
 	s.stuck = s.front.proxy.now()
 	if d := s.front.stallTimeout; d > 0 {
@@ -122,7 +123,7 @@ func (s *stream) stall() {
 // deadlineSlack is how long before ours the clocks of others may say that the call's deadline has passed.
 const deadlineSlack = 25 * time.Millisecond
 
-// late reports whether a cancellation is due to the deadline: callers and endpoints know it, too.
+// late reports whether a cancellation is due to the deadline: clients and endpoints know it, too.
 func (s *stream) late(code frame.Code) bool {
 	return code == frame.Cancel && s.deadline != 0 && s.front.proxy.now() >= s.deadline-int64(deadlineSlack)
 }

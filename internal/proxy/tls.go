@@ -129,7 +129,7 @@ func newListenerTLS(log *slog.Logger, c *config.ListenerTLS) (*listenerTLS, erro
 					return nil, fmt.Errorf("%s: %w", more.Certificate, err)
 				}
 				if len(pair.Leaf.DNSNames) == 0 {
-					return nil, fmt.Errorf("%s has no DNS name, so no caller can ask for it: use a certificate with a subject alternative name", more.Certificate)
+					return nil, fmt.Errorf("%s has no DNS name, so no client can ask for it: use a certificate with a subject alternative name", more.Certificate)
 				}
 				named.add(&pair)
 			}
@@ -140,7 +140,7 @@ func newListenerTLS(log *slog.Logger, c *config.ListenerTLS) (*listenerTLS, erro
 	return &listenerTLS{w}, err
 }
 
-// shown is the certificate that a caller has seen which asked for a name.
+// shown is the certificate that a client has seen which asked for a name.
 func (l *listenerTLS) shown(name string) *x509.Certificate {
 	c := l.config.get()
 	if c.GetCertificate != nil {
@@ -161,7 +161,7 @@ func (n names) add(c *tls.Certificate) {
 	}
 }
 
-// choose gives the certificate for the name that a caller asks for: the exact one, that of *. and the rest, or the one for all others.
+// choose gives the certificate for the name that a client asks for: the exact one, that of *. and the rest, or the one for all others.
 func (n names) choose(hello *tls.ClientHelloInfo, others *tls.Certificate) *tls.Certificate {
 	name := strings.ToLower(strings.TrimSuffix(hello.ServerName, "."))
 	if name == "" {
@@ -177,7 +177,7 @@ func (n names) choose(hello *tls.ClientHelloInfo, others *tls.Certificate) *tls.
 		}
 	}
 	if len(found) > 0 {
-		return found[0] // the caller will say what it misses
+		return found[0] // the client will say what it misses
 	}
 	return others
 }

@@ -49,7 +49,7 @@ func ParseID(text string) (ID, error) {
 	c, err := strconv.ParseUint(connection, 10, 64)
 	s, err2 := strconv.ParseUint(stream, 10, 32)
 	if !ok || err != nil || err2 != nil {
-		return ID{}, fmt.Errorf("%q is no call: expected two numbers such as 12.345", text)
+		return ID{}, fmt.Errorf("%q is not a call id; expected two numbers such as 12.345", text)
 	}
 	return ID{c, uint32(s)}, nil
 }
@@ -60,8 +60,8 @@ func (id ID) compare(other ID) int {
 
 // Stats are all counters. Those of one moment fit together as well as counters do that go on counting.
 type Stats struct {
-	Connections    int64 // of callers, open
-	Accepted       int64 // connections of callers, ever
+	Connections    int64 // of clients, open
+	Accepted       int64 // connections of clients, ever
 	RefusedStreams int64 // above the limit of a connection
 	// Full is how often a connection had as many streams as it may.
 	Full int64
@@ -76,11 +76,11 @@ type Stats struct {
 
 // RouteStats are those of a route.
 type RouteStats struct {
-	Route                        string
-	Method                       string // empty for all calls whose method is not counted by itself
-	Opened, Open                 int64
-	Replays, Retries, OverBudget int64
-	Calls                        []CallStats // by backend, that of no backend first
+	Route                                   string
+	Method                                  string // empty for all calls whose method is not counted by itself
+	Opened, Open                            int64
+	TransparentRetries, Retries, OverBudget int64
+	Calls                                   []CallStats // by backend, that of no backend first
 }
 
 // CallStats are of the calls of a route that have ended at one backend.
@@ -136,7 +136,7 @@ func (p *Proxy) Stats() Stats {
 	})
 	for _, key := range keys {
 		r := p.routes[key]
-		one := RouteStats{Route: key.route, Method: key.method, Open: r.open(), Replays: r.replays.Load(), Retries: r.retries.Load(), OverBudget: r.overBudget.Load(),
+		one := RouteStats{Route: key.route, Method: key.method, Open: r.open(), TransparentRetries: r.transparentRetries.Load(), Retries: r.retries.Load(), OverBudget: r.overBudget.Load(),
 			Calls: []CallStats{r.refused.view("")}}
 		one.Opened = r.opened.Load()
 		for _, backend := range slices.Sorted(maps.Keys(r.backends)) {
@@ -243,7 +243,7 @@ type MethodView struct {
 	// Statuses of the calls that have ended, by name, without zeros.
 	Statuses map[string]int64 `json:"statuses"`
 	// Took counts the durations in the buckets of Buckets; Seconds is their sum.
-	Took    []int64 `json:"took"`
+	Took    []int64 `json:"durationCounts"`
 	Seconds float64 `json:"seconds"`
 }
 
@@ -426,7 +426,7 @@ func (e *endpoint) view(info balance.Info, now int64, when func(int64) *time.Tim
 func (b *back) view() ConnectionView {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	v := ConnectionView{Local: b.nc.LocalAddr().String(), Since: b.since, Streams: len(b.streams), Draining: b.draining || b.closing, GoAway: b.goneAway,
+	v := ConnectionView{Local: b.nc.LocalAddr().String(), Since: b.since, Streams: len(b.streams), Draining: b.draining || b.closing, GoAway: b.goAwayCode,
 		Unsent: len(b.out) + b.writing}
 	if b.peer.streams != 1<<32-1 {
 		v.MaxStreams = int(b.peer.streams)
@@ -436,28 +436,28 @@ func (b *back) view() ConnectionView {
 
 // StreamView is an open call.
 type StreamView struct {
-	ID             ID        `json:"id"`
-	Began          time.Time `json:"began"`
-	AgeSeconds     float64   `json:"ageSeconds"`
-	Caller         string    `json:"caller"`
-	TLSPeer        string    `json:"tlsPeer,omitempty"`
-	Route          string    `json:"route"`
-	Authority      string    `json:"authority"`
-	Path           string    `json:"path"`
-	Backend        string    `json:"backend,omitempty"`
-	Endpoint       string    `json:"endpoint,omitempty"`
-	Kind           string    `json:"kind"`
-	Requests       int       `json:"requests"` // messages
-	Responses      int       `json:"responses"`
-	RequestBytes   int64     `json:"requestBytes"`
-	ResponseBytes  int64     `json:"responseBytes"`
-	RequestsWait   int       `json:"requestBytesWaiting"` // bytes that the endpoint has not taken
-	ResponsesWait  int       `json:"responseBytesWaiting"`
-	Attempts       int       `json:"attempts"`
-	Replays        int       `json:"replays"`
-	DeadlineInSecs *float64  `json:"deadlineSeconds,omitempty"` // that are left
-	Trace          string    `json:"trace,omitempty"`
-	// Waits says what the call waits for: an endpoint, a connection, or the caller, which has not taken all that was sent before the end.
+	ID                 ID        `json:"id"`
+	Started            time.Time `json:"startedAt"`
+	AgeSeconds         float64   `json:"ageSeconds"`
+	Client             string    `json:"client"`
+	TLSPeer            string    `json:"tlsPeer,omitempty"`
+	Route              string    `json:"route"`
+	Authority          string    `json:"authority"`
+	Path               string    `json:"path"`
+	Backend            string    `json:"backend,omitempty"`
+	Endpoint           string    `json:"endpoint,omitempty"`
+	Kind               string    `json:"kind"`
+	Requests           int       `json:"requests"` // messages
+	Responses          int       `json:"responses"`
+	RequestBytes       int64     `json:"requestBytes"`
+	ResponseBytes      int64     `json:"responseBytes"`
+	RequestsWait       int       `json:"requestBytesWaiting"` // bytes that the endpoint has not taken
+	ResponsesWait      int       `json:"responseBytesWaiting"`
+	Attempts           int       `json:"attempts"`
+	TransparentRetries int       `json:"transparentRetries"`
+	DeadlineInSecs     *float64  `json:"deadlineSeconds,omitempty"` // that are left
+	Trace              string    `json:"trace,omitempty"`
+	// Waits says what the call waits for: an endpoint, a connection, or the client, which has not taken all that was sent before the end.
 	Waits string `json:"waits,omitempty"`
 }
 
@@ -524,9 +524,9 @@ func (s *stream) view(at *chosen, now int64) StreamView {
 	age := time.Duration(now - s.started)
 	c := s.describe(age)
 	v := StreamView{
-		ID: c.ID, Began: c.Began, AgeSeconds: age.Seconds(), Caller: c.Caller, TLSPeer: c.TLSPeer, Route: c.Route, Authority: c.Authority, Path: c.Path, Kind: "streaming",
+		ID: c.ID, Started: c.Started, AgeSeconds: age.Seconds(), Client: c.Client, TLSPeer: c.TLSPeer, Route: c.Route, Authority: c.Authority, Path: c.Path, Kind: "streaming",
 		Requests: int(s.inMessages.count), Responses: int(s.outMessages.count), RequestBytes: s.inBytes, ResponseBytes: s.outBytes, RequestsWait: s.in.size,
-		ResponsesWait: s.out.size + s.hold.size, Attempts: int(s.attempts) + 1, Replays: int(s.replays),
+		ResponsesWait: s.out.size + s.hold.size, Attempts: int(s.attempts) + 1, TransparentRetries: int(s.transparentRetries),
 	}
 	if s.kind == balance.Unary {
 		v.Kind = "unary"
@@ -546,7 +546,7 @@ func (s *stream) view(at *chosen, now int64) StreamView {
 	}
 	switch {
 	case s.outEnd:
-		v.Waits = "caller"
+		v.Waits = "client"
 	case s.waiting != nil:
 		v.Waits = "connection"
 	case s.back == nil:
@@ -558,11 +558,11 @@ func (s *stream) view(at *chosen, now int64) StreamView {
 // Config is the configuration in force. It must not be changed.
 func (p *Proxy) Config() *config.Config { return p.state.Load().config }
 
-// Connections is the number of open connections of callers.
+// Connections is the number of open connections of clients.
 func (p *Proxy) Connections() int64 { return p.stats.fronts.Load() }
 
-// Begun is when the proxy was made.
-func (p *Proxy) Begun() time.Time { return p.begun }
+// StartedAt is when the proxy was made.
+func (p *Proxy) StartedAt() time.Time { return p.begun }
 
 // Draining reports whether the proxy drains, or has drained.
 func (p *Proxy) Draining() bool { return p.draining.Load() }

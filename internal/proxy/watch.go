@@ -8,13 +8,13 @@ import (
 	"google.golang.org/grpc/codes"
 )
 
-// Call is a call that has begun. Its strings are the caller's words: whoever shows them escapes them.
+// Call is a call that has begun. Its strings are the client's words: whoever shows them escapes them.
 type Call struct {
 	// ID is the call's in this process: the number of its connection and that of its stream.
-	ID    ID
-	Began time.Time
-	// Caller is the address that it comes from, and TLSPeer the subject of its certificate, if it has shown one.
-	Caller, TLSPeer string
+	ID      ID
+	Started time.Time
+	// Client is the address that it comes from, and TLSPeer the subject of its certificate, if it has shown one.
+	Client, TLSPeer string
 	Authority, Path string
 	UserAgent       string
 	// Route that matched; "none" if none did.
@@ -30,23 +30,23 @@ type Ended struct {
 	Took time.Duration
 	// Backend that the call was for, and the endpoint that was tried last; empty if the call was refused before one was chosen, or there was none.
 	Backend, Endpoint string
-	// Code that the caller got; that of a call which is not gRPC says little.
+	// Code that the client got; that of a call which is not gRPC says little.
 	Code codes.Code
-	// Reason says who ended the call, and why: BACKEND, CALLER, or one of the proxy's reasons.
+	// Reason says who ended the call, and why: BACKEND, CLIENT_CANCELLED, or one of the proxy's reasons.
 	Reason string
 	// Reset: the backend ended the call with RST_STREAM, which was passed on.
 	Reset                       bool
 	Requests, Responses         int   // messages
 	RequestBytes, ResponseBytes int64 // of DATA, as they came
-	// Attempts of the route's retry policy, from 1; Replays are those after an endpoint provably had not processed the call.
-	Attempts, Replays int
+	// Attempts of the route's retry policy, from 1; TransparentRetries are those after an endpoint provably had not processed the call.
+	Attempts, TransparentRetries int
 }
 
 // Watcher is told of calls. Its functions are called with the lock of a connection held, by many goroutines at once: they must not block, must not call
 // the proxy, and must not keep the pointer. Each may be nil.
 type Watcher struct {
-	Began func(*Call)
-	Ended func(*Ended)
+	Started func(*Call)
+	Ended   func(*Ended)
 }
 
 // Tracer makes spans of calls. The rules for Watcher hold for its functions.
@@ -59,7 +59,7 @@ type Tracer interface {
 
 // Span is a call that is traced.
 type Span interface {
-	// Traceparent names the span; the backend gets it in place of the caller's.
+	// Traceparent names the span; the backend gets it in place of the client's.
 	Traceparent() string
 	// TraceID is the trace's id in hexadecimal digits.
 	TraceID() string
@@ -120,8 +120,8 @@ func (p *Proxy) began(s *stream) {
 	}
 	if watchers != nil {
 		for _, w := range *watchers {
-			if w.Began != nil {
-				w.Began(&c)
+			if w.Started != nil {
+				w.Started(&c)
 			}
 		}
 	}
@@ -132,7 +132,7 @@ func (p *Proxy) ended(s *stream) {
 	took := time.Duration(p.wheel.Now() - s.started)
 	s.countEnded(took)
 	p.calls.Add(-1)
-	if s.reason == endedByBackend || s.reason == endedByCaller {
+	if s.reason == endedByBackend || s.reason == clientCancelled {
 		s.call.method.saw(s.inMessages.count, s.outMessages.count, took)
 	}
 	watchers := p.watchers.Load()
@@ -141,7 +141,7 @@ func (p *Proxy) ended(s *stream) {
 	}
 	e := Ended{
 		Call: s.describe(took), Took: took, Code: s.code, Reason: s.reason, Reset: s.resets && s.reason == endedByBackend,
-		Requests: int(s.inMessages.count), Responses: int(s.outMessages.count), RequestBytes: s.inBytes, ResponseBytes: s.outBytes, Attempts: int(s.attempts) + 1, Replays: int(s.replays),
+		Requests: int(s.inMessages.count), Responses: int(s.outMessages.count), RequestBytes: s.inBytes, ResponseBytes: s.outBytes, Attempts: int(s.attempts) + 1, TransparentRetries: int(s.transparentRetries),
 	}
 	if s.cluster != nil {
 		e.Backend = s.cluster.name
@@ -167,23 +167,23 @@ func (s *stream) describe(age time.Duration) Call {
 	who := s.front.who()
 	agent, _ := s.request.Get("user-agent")
 	return Call{
-		ID: ID{s.front.number, s.id}, Began: time.Now().Add(-age), Caller: who.address, TLSPeer: who.certificate, Authority: s.request.Request().Authority, Path: s.call.path,
+		ID: ID{s.front.number, s.id}, Started: time.Now().Add(-age), Client: who.address, TLSPeer: who.certificate, Authority: s.request.Request().Authority, Path: s.call.path,
 		UserAgent: agent, Route: s.call.route.name, GRPC: s.grpc,
 	}
 }
 
-// caller is who a front belongs to, as text.
-type caller struct{ address, certificate string }
+// client is who a front belongs to, as text.
+type clientIdentity struct{ address, certificate string }
 
 // who is made when somebody wants to know it first. The front's lock is held.
-func (f *front) who() *caller {
-	if f.caller == nil {
-		f.caller = &caller{address: f.nc.RemoteAddr().String()}
+func (f *front) who() *clientIdentity {
+	if f.client == nil {
+		f.client = &clientIdentity{address: f.nc.RemoteAddr().String()}
 		if t, ok := f.nc.(*tls.Conn); ok {
 			if chain := t.ConnectionState().PeerCertificates; len(chain) > 0 {
-				f.caller.certificate = chain[0].Subject.String()
+				f.client.certificate = chain[0].Subject.String()
 			}
 		}
 	}
-	return f.caller
+	return f.client
 }

@@ -17,7 +17,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
-// wire is one end of a connection of HTTP/2: a caller of the proxy or an endpoint behind it. It sends the frames that a test tells it to, right or wrong,
+// wire is one end of a connection of HTTP/2: a client of the proxy or an endpoint behind it. It sends the frames that a test tells it to, right or wrong,
 // and keeps those that come until the test asks for them.
 type wire struct {
 	t  testing.TB
@@ -525,9 +525,9 @@ func (p *wire) dataOf(id uint32, n int) []byte {
 	return all
 }
 
-// Callers.
+// Clients.
 
-// dial connects a caller to the proxy.
+// dial connects a client to the proxy.
 func dial(t testing.TB, addr string, s ...http2.Setting) *wire {
 	t.Helper()
 	nc, err := net.Dial("tcp", addr)

@@ -158,7 +158,7 @@ func AppendSettingsAck(b []byte) []byte { return AppendHeader(b, 0, Settings, Ac
 // EachSetting calls use with each setting of a SETTINGS frame's payload, until it fails.
 func EachSetting(p []byte, use func(Setting) error) error {
 	if len(p)%settingLen != 0 {
-		return Error{FrameSizeError, "a SETTINGS frame whose length is no multiple of 6"}
+		return Error{FrameSizeError, "a SETTINGS frame whose length is not a multiple of 6"}
 	}
 	for ; len(p) > 0; p = p[settingLen:] {
 		s := Setting{SettingID(binary.BigEndian.Uint16(p)), binary.BigEndian.Uint32(p[2:])}

@@ -12,7 +12,7 @@ import (
 	"strings"
 )
 
-// Probes and metrics are for every client that reaches the address. The rest shows what callers send, or changes what the proxy does, so it is served at
+// Probes and metrics are for every client that reaches the address. The rest shows what clients send, or changes what the proxy does, so it is served at
 // Access.Elsewhere if that is set, and otherwise to connections over the loopback interface or a Unix socket only; and with a token if there is one.
 
 // MinToken is the least length of a token in bytes: 128 bits in base64 have 22.
@@ -32,7 +32,7 @@ func ReadToken(file string) (string, error) {
 	token := strings.TrimSpace(string(text))
 	switch {
 	case len(text) > 4096:
-		return "", fmt.Errorf("%s has more than 4096 bytes, which is no token", file)
+		return "", fmt.Errorf("%s has more than 4096 bytes, which is too long for a token", file)
 	case len(token) < MinToken:
 		return "", fmt.Errorf("the token in %s has %d bytes: expected %d or more, such as the output of openssl rand -base64 32", file, len(token), MinToken)
 	case strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }):

@@ -118,7 +118,7 @@ func listen(t *testing.T, address string) net.Listener {
 	return socket
 }
 
-// Any client that reaches a public administrative address could otherwise close the listeners of the proxy, read its configuration and watch its callers.
+// Any client that reaches a public administrative address could otherwise close the listeners of the proxy, read its configuration and watch its clients.
 func TestOtherMachinesGetProbesAndMetricsOnly(t *testing.T) {
 	p := proxytest.Start(t, proxytest.Config(t, proxytest.NewBackend(t).Address, nil), proxy.Options{Logger: slog.New(slog.DiscardHandler)})
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
@@ -254,7 +254,7 @@ func TestControlAtAUnixSocket(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := admin.Listen("unix:" + file); err == nil || !strings.Contains(err.Error(), "is no socket") {
+	if _, err := admin.Listen("unix:" + file); err == nil || !strings.Contains(err.Error(), "is not a socket") {
 		t.Errorf("at a file: %v", err)
 	}
 	public := listen(t, "127.0.0.1:0")

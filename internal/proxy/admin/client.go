@@ -43,7 +43,7 @@ func NewClient(address, token string) (*Client, error) {
 	}
 	u, err := url.Parse(text)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" {
-		return nil, fmt.Errorf("%q is no administrative address of a proxy: expected host:port, such as 127.0.0.1:9901", address)
+		return nil, fmt.Errorf("%q is not an admin address; expected host:port, such as 127.0.0.1:9901", address)
 	}
 	return &Client{base: u.Scheme + "://" + u.Host, name: u.Scheme + "://" + u.Host, token: token, http: http.DefaultClient}, nil
 }

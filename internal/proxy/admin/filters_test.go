@@ -32,7 +32,7 @@ func TestFiltersThatCanMatchNothing(t *testing.T) {
 			"a path that the route is not for":  {"route=shop.Orders/Watch&path=/shop.Orders/List", "no call of this path has this route"},
 			"an endpoint that is no address":    {"endpoint=orders", "expected host:port or unix:PATH"},
 			"an endpoint that no backend has":   {"endpoint=10.1.2.3:4", "no backend has this endpoint; there are: " + p.backend.Address},
-			"a reason that there is not":        {"reason=LOST", "no reason for which calls end"},
+			"a reason that there is not":        {"reason=LOST", "is not a reason; expected one of"},
 			"a listener, which is no parameter": {"listener=a", "there is no parameter"},
 		} {
 			if at == "/streams" && strings.HasPrefix(c.query, "reason") {

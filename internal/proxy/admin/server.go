@@ -1,7 +1,7 @@
 // Package admin is the proxy's administrative address: metrics, probes, the state for people and programs, the tap, and the drain; and the client of these
 // for the command line.
 //
-// Probes and metrics are for everybody who reaches the address. What shows the state and what changes it is for the machine itself, or for who has the token.
+// Probes and metrics are for every client that reaches the address. What shows the state and what changes it is for the machine itself, or for who has the token.
 package admin
 
 import (
@@ -108,7 +108,7 @@ const index = `levada proxy %s, up for %v
 
 GET  /metrics    metrics for Prometheus
 GET  /livez      200 as long as the process works
-GET  /readyz     200 while callers should come: it listens, and does not drain; ?verbose says more
+GET  /readyz     200 while clients should come: it listens, and does not drain; ?verbose says more
 
 For clients on this machine, or with the token:
 
@@ -136,7 +136,7 @@ func (s *Server) Handler() http.Handler {
 	control := func(pattern string, h http.HandlerFunc) { plain(pattern, s.control(h)) }
 	plain("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		_, _ = fmt.Fprintf(w, index, s.Version, time.Since(s.Proxy.Begun()).Round(time.Second))
+		_, _ = fmt.Fprintf(w, index, s.Version, time.Since(s.Proxy.StartedAt()).Round(time.Second))
 	})
 	plain("GET /livez", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
 	plain("GET /readyz", s.readyz, "verbose")
@@ -211,7 +211,7 @@ func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
 type Overview struct {
 	Version        string              `json:"version"`
 	Now            time.Time           `json:"now"`
-	Begun          time.Time           `json:"begun"`
+	StartedAt      time.Time           `json:"startedAt"`
 	Ready          bool                `json:"ready"`
 	Draining       bool                `json:"draining"`
 	Connections    int64               `json:"connections"`
@@ -221,7 +221,7 @@ type Overview struct {
 }
 
 func (s *Server) overview() Overview {
-	o := Overview{Version: s.Version, Now: time.Now(), Begun: s.Proxy.Begun(), Ready: s.Proxy.Ready(), Draining: s.Proxy.Draining(),
+	o := Overview{Version: s.Version, Now: time.Now(), StartedAt: s.Proxy.StartedAt(), Ready: s.Proxy.Ready(), Draining: s.Proxy.Draining(),
 		Connections: s.Proxy.Connections(), Methods: s.Proxy.Methods(), Backends: s.Proxy.Backends()}
 	for _, b := range proxy.Buckets() {
 		o.BucketsSeconds = append(o.BucketsSeconds, b.Seconds())

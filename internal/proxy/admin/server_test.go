@@ -129,7 +129,7 @@ func TestAnswers(t *testing.T) {
 		{"GET", "/streams?path=shop.Orders/Get", 400, "path=\"shop.Orders/Get\": expected /service/method", nil},
 		{"GET", "/streams?path=/shop*Get", 400, "such as /shop.*", nil},
 		{"GET", "/tap?code=BROKEN", 400, "such as UNAVAILABLE or 14", nil},
-		{"GET", "/tap?reason=BROKEN", 400, "is no reason for which calls end; there are: BACKEND, BACKEND_PROTOCOL, ", nil},
+		{"GET", "/tap?reason=BROKEN", 400, "is not a reason; expected one of: BACKEND, BACKEND_PROTOCOL_ERROR, ", nil},
 		{"GET", "/tap?path=/*/Get", 400, "such as /shop.*", nil},
 		{"GET", "/tap?pat=x", 400, "there is no parameter", nil},
 		{"GET", "/debug/pprof/cmdline", 404, "", nil},
@@ -225,7 +225,7 @@ func TestStreams(t *testing.T) {
 		for _, s := range page.Streams {
 			seen = append(seen, s.ID.String())
 			if s.Path != proxytest.Stream || s.Route != "*" || s.Endpoint != p.backend.Address || s.Backend != "backend" || s.Kind != "streaming" || s.Requests != 1 || s.Responses != 1 ||
-				s.RequestBytes != 5 || s.ResponseBytes != 7 || s.AgeSeconds <= 0 || s.Caller == "" || s.Waits != "" || s.RequestsWait+s.ResponsesWait != 0 {
+				s.RequestBytes != 5 || s.ResponseBytes != 7 || s.AgeSeconds <= 0 || s.Client == "" || s.Waits != "" || s.RequestsWait+s.ResponsesWait != 0 {
 				t.Errorf("%+v", s)
 			}
 		}
@@ -358,7 +358,7 @@ func TestTap(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Fatal(err)
 	}
-	if len(events) != 2 || events[0].Kind != observe.EventBegan || events[1].Kind != observe.EventEnded || events[0].ID != events[1].ID || events[1].Status != "OK" ||
+	if len(events) != 2 || events[0].Kind != observe.EventStarted || events[1].Kind != observe.EventEnded || events[0].ID != events[1].ID || events[1].Status != "OK" ||
 		events[1].Reason != "BACKEND" || events[1].Endpoint != p.backend.Address {
 		t.Errorf("%+v", events)
 	}

@@ -25,7 +25,7 @@ func Listen(address string) (net.Listener, error) {
 	case err != nil:
 		return nil, err
 	case info.Mode()&fs.ModeSocket == 0:
-		return nil, fmt.Errorf("%s exists and is no socket: remove it, or choose another path", path)
+		return nil, fmt.Errorf("%s exists and is not a socket: remove it, or choose another path", path)
 	default:
 		if nc, err := net.DialTimeout("unix", path, time.Second); err == nil {
 			_ = nc.Close()

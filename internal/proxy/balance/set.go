@@ -315,7 +315,7 @@ func (s *Set[T]) readmit(b *Backend[T], now int64) {
 	b.returned = now
 	b.rise(now)
 	b.mu.Lock()
-	b.consecutive, b.results = 0, window{} // it starts anew, or what it was ejected for would eject it again
+	b.consecutive, b.results = 0, window{} // it starts over, or what it was ejected for would eject it again
 	b.mu.Unlock()
 }
 

@@ -318,7 +318,7 @@ func TestEjectionAndReturn(t *testing.T) {
 	}
 	b.Observe(Success, 42*second)
 	if info := b.Info(42 * second); s.Ejected() != 0 || info.EjectedUntil != 0 || info.Weight >= 1 || info.ConsecutiveFailures != 0 || info.Results != 0 {
-		t.Errorf("it has not come back anew: %+v", info)
+		t.Errorf("it has not started over: %+v", info)
 	}
 	if !picked(60 * second) {
 		t.Error("not picked after its return")

@@ -51,7 +51,7 @@ func New(o Options) *cobra.Command {
 		Short: "Forward gRPC to backends, and preserve the status of streams",
 		Long: `Forward gRPC to backends, and preserve the status of streams.
 
-SIGTERM drains: the listeners close, the open streams are ended one by one over --drain with a status that their callers can act on, and the process
+SIGTERM drains: the listeners close, the open streams are ended one by one over --drain with a status that their clients can act on, and the process
 ends; a second one ends it at once. SIGHUP, or a change of the --config file, puts the new configuration in force without touching a stream (a
 listener that is removed is drained), and reopens the access log. While the file cannot be read, what was loaded before stays in force.
 
@@ -73,29 +73,29 @@ Spans are sent over OTLP (gRPC) when OTEL_EXPORTER_OTLP_ENDPOINT is set. GOGC is
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&simple.Listen, "listen", simple.Listen, "`ADDRESS` that callers connect to")
+	f.StringVar(&simple.Listen, "listen", simple.Listen, "`ADDRESS` to listen on")
 	f.StringVar(&simple.Backend, "backend", "", "`TARGET`: "+targets)
-	f.StringVar(&simple.Admin, "admin", simple.Admin, "`ADDRESS` of metrics, probes and the state; empty for none")
-	f.StringVar(&simple.Control, "admin-control", "", "`ADDRESS` of the state, the tap and the drain in place of --admin: unix:PATH or host:port")
-	f.StringVar(&simple.AdminToken, "admin-token-file", "", "`FILE` with the token that these need then")
-	f.DurationVar(&simple.StreamAge, "stream-age", simple.StreamAge, "end streams that live longer, give or take a tenth; 0 never")
-	f.DurationVar(&simple.Drain, "drain", simple.Drain, "time over which open streams are ended after SIGTERM")
-	f.DurationVar(&simple.PingInterval, "ping-interval", simple.PingInterval, "silence of a backend after which it is pinged while streams are open; 0 never")
-	f.DurationVar(&simple.PingTimeout, "ping-timeout", simple.PingTimeout, "time for the answer")
-	f.DurationVar(&simple.ConnectTimeout, "connect-timeout", simple.ConnectTimeout, "time to connect to an endpoint")
-	f.StringVar(&simple.TLSCert, "tls-cert", "", "certificate `FILE` of the listener (PEM), reloaded when it changes")
-	f.StringVar(&simple.TLSKey, "tls-key", "", "its key")
-	f.StringVar(&simple.TLSClientCA, "tls-client-ca", "", "authorities `FILE` of callers' certificates, which are demanded then")
-	f.BoolVar(&simple.BackendTLS, "backend-tls", false, "TLS to the backend")
-	f.StringVar(&simple.BackendCA, "backend-ca", "", "authorities `FILE` of the backend's certificates; the system's if empty")
-	f.StringVar(&simple.BackendCert, "backend-cert", "", "certificate `FILE` that is shown to the backend")
-	f.StringVar(&simple.BackendKey, "backend-key", "", "its key")
-	f.StringVar(&simple.BackendName, "backend-name", "", "`NAME` in the backend's certificate")
-	f.StringVar(&simple.AccessLog, "access-log", "", "`FILE` for a line of JSON per call; - for the standard output")
-	f.BoolVar(&simple.Unmask, "unmask", false, "make UNAVAILABLE again of what other proxies behind this one made of a lost connection")
+	f.StringVar(&simple.Admin, "admin", simple.Admin, "`ADDRESS` for metrics, probes and the admin API; empty disables it")
+	f.StringVar(&simple.Control, "admin-control", "", "`ADDRESS` for the admin API (state, tap, drain) instead of --admin: unix:PATH or host:port")
+	f.StringVar(&simple.AdminToken, "admin-token-file", "", "`FILE` with the bearer token that --admin-control requires")
+	f.DurationVar(&simple.StreamAge, "stream-age", simple.StreamAge, "end streams that are older, with a jitter of 10%; 0 disables it")
+	f.DurationVar(&simple.Drain, "drain", simple.Drain, "period over which open streams are ended after SIGTERM")
+	f.DurationVar(&simple.PingInterval, "ping-interval", simple.PingInterval, "ping a backend that has been silent for this long while streams are open; 0 disables it")
+	f.DurationVar(&simple.PingTimeout, "ping-timeout", simple.PingTimeout, "close the connection if a ping is not answered within this time")
+	f.DurationVar(&simple.ConnectTimeout, "connect-timeout", simple.ConnectTimeout, "timeout for connecting to an endpoint")
+	f.StringVar(&simple.TLSCert, "tls-cert", "", "certificate `FILE` of the listener (PEM); reloaded when it changes")
+	f.StringVar(&simple.TLSKey, "tls-key", "", "private key `FILE` of the listener")
+	f.StringVar(&simple.TLSClientCA, "tls-client-ca", "", "CA bundle `FILE` for client certificates, which become required")
+	f.BoolVar(&simple.BackendTLS, "backend-tls", false, "use TLS to the backend")
+	f.StringVar(&simple.BackendCA, "backend-ca", "", "CA bundle `FILE` for the backend's certificate; default: the system's")
+	f.StringVar(&simple.BackendCert, "backend-cert", "", "client certificate `FILE` for the backend")
+	f.StringVar(&simple.BackendKey, "backend-key", "", "private key `FILE` of the client certificate")
+	f.StringVar(&simple.BackendName, "backend-name", "", "expected `NAME` in the backend's certificate")
+	f.StringVar(&simple.AccessLog, "access-log", "", "write a line of JSON per call to `FILE`; - for standard output")
+	f.BoolVar(&simple.RestoreUnavailable, "restore-unavailable", false, "report UNAVAILABLE where other proxies behind this one reset a stream or ended it without a status")
 	f.VisitAll(func(one *pflag.Flag) { one.Annotations = map[string][]string{ofSimple: nil} })
-	f.StringVar(&file, "config", "", "configuration `FILE`, instead of the other flags; read again when it changes. - is the standard input, which is read once")
-	f.BoolVar(&pprof, "pprof", false, "serve Go's profiles at the --admin address, to clients on this machine only")
+	f.StringVar(&file, "config", "", "configuration `FILE`, instead of the other flags; reloaded when it changes. - reads standard input once")
+	f.BoolVar(&pprof, "pprof", false, "serve Go profiles at the --admin address, to local clients only")
 	log.Register(f)
 	cmd.AddCommand(newValidate(o), newTop(o.Name), newTap(o.Name), newDrain(o.Name), newUndrain(o.Name))
 	return cmd
@@ -227,7 +227,7 @@ func (r *run) run(ctx context.Context, c *config.Config) (err error) {
 	reloader.Go(func() { r.reload(reloading, hangUp) })
 	err = r.proxy.Run(ctx)
 	if failed, ok := errors.AsType[*net.OpError](err); ok && failed.Op == "listen" {
-		err = fmt.Errorf("listen for callers (--listen, listeners[].address): %w", err)
+		err = fmt.Errorf("listen for clients (--listen, listeners[].address): %w", err)
 	}
 	stopReloading()
 	reloader.Wait()

@@ -191,7 +191,7 @@ func TestBadInput(t *testing.T) {
 		{"", 2, "--backend TARGET, or --config FILE"},
 		{"--backend nowhere", 2, "--backend"},
 		{"--backend a:1 --listen nowhere", 2, "--listen"},
-		{"--backend a:1 --listen 203.0.113.1:1 --admin=", 1, "listen for callers (--listen, listeners[].address): listen tcp 203.0.113.1:1"},
+		{"--backend a:1 --listen 203.0.113.1:1 --admin=", 1, "listen for clients (--listen, listeners[].address): listen tcp 203.0.113.1:1"},
 		{"--backend a:1 --drain -1s", 2, "--drain"},
 		{"--backend a:1 --tls-cert x", 2, "--tls-key"},
 		{"--backend a:1 --tls-cert x --tls-key y", 2, "--tls-cert: x cannot be read"},
@@ -201,7 +201,7 @@ func TestBadInput(t *testing.T) {
 		{"--config -", 2, "standard input:1:1: the file is empty"},
 		{"--config " + dir + "/none", 2, "no such file"},
 		{"--config " + broken, 2, "did you mean listeners"},
-		{"--config " + broken + " --listen :1 --unmask", 2, "move --listen, --unmask to the file"},
+		{"--config " + broken + " --listen :1 --restore-unavailable", 2, "move --listen, --restore-unavailable to the file"},
 		{"nothing", 2, "unknown command"},
 		{"top --interval 1ms", 2, "100ms or more"},
 		{"top x", 2, "unknown command"},
@@ -211,7 +211,7 @@ func TestBadInput(t *testing.T) {
 		{"top --admin ftp://x", 2, "such as 127.0.0.1:9901"},
 		{"tap --admin 127.0.0.1:1", 1, "ask the proxy (--admin)"},
 		{"tap --code BROKEN", 2, "such as UNAVAILABLE or 14"},
-		{"tap --reason NOPE", 2, "--reason: \"NOPE\" is no reason for which calls end; there are: BACKEND, "},
+		{"tap --reason NOPE", 2, "--reason: \"NOPE\" is not a reason; expected one of: BACKEND, "},
 		{"tap --path demo.Echo/Say", 2, "--path: \"demo.Echo/Say\": expected /service/method"},
 		{"tap --path /demo*x", 2, "--path"},
 		{"tap -o yaml", 2, "text or json"},
@@ -781,7 +781,7 @@ func TestFitTo(t *testing.T) {
 
 // A low terminal shows fewer methods, so that the endpoints are seen.
 func TestFitToShowsEndpoints(t *testing.T) {
-	now := &admin.Overview{Now: time.Unix(100, 0), Begun: time.Unix(0, 0), BucketsSeconds: []float64{1},
+	now := &admin.Overview{Now: time.Unix(100, 0), StartedAt: time.Unix(0, 0), BucketsSeconds: []float64{1},
 		Backends: []proxy.BackendView{{Name: "b", Endpoints: []proxy.EndpointView{{Address: "10.0.0.1:80"}, {Address: "10.0.0.2:80"}}}}}
 	for i := range 50 {
 		now.Methods = append(now.Methods, proxy.MethodView{Path: fmt.Sprintf("/a.B/%d", i), Took: []int64{0, 0}})

@@ -80,8 +80,8 @@ func tapLine(e *observe.Event) string {
 	switch e.Kind {
 	case observe.EventDropped:
 		return fmt.Sprintf("... %s left out: more than could be shown", plural(int(e.Dropped), "event"))
-	case observe.EventBegan:
-		return printable(fmt.Sprintf("%s  began  %-8s  %s  from %s, route %s", e.Time.Local().Format("15:04:05.000"), e.ID, e.Path, e.Caller, e.Route))
+	case observe.EventStarted:
+		return printable(fmt.Sprintf("%s  began  %-8s  %s  from %s, route %s", e.Time.Local().Format("15:04:05.000"), e.ID, e.Path, e.Client, e.Route))
 	}
 	took := time.Duration(e.Seconds * float64(time.Second))
 	at := e.Endpoint
@@ -93,7 +93,7 @@ func tapLine(e *observe.Event) string {
 	if e.Attempts > 1 {
 		text += fmt.Sprintf(", %d attempts", e.Attempts)
 	}
-	if e.Replays > 0 {
+	if e.TransparentRetries > 0 {
 		text += ", sent again"
 	}
 	if e.Reset {

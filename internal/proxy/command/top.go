@@ -65,8 +65,8 @@ func top(ctx context.Context, client *admin.Client, out io.Writer, interval time
 		if err != nil {
 			return err
 		}
-		if before != nil && !before.Begun.Equal(now.Begun) {
-			before = nil // the proxy was started anew
+		if before != nil && !before.StartedAt.Equal(now.StartedAt) {
+			before = nil // the proxy was restarted
 		}
 		text := topText(before, now, rows)
 		if terminal {
@@ -129,7 +129,7 @@ func fitTo(text string, withRows func(rows int) string, width, height int) strin
 
 // topText is one look. Without one before it shows what was since the beginning.
 func topText(before, now *admin.Overview, rows int) string {
-	passed, since := now.Now.Sub(now.Begun), "since its beginning"
+	passed, since := now.Now.Sub(now.StartedAt), "since its beginning"
 	earlier := map[string]proxy.MethodView{}
 	if before != nil {
 		passed = now.Now.Sub(before.Now)
@@ -146,7 +146,7 @@ func topText(before, now *admin.Overview, rows int) string {
 		state = "not listening"
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "proxy %s, %s, up %v, %s; rates and latencies %s\n\n", now.Version, state, now.Now.Sub(now.Begun).Round(time.Second),
+	fmt.Fprintf(&b, "proxy %s, %s, up %v, %s; rates and latencies %s\n\n", now.Version, state, now.Now.Sub(now.StartedAt).Round(time.Second),
 		plural(int(now.Connections), "connection"), since)
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintln(w, "METHOD\tKIND\tCALLS/S\tOPEN\tMEAN\tP50\tP99\tSTATUSES")

@@ -19,16 +19,16 @@ func splitAddress(s string, listen bool) (host, port string, err error) {
 	if err != nil {
 		reason := err.Error()
 		if a := (*net.AddrError)(nil); errors.As(err, &a) {
-			reason = a.Err // without the address, which the caller names
+			reason = a.Err // without the address, which the client names
 		}
-		return "", "", fmt.Errorf("%s is no host:port: %s", strictyaml.Quote(s), reason)
+		return "", "", fmt.Errorf("%s is not host:port: %s", strictyaml.Quote(s), reason)
 	}
 	lowest := 1
 	if listen {
 		lowest = 0
 	}
 	if n, err := strconv.Atoi(port); err != nil || n < lowest || n > 65535 || port[0] == '+' {
-		return "", "", fmt.Errorf("%s has the port %s, which is no number from %d to 65535", strictyaml.Quote(s), strictyaml.Quote(port), lowest)
+		return "", "", fmt.Errorf("%s has the port %s, which is not a number from %d to 65535", strictyaml.Quote(s), strictyaml.Quote(port), lowest)
 	}
 	if host == "" && !listen {
 		return "", "", fmt.Errorf("%s has no host", strictyaml.Quote(s))

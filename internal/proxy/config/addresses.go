@@ -115,7 +115,7 @@ func (v *validation) systemd(at string, l *Listener) {
 	}
 	v.exactly(at+".address", l.Address, l.Address, name)
 	if l.ReusePort {
-		v.add(at+".reusePort", Problem{Message: "is true, and systemd has opened the socket", Hint: "leave it away: callers wait at the socket of systemd while a process is replaced"})
+		v.add(at+".reusePort", Problem{Message: "is true, and systemd has opened the socket", Hint: "leave it away: clients wait at the socket of systemd while a process is replaced"})
 	}
 }
 

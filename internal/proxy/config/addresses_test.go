@@ -12,7 +12,7 @@ import (
 )
 
 // TestAddressesThatCollide: two addresses that the kernel does not open together, or of which the second socket would replace the first, are one error with the place of
-// both. A listener and admin.control at one Unix socket were accepted: the control took the listener's file, and callers found an HTTP server there.
+// both. A listener and admin.control at one Unix socket were accepted: the control took the listener's file, and clients found an HTTP server there.
 func TestAddressesThatCollide(t *testing.T) {
 	here, err := os.Getwd()
 	if err != nil {

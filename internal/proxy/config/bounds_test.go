@@ -38,7 +38,7 @@ func TestBounds(t *testing.T) {
 		"unknown fields":    {keys.String(), "more than 100 problems"},
 		"one field again":   {strings.Repeat("drain: {}\n", 50_000), "more than 100 problems"},
 		"a bomb of aliases": {bomb.String(), "aliases"},
-		"long text":         {fill("admin: {address: ", "a", "}"), "no host:port"},
+		"long text":         {fill("admin: {address: ", "a", "}"), "not host:port"},
 		"many listeners":    {fill("listeners: [", "{address: 'a:1'}, {address: ':1'}, ", "]"), "elements; expected at most 10000"},
 		"loops": {"listeners: [" + strings.Repeat("{address: 'a:1'}, {address: 'b:2'}, ", 4999) + "{}]\n" +
 			"backends: [{name: a, target: '" + strings.Repeat("c:1,", 150_000) + "c:1'}]", "100 problems"},

@@ -11,7 +11,7 @@ import (
 //
 // Each duration and number that may be 0 says what 0 means. All of a connection's or stream's numbers count for each one by itself.
 type Config struct {
-	// Listeners are where callers connect. All of them serve the routes that do not name one.
+	// Listeners are where clients connect. All of them serve the routes that do not name one.
 	Listeners []Listener `yaml:"listeners"`
 	Admin     Admin      `yaml:"admin"`
 	Drain     Drain      `yaml:"drain"`
@@ -30,7 +30,7 @@ type Config struct {
 	flags map[string]string
 }
 
-// Listener is an address that callers connect to.
+// Listener is an address that clients connect to.
 type Listener struct {
 	// Name by which routes are for this listener alone. It may be empty.
 	Name string `yaml:"name,omitempty"`
@@ -38,13 +38,13 @@ type Listener struct {
 	Address string `yaml:"address" expected:"host:port, such as :8080, or unix:PATH"`
 	// Mode are the permissions of a Unix socket.
 	Mode FileMode `yaml:"mode"`
-	// ReusePort lets a new process listen at the address while this one still does (SO_REUSEPORT), and its callers move to it when this one drains.
+	// ReusePort lets a new process listen at the address while this one still does (SO_REUSEPORT), and its clients move to it when this one drains.
 	ReusePort bool `yaml:"reusePort"`
 	// TLS of the listener; without it HTTP/2 is spoken in clear text, with prior knowledge.
 	TLS *ListenerTLS `yaml:"tls,omitempty"`
 	// MaxConnections that are open at the same time; 0 is no limit. Those above it wait in the kernel's queue.
 	MaxConnections int `yaml:"maxConnections"`
-	// MaxStreams that a connection may have open at the same time (SETTINGS_MAX_CONCURRENT_STREAMS). Further calls wait in the caller's library.
+	// MaxStreams that a connection may have open at the same time (SETTINGS_MAX_CONCURRENT_STREAMS). Further calls wait in the client's library.
 	MaxStreams int `yaml:"maxStreams"`
 	// MaxHeaderBytes of a request, counted as HTTP/2 does: 32 bytes for each field on top of its name and value.
 	MaxHeaderBytes Bytes `yaml:"maxHeaderBytes"`
@@ -52,12 +52,12 @@ type Listener struct {
 	HandshakeTimeout time.Duration `yaml:"handshakeTimeout"`
 	// IdleTimeout is how long a connection without streams stays open; 0 is no timeout.
 	IdleTimeout time.Duration `yaml:"idleTimeout"`
-	// StallTimeout is how long a caller may take nothing although something is there for it. Then the stream ends with UNAVAILABLE, or the
+	// StallTimeout is how long a client may take nothing although something is there for it. Then the stream ends with UNAVAILABLE, or the
 	// connection is closed if its socket takes nothing. 0 is no limit.
 	StallTimeout time.Duration `yaml:"stallTimeout"`
-	// Keepalive detects callers that are gone without closing their connection.
+	// Keepalive detects clients that are gone without closing their connection.
 	Keepalive Keepalive `yaml:"keepalive"`
-	// Forwarded is what endpoints learn of callers, where the route does not say it.
+	// Forwarded is what endpoints learn of clients, where the route does not say it.
 	Forwarded Forwarded `yaml:"forwarded"`
 	// Abuse bounds what a connection may send that carries nothing.
 	Abuse Abuse `yaml:"abuse"`
@@ -85,25 +85,25 @@ func (l *Listener) Network() (network, address string) {
 	return "tcp", l.Address
 }
 
-// Keepalive is how a connection of a caller is tested with HTTP/2 PING.
+// Keepalive is how a connection of a client is tested with HTTP/2 PING.
 type Keepalive struct {
 	// Interval of silence after which a PING is sent; 0 is never.
 	Interval time.Duration `yaml:"interval"`
-	// Timeout is how long the answer may take before the connection is closed. On Linux it stays open as long as the caller's host
-	// acknowledges what it is sent: the caller is busy then, and not gone.
+	// Timeout is how long the answer may take before the connection is closed. On Linux it stays open as long as the client's host
+	// acknowledges what it is sent: the client is busy then, and not gone.
 	Timeout time.Duration `yaml:"timeout"`
 }
 
-// ListenerTLS is the certificate that callers see. The files are read again when they change, which no connection notices.
+// ListenerTLS is the certificate that clients see. The files are read again when they change, which no connection notices.
 type ListenerTLS struct {
 	// Certificate and Key are PEM files: the chain, the leaf first, and its private key.
 	Certificate string `yaml:"certificate"`
 	Key         string `yaml:"key"`
-	// Certificates for other names, which callers ask for by SNI. Each is for the names in it; Certificate is for all others.
+	// Certificates for other names, which clients ask for by SNI. Each is for the names in it; Certificate is for all others.
 	Certificates []CertificatePair `yaml:"certificates,omitempty"`
-	// ClientCA is a PEM file with the authorities of callers' certificates. With it a caller must have one.
+	// ClientCA is a PEM file with the authorities of clients' certificates. With it a client must have one.
 	ClientCA string `yaml:"clientCA,omitempty"`
-	// MinVersion that a caller must speak.
+	// MinVersion that a client must speak.
 	MinVersion TLSVersion `yaml:"minVersion"`
 }
 
@@ -116,7 +116,7 @@ type CertificatePair struct {
 
 // Admin is where metrics, probes and the state of the proxy are served, in clear text.
 type Admin struct {
-	// Address is host:port; empty is off. Metrics and probes are for everybody who reaches it; the rest is for connections over the loopback interface, unless
+	// Address is host:port; empty is off. Metrics and probes are for every client that reaches it; the rest is for connections over the loopback interface, unless
 	// Control is set.
 	Address string `yaml:"address" expected:"host:port, such as 127.0.0.1:9901"`
 	// Control is where the state, the tap and the drain are served in place of Address: unix:PATH or host:port.
@@ -150,7 +150,7 @@ type Metrics struct {
 
 // Tracing with OpenTelemetry. The exporter is configured by the OTEL_* variables; without them nothing is sent.
 type Tracing struct {
-	// Sample is the share of calls without a decision of their caller that are traced, 0 to 1.
+	// Sample is the share of calls without a decision of their client that are traced, 0 to 1.
 	Sample float64 `yaml:"sample"`
 }
 
@@ -172,7 +172,7 @@ type Backend struct {
 	ConnectTimeout time.Duration `yaml:"connectTimeout"`
 	// Ping detects endpoints that are gone without closing their connection.
 	Ping Ping `yaml:"ping"`
-	// MaxResponseHeaderBytes of a header or of trailers that an endpoint sends, counted as HTTP/2 does. Above it, or above what the caller takes,
+	// MaxResponseHeaderBytes of a header or of trailers that an endpoint sends, counted as HTTP/2 does. Above it, or above what the client takes,
 	// trailers keep their status and lose the rest; a response's header ends the call with RESOURCE_EXHAUSTED.
 	MaxResponseHeaderBytes Bytes `yaml:"maxResponseHeaderBytes"`
 	// MaxConnections to one endpoint. 0 is as many as its MAX_CONCURRENT_STREAMS makes needed, and another one for calls with large headers.
@@ -294,12 +294,12 @@ type Route struct {
 	MaxMessageBytes MaxMessageBytes `yaml:"maxMessageBytes"`
 	// HoldBytes is the size up to which a message is forwarded only when all of it is there, so that a call can be ended well at any time.
 	// Larger ones are passed on as they come, and so are those above 64 KiB while more than half of Limits.Memory is in use, or 16 MiB
-	// for this caller's connection. 0 holds nothing.
+	// for this client's connection. 0 holds nothing.
 	HoldBytes Bytes     `yaml:"holdBytes"`
 	RateLimit RateLimit `yaml:"rateLimit"`
-	// Unmask turns what other proxies behind this one made of a lost connection back into UNAVAILABLE.
-	Unmask bool `yaml:"unmask"`
-	// Forwarded is what endpoints learn of callers; nil is what the listener says.
+	// RestoreUnavailable turns what other proxies behind this one made of a lost connection back into UNAVAILABLE.
+	RestoreUnavailable bool `yaml:"restoreUnavailable"`
+	// Forwarded is what endpoints learn of clients; nil is what the listener says.
 	Forwarded *Forwarded `yaml:"forwarded,omitempty"`
 	// Headers that are changed on the way.
 	Headers Headers `yaml:"headers"`

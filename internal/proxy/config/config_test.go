@@ -89,7 +89,7 @@ backends:
 - {name: a, target: "a:1", waitForReady: 0, tls: {}, ping: {interval: 0, gentle: false},
    ejection: {consecutiveFailures: 0, failureShare: 0, maxEjected: 0, panicThreshold: 0, disabled: true}}
 routes:
-- {backends: [{name: a}], streamAge: 0, streamAgeJitter: 0, retry: {on: [], bufferBytes: 0}, retryBudget: {ratio: 0, minPerSecond: 0}, holdBytes: 0, unmask: true,
+- {backends: [{name: a}], streamAge: 0, streamAgeJitter: 0, retry: {on: [], bufferBytes: 0}, retryBudget: {ratio: 0, minPerSecond: 0}, holdBytes: 0, restoreUnavailable: true,
    rateLimit: {perSecond: 0.5}}
 `)
 	l, b, r := c.Listeners[0], c.Backends[0], c.Routes[0]
@@ -104,7 +104,7 @@ routes:
 			t.Errorf("%s is %v", name, v)
 		}
 	}
-	if l.TLS == nil || l.TLS.MinVersion != tls.VersionTLS12 || b.TLS == nil || !b.Ejection.Disabled || !r.Unmask || len(r.Retry.On) != 0 {
+	if l.TLS == nil || l.TLS.MinVersion != tls.VersionTLS12 || b.TLS == nil || !b.Ejection.Disabled || !r.RestoreUnavailable || len(r.Retry.On) != 0 {
 		t.Errorf("%+v", c)
 	}
 	if diff := cmp.Diff([]config.Share{{Name: "a", Weight: 1}}, r.Shares()); diff != "" {
@@ -165,7 +165,7 @@ func TestSimple(t *testing.T) {
 	s = config.Simple{
 		Listen: ":1", Backend: "a:1,b:1", Admin: "", StreamAge: 0, Drain: time.Second, PingInterval: 0, PingTimeout: 2 * time.Second,
 		ConnectTimeout: 3 * time.Second, TLSCert: "c", TLSKey: "k", TLSClientCA: "ca", BackendCA: "bca", BackendCert: "bc", BackendKey: "bk",
-		BackendName: "name", AccessLog: "-", Unmask: true,
+		BackendName: "name", AccessLog: "-", RestoreUnavailable: true,
 	}
 	if c, err = s.Config(); err != nil {
 		t.Fatal(err)
@@ -181,7 +181,7 @@ backends:
   connectTimeout: 3s
   tls: {ca: bca, certificate: bc, key: bk, serverName: name}
   ping: {interval: 0s, timeout: 2s}
-routes: [{streamAge: 0s, unmask: true}]`)
+routes: [{streamAge: 0s, restoreUnavailable: true}]`)
 	if diff := cmp.Diff(want, c, ignoreText); diff != "" {
 		t.Errorf("(-file +flags):\n%s", diff)
 	}

@@ -38,17 +38,17 @@ func (c *Config) SetDefaults() {
 // SetDefaults fills in everything but the address.
 func (l *Listener) SetDefaults() {
 	*l = Listener{
-		// A caller's library keeps calls above it waiting without a word until their deadline, so it is out of the way of callers that mean
+		// A client's library keeps calls above it waiting without a word until their deadline, so it is out of the way of clients that mean
 		// well: grpc-go's server has no limit. An idle stream takes 2 KB, and limits.memory bounds what all of them may hold.
 		MaxStreams: 100_000,
-		// grpc-go's is 16 MiB, its callers stay below 8 KiB nearly always; 64 KiB leaves room for large tokens, and is what a
+		// grpc-go's is 16 MiB, its clients stay below 8 KiB nearly always; 64 KiB leaves room for large tokens, and is what a
 		// connection can make us keep before anybody was authenticated.
 		MaxHeaderBytes: 64 << 10,
 		// Ten round trips of a second. A peer that connects and says nothing holds a descriptor for no longer.
 		HandshakeTimeout: 10 * time.Second,
 		// A connection costs some KB. An hour is beyond what clients keep one for without use (grpc-go: 30 minutes).
 		IdleTimeout: time.Hour,
-		// A caller that works on a message for a minute is slow, and not wrong. What it can make us keep is bounded by windows and limits.memory.
+		// A client that works on a message for a minute is slow, and not wrong. What it can make us keep is bounded by windows and limits.memory.
 		StallTimeout: 0,
 		// The interval is below the idle timeouts of NATs and cloud balancers (60 s and more); the timeout is gRPC's.
 		Keepalive: Keepalive{Interval: 30 * time.Second, Timeout: 20 * time.Second},
@@ -76,7 +76,7 @@ func (b *Backend) SetDefaults() {
 		ConnectTimeout: time.Second,
 		// What grpc-go's clients take unless they say something else.
 		MaxResponseHeaderBytes: 16 << 20,
-		// An endpoint that vanished is noticed in 10 s, and not at the caller's deadline. Gentle, because a gRPC server answers the third
+		// An endpoint that vanished is noticed in 10 s, and not at the client's deadline. Gentle, because a gRPC server answers the third
 		// PING within 5 minutes without data with GOAWAY (too_many_pings), unless it was configured otherwise.
 		Ping: Ping{Interval: 5 * time.Second, Timeout: 5 * time.Second, Gentle: true},
 		// Decay as in Finagle and linkerd: long enough for a mean, short enough to forget a pause of a garbage collector.
@@ -95,7 +95,7 @@ func (b *Backend) SetDefaults() {
 		HealthCheck: HealthCheck{Timeout: time.Second, UnhealthyThreshold: 3, HealthyThreshold: 2},
 		// As long as for an endpoint that is to appear.
 		Limits: CallLimits{WaitTimeout: 3 * time.Second},
-		// Outlasts a pod that restarts quickly or a slow DNS answer, and stays below the deadlines that callers usually set.
+		// Outlasts a pod that restarts quickly or a slow DNS answer, and stays below the deadlines that clients usually set.
 		WaitForReady: 3 * time.Second,
 	}
 }

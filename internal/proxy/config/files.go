@@ -131,7 +131,7 @@ func (v *validation) pair(at, certificate, key string) {
 	}
 	if _, err := tls.X509KeyPair(chain, private); err != nil {
 		v.add(at+".certificate", Problem{
-			Message:  fmt.Sprintf("%s and %s are no pair: %v", certificate, key, err),
+			Message:  fmt.Sprintf("%s and %s are not a pair: %v", certificate, key, err),
 			Expected: "PEM files of a certificate and its private key",
 		})
 	}

@@ -80,12 +80,12 @@ routes: [{backend: a}]
 		}
 	}
 	want := []string{
-		fmt.Sprintf("4 listeners[0].tls.certificate: %s and %s are no pair: tls: private key does not match public key", certA, keyB),
+		fmt.Sprintf("4 listeners[0].tls.certificate: %s and %s are not a pair: tls: private key does not match public key", certA, keyB),
 		fmt.Sprintf("4 listeners[0].tls.clientCA: %s has no certificate that can be read", keyA),
 		fmt.Sprintf("4 listeners[0].tls.certificate: %s cannot be read: no such file or directory", missing),
 		fmt.Sprintf("4 listeners[0].tls.key: %s cannot be read: no such file or directory", missing),
 		fmt.Sprintf("4 listeners[0].tls.clientCA: %s cannot be read: no such file or directory", missing),
-		fmt.Sprintf("8 backends[0].tls.certificate: %s and %s are no pair: tls: failed to find certificate PEM data in certificate input, "+
+		fmt.Sprintf("8 backends[0].tls.certificate: %s and %s are not a pair: tls: failed to find certificate PEM data in certificate input, "+
 			"but did find a private key; PEM inputs may have been switched", keyB, certB),
 		fmt.Sprintf("8 backends[0].tls.ca: %s cannot be read: is a directory", dir),
 	}

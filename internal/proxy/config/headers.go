@@ -12,7 +12,7 @@ import (
 	"github.com/levada-io/levada/internal/strictyaml"
 )
 
-// Forwarded is what endpoints learn of a caller that the proxy stands in front of, and what becomes of such headers that the caller sent itself: x-forwarded-for,
+// Forwarded is what endpoints learn of a client that the proxy stands in front of, and what becomes of such headers that the client sent itself: x-forwarded-for,
 // x-forwarded-proto, x-forwarded-host, x-forwarded-port, x-real-ip, forwarded and x-forwarded-client-cert.
 type Forwarded struct {
 	Policy ForwardedPolicy `yaml:"policy"`
@@ -20,22 +20,22 @@ type Forwarded struct {
 	Trusted []Network `yaml:"trusted,omitempty"`
 	// Standard writes the header Forwarded of RFC 7239, too.
 	Standard bool `yaml:"standard"`
-	// ClientCertificate writes the caller's certificate to x-forwarded-client-cert in Envoy's format. It needs a listener with a clientCA.
+	// ClientCertificate writes the client's certificate to x-forwarded-client-cert in Envoy's format. It needs a listener with a clientCA.
 	ClientCertificate CertificateDetail `yaml:"clientCertificate"`
 }
 
-// ForwardedPolicy is what is done with the headers that say who the caller is.
+// ForwardedPolicy is what is done with the headers that say who the client is.
 type ForwardedPolicy string
 
 // The policies.
 const (
-	// ForwardedAppend adds the caller's address to x-forwarded-for. The headers that say only one thing are written by the proxy, unless the caller is trusted.
+	// ForwardedAppend adds the client's address to x-forwarded-for. The headers that say only one thing are written by the proxy, unless the client is trusted.
 	ForwardedAppend ForwardedPolicy = "append"
-	// ForwardedReplace drops what the caller sent, and writes them.
+	// ForwardedReplace drops what the client sent, and writes them.
 	ForwardedReplace ForwardedPolicy = "replace"
-	// ForwardedStrip drops what the caller sent, and writes none.
+	// ForwardedStrip drops what the client sent, and writes none.
 	ForwardedStrip ForwardedPolicy = "strip"
-	// ForwardedKeep passes on what the caller sent, unchecked.
+	// ForwardedKeep passes on what the client sent, unchecked.
 	ForwardedKeep ForwardedPolicy = "keep"
 )
 
@@ -53,7 +53,7 @@ func (p *ForwardedPolicy) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// CertificateDetail is how much of a caller's certificate is passed on.
+// CertificateDetail is how much of a client's certificate is passed on.
 type CertificateDetail string
 
 // The details.
@@ -91,7 +91,7 @@ func (n *Network) UnmarshalText(text []byte) error {
 	}
 	p, err := netip.ParsePrefix(string(text))
 	if err != nil {
-		return fmt.Errorf("%q is no network", text)
+		return fmt.Errorf("%q is not a network", text)
 	}
 	*n = Network(p.Masked().String())
 	return nil
@@ -108,7 +108,7 @@ func (n Network) Prefix() netip.Prefix {
 
 // Headers are the rules of a route for the headers of its calls. They come after what Forwarded does.
 type Headers struct {
-	// Authority that endpoints see, in place of the one that the caller named.
+	// Authority that endpoints see, in place of the one that the client named.
 	Authority string      `yaml:"authority,omitempty"`
 	Request   HeaderRules `yaml:"request"`
 	// Response rules change the header of a response, also of one that the proxy itself gives. What is removed is removed from trailers, too.
@@ -133,15 +133,15 @@ type HeaderValue struct {
 
 // SetDefaults is what a listener does.
 func (f *Forwarded) SetDefaults() {
-	// Endpoints learn the caller's address, and the chain of proxies before it stays visible. Nobody's certificate is passed on unasked.
+	// Endpoints learn the client's address, and the chain of proxies before it stays visible. Nobody's certificate is passed on unasked.
 	*f = Forwarded{Policy: ForwardedAppend, ClientCertificate: CertificateNone}
 }
 
-const maxHeaderValues = 8 << 10 // of the rules of a route, each way: they come on top of what a caller may send
+const maxHeaderValues = 8 << 10 // of the rules of a route, each way: they come on top of what a client may send
 
 func (v *validation) forwarded(at string, f *Forwarded, clientCA bool) {
 	if f.Policy != ForwardedAppend && len(f.Trusted) > 0 {
-		v.add(at+".trusted", Problem{Message: fmt.Sprintf("is set, and the policy %s treats all callers alike", f.Policy), Hint: "use the policy append, or leave trusted away"})
+		v.add(at+".trusted", Problem{Message: fmt.Sprintf("is set, and the policy %s treats all clients alike", f.Policy), Hint: "use the policy append, or leave trusted away"})
 	}
 	if (f.Policy == ForwardedStrip || f.Policy == ForwardedKeep) && f.Standard {
 		v.add(at+".standard", Problem{Message: fmt.Sprintf("is true, and the policy %s writes no headers", f.Policy), Hint: "use append or replace"})
@@ -152,7 +152,7 @@ func (v *validation) forwarded(at string, f *Forwarded, clientCA bool) {
 	if f.Policy == ForwardedStrip || f.Policy == ForwardedKeep {
 		v.add(at+".clientCertificate", Problem{Message: fmt.Sprintf("is %s, and the policy %s writes no headers", f.ClientCertificate, f.Policy), Hint: "use append or replace"})
 	} else if !clientCA {
-		v.add(at+".clientCertificate", Problem{Message: fmt.Sprintf("is %s, and callers have no certificate", f.ClientCertificate), Hint: "set tls.clientCA of the listener, which demands one"})
+		v.add(at+".clientCertificate", Problem{Message: fmt.Sprintf("is %s, and clients have no certificate", f.ClientCertificate), Hint: "set tls.clientCA of the listener, which demands one"})
 	}
 }
 
@@ -230,7 +230,7 @@ func protected(name string) (Problem, bool) {
 	case strings.HasPrefix(name, ":"):
 		return Problem{Message: quoted + " is a pseudo-header, which says what the call is", Expected: "a header without a colon"}, true
 	case !httpguts.ValidHeaderFieldName(name) || len(name) > 256:
-		return Problem{Message: quoted + " is no name of a header", Expected: "up to 256 letters, digits and characters such as '-' and '_'"}, true
+		return Problem{Message: quoted + " is not a header name", Expected: "up to 256 letters, digits and characters such as '-' and '_'"}, true
 	case lower == "content-type", lower == "content-length", lower == "te", lower == "trailer":
 		return Problem{Message: quoted + " is part of how gRPC and HTTP/2 frame a message", Expected: "another header"}, true
 	case slices.Contains([]string{"connection", "proxy-connection", "keep-alive", "transfer-encoding", "upgrade"}, lower):

@@ -18,7 +18,7 @@ func TestHeaderProblems(t *testing.T) {
 		"headers: {response: {remove: [content-type]}}":                                    {"routes[0].headers.response.remove[0]", "frame"},
 		"headers: {request: {remove: [TE]}}":                                               {"routes[0].headers.request.remove[0]", "frame"},
 		"headers: {request: {set: [{name: connection, value: close}]}}":                    {"routes[0].headers.request.set[0].name", "one connection"},
-		"headers: {request: {set: [{name: 'a b', value: x}]}}":                             {"routes[0].headers.request.set[0].name", "no name of a header"},
+		"headers: {request: {set: [{name: 'a b', value: x}]}}":                             {"routes[0].headers.request.set[0].name", "not a header name"},
 		"headers: {request: {set: [{name: a, value: \"x\\ny\"}]}}":                         {"routes[0].headers.request.set[0].value", "printable ASCII"},
 		"headers: {request: {set: [{name: a, value: ' x'}]}}":                              {"routes[0].headers.request.set[0].value", "spaces around"},
 		"headers: {request: {set: [{name: a-bin, value: '%%'}]}}":                          {"routes[0].headers.request.set[0].value", "base64"},

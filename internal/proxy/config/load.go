@@ -76,8 +76,8 @@ type Simple struct {
 	BackendTLS                                      bool   // --backend-tls
 	BackendCA, BackendCert, BackendKey, BackendName string // --backend-ca, --backend-cert, --backend-key, --backend-name
 
-	AccessLog string // --access-log; - is the standard output, empty is off
-	Unmask    bool   // --unmask
+	AccessLog          string // --access-log; - is the standard output, empty is off
+	RestoreUnavailable bool   // --restore-unavailable
 }
 
 // DefaultSimple has the defaults of the flags, which are those of the file.
@@ -135,7 +135,7 @@ func (s Simple) Config() (*Config, error) {
 	}
 	c.Backends = []Backend{b}
 	c.Complete()
-	c.Routes[0].StreamAge, c.Routes[0].Unmask = s.StreamAge, s.Unmask
+	c.Routes[0].StreamAge, c.Routes[0].RestoreUnavailable = s.StreamAge, s.RestoreUnavailable
 	c.flags = flags
 	if err := c.Validate().Err(); err != nil {
 		return nil, err

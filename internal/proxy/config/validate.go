@@ -413,7 +413,7 @@ func (v *validation) retry(at string, r *Route) {
 	for i, code := range y.On {
 		item := fmt.Sprintf("%s.on[%d]", at, i)
 		if code == Code(codes.OK) {
-			v.add(item, Problem{Message: "is OK, which is no failure", Hint: "take it away"})
+			v.add(item, Problem{Message: "is OK, which is not a failure", Hint: "take it away"})
 		} else if seen[code] {
 			v.add(item, Problem{Message: fmt.Sprintf("%s is there twice", code), Hint: "keep one of them"})
 		}

@@ -35,7 +35,7 @@ func (b *Bytes) UnmarshalText(text []byte) error {
 	}
 	n, err := strconv.ParseInt(s, 10, 64)
 	if err != nil || n > math.MaxInt64/size || n < math.MinInt64/size {
-		return fmt.Errorf("%q is no size", text)
+		return fmt.Errorf("%q is not a size", text)
 	}
 	*b = Bytes(n * size)
 	return nil
@@ -68,7 +68,7 @@ func (v *TLSVersion) UnmarshalText(text []byte) error {
 	case "1.3":
 		*v = tls.VersionTLS13
 	default:
-		return fmt.Errorf("%q is no version of TLS that can be used", text)
+		return fmt.Errorf("%q is not a supported TLS version", text)
 	}
 	return nil
 }
@@ -130,7 +130,7 @@ func (FileMode) Expected() string { return `permissions such as "0660"` }
 func (m *FileMode) UnmarshalText(text []byte) error {
 	n, err := strconv.ParseUint(string(text), 8, 32)
 	if err != nil || len(text) < 3 || n > 0o777 {
-		return fmt.Errorf("%q are no permissions", text)
+		return fmt.Errorf("%q are not permissions", text)
 	}
 	*m = FileMode(n)
 	return nil

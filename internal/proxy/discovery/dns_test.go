@@ -302,7 +302,7 @@ func TestDNSChangesAllTheTime(t *testing.T) {
 	}
 }
 
-// scripted answers from a list, one for each look, and the last for ever.
+// scripted answers from a list, one for each look, and the last indefinitely.
 type scripted struct {
 	answers []any // []string or error
 	looks   []time.Time
@@ -378,7 +378,7 @@ func TestDNSEmptyAnswersEmptyTheListAfterSome(t *testing.T) {
 		{"and it stays empty", slices.Concat([]any{one}, repeat(errNotFound, 9)), 2, true, true},
 		{"and it comes back", slices.Concat([]any{one}, repeat(errNotFound, 9), []any{one}), 3, false, false},
 		{"an error says nothing", slices.Concat([]any{one}, repeat(errServer, 50)), 1, false, true},
-		{"an error in between starts anew", slices.Concat([]any{one}, repeat(errNotFound, 2), []any{errServer}, repeat(errNotFound, 2), []any{one}), 1, false, false},
+		{"an error in between starts over", slices.Concat([]any{one}, repeat(errNotFound, 2), []any{errServer}, repeat(errNotFound, 2), []any{one}), 1, false, false},
 		{"a name that never was", repeat(errNotFound, 1), 1, true, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -63,7 +63,7 @@ func readFile(path string) ([]byte, error) {
 	if info, err := os.Stat(path); err != nil {
 		return nil, fmt.Errorf("endpoints: %w", err)
 	} else if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("endpoints: %s is no regular file", path)
+		return nil, fmt.Errorf("endpoints: %s is not a regular file", path)
 	}
 	open, err := os.Open(path)
 	if err != nil {

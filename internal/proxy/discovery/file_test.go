@@ -142,7 +142,7 @@ func TestFile(t *testing.T) {
 	if err := os.Mkdir(path, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "a folder is an error", failing("no regular file"))
+	eventually(t, "a folder is an error", failing("not a regular file"))
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}

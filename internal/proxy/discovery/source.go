@@ -51,7 +51,7 @@ type Options struct {
 	// Timeout of one look at a name. 0: 5 s.
 	Timeout time.Duration
 	// EmptyAfter is how many looks in succession must say that a name does not exist or has no addresses before the list is
-	// emptied. One may be an accident of a name server that restarts; but to keep the list for ever would send calls to
+	// emptied. One may be an accident of a name server that restarts; but to keep the list indefinitely would send calls to
 	// addresses that belong to others by then. A name server that fails never empties the list. 0: 3.
 	EmptyAfter int
 	// Poll is how often a file is read. A change counts when a second read after a fifth of that time agrees, since a file that is not
@@ -142,7 +142,7 @@ func New(target string, o Options) (Source, error) {
 		return newDNS(target, addresses(o.Resolver, host, port), o), nil
 	case "dns+srv":
 		if !isName(path) {
-			return fail("%q is no name of service records; expected dns+srv:///name, such as dns+srv:///_grpc._tcp.orders.example.com", path)
+			return fail("%q is not a name of service records; expected dns+srv:///name, such as dns+srv:///_grpc._tcp.orders.example.com", path)
 		}
 		return newDNS(target, services(o.Resolver, path), o), nil
 	case "file":
@@ -172,19 +172,19 @@ func ParseEndpoint(s string) (string, error) {
 	host, port, err := net.SplitHostPort(s)
 	switch {
 	case s == "":
-		return "", fmt.Errorf("there is no host:port")
+		return "", fmt.Errorf("there is not host:port")
 	case strings.Contains(s, ","):
 		return "", fmt.Errorf("%q is a list, and there can be only one host:port here", s)
 	case err != nil && isIPv6(s):
-		return "", fmt.Errorf("%q is no host:port: an IPv6 address must be in brackets, as in [::1]:9000", s)
+		return "", fmt.Errorf("%q is not host:port: an IPv6 address must be in brackets, as in [::1]:9000", s)
 	case err != nil && !strings.Contains(s, ":"):
 		return "", fmt.Errorf("%q has no port, as in %s:9000", s, s)
 	case err != nil:
-		return "", fmt.Errorf("%q is no host:port", s)
+		return "", fmt.Errorf("%q is not host:port", s)
 	}
 	number, err := strconv.ParseUint(port, 10, 16)
 	if err != nil || number == 0 {
-		return "", fmt.Errorf("the port %q of %q is no number from 1 to 65535", port, s)
+		return "", fmt.Errorf("the port %q of %q is not a number from 1 to 65535", port, s)
 	}
 	if address, err := netip.ParseAddr(host); err == nil {
 		host = address.String()
@@ -276,16 +276,16 @@ func parseService(path string) (Service, error) {
 	case namespace == "" || !slash && strings.Contains(path, ":"):
 		return s, errors.New("the namespace is missing")
 	case !isLabel(namespace):
-		return s, fmt.Errorf("%q is no name of a namespace", namespace)
+		return s, fmt.Errorf("%q is not a namespace name", namespace)
 	case name == "":
 		return s, errors.New("the service is missing")
 	case !isLabel(name):
-		return s, fmt.Errorf("%q is no name of a service", name)
+		return s, fmt.Errorf("%q is not a service name", name)
 	case !colon || port == "":
 		return s, fmt.Errorf("the port is missing")
 	case allNumbers(port):
 		if number, err := strconv.ParseUint(port, 10, 16); err != nil || number == 0 {
-			return s, fmt.Errorf("the port %q is no number from 1 to 65535", port)
+			return s, fmt.Errorf("the port %q is not a number from 1 to 65535", port)
 		}
 	case !isLabel(port):
 		return s, fmt.Errorf("the port %q is neither a number nor the name of a port", port)

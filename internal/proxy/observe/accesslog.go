@@ -104,7 +104,7 @@ func (l *AccessLog) Lines() int64 { return l.lines.Load() }
 // Dropped is the number of lines that could not be written.
 func (l *AccessLog) Dropped() int64 { return l.drops.Load() }
 
-// Reopen makes the log go on in the file with this path, which is opened anew even if it is the same: it may have been moved away.
+// Reopen makes the log go on in the file with this path, which is reopened even if it is the same: it may have been moved away.
 func (l *AccessLog) Reopen(path string) {
 	l.mu.Lock()
 	l.reopen = &path
@@ -146,7 +146,7 @@ func (l *AccessLog) work(ctx context.Context) {
 	}
 }
 
-// take returns the lines that wait, and leaves an empty buffer. If the file is to be opened anew, they are those of the old one.
+// take returns the lines that wait, and leaves an empty buffer. If the file is to be reopened, they are those of the old one.
 func (l *AccessLog) take(spare []byte) []byte {
 	l.mu.Lock()
 	lines, reopen := l.buffer, l.reopen

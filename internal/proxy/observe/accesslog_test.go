@@ -25,17 +25,17 @@ import (
 func quiet(t *testing.T) *slog.Logger { return slog.New(slog.NewTextHandler(t.Output(), nil)) }
 
 func anEnded() *proxy.Ended {
-	return &proxy.Ended{Call: proxy.Call{ID: proxy.ID{Connection: 12, Stream: 345}, Began: time.Date(2026, 11, 21, 1, 2, 3, 456789000, time.UTC), Caller: "10.0.0.1:4711",
+	return &proxy.Ended{Call: proxy.Call{ID: proxy.ID{Connection: 12, Stream: 345}, Started: time.Date(2026, 11, 21, 1, 2, 3, 456789000, time.UTC), Client: "10.0.0.1:4711",
 		TLSPeer: "CN=orders", Authority: "shop:443", Path: "/shop.Orders/Watch", Route: "shop.*", GRPC: true, UserAgent: "grpc-go/1.85.0", Trace: "0af7651916cd43dd8448eb211c80319c"},
 		Took: 1234567 * time.Microsecond, Backend: "orders", Endpoint: "10.0.0.2:50051", Code: codes.Unavailable, Reason: "CONNECTION_LOST", Requests: 1, Responses: 20,
-		RequestBytes: 5, ResponseBytes: 2000, Attempts: 2, Replays: 1}
+		RequestBytes: 5, ResponseBytes: 2000, Attempts: 2, TransparentRetries: 1}
 }
 
 func TestAccessLogLine(t *testing.T) {
 	got := string(appendEnded(nil, "", anEnded()))
-	want := `{"time":"2026-11-21T01:02:03.456789Z","id":"12.345","caller":"10.0.0.1:4711","tlsPeer":"CN=orders","authority":"shop:443","path":"/shop.Orders/Watch","route":"shop.*",` +
+	want := `{"time":"2026-11-21T01:02:03.456789Z","id":"12.345","client":"10.0.0.1:4711","tlsPeer":"CN=orders","authority":"shop:443","path":"/shop.Orders/Watch","route":"shop.*",` +
 		`"grpc":true,"userAgent":"grpc-go/1.85.0","trace":"0af7651916cd43dd8448eb211c80319c","seconds":1.234567,"backend":"orders","endpoint":"10.0.0.2:50051","status":"UNAVAILABLE",` +
-		`"reason":"CONNECTION_LOST","requests":1,"responses":20,"requestBytes":5,"responseBytes":2000,"attempts":2,"replays":1}` + "\n"
+		`"reason":"CONNECTION_LOST","requests":1,"responses":20,"requestBytes":5,"responseBytes":2000,"attempts":2,"transparentRetries":1}` + "\n"
 	if got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
@@ -53,7 +53,7 @@ func TestSeconds(t *testing.T) {
 	}
 }
 
-// What is written by hand says the same to a reader, whatever callers sent, and nothing to a terminal.
+// What is written by hand says the same to a reader, whatever clients sent, and nothing to a terminal.
 func FuzzQuoted(f *testing.F) {
 	for _, s := range []string{"", `a"b\c`, "line\r\n{\"fake\":1}", "\x1b[31mred\x7f", "\u202egnp.exe", "\x9b31m", "𝄞 é \u2028", "\xff\xfe"} {
 		f.Add(s)

@@ -12,7 +12,7 @@ import (
 
 // Kinds of events.
 const (
-	EventBegan   = "began"
+	EventStarted = "started"
 	EventEnded   = "ended"
 	EventDropped = "dropped"
 )
@@ -24,7 +24,7 @@ type Event struct {
 	Time time.Time `json:"time"` // when the call began
 	ID   string    `json:"id"`
 
-	Caller    string `json:"caller"`
+	Client    string `json:"client"`
 	TLSPeer   string `json:"tlsPeer"`
 	Authority string `json:"authority"`
 	Path      string `json:"path"`
@@ -34,24 +34,24 @@ type Event struct {
 	Trace     string `json:"trace"`
 
 	// Of calls that have ended:
-	Seconds       float64 `json:"seconds"`
-	Backend       string  `json:"backend"`
-	Endpoint      string  `json:"endpoint"`
-	Status        string  `json:"status"`
-	Reason        string  `json:"reason"`
-	Reset         bool    `json:"reset"`
-	Requests      int     `json:"requests"`
-	Responses     int     `json:"responses"`
-	RequestBytes  int64   `json:"requestBytes"`
-	ResponseBytes int64   `json:"responseBytes"`
-	Attempts      int     `json:"attempts"`
-	Replays       int     `json:"replays"`
+	Seconds            float64 `json:"seconds"`
+	Backend            string  `json:"backend"`
+	Endpoint           string  `json:"endpoint"`
+	Status             string  `json:"status"`
+	Reason             string  `json:"reason"`
+	Reset              bool    `json:"reset"`
+	Requests           int     `json:"requests"`
+	Responses          int     `json:"responses"`
+	RequestBytes       int64   `json:"requestBytes"`
+	ResponseBytes      int64   `json:"responseBytes"`
+	Attempts           int     `json:"attempts"`
+	TransparentRetries int     `json:"transparentRetries"`
 
 	// Dropped events, for the kind of that name.
 	Dropped int64 `json:"dropped"`
 }
 
-// longestText of a caller that is logged, in bytes.
+// longestText of a client that is logged, in bytes.
 const longestText = 8 << 10
 
 // line appends one JSON object and a line feed.
@@ -153,16 +153,16 @@ func appendUnit(b []byte, r rune) []byte {
 
 func (l line) call(c *proxy.Call) line {
 	l = append(l.name("time"), '"')
-	l = c.Began.UTC().Truncate(time.Microsecond).AppendFormat(l, time.RFC3339Nano) // which Go writes faster than other forms
+	l = c.Started.UTC().Truncate(time.Microsecond).AppendFormat(l, time.RFC3339Nano) // which Go writes faster than other forms
 	l = append(append(l, '"').name("id"), '"')
 	l, _ = c.ID.AppendText(l)
-	l = append(l, '"').text("caller", c.Caller).text("tlsPeer", c.TLSPeer).text("authority", c.Authority).text("path", c.Path).text("route", c.Route)
+	l = append(l, '"').text("client", c.Client).text("tlsPeer", c.TLSPeer).text("authority", c.Authority).text("path", c.Path).text("route", c.Route)
 	return l.flag("grpc", c.GRPC).text("userAgent", c.UserAgent).text("trace", c.Trace)
 }
 
 // appendBegan appends the event of a call that has begun.
 func appendBegan(b []byte, c *proxy.Call) []byte {
-	l := append(line(b), '{').text("event", EventBegan).call(c)
+	l := append(line(b), '{').text("event", EventStarted).call(c)
 	return append(l, '}', '\n')
 }
 
@@ -175,7 +175,7 @@ func appendEnded(b []byte, kind string, e *proxy.Ended) []byte {
 	if e.Attempts > 1 {
 		l = l.number("attempts", int64(e.Attempts))
 	}
-	return append(l.some("replays", int64(e.Replays)), '}', '\n')
+	return append(l.some("transparentRetries", int64(e.TransparentRetries)), '}', '\n')
 }
 
 // appendDropped appends that events were dropped here.

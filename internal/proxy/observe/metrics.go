@@ -12,7 +12,7 @@ import (
 )
 
 // Metrics makes a proxy's counters metrics, when somebody asks for them. Their labels are names of the configuration and words of ours, endpoints only
-// where a state is shown, and up to a number of methods that the configuration asks for and a backend has served: what callers send adds no other series.
+// where a state is shown, and up to a number of methods that the configuration asks for and a backend has served: what clients send adds no other series.
 type Metrics struct {
 	Proxy *proxy.Proxy
 	// Log and Tap may be nil.
@@ -70,22 +70,22 @@ func gauge(name, help string, labels ...string) *metric {
 var (
 	calls      = counter("calls_total", "Calls that have begun.", "route", "method")
 	open       = gauge("open_streams", "Calls that are open.", "route", "method")
-	ended      = counter("calls_ended_total", "Calls that have ended, by the status that the caller got. The backend is empty for calls that were refused before one was chosen.", "route", "method", "backend", "grpc_status")
-	reasons    = counter("ends_total", "Calls that have ended, by who ended them and why: BACKEND, CALLER, CALLER_GONE, or the reason that the proxy gave.", "route", "method", "backend", "reason")
+	ended      = counter("calls_ended_total", "Calls that have ended, by the status that the client got. The backend is empty for calls that were refused before one was chosen.", "route", "method", "backend", "grpc_status")
+	reasons    = counter("ends_total", "Calls that have ended, by who ended them and why: BACKEND, CLIENT_CANCELLED, CLIENT_DISCONNECTED, or the reason that the proxy gave.", "route", "method", "backend", "reason")
 	resets     = counter("backend_resets_total", "Calls that the backend ended with RST_STREAM.", "route", "method", "backend")
 	took       = define(prometheus.UntypedValue, "call_duration_seconds", "Time from a call's headers to its end.", "route", "method", "backend")
 	messages   = counter("messages_total", "Whole messages that came, also in calls that are open; direction is request or response.", "route", "method", "backend", "direction")
 	data       = counter("data_bytes_total", "Bytes of DATA that came, also in calls that are open; direction is request or response.", "route", "method", "backend", "direction")
 	retries    = counter("retries_total", "Failed calls that were tried again, as the route's policy says.", "route")
 	overBudget = counter("retries_over_budget_total", "Failed calls that were not tried again because the route's budget for retries was used up.", "route")
-	replays    = counter("replays_total", "Calls that were sent again because an endpoint provably had not processed them.", "route")
+	replays    = counter("transparent_retries_total", "Calls that were sent again because an endpoint provably had not processed them.", "route")
 
-	callers    = gauge("connections", "Connections of callers that are open.")
-	accepted   = counter("connections_total", "Connections of callers that were accepted.")
+	clients    = gauge("connections", "Connections of clients that are open.")
+	accepted   = counter("connections_total", "Connections of clients that were accepted.")
 	refused    = counter("refused_streams_total", "Streams that were refused because their connection had as many as it may.")
-	full       = counter("connections_full_total", "Times that a connection of a caller had as many streams as maxStreams allows, so that its further calls wait in the caller's library.")
+	full       = counter("connections_full_total", "Times that a connection of a client had as many streams as maxStreams allows, so that its further calls wait in the client's library.")
 	overCalls  = counter("over_budget_calls_total", "Calls that were refused because their connection's abuse budget was used up.")
-	overConns  = counter("over_budget_connections_total", "Connections of callers that were closed because their abuse budget was used up twice over.")
+	overConns  = counter("over_budget_connections_total", "Connections of clients that were closed because their abuse budget was used up twice over.")
 	noMemory   = counter("short_of_memory_calls_total", "Calls that were refused or ended because streams held more than limits.memory.")
 	draining   = gauge("draining", "1 while the proxy drains, and after that.")
 	reloads    = counter("config_reloads_total", "Attempts to put another configuration in force; result is success or failure.", "result")
@@ -134,7 +134,7 @@ func (m *Metrics) Collect(out chan<- prometheus.Metric) {
 		out <- prometheus.MustNewConstMetric(one.desc, one.kind, value, labels...)
 	}
 	s := m.Proxy.Stats()
-	send(callers, float64(s.Connections))
+	send(clients, float64(s.Connections))
 	send(accepted, float64(s.Accepted))
 	send(refused, float64(s.RefusedStreams))
 	send(full, float64(s.Full))
@@ -144,7 +144,7 @@ func (m *Metrics) Collect(out chan<- prometheus.Metric) {
 	send(draining, one(s.Draining))
 	send(reloads, float64(m.reloads.Load()), "success")
 	send(reloads, float64(m.failedReloads.Load()), "failure")
-	send(loaded, float64(cmp.Or(m.loaded.Load(), m.Proxy.Begun().Unix())))
+	send(loaded, float64(cmp.Or(m.loaded.Load(), m.Proxy.StartedAt().Unix())))
 	if m.File != nil {
 		if yes, ok := m.File(); ok {
 			send(readable, one(yes))
@@ -158,7 +158,7 @@ func (m *Metrics) Collect(out chan<- prometheus.Metric) {
 		if r.Method == "" { // these are counted for the whole route
 			send(retries, float64(r.Retries), r.Route)
 			send(overBudget, float64(r.OverBudget), r.Route)
-			send(replays, float64(r.Replays), r.Route)
+			send(replays, float64(r.TransparentRetries), r.Route)
 		}
 		for j := range r.Calls {
 			collectCalls(send, out, r.Route, method, &r.Calls[j])

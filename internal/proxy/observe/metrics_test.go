@@ -114,11 +114,11 @@ func golden(t *testing.T, file, got string) {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("%s (go test -update writes it anew) -want +got:\n%s", file, diff)
+		t.Errorf("%s (go test -update rewrites it) -want +got:\n%s", file, diff)
 	}
 }
 
-// Whatever callers send, it makes no series (S-30 is about what they could send).
+// Whatever clients send, it makes no series (S-30 is about what they could send).
 func TestMetricsBounded(t *testing.T) {
 	backend := proxytest.NewBackend(t)
 	p := proxytest.Start(t, proxytest.Config(t, backend.Address, nil), proxy.Options{})

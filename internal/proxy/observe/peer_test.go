@@ -24,7 +24,7 @@ import (
 	"github.com/levada-io/levada/internal/proxy/proxytest"
 )
 
-// Who a caller with a certificate is, is told with each of its calls.
+// Who a client with a certificate is, is told with each of its calls.
 func TestTLSPeer(t *testing.T) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

@@ -87,7 +87,7 @@ func expressions(t *testing.T) map[string]string {
 	return all
 }
 
-// A rule or a panel for a metric or a label that does not exist shows nothing, for ever.
+// A rule or a panel for a metric or a label that does not exist shows nothing, indefinitely.
 func TestRulesAndPanelsUseMetricsThatExist(t *testing.T) {
 	labels := map[string][]string{}
 	for _, m := range observe.Catalogue() {

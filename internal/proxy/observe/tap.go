@@ -104,7 +104,7 @@ func (t *Tap) change(change func([]*TapClient) []*TapClient) {
 		t.stop()
 		t.stop = nil
 	case len(all) > 0 && t.stop == nil:
-		t.stop = t.proxy.Watch(proxy.Watcher{Began: t.began, Ended: t.ended})
+		t.stop = t.proxy.Watch(proxy.Watcher{Started: t.began, Ended: t.ended})
 	}
 }
 
@@ -170,7 +170,7 @@ func (c *TapClient) Next(ctx context.Context, spare []byte) []byte {
 }
 
 // ParsePath checks a path to look for, or the beginning of one with a star behind it. Empty stays empty. What can match no call is refused: nothing would be
-// shown for ever.
+// shown indefinitely.
 func ParsePath(text string) (string, error) {
 	if before, _, star := strings.Cut(text, "*"); text != "" && text != "*" && text[0] != '/' || star && len(before) != len(text)-1 {
 		return "", fmt.Errorf("%.100q: expected /service/method, or the beginning of that with a star behind it, such as /shop.*", text)
@@ -183,7 +183,7 @@ func ParseReason(text string) (string, error) {
 	name, all := strings.ToUpper(text), proxy.Reasons()
 	if text != "" && !slices.Contains(all, name) {
 		slices.Sort(all)
-		return "", fmt.Errorf("%.40q is no reason for which calls end; there are: %s", text, strings.Join(all, ", "))
+		return "", fmt.Errorf("%.40q is not a reason; expected one of: %s", text, strings.Join(all, ", "))
 	}
 	return name, nil
 }

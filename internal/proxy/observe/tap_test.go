@@ -53,7 +53,7 @@ func TestTapFilters(t *testing.T) {
 		"no route":  {observe.Filter{Route: "other"}, 0, 0},
 		"status":    {observe.Filter{Status: "NOT_FOUND"}, 0, 1},
 		"reason":    {observe.Filter{Reason: "backend"}, 0, 3},
-		"no reason": {observe.Filter{Reason: "CALLER"}, 0, 0},
+		"no reason": {observe.Filter{Reason: "CLIENT_CANCELLED"}, 0, 0},
 		"endpoint":  {observe.Filter{Endpoint: backend.Address, Path: proxytest.Method}, 0, 2},
 	} {
 		clients[name], want[name] = tap.Open(c.f), [2]int{c.began, c.ended}
@@ -73,12 +73,12 @@ func TestTapFilters(t *testing.T) {
 		if want[name] != got {
 			for _, e := range decode(t, c.Next(t.Context(), nil)) {
 				switch e.Kind {
-				case observe.EventBegan:
+				case observe.EventStarted:
 					got[0]++
 				case observe.EventEnded:
 					got[1]++
 				}
-				if e.Caller == "" || e.ID == "" || e.Path == "" || e.Route != "*" || !e.GRPC || !strings.HasPrefix(e.UserAgent, "grpc-go/") {
+				if e.Client == "" || e.ID == "" || e.Path == "" || e.Route != "*" || !e.GRPC || !strings.HasPrefix(e.UserAgent, "grpc-go/") {
 					t.Errorf("%s: %+v", name, e)
 				}
 			}
@@ -118,7 +118,7 @@ func TestTapSlowClient(t *testing.T) {
 		var got [2]int
 		for got[1] < calls {
 			for _, e := range decode(t, fast.Next(t.Context(), nil)) {
-				if e.Kind == observe.EventBegan {
+				if e.Kind == observe.EventStarted {
 					got[0]++
 				} else {
 					got[1]++
@@ -165,7 +165,7 @@ func TestParse(t *testing.T) {
 		{"path", observe.ParsePath, "/shop**", "expected /service/method", false},
 		{"reason", observe.ParseReason, "", "", true},
 		{"reason", observe.ParseReason, "connection_lost", "CONNECTION_LOST", true},
-		{"reason", observe.ParseReason, "NOPE", `"NOPE" is no reason for which calls end; there are: BACKEND, `, false},
+		{"reason", observe.ParseReason, "NOPE", `"NOPE" is not a reason; expected one of: BACKEND, `, false},
 		{"status", observe.ParseStatus, "", "", true},
 		{"status", observe.ParseStatus, "unavailable", "UNAVAILABLE", true},
 		{"status", observe.ParseStatus, "14", "UNAVAILABLE", true},

@@ -36,7 +36,7 @@ type Tracing struct {
 }
 
 // NewTracing reads the OTEL_* variables. It returns nil without an error when they do not say where spans are to be sent. Sample is the share of the calls
-// without a decision of their caller that are traced.
+// without a decision of their client that are traced.
 func NewTracing(ctx context.Context, sample float64, logger *slog.Logger, version string) (*Tracing, error) {
 	if os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") == "" && os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") == "" ||
 		strings.EqualFold(os.Getenv("OTEL_SDK_DISABLED"), "true") || strings.EqualFold(os.Getenv("OTEL_TRACES_EXPORTER"), "none") {
@@ -70,13 +70,13 @@ func NewTracing(ctx context.Context, sample float64, logger *slog.Logger, versio
 	return t, nil
 }
 
-// SetSample changes the share of the calls without a decision of their caller that are traced.
+// SetSample changes the share of the calls without a decision of their client that are traced.
 func (t *Tracing) SetSample(share float64) { t.sample.Store(math.Float64bits(share)) }
 
 // Close sends the spans that have ended, and no more.
 func (t *Tracing) Close(ctx context.Context) error { return t.provider.Shutdown(ctx) }
 
-// Sample says yes to a call that its caller traces, and to one that nobody has decided on and that is one of the sample.
+// Sample says yes to a call that its client traces, and to one that nobody has decided on and that is one of the sample.
 func (t *Tracing) Sample(parent string) bool {
 	const flags = len("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-") // where they are, in every version so far
 	if len(parent) >= flags+2 && parent[flags-1] == '-' {
@@ -97,8 +97,8 @@ func (t *Tracing) Start(c *proxy.Call, parent, state string) proxy.Span {
 	if c.GRPC {
 		attributes = append(attributes, semconv.RPCSystemNameGRPC, semconv.RPCMethod(name))
 	}
-	attributes = append(attributes, semconv.ServerAddress(c.Authority), semconv.NetworkPeerAddress(c.Caller), attribute.String("levada.route", c.Route))
-	_, started := t.tracer.Start(ctx, name, trace.WithSpanKind(trace.SpanKindServer), trace.WithTimestamp(c.Began), trace.WithAttributes(attributes...))
+	attributes = append(attributes, semconv.ServerAddress(c.Authority), semconv.NetworkPeerAddress(c.Client), attribute.String("levada.route", c.Route))
+	_, started := t.tracer.Start(ctx, name, trace.WithSpanKind(trace.SpanKindServer), trace.WithTimestamp(c.Started), trace.WithAttributes(attributes...))
 	return &span{Span: started, of: started.SpanContext()}
 }
 
@@ -128,8 +128,8 @@ func (s *span) End(e *proxy.Ended) {
 	if e.Attempts > 1 {
 		attributes = append(attributes, attribute.Int("levada.attempts", e.Attempts))
 	}
-	if e.Replays > 0 {
-		attributes = append(attributes, attribute.Int("levada.replays", e.Replays))
+	if e.TransparentRetries > 0 {
+		attributes = append(attributes, attribute.Int("levada.transparent_retries", e.TransparentRetries))
 	}
 	s.SetAttributes(attributes...)
 	switch e.Code {
@@ -137,5 +137,5 @@ func (s *span) End(e *proxy.Ended) {
 	case grpccodes.Unknown, grpccodes.DeadlineExceeded, grpccodes.Unimplemented, grpccodes.Internal, grpccodes.Unavailable, grpccodes.DataLoss:
 		s.SetStatus(codes.Error, e.Reason)
 	}
-	s.Span.End(trace.WithTimestamp(e.Began.Add(e.Took)))
+	s.Span.End(trace.WithTimestamp(e.Started.Add(e.Took)))
 }

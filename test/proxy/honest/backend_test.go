@@ -68,7 +68,7 @@ func (b *backend) handle(_ any, stream grpc.ServerStream) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-	case "Pour": // as much as the caller takes
+	case "Pour": // as much as the client takes
 		for {
 			if err := stream.SendMsg(block); err != nil {
 				return err

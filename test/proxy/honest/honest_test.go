@@ -325,7 +325,7 @@ var scenarios = []struct {
 		}
 		r.well(ctx, c, "a call beside them", "Echo", "x")
 	}},
-	{"40 callers behind one address, one of which floods", "", func(r *run) {
+	{"40 clients behind one address, one of which floods", "", func(r *run) {
 		ctx, cancel := context.WithTimeout(r.t.Context(), r.lasts)
 		defer cancel()
 		var all sync.WaitGroup
@@ -443,7 +443,7 @@ func TestHonest(t *testing.T) {
 func report(t *testing.T, rows map[string][]string) {
 	t.Helper()
 	var b strings.Builder
-	b.WriteString("| what callers do | direct | nghttpx | HAProxy | levada proxy |\n|---|---|---|---|---|\n")
+	b.WriteString("| what clients do | direct | nghttpx | HAProxy | levada proxy |\n|---|---|---|---|---|\n")
 	for _, s := range scenarios {
 		if row := rows[s.name]; row != nil {
 			fmt.Fprintf(&b, "| %s | %s |\n", s.name, strings.Join(row, " | "))
@@ -458,7 +458,7 @@ func report(t *testing.T, rows map[string][]string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const begin, end = "<!-- honest callers -->\n", "<!-- end of honest callers -->"
+	const begin, end = "<!-- honest clients -->\n", "<!-- end of honest clients -->"
 	head, rest, ok := strings.Cut(string(text), begin)
 	_, tail, ok2 := strings.Cut(rest, end)
 	if !ok || !ok2 {

@@ -50,7 +50,7 @@ var Front = slices.Concat(floods, []Attack{
 		}
 		return c.WriteRSTStream(c.Stream(), http2.ErrCodeCancel)
 	}},
-	{Name: "rapid reset, a moment later", Connections: 20, Step: func(c *Conn) error { // each call reaches the backend first, as those of callers that lose interest
+	{Name: "rapid reset, a moment later", Connections: 20, Step: func(c *Conn) error { // each call reaches the backend first, as those of clients that lose interest
 		if err := c.Open(echo, false); err != nil {
 			return err
 		}

@@ -33,28 +33,28 @@ func (e *HiddenError) Error() string { return e.status.Err().Error() }
 // GRPCStatus is UNAVAILABLE, with an ErrorInfo of reason HIDDEN_TRANSPORT_FAILURE, and in its metadata code, the original one, and sign.
 func (e *HiddenError) GRPCStatus() *status.Status { return e.status }
 
-// Unmask makes UNAVAILABLE, as a [HiddenError], of the statuses by which proxies hide a transport failure: see [Sign]. All others pass
+// RestoreUnavailable makes UNAVAILABLE, as a [HiddenError], of the statuses by which proxies hide a transport failure: see [Sign]. All others pass
 // untouched. It is for those who cannot change the proxy. A server that breaks off a stream by itself in the same way, which none does in
 // good health, is taken for a proxy.
 //
 // Its zero value is off.
-type Unmask struct {
-	// Observer is told of StatusUnmasked. Set it before the first call.
+type RestoreUnavailable struct {
+	// Observer receives StatusRestored. Set it before the first call.
 	Observer Observer
 	on       atomic.Bool
 }
 
-// NewUnmask returns an Unmask that is on.
-func NewUnmask(observer Observer) *Unmask {
-	u := &Unmask{Observer: observer}
+// NewRestoreUnavailable returns one that is on.
+func NewRestoreUnavailable(observer Observer) *RestoreUnavailable {
+	u := &RestoreUnavailable{Observer: observer}
 	u.Switch(true)
 	return u
 }
 
 // Switch turns it on or off, also for calls that are under way.
-func (u *Unmask) Switch(on bool) { u.on.Store(on) }
+func (u *RestoreUnavailable) Switch(on bool) { u.on.Store(on) }
 
-func (u *Unmask) reveal(ctx context.Context, method string, err error, seen *evidence) error {
+func (u *RestoreUnavailable) restored(ctx context.Context, method string, err error, seen *evidence) error {
 	if err == nil || !u.on.Load() {
 		return err
 	}
@@ -62,7 +62,7 @@ func (u *Unmask) reveal(ctx context.Context, method string, err error, seen *evi
 	if !c.Hidden {
 		return err
 	}
-	u.Observer.see(Event{Kind: StatusUnmasked, Method: method, Class: c})
+	u.Observer.see(Event{Kind: StatusRestored, Method: method, Class: c})
 	return newHiddenError(err, c)
 }
 
@@ -90,34 +90,34 @@ func (e *evidence) of(ctx context.Context) Evidence {
 }
 
 // Unary is a [grpc.UnaryClientInterceptor].
-func (u *Unmask) Unary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoker grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+func (u *RestoreUnavailable) Unary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoker grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 	seen := newEvidence()
 	err := invoker(ctx, method, req, reply, cc, seen.options(opts)...)
-	return u.reveal(ctx, method, err, seen)
+	return u.restored(ctx, method, err, seen)
 }
 
 // Stream is a [grpc.StreamClientInterceptor].
-func (u *Unmask) Stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+func (u *RestoreUnavailable) Stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 	seen := newEvidence()
 	s, err := streamer(ctx, desc, cc, method, seen.options(opts)...)
 	if err != nil {
-		return nil, u.reveal(ctx, method, err, seen)
+		return nil, u.restored(ctx, method, err, seen)
 	}
-	return &unmaskedStream{s, u, ctx, method, seen}, nil
+	return &restoringStream{s, u, ctx, method, seen}, nil
 }
 
-type unmaskedStream struct {
+type restoringStream struct {
 	grpc.ClientStream
-	unmask *Unmask
-	ctx    context.Context
-	method string
-	seen   *evidence
+	restore *RestoreUnavailable
+	ctx     context.Context
+	method  string
+	seen    *evidence
 }
 
-func (s *unmaskedStream) RecvMsg(m any) error {
+func (s *restoringStream) RecvMsg(m any) error {
 	err := s.ClientStream.RecvMsg(m)
 	if err == nil || err == io.EOF {
 		return err
 	}
-	return s.unmask.reveal(s.ctx, s.method, err, s.seen)
+	return s.restore.restored(s.ctx, s.method, err, s.seen)
 }
