@@ -37,3 +37,11 @@ func unlessCI(t testing.TB, reason string) {
 	}
 	t.Skip(reason)
 }
+
+// GrowDisk gives a file system of SmallDisk another size.
+func GrowDisk(t testing.TB, dir, size string) {
+	t.Helper()
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", syscall.MS_REMOUNT, "size="+size); err != nil {
+		t.Fatal(err)
+	}
+}

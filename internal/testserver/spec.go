@@ -11,8 +11,9 @@ import (
 // Spec is a server of a kind that this package does not know. It is a process of the user that runs the tests, and ends with SIGTERM.
 type Spec struct {
 	Name string // for messages
-	// Program returns the server's program, which is started without arguments.
+	// Program returns the server's program, which is started with Args in the directory that Prepare fills.
 	Program func() (string, error)
+	Args    []string
 	// Prepare writes what the server needs into dir, its working directory, and returns the URL for clients and the server's environment. It is called again, up to
 	// three times, when the start fails because an address is in use.
 	Prepare func(dir string) (dsn string, env []string, err error)
@@ -31,7 +32,7 @@ func Start(t testing.TB, s Spec) *Server {
 				return err
 			}
 			n.dsn = dsn
-			n.processes = []process{{name: "server", argv: []string{program}, env: env, last: "KILL"}}
+			n.processes = []process{{name: "server", argv: append([]string{program}, s.Args...), env: env, last: "KILL"}}
 			return nil
 		},
 		ready: func(ctx context.Context, n *node) error { return s.Ready(ctx, n.dsn) },
