@@ -5,7 +5,7 @@
 // is saved and removed; there is one, in one process. Partition is both ends in one process. What they know of each other goes through the store: the reader
 // saves how far it is, and a writer elsewhere follows the log and that saved state, so that it sees room and is woken without a message between the two.
 //
-// Drivers (jetstreambuffer, membuffer) store bytes. They are seen through interfaces by role, so that what a Writer is given cannot move, save or remove what is
+// Drivers (jetstreambuffer, redisbuffer, membuffer) store bytes. They are seen through interfaces by role, so that what a Writer is given cannot move, save or remove what is
 // the reader's. What every driver would repeat is here: fullness in messages, retries, identity, checksums and gaps, trimming, blocks larger than the
 // broker's largest message.
 //
