@@ -43,6 +43,7 @@ else
 	racing=$$(go list work | grep -E '^github.com/levada-io/levada/(internal|sdk|stream)(/|$$)' | grep -v '/internal/manifest$$'); \
 	echo "go test (without the race detector)"; go test -timeout 15m -run '$(RUN)' $$plain || failed=1; \
 	echo "go test of the proxy as a process (one after the other, since some measure times)"; go test -p 1 -timeout 20m -run '$(RUN)' ./test/proxy/... || failed=1; \
+	if [ '$(RUN)' = . ]; then echo "go test: 10,000 seeds of the simulation of shards"; SHARD_SEEDS=10000 go test -timeout 15m -run '^TestSimulation$$' ./internal/dataplane/shard || failed=1; fi; \
 	if [ '$(RUN)' = . ]; then echo "go test: 10,000 seeds of the simulation of streams"; SIM_SEEDS=10000 go test -timeout 15m -run '^TestSimulation$$' ./stream || failed=1; fi; \
 	echo "go test $(RACE)"; go test $(RACE) -timeout 20m -run '$(RUN)' $$racing || failed=1; \
 	exit $$failed
