@@ -154,7 +154,7 @@ func (s *SourceInput) acknowledge(ctx context.Context, b *source.Batch, a Ack) e
 		s.OnError(fmt.Errorf("acknowledge: %w", err))
 		if !told && time.Since(begun) > ackPatience {
 			told = true
-			s.Logger.Warn("source takes no acknowledgements, retrying", "error", err, "since", begun)
+			s.Logger.Warn("source does not take acknowledgements, retrying", "error", err, "since", begun)
 		}
 		if ok, err := pause(ctx, nil, wait); !ok {
 			return err
