@@ -33,7 +33,7 @@ func rules(t *testing.T) map[string]rule {
 	for line := range strings.Lines(arrows) {
 		line, _, _ = strings.Cut(line, "#")
 		name, rest, ok := strings.Cut(strings.TrimSpace(line), ":")
-		if name == "" {
+		if name == "" || strings.HasPrefix(name, restricted) {
 			continue
 		}
 		ours, others, only := strings.Cut(rest, "only:")
@@ -64,10 +64,7 @@ func ruleFor(all map[string]rule, pkg string) (string, rule, bool) {
 
 func (r rule) allows(imported string) bool {
 	if ours, ok := strings.CutPrefix(imported, module+"/"); ok {
-		return slices.ContainsFunc(r.ours, func(name string) bool {
-			folder, below := strings.CutSuffix(name, "/...")
-			return ours == folder || below && strings.HasPrefix(ours, folder+"/")
-		})
+		return names(r.ours, ours)
 	}
 	if r.others == nil {
 		return true
@@ -77,6 +74,69 @@ func (r rule) allows(imported string) bool {
 	return slices.ContainsFunc(r.others, func(prefix string) bool {
 		return prefix == "std" && standard || imported == prefix || strings.HasPrefix(imported, prefix+"/")
 	})
+}
+
+// names reports whether a list names a package: itself, or with /... a folder above it.
+func names(list []string, pkg string) bool {
+	return slices.ContainsFunc(list, func(name string) bool {
+		folder, below := strings.CutSuffix(name, "/...")
+		return pkg == folder || below && strings.HasPrefix(pkg, folder+"/")
+	})
+}
+
+// restricted begins a line that says who may import something.
+const restricted = "restricted "
+
+// importers are the packages that may import what not everybody may.
+func importers(t *testing.T) map[string][]string {
+	t.Helper()
+	all := map[string][]string{}
+	for line := range strings.Lines(arrows) {
+		line, ok := strings.CutPrefix(strings.TrimSpace(line), restricted)
+		if !ok {
+			continue
+		}
+		imported, list, ok := strings.Cut(line, ":")
+		if !ok || len(strings.Fields(list)) == 0 {
+			t.Fatalf("arrows.txt: %q does not say who may import it", line)
+		}
+		if first, _, _ := strings.Cut(imported, "/"); !strings.Contains(first, ".") {
+			imported = module + "/" + imported
+		}
+		all[imported] = strings.Fields(list)
+	}
+	return all
+}
+
+// What stays behind one package is imported by nothing else, so that it can be exchanged. Everybody who may import it does: the list is no longer than it must be.
+func TestRestrictedImports(t *testing.T) {
+	allowed, used := importers(t), map[string]bool{}
+	if len(allowed) == 0 {
+		t.Fatal("arrows.txt restricts nothing")
+	}
+	for pkg, list := range imports(t) {
+		for imported, file := range list {
+			who, ok := allowed[imported]
+			if !ok {
+				continue
+			}
+			if !names(who, pkg) {
+				t.Errorf("%s imports %s, which only %s may: see internal/archtest/arrows.txt", file, imported, strings.Join(who, ", "))
+			}
+			for _, name := range who {
+				if names([]string{name}, pkg) {
+					used[imported+" "+name] = true
+				}
+			}
+		}
+	}
+	for imported, who := range allowed {
+		for _, name := range who {
+			if !used[imported+" "+name] {
+				t.Errorf("arrows.txt: %s does not import %s", name, imported)
+			}
+		}
+	}
 }
 
 // imports are those of all packages: package, imported path, the file that says so.
@@ -170,8 +230,9 @@ func TestDrivers(t *testing.T) {
 			}
 			known[imported] = true
 			builtin := pkg == "internal/dataplane/catalogue" && strings.HasPrefix(imported[strings.LastIndexByte(imported, '/')+1:], "builtin")
-			if pkg != "internal/dataplane/vertex" && pkg != "internal/dataplane/isb" && pkg != "internal/standalone" && !builtin {
-				t.Errorf("%s knows the driver %s: only internal/dataplane/vertex, internal/dataplane/isb and internal/standalone do", file, imported)
+			service := strings.HasPrefix(pkg, "internal/dataplane/isb/") && strings.HasSuffix(imported, "buffer")
+			if pkg != "internal/dataplane/vertex" && !service && !builtin {
+				t.Errorf("%s knows the driver %s: only internal/dataplane/vertex and, of buffers, buffer services do", file, imported)
 			}
 		}
 	}

@@ -7,11 +7,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"time"
-
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/levada-io/levada/internal/dataplane/isb"
 	"github.com/levada-io/levada/internal/dataplane/ownership"
@@ -29,21 +26,6 @@ func shapeOf(t *topology.Topology) string {
 	}
 	sum := sha256.Sum256(b)
 	return hex.EncodeToString(sum[:8])
-}
-
-// leasedVertices are the vertices for which there is a record of an owner, be it released.
-func leasedVertices(ctx context.Context, state jetstream.KeyValue) (map[string]bool, error) {
-	keys, err := state.Keys(ctx)
-	if err != nil && !errors.Is(err, jetstream.ErrNoKeysFound) {
-		return nil, err
-	}
-	names := map[string]bool{}
-	for _, key := range keys {
-		if name, ok := strings.CutPrefix(key, ownership.VertexKey("")); ok {
-			names[name] = true
-		}
-	}
-	return names, nil
 }
 
 // agree makes certain that the stored topology is the one of this process's manifest. The first process of a pipeline records it. A process with another manifest
@@ -83,7 +65,7 @@ const recordingFor = time.Minute
 // vacatePipeline makes certain that no process runs the whole pipeline. It waits for one that records the topology.
 func (r *runner) vacatePipeline(ctx context.Context, h *held, self ownership.Owner) error {
 	for begun := time.Now(); ; {
-		err := r.vacate(ctx, h, ownership.Key, self)
+		err := r.vacate(ctx, h, isb.PipelineLease(h.store.State()), self)
 		owned, ok := errors.AsType[*ownership.OwnedError](err)
 		if !ok {
 			return err
@@ -103,7 +85,7 @@ func (r *runner) vacatePipeline(ctx context.Context, h *held, self ownership.Own
 // recordTopology writes the topology of this process. It returns false if another process has the lease of the pipeline: the caller looks again.
 func (r *runner) recordTopology(ctx context.Context, h *held, self ownership.Owner) (done bool, err error) {
 	lease, err := patient(ctx, r, h.of(), func(context.Context) (*ownership.Lease, error) {
-		return ownership.Acquire(ctx, ownership.Config{Store: ownership.InBucket(h.store.State, ownership.Key), Self: self, Logger: r.log})
+		return ownership.Acquire(ctx, ownership.Config{Store: isb.PipelineLease(h.store.State()), Self: self, Logger: r.log})
 	})
 	if errors.Is(err, ownership.ErrOwned) {
 		return false, nil
@@ -146,7 +128,7 @@ func (r *runner) recordTopology(ctx context.Context, h *held, self ownership.Own
 
 // noOtherShape refuses to change the topology under processes that run with the stored one.
 func (r *runner) noOtherShape(ctx context.Context, h *held, self ownership.Owner) error {
-	names, err := patient(ctx, r, "keys of bucket "+h.store.State.Bucket(), func(ctx context.Context) (map[string]bool, error) { return leasedVertices(ctx, h.store.State) })
+	names, err := patient(ctx, r, "keys of "+h.store.State().Name(), func(ctx context.Context) (map[string]bool, error) { return isb.LeasedVertices(ctx, h.store.State()) })
 	if err != nil {
 		return err
 	}
@@ -157,7 +139,7 @@ func (r *runner) noOtherShape(ctx context.Context, h *held, self ownership.Owner
 	}
 	delete(names, r.cfg.Vertex) // the lease of this process
 	for name := range names {
-		store := ownership.InBucket(h.store.State, ownership.VertexKey(name))
+		store := isb.VertexLease(h.store.State(), name)
 		last, err := patient(ctx, r, h.of(), func(ctx context.Context) (ownership.Owner, error) {
 			last, _, _, err := ownership.Last(ctx, store)
 			return last, err
@@ -168,7 +150,7 @@ func (r *runner) noOtherShape(ctx context.Context, h *held, self ownership.Owner
 		if !last.Released && last.Shape == self.Shape {
 			continue // it waits for the same topology
 		}
-		err = r.vacate(ctx, h, ownership.VertexKey(name), self)
+		err = r.vacate(ctx, h, store, self)
 		if owned, ok := errors.AsType[*ownership.OwnedError](err); ok && owned.Owner.Shape != self.Shape {
 			return &refusal{fmt.Sprintf("%s: the manifest differs from the stored topology, with which vertex %s is run by %s: %s. All processes of a pipeline need the same manifest. "+
 				"Stop all of them before you start the first with a changed one; nothing was changed", h.of(), name, owned.Owner, h.changes[0])}

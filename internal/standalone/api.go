@@ -130,7 +130,7 @@ type VertexStatus struct {
 }
 
 func (a *api) buffers(w http.ResponseWriter, req *http.Request) error {
-	all, err := listBuffers(req.Context(), a.r.js)
+	all, err := listBuffers(req.Context(), a.r.service)
 	if err != nil {
 		return err
 	}

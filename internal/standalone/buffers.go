@@ -11,9 +11,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/levada-io/levada/internal/dataplane/buffer/jetstreambuffer"
 	"github.com/levada-io/levada/internal/dataplane/engine"
 	"github.com/levada-io/levada/internal/dataplane/isb"
 	"github.com/levada-io/levada/internal/dataplane/naming"
@@ -57,25 +55,21 @@ func (v *BufferView) Matches(name string) bool {
 
 // Buffers are the buffers of all pipelines at a broker.
 type Buffers struct {
-	js     jetstream.JetStream
+	service isb.Service // nil with remote
+	// sole says that the broker is in this process, and nobody else reaches it.
 	sole   bool
 	remote *remoteLetters // the run that has the data directory
-	close  []func()
+	close  func()
 }
 
 // OpenBuffers opens the broker of a data directory, or the one at natsURL. Nothing is created there.
 func OpenBuffers(ctx context.Context, dataDir, natsURL string, options ...nats.Option) (*Buffers, error) {
 	if natsURL != "" {
-		conn, err := dial(ctx, natsURL, options...)
+		service, err := dial(ctx, natsURL, options...)
 		if err != nil {
 			return nil, err
 		}
-		js, err := jetstream.New(conn)
-		if err != nil {
-			conn.Close()
-			return nil, err
-		}
-		return &Buffers{js: js, close: []func(){conn.Close}}, nil
+		return &Buffers{service: service, close: service.Close}, nil
 	}
 	d, err := OpenDeadLetters(ctx, dataDir, "")
 	if err != nil {
@@ -83,49 +77,42 @@ func OpenBuffers(ctx context.Context, dataDir, natsURL string, options ...nats.O
 	}
 	switch l := d.(type) {
 	case *remoteLetters:
-		return &Buffers{remote: l}, nil
+		return &Buffers{remote: l, close: l.Close}, nil
 	case *localLetters:
-		return &Buffers{js: l.js, sole: true, close: []func(){l.Close}}, nil
+		return &Buffers{service: l.service, sole: true, close: l.Close}, nil
 	}
 	return nil, errors.New("unknown kind of data directory")
 }
 
 // Close disconnects.
-func (b *Buffers) Close() {
-	for _, c := range b.close {
-		c()
-	}
-}
+func (b *Buffers) Close() { b.close() }
 
 // List returns all buffers, with those that no manifest mentions any more.
 func (b *Buffers) List(ctx context.Context) (all []BufferView, err error) {
 	if b.remote != nil {
 		return all, b.remote.call(ctx, http.MethodGet, "buffers", &all)
 	}
-	return listBuffers(ctx, b.js)
+	return listBuffers(ctx, b.service)
 }
 
-func listBuffers(ctx context.Context, js jetstream.JetStream) (all []BufferView, err error) {
-	pipelines, err := isb.List(ctx, js)
+func listBuffers(ctx context.Context, service isb.Service) (all []BufferView, err error) {
+	pipelines, err := isb.List(ctx, service)
 	if err != nil {
 		return nil, err
 	}
 	for i := range pipelines {
 		p := &pipelines[i]
-		owner := ownerOfKey(ctx, p.KV, ownership.Key)
-		for _, s := range p.Streams {
-			v := BufferView{Vertex: s.Vertex, Partition: s.Partition, Stream: s.Stream, Owner: owner}
+		owner := holder(ctx, isb.PipelineLease(p.State()))
+		for _, s := range p.Buffers {
+			v := BufferView{Vertex: s.Vertex, Partition: s.Partition, Stream: s.Stream, Owner: owner, Namespace: p.Owner().Namespace, Pipeline: p.Owner().Name}
 			if owner == "" {
-				v.Owner = ownerOfKey(ctx, p.KV, ownership.VertexKey(s.Vertex))
-			}
-			if p.Owner != nil {
-				v.Namespace, v.Pipeline = p.Owner.Namespace, p.Owner.Name
+				v.Owner = holder(ctx, isb.VertexLease(p.State(), s.Vertex))
 			}
 			v.Recorded = p.Recorded(s)
-			if found, err := js.Stream(ctx, s.Stream); err == nil {
-				v.Replicas, v.Storage = found.CachedInfo().Config.Replicas, strings.ToLower(found.CachedInfo().Config.Storage.String())
+			if kept, err := p.Describe(ctx, s.Stream); err == nil {
+				v.Replicas, v.Storage = kept.Replicas, kept.Kind
 			}
-			c, err := isb.Inspect(ctx, js, p.KV, s.Stream)
+			c, err := isb.Inspect(ctx, p, s.Stream)
 			switch {
 			case ctx.Err() != nil:
 				return nil, context.Cause(ctx)
@@ -145,9 +132,9 @@ func listBuffers(ctx context.Context, js jetstream.JetStream) (all []BufferView,
 	return all, nil
 }
 
-// ownerOfKey is the process that holds a lease; empty if none does.
-func ownerOfKey(ctx context.Context, kv jetstream.KeyValue, key string) string {
-	last, _, owned, err := ownership.Last(ctx, ownership.InBucket(kv, key))
+// holder is the process that holds a lease; empty if none does.
+func holder(ctx context.Context, lease ownership.Store) string {
+	last, _, owned, err := ownership.Last(ctx, lease)
 	if err != nil || !owned || ownership.Gone(last) {
 		return ""
 	}
@@ -159,30 +146,30 @@ func (b *Buffers) Drop(ctx context.Context, view BufferView) (int, error) {
 	if b.remote != nil {
 		return 0, fmt.Errorf("the data directory is used by process %d: stop that run first", b.remote.PID)
 	}
-	pipelines, err := isb.List(ctx, b.js)
+	pipelines, err := isb.List(ctx, b.service)
 	if err != nil {
 		return 0, err
 	}
 	for i := range pipelines {
 		p := &pipelines[i]
-		at := slices.IndexFunc(p.Streams, func(s isb.Stream) bool { return s.Stream == view.Stream })
+		at := slices.IndexFunc(p.Buffers, func(s isb.Stream) bool { return s.Stream == view.Stream })
 		if at < 0 {
 			continue
 		}
 		self := ownership.Self("levada buffers drop", "")
-		lease, err := ownership.Acquire(ctx, ownership.Config{Store: ownership.InBucket(p.KV, ownership.Key), Self: self, Sole: b.sole})
+		lease, err := ownership.Acquire(ctx, ownership.Config{Store: isb.PipelineLease(p.State()), Self: self, Sole: b.sole})
 		if err != nil {
 			return 0, err
 		}
 		n := 0
 		if !b.sole {
-			err = vacateAll(ctx, p.KV, self)
+			err = vacateAll(ctx, p.State(), self)
 		}
 		if err == nil {
-			n, err = isb.Drop(ctx, b.js, p.KV, view.Stream)
+			n, err = isb.Drop(ctx, p, view.Stream)
 		}
-		if err == nil && p.Record != nil && !p.Recorded(p.Streams[at]) {
-			err = jetstreambuffer.Remove(ctx, b.js, p.KV, view.Stream)
+		if err == nil && p.Record != nil && !p.Recorded(p.Buffers[at]) {
+			err = p.Remove(ctx, view.Stream)
 		}
 		return n, errors.Join(err, lease.Release(context.WithoutCancel(ctx)))
 	}
@@ -190,13 +177,13 @@ func (b *Buffers) Drop(ctx context.Context, view BufferView) (int, error) {
 }
 
 // vacateAll makes certain that no process runs a vertex of a pipeline.
-func vacateAll(ctx context.Context, kv jetstream.KeyValue, self ownership.Owner) error {
-	names, err := leasedVertices(ctx, kv)
+func vacateAll(ctx context.Context, state isb.State, self ownership.Owner) error {
+	names, err := isb.LeasedVertices(ctx, state)
 	if err != nil {
 		return err
 	}
 	for name := range names {
-		if err := ownership.Vacate(ctx, ownership.Config{Store: ownership.InBucket(kv, ownership.VertexKey(name)), Self: self}); err != nil {
+		if err := ownership.Vacate(ctx, ownership.Config{Store: isb.VertexLease(state, name), Self: self}); err != nil {
 			return fmt.Errorf("vertex %s: %w", name, err)
 		}
 	}
@@ -221,16 +208,16 @@ func Drain(ctx context.Context, cfg Config, wanted func(namespace, name string) 
 	owned, lost := context.WithCancelCause(context.WithoutCancel(ctx))
 	r.owned = owned
 	r.close = append(r.close, func() { lost(nil) })
-	pipelines, err := isb.List(ctx, r.js)
+	pipelines, err := isb.List(ctx, r.service)
 	if err != nil {
 		return 0, err
 	}
 	for _, p := range pipelines {
-		if p.Owner == nil || p.Record == nil || p.Owner.Kind != naming.Pipeline || !wanted(p.Owner.Namespace, p.Owner.Name) {
+		if p.Record == nil || p.Owner().Kind != naming.Pipeline || !wanted(p.Owner().Namespace, p.Owner().Name) {
 			continue
 		}
 		h := &held{}
-		if h.store, err = isb.Open(ctx, r.js, *p.Owner, nil, p.Record.Replicas, r.log); err != nil {
+		if h.store, err = r.service.Open(ctx, isb.Request{Owner: p.Owner(), Replicas: p.Record.Replicas, Logger: r.log}); err != nil {
 			return 0, err
 		}
 		r.held = append(r.held, h)

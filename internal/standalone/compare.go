@@ -10,11 +10,8 @@ import (
 	"slices"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
-
 	"github.com/levada-io/levada/internal/dataplane/buffer"
 	"github.com/levada-io/levada/internal/dataplane/isb"
-	"github.com/levada-io/levada/internal/dataplane/natslink"
 	"github.com/levada-io/levada/internal/dataplane/topology"
 	"github.com/levada-io/levada/internal/dataplane/vertex"
 )
@@ -34,7 +31,7 @@ func (r *runner) compareAll(ctx context.Context) error {
 // load reads the record, the note, and which buffers and sources the state knows.
 func (r *runner) load(ctx context.Context, h *held) error {
 	h.stored, h.revision, h.settled, h.contents, h.read = nil, 0, isb.Settled{}, map[string]buffer.Contents{}, map[string]bool{}
-	record, revision, err := r.getKey(ctx, h.store.State, isb.KeyTopology)
+	record, revision, err := r.getKey(ctx, h.store.State(), isb.KeyTopology)
 	if err != nil {
 		return err
 	}
@@ -44,7 +41,7 @@ func (r *runner) load(ctx context.Context, h *held) error {
 		}
 		h.revision = revision
 	}
-	note, _, err := r.getKey(ctx, h.store.State, isb.KeySettled)
+	note, _, err := r.getKey(ctx, h.store.State(), isb.KeySettled)
 	if err != nil {
 		return err
 	}
@@ -65,58 +62,39 @@ func (r *runner) load(ctx context.Context, h *held) error {
 			}
 			byVertex[s.Vertex][s.Partition] = s.Stream
 		}
-		h.stored = topology.FromStreams(string(h.store.Owner.Kind), h.store.Owner.Namespace, h.store.Owner.Name, byVertex)
+		h.stored = topology.FromStreams(string(h.store.Owner().Kind), h.store.Owner().Namespace, h.store.Owner().Name, byVertex)
 	}
 	return nil
 }
 
-func (r *runner) getKey(ctx context.Context, kv jetstream.KeyValue, key string) ([]byte, uint64, error) {
+func (r *runner) getKey(ctx context.Context, state isb.State, key string) ([]byte, uint64, error) {
 	type entry struct {
 		value    []byte
 		revision uint64
 	}
-	e, err := patient(ctx, r, "key "+key+" of bucket "+kv.Bucket(), func(ctx context.Context) (entry, error) {
-		e, err := kv.Get(ctx, key)
-		if errors.Is(err, jetstream.ErrKeyNotFound) {
-			return entry{}, nil
-		}
-		if err != nil {
-			return entry{}, err
-		}
-		return entry{e.Value(), e.Revision()}, nil
+	e, err := patient(ctx, r, "key "+key+" of "+state.Name(), func(ctx context.Context) (e entry, err error) {
+		e.value, e.revision, err = state.Get(ctx, key)
+		return e, err
 	})
 	return e.value, e.revision, err
 }
 
 // inventory lists the partitions that the state of a pipeline knows, and its sources.
 func (r *runner) inventory(ctx context.Context, h *held) ([]isb.Stream, error) {
-	keys, err := patient(ctx, r, "keys of bucket "+h.store.State.Bucket(), func(ctx context.Context) ([]string, error) {
-		keys, err := h.store.State.Keys(ctx)
-		if errors.Is(err, jetstream.ErrNoKeysFound) {
-			err = nil
-		}
-		return keys, err
-	})
+	keys, err := patient(ctx, r, "keys of "+h.store.State().Name(), h.store.State().Keys)
 	if err != nil {
 		return nil, err
 	}
-	var all []isb.Stream
 	for _, key := range keys {
 		if vertex, ok := isb.SourceOf(key); ok {
 			h.read[vertex] = true
 		}
-		name, ok := isb.BufferOf(key)
-		if !ok {
-			continue
-		}
-		s, err := patient(ctx, r, "stream "+name, func(ctx context.Context) (*isb.Stream, error) { return isb.Identify(ctx, r.js, h.store.Owner, name) })
-		if err != nil {
-			return nil, err
-		}
-		if s != nil {
-			all = append(all, *s)
-		}
 	}
+	all, err := patient(ctx, r, "streams of "+h.of(), h.store.Streams)
+	if err != nil {
+		return nil, err
+	}
+	all = slices.DeleteFunc(all, func(s isb.Stream) bool { return s.Unknown })
 	slices.SortFunc(all, func(a, b isb.Stream) int {
 		return cmp.Or(cmp.Compare(a.Vertex, b.Vertex), cmp.Compare(a.Partition, b.Partition))
 	})
@@ -130,9 +108,9 @@ func (r *runner) inspect(ctx context.Context, h *held, name string) (buffer.Cont
 	}
 	inspect, cancel := context.WithTimeout(ctx, 10*time.Minute) // it reads what is pending
 	defer cancel()
-	c, err := natslink.Retry(inspect, r.link, r.log, "buffer "+name, func(context.Context) (buffer.Contents, error) { // each of its requests has a deadline
-		c, err := isb.Inspect(inspect, r.js, h.store.State, name)
-		if errors.Is(err, jetstream.ErrStreamNotFound) {
+	c, err := isb.Retry(inspect, r.service, r.log, "buffer "+name, func(context.Context) (buffer.Contents, error) { // each of its requests has a deadline
+		c, err := isb.Inspect(inspect, h.store, name)
+		if errors.Is(err, buffer.ErrMissing) {
 			err = nil // to open it says more
 		}
 		return c, err
@@ -191,7 +169,7 @@ func (r *runner) compare(ctx context.Context, h *held) (err error) {
 			continue // under the same name it is read on where it was
 		}
 		moved, err := patient(ctx, r, "position of "+now.Name, func(ctx context.Context) (bool, error) {
-			return vertex.FileMoved(ctx, h.store.State, now.Name, was.Source.Of, now.Source.Of)
+			return vertex.FileMoved(ctx, isb.PositionsOf(r.service, h.store.State(), now.Name), was.Source.Of, now.Source.Of)
 		})
 		if err != nil {
 			return err

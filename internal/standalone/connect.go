@@ -2,21 +2,15 @@ package standalone
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"time"
-
-	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/levada-io/levada/api/v1alpha1"
 	"github.com/levada-io/levada/internal/broker"
-	"github.com/levada-io/levada/internal/dataplane/buffer/jetstreambuffer"
 	"github.com/levada-io/levada/internal/dataplane/engine"
 	"github.com/levada-io/levada/internal/dataplane/function"
-	"github.com/levada-io/levada/internal/dataplane/natslink"
+	"github.com/levada-io/levada/internal/dataplane/isb/jetstream"
 	"github.com/levada-io/levada/internal/manifest"
 	"github.com/levada-io/levada/internal/redact"
 )
@@ -44,33 +38,8 @@ func (r *runner) openSockets() (err error) {
 
 // connect connects to the broker, or starts the one in this process.
 func (r *runner) connect(ctx context.Context) (err error) {
-	options := []nats.Option{
-		nats.MaxReconnects(-1), nats.ReconnectWait(100 * time.Millisecond), nats.ReconnectJitter(50*time.Millisecond, 50*time.Millisecond),
-		nats.ReconnectBufSize(-1), nats.PingInterval(10 * time.Second),
-		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
-			if err != nil {
-				r.log.Warn("broker disconnected, reconnecting", "error", redact.Error(err))
-			}
-		}),
-		nats.ReconnectHandler(func(c *nats.Conn) {
-			r.log.Info("broker reconnected", "url", c.ConnectedUrlRedacted())
-			r.recheck()
-		}),
-	}
-	if r.cfg.NATS != "" {
-		options = append(append(options, nats.Name("levada")), r.cfg.NATSOptions...)
-		if r.link, err = natslink.Dial(ctx, r.cfg.NATS, r.log, options...); err != nil {
-			return err
-		}
-		r.conn = r.link.Conn
-		r.close = append(r.close, r.conn.Close)
-		if err := natslink.CheckVersion(r.link.URL, r.link.Conn.ConnectedServerVersion()); err != nil {
-			return err
-		}
-		if err := r.link.CheckJetStream(ctx, r.log, jetstreambuffer.MinPayload); err != nil {
-			return err
-		}
-	} else {
+	cfg := jetstream.Config{URL: r.cfg.NATS, Options: r.cfg.NATSOptions, Reconnected: r.recheck, Logger: r.log}
+	if r.cfg.NATS == "" {
 		over := engine.Waiting(r.log, "broker in this process to open its store", nil, "data", r.cfg.DataDir)
 		r.broker, err = broker.Start(broker.Config{
 			Dir: filepath.Join(r.cfg.DataDir, "broker"), MaxPayload: max(minPayload, r.maxPayload()), SyncInterval: r.cfg.SyncInterval, Logger: r.log,
@@ -80,15 +49,15 @@ func (r *runner) connect(ctx context.Context) (err error) {
 			return err
 		}
 		r.close = append(r.close, r.broker.Stop)
-		// Pull requests that end are no news; the calls that fail report what matters.
-		options = append(options, nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { r.log.Debug("broker", "error", err) }))
-		if r.conn, err = r.broker.Connect(options...); err != nil {
-			return fmt.Errorf("connect to the broker: %w", err)
-		}
-		r.close = append(r.close, r.conn.Close)
+		cfg.Server = r.broker
 	}
-	r.js, err = jetstream.New(r.conn, jetstream.WithDefaultTimeout(10*time.Second))
-	return err
+	service, err := jetstream.Connect(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	r.service = service
+	r.close = append(r.close, r.service.Close)
+	return nil
 }
 
 // minPayload is the largest message of the broker in this process, unless a manifest asks for more. Blocks that are larger are stored in pieces.
@@ -102,28 +71,6 @@ func (r *runner) maxPayload() (n int32) {
 		}
 	}
 	return n
-}
-
-// brokerHealth is the broker of a run, in this process or elsewhere.
-type brokerHealth struct{ r *runner }
-
-// Stuck implements engine.Broker.
-func (b brokerHealth) Stuck() error {
-	if b.r.broker == nil {
-		return nil
-	}
-	return b.r.broker.Stuck()
-}
-
-// Usable implements engine.Broker.
-func (b brokerHealth) Usable(ctx context.Context) error {
-	if own := b.r.broker; own != nil {
-		return errors.Join(own.Healthy(ctx), own.Room())
-	}
-	if !b.r.conn.IsConnected() {
-		return errors.New("the broker does not answer, reconnecting")
-	}
-	return nil
 }
 
 func (r *runner) durability() string {

@@ -84,7 +84,7 @@ func (r *runner) discard(ctx context.Context, unsafe []*held) error {
 	}
 	for _, h := range unsafe {
 		for _, s := range drop[h] {
-			n, err := isb.Drop(ctx, r.js, h.store.State, s.Stream)
+			n, err := isb.Drop(ctx, h.store, s.Stream)
 			if err != nil {
 				return fmt.Errorf("discard %s, partition %d: %w", s.Vertex, s.Partition, err)
 			}

@@ -46,7 +46,7 @@ func (r *runner) drainOne(ctx context.Context, h *held) (err error) {
 		v1alpha1.SetDefaults(o.Manifest)
 	}
 	old := &runner{
-		cfg: r.cfg, log: r.log.With("draining", true), metrics: metrics.New(r.cfg.Version), broker: r.broker, conn: r.conn, js: r.js, sockets: r.sockets, secrets: r.secrets,
+		cfg: r.cfg, log: r.log.With("draining", true), metrics: metrics.New(r.cfg.Version), broker: r.broker, service: r.service, sockets: r.sockets, secrets: r.secrets,
 		owned: r.owned, held: []*held{h}, draining: &draining{h: h, settled: map[string]bool{}},
 		budget: engine.NewBudget(r.cfg.DrainTimeout), // which begins again for the run after this one
 	}
@@ -203,7 +203,7 @@ type settling struct {
 }
 
 func (s *settling) reached(b *source.Batch) uint64 {
-	return s.d.lanes[flow.SourceLane(s.vertex, b.Partition, s.d.h.store.Owner.Incarnation)]
+	return s.d.lanes[flow.SourceLane(s.vertex, b.Partition, s.d.h.store.Owner().Incarnation)]
 }
 
 // Read implements source.Reader.

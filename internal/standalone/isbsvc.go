@@ -2,16 +2,12 @@ package standalone
 
 import (
 	"github.com/levada-io/levada/api/v1alpha1"
-	"github.com/levada-io/levada/internal/dataplane/buffer/jetstreambuffer"
 	"github.com/levada-io/levada/internal/dataplane/isb"
 )
 
 // bufferConfig is how the buffers of a pipeline are set up. maxInFlight is buffer.Options.MaxInFlight.
-func (r *runner) bufferConfig(p *v1alpha1.Pipeline) (cfg jetstreambuffer.Config, maxInFlight int, err error) {
-	cfg = jetstreambuffer.Config{Replicas: max(1, r.cfg.Replicas), Logger: r.log}
-	if r.broker != nil {
-		cfg.Room = r.broker.Room
-	}
+func (r *runner) bufferConfig(p *v1alpha1.Pipeline) (cfg isb.Settings, maxInFlight int, err error) {
+	cfg = isb.Settings{Logger: r.log}
 	service := r.bufferService(p)
 	if maxInFlight, err = isb.Configure(service, &cfg); err != nil {
 		return cfg, 0, err

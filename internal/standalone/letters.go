@@ -116,9 +116,9 @@ func (l *localLetters) Page(ctx context.Context, q LetterQuery) (LetterPage, err
 	}
 	stores := make([]pageStore, len(found))
 	for i, s := range found {
-		stores[i] = pageStore{s.prefix, s.Store}
-		if s.owner != nil {
-			stores[i].key = s.owner.Namespace + "/" + string(s.owner.Kind) + "/" + s.owner.Name
+		stores[i] = pageStore{s.Prefix, s.Store}
+		if s.Owner.Name != "" {
+			stores[i].key = s.Owner.Namespace + "/" + string(s.Owner.Kind) + "/" + s.Owner.Name
 		}
 	}
 	return pageOf(ctx, stores, q)

@@ -2,7 +2,6 @@ package standalone
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,17 +12,16 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/levada-io/levada/internal/broker"
 	"github.com/levada-io/levada/internal/dataplane/buffer"
-	"github.com/levada-io/levada/internal/dataplane/buffer/jetstreambuffer"
 	"github.com/levada-io/levada/internal/dataplane/deadletter"
-	"github.com/levada-io/levada/internal/dataplane/naming"
-	"github.com/levada-io/levada/internal/dataplane/natslink"
+	"github.com/levada-io/levada/internal/dataplane/isb"
+	"github.com/levada-io/levada/internal/dataplane/isb/jetstream"
 )
 
 // DeadLetters are the dead letters of a data directory, through the run that uses it or, when there is none, from the directory itself.
@@ -103,8 +101,8 @@ func (l *remoteLetters) Close() {}
 
 // localLetters opens the store itself; nobody else has it.
 type localLetters struct {
-	js    jetstream.JetStream
-	close []func()
+	service isb.Service
+	close   []func()
 }
 
 func openLocal(ctx context.Context, dataDir, natsURL string, options ...nats.Option) (_ *localLetters, err error) {
@@ -119,23 +117,21 @@ func openLocal(ctx context.Context, dataDir, natsURL string, options ...nats.Opt
 		return nil, err
 	}
 	l.close = append(l.close, release)
-	var conn *nats.Conn
 	if natsURL != "" {
-		conn, err = dial(ctx, natsURL, options...)
+		l.service, err = dial(ctx, natsURL, options...)
 	} else {
 		var b *broker.Broker
 		if b, err = broker.Start(broker.Config{Dir: filepath.Join(dataDir, "broker"), MaxPayload: 64 << 20}); err != nil {
 			return nil, err
 		}
 		l.close = append(l.close, b.Stop)
-		conn, err = b.Connect()
+		l.service, err = jetstream.Connect(ctx, jetstream.Config{Server: b})
 	}
 	if err != nil {
 		return nil, err
 	}
-	l.close = append(l.close, conn.Close)
-	l.js, err = jetstream.New(conn)
-	return l, err
+	l.close = append(l.close, l.service.Close)
+	return l, nil
 }
 
 func (l *localLetters) Close() {
@@ -145,54 +141,33 @@ func (l *localLetters) Close() {
 }
 
 // dial connects a command to an external broker, with the checks of a run: one that Levada cannot use is refused before anything is shown or dropped.
-func dial(ctx context.Context, url string, options ...nats.Option) (*nats.Conn, error) {
-	log := slog.Default()
-	link, err := natslink.Dial(ctx, url, log, append(options, nats.Name("levada"))...)
+func dial(ctx context.Context, url string, options ...nats.Option) (isb.Service, error) {
+	service, err := jetstream.Connect(ctx, jetstream.Config{URL: url, Options: options, Logger: slog.Default()})
 	if err != nil {
 		return nil, err
 	}
-	if err := cmp.Or(natslink.CheckVersion(link.URL, link.Conn.ConnectedServerVersion()), link.CheckJetStream(ctx, log, jetstreambuffer.MinPayload)); err != nil {
-		link.Conn.Close()
-		return nil, err
-	}
-	return link.Conn, nil
-}
-
-// letterStore is a store of dead letters with what is known of its owner.
-type letterStore struct {
-	*deadletter.Store
-	// owner is who the stream's metadata names. It is nil for a store of the old format that nobody has adopted yet.
-	owner *naming.Owner
-	// prefix begins the names of an old store: {namespace}-{pipeline}. Where the namespace ends is not said in it.
-	prefix string
+	return service, nil
 }
 
 // stores are the dead letters of all pipelines, or of those of a name, as they are: nothing is created or changed.
-func (l *localLetters) stores(ctx context.Context, pipeline string) ([]letterStore, error) {
-	streams := l.js.ListStreams(ctx)
-	var stores []letterStore
-	for info := range streams.Info() {
-		name := info.Config.Name
-		tag, tagged := naming.TagOf(info.Config.Metadata)
-		prefix, old := strings.CutSuffix(name, naming.OldDeadLettersSuffix)
+func (l *localLetters) stores(ctx context.Context, pipeline string) ([]isb.Letters, error) {
+	all, err := l.service.DeadLetters(ctx)
+	return slices.DeleteFunc(all, func(s isb.Letters) bool {
 		switch {
-		case tagged && tag.Role == naming.RoleDeadLetters:
-			if pipeline != "" && !named(pipeline, tag.Owner.Namespace, tag.Owner.Name) {
-				continue
-			}
-			stores = append(stores, letterStore{deadletter.Attach(l.js, deadletter.Config{Stream: name, Pipeline: tag.Owner.Name, Tag: tag}), &tag.Owner, prefix})
-		case !tagged && old && (pipeline == "" || strings.HasSuffix(prefix, "-"+pipeline[strings.LastIndexByte(pipeline, '/')+1:])):
-			stores = append(stores, letterStore{deadletter.Attach(l.js, deadletter.Config{Stream: name, Pipeline: pipeline}), nil, prefix})
+		case pipeline == "":
+			return false
+		case s.Owner.Name == "":
+			return !strings.HasSuffix(s.Prefix, "-"+pipeline[strings.LastIndexByte(pipeline, '/')+1:])
 		}
-	}
-	return stores, streams.Err()
+		return !named(pipeline, s.Owner.Namespace, s.Owner.Name)
+	}), err
 }
 
 // find returns a letter with its store.
-func (l *localLetters) find(ctx context.Context, pipeline, name string) (*deadletter.Letter, letterStore, error) {
+func (l *localLetters) find(ctx context.Context, pipeline, name string) (*deadletter.Letter, isb.Letters, error) {
 	stores, err := l.stores(ctx, pipeline)
 	if err != nil {
-		return nil, letterStore{}, err
+		return nil, isb.Letters{}, err
 	}
 	for _, s := range stores {
 		letter, err := s.Get(ctx, name)
@@ -200,10 +175,10 @@ func (l *localLetters) find(ctx context.Context, pipeline, name string) (*deadle
 			return letter, s, nil
 		}
 		if err != nil && !errors.Is(err, deadletter.ErrNotFound) {
-			return nil, letterStore{}, err
+			return nil, isb.Letters{}, err
 		}
 	}
-	return nil, letterStore{}, fmt.Errorf("%w: %s of pipeline %s", deadletter.ErrNotFound, name, pipeline)
+	return nil, isb.Letters{}, fmt.Errorf("%w: %s of pipeline %s", deadletter.ErrNotFound, name, pipeline)
 }
 
 func (l *localLetters) Get(ctx context.Context, pipeline, name string) (*LetterView, error) {
@@ -228,58 +203,17 @@ func (l *localLetters) Replay(ctx context.Context, pipeline, name string) error 
 	if err != nil {
 		return err
 	}
-	bucket, stream, tag, err := l.place(ctx, s, letter.Vertex)
+	driver, err := l.service.AttachVertex(ctx, s, letter.Vertex)
 	if err != nil {
 		return err
 	}
-	if stream == "" {
+	if driver == nil {
 		return replay(ctx, s.Store, letter, nil)
 	}
-	state, err := l.js.KeyValue(ctx, bucket)
-	if err != nil {
-		return fmt.Errorf("bucket %s: %w", bucket, err)
-	}
-	driver, err := jetstreambuffer.Attach(ctx, l.js, jetstreambuffer.Config{Stream: stream, Tag: tag, State: state})
-	if err != nil {
-		return err
-	}
 	// A process somewhere else may be reading the buffer: it is written to and nothing else.
-	w, err := buffer.OpenWriter(ctx, driver, buffer.Options{Name: stream})
+	w, err := buffer.OpenWriter(ctx, driver, buffer.Options{Name: letter.Pipeline + "/" + letter.Vertex})
 	if err != nil {
 		return errors.Join(err, driver.Close())
 	}
 	return errors.Join(replay(ctx, s.Store, letter, into([]*buffer.Writer{w})), w.Close())
-}
-
-// place finds the state bucket and the first partition of a vertex. stream is empty if the vertex has no buffer.
-func (l *localLetters) place(ctx context.Context, s letterStore, vertex string) (bucket, stream string, tag naming.Tag, err error) {
-	type candidate struct{ bucket, stream string }
-	var candidates []candidate
-	if s.owner != nil {
-		tag = naming.Tag{Owner: *s.owner, Role: naming.RoleBuffer, Vertex: vertex}
-		candidates = []candidate{
-			{s.owner.State(), s.owner.Buffer(vertex, 0)}, {s.owner.OldState(), s.owner.Buffer(vertex, 0)}, {s.owner.OldState(), s.owner.OldBuffer(vertex, 0)},
-		}
-	} else {
-		candidates = []candidate{{s.prefix + "_STATE", s.prefix + "-" + vertex + "-0"}}
-	}
-	for _, c := range candidates {
-		found, err := l.js.Stream(ctx, c.stream)
-		if errors.Is(err, jetstream.ErrStreamNotFound) {
-			continue
-		}
-		if err != nil {
-			return "", "", tag, fmt.Errorf("stream %s: %w", c.stream, err)
-		}
-		if _, err := tag.Check(c.stream, found.CachedInfo().Config.Metadata); err != nil {
-			continue
-		}
-		if _, err := l.js.KeyValue(ctx, c.bucket); errors.Is(err, jetstream.ErrBucketNotFound) {
-			continue
-		} else if err != nil {
-			return "", "", tag, fmt.Errorf("bucket %s: %w", c.bucket, err)
-		}
-		return c.bucket, c.stream, tag, nil
-	}
-	return "", "", tag, nil
 }

@@ -14,8 +14,9 @@ import (
 
 	"github.com/levada-io/levada/internal/broker"
 	"github.com/levada-io/levada/internal/dataplane/buffer"
-	"github.com/levada-io/levada/internal/dataplane/buffer/jetstreambuffer"
 	"github.com/levada-io/levada/internal/dataplane/deadletter"
+	service "github.com/levada-io/levada/internal/dataplane/isb/jetstream"
+	"github.com/levada-io/levada/internal/dataplane/isb/jetstream/jetstreambuffer"
 	"github.com/levada-io/levada/internal/dataplane/naming"
 	"github.com/levada-io/levada/internal/dataplane/source/filesource"
 	"github.com/levada-io/levada/internal/flow"
@@ -45,7 +46,7 @@ func newOldStore(t *testing.T, s *site, name string) *oldStore {
 	if o.js, err = jetstream.New(o.conn); err != nil {
 		t.Fatal(err)
 	}
-	o.state, err = jetstreambuffer.Bucket(t.Context(), o.js, name+"_STATE", 1)
+	o.state, err = jetstreambuffer.OpenBucket(t.Context(), o.js, name+"_STATE", naming.Tag{}, 1, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,9 +102,9 @@ func (forgetful) Save(context.Context, string, []byte) error   { return nil }
 // letter puts a dead letter into the store.
 func (o *oldStore) letter(pipeline, vertex, value string) {
 	o.t.Helper()
-	letters, err := deadletter.Open(o.t.Context(), o.js, deadletter.Config{Stream: o.name + "_DEADLETTERS", Pipeline: pipeline})
+	letters, err := service.OpenLetters(o.t.Context(), o.js, o.name+"_DEADLETTERS", naming.Tag{}, 1)
 	if err == nil {
-		err = letters.Put(o.t.Context(), vertex, &flow.Message{ID: "in/data.txt/7", Pos: 7, Value: []byte(value)}, &deadletter.Failure{Reason: deadletter.Error})
+		err = deadletter.New(letters, pipeline, nil).Put(o.t.Context(), vertex, &flow.Message{ID: "in/data.txt/7", Pos: 7, Value: []byte(value)}, &deadletter.Failure{Reason: deadletter.Error})
 	}
 	if err != nil {
 		o.t.Fatal(err)

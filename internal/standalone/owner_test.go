@@ -9,8 +9,9 @@ import (
 	"time"
 
 	"github.com/levada-io/levada/internal/dataplane/buffer"
-	"github.com/levada-io/levada/internal/dataplane/buffer/jetstreambuffer"
 	"github.com/levada-io/levada/internal/dataplane/deadletter"
+	service "github.com/levada-io/levada/internal/dataplane/isb/jetstream"
+	"github.com/levada-io/levada/internal/dataplane/isb/jetstream/jetstreambuffer"
 	"github.com/levada-io/levada/internal/dataplane/naming"
 	"github.com/levada-io/levada/internal/dataplane/ownership"
 	"github.com/levada-io/levada/internal/flow"
@@ -39,10 +40,11 @@ func TestReplayFromElsewhereLeavesTheRunningReaderAlone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	letters, err := deadletter.Open(ctx, js, deadletter.Config{Stream: owner.DeadLetters(), Pipeline: owner.Name, Tag: naming.Tag{Owner: owner, Role: naming.RoleDeadLetters}})
+	storage, err := service.OpenLetters(ctx, js, owner.DeadLetters(), naming.Tag{Owner: owner, Role: naming.RoleDeadLetters}, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
+	letters := deadletter.New(storage, owner.Name, nil)
 	if err := letters.Put(ctx, "cat", &flow.Message{ID: "in/1", Pos: 1, Value: []byte("hello")}, &deadletter.Failure{Reason: "error"}); err != nil {
 		t.Fatal(err)
 	}
@@ -133,14 +135,14 @@ spec:
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := kv.Put(ctx, ownership.Key, other); err != nil {
+	if _, err := kv.Put(ctx, "owner", other); err != nil {
 		t.Fatal(err)
 	}
 	err = <-ended
 	if !errors.Is(err, ownership.ErrLost) || !strings.Contains(err.Error(), "process 7 on host elsewhere") {
 		t.Errorf("it ended with %v\n%s", err, s.logs)
 	}
-	entry, err := kv.Get(ctx, ownership.Key)
+	entry, err := kv.Get(ctx, "owner")
 	if err != nil || string(entry.Value()) != string(other) {
 		t.Errorf("the record of the new owner was changed: %v", err)
 	}

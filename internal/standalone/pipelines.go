@@ -14,12 +14,11 @@ import (
 
 	"github.com/levada-io/levada/api/v1alpha1"
 	"github.com/levada-io/levada/internal/dataplane/buffer"
-	"github.com/levada-io/levada/internal/dataplane/buffer/jetstreambuffer"
 	"github.com/levada-io/levada/internal/dataplane/engine"
 	"github.com/levada-io/levada/internal/dataplane/function"
 	"github.com/levada-io/levada/internal/dataplane/isb"
 	"github.com/levada-io/levada/internal/dataplane/naming"
-	"github.com/levada-io/levada/internal/dataplane/natslink"
+	"github.com/levada-io/levada/internal/dataplane/source"
 	"github.com/levada-io/levada/internal/dataplane/vertex"
 	"github.com/levada-io/levada/internal/flow"
 	"github.com/levada-io/levada/internal/manifest"
@@ -64,8 +63,8 @@ func (r *runner) build(ctx context.Context, o manifest.Object) (*Pipeline, error
 func (r *runner) env(p *Pipeline, meta metav1.Object) *vertex.Env {
 	commands := commandsFor(r.cfg.Commands, p.Name)
 	env := &vertex.Env{
-		Namespace: p.Namespace, Pipeline: p.Name, Owner: p.store.Owner, Meta: meta, State: p.store.State, DeadLetters: p.letters, Metrics: r.metrics.Namespace(p.Namespace),
-		Readers: p.readers, Writers: p.writers,
+		Namespace: p.Namespace, Pipeline: p.Name, Owner: p.store.Owner(), Meta: meta, DeadLetters: p.letters, Metrics: r.metrics.Namespace(p.Namespace),
+		Readers: p.readers, Writers: p.writers, Positions: func(v string) source.Positions { return isb.PositionsOf(r.service, p.store.State(), v) },
 		Logger: r.log.With("pipeline", p.Name), SocketRoot: r.sockets, Dir: r.cfg.Dir, Data: r.cfg.DataDir, Files: &r.files, Commands: commands, Timeout: r.cfg.FunctionTimeout,
 		Secret: r.secrets.get, Values: r.secrets.all, FunctionEnv: r.cfg.FunctionEnv, FunctionUser: r.cfg.FunctionUser, Listen: r.cfg.listenAt(), Stdin: r.cfg.Stdin, Stdout: r.cfg.Stdout,
 		Output: func(v string, role function.Role) func(string) {
@@ -97,13 +96,13 @@ func (r *runner) prepare(ctx context.Context, meta *metav1.ObjectMeta, kind nami
 	}
 	open, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	p.store, err = natslink.Retry(open, r.link, r.log, "the store of "+owner.String(), func(ctx context.Context) (*isb.Store, error) {
-		return isb.Open(ctx, r.js, owner, vertices, r.cfg.Replicas, r.log)
+	p.store, err = isb.Retry(open, r.service, r.log, "the store of "+owner.String(), func(ctx context.Context) (isb.Store, error) {
+		return r.service.Open(ctx, isb.Request{Owner: owner, Vertices: vertices, Replicas: r.cfg.Replicas, Logger: r.log})
 	})
 	if err != nil {
 		return nil, err
 	}
-	p.letters, err = natslink.Retry(open, r.link, r.log, "the dead letters of "+owner.String(), p.store.DeadLetters)
+	p.letters, err = isb.Retry(open, r.service, r.log, "the dead letters of "+owner.String(), p.store.DeadLetters)
 	return p, err
 }
 
@@ -216,10 +215,10 @@ func (r *runner) openBuffers(ctx context.Context, p *Pipeline, m *v1alpha1.Pipel
 			return fmt.Errorf("pipeline %s: %w", m.Name, err)
 		}
 	}
-	if lease := r.leaseOf(p.store.Owner); lease != nil {
+	if lease := r.leaseOf(p.store.Owner()); lease != nil {
 		store.Fence = lease.Check
 	}
-	o := &isb.Opener{Store: p.store, Link: r.link, Config: store, Logger: r.log}
+	o := &isb.Opener{Service: r.service, Store: p.store, Settings: store, Logger: r.log}
 	options := func(in vertex.InputPlan) buffer.Options {
 		return buffer.Options{
 			MaxLength: in.MaxLength, UsageLimit: in.UsageLimit, Compression: compression, MaxInFlight: inFlight, Shared: r.cfg.Vertex != "", Logger: r.log,
@@ -271,7 +270,7 @@ func (r *runner) partition(ctx context.Context, o *isb.Opener, p *Pipeline, vert
 	m := r.metrics.Namespace(p.Namespace).Buffer(name)
 	opt.Metrics = m
 	opt.OnCorrupt = func(seq uint64, data []byte, err error) error { return r.corrupt(name, seq, data, err) }
-	part, err := o.Partition(ctx, vertex, n, opt, func(l jetstreambuffer.Loss) {
+	part, err := o.Partition(ctx, vertex, n, opt, func(l buffer.Loss) {
 		l.Log(r.log.With("pipeline", p.Name, "vertex", vertex))
 		m.LostMessages(l.Messages)
 	})

@@ -20,7 +20,7 @@ func (r *runner) accept(ctx context.Context, h *held) error {
 	if err != nil {
 		return err
 	}
-	if limit := int(r.conn.MaxPayload()) - 4<<10; len(record) > limit {
+	if limit := h.store.State().MaxValue(); len(record) > limit {
 		// Without it the pipeline runs all the same; --drain-old then says that it cannot.
 		h.wanted.Manifest = ""
 		if record, err = h.wanted.Encode(); err != nil {
@@ -32,22 +32,15 @@ func (r *runner) accept(ctx context.Context, h *held) error {
 			return nil
 		}
 	}
-	_, err = patient(ctx, r, h.of()+": write the topology record", func(ctx context.Context) (uint64, error) {
-		var revision uint64
-		var err error
-		if h.revision == 0 {
-			revision, err = h.store.State.Create(ctx, isb.KeyTopology, record)
-		} else {
-			revision, err = h.store.State.Update(ctx, isb.KeyTopology, record, h.revision)
+	_, err = patient(ctx, r, h.of()+": write the topology record", func(ctx context.Context) (struct{}, error) {
+		_, err := h.store.State().CompareAndSet(ctx, isb.KeyTopology, record, h.revision)
+		if err != nil {
+			// An attempt whose answer was lost looks like another process's.
+			if stored, _, getErr := h.store.State().Get(ctx, isb.KeyTopology); getErr == nil && string(stored) == string(record) {
+				return struct{}{}, nil
+			}
 		}
-		if err == nil {
-			return revision, nil
-		}
-		// An attempt whose answer was lost looks like another process's.
-		if e, getErr := h.store.State.Get(ctx, isb.KeyTopology); getErr == nil && string(e.Value()) == string(record) {
-			return e.Revision(), nil
-		}
-		return 0, err
+		return struct{}{}, err
 	})
 	return err
 }
@@ -58,7 +51,9 @@ func (r *runner) note(ctx context.Context, h *held, s isb.Settled) error {
 	if err != nil {
 		return err
 	}
-	_, err = patient(ctx, r, h.of()+": note how the run ended", func(ctx context.Context) (uint64, error) { return h.store.State.Put(ctx, isb.KeySettled, value) })
+	_, err = patient(ctx, r, h.of()+": note how the run ended", func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, h.store.State().Put(ctx, isb.KeySettled, value)
+	})
 	return err
 }
 
@@ -83,7 +78,7 @@ func (r *runner) settle(ctx context.Context, pipelines []*Pipeline, err error) e
 
 func hasRead(ctx context.Context, pipelines []*Pipeline, h *held) bool {
 	for _, p := range pipelines {
-		if p.store == nil || !p.store.Owner.Is(h.store.Owner) {
+		if p.store == nil || !p.store.Owner().Is(h.store.Owner()) {
 			continue
 		}
 		for _, v := range p.Stats(ctx) {

@@ -7,8 +7,7 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/nats-io/nats.go/jetstream"
-
+	"github.com/levada-io/levada/internal/dataplane/buffer"
 	"github.com/levada-io/levada/internal/dataplane/isb"
 	"github.com/levada-io/levada/internal/dataplane/naming"
 	"github.com/levada-io/levada/internal/dataplane/topology"
@@ -21,14 +20,14 @@ func (r *runner) renamed(ctx context.Context) error {
 	if r.broker == nil {
 		return nil // at a broker of its own there are others, of which this run knows nothing
 	}
-	pipelines, err := patient(ctx, r, "list of pipelines", func(ctx context.Context) ([]isb.Bucket, error) { return isb.List(ctx, r.js) })
+	pipelines, err := patient(ctx, r, "list of pipelines", func(ctx context.Context) ([]isb.Found, error) { return isb.List(ctx, r.service) })
 	if err != nil {
 		return err
 	}
 	for _, b := range pipelines {
-		if b.Owner == nil || b.Record == nil || slices.ContainsFunc(r.cfg.Objects, func(o manifest.Object) bool {
+		if b.Owner().Name == "" || b.Record == nil || slices.ContainsFunc(r.cfg.Objects, func(o manifest.Object) bool {
 			return (o.Kind() == string(naming.Pipeline) || o.Kind() == string(naming.MonoVertex)) &&
-				naming.Owner{Namespace: cmp.Or(o.Manifest.GetNamespace(), "default"), Kind: naming.Kind(o.Kind()), Name: o.Manifest.GetName()}.Is(*b.Owner)
+				naming.Owner{Namespace: cmp.Or(o.Manifest.GetNamespace(), "default"), Kind: naming.Kind(o.Kind()), Name: o.Manifest.GetName()}.Is(b.Owner())
 		}) {
 			continue
 		}
@@ -38,19 +37,19 @@ func (r *runner) renamed(ctx context.Context) error {
 			}
 			if in, out := topology.Shared(b.Record, h.wanted); in != "" && out != "" {
 				return &refusal{fmt.Sprintf("%s: %s, which is in no manifest any more, reads %s and writes %s in this data directory already. Under a new name all of it would be read and delivered once more. "+
-					"Call it %s again; or, if that is what you want, run it in another data directory (--data). Nothing was changed. See docs/changing-a-pipeline.md", h.of(), b.Owner, in, out, b.Owner.Name)}
+					"Call it %s again; or, if that is what you want, run it in another data directory (--data). Nothing was changed. See docs/changing-a-pipeline.md", h.of(), b.Owner(), in, out, b.Owner().Name)}
 			}
 		}
 		held := 0
-		for _, s := range b.Streams {
-			c, err := isb.Inspect(ctx, r.js, b.KV, s.Stream)
-			if err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
+		for _, s := range b.Buffers {
+			c, err := isb.Inspect(ctx, b, s.Stream)
+			if err != nil && !errors.Is(err, buffer.ErrMissing) {
 				return fmt.Errorf("buffer %s: %w", s.Stream, err)
 			}
 			held += c.Messages
 		}
 		if held > 0 {
-			r.log.Warn("a pipeline that is in no manifest holds messages; levada buffers list shows them", "owner", b.Owner.String(), "messages", held)
+			r.log.Warn("a pipeline that is in no manifest holds messages; levada buffers list shows them", "owner", b.Owner().String(), "messages", held)
 		}
 	}
 	return nil

@@ -28,7 +28,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/levada-io/levada/internal/broker"
 	"github.com/levada-io/levada/internal/dataplane/buffer"
@@ -36,7 +35,6 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/engine"
 	"github.com/levada-io/levada/internal/dataplane/function"
 	"github.com/levada-io/levada/internal/dataplane/isb"
-	"github.com/levada-io/levada/internal/dataplane/natslink"
 	"github.com/levada-io/levada/internal/dataplane/ownership"
 	"github.com/levada-io/levada/internal/dataplane/vertex"
 	"github.com/levada-io/levada/internal/manifest"
@@ -114,7 +112,7 @@ type Running struct {
 type Pipeline struct {
 	*engine.Pipeline
 
-	store   *isb.Store
+	store   isb.Store
 	letters *deadletter.Store
 	// partitions are those of each vertex of this process that has a buffer. Invariant: a vertex is in partitions or in outputs, not in both.
 	partitions map[string][]engine.Input
@@ -140,10 +138,8 @@ type runner struct {
 	cfg     Config
 	log     *slog.Logger
 	metrics *metrics.Set
-	broker  *broker.Broker
-	conn    *nats.Conn
-	link    *natslink.Link // nil with the broker in this process
-	js      jetstream.JetStream
+	broker  *broker.Broker // nil with one elsewhere
+	service isb.Service
 	sockets string
 	files   vertex.Files
 	secrets secrets
@@ -274,7 +270,7 @@ func (r *runner) run(ctx context.Context, pipelines []*Pipeline) error {
 }
 
 func (r *runner) newProcess(pipelines []*Pipeline) *engine.Process {
-	p := &engine.Process{Budget: r.budget, Owned: r.owned, Broker: brokerHealth{r}, Logger: r.log, Services: []func(context.Context) error{limitMemory}}
+	p := &engine.Process{Budget: r.budget, Owned: r.owned, Broker: r.service, Logger: r.log, Services: []func(context.Context) error{limitMemory}}
 	for _, pl := range pipelines {
 		p.Pipelines = append(p.Pipelines, pl.Pipeline)
 	}

@@ -16,7 +16,6 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/buffer"
 	"github.com/levada-io/levada/internal/dataplane/isb"
 	"github.com/levada-io/levada/internal/dataplane/naming"
-	"github.com/levada-io/levada/internal/dataplane/natslink"
 	"github.com/levada-io/levada/internal/dataplane/ownership"
 	"github.com/levada-io/levada/internal/dataplane/topology"
 	"github.com/levada-io/levada/internal/dataplane/vertex"
@@ -37,7 +36,7 @@ import (
 // held is a pipeline that this process has taken over.
 type held struct {
 	object  manifest.Object
-	store   *isb.Store
+	store   isb.Store
 	lease   *ownership.Lease
 	changes []topology.Change
 
@@ -50,7 +49,7 @@ type held struct {
 	read     map[string]bool            // sources that have saved a position
 }
 
-func (h *held) of() string { return h.store.Owner.String() }
+func (h *held) of() string { return h.store.Owner().String() }
 
 // refusal is an error that the user has to decide about. It is one message for all pipelines.
 type refusal struct{ text string }
@@ -117,7 +116,7 @@ func ignoreEnd(ctx context.Context, err error) error {
 func patient[T any](ctx context.Context, r *runner, what string, ask func(context.Context) (T, error)) (T, error) {
 	open, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	v, err := natslink.Retry(open, r.link, r.log, what, ask)
+	v, err := isb.Retry(open, r.service, r.log, what, ask)
 	if err != nil && ctx.Err() == nil {
 		err = fmt.Errorf("%s: %w", what, err)
 	}
@@ -131,22 +130,19 @@ func (r *runner) wanted(ctx context.Context, o manifest.Object) (*held, error) {
 	if err != nil || !ok {
 		return nil, err
 	}
-	h.store, err = patient(ctx, r, owner.String(), func(ctx context.Context) (*isb.Store, error) {
-		return isb.Open(ctx, r.js, owner, vertices, r.cfg.Replicas, r.log)
+	h.store, err = patient(ctx, r, owner.String(), func(ctx context.Context) (isb.Store, error) {
+		return r.service.Open(ctx, isb.Request{Owner: owner, Vertices: vertices, Replicas: r.cfg.Replicas, Logger: r.log})
 	})
 	if err != nil {
 		return nil, err
 	}
-	if h.wanted, err = r.topologyOf(o, h.store.Owner); err != nil {
+	if h.wanted, err = r.topologyOf(o, h.store.Owner()); err != nil {
 		return nil, err
 	}
 	for i := range h.wanted.Vertices {
 		v := &h.wanted.Vertices[i]
 		for p := range v.Partitions {
-			name, err := patient(ctx, r, owner.String(), func(ctx context.Context) (string, error) {
-				name, _, err := h.store.Buffer(ctx, v.Name, p)
-				return name, err
-			})
+			name, err := patient(ctx, r, owner.String(), func(ctx context.Context) (string, error) { return h.store.Stream(ctx, v.Name, p) })
 			if err != nil {
 				return nil, err
 			}
@@ -187,7 +183,7 @@ func (r *runner) acquire(ctx context.Context, lost context.CancelCauseFunc) erro
 		claims.Go(func() error {
 			lease, err := patient(ctx, r, h.of(), func(context.Context) (*ownership.Lease, error) {
 				return ownership.Acquire(ctx, ownership.Config{
-					Store: ownership.InBucket(h.store.State, ownership.Key), Self: self, Sole: r.broker != nil, Logger: r.log,
+					Store: isb.PipelineLease(h.store.State()), Self: self, Sole: r.broker != nil, Logger: r.log,
 					Waiting: func(last ownership.Owner, atMost time.Duration) {
 						r.log.Info("waiting for the lease of the last owner to expire", "owner", h.of(), "last", last.String(), "at most", atMost.Round(time.Second))
 					},
@@ -255,7 +251,7 @@ func (r *runner) recheck() {
 // leaseOf is the lease of an owner; nil where nothing was taken over.
 func (r *runner) leaseOf(owner naming.Owner) *ownership.Lease {
 	for _, h := range r.held {
-		if h.store.Owner.Is(owner) {
+		if h.store.Owner().Is(owner) {
 			return h.lease
 		}
 	}

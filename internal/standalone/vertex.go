@@ -8,6 +8,7 @@ import (
 
 	"github.com/levada-io/levada/api/v1alpha1"
 	"github.com/levada-io/levada/internal/broker"
+	"github.com/levada-io/levada/internal/dataplane/isb"
 	"github.com/levada-io/levada/internal/dataplane/ownership"
 	"github.com/levada-io/levada/internal/manifest"
 )
@@ -102,7 +103,7 @@ func (r *runner) acquireVertex(ctx context.Context, h *held, lost context.Cancel
 	for h.lease == nil {
 		lease, err := patient(ctx, r, h.of(), func(context.Context) (*ownership.Lease, error) {
 			return ownership.Acquire(ctx, ownership.Config{
-				Store: ownership.InBucket(h.store.State, ownership.VertexKey(r.cfg.Vertex)), Self: r.self(h), Logger: r.log,
+				Store: isb.VertexLease(h.store.State(), r.cfg.Vertex), Self: r.self(h), Logger: r.log,
 				Waiting: func(last ownership.Owner, _ time.Duration) { say(last) },
 			})
 		})
@@ -141,7 +142,7 @@ func (r *runner) vacateVertices(ctx context.Context, h *held) error {
 	if r.broker != nil {
 		return nil // nobody else reaches a broker in this process
 	}
-	names, err := patient(ctx, r, "keys of bucket "+h.store.State.Bucket(), func(ctx context.Context) (map[string]bool, error) { return leasedVertices(ctx, h.store.State) })
+	names, err := patient(ctx, r, "keys of "+h.store.State().Name(), func(ctx context.Context) (map[string]bool, error) { return isb.LeasedVertices(ctx, h.store.State()) })
 	if err != nil {
 		return err
 	}
@@ -151,7 +152,7 @@ func (r *runner) vacateVertices(ctx context.Context, h *held) error {
 		}
 	}
 	for name := range names {
-		err := r.vacate(ctx, h, ownership.VertexKey(name), ownership.Self(r.cfg.Command, r.cfg.Version))
+		err := r.vacate(ctx, h, isb.VertexLease(h.store.State(), name), ownership.Self(r.cfg.Command, r.cfg.Version))
 		if owned, ok := errors.AsType[*ownership.OwnedError](err); ok {
 			return &refusal{fmt.Sprintf("%s: vertex %s is run by %s. A whole pipeline cannot run beside processes of its vertices: they would take each other's messages. "+
 				"Stop those first, or run the vertices with levada vertex; nothing was changed", h.of(), name, owned.Owner)}
@@ -163,11 +164,11 @@ func (r *runner) vacateVertices(ctx context.Context, h *held) error {
 	return nil
 }
 
-// vacate makes certain that no process holds the lease of a key.
-func (r *runner) vacate(ctx context.Context, h *held, key string, self ownership.Owner) error {
+// vacate makes certain that no process holds a lease.
+func (r *runner) vacate(ctx context.Context, h *held, lease ownership.Store, self ownership.Owner) error {
 	_, err := patient(ctx, r, h.of(), func(context.Context) (struct{}, error) {
 		return struct{}{}, ownership.Vacate(ctx, ownership.Config{
-			Store: ownership.InBucket(h.store.State, key), Self: self, Logger: r.log,
+			Store: lease, Self: self, Logger: r.log,
 			Waiting: func(last ownership.Owner, atMost time.Duration) {
 				r.log.Info("waiting for the lease of the last owner to expire", "owner", h.of(), "last", last.String(), "at most", atMost.Round(time.Second))
 			},

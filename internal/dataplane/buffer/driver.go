@@ -166,6 +166,8 @@ var (
 	ErrTooLarge = errors.New("larger than the broker's max_payload")
 	// ErrMissing means that the stream, which was there before, is gone. It is never recreated by itself: that would hide a loss.
 	ErrMissing = errors.New("stream is missing")
+	// ErrNotCreated means that a log does not exist yet: the process that reads it creates it.
+	ErrNotCreated = errors.New("the stream does not exist yet")
 	// ErrGap means that entries which were stored are not there any more.
 	ErrGap = errors.New("stored blocks are missing")
 	// ErrLostEnd means that the log ends before entries that were read from it.

@@ -12,10 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
-
-	"github.com/levada-io/levada/internal/dataplane/naming"
 	"github.com/levada-io/levada/internal/flow"
 )
 
@@ -32,102 +28,41 @@ type Letter struct {
 	Message flow.Message `json:"-"`
 }
 
-// Store keeps the letters of a pipeline in a JetStream stream: one subject a letter, so that putting a message again changes nothing, however much later.
-// Payloads that are too large for a message lie in an object store beside it.
+// Store keeps the letters of a pipeline. A letter is named by its vertex and its message's id, so that putting a message again changes nothing, however much later.
 type Store struct {
-	js  jetstream.JetStream
-	cfg Config
+	storage  Storage
+	pipeline string
+	log      *slog.Logger
 }
 
-// Config says where the letters of a pipeline are.
-type Config struct {
-	// Stream is the name of the stream: see package naming.
-	Stream string
-	// Pipeline is the name of the Pipeline or MonoVertex, as letters have it.
-	Pipeline string
-	// Tag says whose the stream is. It is written into the metadata of a stream that is created.
-	Tag naming.Tag
-	// Replicas of a stream and an object store that are created. Default 1.
-	Replicas int
-	// Logger gets a warning about letters that cannot be stored. Default: no logger.
-	Logger *slog.Logger
+// New returns the letters of a Pipeline or MonoVertex of that name. The logger gets lines about letters that cannot be stored; nil for none.
+func New(storage Storage, pipeline string, log *slog.Logger) *Store {
+	return &Store{storage, pipeline, cmp.Or(log, slog.New(slog.DiscardHandler))}
 }
 
-// requestTimeout bounds what Open asks of the broker. The caller retries.
-const requestTimeout = 5 * time.Second
-
-// Open opens the store of a pipeline, and creates it if it does not exist.
-func Open(ctx context.Context, js jetstream.JetStream, cfg Config) (*Store, error) {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
-	_, err := js.Stream(ctx, cfg.Stream)
-	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		_, err = js.CreateStream(ctx, jetstream.StreamConfig{
-			Name: cfg.Stream, Subjects: []string{cfg.Stream + ".>"}, Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardNew, DiscardNewPerSubject: true,
-			MaxMsgsPerSubject: 1, Replicas: max(1, cfg.Replicas), Storage: jetstream.FileStorage, AllowDirect: true, Metadata: cfg.Tag.In(nil),
-		})
-	}
-	if err != nil {
-		return nil, fmt.Errorf("dead letters %s: %w", cfg.Stream, err)
-	}
-	return Attach(js, cfg), nil
-}
-
-// Attach takes a store that exists as it is.
-func Attach(js jetstream.JetStream, cfg Config) *Store {
-	cfg.Logger = cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler))
-	return &Store{js: js, cfg: cfg}
-}
-
-const (
-	headerLetter = "Levada-Letter"
-	headerObject = "Levada-Payload-Object"
-	maxEvidence  = 16 << 10
-)
+const maxEvidence = 16 << 10
 
 func name(vertex, id string) string {
 	sum := sha256.Sum256([]byte(id))
 	return vertex + "." + hex.EncodeToString(sum[:10])
 }
 
-// Put stores a message of a vertex with its evidence, durably. Putting it again changes nothing.
+// Put stores a message of a vertex with its evidence, durably. Putting it again changes nothing. It returns when the letter is stored or ctx ends.
 func (s *Store) Put(ctx context.Context, vertex string, m *flow.Message, f *Failure) error {
-	evidence := *f
-	evidence.Stack, evidence.Output, evidence.Error = bounded(evidence.Stack), bounded(evidence.Output), bounded(evidence.Error)
-	l := Letter{Name: name(vertex, m.ID), Pipeline: s.cfg.Pipeline, Vertex: vertex, ID: m.ID, Buried: time.Now().UTC(), Failure: evidence}
-	head, err := json.Marshal(l)
+	l, err := s.encode(vertex, m, f)
 	if err != nil {
 		return err
-	}
-	kept := *m
-	kept.Tags = nil
-	data, err := flow.Encode(&flow.Block{Lane: vertex, Lo: m.Pos, Hi: m.Pos, Messages: []flow.Message{kept}}, flow.None)
-	if err != nil {
-		return err
-	}
-	// Header values are text of one line: JSON has no raw newlines.
-	msg := &nats.Msg{Subject: s.cfg.Stream + "." + l.Name, Data: data, Header: nats.Header{headerLetter: {string(head)}}}
-	if int64(len(data)+len(head)) > s.js.Conn().MaxPayload()-4<<10 {
-		// The caller tries again.
-		object, cancel := context.WithTimeout(ctx, time.Minute)
-		err := s.putObject(object, l.Name, data)
-		cancel()
-		if err != nil {
-			return fmt.Errorf("payload of the dead letter: %w", err)
-		}
-		msg.Data = nil
-		msg.Header.Set(headerObject, l.Name)
 	}
 	began, told := time.Now(), time.Time{}
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, time.Second) {
-		err := s.store(ctx, msg)
+		err := s.storage.Add(ctx, l)
 		if err == nil {
 			return nil
 		}
 		// The message is not acknowledged until its letter is stored, so this is waited for.
 		if time.Since(began) > 2*time.Second && time.Since(told) > 30*time.Second {
 			told = time.Now()
-			s.cfg.Logger.Error("dead letter not stored, retrying; its message is not acknowledged until then", "vertex", vertex, "message", m.ID, "stream", s.cfg.Stream, "error", err)
+			s.log.Error("dead letter not stored, retrying; its message is not acknowledged until then", "vertex", vertex, "message", m.ID, "stream", s.storage.Name(), "error", err)
 		}
 		select {
 		case <-time.After(wait):
@@ -137,28 +72,19 @@ func (s *Store) Put(ctx context.Context, vertex string, m *flow.Message, f *Fail
 	}
 }
 
-// store stores a letter if it is not there.
-func (s *Store) store(ctx context.Context, msg *nats.Msg) error {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
-	_, err := s.js.PublishMsg(ctx, msg)
-	var api *jetstream.APIError
-	if err == nil || !errors.As(err, &api) || api.ErrorCode != codeFull {
-		return err
+func (s *Store) encode(vertex string, m *flow.Message, f *Failure) (Stored, error) {
+	evidence := *f
+	evidence.Stack, evidence.Output, evidence.Error = bounded(evidence.Stack), bounded(evidence.Output), bounded(evidence.Error)
+	l := Letter{Name: name(vertex, m.ID), Pipeline: s.pipeline, Vertex: vertex, ID: m.ID, Buried: time.Now().UTC(), Failure: evidence}
+	head, err := json.Marshal(l) // which has no raw newlines
+	if err != nil {
+		return Stored{}, err
 	}
-	// The same code says that the subject has its one message, and that the stream is full. Only the stream knows which.
-	stream, failed := s.js.Stream(ctx, s.cfg.Stream)
-	if failed != nil {
-		return failed
-	}
-	_, failed = stream.GetLastMsgForSubject(ctx, msg.Subject)
-	if errors.Is(failed, jetstream.ErrMsgNotFound) {
-		return fmt.Errorf("the stream is full: raise its limits or remove letters: %w", err)
-	}
-	return failed
+	kept := *m
+	kept.Tags = nil
+	payload, err := flow.Encode(&flow.Block{Lane: vertex, Lo: m.Pos, Hi: m.Pos, Messages: []flow.Message{kept}}, flow.None)
+	return Stored{l.Name, head, payload}, err
 }
-
-const codeFull = 10077
 
 func bounded(s string) string {
 	if len(s) > maxEvidence {
@@ -167,57 +93,20 @@ func bounded(s string) string {
 	return strings.ToValidUTF8(s, "?")
 }
 
-func (s *Store) objectStore(ctx context.Context) (jetstream.ObjectStore, error) {
-	bucket := naming.Payloads(s.cfg.Stream)
-	o, err := s.js.ObjectStore(ctx, bucket)
-	if errors.Is(err, jetstream.ErrBucketNotFound) {
-		tag := s.cfg.Tag
-		tag.Role = naming.RolePayloads
-		o, err = s.js.CreateObjectStore(ctx, jetstream.ObjectStoreConfig{Bucket: bucket, Storage: jetstream.FileStorage, Replicas: max(1, s.cfg.Replicas), Metadata: tag.In(nil)})
-	}
-	return o, err
-}
-
-func (s *Store) putObject(ctx context.Context, name string, data []byte) error {
-	o, err := s.objectStore(ctx)
-	if err != nil {
-		return err
-	}
-	_, err = o.PutBytes(ctx, name, data)
-	return err
-}
-
 // ErrNotFound means there is no such letter.
 var ErrNotFound = errors.New("no such dead letter")
 
 // Get returns a letter whole. The error is ErrNotFound if there is none of that name.
 func (s *Store) Get(ctx context.Context, name string) (*Letter, error) {
-	stream, err := s.js.Stream(ctx, s.cfg.Stream)
-	if err != nil {
-		return nil, err
-	}
-	msg, err := stream.GetLastMsgForSubject(ctx, s.cfg.Stream+"."+name)
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return nil, fmt.Errorf("%w: %s", ErrNotFound, name)
-	}
+	stored, err := s.storage.Get(ctx, name)
 	if err != nil {
 		return nil, err
 	}
 	var l Letter
-	if err := json.Unmarshal([]byte(msg.Header.Get(headerLetter)), &l); err != nil {
+	if err := json.Unmarshal(stored.Head, &l); err != nil {
 		return nil, fmt.Errorf("dead letter %s: %w", name, err)
 	}
-	data := msg.Data
-	if object := msg.Header.Get(headerObject); object != "" {
-		o, err := s.objectStore(ctx)
-		if err != nil {
-			return nil, err
-		}
-		if data, err = o.GetBytes(ctx, object); err != nil {
-			return nil, fmt.Errorf("payload of dead letter %s: %w", name, err)
-		}
-	}
-	b, err := flow.Decode(data)
+	b, err := flow.Decode(stored.Payload)
 	if err != nil || len(b.Messages) != 1 {
 		return nil, fmt.Errorf("dead letter %s: %w", name, errors.Join(err, flow.ErrCorrupt))
 	}
@@ -225,31 +114,26 @@ func (s *Store) Get(ctx context.Context, name string) (*Letter, error) {
 	return &l, nil
 }
 
-// Drop removes a letter for good.
-func (s *Store) Drop(ctx context.Context, name string) error {
-	stream, err := s.js.Stream(ctx, s.cfg.Stream)
-	if err != nil {
-		return err
-	}
-	msg, err := stream.GetLastMsgForSubject(ctx, s.cfg.Stream+"."+name)
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return fmt.Errorf("%w: %s", ErrNotFound, name)
-	}
-	if err != nil {
-		return err
-	}
-	if object := msg.Header.Get(headerObject); object != "" {
-		if o, err := s.objectStore(ctx); err == nil {
-			_ = o.Delete(ctx, object)
+// Page returns at most limit letters without their payloads, as Storage.Page does.
+func (s *Store) Page(ctx context.Context, vertex string, after uint64, limit int) (letters []Letter, next uint64, err error) {
+	stored, next, err := s.storage.Page(ctx, vertex, after, limit)
+	for i := range stored {
+		var l Letter
+		if err := json.Unmarshal(stored[i].Head, &l); err != nil {
+			return letters, next, fmt.Errorf("dead letter %s: %w", stored[i].Name, err)
 		}
+		letters = append(letters, l)
 	}
-	return stream.DeleteMsg(ctx, msg.Sequence)
+	return letters, next, err
 }
+
+// Drop removes a letter for good.
+func (s *Store) Drop(ctx context.Context, name string) error { return s.storage.Remove(ctx, name) }
 
 // Of is the store for one vertex; it implements forward.DeadLetters.
 func (s *Store) Of(vertex string) VertexStore { return VertexStore{s, vertex} }
 
-// VertexStore puts messages of one vertex aside.
+// VertexStore takes the dead letters of one vertex.
 type VertexStore struct {
 	store  *Store
 	vertex string

@@ -4,108 +4,78 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
+	"log/slog"
 
-	"github.com/nats-io/nats.go/jetstream"
-
-	"github.com/levada-io/levada/internal/dataplane/naming"
+	"github.com/levada-io/levada/internal/dataplane/buffer"
+	"github.com/levada-io/levada/internal/dataplane/retry"
 	"github.com/levada-io/levada/internal/dataplane/topology"
 )
 
-// Bucket is what is found of one pipeline at a broker.
-type Bucket struct {
-	KV jetstream.KeyValue
-	// Owner is nil for an old store that has not been adopted yet.
-	Owner *naming.Owner
-	// Record is nil if there is none.
+// Found is what is found of one pipeline at a service.
+type Found struct {
+	Place
+	// Record is the stored topology; nil if there is none that this version can read.
 	Record *topology.Topology
-	// Streams are the buffers that exist.
-	Streams []Stream
+	// Buffers are the streams that exist.
+	Buffers []Stream
 }
 
-// List returns all pipelines at a broker, also those that no manifest has.
-func List(ctx context.Context, js jetstream.JetStream) (all []Bucket, err error) {
-	names := js.KeyValueStoreNames(ctx)
-	var buckets []string
-	for name := range names.Name() {
-		if strings.HasSuffix(name, "_STATE") {
-			buckets = append(buckets, name)
-		}
+// List returns all pipelines at a service, also those that no manifest has.
+func List(ctx context.Context, s Service) (all []Found, err error) {
+	places, err := s.Places(ctx)
+	if err != nil {
+		return nil, err
 	}
-	if err := names.Error(); err != nil {
-		return nil, fmt.Errorf("list buckets: %w", err)
-	}
-	for _, name := range buckets {
-		b, err := openBucket(ctx, js, name)
+	for _, p := range places {
+		f := Found{Place: p}
+		record, _, err := p.State().Get(ctx, KeyTopology)
 		if err != nil {
+			return nil, fmt.Errorf("%s: %w", p.State().Name(), err)
+		}
+		if record != nil {
+			// A record of a newer Levada, or a damaged one, does not hide the buffers.
+			if f.Record, err = topology.Decode(record); err != nil {
+				f.Record = nil
+			}
+		}
+		if f.Buffers, err = p.Streams(ctx); err != nil {
 			return nil, err
 		}
-		if b != nil {
-			all = append(all, *b)
-		}
+		all = append(all, f)
 	}
 	return all, nil
 }
 
-func openBucket(ctx context.Context, js jetstream.JetStream, name string) (*Bucket, error) {
-	kv, err := js.KeyValue(ctx, name)
-	if errors.Is(err, jetstream.ErrBucketNotFound) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("bucket %s: %w", name, err)
-	}
-	b := &Bucket{KV: kv}
-	status, err := kv.Status(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("bucket %s: %w", name, err)
-	}
-	old := naming.Owner{}
-	if tag, ok := naming.TagOf(status.Metadata()); ok {
-		if tag.Role != naming.RoleState {
-			return nil, nil
-		}
-		b.Owner = &tag.Owner
-		old = tag.Owner
-	}
-	e, err := kv.Get(ctx, KeyTopology)
-	if err == nil {
-		// A record of a newer Levada, or a damaged one, does not hide the buffers.
-		if b.Record, err = topology.Decode(e.Value()); err != nil {
-			b.Record = nil
-		}
-	} else if !errors.Is(err, jetstream.ErrKeyNotFound) {
-		return nil, fmt.Errorf("bucket %s: %w", name, err)
-	}
-	keys, err := kv.Keys(ctx)
-	if err != nil && !errors.Is(err, jetstream.ErrNoKeysFound) {
-		return nil, fmt.Errorf("bucket %s: %w", name, err)
-	}
-	for _, key := range keys {
-		stored, ok := BufferOf(key)
-		if !ok {
-			continue
-		}
-		s, err := Identify(ctx, js, old, stored)
-		if err != nil {
-			return nil, fmt.Errorf("stream %s: %w", stored, err)
-		}
-		if s == nil {
-			if _, err := js.Stream(ctx, stored); err != nil {
-				continue
-			}
-			s = &Stream{Vertex: stored, Stream: stored} // an old name of which the parts are not known
-		}
-		b.Streams = append(b.Streams, *s)
-	}
-	return b, nil
-}
-
 // Recorded reports whether the stored topology has a partition.
-func (b *Bucket) Recorded(s Stream) bool {
-	if b.Record == nil {
+func (f *Found) Recorded(s Stream) bool {
+	if f.Record == nil {
 		return false
 	}
-	v := b.Record.Vertex(s.Vertex)
+	v := f.Record.Vertex(s.Vertex)
 	return v != nil && s.Partition < v.Partitions
+}
+
+// Inspect counts what a stream holds. It touches nothing of it.
+func Inspect(ctx context.Context, p Place, stream string) (buffer.Contents, error) {
+	driver, err := p.Attach(ctx, stream)
+	if err != nil {
+		return buffer.Contents{}, err
+	}
+	c, err := buffer.Inspect(ctx, driver)
+	return c, errors.Join(err, driver.Close())
+}
+
+// Drop discards what a stream holds, and returns the number of messages. The caller has the lease of the pipeline.
+func Drop(ctx context.Context, p Place, stream string) (int, error) {
+	driver, err := p.Attach(ctx, stream)
+	if err != nil {
+		return 0, err
+	}
+	n, err := buffer.Discard(ctx, driver)
+	return n, errors.Join(err, driver.Close())
+}
+
+// Retry repeats what failed because the service could not answer, until ctx ends: see retry.Until.
+func Retry[T any](ctx context.Context, s Service, log *slog.Logger, what string, ask func(ctx context.Context) (T, error)) (T, error) {
+	return retry.Until(ctx, log, what, func(err error) error { return s.Final(what, err) }, ask)
 }

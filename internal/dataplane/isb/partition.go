@@ -8,44 +8,38 @@ import (
 	"time"
 
 	"github.com/levada-io/levada/internal/dataplane/buffer"
-	"github.com/levada-io/levada/internal/dataplane/buffer/jetstreambuffer"
-	"github.com/levada-io/levada/internal/dataplane/natslink"
 )
 
 // Opener opens partitions of one store. Its fields are set before the first call and not changed from then on.
 type Opener struct {
-	Store *Store
-	// Link is the connection to a broker elsewhere; nil for one in this process.
-	Link *natslink.Link
-	// Config is how streams are set up. Stream, Tag, State, Changed and Lost are filled in here.
-	Config jetstreambuffer.Config
-	Logger *slog.Logger
+	Service Service
+	Store   Store
+	// Settings are those of all partitions. Lost is filled in here.
+	Settings Settings
+	Logger   *slog.Logger
 }
 
 // openTimeout bounds opening one partition, with the search for blocks that some replicas lack.
 const openTimeout = 5 * time.Minute
 
 // Name is what a partition is called in metrics, logs and errors, whatever its stream is called.
-func (o *Opener) Name(vertex string, n int) string { return o.Store.Owner.OldBuffer(vertex, n) }
+func (o *Opener) Name(vertex string, n int) string { return o.Store.Owner().OldBuffer(vertex, n) }
 
 // Partition opens both ends of a partition, for the one process that reads it. The stream is created if it never was. lost is called at most once, for a stream
 // in memory that is gone.
-func (o *Opener) Partition(ctx context.Context, vertex string, n int, opt buffer.Options, lost func(jetstreambuffer.Loss)) (*buffer.Partition, error) {
+func (o *Opener) Partition(ctx context.Context, vertex string, n int, opt buffer.Options, lost func(buffer.Loss)) (*buffer.Partition, error) {
 	open, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
-	cfg, said := o.config(), false
-	cfg.Lost = func(l jetstreambuffer.Loss) {
+	settings, said := o.Settings, false
+	settings.Lost = func(l buffer.Loss) {
 		if !said { // an attempt that fails after it is tried again
 			said = true
 			lost(l)
 		}
 	}
 	opt.Name = o.Name(vertex, n)
-	return natslink.Retry(open, o.Link, o.Logger, "buffer "+opt.Name, func(attempt context.Context) (_ *buffer.Partition, err error) {
-		if cfg.Stream, cfg.Tag, err = o.Store.Buffer(attempt, vertex, n); err != nil {
-			return nil, err
-		}
-		driver, err := jetstreambuffer.Open(open, o.Store.js, cfg)
+	return Retry(open, o.Service, o.Logger, "buffer "+opt.Name, func(context.Context) (*buffer.Partition, error) { // what it asks for has deadlines of its own
+		driver, err := o.Store.OpenPartition(open, vertex, n, settings)
 		if err != nil {
 			return nil, err
 		}
@@ -55,12 +49,6 @@ func (o *Opener) Partition(ctx context.Context, vertex string, n int, opt buffer
 		}
 		return part, nil
 	})
-}
-
-func (o *Opener) config() jetstreambuffer.Config {
-	cfg := o.Config
-	cfg.State, cfg.Changed = o.Store.State, o.Store.Changed
-	return cfg
 }
 
 // createdPoll is how often a stream is looked for that another process creates.
@@ -73,7 +61,7 @@ func (o *Opener) Writer(ctx context.Context, vertex string, n int, opt buffer.Op
 	var over func(error)
 	for {
 		w, err := o.writer(ctx, vertex, n, opt)
-		if !errors.Is(err, jetstreambuffer.ErrNotCreated) && !errors.Is(err, buffer.ErrLostEnd) {
+		if !errors.Is(err, buffer.ErrNotCreated) && !errors.Is(err, buffer.ErrLostEnd) {
 			if over != nil {
 				over(err)
 			}
@@ -94,12 +82,8 @@ func (o *Opener) Writer(ctx context.Context, vertex string, n int, opt buffer.Op
 func (o *Opener) writer(ctx context.Context, vertex string, n int, opt buffer.Options) (*buffer.Writer, error) {
 	open, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	cfg := o.config()
-	w, err := natslink.Retry(open, o.Link, o.Logger, "buffer "+opt.Name, func(attempt context.Context) (_ *buffer.Writer, err error) {
-		if cfg.Stream, cfg.Tag, err = o.Store.Buffer(attempt, vertex, n); err != nil {
-			return nil, err
-		}
-		driver, err := jetstreambuffer.AttachWriter(open, o.Store.js, cfg)
+	w, err := Retry(open, o.Service, o.Logger, "buffer "+opt.Name, func(context.Context) (*buffer.Writer, error) {
+		driver, err := o.Store.AttachWriter(open, vertex, n, o.Settings)
 		if err != nil {
 			return nil, err
 		}

@@ -13,13 +13,13 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/levada-io/levada/internal/dataplane/retry"
 	"github.com/levada-io/levada/internal/redact"
 )
 
 const (
-	attemptTimeout = 10 * time.Second // of one attempt of Retry
-	tellAfter      = 3 * time.Second  // how long a wait may be before it is logged
-	tellEvery      = 30 * time.Second // and how often after that
+	tellAfter = 3 * time.Second  // how long a wait may be before it is logged
+	tellEvery = 30 * time.Second // and how often after that
 	// connectFor is how long a server may take to come up before that is an error.
 	connectFor = 30 * time.Second
 	// enabledFor is how long a server may answer that it has no JetStream: one that is starting does.
@@ -57,15 +57,11 @@ func Dial(ctx context.Context, url string, log *slog.Logger, options ...nats.Opt
 			log.Warn("NATS server does not answer, retrying", "url", l.URL, "at most", connectFor, "error", redact.Error(err))
 		}
 		return struct{}{}, err
-	}, backoff.WithMaxElapsedTime(connectFor), backoff.WithBackOff(retryDelay()))
+	}, backoff.WithMaxElapsedTime(connectFor), backoff.WithBackOff(retry.Delay()))
 	if err != nil {
 		return nil, fmt.Errorf("connect to the NATS server at %s: %w", l.URL, redact.Error(err))
 	}
 	return l, nil
-}
-
-func retryDelay() *backoff.ExponentialBackOff {
-	return &backoff.ExponentialBackOff{InitialInterval: 50 * time.Millisecond, Multiplier: 1.5, MaxInterval: time.Second}
 }
 
 // Refused returns an error if the server has refused a request of this connection for want of a permission.
@@ -121,28 +117,18 @@ func disabled(err error) bool {
 	return errors.Is(err, jetstream.ErrJetStreamNotEnabled) || errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount)
 }
 
-// Retry retries what failed because the server could not answer, until ctx ends. open must be able to be called twice; each attempt has a deadline of its own,
-// because a request can vanish with the server that got it. what says what is waited for; link may be nil.
+// Retry retries what failed because the server could not answer, until ctx ends: see retry.Until. link may be nil.
 func Retry[T any](ctx context.Context, link *Link, log *slog.Logger, what string, open func(ctx context.Context) (T, error)) (T, error) {
-	tell := time.Now().Add(tellAfter)
-	opened, err := backoff.Retry(ctx, func() (T, error) {
-		attempt, cancel := context.WithTimeout(ctx, attemptTimeout)
-		defer cancel()
-		opened, err := open(attempt)
-		switch refused := link.Refused(); {
-		case err == nil:
-		case !Transient(err):
-			err = backoff.Permanent(err)
-		case refused != nil: // the server does not answer such a request, so it looks like a timeout
-			err = backoff.Permanent(fmt.Errorf("%s: %w", what, refused))
-		case ctx.Err() == nil && time.Now().After(tell):
-			tell = time.Now().Add(tellEvery)
-			log.Warn("broker does not answer, retrying", "waiting for", what, "error", err)
-		}
-		return opened, err
-	}, backoff.WithMaxElapsedTime(0), backoff.WithBackOff(retryDelay()))
-	if err != nil && ctx.Err() != nil {
-		return opened, fmt.Errorf("waited for %s: %w", what, err)
+	return retry.Until(ctx, log, what, func(err error) error { return link.Final(what, err) }, open)
+}
+
+// Final returns nil for an error that may go away, and the error to end with for any other. what was asked for. The link may be nil.
+func (l *Link) Final(what string, err error) error {
+	if !Transient(err) {
+		return err
 	}
-	return opened, err
+	if refused := l.Refused(); refused != nil { // the server does not answer such a request, so it looks like a timeout
+		return fmt.Errorf("%s: %w", what, refused)
+	}
+	return nil
 }

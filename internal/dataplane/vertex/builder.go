@@ -54,7 +54,7 @@ func (b *builder) function(role function.Role, c *v1alpha1.Container) (*function
 		return nil, nil, fmt.Errorf("its %s: %w", role, err)
 	}
 	if pl.command == nil && pl.attach == "" {
-		p, err := builtinFor(pl, role, b.name, catalogue.Options{Args: pl.args, Env: pl.values, Vertex: b.name, Logger: b.v.logger, Stdout: b.env.Stdout, Positions: b.env.positions(b.name)})
+		p, err := builtinFor(pl, role, b.name, catalogue.Options{Args: pl.args, Env: pl.values, Vertex: b.name, Logger: b.v.logger, Stdout: b.env.Stdout, Positions: b.env.Positions(b.name)})
 		if err != nil {
 			return nil, nil, err
 		}
@@ -136,7 +136,7 @@ func (b *builder) source(ctx context.Context, s *v1alpha1.Source) (*forward.Sour
 func (b *builder) reader(ctx context.Context, s *v1alpha1.Source) (source.Reader, error) {
 	for _, d := range sourceDrivers {
 		if d.set(s) && d.open != nil {
-			return d.open(b, ctx, s, b.env.positions(b.name))
+			return d.open(b, ctx, s, b.env.Positions(b.name))
 		}
 	}
 	return nil, errors.New("its source cannot be run by this version")

@@ -16,7 +16,6 @@ import (
 
 	"github.com/google/shlex"
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/levada-io/levada/api/v1alpha1"
@@ -24,7 +23,6 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/deadletter"
 	"github.com/levada-io/levada/internal/dataplane/function"
 	"github.com/levada-io/levada/internal/dataplane/naming"
-	"github.com/levada-io/levada/internal/dataplane/natslink"
 	"github.com/levada-io/levada/internal/dataplane/source"
 	"github.com/levada-io/levada/internal/metrics"
 )
@@ -36,8 +34,8 @@ type Env struct {
 	Owner naming.Owner
 	// Meta holds the annotations.
 	Meta metav1.Object
-	// State remembers how far sources are.
-	State jetstream.KeyValue
+	// Positions remember how far the partitions of a source vertex are.
+	Positions func(vertex string) source.Positions
 	// Readers are the partitions of a vertex's buffer, for the vertex itself: this process is the only one that reads them.
 	Readers func(vertex string) []*buffer.Reader
 	// Writers are the same for the vertices that write to it. Their reader may be in another process.
@@ -94,53 +92,6 @@ func (e *Env) path(p string) string {
 		return p
 	}
 	return filepath.Join(e.Dir, p)
-}
-
-// positions keeps how far the partitions of a source are, in the pipeline's bucket.
-type positions struct {
-	kv     jetstream.KeyValue
-	prefix string
-}
-
-func (p positions) key(partition string) string {
-	var b strings.Builder
-	for _, c := range []byte(partition) {
-		if c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' {
-			b.WriteByte(c)
-		} else {
-			fmt.Fprintf(&b, "_%02x", c) // keys allow few characters
-		}
-	}
-	return p.prefix + "." + b.String()
-}
-
-// Load implements source.Positions.
-func (p positions) Load(ctx context.Context, partition string) ([]byte, error) {
-	e, err := p.kv.Get(ctx, p.key(partition))
-	if errors.Is(err, jetstream.ErrKeyNotFound) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	return e.Value(), nil
-}
-
-// Save implements source.Positions.
-func (p positions) Save(ctx context.Context, partition string, position []byte) error {
-	_, err := natslink.Retry(ctx, nil, slog.New(slog.DiscardHandler), "saving the position of "+partition, func(ctx context.Context) (uint64, error) {
-		ctx, cancel := context.WithTimeout(ctx, saveTimeout)
-		defer cancel()
-		return p.kv.Put(ctx, p.key(partition), position)
-	})
-	return err
-}
-
-// saveTimeout bounds an attempt to save a position: a request can go with a broker that is killed, and would wait for as long as the caller may.
-const saveTimeout = 3 * time.Second
-
-func (e *Env) positions(vertex string) source.Positions {
-	return positions{e.State, "source." + vertex}
 }
 
 // program finds what runs in the place of a container: a command, or nil with the image.

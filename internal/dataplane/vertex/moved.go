@@ -4,16 +4,15 @@ import (
 	"context"
 	"path/filepath"
 
-	"github.com/nats-io/nats.go/jetstream"
-
+	"github.com/levada-io/levada/internal/dataplane/source"
 	"github.com/levada-io/levada/internal/dataplane/source/filesource"
 )
 
-// FileMoved reports whether the file that a source vertex read as former lies at path now.
-func FileMoved(ctx context.Context, state jetstream.KeyValue, vertex, former, path string) (bool, error) {
-	saved, err := positions{state, "source." + vertex}.Load(ctx, filepath.Base(former))
-	if err != nil || saved == nil {
+// FileMoved reports whether the file that a source read as former lies at path now. saved are the positions of its vertex.
+func FileMoved(ctx context.Context, saved source.Positions, former, path string) (bool, error) {
+	position, err := saved.Load(ctx, filepath.Base(former))
+	if err != nil || position == nil {
 		return false, err
 	}
-	return filesource.Moved(former, path, saved), nil
+	return filesource.Moved(former, path, position), nil
 }

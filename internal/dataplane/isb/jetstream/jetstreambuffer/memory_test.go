@@ -7,7 +7,8 @@ import (
 	"testing"
 
 	"github.com/levada-io/levada/internal/dataplane/buffer"
-	"github.com/levada-io/levada/internal/dataplane/buffer/jetstreambuffer"
+	"github.com/levada-io/levada/internal/dataplane/isb/jetstream/jetstreambuffer"
+	"github.com/levada-io/levada/internal/dataplane/naming"
 	"github.com/levada-io/levada/internal/flow"
 	"github.com/levada-io/levada/internal/testnats"
 )
@@ -17,7 +18,7 @@ func TestLossOfAStreamInMemoryIsReported(t *testing.T) {
 	s := testnats.Server(t)
 	js := testnats.Connect(t, s.DSN())
 	defer js.Conn().Close()
-	kv, err := jetstreambuffer.Bucket(t.Context(), js, "test_STATE", 1)
+	kv, err := jetstreambuffer.OpenBucket(t.Context(), js, "test_STATE", naming.Tag{}, 1, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,7 +3,6 @@ package jetstreambuffer
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"strconv"
 	"time"
 
@@ -11,17 +10,6 @@ import (
 
 	"github.com/levada-io/levada/internal/dataplane/buffer"
 )
-
-// Loss is what is known of a stream in memory that is gone.
-type Loss struct {
-	Stream string
-	// Messages is how many were not done when that was saved last: at the end of a run, or up to 2 s before a kill. -1 if it is not known.
-	Messages int
-	// Blocks is at least how many were lost.
-	Blocks uint64
-	// Err is not nil if the saved state cannot be read.
-	Err error
-}
 
 // madeInMemory follows the time in the note that a stream in memory was created.
 const madeInMemory = " memory"
@@ -51,7 +39,7 @@ func (d *driver) SavePending(ctx context.Context, messages int) error {
 
 // sayLost says what was in a stream that the broker's memory has lost, as far as the saved state knows.
 func (d *driver) sayLost(ctx context.Context) {
-	lost := Loss{Stream: d.cfg.Stream, Messages: -1}
+	lost := buffer.Loss{Stream: d.cfg.Stream, Messages: -1}
 	state, err := d.cfg.State.Get(ctx, d.key("seen"))
 	if err == nil {
 		var floor, last uint64
@@ -71,19 +59,4 @@ func (d *driver) sayLost(ctx context.Context) {
 		return
 	}
 	lost.Log(d.cfg.Logger)
-}
-
-// Log logs the loss in one line.
-func (l Loss) Log(log *slog.Logger) {
-	switch {
-	case l.Err != nil:
-		log.Error("stream in memory lost, its saved state cannot be read, starting empty", "stream", l.Stream, "error", l.Err)
-	case l.Messages == 0 && l.Blocks == 0:
-		log.Warn("stream in memory is gone, nothing was in it, starting empty", "stream", l.Stream)
-	case l.Messages < 0:
-		log.Error("stream in memory lost, starting empty: messages in flight at the restart of the broker are lost", "stream", l.Stream, "blocks_lost_at_least", l.Blocks)
-	default:
-		log.Error("stream in memory lost, starting empty: messages in flight at the restart of the broker are lost", "stream", l.Stream,
-			"messages_lost", l.Messages, "blocks_lost_at_least", l.Blocks)
-	}
 }

@@ -1,4 +1,4 @@
-package deadletter
+package jetstream_test
 
 import (
 	"bytes"
@@ -8,6 +8,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/levada-io/levada/internal/dataplane/deadletter"
+	service "github.com/levada-io/levada/internal/dataplane/isb/jetstream"
+	"github.com/levada-io/levada/internal/dataplane/naming"
 	"github.com/levada-io/levada/internal/flow"
 	"github.com/levada-io/levada/internal/testnats"
 )
@@ -17,10 +20,11 @@ func TestALetterThatTheStreamRefusesIsNotTakenForStored(t *testing.T) {
 	js := testnats.Connect(t, testnats.Server(t).DSN())
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	s, err := Open(ctx, js, Config{Stream: "letters", Pipeline: "p"})
+	storage, err := service.OpenLetters(ctx, js, "letters", naming.Tag{}, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
+	s := deadletter.New(storage, "p", nil)
 	stream, err := js.Stream(ctx, "letters")
 	if err != nil {
 		t.Fatal(err)
@@ -31,7 +35,7 @@ func TestALetterThatTheStreamRefusesIsNotTakenForStored(t *testing.T) {
 		t.Fatal(err)
 	}
 	put := func(ctx context.Context, i int) error {
-		return s.Put(ctx, "v", &flow.Message{ID: fmt.Sprint(i), Pos: uint64(i), Value: bytes.Repeat([]byte{1}, 3000)}, &Failure{Reason: "test"})
+		return s.Put(ctx, "v", &flow.Message{ID: fmt.Sprint(i), Pos: uint64(i), Value: bytes.Repeat([]byte{1}, 3000)}, &deadletter.Failure{Reason: "test"})
 	}
 	stored := 0
 	for ; ; stored++ {

@@ -17,7 +17,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/levada-io/levada/internal/dataplane/buffer"
-	"github.com/levada-io/levada/internal/dataplane/buffer/jetstreambuffer"
+	"github.com/levada-io/levada/internal/dataplane/isb/jetstream/jetstreambuffer"
+	"github.com/levada-io/levada/internal/dataplane/naming"
 	"github.com/levada-io/levada/internal/dataplane/natslink"
 	"github.com/levada-io/levada/internal/flow"
 	"github.com/levada-io/levada/internal/testnats"
@@ -38,7 +39,7 @@ func openAt(t *testing.T, url string, replicas int, opt buffer.Options) (*buffer
 	js := testnats.Connect(t, url)
 	var driver buffer.Driver
 	for {
-		state, err := jetstreambuffer.Bucket(within(t), js, "test_STATE", replicas)
+		state, err := jetstreambuffer.OpenBucket(within(t), js, "test_STATE", naming.Tag{}, replicas, nil)
 		if err == nil {
 			driver, err = jetstreambuffer.Open(within(t), js, jetstreambuffer.Config{Stream: stream, State: state, Replicas: replicas})
 		}

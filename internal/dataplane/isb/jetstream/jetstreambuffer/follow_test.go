@@ -7,7 +7,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/levada-io/levada/internal/dataplane/buffer"
-	"github.com/levada-io/levada/internal/dataplane/buffer/jetstreambuffer"
+	"github.com/levada-io/levada/internal/dataplane/isb/jetstream/jetstreambuffer"
+	"github.com/levada-io/levada/internal/dataplane/naming"
 	"github.com/levada-io/levada/internal/flow"
 	"github.com/levada-io/levada/internal/testnats"
 )
@@ -19,7 +20,7 @@ func TestEntriesOfEarlierVersionsAreCounted(t *testing.T) {
 	js := testnats.Connect(t, s.DSN())
 	defer js.Conn().Close()
 	ctx := within(t)
-	state, err := jetstreambuffer.Bucket(ctx, js, "test_STATE", 1)
+	state, err := jetstreambuffer.OpenBucket(ctx, js, "test_STATE", naming.Tag{}, 1, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,7 +7,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/levada-io/levada/internal/dataplane/buffer"
-	"github.com/levada-io/levada/internal/dataplane/buffer/jetstreambuffer"
+	"github.com/levada-io/levada/internal/dataplane/isb/jetstream/jetstreambuffer"
+	"github.com/levada-io/levada/internal/dataplane/naming"
 	"github.com/levada-io/levada/internal/testnats"
 )
 
@@ -18,12 +19,12 @@ func TestAWriterElsewhereCreatesNothing(t *testing.T) {
 	js := testnats.Connect(t, s.DSN())
 	defer js.Conn().Close()
 	ctx := within(t)
-	state, err := jetstreambuffer.Bucket(ctx, js, "test_STATE", 1)
+	state, err := jetstreambuffer.OpenBucket(ctx, js, "test_STATE", naming.Tag{}, 1, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	cfg := jetstreambuffer.Config{Stream: "later", State: state}
-	if _, err := jetstreambuffer.AttachWriter(ctx, js, cfg); !errors.Is(err, jetstreambuffer.ErrNotCreated) {
+	if _, err := jetstreambuffer.AttachWriter(ctx, js, cfg); !errors.Is(err, buffer.ErrNotCreated) {
 		t.Fatalf("before the reader has created the stream: %v", err)
 	}
 	if _, err := js.Stream(ctx, cfg.Stream); !errors.Is(err, jetstream.ErrStreamNotFound) {

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -46,23 +47,9 @@ type Config struct {
 	// Room, if not nil, is asked before a block is written: an error means that it must wait for room.
 	Room func() error
 	// Lost, if not nil, is called instead of Logger when a stream in memory is gone. It may be called again if Open fails and is tried again.
-	Lost func(Loss)
+	Lost func(buffer.Loss)
 	// Logger gets a warning about replicas that lack blocks which others have. Default: no logger.
 	Logger *slog.Logger
-}
-
-// Bucket opens the bucket for Config.State, and makes it if it is not there.
-func Bucket(ctx context.Context, js jetstream.JetStream, name string, replicas int) (jetstream.KeyValue, error) {
-	ctx, cancel := bounded(ctx)
-	defer cancel()
-	kv, err := js.KeyValue(ctx, name)
-	if errors.Is(err, jetstream.ErrBucketNotFound) {
-		kv, err = js.CreateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: name, History: 1, Replicas: max(1, replicas), Storage: jetstream.FileStorage})
-	}
-	if err != nil {
-		return nil, fmt.Errorf("bucket %s: %w", name, err)
-	}
-	return kv, nil
 }
 
 type driver struct {
@@ -202,6 +189,13 @@ func orUnlimited(n int64) int64 {
 func (d *driver) key(what string) string { return stateKey(d.cfg.Stream, what) }
 
 func stateKey(stream, what string) string { return "buffer." + stream + "." + what }
+
+// StreamOf returns the stream whose creation a key of a state bucket records.
+func StreamOf(key string) (stream string, ok bool) {
+	rest, buffer := strings.CutPrefix(key, "buffer.")
+	stream, made := strings.CutSuffix(rest, ".made")
+	return stream, buffer && made
+}
 
 // WasMade reports whether the state bucket remembers that a stream was created.
 func WasMade(ctx context.Context, state jetstream.KeyValue, stream string) (bool, error) {

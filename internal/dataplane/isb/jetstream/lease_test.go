@@ -1,4 +1,4 @@
-package ownership_test
+package jetstream_test
 
 import (
 	"context"
@@ -8,38 +8,35 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
-
 	"github.com/levada-io/levada/internal/broker"
+	"github.com/levada-io/levada/internal/dataplane/isb"
+	service "github.com/levada-io/levada/internal/dataplane/isb/jetstream"
+	"github.com/levada-io/levada/internal/dataplane/naming"
 	"github.com/levada-io/levada/internal/dataplane/ownership"
 )
 
-func bucket(t *testing.T) ownership.Store {
+func leaseStore(t *testing.T) ownership.Store {
 	t.Helper()
 	b, err := broker.Start(broker.Config{Dir: t.TempDir(), SyncInterval: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(b.Stop)
-	conn, err := b.Connect()
+	connected, err := service.Connect(t.Context(), service.Config{Server: b})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(conn.Close)
-	js, err := jetstream.New(conn)
+	t.Cleanup(connected.Close)
+	store, err := connected.Open(t.Context(), isb.Request{Owner: naming.Owner{Namespace: "default", Kind: naming.Pipeline, Name: "p"}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	kv, err := js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "state", History: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return ownership.InBucket(kv, ownership.Key)
+	return isb.PipelineLease(store.State())
 }
 
 // Against a real server: a second run is refused with the first one's name while that lives, and takes over at once when the process has ended.
 func TestLeaseAtARealBroker(t *testing.T) {
-	store := bucket(t)
+	store := leaseStore(t)
 	child := exec.Command("sleep", "1000")
 	if err := child.Start(); err != nil {
 		t.Fatal(err)

@@ -11,11 +11,8 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/buffer"
 )
 
-// ErrNotCreated means that the stream of a partition does not exist yet: the process that reads it creates it.
-var ErrNotCreated = errors.New("the stream does not exist yet")
-
 // AttachWriter opens the stream of a partition for writing, as it is. It creates and configures nothing: that is for the reader's process, since two that create
-// one stream at the same time could each remove the state that the other has saved. The error is ErrNotCreated for a stream that its reader will create, and
+// one stream at the same time could each remove the state that the other has saved. The error is buffer.ErrNotCreated for a stream that its reader will create, and
 // buffer.ErrMissing for one that was there and is lost.
 func AttachWriter(ctx context.Context, js jetstream.JetStream, cfg Config) (buffer.WriterDriver, error) {
 	d, err := Attach(ctx, js, cfg)
@@ -43,15 +40,15 @@ func notThere(ctx context.Context, js jetstream.JetStream, cfg Config) error {
 	made, err := cfg.State.Get(ctx, key)
 	switch {
 	case errors.Is(err, jetstream.ErrKeyNotFound):
-		return fmt.Errorf("stream %s: %w", cfg.Stream, ErrNotCreated)
+		return fmt.Errorf("stream %s: %w", cfg.Stream, buffer.ErrNotCreated)
 	case err != nil:
 		return err
 	case bytes.HasSuffix(made.Value(), []byte(madeInMemory)):
-		return fmt.Errorf("stream %s: %w: it was in the memory of the broker, which has restarted", cfg.Stream, ErrNotCreated)
+		return fmt.Errorf("stream %s: %w: it was in the memory of the broker, which has restarted", cfg.Stream, buffer.ErrNotCreated)
 	}
 	// The note is written after the stream is created, so it may have been created since it was looked for.
 	if _, err := js.Stream(ctx, cfg.Stream); err == nil {
-		return fmt.Errorf("stream %s: %w", cfg.Stream, ErrNotCreated)
+		return fmt.Errorf("stream %s: %w", cfg.Stream, buffer.ErrNotCreated)
 	}
 	return fmt.Errorf("stream %s: %w, though it was created before: its messages are lost with it unless it is restored from a copy of the store", cfg.Stream, buffer.ErrMissing)
 }

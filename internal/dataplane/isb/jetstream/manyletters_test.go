@@ -1,4 +1,4 @@
-package deadletter_test
+package jetstream_test
 
 import (
 	"context"
@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/levada-io/levada/internal/dataplane/deadletter"
+	service "github.com/levada-io/levada/internal/dataplane/isb/jetstream"
 	"github.com/levada-io/levada/internal/dataplane/naming"
 	"github.com/levada-io/levada/internal/flow"
 	"github.com/levada-io/levada/internal/testnats"
@@ -22,10 +23,11 @@ func TestAPageOfManyLettersIsQuick(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	store, err := deadletter.Open(t.Context(), js, deadletter.Config{Stream: "letters", Pipeline: "p", Tag: naming.Tag{Owner: owner, Role: naming.RoleDeadLetters}})
+	storage, err := service.OpenLetters(t.Context(), js, "letters", naming.Tag{Owner: owner, Role: naming.RoleDeadLetters}, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
+	store := deadletter.New(storage, "p", nil)
 	const count, vertices = 12_000, 3
 	for i := range count {
 		m := &flow.Message{ID: fmt.Sprintf("in/%d", i), Pos: uint64(i + 1), Value: []byte("payload")}

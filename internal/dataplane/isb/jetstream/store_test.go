@@ -1,13 +1,11 @@
-package isb
+package jetstream
 
 import (
-	"log/slog"
 	"sync"
 	"testing"
 
-	"github.com/nats-io/nats.go/jetstream"
-
 	"github.com/levada-io/levada/internal/broker"
+	"github.com/levada-io/levada/internal/dataplane/isb"
 	"github.com/levada-io/levada/internal/dataplane/naming"
 )
 
@@ -18,15 +16,11 @@ func TestOpenersOfOneStoreAgreeOnItsIncarnation(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer b.Stop()
-	conn, err := b.Connect()
+	service, err := Connect(t.Context(), Config{Server: b})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
-	js, err := jetstream.New(conn)
-	if err != nil {
-		t.Fatal(err)
-	}
+	defer service.Close()
 	seen := map[string]string{}
 	for _, name := range []string{"one", "two"} {
 		owner := naming.Owner{Namespace: "default", Kind: naming.Pipeline, Name: name}
@@ -34,12 +28,12 @@ func TestOpenersOfOneStoreAgreeOnItsIncarnation(t *testing.T) {
 		var opening sync.WaitGroup
 		for i := range got {
 			opening.Go(func() {
-				s, err := Open(t.Context(), js, owner, nil, 1, slog.New(slog.DiscardHandler))
+				s, err := service.Open(t.Context(), isb.Request{Owner: owner})
 				if err != nil {
 					t.Error(err)
 					return
 				}
-				got[i] = s.Owner.Incarnation
+				got[i] = s.Owner().Incarnation
 			})
 		}
 		opening.Wait()
