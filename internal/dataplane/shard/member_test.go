@@ -23,15 +23,16 @@ func TestSuccessorOfAnOwnerKeepsItsSession(t *testing.T) {
 	}
 	actions := step(0, Written{announce.ID, 38})
 	for at := time.Duration(0); at < 2*time.Second; at += 100 * time.Millisecond {
+		var next []Action
 		for _, a := range actions {
 			if remove, ok := a.(Remove); ok {
 				t.Fatalf("at %v: %+v", at, remove)
 			}
 			if w, ok := a.(Write); ok && w.Key.Kind == Session {
-				actions = step(at, Written{w.ID, 39 + uint64(at/time.Millisecond)})
+				next = append(next, step(at, Written{w.ID, 39 + uint64(at/time.Millisecond)})...)
 			}
 		}
-		actions = step(at, Tick{})
+		actions = append(next, step(at, Tick{})...)
 	}
 	claimed := false
 	for _, a := range step(2*time.Second, Observed{Key{Session, "a"}, Record{Incarnation: "new", Renewal: 2}, true, 5000}) {

@@ -298,7 +298,7 @@ func (r *runner) readerEnded(a Start, err error, asked bool) Event {
 		r.err = errors.Join(r.err, fmt.Errorf("reader of shard %s: %w", a.Shard, err))
 		r.step(Drain{})
 	}
-	return Stopped{a.Shard, a.Epoch}
+	return Stopped(a)
 }
 
 func (r *runner) stop(a Stop) {
