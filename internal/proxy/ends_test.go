@@ -84,6 +84,19 @@ func TestRequestEnds(t *testing.T) {
 	}
 }
 
+// grpc-go sends a status message with space around it as it is, which HTTP/2 calls malformed. The client gets the status and the whole message.
+func TestStatusMessageKeepsSpaceAroundIt(t *testing.T) {
+	back := listen(t)
+	p := start(t, oneBackend(back.addr()))
+	c := dial(t, p.addr)
+	id := c.begin(true)
+	e := back.accept()
+	e.only(e.takeRequest().id, "5", "grpc-message", " no order: ")
+	if a := c.end(id); a.status() != "5" || a.trailers.get("grpc-message") != "%20no order:%20" {
+		t.Errorf("the client got %v", a.trailers)
+	}
+}
+
 // TestResponseEnds: what an endpoint says is passed on; where it says nothing that gRPC allows, the client gets a status that tells so.
 func TestResponseEnds(t *testing.T) {
 	message := prefixed([]byte("hello"))
@@ -94,6 +107,8 @@ func TestResponseEnds(t *testing.T) {
 		data           []byte
 	}{
 		{"trailers only", func(e *wire, id uint32) { e.only(id, "3") }, "3", "", nil},
+		{"message with space around it", func(e *wire, id uint32) { e.only(id, "5", "grpc-message", " no order: ") }, "5", "", nil},
+		{"trailer with space around it", func(e *wire, id uint32) { e.respond(id); e.finish(id, "0", "x-order", "7 ") }, "0", "", nil},
 		{"trailers", func(e *wire, id uint32) { e.respond(id); e.finish(id, "0") }, "0", "", nil},
 		{"data and trailers", func(e *wire, id uint32) { e.respond(id); e.data(id, message, false); e.finish(id, "7") }, "7", "", message},
 		{"empty message", func(e *wire, id uint32) { e.respond(id); e.data(id, prefixed(nil), false); e.finish(id, "0") }, "0", "", prefixed(nil)},

@@ -177,7 +177,8 @@ func TestRequests(t *testing.T) {
 		"upper case":              {with(Field{Name: "X-A", Value: "b"}), true},
 		"CR LF":                   {with(Field{Name: "x", Value: "a\r\nb: c"}), true},
 		"NUL":                     {with(Field{Name: "x", Value: "a\x00"}), true},
-		"space at the end":        {with(Field{Name: "x", Value: "a "}), true},
+		"space at the end":        {with(Field{Name: "x", Value: "a "}), false},
+		"space in the method":     {append([]Field{{Name: ":method", Value: "POST "}}, good[1:]...), true},
 		"space in a name":         {with(Field{Name: "x y", Value: "a"}), true},
 		"empty name":              {with(Field{Name: "", Value: "a"}), true},
 		"connection":              {with(Field{Name: "connection", Value: "close"}), true},
@@ -219,4 +220,23 @@ func TestTimeouts(t *testing.T) {
 			r.Fatalf("%v is written %s, which is %v, %v", d, text, back, ok)
 		}
 	})
+}
+
+// Libraries of gRPC send metadata and status messages with space around them as they are. A proxy that called this malformed would replace a backend's
+// status by INTERNAL, and count the call against its client.
+func TestSpaceAroundAValueIsNotMalformed(t *testing.T) {
+	for _, test := range []struct{ name, value, want string }{
+		{"x", " a b\t", "a b"},
+		{"x", "  ", ""},
+		{"te", " trailers", "trailers"},
+		{"grpc-message", "no such order: ", "no such order:%20"},
+		{"grpc-message", " \ta a ", "%20%09a a%20"},
+		{"grpc-message", "  ", "%20%20"},
+		{"grpc-message", "", ""},
+	} {
+		s := &Set{Fields: []Field{{Name: test.name, Value: test.value}}}
+		if err := s.check(); err != nil || s.Fields[0].Value != test.want {
+			t.Errorf("%s: %q became %q (%v), not %q", test.name, test.value, s.Fields[0].Value, err, test.want)
+		}
+	}
 }

@@ -60,10 +60,12 @@ type malformed string
 
 func (m malformed) Error() string { return string(m) }
 
-// check looks at what holds for every block: RFC 9113 sections 8.2 and 8.3.
+// check looks at what holds for every block, RFC 9113 sections 8.2 and 8.3, and removes space around values: that makes a block malformed, but gRPC's
+// own libraries send it. Only for a Set that no Reader has returned yet.
 func (s *Set) check() error {
 	regular := false
 	for i := range s.Fields {
+		s.Fields[i].Value = withoutOuterSpace(s.Fields[i])
 		name, value := s.Fields[i].Name, s.Fields[i].Value
 		if strings.HasPrefix(name, ":") {
 			if regular {
@@ -88,6 +90,25 @@ func (s *Set) check() error {
 		}
 	}
 	return nil
+}
+
+// withoutOuterSpace is the value of a field without space around it, which by RFC 9110 section 5.5 is not part of it. In a status message it is: it is
+// encoded there, as gRPC allows for any byte. A pseudo header stays malformed.
+func withoutOuterSpace(f Field) string {
+	const space = " \t"
+	inner := strings.Trim(f.Value, space)
+	if len(inner) == len(f.Value) || strings.HasPrefix(f.Name, ":") {
+		return f.Value
+	}
+	if f.Name != "grpc-message" {
+		return inner
+	}
+	encode := strings.NewReplacer(" ", "%20", "\t", "%09").Replace
+	if inner == "" {
+		return encode(f.Value)
+	}
+	before, after, _ := strings.Cut(f.Value, inner)
+	return encode(before) + inner + encode(after)
 }
 
 func validName(name string) bool {
