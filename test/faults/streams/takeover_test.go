@@ -157,7 +157,7 @@ func TestTakeover(t *testing.T) {
 	before := status()
 	frozen := len(owner.said())
 	owner.cmd.Process.Signal(syscall.SIGCONT)
-	await("the old owner knows", func() bool { return bytes.Contains(owner.said()[frozen:], []byte("job lost")) })
+	await("the old owner knows", func() bool { return bytes.Contains(owner.said()[frozen:], []byte("lease lost")) })
 	if after := commits(before.Epoch - 1); after.Epoch != before.Epoch || after.Progress.Records <= before.Progress.Records {
 		t.Errorf("after the old owner woke up the job is %+v, before %+v", after, before)
 	}
