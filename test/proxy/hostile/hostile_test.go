@@ -251,7 +251,11 @@ func once(t *testing.T, a Attack, reached *atomic.Int64, o target.Options, liste
 		orders.Addr = ""
 		ctx, stop := context.WithCancel(t.Context())
 		lured := make(chan map[string]int, 1)
-		go func() { lured <- lure(ctx, conn) }()
+		luredOver := conn
+		if a.Apart {
+			luredOver = dial(t, proxy)
+		}
+		go func() { lured <- lure(ctx, luredOver) }()
 		r.result, err = attack(orders, listener[0])
 		stop()
 		r.lured = <-lured

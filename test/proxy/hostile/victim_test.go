@@ -135,7 +135,7 @@ func (v *victim) end() (p99 time.Duration, calls int, failed []error) {
 	return v.took[len(v.took)*99/100], len(v.took), v.failed
 }
 
-// lure calls the malicious backend over the victim's connection until ctx ends, and counts the statuses.
+// lure calls the malicious backend over a connection, the victim's if possible, until ctx ends, and counts the statuses.
 func lure(ctx context.Context, conn *grpc.ClientConn) map[string]int {
 	var mu sync.Mutex
 	var all sync.WaitGroup
