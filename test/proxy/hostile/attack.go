@@ -44,7 +44,7 @@ type Attack struct {
 	Step  func(*Conn) error
 	Pause time.Duration // between steps; 0 is none, and many steps are sent together
 	Lasts time.Duration // at least, for what is noticed by its age
-	// Apart: the calls that a backend attacks have a connection of their own instead of the victim's, whose client would decode their answers one after
+	// Apart: all but one of the calls that a backend attacks have another connection than the victim's, whose client would decode their answers one after
 	// the other, and that time is not the proxy's.
 	Apart bool
 	// Slow is the victim's p99 up to which it is no finding; 0 is smallP99. It is larger where each step is a call that the limits allow, so that the

@@ -249,7 +249,7 @@ var Back = slices.Concat(floods, []Attack{
 	}},
 	{Name: "noise instead of HTTP/2", Raw: true, Step: func(c *Conn) error { return c.Bytes(make([]byte, 4096)) }},
 	{Name: "HPACK that cannot be decoded", Want: Closed, Request: answer([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0x0f}, true)},
-	{Name: "every malformed response", Request: func(c *Conn, f *http2.MetaHeadersFrame) error {
+	{Name: "every malformed response", Apart: true, Request: func(c *Conn, f *http2.MetaHeadersFrame) error {
 		c.n++
 		return MalformedAnswers[c.n%len(MalformedAnswers)].send(c, f)
 	}},

@@ -251,11 +251,11 @@ func once(t *testing.T, a Attack, reached *atomic.Int64, o target.Options, liste
 		orders.Addr = ""
 		ctx, stop := context.WithCancel(t.Context())
 		lured := make(chan map[string]int, 1)
-		luredOver := conn
+		others := conn
 		if a.Apart {
-			luredOver = dial(t, proxy)
+			others = dial(t, proxy)
 		}
-		go func() { lured <- lure(ctx, luredOver) }()
+		go func() { lured <- lure(ctx, conn, others) }()
 		r.result, err = attack(orders, listener[0])
 		stop()
 		r.lured = <-lured

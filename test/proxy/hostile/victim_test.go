@@ -135,13 +135,17 @@ func (v *victim) end() (p99 time.Duration, calls int, failed []error) {
 	return v.took[len(v.took)*99/100], len(v.took), v.failed
 }
 
-// lure calls the malicious backend over a connection, the victim's if possible, until ctx ends, and counts the statuses.
-func lure(ctx context.Context, conn *grpc.ClientConn) map[string]int {
+// lure calls the malicious backend until ctx ends, one call at a time over the victim's connection and seven over the other one, and counts the statuses.
+func lure(ctx context.Context, conn, others *grpc.ClientConn) map[string]int {
 	var mu sync.Mutex
 	var all sync.WaitGroup
 	codes := map[string]int{}
-	for range 8 {
+	for i := range 8 {
 		all.Go(func() {
+			conn := conn
+			if i > 0 {
+				conn = others
+			}
 			for ctx.Err() == nil {
 				in, out := wrapperspb.Bytes(make([]byte, 100)), new(wrapperspb.BytesValue)
 				limited, cancel := context.WithTimeout(ctx, time.Second)
