@@ -20,9 +20,9 @@ type Origin int
 const (
 	// OriginNone: the call ended well.
 	OriginNone Origin = iota
-	// OriginServer: the server sent this status, as far as can be told.
+	// OriginServer: the server sent this status, as far as the error shows.
 	OriginServer
-	// OriginTransport: the connection broke, or there was none, and gRPC says so.
+	// OriginTransport: the connection broke, or there was none, and the status is gRPC's own for that.
 	OriginTransport
 	// OriginProxy: something between client and server ended the call in its own way: it reset the stream, left its end out, or answered
 	// with an HTTP page. [Class.Hidden] says whether that is a transport failure behind it.
@@ -51,7 +51,7 @@ type Class struct {
 	Code codes.Code
 	// Sign is how Origin was found, if by grpc-go's words: see [Signs].
 	Sign string
-	// Hidden: the transport failed, and the code does not say so. The truth would have been UNAVAILABLE.
+	// Hidden: the transport failed, and the code does not show it. UNAVAILABLE would have been accurate.
 	Hidden bool
 	// Quoted: the status is the server's, INTERNAL or UNKNOWN, but its text quotes a transport failure: a gateway passes on what
 	// happened behind it.
@@ -88,7 +88,7 @@ type Evidence struct {
 	Sent bool
 }
 
-// Classify tells who ended a call from its error alone. It never says Unprocessed but for a status with an ErrorInfo that says so, since
+// Classify tells who ended a call from its error alone. It never says Unprocessed but for a status with an ErrorInfo that states it, since
 // the words of a status may be another's.
 func Classify(err error) Class { return classify(err, nil) }
 

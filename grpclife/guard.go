@@ -76,7 +76,7 @@ type guard struct {
 	sending  int         // calls of SendMsg that have not returned
 	due      bool        // the grace is over, but a SendMsg was under way
 	ended    *EndError   // once set, no message goes in or out
-	refused  bool        // the handler was told so by SendMsg or RecvMsg
+	refused  bool        // SendMsg or RecvMsg has returned it to the handler
 	returned bool        // the handler has returned
 	late     bool        // it was reported as overdue
 }
@@ -88,7 +88,7 @@ func newGuard(ss grpc.ServerStream, method string) *guard {
 	return g
 }
 
-// guarded runs a handler under a guard: a new one, or the one of an interceptor further out. join is told of it, and returns what
+// guarded runs a handler under a guard: a new one, or the one of an interceptor further out. join is called with it, and returns what
 // to do once the handler has returned.
 func guarded(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler, join func(*guard) (leave func())) error {
 	if g, ok := ss.Context().Value(guardKey{}).(*guard); ok {

@@ -7,7 +7,7 @@ type EventKind string
 
 // Events of servers.
 const (
-	// StreamAging: a stream was told to end, see [Aging].
+	// StreamAging: a stream was asked to end, see [Aging].
 	StreamAging EventKind = "stream_aging"
 	// StreamEnded: a stream was ended because its handler had not done so within the grace. Its context is cancelled.
 	StreamEnded EventKind = "stream_ended"

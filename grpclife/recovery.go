@@ -17,7 +17,7 @@ type RecoveryOptions struct {
 	// OnPanic is called for each panic, with the stack of the goroutine that panicked. The client never sees either.
 	OnPanic func(method string, value any, stack []byte)
 	// Pass says which panics are not to be caught: they go on, and end the process unless an interceptor further out recovers. Default
-	// http.ErrAbortHandler, which is a request to end without a word.
+	// http.ErrAbortHandler, which is a request to end silently.
 	Pass func(value any) bool
 	// Observer receives HandlerPanicked.
 	Observer Observer

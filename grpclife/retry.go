@@ -73,7 +73,7 @@ func (o RetryOptions) withDefaults() RetryOptions {
 //     was UNAVAILABLE or asked for it.
 //   - A stream is opened again only before its first response message was received and its header or context were asked for, and while all
 //     that was sent is still held and can be sent again. As gRPC demands, a message must not be changed after SendMsg. What came of
-//     a failed SendMsg is told by RecvMsg.
+//     the error of a failed SendMsg comes from RecvMsg.
 //
 // The server's word counts: grpc-retry-pushback-ms, and RetryInfo. No attempt is begun that the deadline leaves no time for.
 //

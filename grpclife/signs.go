@@ -87,7 +87,7 @@ var signs = []Sign{
 	{Name: SignCancel, Code: codes.Canceled, Text: "grpc: the client connection is closing", by: OriginClient, whole: true},
 }
 
-// Signs returns what [Classify] knows, in the order in which it looks. HTTP answers are told by their text under any code.
+// Signs returns what [Classify] knows, in the order in which it looks. HTTP answers are recognised by their text under any code.
 func Signs() []Sign { return slices.Clone(signs) }
 
 func signOf(s *status.Status) (Sign, bool) {

@@ -164,7 +164,7 @@ func (p *process) ask(format string, args ...any) (o outcome, err error) {
 	return o, json.Unmarshal(line, &o)
 }
 
-// failed adds the process's last words.
+// failed adds what the process wrote to stderr last.
 func (p *process) failed(err error) error {
 	said, _ := os.ReadFile(p.log)
 	said = said[max(0, len(said)-2000):]

@@ -193,7 +193,7 @@ func (*outsideTest) Helper()                          {}
 func (o *outsideTest) Skipf(format string, a ...any)  { o.err = fmt.Errorf(format, a...) }
 func (o *outsideTest) Fatalf(format string, a ...any) { o.err = fmt.Errorf(format, a...) }
 
-// open starts the path's proxy and returns what it was told; without a proxy the process is nil, and the backend is where it listens.
+// open starts the path's proxy and returns its settings; without a proxy the process is nil, and the backend is where it listens.
 func (l *lab) open(p path, backend string, overTLS bool) (*process, place, error) {
 	at := place{Listen: backend, Backend: backend, Dir: l.dir, Descriptors: descriptorLimit()}
 	if p.command == nil {

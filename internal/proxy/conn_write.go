@@ -52,7 +52,7 @@ func (c *conn) wakeWriterLocked() {
 	}
 }
 
-// write is the writing goroutine. It ends when the connection fails, or when all is written after which it is to be closed: then the peer is told so, and
+// write is the writing goroutine. It ends when the connection fails, or when all is written after which it is to be closed: then the peer gets the end of the stream of bytes, and
 // has a moment to close its side, so that what was written last is not lost in a reset.
 func (c *conn) write(s side) {
 	defer func() {
@@ -162,7 +162,7 @@ func (c *conn) extend(id uint32, p []byte, end bool) bool {
 	return true
 }
 
-// reply appends what answers a frame of the peer. A peer that asks and does not read is not served for ever.
+// reply appends what answers a frame of the peer. A peer that asks and does not read is not served without limit.
 func (c *conn) reply(add func([]byte) []byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -114,7 +114,7 @@ func (s *stream) notConnected(err error, w *wakeups) {
 	s.noEndpoint(w)
 }
 
-// forget takes the call from the endpoint that was chosen, without a word to it.
+// forget takes the call from the endpoint that was chosen, and sends it nothing.
 func (s *stream) forget(outcome balance.Outcome, w *wakeups) {
 	if c := s.chosen; c != nil {
 		c.Of.calls.n.Add(-1)

@@ -338,7 +338,7 @@ func (f *front) remove(s *stream, w *wakeups) {
 	f.proxy.ended(s)
 	f.held -= int(s.held)
 	f.proxy.held.Add(-int64(s.held))
-	// The memory is used again. Whoever still has a pointer to it, such as a queue, finds out under the lock that it is not what it was.
+	// The memory is used again. What still has a pointer to it, such as a queue, finds out under the lock that it is not what it was.
 	s.in.clear()
 	s.out.clear()
 	s.hold.clear()

@@ -185,7 +185,7 @@ func (t *terms) greet(nc net.Conn) (net.Conn, []byte, error) {
 	return nc, first, err
 }
 
-// preface reads the beginning of a connection, and returns what follows its preface. Who speaks another language is told so.
+// preface reads the beginning of a connection, and returns what follows its preface. A client of HTTP/1 gets an answer in HTTP/1, any other a GOAWAY.
 func preface(nc net.Conn) ([]byte, error) {
 	first := make([]byte, 0, 512)
 	for {

@@ -71,7 +71,7 @@ type Proxy struct {
 
 	mu        sync.Mutex
 	closed    bool                  // no new connections of clients
-	leaving   bool                  // those that still come are told to go elsewhere
+	leaving   bool                  // new connections get a GOAWAY
 	over      bool                  // nor to endpoints
 	greeting  map[net.Conn]struct{} // of clients, in their handshake
 	backs     map[*back]struct{}
@@ -307,7 +307,7 @@ func (p *Proxy) Open() int {
 	return n
 }
 
-// tick reads the clock, which readers do once for all that came together, and whoever else begins to do something to streams.
+// tick reads the clock, which readers do once for all that came together, and others that begin to work on streams.
 func (p *Proxy) tick() int64 {
 	now := p.wheel.Now()
 	p.clock.Store(now)

@@ -166,7 +166,7 @@ func (s *stream) trailers(set *header.Set, r *header.Response, end bool, w *wake
 	s.pushOut(w)
 }
 
-// endedByBackend: the endpoint has sent its last. It is told if the client's last will not come.
+// endedByBackend: the endpoint has sent its last. It gets a reset if the end of the request will not come.
 func (s *stream) endedByBackend(outcome balance.Outcome, w *wakeups) {
 	s.leave(outcome, !s.inEndSent, frame.Cancel, w)
 }

@@ -23,7 +23,7 @@ func lostAfter(_, _ string, c syscall.RawConn) error {
 
 // hostSilent reports whether the peer's host has been silent for at least d although the kernel wants something acknowledged. A program that is busy for a minute
 // answers no PING, but its host acknowledges what it is sent, also while the program takes none of it; a host that is gone does not. Where there is no TCP, the
-// peer's own silence decides, and the other end of a Unix socket is never gone without a word.
+// peer's own silence decides, and the other end of a Unix socket never disappears silently.
 func hostSilent(nc net.Conn, d time.Duration) bool {
 	if _, ok := nc.(*net.UnixConn); ok {
 		return false

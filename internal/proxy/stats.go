@@ -9,7 +9,7 @@ import (
 	"github.com/levada-io/levada/internal/proxy/health"
 )
 
-// What happens is counted here with atomic numbers that whoever counts already has a pointer to. Names and sums are made when somebody looks: see Stats.
+// Events are counted here with atomic numbers, to which the counting code already has a pointer. Names and sums are made on request: see Stats.
 
 // Calls are counted by how long they took; the last bucket is all above.
 var buckets = [...]time.Duration{100 * time.Microsecond, 250 * time.Microsecond, 500 * time.Microsecond, time.Millisecond, 2500 * time.Microsecond, 5 * time.Millisecond, 10 * time.Millisecond,

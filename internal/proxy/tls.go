@@ -23,7 +23,7 @@ const (
 	checkFiles = time.Second // how often files are looked at, at most
 )
 
-// watched is something made of files, which is made anew when one of them has changed. While they cannot be read, what was made last stays in use.
+// watched is something made of files, which is loaded again when one of them has changed. While they cannot be read, the last version stays in use.
 type watched[T any] struct {
 	files []string
 	load  func() (T, error)

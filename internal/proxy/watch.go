@@ -8,7 +8,7 @@ import (
 	"google.golang.org/grpc/codes"
 )
 
-// Call is a call that has begun. Its strings are the client's words: whoever shows them escapes them.
+// Call is a call that has begun. Its strings are the client's: code that shows them must escape them.
 type Call struct {
 	// ID is the call's in this process: the number of its connection and that of its stream.
 	ID      ID
@@ -42,7 +42,7 @@ type Ended struct {
 	Attempts, TransparentRetries int
 }
 
-// Watcher is told of calls. Its functions are called with the lock of a connection held, by many goroutines at once: they must not block, must not call
+// Watcher receives calls. Its functions are called with the lock of a connection held, by many goroutines at once: they must not block, must not call
 // the proxy, and must not keep the pointer. Each may be nil.
 type Watcher struct {
 	Started func(*Call)
@@ -162,7 +162,7 @@ func (p *Proxy) ended(s *stream) {
 	}
 }
 
-// describe tells of the call, whose time is told by its age, so that it is the same at its begin and its end.
+// describe is the call, whose time follows from its age, so that it is the same at its begin and its end.
 func (s *stream) describe(age time.Duration) Call {
 	who := s.front.who()
 	agent, _ := s.request.Get("user-agent")

@@ -10,7 +10,7 @@ import (
 const (
 	keptSets  = 64       // by a Reader and by a Writer: a client calls few methods, over and over
 	keptBytes = 256      // longest block that is kept
-	keptList  = 4 << 10  // largest list that is: a few bytes can stand for very much, which is work for whoever gets it
+	keptList  = 4 << 10  // largest list that is: a few bytes can stand for very much, which is work for the receiver
 	fieldRoom = 32       // what a field counts beside its bytes: RFC 7541 section 4.1
 	minString = 64 << 10 // a single frame may hold a string that is longer than a small list may be
 )

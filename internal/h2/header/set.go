@@ -126,7 +126,7 @@ func validName(name string) bool {
 // Request is what a proxy wants to know of a call's first block.
 type Request struct {
 	Method, Scheme, Authority, Path string
-	// GRPC: the content type says so.
+	// GRPC: the content type is gRPC's.
 	GRPC bool
 	// Timeout is grpc-timeout; negative if there is none, or a BadTimeout that says TimeoutText.
 	Timeout     time.Duration
@@ -295,7 +295,7 @@ func FormatTimeout(d time.Duration) string {
 type Response struct {
 	// Status is :status, 0 if there is none, as in trailers.
 	Status int
-	// GRPC: the content type says so.
+	// GRPC: the content type is gRPC's.
 	GRPC bool
 	// HasCode: there is a grpc-status. Code is its number, or negative if it is none.
 	HasCode bool

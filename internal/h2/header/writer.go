@@ -38,7 +38,7 @@ func (w *Writer) SetTableSize(n uint32) {
 	}
 	w.table = n
 	w.encoder.SetMaxDynamicTableSize(n)
-	clear(w.kept) // the next block says so
+	clear(w.kept) // the next block announces it
 }
 
 // Block encodes a set. What it returns is overwritten by the next call.

@@ -34,7 +34,7 @@ import (
 
 const (
 	writeTime    = 30 * time.Second // that a client of the tap may take nothing before it is cut off
-	drainTells   = time.Second      // how often who waits for the drain hears of it
+	drainTells   = time.Second      // how often a client that waits for the drain gets a line
 	lastWords    = time.Second      // that answers may take once the server ends
 	streamsLimit = 100              // of a page of /streams, unless it says more
 	streamsMost  = 10000
@@ -86,7 +86,7 @@ func (s *Server) Serve(ctx context.Context, socket net.Listener) error {
 	closed := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(closed)
-		// The last answers are waited for: whoever drains the proxy shall hear that it is over, also if SIGTERM comes meanwhile.
+		// The last answers are waited for: a client that drains the proxy gets the end of the drain, also if SIGTERM comes meanwhile.
 		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWords)
 		defer cancel()
 		if server.Shutdown(ending) != nil {

@@ -43,7 +43,7 @@ type Options struct {
 	Panic float64
 
 	// OnEject, if not nil, is called after each ejection, also those that prolong one because a probe failed. OnReturn is called
-	// after a backend has come back. Both may be called concurrently, by whoever calls Done, Observe or Update; they may use the set.
+	// after a backend has come back. Both may be called concurrently, by callers of Done, Observe and Update; they may use the set.
 	OnEject  func(Ejection)
 	OnReturn func(address string)
 

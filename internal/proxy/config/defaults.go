@@ -19,7 +19,7 @@ func Default() *Config {
 func (c *Config) SetDefaults() {
 	var l Listener
 	l.SetDefaults()
-	// Only this machine, because nothing is encrypted until somebody says so.
+	// Only this machine, because nothing is encrypted by default.
 	l.Address = "127.0.0.1:8080"
 	*c = Config{
 		Listeners: []Listener{l},
@@ -38,7 +38,7 @@ func (c *Config) SetDefaults() {
 // SetDefaults fills in everything but the address.
 func (l *Listener) SetDefaults() {
 	*l = Listener{
-		// A client's library keeps calls above it waiting without a word until their deadline, so it is out of the way of clients that mean
+		// A client's library keeps calls above it waiting silently until their deadline, so it is out of the way of clients that mean
 		// well: grpc-go's server has no limit. An idle stream takes 2 KB, and limits.memory bounds what all of them may hold.
 		MaxStreams: 100_000,
 		// grpc-go's is 16 MiB, its clients stay below 8 KiB nearly always; 64 KiB leaves room for large tokens, and is what a
@@ -125,7 +125,7 @@ func (r *Route) SetDefaults() {
 	}
 }
 
-// defaultHold is the largest message that gRPC's clients take unless they are told otherwise.
+// defaultHold is the largest message that gRPC's clients take by default.
 const defaultHold = 4 << 20
 
 // SetDefaults gives each backend the same part.

@@ -1,6 +1,6 @@
 // Package discovery finds the endpoints of a target, and tells of each change:
 //
-//	127.0.0.1:9000,[::1]:9000              these, indefinitely; names are resolved by whoever dials them
+//	127.0.0.1:9000,[::1]:9000              these, indefinitely; names are resolved when they are dialled
 //	dns:///orders.shop.svc:9000            all addresses of a name, looked up again and again
 //	dns+srv:///_grpc._tcp.orders.shop.svc  the hosts and ports of a service record
 //	file:///etc/levada/endpoints           a list in a file

@@ -36,7 +36,7 @@ type Status struct {
 	Known bool
 	// Updated is when the list changed last.
 	Updated time.Time
-	// LastSuccess is when the list was confirmed last. A watch that hears nothing does not confirm anything.
+	// LastSuccess is when the list was confirmed last. A watch without events does not confirm anything.
 	LastSuccess time.Time
 	// LastError is what went wrong last, at LastErrorAt; Failing says that it has not been right since.
 	LastError   error
@@ -72,7 +72,7 @@ type Resolver interface {
 	LookupSRV(ctx context.Context, service, proto, name string) (string, []*net.SRV, error)
 }
 
-// Doubter is a Source that asks from time to time and can do so before it would. Others are told when something changes.
+// Doubter is a Source that asks from time to time and can do so before it would. Others are notified of changes.
 type Doubter interface {
 	// Doubt says that an endpoint of the list could not be connected to, or has gone. It returns at once.
 	Doubt()

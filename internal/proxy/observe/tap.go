@@ -67,7 +67,7 @@ type TapClient struct {
 
 	mu      sync.Mutex
 	buffer  []byte
-	dropped int64 // since the client was told
+	dropped int64 // since the client got their number
 }
 
 // Open adds a client.

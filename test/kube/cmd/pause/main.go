@@ -1,4 +1,4 @@
-// Pause is the first process of a pod's sandbox: it reaps what its parents have left, and ends when it is told to.
+// Pause is the first process of a pod's sandbox: it reaps what its parents have left, and ends on SIGTERM.
 package main
 
 import (

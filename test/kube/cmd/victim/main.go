@@ -1,4 +1,4 @@
-// Victim is a container that ends as it is told: `victim AFTER eat` takes memory until it is killed, `victim AFTER exit CODE` ends,
+// Victim is a container that ends as its arguments ask: `victim AFTER eat` takes memory until it is killed, `victim AFTER exit CODE` ends,
 // both after a duration such as 3s, and `victim AFTER wait` ends well at SIGTERM, that long after it.
 package main
 
