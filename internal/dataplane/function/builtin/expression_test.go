@@ -45,8 +45,8 @@ func TestExpressions(t *testing.T) {
 		`json(json(payload).n)`:        "takes text",
 		`sprig.repeat(1000000, 'abc')`: "too long",
 		`sprig.div(1, 0)`:              "divide by zero",
-		`sprig.first(1)`:               "no list",
-		`json('x').id`:                 "no JSON object",
+		`sprig.first(1)`:               "is not a list",
+		`json('x').id`:                 "is not a JSON object",
 	} {
 		x, err := compile(expression)
 		if err != nil {
