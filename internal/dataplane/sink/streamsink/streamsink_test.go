@@ -352,14 +352,14 @@ func TestErrors(t *testing.T) {
 	}
 	good := Config{Path: filepath.Join(dir, "good.sqlite"), Name: "out", Listen: "127.0.0.1:0"}
 	for words, change := range map[string]func(*Config){
-		"path: required":          func(c *Config) { c.Path = "" },
-		"name: required":          func(c *Config) { c.Name = "" },
-		"listen: required":        func(c *Config) { c.Listen = "" },
-		"not be negative":         func(c *Config) { c.MaxAge = -1 },
-		"use value or message":    func(c *Config) { c.Payload = "json" },
-		"an address of its own":   func(c *Config) { c.Listen = busy.Addr().String() },
-		"no log of a stream sink": func(c *Config) { c.Path = text },
-		"newer version":           func(c *Config) { c.Path = newer },
+		"path: required":             func(c *Config) { c.Path = "" },
+		"name: required":             func(c *Config) { c.Name = "" },
+		"listen: required":           func(c *Config) { c.Listen = "" },
+		"not be negative":            func(c *Config) { c.MaxAge = -1 },
+		"use value or message":       func(c *Config) { c.Payload = "json" },
+		"an address of its own":      func(c *Config) { c.Listen = busy.Addr().String() },
+		"not a log of a stream sink": func(c *Config) { c.Path = text },
+		"newer version":              func(c *Config) { c.Path = newer },
 	} {
 		cfg := good
 		change(&cfg)

@@ -280,8 +280,8 @@ func TestPayloads(t *testing.T) {
 	want := []string{
 		`1 [a b] "hello" x=1 y=2 2026-11-21T10:00:00Z`,
 		`2 [] "\xff"`,
-		`3 [00000003] "no JSON" broken:  no message as JSON, which payload: message asks for: invalid character 'o' in literal null (expecting 'u')`,
-		`4 [00000004] "{\"keys\":[\"a\"]}" broken:  no message as JSON, which payload: message asks for: there is neither value nor valueBase64`,
+		`3 [00000003] "no JSON" broken:  not a message as JSON, which payload: message asks for: invalid character 'o' in literal null (expecting 'u')`,
+		`4 [00000004] "{\"keys\":[\"a\"]}" broken:  not a message as JSON, which payload: message asks for: there is neither value nor valueBase64`,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
