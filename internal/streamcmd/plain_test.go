@@ -83,7 +83,7 @@ func TestWorkWaitsForATableThatCannotBeMadeYet(t *testing.T) {
 	if o := levada(t, "stream", "work", "--stream", "users", "--store", dsn); o.Code != 1 || !strings.Contains(o.Stderr, "refused") {
 		t.Errorf("without the right to make its table: %+v, want exit code 1", o)
 	}
-	if o := levada(t, "stream", "work", "--stream", "users=1x", "--store", dsn); o.Code != 2 || !strings.Contains(o.Stderr, "no table name") {
+	if o := levada(t, "stream", "work", "--stream", "users=1x", "--store", dsn); o.Code != 2 || !strings.Contains(o.Stderr, "not a table name") {
 		t.Errorf("a name that is none: %+v, want exit code 2", o)
 	}
 	refuse("53100")

@@ -67,7 +67,7 @@ func TestStreamBadInput(t *testing.T) {
 		{"work --stream x=", 2, "NAME=TABLE"},
 		{"work --stream a --stream a=b", 2, "given twice"},
 		{"work --stream a=levada_job", 2, "are taken"},
-		{"work --stream a-b", 2, "is no table name"},
+		{"work --stream a-b", 2, "is not a table name"},
 		{"work --stream a=b --print", 2, "there is no table"},
 		{"work --stream a --print --exec cat", 2, "exclude each other"},
 		{"work --stream a --jobs 0", 2, "at least 1"},

@@ -38,5 +38,6 @@ func Transient(err error) bool {
 	return slices.ContainsFunc([]error{
 		nats.ErrReconnectBufExceeded, nats.ErrConnectionReconnecting, nats.ErrDisconnected, nats.ErrTimeout, nats.ErrNoResponders, nats.ErrNoServers,
 		nats.ErrStaleConnection, jetstream.ErrNoStreamResponse, jetstream.ErrNoHeartbeat, jetstream.ErrServerShutdown, jetstream.ErrMsgIteratorClosed, context.DeadlineExceeded, ErrNoLeader,
+		nats.ErrStreamNotFound, // of a watch on an open bucket: its server has started and has not loaded the bucket yet. A missing stream is jetstream.ErrStreamNotFound
 	}, func(away error) bool { return errors.Is(err, away) })
 }
