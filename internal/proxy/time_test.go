@@ -122,14 +122,9 @@ func TestDeadlineIsPassedOn(t *testing.T) {
 		back := listenEcho(t)
 		p := start(t, oneBackend(back.addr()))
 		c := dial(t, p.addr)
-		for timeout, status := range map[string]string{"0S": "4", "0n": "4", "00000000H": "4", "-1S": "13", "": "13", "1": "13", "S": "13", "123456789S": "13", "1s": "13", "1.5S": "13", "+1S": "13", " 1S": ""} {
+		for timeout, status := range map[string]string{"0S": "4", "0n": "4", "00000000H": "4", "-1S": "13", "": "13", "1": "13", "S": "13", "123456789S": "13", "1s": "13", "1.5S": "13", "+1S": "13", "1 S": "13"} {
 			id := c.begin(true, "grpc-timeout", timeout)
-			a := c.end(id)
-			if status == "" { // malformed HTTP/2
-				if a.reset == nil {
-					t.Errorf("%q: ended with %s", timeout, a.status())
-				}
-			} else if a.status() != status {
+			if a := c.end(id); a.status() != status {
 				t.Errorf("%q: ended with %s", timeout, a.status())
 			}
 		}
