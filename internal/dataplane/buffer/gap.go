@@ -127,9 +127,14 @@ func (r *Reader) checkLate(ctx context.Context) {
 		return
 	}
 	bounds, err := r.driver.Bounds(ctx)
-	if err != nil || bounds.Last < r.expected() {
+	if err != nil {
+		r.opt.Logger.Debug("what is stored is unknown, the cursor gives nothing", "buffer", r.opt.Name, "waited", waited, "error", err)
 		return
 	}
+	if bounds.Last < r.expected() {
+		return
+	}
+	r.opt.Logger.Debug("cursor does not give what is stored, asking the store", "buffer", r.opt.Name, "next", r.expected(), "last", bounds.Last, "waited", waited)
 	waiting(&lateError{bounds.Last})
 }
 

@@ -52,6 +52,7 @@ func (p *pauses) pause(ctx context.Context, why error) error {
 	if p.delay == nil {
 		p.delay, p.tell = retryDelay(), time.Now().Add(insistAfter)
 	}
+	p.logger.Debug("attempt failed", "buffer", p.name, "operation", p.what, "error", why)
 	if time.Now().After(p.tell) {
 		p.tell = time.Now().Add(insistEvery)
 		p.logger.Warn("broker does not answer, retrying", "buffer", p.name, "operation", p.what, "error", why)

@@ -87,31 +87,9 @@ func (d *driver) cursor(ctx context.Context) (jetstream.MessagesContext, error) 
 	if err != nil {
 		return nil, err
 	}
-	d.reader, err = consumer.Messages(jetstream.PullMaxMessagesWithBytesLimit(aheadEntries, aheadBytes), jetstream.PullExpiry(30*time.Second), jetstream.PullHeartbeat(heartbeat))
-	d.fresh, d.consumer, d.silent = true, consumer, 0
+	d.reader, err = consumer.Messages(jetstream.PullMaxMessagesWithBytesLimit(aheadEntries, aheadBytes), jetstream.PullExpiry(30*time.Second), jetstream.PullHeartbeat(2*time.Second))
+	d.fresh = true
 	return d.reader, err
-}
-
-// heartbeat is how often the server shows that it still serves the cursor. The client library misses it after twice the time, but counts within one call
-// of Next only.
-const heartbeat = 2 * time.Second
-
-// checkSilence drops the cursor if the server does not know it any more, once calls have waited for two heartbeats together. A cursor is lost
-// silently when the server that had it ends and the connection is to another one. Callers whose contexts are shorter than two heartbeats
-// would wait for it without end.
-func (d *driver) checkSilence(ctx context.Context, waited time.Duration) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.silent += waited; d.silent < 2*heartbeat || d.reader == nil || errors.Is(ctx.Err(), context.Canceled) {
-		return
-	}
-	d.silent = 0
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second) // the caller's time is over
-	defer cancel()
-	info, err := d.consumer.Info(ctx)
-	if err != nil || info.NumWaiting == 0 {
-		d.dropReader()
-	}
 }
 
 // sameAsRead returns buffer.ErrLostEnd if another entry is stored now where the last one was that the cursor gave. mu is held.
@@ -133,11 +111,9 @@ func (d *driver) Next(ctx context.Context) (buffer.Entry, error) {
 		if err != nil {
 			return buffer.Entry{}, d.classify(ctx, err)
 		}
-		began := time.Now()
 		msg, err := reader.Next(jetstream.NextContext(ctx))
 		if err != nil {
 			if ctx.Err() != nil {
-				d.checkSilence(ctx, time.Since(began))
 				return buffer.Entry{}, ctx.Err()
 			}
 			d.mu.Lock()
@@ -165,7 +141,7 @@ func (d *driver) Next(ctx context.Context) (buffer.Entry, error) {
 			d.mu.Unlock()
 			continue
 		}
-		d.next, d.lastStored, d.fresh, d.silent = e.Seq+1, e.Stored, false, 0
+		d.next, d.lastStored, d.fresh = e.Seq+1, e.Stored, false
 		d.mu.Unlock()
 		return e, nil
 	}

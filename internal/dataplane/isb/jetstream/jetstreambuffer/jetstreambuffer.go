@@ -63,9 +63,7 @@ type driver struct {
 	// lastStored is when the entry before next was stored; zero if the cursor has given none
 	lastStored time.Time
 	reader     jetstream.MessagesContext
-	consumer   jetstream.Consumer // of reader
-	silent     time.Duration      // calls of Next have waited for the cursor in vain, since its last entry or check
-	fresh      bool               // the cursor has given nothing since it was made
+	fresh      bool // the cursor has given nothing since it was made
 	closed     bool
 	// reserved is when the reserve was looked at last; see reserve.go
 	reserved      time.Time
