@@ -58,7 +58,7 @@ func replaySuspicion(t *testing.T, text string) string {
 		}
 		var what, how string
 		var seq uint64
-		fmt.Sscan(event, &what, &seq, &how) //nolint:errcheck // what is missing stays empty
+		_, _ = fmt.Sscan(event, &what, &seq, &how) // what is missing stays empty
 		keep := true
 		switch what {
 		case "claim":

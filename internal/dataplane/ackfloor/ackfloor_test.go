@@ -2,18 +2,14 @@ package ackfloor_test
 
 import (
 	"bufio"
-	"flag"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/levada-io/levada/internal/casefile"
 	"github.com/levada-io/levada/internal/dataplane/ackfloor"
 	"github.com/levada-io/levada/internal/flow"
 )
-
-var rewrite = flag.Bool("rewrite", false, "write what comes out into the files of testdata")
 
 // TestFloors runs the files of testdata. Each line is a command of an owner, and behind -> is what it leads to: the floor that the owner may promise, and what
 // it acknowledges. A floor above a message that somebody still holds would lose that message.
@@ -23,28 +19,7 @@ var rewrite = flag.Bool("rewrite", false, "write what comes out into the files o
 //	ack 20                     all up to 20 is done, says the store; it is not known before the first ack
 //
 // An owner is a process and its epoch: a process that is given the input again has another name.
-func TestFloors(t *testing.T) {
-	files, err := filepath.Glob("testdata/*.txt")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("%d files, %v", len(files), err)
-	}
-	for _, file := range files {
-		t.Run(filepath.Base(file), func(t *testing.T) {
-			data, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			got := interpret(t, string(data))
-			if *rewrite {
-				if err := os.WriteFile(file, []byte(got), 0o600); err != nil {
-					t.Fatal(err)
-				}
-			} else if got != string(data) {
-				t.Errorf("it comes out as\n%s", got)
-			}
-		})
-	}
-}
+func TestFloors(t *testing.T) { casefile.Run(t, "*.txt", interpret) }
 
 type owner struct {
 	lane  ackfloor.Lane

@@ -1,43 +1,21 @@
 package forward
 
 import (
-	"flag"
-	"fmt"
-	"os"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/levada-io/levada/internal/casefile"
 	"github.com/levada-io/levada/internal/dataplane/function"
 )
-
-var rewrite = flag.Bool("rewrite", false, "write what comes out into testdata/retry.txt")
 
 // TestDecisions runs testdata/retry.txt. A line names a retry strategy and an answer, and behind -> is what becomes of the message after its first, second, third
 // attempt and so on, until it is not tried again.
 func TestDecisions(t *testing.T) {
-	const file = "testdata/retry.txt"
-	data, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var out strings.Builder
-	for line := range strings.Lines(string(data)) {
-		command, _, found := strings.Cut(line, "->")
-		if !found || strings.HasPrefix(line, "#") {
-			out.WriteString(line)
-			continue
-		}
-		fmt.Fprintf(&out, "%s-> %s\n", command, decisions(t, command))
-	}
-	if *rewrite {
-		if err := os.WriteFile(file, []byte(out.String()), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	} else if out.String() != string(data) {
-		t.Errorf("it comes out as\n%s", out.String())
-	}
+	casefile.Run(t, "retry.txt", func(t *testing.T, text string) string {
+		return casefile.Lines(text, nil, func(command string) string { return decisions(t, command) })
+	})
 }
 
 // decisions are those about one message, of at most eight attempts.

@@ -1,47 +1,23 @@
 package identity
 
 import (
-	"flag"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/levada-io/levada/internal/casefile"
 	"github.com/levada-io/levada/internal/flow"
 )
-
-var rewrite = flag.Bool("rewrite", false, "write what comes out into testdata/admit.txt")
 
 // TestAdmit runs testdata/admit.txt. A line is a block that comes to a reader: the positions covered, and optionally the floor and the block before (prev). It
 // has a message at each position. Behind -> are the positions of those that are new, what is missing for good, and what the reader remembers of the lane.
 func TestAdmit(t *testing.T) {
-	const file = "testdata/admit.txt"
-	data, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var out strings.Builder
-	s := New(time.Hour, 100)
-	for line := range strings.Lines(string(data)) {
-		command, _, found := strings.Cut(line, "->")
-		if strings.HasPrefix(line, "#") || !found {
-			if strings.TrimSpace(line) == "" {
-				s = New(time.Hour, 100)
-			}
-			out.WriteString(line)
-			continue
-		}
-		fmt.Fprintf(&out, "%s-> %s\n", command, admit(t, s, command))
-	}
-	if *rewrite {
-		if err := os.WriteFile(file, []byte(out.String()), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	} else if out.String() != string(data) {
-		t.Errorf("it comes out as\n%s", out.String())
-	}
+	casefile.Run(t, "admit.txt", func(t *testing.T, text string) string {
+		var seen *Seen
+		return casefile.Lines(text, func() { seen = New(time.Hour, 100) }, func(command string) string { return admit(t, seen, command) })
+	})
 }
 
 func admit(t *testing.T, s *Seen, command string) string {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/levada-io/levada/internal/dataplane/redislink"
 	"github.com/levada-io/levada/internal/testredis"
+	"github.com/levada-io/levada/internal/testserver"
 )
 
 func TestMain(m *testing.M) {
@@ -156,14 +157,17 @@ func TestServerWithoutConnectionsLeftIsWaitedFor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var log bytes.Buffer
+	var log testserver.Tail
 	result := make(chan error, 1)
 	go func() {
-		second, err := dial(t, s.DSN(), slog.New(slog.NewTextHandler(&log, nil)))
-		_ = second
+		_, err := dial(t, s.DSN(), slog.New(slog.NewTextHandler(&log, nil)))
 		result <- err
 	}()
-	time.Sleep(4 * time.Second) // longer than the wait before a line is logged
+	for deadline := time.Now().Add(time.Minute); log.String() == ""; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("nothing is logged while the server has no connections left")
+		}
+	}
 	if err := first.Client.ConfigSet(t.Context(), "maxclients", "100").Err(); err != nil {
 		t.Fatal(err)
 	}

@@ -73,7 +73,11 @@ func writeBlock(ctx context.Context, w *buffer.Writer, lane string, pos uint64, 
 func runPartition(ctx context.Context, t *testing.T, p *buffer.Partition) {
 	ctx, stop := context.WithCancel(ctx)
 	var ran sync.WaitGroup
-	ran.Go(func() { _ = p.Run(ctx) })
+	ran.Go(func() {
+		if err := p.Run(ctx); err != nil && !errors.Is(err, buffer.ErrClosed) { // a reader that is fenced ends
+			t.Errorf("the partition's upkeep has ended: %v", err)
+		}
+	})
 	t.Cleanup(func() { stop(); ran.Wait() })
 }
 
@@ -221,8 +225,9 @@ func TestDelayedSaveDoesNotReplaceALaterOne(t *testing.T) {
 	if err := d.SaveState(bounded(t), []byte("third")); err != nil {
 		t.Fatal(err)
 	}
+	before := r.answers.Load()
 	close(held)
-	time.Sleep(forHalfASecond)
+	r.awaitAnswer(bounded(t), t, before)
 	if state, err := d.LoadState(bounded(t)); err != nil || string(state) != "third" {
 		t.Errorf("state is %q, %v", state, err)
 	}
@@ -500,7 +505,7 @@ func TestPartitionOfAnotherOwnerIsRefused(t *testing.T) {
 // An outage is logged once, with what to do, and so is its end.
 func TestOutageIsLoggedOnceWithAdvice(t *testing.T) {
 	s := testredis.Server(t)
-	var log lines
+	var log testserver.Tail
 	link := dialLogged(t, s.DSN(), slog.New(slog.NewTextHandler(&log, nil)))
 	d := open(t, link, redisbuffer.Config{})
 	admin := dial(t, s.DSN())
@@ -523,22 +528,4 @@ func TestOutageIsLoggedOnceWithAdvice(t *testing.T) {
 	if got := log.String(); strings.Count(got, "\n") != 2 || !strings.Contains(got, "answers again") {
 		t.Errorf("logged:\n%s", got)
 	}
-}
-
-// lines is what was logged.
-type lines struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *lines) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lines) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }

@@ -3,10 +3,12 @@
 package redisbuffer_test
 
 import (
+	"context"
 	"io"
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -18,6 +20,7 @@ type relay struct {
 	listener net.Listener
 	target   string
 	work     sync.WaitGroup
+	answers  atomic.Int64 // pieces that servers have sent
 
 	mu    sync.Mutex
 	conns map[net.Conn]bool // of both sides
@@ -78,6 +81,9 @@ func (r *relay) copy(to, from net.Conn, replies bool) {
 		if err != nil {
 			return
 		}
+		if replies {
+			r.answers.Add(1)
+		}
 		r.mu.Lock()
 		lose, hold := r.loseReplies, r.hold
 		r.mu.Unlock()
@@ -125,5 +131,13 @@ func (r *relay) release() {
 	}
 }
 
-// forHalfASecond gives what is on its way time to be stored: an outcome that the test then asserts does not depend on it.
-const forHalfASecond = 500 * time.Millisecond
+// awaitAnswer waits until the server has sent something since before, although nothing of it may reach a client.
+func (r *relay) awaitAnswer(ctx context.Context, t *testing.T, before int64) {
+	t.Helper()
+	for r.answers.Load() == before {
+		if ctx.Err() != nil {
+			t.Fatal("the server does not answer the request that was held")
+		}
+		time.Sleep(time.Millisecond)
+	}
+}

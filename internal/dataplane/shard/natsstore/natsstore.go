@@ -131,7 +131,7 @@ func (s *Store) Watch(ctx context.Context, prefix string, deliver func(shard.Ent
 	if err != nil {
 		return err
 	}
-	defer w.Stop() //nolint:errcheck // the watch has ended
+	defer func() { _ = w.Stop() }() // the watch has ended
 	for {
 		select {
 		case <-ctx.Done():

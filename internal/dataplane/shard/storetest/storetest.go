@@ -130,11 +130,12 @@ func expire(t *testing.T, s shard.Store) {
 	ctx := t.Context()
 	const ttl = 2 * time.Second
 	gone := make(chan string, 10)
-	go s.Watch(ctx, "g.", func(e shard.Entry) { //nolint:errcheck // ends with the test
+	watch := func(e shard.Entry) {
 		if !e.Present {
 			gone <- e.Key
 		}
-	}, func() {})
+	}
+	go func() { _ = s.Watch(ctx, "g.", watch, func() {}) }() // ends with the test
 	began := time.Now()
 	dies, err := s.Write(ctx, "g.dies", []byte("1"), 0, ttl)
 	must(t, err)

@@ -57,7 +57,11 @@ func openAt(t *testing.T, url string, replicas int, opt buffer.Options) (*buffer
 	}
 	ctx, cancel := context.WithCancel(within(t))
 	var running sync.WaitGroup
-	running.Go(func() { _ = p.Run(ctx) })
+	running.Go(func() {
+		if err := p.Run(ctx); err != nil { // what it returns ends a pipeline; without it nothing watches the cursor
+			t.Errorf("the partition's upkeep has ended: %v", err)
+		}
+	})
 	t.Cleanup(func() { cancel(); running.Wait() })
 	return p, js, nil
 }
