@@ -69,10 +69,17 @@ func (r *relay) accept() {
 
 func (r *relay) copy(to, from net.Conn, replies bool) {
 	defer func() {
-		_ = to.Close()
-		_ = from.Close()
+		if replies {
+			_ = to.Close()
+			_ = from.Close()
+		} else { // the server still gets what a client sent that has gone, and ends the connection itself
+			_ = to.(*net.TCPConn).CloseWrite()
+		}
 		r.mu.Lock()
-		delete(r.conns, from)
+		if replies {
+			delete(r.conns, from)
+			delete(r.conns, to)
+		}
 		r.mu.Unlock()
 	}()
 	buf := make([]byte, 64<<10)
