@@ -342,7 +342,7 @@ func TestAgesDiffer(t *testing.T) {
 }
 
 // Whatever handler and client do, and when: the client gets exactly what SendMsg said was sent, in order, and if a
-// message was refused or the stream ended, a status that says so.
+// message was refused or the stream ended, a status with that reason.
 func TestNothingSentIsLostAndNothingLostIsCalledSent(t *testing.T) {
 	for seed := range uint64(60) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {

@@ -62,7 +62,7 @@ func TestPanicsBecomeStatuses(t *testing.T) {
 	}
 }
 
-// The stream has ended, its handler goes on by itself and panics: the recovery further out is told, and the process lives.
+// The stream has ended, its handler goes on by itself and panics: the outer recovery is called, and the process lives.
 func TestPanicAfterTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var j journal

@@ -559,7 +559,7 @@ func TestRetryOverAConnectionWithoutAddress(t *testing.T) {
 	}
 }
 
-// Whoever has seen a stream's header during the pause must not get another stream's messages.
+// A caller that has seen a stream's header during the pause must not get another stream's messages.
 func TestStreamSettledDuringThePause(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &faults{script: func(_ int, s *faultyStream) { s.only("14", "", "grpc-retry-pushback-ms", "1000") }}

@@ -20,7 +20,7 @@ import (
 	mapv1 "github.com/levada-io/levada/proto/numaflow/map/v1"
 )
 
-// envBenchChild makes the test binary a cat function, so that its CPU time can be told from the client's.
+// envBenchChild makes the test binary a cat function, so that its CPU time can be separated from the client's.
 const envBenchChild = "LEVADA_SDK_BENCH_CHILD"
 
 func cat(_ context.Context, m Message) ([]Result, error) {

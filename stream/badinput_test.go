@@ -173,7 +173,7 @@ func readFrames(t *testing.T, client streamv1.StreamClient, req *streamv1.ReadRe
 	}
 }
 
-// Records above a limit go into quarantine, whoever's limit it is, and those at the limit do not.
+// Records above a limit go into quarantine, of the producer or of the worker, and those at the limit do not.
 func TestRecordsAboveTheLimit(t *testing.T) {
 	const limit = 10_000
 	records := numbers(9)

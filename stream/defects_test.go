@@ -133,7 +133,7 @@ func TestD01APanicIsNoEnd(t *testing.T) {
 	})
 }
 
-// D2: any error of processing is logged, and the loop goes on: a sink that is away for a moment costs the records of that moment.
+// D2: any error of processing is logged, and the loop goes on: a sink that does not answer for a moment costs the records of that moment.
 func TestD02AFaultThatPassesIsNoSkip(t *testing.T) {
 	const n = 50
 	away := func(calls int) bool { return calls > 10 && calls < 15 }
@@ -846,7 +846,7 @@ func TestD14ADeathThatNobodySeesIsFoundByTheLease(t *testing.T) {
 			}})
 			job := l.submit(stream.Job{Stream: "s"})
 			time.Sleep(7 * time.Second)
-			process.dead.Store(true) // and nobody says so
+			process.dead.Store(true) // and nothing reports it
 			l.config.Store = l.store
 			l.config.Owner = stream.Owner{Pod: "z", PodUID: "9", Incarnation: stream.NewID()}
 			l.start("s", l.store.Sink(l.table.handle))

@@ -199,7 +199,7 @@ func TestShutdownCommitsWhatIsBeforeALongRecord(t *testing.T) {
 	})
 }
 
-// The sink is away when the handler has finished: only the commit is repeated, for as long as it takes, also when its answer was lost.
+// The sink does not answer when the handler has finished: only the commit is repeated, for as long as it takes, also when its answer was lost.
 func TestOutageAtTheCommitHandsNothingOverTwice(t *testing.T) {
 	for name, outage := range map[string]time.Duration{"short": 3 * time.Second, "long": 2 * time.Hour} {
 		t.Run(name, func(t *testing.T) {

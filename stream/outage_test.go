@@ -29,7 +29,7 @@ type sqlError string
 func (e sqlError) Error() string    { return "ERROR: refused (SQLSTATE " + string(e) + ")" }
 func (e sqlError) SQLState() string { return string(e) }
 
-// What is behind the handler is away for hours. The job waits with growing pauses, says for what, and goes on by itself. It failed after a
+// What is behind the handler does not answer for hours. The job waits with growing pauses, names what it waits for, and goes on by itself. It failed after a
 // few attempts, because each claim began with short pauses and a number of attempts was the limit.
 func TestAnOutageBehindTheHandlerFailsNoJob(t *testing.T) {
 	for name, test := range map[string]struct {
@@ -370,7 +370,7 @@ func TestRecordsWhoseRowsNeverComeAreBadAfterAWhile(t *testing.T) {
 	})
 }
 
-// One record takes longer than the handler may: the job says so, names the limit, and goes on when that is raised.
+// One record takes longer than the handler may: the job reports it, names the limit, and goes on when that is raised.
 func TestOneRecordThatIsTooSlowIsNamed(t *testing.T) {
 	withProducer(t, stream.Slice(numbers(64)...), func(l *lab) {
 		l.config.HandlerTimeout = 5 * time.Second

@@ -143,7 +143,7 @@ func TestReaderWaitsForItsCaller(t *testing.T) {
 		r := openReader(t, p, stream.ReaderConfig{}, stream.Checkpoint{})
 		for i := range 5 {
 			short, cancel := context.WithTimeout(t.Context(), 50*time.Second)
-			for { // the first position of a stream without records is told
+			for { // the first position of a stream without records comes
 				d, err := r.Next(short)
 				if errors.Is(err, context.DeadlineExceeded) {
 					break

@@ -85,7 +85,7 @@ func TestOutagesOfHoursFailNoJob(t *testing.T) {
 	}
 }
 
-// A producer that is away while a record of its own making is to be replayed fails the job no more than at any other time.
+// A producer that does not answer while a record of its own making is to be replayed fails the job no more than at any other time.
 func TestOutageDuringReplay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var way movable
@@ -189,7 +189,7 @@ func TestReplayOfPoisonKillsOnce(t *testing.T) {
 	})
 }
 
-// The producer says when to come back, and is not asked before; also when it says nonsense.
+// The producer says when to come back, and is not asked before; also when its answer is out of range.
 func TestRetryInfoIsRespected(t *testing.T) {
 	for after, least := range map[time.Duration]time.Duration{time.Second: time.Second, 25 * time.Second: 25 * time.Second, -time.Hour: 0, 0: 0} {
 		synctest.Test(t, func(t *testing.T) {
@@ -274,7 +274,7 @@ func TestVerdicts(t *testing.T) {
 		}
 		must(t, l.table.holds(numbers(4)))
 	})
-	withProducer(t, stream.Slice(numbers(10)...), func(l *lab) { // a refused record halts a job that says so
+	withProducer(t, stream.Slice(numbers(10)...), func(l *lab) { // a refused record halts a job with that option
 		l.start("s", l.store.Sink(func(ctx context.Context, b *stream.Batch) (func(), error) {
 			b.Skip(b.Records[len(b.Records)-1], errors.New("no good"))
 			return nil, nil
@@ -370,7 +370,7 @@ func TestCommitOutcomeUnknown(t *testing.T) {
 	}
 }
 
-// The handler ignores its context. The worker says so, and leaves the job to another; what the handler does when it comes back after all has
+// The handler ignores its context. The worker logs it, and leaves the job to another; what the handler does when it comes back after all has
 // no effect.
 func TestHandlerThatIgnoresItsContext(t *testing.T) {
 	withProducer(t, stream.Slice(numbers(50)...), func(l *lab) {
@@ -553,7 +553,7 @@ func TestMaxInFlight(t *testing.T) {
 }
 
 // A sink that takes as long for each commit as it may: the producer stops reading its source, and the stream is not cut, since nothing is
-// wrong with it. A gRPC server takes pings amiss while it sends nothing, so for more than a minute it has to be told.
+// wrong with it. A gRPC server closes a connection with too many pings while it sends nothing, so this takes more than a minute.
 func TestSlowSinkHoldsTheProducer(t *testing.T) {
 	patient := []grpc.ServerOption{grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second})}
 	for commit, options := range map[time.Duration][]grpc.ServerOption{58 * time.Second: nil, 5 * time.Minute: patient} {

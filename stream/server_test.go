@@ -50,7 +50,7 @@ func waiting(ctx context.Context) ([]byte, error) {
 	return nil, ctx.Err()
 }
 
-// A panic anywhere in the source ends that stream, with a status that says so, and nothing else; the server goes on.
+// A panic anywhere in the source ends that stream, with a status that names it, and nothing else; the server goes on.
 func TestSourcesThatPanic(t *testing.T) {
 	after := func(n int, do func() ([]byte, error)) func(context.Context) ([]byte, error) {
 		i := 0
@@ -468,7 +468,7 @@ type slowSized struct{ counted }
 
 func (s *slowSized) Size(context.Context, stream.Query) (uint64, error) { return uint64(s.n), nil }
 
-// More streams than are allowed are told to come back, and how many are open is counted right.
+// More streams than are allowed get a status to come back with, and how many are open is counted right.
 func TestAdmission(t *testing.T) {
 	source := opens(func(context.Context, stream.Query) (stream.Cursor, error) { return cursor{next: waiting}, nil })
 	serving(t, stream.ServerConfig{MaxStreams: 3}, source, func(t *testing.T, p *producer, client streamv1.StreamClient) {
@@ -531,7 +531,7 @@ func TestShutdownOfTheProducer(t *testing.T) {
 	})
 }
 
-// A worker goes from a producer that drains to another without a failure, and without a pause longer than it was told.
+// A worker goes from a producer that drains to another without a failure, and without a pause longer than the producer asked for.
 func TestDrainIsNoFailure(t *testing.T) {
 	source := &counted{n: 300, at: func(ctx context.Context, _ int) error { sleep(ctx, 50*time.Millisecond); return ctx.Err() }}
 	synctest.Test(t, func(t *testing.T) {

@@ -13,7 +13,7 @@ import (
 	"github.com/levada-io/levada/stream"
 )
 
-// Whatever a worker is at when it is told to stop, it stops within its time, gives the job back at once, and sends a notification.
+// Whatever a worker does when it is stopped, it stops within its time, gives the job back at once, and sends a notification.
 func TestShutdownOfTheWorker(t *testing.T) {
 	hang := func(ctx context.Context, _ string) error { <-ctx.Done(); return ctx.Err() }
 	for name, test := range map[string]struct {
@@ -129,7 +129,7 @@ func (h *recordingNotifier) Listen(ctx context.Context, _ func(context.Context, 
 }
 func (h *recordingNotifier) Close() error { return nil }
 
-// What is in flight when the worker is told to stop is committed, so nothing is done twice.
+// What is in flight when the worker is stopped is committed, so nothing is done twice.
 func TestShutdownCommitsWhatIsInHand(t *testing.T) {
 	withProducer(t, &counted{n: 100_000, size: 100}, func(l *lab) {
 		l.config.CommitRecords = 50
@@ -161,7 +161,7 @@ func TestShutdownCommitsWhatIsInHand(t *testing.T) {
 	})
 }
 
-// A worker that is told to stop while it waits for its predecessor's leases to end, or was never told to start, is back at once.
+// A worker that is stopped while it waits for its predecessor's leases to end, or was never started, returns at once.
 func TestShutdownBeforeTheStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, func(context.Context, stream.Job) (grpc.ClientConnInterface, error) { return nil, errors.New("no") })

@@ -112,7 +112,7 @@ type system struct {
 	producers []*simProducer
 	processes []*process
 	outage    atomic.Int32 // 1: the store fails, 2: the sink fails, 3: both
-	trouble   atomic.Int32 // what is behind the handlers is away: one of the troubles
+	trouble   atomic.Int32 // what is behind the handlers does not answer: one of the troubles
 	denied    atomic.Int32 // the code with which producers deny streams, 0: they do not
 	calm      atomic.Bool  // no more faults
 	running   sync.WaitGroup
@@ -717,7 +717,7 @@ func (s *system) fault(jobs []stream.Status) {
 	s.due(jobs)
 }
 
-// while is how long something is away: mostly for less than a pause between attempts, and at times for many of them.
+// while is how long something does not answer: mostly for less than a pause between attempts, and at times for many of them.
 func (s *system) while() time.Duration {
 	if s.chance(0.1) {
 		return time.Duration(s.n(600)) * time.Second
@@ -1056,7 +1056,7 @@ func (k *simSink) Commit(ctx context.Context, c *stream.Commit) error {
 	}
 	if !k.p.s.calm.Load() && k.p.s.chance(0.01) {
 		k.p.s.totals.unknown.Add(1)
-		return errOutage // it took effect, and nobody was told
+		return errOutage // it took effect, and the answer was lost
 	}
 	return nil
 }

@@ -90,7 +90,7 @@ func ofIterator(records []stream.Record, wait bool) stream.Source {
 				}
 			}
 			if wait {
-				<-ctx.Done() // and then it ends without a word, as many iterators do
+				<-ctx.Done() // and then it ends silently, as many iterators do
 			}
 		}
 	})

@@ -48,7 +48,7 @@ func TestUnknownCommands(t *testing.T) {
 	}
 }
 
-// Who checks a configuration of the proxy as a manifest is told how to.
+// A user who checks a configuration of the proxy as a manifest gets the command for it.
 func TestValidateProxyConfiguration(t *testing.T) {
 	for file, want := range map[string]bool{"../../examples/proxy/simple.yaml": true, "../../examples/proxy/full.yaml": true, "proxy.go": false} {
 		if o := levada(t, "validate", file); o.Code != commandline.ExitProblems || strings.Contains(o.Stdout, "levada proxy validate") != want {

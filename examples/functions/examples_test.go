@@ -165,7 +165,7 @@ func TestPoisonAnnouncesBeforeItCrashes(t *testing.T) {
 	}
 }
 
-// By the Numaflow contract a panic ends the process, and says so with its exit code.
+// By the Numaflow contract a panic ends the process, with its own exit code.
 func TestPoisonPanicExitsNonZero(t *testing.T) {
 	p := startMap(t, "poison")
 	stream, err := mapv1.NewMapClient(p.conn).MapFn(t.Context())

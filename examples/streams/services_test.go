@@ -205,7 +205,7 @@ func (s *system) submit(country string) (job stream.Status) {
 	return job
 }
 
-// rows is how many users were copied; -1 while the database is away.
+// rows is how many users were copied; -1 while the database does not answer.
 func (s *system) rows() int {
 	n := -1
 	ctx, cancel := context.WithTimeout(s.t.Context(), 10*time.Second)

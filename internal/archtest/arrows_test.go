@@ -139,7 +139,7 @@ func TestRestrictedImports(t *testing.T) {
 	}
 }
 
-// imports are those of all packages: package, imported path, the file that says so.
+// imports are those of all packages: package, imported path, the file that imports it.
 func imports(t *testing.T) map[string]map[string]string {
 	t.Helper()
 	root := filepath.Join("..", "..")

@@ -11,7 +11,7 @@ import (
 
 const pipelineHead = "apiVersion: numaflow.numaproj.io/v1alpha1\nkind: Pipeline\nmetadata: {name: p}\nspec:\n"
 
-// TestBounds: no text costs more than a few seconds, whoever wrote it.
+// TestBounds: no text costs more than a few seconds, whatever is in it.
 func TestBounds(t *testing.T) {
 	laughs := "a0: &a0 [x, x]\n"
 	for i := 1; i < 60; i++ {

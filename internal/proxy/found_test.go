@@ -782,7 +782,7 @@ func TestWaitingIsForOneCall(t *testing.T) {
 	}
 }
 
-// TestTimersGoOn while a TLS client that reads nothing is told that it breaks the protocol.
+// TestTimersGoOn while a TLS client that reads nothing gets a GOAWAY for a protocol error.
 func TestTimersGoOn(t *testing.T) {
 	ours := newAuthority(t)
 	dir := t.TempDir()

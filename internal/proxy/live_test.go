@@ -95,7 +95,7 @@ func TestCountersNeverGoBack(t *testing.T) {
 	}
 }
 
-// Quick calls and streams of a day are told apart from others of their kind.
+// Quick calls and streams of a day are distinguished from others of their kind.
 func TestBucketsReachFromBelowAMillisecondToADay(t *testing.T) {
 	if buckets[0] > 250*time.Microsecond || buckets[len(buckets)-1] < 24*time.Hour {
 		t.Errorf("from %v to %v", buckets[0], buckets[len(buckets)-1])

@@ -60,7 +60,7 @@ func (l *lines) with(words ...string) (n int) {
 	return n
 }
 
-// start runs a proxy until the test ends. The text is a configuration without listeners, or with them; a drain takes no time unless it says so.
+// start runs a proxy until the test ends. The text is a configuration without listeners, or with them; a drain takes no time unless it configures one.
 func start(t testing.TB, text string) *running {
 	t.Helper()
 	return startConfig(t, parse(t, text))

@@ -123,7 +123,7 @@ func TestLostAnywhere(t *testing.T) {
 	})
 }
 
-// TestTornMessage: of a message that is too large to be held the beginning is passed on. When the endpoint is lost then, the client is told so by what no
+// TestTornMessage: of a message that is too large to be held the beginning is passed on. When the endpoint is lost then, the client learns it from what no
 // client takes for a reason to send the call again.
 func TestTornMessage(t *testing.T) {
 	back := listen(t)

@@ -89,7 +89,7 @@ func TestCallCountsAreForgotten(t *testing.T) {
 	})
 }
 
-// TestReloadChangesTheMemoryLimit: limits.memory is in force with the reload, also for windows, and one line says so.
+// TestReloadChangesTheMemoryLimit: limits.memory is in force with the reload, also for windows, and one line has the old and the new limit.
 func TestReloadChangesTheMemoryLimit(t *testing.T) {
 	x := listenEcho(t)
 	p := start(t, oneBackend(x.addr(), "limits: {memory: 64MiB}"))
@@ -117,7 +117,7 @@ func TestReloadChangesTheMemoryLimit(t *testing.T) {
 	}
 }
 
-// TestReloadSaysWhenReusePortCounts: the kernel takes the option when a socket is opened, so a changed one of a TCP address waits, and the log says so once. It was silent.
+// TestReloadSaysWhenReusePortCounts: the kernel takes the option when a socket is opened, so a changed one of a TCP address waits, and one log line says that it waits. It was silent.
 func TestReloadSaysWhenReusePortCounts(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "p.sock")
 	text := func(reuse bool) string {

@@ -181,7 +181,7 @@ func TestNeverTwice(t *testing.T) {
 				t.Errorf("ended with %s", a.status())
 			}
 			if a.unprocessed(t) {
-				t.Error("the client is told that nobody has processed it")
+				t.Error("the client gets the status of a call that no backend has processed")
 			}
 			for _, back := range []*endpoints{first, second} {
 				for len(back.conns) > 0 {

@@ -72,7 +72,7 @@ func TestReasonsAreCounted(t *testing.T) {
 	}
 }
 
-// A route that is gone is forgotten once its last call has ended, so that reloads add nothing for ever.
+// A route that is gone is forgotten once its last call has ended, so that reloads add nothing that stays.
 func TestForgetRoutes(t *testing.T) {
 	p, s := counted(t)
 	gone := p.routeStats(routeKey{route: "gone"})

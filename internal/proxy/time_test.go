@@ -306,7 +306,7 @@ func TestStall(t *testing.T) {
 	})
 }
 
-// TestSilentEndpoint: one that is gone without a word is found by PING, as long as streams are open.
+// TestSilentEndpoint: one that disappears silently is found by PING, as long as streams are open.
 func TestSilentEndpoint(t *testing.T) {
 	back := listen(t)
 	p := start(t, oneBackend(back.addr(), "backend: ping: {interval: 200ms, timeout: 200ms}"))
@@ -367,7 +367,7 @@ func TestBusyCallerIsNotGone(t *testing.T) {
 	}
 }
 
-// TestSilentCaller: a client whose host is gone without a word is found by PING, and its streams are cancelled.
+// TestSilentCaller: a client whose host disappears silently is found by PING, and its streams are cancelled.
 func TestSilentCaller(t *testing.T) {
 	back := listen(t)
 	p := startConfig(t, parse(t, oneBackend(back.addr(), "listener: keepalive: {interval: 200ms, timeout: 200ms}")),

@@ -16,7 +16,7 @@ accounts { A { jetstream: enabled, users: [
 ] } }`
 
 // TestBrokerThatCannotBeUsedIsOneError: a broker that takes tiny messages made levada panic, one without JetStream kept it silent for 45 s, and a user without
-// permissions for ever.
+// permissions indefinitely.
 func TestBrokerThatCannotBeUsedIsOneError(t *testing.T) {
 	for name, c := range map[string]struct {
 		options []testnats.Option

@@ -8,7 +8,7 @@ import (
 	"github.com/levada-io/levada/internal/standalone"
 )
 
-// TestCheckRefusesTwoSinksOfOneFile: run refuses them, and the check before it says so with the place.
+// TestCheckRefusesTwoSinksOfOneFile: run refuses them, and the check before it reports it with the place.
 func TestCheckRefusesTwoSinksOfOneFile(t *testing.T) {
 	objects, problems := manifest.Decode("two.yaml", []byte(`apiVersion: numaflow.numaproj.io/v1alpha1
 kind: Pipeline

@@ -188,7 +188,7 @@ func TestRemovedDataDirectoryBeginsAnew(t *testing.T) {
 	}
 }
 
-// Positions and buffers are at a broker of its own: there the data directory is not what makes a pipeline begin anew, the broker's store is.
+// Positions and buffers are at a broker of its own: there the data directory is not what makes a pipeline start over, the broker's store is.
 func TestIncarnationIsTheStoresAndNotTheDirectorys(t *testing.T) {
 	s := newSite(t)
 	s.cfg.NATS, _ = startBroker(t)
@@ -286,7 +286,7 @@ func TestNamespaceThatIsNoLabelIsOneError(t *testing.T) {
 	}
 }
 
-// Without its state a buffer's messages cannot be told from those that the sources give again, so the state is not created silently beside it.
+// Without its state a buffer's messages cannot be distinguished from those that the sources give again, so the state is not created silently beside it.
 func TestMissingStateBucketIsRefused(t *testing.T) {
 	s := newSite(t)
 	var js jetstream.JetStream

@@ -26,7 +26,7 @@ spec:
 `
 
 // TestSmallDiskIsEnoughForASmallBacklog runs 32 MB through pipelines with a small backlog, on disks of the size that the documentation names:
-// a disk of 24 MB was full with 1.3 MB pending, since a file of 8 MiB stays while one block in it is pending. On a smaller disk the start says so.
+// a disk of 24 MB was full with 1.3 MB pending, since a file of 8 MiB stays while one block in it is pending. On a smaller disk the start warns of it.
 func TestSmallDiskIsEnoughForASmallBacklog(t *testing.T) {
 	for name, c := range map[string]struct {
 		size, manifest string

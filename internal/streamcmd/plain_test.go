@@ -97,7 +97,7 @@ func TestWorkWaitsForATableThatCannotBeMadeYet(t *testing.T) {
 	s.eventually("it works", func() bool { return strings.Contains(s.stderr.String(), "msg=working") })
 }
 
-// What is not done says so: a target that is not used, a job that is complete already, an id that is too short.
+// What is not done is an error: a target that is not used, a job that is complete already, an id that is too short.
 func TestStreamCommandsSayWhatTheyDoNotDo(t *testing.T) {
 	file, store := filepath.Join(t.TempDir(), "lines"), filepath.Join(t.TempDir(), "jobs.db")
 	if err := os.WriteFile(file, []byte("one\ntwo\n"), 0o600); err != nil {

@@ -17,7 +17,7 @@ func TestListeningThroughPgBouncerIsRefused(t *testing.T) {
 	if _, err := New(t.Context(), transactions.DSN(), quiet()); !errors.Is(err, ErrPooler) {
 		t.Errorf("error %v, want ErrPooler", err)
 	}
-	// A pooler that is away at the start is found out by Listen.
+	// A pooler that does not answer at the start is found out by Listen.
 	transactions.Stop(testserver.Fast)
 	h, err := New(t.Context(), transactions.DSN(), quiet())
 	if err != nil {

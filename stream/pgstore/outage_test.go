@@ -349,7 +349,7 @@ func TestAnErrorOfATransactionThatWaitedNamesItsLimit(t *testing.T) {
 	}
 }
 
-// A pool whose connections others hold: the job waits for one, and says so.
+// A pool whose connections others hold: the job waits for one, and reports it.
 func TestAPoolThatIsUsedUpIsNamed(t *testing.T) {
 	config, err := pgxpool.ParseConfig(testserver.Postgres(t))
 	if err != nil {

@@ -27,7 +27,7 @@ import (
 // The tests below freeze a worker process at a bad moment, let another take its job, and let it go on.
 const zombieEnv = "LEVADA_TEST_ZOMBIE"
 
-// zombieOrder is what the process to be frozen is told.
+// zombieOrder are the arguments of the process to be frozen.
 type zombieOrder struct {
 	DSN   string
 	Where string

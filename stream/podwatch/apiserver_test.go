@@ -386,7 +386,7 @@ func TestRealAPIServer(t *testing.T) {
 		k.remove("marker-2", 0)
 		mustDie(marker, within)
 		lists, expired := asked.count()
-		// While the server is away for the watcher alone, the pod ends and etcd forgets it; then a new server knows nothing of before.
+		// While the server does not answer the watcher alone, the pod ends and etcd forgets it; then a new server knows nothing of before.
 		asked.block(true)
 		k.remove("forgotten", 0)
 		for i := range 20 {

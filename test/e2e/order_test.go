@@ -30,7 +30,7 @@ spec:
 `
 
 // TestOrderSurvives kills an ordered pipeline, whose function dies of some messages, again and again: what comes out is in the order of what went in, without
-// the messages that were put aside, and nothing is there twice.
+// the messages that were dead-lettered, and nothing is there twice.
 func TestOrderSurvives(t *testing.T) {
 	const lines, kills = 12_000, 4
 	bin, err := programs()

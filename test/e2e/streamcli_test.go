@@ -142,7 +142,7 @@ func TestStreamSQLite(t *testing.T) {
 	e.untilRecords(t, worker, job, 5000)
 	_, refused := e.fails(t, 1, "stream", "work", "--stream", "users=copies")
 	if !strings.Contains(refused, "stop it, or give this worker a file of its own") || !strings.Contains(refused, fmt.Sprint(worker.cmd.Process.Pid)) {
-		t.Errorf("a second worker is told %q", refused)
+		t.Errorf("a second worker gets %q", refused)
 	}
 	worker.dies(t)
 	e.users(t, 5001, 10000)
@@ -245,7 +245,7 @@ func TestStreamPostgres(t *testing.T) {
 	producer.stop(t)
 }
 
-// A record that its command refuses is found, put aside, and handed over again.
+// A record that its command refuses is found, quarantined, and handed over again.
 func TestStreamQuarantine(t *testing.T) {
 	t.Parallel()
 	e, address := streamDir(t), testserver.FreeAddress(t)

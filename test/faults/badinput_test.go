@@ -207,7 +207,7 @@ func (s *site) stream(name string) string {
 	return filepath.Join(s.data, "broker", "jetstream", "$G", "streams", name)
 }
 
-// TestRefused is what levada cannot run: it says in one line what is wrong, and once that is mended everything arrives.
+// TestRefused is what levada cannot run: it says in one line what is wrong, and once that is fixed everything arrives.
 func TestRefused(t *testing.T) {
 	two := strings.TrimPrefix(siteManifest, "\n")
 	for name, c := range map[string]struct {
@@ -396,7 +396,7 @@ func TestCorruptStore(t *testing.T) {
 	}
 }
 
-// TestMissingStream deletes the store of a stream that held messages. It is never made anew by itself; when it is brought back everything arrives.
+// TestMissingStream deletes the store of a stream that held messages. It is never recreated by itself; when it is brought back everything arrives.
 func TestMissingStream(t *testing.T) {
 	s := newSite(t)
 	s.backlog(t)

@@ -330,7 +330,7 @@ var (
 		return func() { r.levada.signal(syscall.SIGCONT) }
 	}}
 
-	// damageReplica flips bits in what one broker has stored, and makes that broker the leader while levada is away. The two others have everything.
+	// damageReplica flips bits in what one broker has stored, and makes that broker the leader while levada does not run. The two others have everything.
 	damageReplica = fault{"replica damaged", func(t *testing.T, r *clusterRun) func() {
 		return func() {
 			for _, n := range r.nodes {

@@ -27,7 +27,7 @@ func poisonText(i int) string {
 
 func isPoison(i int) bool { return poisonText(i) != plain(i) }
 
-// TestPoison runs a pipeline whose function dies of some messages. The pipeline finishes; exactly those are put aside, with their evidence, and no other.
+// TestPoison runs a pipeline whose function dies of some messages. The pipeline finishes; exactly those are dead-lettered, with their evidence, and no other.
 func TestPoison(t *testing.T) {
 	for name, sdkBlocks := range map[string]bool{"blocks": true, "contract": false} {
 		t.Run(name, func(t *testing.T) {

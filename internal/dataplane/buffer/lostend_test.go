@@ -16,7 +16,7 @@ import (
 )
 
 // A store that loses its end under a running process gives sequences again that the process has read and done. Its cursor is behind them: what is written there is
-// never read, and is removed by the next trim, without a word.
+// never read, and is removed by the next trim, silently.
 
 // TestStoreThatLosesItsEndWhileRunningLosesNothingSilently writes, reads, does, loses ends and restarts at random. In the end each message whose write succeeded has
 // come under a number of its own, unless it was lost with the end of the store before it was done, and the user was asked about that.

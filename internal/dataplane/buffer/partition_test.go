@@ -199,7 +199,7 @@ func TestIDsOfPieces(t *testing.T) {
 	}
 }
 
-// TestLossIsTold takes entries out of the store: in the middle, at the end, and right behind what was done. Opening or reading says so, again and
+// TestLossIsTold takes entries out of the store: in the middle, at the end, and right behind what was done. Opening or reading returns an error, again and
 // again, until somebody decides to go on; then everything else comes, and it is not told again.
 func TestLossIsTold(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -273,7 +273,7 @@ func TestLossIsTold(t *testing.T) {
 				t.Errorf("going on, %d messages came, want %d: %v (%v)", ids, c.want, err, seen)
 			}
 			if _, err := told(nil); err != nil {
-				t.Errorf("it is told again: %v", err)
+				t.Errorf("it is reported again: %v", err)
 			}
 		})
 	}

@@ -40,7 +40,7 @@ func reopen(t *rapid.T, s *membuffer.Store) *buffer.Partition {
 }
 
 // TestProgressWithinABlockSurvivesARestart does parts of blocks in any order, saves at some moment and opens the partition again: exactly what was not done
-// when the state was saved comes again, under the same positions, and the pending count says so. Blocks are also larger than the broker's largest message.
+// when the state was saved comes again, under the same positions, and is in the pending count. Blocks are also larger than the broker's largest message.
 func TestProgressWithinABlockSurvivesARestart(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		s := membuffer.NewStore(rapid.SampledFrom([]int{1 << 20, 700}).Draw(t, "largest entry"))

@@ -34,7 +34,7 @@ func TestWhoIsWaitedForIsSaidOnceWithTheReason(t *testing.T) {
 		out.Reset()
 		over(errors.New("it was not there"))
 		if out.Len() != 0 {
-			t.Errorf("after an error, which is told elsewhere: %s", out.String())
+			t.Errorf("after an error, which is printed elsewhere: %s", out.String())
 		}
 	})
 }

@@ -89,7 +89,7 @@ func (d driver) SaveState(ctx context.Context, state []byte) (err error) {
 // plan is what a message will do to the function.
 type plan struct {
 	results int
-	trouble []function.Verdict // before it is done, or for ever if broken
+	trouble []function.Verdict // before it is done, or always if broken
 	broken  bool
 }
 

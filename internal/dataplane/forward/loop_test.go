@@ -67,7 +67,7 @@ func sourceOf(l *list) *forward.SourceInput {
 	return &forward.SourceInput{Vertex: "in", Reader: l, Limit: 1000, OnError: func(error) {}, Logger: quiet}
 }
 
-// grave remembers what was put aside.
+// grave remembers what was dead-lettered.
 type grave struct {
 	mu   sync.Mutex
 	dead map[string]*deadletter.Failure
@@ -83,7 +83,7 @@ func (g *grave) Put(_ context.Context, m *flow.Message, f *deadletter.Failure) e
 	return nil
 }
 
-// answers is a sink that answers as it is told, and remembers what it took.
+// answers is a sink with prepared answers, and remembers what it took.
 type answers struct {
 	mu     sync.Mutex
 	answer func(m *flow.Message, attempt int) sink.Result
@@ -459,7 +459,7 @@ func TestBlockBytesIsTheSizeAtWhichBlocksEnd(t *testing.T) {
 	}
 }
 
-// TestTooManyResults has a function make more of one message than a block can name: it is put aside, and the rest goes on.
+// TestTooManyResults has a function make more of one message than a block can name: it is dead-lettered, and the rest goes on.
 func TestTooManyResults(t *testing.T) {
 	parts, stores := partitions(t, 1, 8<<20, buffer.Options{MaxLength: 1 << 30})
 	apply := func(_ context.Context, in []flow.Message) ([]function.Outcome, error) {

@@ -59,7 +59,7 @@ func TestSlowQueueIsNoHang(t *testing.T) {
 	}
 }
 
-// TestPartGivesWhatIsDone: results can be taken while others of the same call are in user code, and nothing new is begun once the caller says so.
+// TestPartGivesWhatIsDone: results can be taken while others of the same call are in user code, and nothing new is begun once the caller asks for that.
 func TestPartGivesWhatIsDone(t *testing.T) {
 	for name, noBlocks := range map[string]bool{"block mode": false, "one by one": true} {
 		t.Run(name, func(t *testing.T) {

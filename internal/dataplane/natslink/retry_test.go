@@ -42,7 +42,7 @@ func TestRetryWaitsForWhatGoesAway(t *testing.T) {
 			t.Errorf("%v after %v", err, time.Since(began))
 		}
 		if n := strings.Count(told.String(), "waiting for"); n != 2 {
-			t.Errorf("a wait of a minute is told %d times, want 2: %s", n, &told)
+			t.Errorf("a wait of a minute is logged %d times, want 2: %s", n, &told)
 		}
 	})
 }

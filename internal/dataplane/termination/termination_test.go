@@ -39,7 +39,7 @@ type partition struct {
 	done   map[uint64]bool
 	floor  uint64
 	held   []*work
-	ended  bool // its loop was told that its input has ended
+	ended  bool // its loop knows that its input has ended
 }
 
 type vertexModel struct {

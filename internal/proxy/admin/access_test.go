@@ -376,7 +376,7 @@ func TestUndrainCallsTheDrainOff(t *testing.T) {
 	}
 }
 
-// When something else listens at the address meanwhile, the proxy says so, stays as not ready as it was, and serves once the address is free.
+// When something else listens at the address meanwhile, the proxy logs it, stays as not ready as it was, and serves once the address is free.
 func TestUndrainWithoutTheAddress(t *testing.T) {
 	p := start(t, nil)
 	c, err := admin.NewClient(p.url, "")

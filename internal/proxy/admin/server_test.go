@@ -278,8 +278,8 @@ func TestOverview(t *testing.T) {
 	}
 }
 
-// A drain ends the streams as SIGTERM does, and the process goes on and says so.
-// Who waits for the drain hears of it until it is over, and somebody who asks later that it is.
+// A drain ends the streams as SIGTERM does, and the process goes on and reports it.
+// A client that waits for the drain gets lines until it is over, and somebody who asks later that it is.
 func TestDrainWaits(t *testing.T) {
 	p := start(t, func(c *config.Config) { c.Drain.Period = 100 * time.Millisecond })
 	w := p.watch(t, t.Context())

@@ -586,7 +586,7 @@ func TestControlAtASocketWithAToken(t *testing.T) {
 	}
 }
 
-// SIGTERM in the drain ends the proxy once it has drained, and who waits for the drain hears of that first.
+// SIGTERM in the drain ends the proxy once it has drained, and a client that waits for the drain gets the end of it first.
 func TestDrainUntilTheEnd(t *testing.T) {
 	p, w := drainable(t, "500ms", "100ms")
 	drain := start(t, "drain", "--admin", p.admin)
@@ -809,7 +809,7 @@ func TestQuantile(t *testing.T) {
 		{[]int64{0, 10, 0, 0}, 0.5, 1.5},
 		{[]int64{5, 5, 0, 0}, 0.99, 1.98},
 		{[]int64{0, 0, 10, 0}, 1, 4},
-		{[]int64{0, 0, 0, 10}, 0.5, 4}, // above all that is told apart
+		{[]int64{0, 0, 0, 10}, 0.5, 4}, // above the last bucket
 	} {
 		if got := quantile(c.counts, bounds, 10, c.q); got < c.want-1e-9 || got > c.want+1e-9 {
 			t.Errorf("quantile %v of %v is %v, want %v", c.q, c.counts, got, c.want)

@@ -24,7 +24,7 @@ import (
 	"github.com/levada-io/levada/internal/proxy/proxytest"
 )
 
-// Who a client with a certificate is, is told with each of its calls.
+// The identity of a client with a certificate is in the log of each of its calls.
 func TestTLSPeer(t *testing.T) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

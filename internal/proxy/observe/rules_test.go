@@ -158,7 +158,7 @@ func TestDashboardShowsRealSeries(t *testing.T) {
 	}
 	cancel()
 	waitFor(t, "no stream", func() bool { return p.Open() == 0 })
-	_ = p.Invoke(t, "/shop.Orders/Get") // whose backend is away
+	_ = p.Invoke(t, "/shop.Orders/Get") // whose backend does not answer
 	log, err := observe.OpenAccessLog(filepath.Join(t.TempDir(), "log"), nil, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)

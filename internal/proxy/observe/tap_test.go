@@ -106,7 +106,7 @@ func TestTapFilters(t *testing.T) {
 	}
 }
 
-// A client that does not read misses events, is told where and how many, and holds up nothing.
+// A client that does not read misses events, gets their place and number, and holds up nothing.
 func TestTapSlowClient(t *testing.T) {
 	tap, p, _ := tapOf(t)
 	slow, fast := tap.Open(observe.Filter{}), tap.Open(observe.Filter{})

@@ -61,7 +61,7 @@ func (r *receiver) Export(_ context.Context, request *collector.ExportTraceServi
 	return &collector.ExportTraceServiceResponse{}, nil
 }
 
-// heard is what a backend was told of a trace.
+// received is what a backend got of a trace.
 type heard struct {
 	mu  sync.Mutex
 	all []metadata.MD
@@ -175,7 +175,7 @@ func hex(b []byte) string {
 	return s.String()
 }
 
-// A span of a call whose endpoint is gone says so.
+// A span of a call whose endpoint is gone has that status.
 func TestTracingFailure(t *testing.T) {
 	r := newReceiver(t)
 	t.Setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://"+r.address)

@@ -33,7 +33,7 @@ import (
 // roleEnv makes this test binary one of the processes that are killed.
 const roleEnv = "LEVADA_FAULTS_ROLE"
 
-// role is what such a process is told.
+// role is the configuration of such a process.
 type role struct {
 	Name    string // producer, worker, watcher
 	Address string // of the producer

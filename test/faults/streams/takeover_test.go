@@ -98,7 +98,7 @@ func TestTakeover(t *testing.T) {
 		}
 	}
 	pods := 0
-	// startWorker returns when the worker hears notifications, and so polls, too: what is measured is not its start.
+	// startWorker returns when the worker gets notifications, and so polls, too: what is measured is not its start.
 	startWorker := func() *process {
 		t.Helper()
 		pods++

@@ -98,7 +98,7 @@ func backendMain(address string) {
 	if limit > 0 {
 		options = append(options, grpc.MaxConcurrentStreams(uint32(limit)))
 	}
-	// The proxy may be told to ping more often than gRPC's servers like.
+	// The proxy may be configured to ping more often than gRPC's servers like.
 	options = append(options, grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Millisecond, PermitWithoutStream: true}))
 	server := grpc.NewServer(options...)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)

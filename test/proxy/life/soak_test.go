@@ -27,7 +27,7 @@ type relay struct {
 
 	mu    sync.Mutex
 	conns map[net.Conn]struct{}
-	black bool // nothing passes, and nobody is told
+	black bool // nothing passes, and no connection is closed
 }
 
 func newRelay(t testing.TB, to string) *relay {
@@ -258,7 +258,7 @@ func TestSoak(t *testing.T) {
 	eventually(t, "calls succeed again", func() bool { _, err := ask(ctx, c); return err == nil })
 }
 
-// caller is one who connects, makes calls and opens streams for some time, and goes away, at times without a word.
+// caller is one who connects, makes calls and opens streams for some time, and disconnects, at times silently.
 func caller(ctx context.Context, addr string, saw func(string, error)) {
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(500+rand.IntN(3000))*time.Millisecond)
 	defer cancel()

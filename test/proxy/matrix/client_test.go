@@ -40,7 +40,7 @@ type order struct {
 // clientNames is the order of the codes in a cell.
 var clientNames = []string{"Go", "Node", "Python", "Java", "C++"}
 
-// startClients starts a process per gRPC implementation, by name. Outside of CI those that cannot be run here are left out, and the log says so.
+// startClients starts a process per gRPC implementation, by name. Outside of CI those that cannot be run here are left out, and the log names them.
 func startClients(t *testing.T) map[string]*process {
 	t.Helper()
 	commands := map[string]func(*testing.T) *exec.Cmd{

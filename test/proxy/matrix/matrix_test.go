@@ -400,7 +400,7 @@ func (r *run) judge(t *testing.T, path string) row {
 		if wrong := r.by.wrong(path, c.end.Ended); wrong != "" {
 			t.Errorf("%s: %s (%d %s)", c.id, wrong, c.end.Code, c.end.Text)
 		}
-		if r.strike != nil && r.process != nil && c.end.Code == 1 { // cancelled: the backend hears of it
+		if r.strike != nil && r.process != nil && c.end.Code == 1 { // cancelled: the backend gets the reset
 			if at := r.process.await(t, c.id, "return", timely).At; micros(at-r.struck) > soon+slack {
 				t.Errorf("%s: the backend heard of the cancellation after %v", c.id, micros(at-r.struck))
 			}

@@ -54,7 +54,7 @@ type process struct {
 	mu      sync.Mutex
 	input   io.WriteCloser
 	events  []event
-	changed chan struct{} // closed, and made anew, at each event
+	changed chan struct{} // closed, and replaced, at each event
 }
 
 // startProcess runs a program until the test ends.
@@ -98,7 +98,7 @@ func (p *process) read(output io.Reader) {
 	}
 }
 
-// again starts the process anew.
+// again restarts the process.
 func (p *process) again(t *testing.T) *process {
 	t.Helper()
 	return startProcess(t, p.name, &exec.Cmd{Path: p.cmd.Path, Args: p.cmd.Args, Env: p.cmd.Env})

@@ -143,7 +143,7 @@ func (r *relay) fin() int64 {
 	return r.all(func(p *pair) { _ = p.proxy.CloseWrite(); _ = p.backend.CloseWrite() })
 }
 
-// freeze stops the copying, for ever and for new connections, too.
+// freeze stops the copying, without an end and for new connections, too.
 func (r *relay) freeze() int64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -380,7 +380,7 @@ func TestMissingPartitionIsNotCreatedAgain(t *testing.T) {
 	})
 }
 
-// A server that comes back with an older copy of its data has lost its end: the cursor says so, and gives nothing that took the place of what was lost.
+// A server that comes back with an older copy of its data has lost its end: the cursor returns ErrLostEnd, and gives nothing that took the place of what was lost.
 func TestOlderCopyUnderARunningReaderIsALostEnd(t *testing.T) {
 	dir := t.TempDir()
 	s := testredis.Server(t, testredis.Dir(dir))

@@ -177,7 +177,7 @@ func until(t testing.TB, what string, happened func() bool) {
 	}
 }
 
-// What is above the limits is forgotten, the oldest first. A reader from the start begins with what is there; one that was away for too long is told.
+// What is above the limits is forgotten, the oldest first. A reader from the start begins with what is there; one that was away for too long gets an error.
 func TestRetention(t *testing.T) {
 	for name, c := range map[string]struct {
 		cfg  Config
@@ -229,7 +229,7 @@ func TestRetention(t *testing.T) {
 	}
 }
 
-// A cursor that stands where something is forgotten under it says so, and skips nothing.
+// A cursor that stands where something is forgotten under it returns an error, and skips nothing.
 func TestForgottenUnderAReader(t *testing.T) {
 	l, err := openLog(t.Context(), Config{Path: filepath.Join(t.TempDir(), "log.sqlite"), MaxBytes: 20 * overhead}.withDefaults())
 	if err != nil {

@@ -224,7 +224,7 @@ func read(t *testing.T, r source.Reader, n int) (all []*source.Batch) {
 	return all
 }
 
-// Records that the producer cannot make are in their place, and are to be put aside.
+// Records that the producer cannot make are in their place, and are to be dead-lettered.
 func TestBadRecords(t *testing.T) {
 	s := newTape()
 	target, _ := serve(t, s, stream.ServerConfig{}, "127.0.0.1:0")
@@ -288,7 +288,7 @@ func TestPayloads(t *testing.T) {
 	}
 }
 
-// The producer may be away for as long as it likes, at the start too. Read says so each time.
+// The producer may be gone for any time, at the start too. Each Read returns an error.
 func TestProducerIsAway(t *testing.T) {
 	s := newTape()
 	s.add(messages(0, 10)...)

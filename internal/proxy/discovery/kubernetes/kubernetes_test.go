@@ -275,7 +275,7 @@ func TestRealServer(t *testing.T) {
 		until(t, lists, "10.0.0.1:9000")
 		eventually(t, "all is well", func() bool { return !source.Status().Failing })
 
-		// By number it also needs the Services, and says so.
+		// By number it also needs the Services, and the error names them.
 		source, lists = follow(t, client(t, server.Config("proxy")), "80")
 		fails(t, source, "it may not watch services", `watch services of namespace shop: services "orders" is forbidden`)
 		may("", "services", "orders")

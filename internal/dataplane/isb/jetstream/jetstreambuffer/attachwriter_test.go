@@ -12,8 +12,8 @@ import (
 	"github.com/levada-io/levada/internal/testnats"
 )
 
-// TestAWriterElsewhereCreatesNothing: a writer that comes before the reader waits for it, and one that comes after the stream was lost says so. If it created the
-// stream, it could remove the state that a reader has just saved, and what was lost would be replaced by an empty stream without a word.
+// TestAWriterElsewhereCreatesNothing: a writer that comes before the reader waits for it, and one that comes after the stream was lost returns an error. If it created the
+// stream, it could remove the state that a reader has just saved, and what was lost would be replaced by an empty stream silently.
 func TestAWriterElsewhereCreatesNothing(t *testing.T) {
 	s := testnats.Server(t)
 	js := testnats.Connect(t, s.DSN())

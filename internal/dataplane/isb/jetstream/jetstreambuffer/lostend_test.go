@@ -14,7 +14,7 @@ import (
 )
 
 // TestBrokerThatLosesItsEndWhileRunningIsNoticed puts an older copy of the broker's store in place under a running process, whose blocks then get sequences that it has
-// read already. Its cursor was recreated behind them, they were never read, and the next trim removed them: the messages were gone without a word.
+// read already. Its cursor was recreated behind them, they were never read, and the next trim removed them: the messages were gone silently.
 func TestBrokerThatLosesItsEndWhileRunningIsNoticed(t *testing.T) {
 	store := t.TempDir()
 	s := testnats.Server(t, testnats.Store(store))

@@ -13,7 +13,7 @@ import (
 	"github.com/levada-io/levada/internal/testnats"
 )
 
-// TestLossOfAStreamInMemoryIsReported removes a stream in memory, as a restart of the broker does, with blocks in it: the next start began again without a word.
+// TestLossOfAStreamInMemoryIsReported removes a stream in memory, as a restart of the broker does, with blocks in it: the next start began again silently.
 func TestLossOfAStreamInMemoryIsReported(t *testing.T) {
 	s := testnats.Server(t)
 	js := testnats.Connect(t, s.DSN())

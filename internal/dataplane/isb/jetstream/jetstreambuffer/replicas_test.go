@@ -39,10 +39,12 @@ func openAt(t *testing.T, url string, replicas int, opt buffer.Options) (*buffer
 	js := testnats.Connect(t, url)
 	var driver buffer.Driver
 	for {
-		state, err := jetstreambuffer.OpenBucket(within(t), js, "test_STATE", naming.Tag{}, replicas, nil)
+		attempt, cancel := context.WithTimeout(within(t), 10*time.Second) // as in the product: a request can vanish with the server that got it
+		state, err := jetstreambuffer.OpenBucket(attempt, js, "test_STATE", naming.Tag{}, replicas, nil)
 		if err == nil {
-			driver, err = jetstreambuffer.Open(within(t), js, jetstreambuffer.Config{Stream: stream, State: state, Replicas: replicas})
+			driver, err = jetstreambuffer.Open(attempt, js, jetstreambuffer.Config{Stream: stream, State: state, Replicas: replicas})
 		}
+		cancel()
 		if err == nil {
 			break
 		}
@@ -184,7 +186,7 @@ func damage(t *testing.T, store string, parts []float64) {
 	}
 }
 
-// TestLossIsRemembered removes a block from all replicas. Every start says so before it reads anything, until it is accepted; then exactly that block is missing.
+// TestLossIsRemembered removes a block from all replicas. Every start reports it before it reads anything, until it is accepted; then exactly that block is missing.
 func TestLossIsRemembered(t *testing.T) {
 	s := testnats.Server(t)
 	p, js, err := openAt(t, s.DSN(), 1, buffer.Options{})
