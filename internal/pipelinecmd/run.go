@@ -21,24 +21,16 @@ import (
 )
 
 type runFlags struct {
-	version                        string // of the program
-	containers                     functionFlags
-	dataDir, listen, secretDir     string
-	listenHTTP                     hostFlag
-	broker                         brokerFlags
-	pprof                          string
-	functions                      []string
-	replicas                       int
-	sync, drain, timeout, interval time.Duration
-	skipCorrupt, quiet             bool
-	allowDeadLetters               bool
-	log                            commandline.LogFlags
-	output                         string
-	change                         changeFlags
+	processFlags
+	sync, interval   time.Duration
+	quiet            bool
+	allowDeadLetters bool
+	output           string
+	change           changeFlags
 }
 
 func newRunCommand(version string) *cobra.Command {
-	f := runFlags{version: version}
+	f := runFlags{processFlags: processFlags{version: version}}
 	cmd := &cobra.Command{
 		Use:   "run FILE|DIR|-...",
 		Short: "Run pipelines on this machine, with everything in one process",
@@ -62,27 +54,15 @@ Exit codes:
 		RunE: func(cmd *cobra.Command, args []string) error { return run(cmd, args, &f) },
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&f.dataDir, "data", "", "data directory (default: .levada/ and the name of the first file, beside it)")
-	flags.StringArrayVar(&f.functions, "function", nil, "VERTEX=COMMAND: the program in the place of a container, or VERTEX=unix:DIRECTORY, where a program serves that is started elsewhere; also VERTEX/ROLE=COMMAND and PIPELINE/VERTEX=COMMAND")
-	f.containers.register(flags)
-	f.broker.register(flags, "URL of a NATS JetStream broker, instead of the one in this process")
-	flags.IntVar(&f.replicas, "replicas", 1, "replicas of streams, with --nats")
+	f.register(flags, ".levada/ and the name of the first file, beside it", "URL of a NATS JetStream broker, instead of the one in this process", "replicas of streams, with --nats",
+		"address of metrics, probes and the API")
 	flags.DurationVar(&f.sync, "sync-interval", 0, "write through to the disk this often, instead of before each acknowledgement: faster, and a power loss costs that much time")
-	flags.DurationVar(&f.drain, "drain-timeout", standalone.DefaultDrainTimeout, "the whole time from SIGTERM or Ctrl-C to the end of the process; a second one ends it at once")
-	flags.DurationVar(&f.timeout, "processing-timeout", 2*time.Minute, "how long a function may take for one message before it counts as hanging")
-	flags.StringVar(&f.secretDir, "secret-dir", "", "directory of secrets, a file NAME/KEY each, beside the Secrets of the manifests")
-	registerListenHTTP(flags, &f.listenHTTP)
-	flags.StringVar(&f.listen, "listen", "127.0.0.1:0", "address of metrics, probes and the API")
-	flags.StringVar(&f.pprof, "pprof", "", "loopback address of Go's profiles; empty: none")
-	flags.BoolVar(&f.skipCorrupt, "skip-corrupt", false, "skip stored blocks that are damaged, and keep their bytes in the data directory")
 	flags.DurationVar(&f.interval, "interval", 2*time.Second, "time between two lines of progress")
 	flags.BoolVar(&f.allowDeadLetters, "allow-dead-letters", false, "exit with 0 also when messages were dead-lettered")
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "no progress, and no last line if all is well")
 	commandline.Enum(flags, &f.output, "output", "o", "format of the progress; auto is a table on a terminal, and json with --log-format json", "auto", "table", "text", "json")
-	commandline.Between(flags, "replicas", 1, 5) // what JetStream allows
 	commandline.AtLeast(flags, "interval", 100*time.Millisecond)
 	f.change.register(flags)
-	f.log.Register(flags)
 	return cmd
 }
 
@@ -100,12 +80,11 @@ func run(cmd *cobra.Command, args []string, f *runFlags) error {
 	if err != nil {
 		return err
 	}
-	commands, err := parseFunctions(f.functions, objects)
+	cfg, err := f.config(cmd, args[0], objects)
 	if err != nil {
-		return commandline.UsageError(err)
+		return err
 	}
-	containers := standalone.Config{Objects: objects, Commands: commands, SecretDir: f.secretDir}
-	if err := f.containers.refuse(&containers, stderr, f.jsonLog(log)); err != nil {
+	if err := f.containers.refuse(&cfg, stderr, f.jsonLog(log)); err != nil {
 		return err
 	}
 	record, err := newManifestRecord(args, objects)
@@ -120,7 +99,6 @@ func run(cmd *cobra.Command, args []string, f *runFlags) error {
 			}
 		}
 	}
-	dir := directoryOf(args[0])
 	view, err := newView(f.output, screen, f.quiet, f.interval, f.jsonLog(log), writesToTerminal(objects, stdout))
 	if err != nil {
 		return commandline.UsageError(err)
@@ -128,8 +106,7 @@ func run(cmd *cobra.Command, args []string, f *runFlags) error {
 	if f.replicas > 1 && f.broker.url == "" {
 		return commandline.Usagef("%s: %d replicas need a broker of your own (--nats): the one in this process has one", commandline.Given(cmd.Flags().Lookup("replicas")), f.replicas)
 	}
-	options, err := f.broker.options(cmd.Flags())
-	if err != nil {
+	if cfg.NATSOptions, err = f.broker.options(cmd.Flags()); err != nil {
 		return err
 	}
 	commandline.WarnOfVisibleCredentials(cmd, func(message string) { log.Warn(message) })
@@ -148,30 +125,23 @@ func run(cmd *cobra.Command, args []string, f *runFlags) error {
 	shown := make(chan struct{})
 	started := false
 	limited, flush := commandline.Limited(log)
-	cfg := standalone.Config{
-		Objects: objects, DataDir: f.dataDir, NATS: f.broker.url, NATSOptions: options, Replicas: f.replicas, SyncInterval: f.sync, Commands: commands, Dir: dir,
-		FunctionTimeout: f.timeout, DrainTimeout: f.drain, SecretDir: f.secretDir, SkipCorrupt: f.skipCorrupt, Listen: f.listen, ListenHTTP: string(f.listenHTTP),
-		Stdin: cmd.InOrStdin(), Stdout: stdout, Logger: limited, Version: f.version, Output: printLine(screen, f.jsonLog(log)),
-		Abort: commandline.SecondSignal(cmd.Context()),
-		Started: func(r *standalone.Running) {
-			started = true
-			if err := record.save(f.dataDir); err != nil {
-				log.Warn("record of the manifests is not written to the data directory", "event.action", "data-directory", "error.message", err.Error())
-			}
-			view.start(r, f.dataDir, time.Since(begun))
-			go func() { // ends with viewing; run waits for shown
-				defer close(shown)
-				view.follow(viewing, r)
-			}()
-		},
-		Ended: func(r *standalone.Result) { out.result = r },
-	}
-	cfg.FunctionEnv, cfg.FunctionUser = containers.FunctionEnv, containers.FunctionUser
-	f.change.apply(&cfg, args)
+	cfg.DataDir, cfg.SyncInterval, cfg.Logger, cfg.Output = f.dataDir, f.sync, limited, printLine(screen, f.jsonLog(log))
 	hup := &hangups{}
+	cfg.Started = func(r *standalone.Running) {
+		hup.running.Store(r)
+		started = true
+		if err := record.save(f.dataDir); err != nil {
+			log.Warn("record of the manifests is not written to the data directory", "event.action", "data-directory", "error.message", err.Error())
+		}
+		view.start(r, f.dataDir, time.Since(begun))
+		go func() { // ends with viewing; run waits for shown
+			defer close(shown)
+			view.follow(viewing, r)
+		}()
+	}
+	cfg.Ended = func(r *standalone.Result) { out.result = r }
+	f.change.apply(&cfg, args)
 	defer hup.watch(ctx, log, commandline.IsTerminal(stderr))()
-	begin := cfg.Started
-	cfg.Started = func(r *standalone.Running) { hup.running.Store(r); begin(r) }
 	out.err = standalone.Run(ctx, cfg)
 	if cmd.Context().Err() != nil {
 		out.cause = context.Cause(cmd.Context())
@@ -206,14 +176,6 @@ func (f *runFlags) oneFormat() error {
 		return fmt.Errorf("--log-format %s and --output %s: logs and progress go to standard error in one format; leave one of the flags out", f.log.Format, f.output)
 	case f.output != "auto" && f.log.Format == "auto":
 		f.log.Format = "text"
-	}
-	return nil
-}
-
-// jsonLog is the logger if everything is to be JSON, and nil otherwise.
-func (f *runFlags) jsonLog(log *slog.Logger) *slog.Logger {
-	if f.log.JSON() {
-		return log
 	}
 	return nil
 }

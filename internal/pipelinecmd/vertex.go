@@ -19,22 +19,12 @@ import (
 )
 
 type vertexFlags struct {
-	version                    string // of the program
-	vertex                     string
-	containers                 functionFlags
-	dataDir, listen, secretDir string
-	listenHTTP                 hostFlag
-	broker                     brokerFlags
-	pprof                      string
-	functions                  []string
-	replicas                   int
-	drain, timeout             time.Duration
-	skipCorrupt                bool
-	log                        commandline.LogFlags
+	processFlags
+	vertex string
 }
 
 func newVertexCommand(version string) *cobra.Command {
-	f := vertexFlags{version: version}
+	f := vertexFlags{processFlags: processFlags{version: version}}
 	cmd := &cobra.Command{
 		Use:   "vertex FILE|DIR|-... --vertex VERTEX --nats URL",
 		Short: "Run one vertex of a pipeline, beside processes for its other vertices",
@@ -63,20 +53,8 @@ Exit codes:
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.vertex, "vertex", "", "VERTEX or PIPELINE/VERTEX: the vertex to run, or the name of a MonoVertex (required)")
-	flags.StringVar(&f.dataDir, "data", "", "data directory (default: vertices/VERTEX in the one that levada run has)")
-	flags.StringArrayVar(&f.functions, "function", nil, "VERTEX=COMMAND: the program in the place of a container, or VERTEX=unix:DIRECTORY, where a program serves that is started elsewhere; also VERTEX/ROLE=COMMAND and PIPELINE/VERTEX=COMMAND")
-	f.containers.register(flags)
-	f.broker.register(flags, "URL of the NATS JetStream broker that the vertices share (required)")
-	flags.IntVar(&f.replicas, "replicas", 1, "replicas of streams; the same for all vertices")
-	flags.DurationVar(&f.drain, "drain-timeout", standalone.DefaultDrainTimeout, "the whole time from SIGTERM or Ctrl-C to the end of the process; a second one ends it at once")
-	flags.DurationVar(&f.timeout, "processing-timeout", 2*time.Minute, "how long a function may take for one message before it counts as hanging")
-	flags.StringVar(&f.secretDir, "secret-dir", "", "directory of secrets, a file NAME/KEY each, beside the Secrets of the manifests")
-	registerListenHTTP(flags, &f.listenHTTP)
-	flags.StringVar(&f.listen, "listen", "127.0.0.1:0", "address of metrics and probes")
-	flags.StringVar(&f.pprof, "pprof", "", "loopback address of Go's profiles; empty: none")
-	flags.BoolVar(&f.skipCorrupt, "skip-corrupt", false, "skip stored blocks that are damaged, and keep their bytes in the data directory")
-	commandline.Between(flags, "replicas", 1, 5) // what JetStream allows
-	f.log.Register(flags)
+	f.register(flags, "vertices/VERTEX in the one that levada run has", "URL of the NATS JetStream broker that the vertices share (required)",
+		"replicas of streams; the same for all vertices", "address of metrics and probes")
 	return cmd
 }
 
@@ -100,7 +78,7 @@ func runVertex(cmd *cobra.Command, args []string, f *vertexFlags) error {
 	defer cancel()
 	begun := time.Now()
 	limited, flush := commandline.Limited(log)
-	cfg.Logger, cfg.Output, cfg.Abort = limited, printLine(stderr, f.jsonLog(log)), commandline.SecondSignal(cmd.Context())
+	cfg.Logger, cfg.Output = limited, printLine(stderr, f.jsonLog(log))
 	hup := &hangups{}
 	defer hup.watch(ctx, log, commandline.IsTerminal(stderr))()
 	cfg.Started = func(r *standalone.Running) {
@@ -142,34 +120,22 @@ func (f *vertexFlags) config(cmd *cobra.Command, args []string, log *slog.Logger
 	if err != nil {
 		return cfg, err
 	}
-	commands, err := parseFunctions(f.functions, objects)
-	if err != nil {
-		return cfg, commandline.UsageError(err)
+	if cfg, err = f.processFlags.config(cmd, args[0], objects); err != nil {
+		return cfg, err
 	}
-	objects, vertex, err := selectVertex(objects, f.vertex)
-	if err != nil {
+	if cfg.Objects, cfg.Vertex, err = selectVertex(objects, f.vertex); err != nil {
 		return cfg, commandline.Usagef("%s: %w", commandline.Given(cmd.Flags().Lookup("vertex")), err)
 	}
-	cfg = standalone.Config{
-		Objects: objects, Vertex: vertex, DataDir: f.dataDir, NATS: f.broker.url, Replicas: f.replicas, Commands: commands, Dir: directoryOf(args[0]),
-		FunctionTimeout: f.timeout, DrainTimeout: f.drain, SecretDir: f.secretDir, SkipCorrupt: f.skipCorrupt, Listen: f.listen, ListenHTTP: string(f.listenHTTP),
-		Stdin: cmd.InOrStdin(), Stdout: cmd.OutOrStdout(), Version: f.version, Command: "levada vertex " + strings.Join(args, " ") + " --vertex " + f.vertex,
-	}
+	cfg.DataDir = f.dataDir
+	cfg.Command = "levada vertex " + strings.Join(args, " ") + " --vertex " + f.vertex
 	if cfg.DataDir == "" {
-		cfg.DataDir = filepath.Join(defaultDataDir(args[0]), "vertices", vertex)
+		cfg.DataDir = filepath.Join(defaultDataDir(args[0]), "vertices", cfg.Vertex)
 	}
 	if err := f.containers.refuse(&cfg, stderr, f.jsonLog(log)); err != nil {
 		return cfg, err
 	}
 	cfg.NATSOptions, err = f.broker.options(cmd.Flags())
 	return cfg, err
-}
-
-func (f *vertexFlags) jsonLog(log *slog.Logger) *slog.Logger {
-	if f.log.JSON() {
-		return log
-	}
-	return nil
 }
 
 // selectVertex finds VERTEX or PIPELINE/VERTEX. It returns the objects without the pipelines that have nothing to do with it.
