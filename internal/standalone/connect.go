@@ -17,18 +17,19 @@ import (
 
 // open takes the data directory and connects to the broker.
 func (r *runner) open(ctx context.Context) error {
-	release, err := broker.LockDir(r.cfg.DataDir)
-	if err != nil {
-		return err
-	}
-	r.close = append(r.close, release)
-	if err := r.openSockets(); err != nil {
+	if err := r.openDirs(); err != nil {
 		return err
 	}
 	return r.connect(ctx)
 }
 
-func (r *runner) openSockets() (err error) {
+// openDirs takes the data directory for this process alone, and makes the one for sockets.
+func (r *runner) openDirs() error {
+	release, err := broker.LockDir(r.cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	r.close = append(r.close, release)
 	if r.sockets, err = function.NewSocketRoot(); err != nil {
 		return fmt.Errorf("directory for sockets: %w", err)
 	}

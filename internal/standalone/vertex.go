@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/levada-io/levada/api/v1alpha1"
-	"github.com/levada-io/levada/internal/broker"
 	"github.com/levada-io/levada/internal/dataplane/isb"
 	"github.com/levada-io/levada/internal/dataplane/ownership"
 	"github.com/levada-io/levada/internal/manifest"
@@ -49,12 +48,7 @@ func (r *runner) vertexMain(ctx context.Context) error {
 		return ignoreEnd(ctx, err)
 	}
 	front.wait("starting")
-	release, err := broker.LockDir(r.cfg.DataDir)
-	if err != nil {
-		return err
-	}
-	r.close = append(r.close, release)
-	if err := r.openSockets(); err != nil {
+	if err := r.openDirs(); err != nil {
 		return err
 	}
 	if err := r.agree(ctx, h); err != nil {
