@@ -101,6 +101,10 @@ func (s *stream) dispatched(w *wakeups) {
 		s.arm()
 	}
 	s.pushIn(w)
+	if large(s.request) && s.front.proxy.pressed() {
+		s.disableReplay()
+	}
+	s.releaseHeader(w)
 }
 
 // notConnected: no connection to the chosen endpoint could be made, so nobody has seen the call.

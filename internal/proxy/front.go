@@ -190,7 +190,7 @@ func (f *front) block(id uint32, set *header.Set, end bool) error {
 		f.budget.earned.Add(-1) // its answer is not what the budget is filled for, and a client that comes again and again must not lose its connection by it
 		return nil
 	}
-	if f.proxy.short(f) {
+	if f.proxy.short(f, set) {
 		s.end(f.refusedForMemory(), w)
 		return nil
 	}

@@ -251,25 +251,32 @@ func TestLargeHeadersOfAnswers(t *testing.T) {
 	}
 }
 
-// TestHeadersWait: headers are under no window, so what a backend does not read has to wait with its calls, and not for other connections.
-func TestHeadersWait(t *testing.T) {
+// stalledBackend listens at an address, and reads nothing from the connections that it sends.
+func stalledBackend(t *testing.T) (addr string, conns <-chan net.Conn) {
+	t.Helper()
 	stalled := make(chan net.Conn, 10)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = l.Close() }()
+	t.Cleanup(func() { _ = l.Close() })
 	go func() {
 		for {
 			nc, err := l.Accept()
 			if err != nil {
 				return
 			}
-			_, _ = nc.Write(frame.AppendSettings(nil)) // and reads nothing
+			_, _ = nc.Write(frame.AppendSettings(nil))
 			stalled <- nc
 		}
 	}()
-	p := start(t, oneBackend(l.Addr().String(), "backend: ping: {interval: 0s}")) // it answers none, however slow this machine is
+	return l.Addr().String(), stalled
+}
+
+// TestHeadersWait: headers are under no window, so what a backend does not read has to wait with its calls, and not for other connections.
+func TestHeadersWait(t *testing.T) {
+	addr, stalled := stalledBackend(t)
+	p := start(t, oneBackend(addr, "backend: ping: {interval: 0s}")) // it answers none, however slow this machine is
 	eventually(t, "the endpoint is known", func() bool { return len(p.state.Load().clusters["one"].set.Backends()) == 1 })
 	e := p.state.Load().clusters["one"].set.Backends()[0].Of
 	c := dial(t, p.addr)
@@ -299,4 +306,82 @@ func TestHeadersWait(t *testing.T) {
 		t.Errorf("%d more connections were made", len(stalled))
 	}
 	_ = nc.Close()
+}
+
+// TestLargeHeadersAreFreedWithTheAnswer: a stream that lives for days does not keep a header that is never sent again, and is described as before.
+func TestLargeHeadersAreFreedWithTheAnswer(t *testing.T) {
+	back := listen(t)
+	p := start(t, oneBackend(back.addr()))
+	ended := make(chan Ended, 1)
+	p.Watch(Watcher{Ended: func(e *Ended) { ended <- *e }})
+	c := dial(t, p.addr)
+	id := c.begin(false, "large", unique(20_000), "user-agent", "lark/1.0")
+	e := back.accept()
+	at := e.takeRequest().id
+	if held := p.held.Load(); held < 20_000 {
+		t.Fatalf("%d bytes are counted before the answer", held)
+	}
+	e.respond(at)
+	eventually(t, "the header is freed", func() bool { return p.held.Load() == 0 })
+	c.data(id, prefixed([]byte("last")), true)
+	e.finish(at, "0")
+	if a := c.end(id); a.status() != "0" {
+		t.Errorf("it ends with %v, %v", a.status(), a.reason())
+	}
+	if got := <-ended; got.Path != testMethod || got.UserAgent != "lark/1.0" || got.Authority == "" || !got.GRPC {
+		t.Errorf("the call is described as %q at %q, by %q, gRPC: %v", got.Path, got.Authority, got.UserAgent, got.GRPC)
+	}
+}
+
+// TestLargeHeadersAreNotKeptUnderPressure: above half of the limit, calls with large headers go on, and their headers are not kept to be sent again.
+func TestLargeHeadersAreNotKeptUnderPressure(t *testing.T) {
+	const calls, size = 300, 20_000 // more than all of the limit
+	back := listen(t)
+	p := start(t, oneBackend(back.addr(), "limits: {memory: 4MiB}"))
+	c := dial(t, p.addr)
+	ids := map[uint32]uint32{}
+	var e *wire
+	for range calls {
+		id := c.begin(true, "large", unique(size))
+		if e == nil {
+			e = back.accept()
+		}
+		ids[id] = e.takeRequest().id
+	}
+	if held, most := p.held.Load(), p.memory.Load()/2+2*size; held > most {
+		t.Errorf("%d bytes are kept, more than %d", held, most)
+	}
+	for id, at := range ids {
+		e.only(at, "0")
+		if a := c.end(id); a.status() != "0" {
+			t.Fatalf("it ends with %v, %v", a.status(), a.reason())
+		}
+	}
+	if n := p.held.Load(); n != 0 {
+		t.Errorf("%d bytes are counted without a call", n)
+	}
+}
+
+// TestLargeHeadersTakeHalfOfTheMemory: headers that wait for an endpoint take half of the limit. The other half is for ordinary calls, also of the same client.
+func TestLargeHeadersTakeHalfOfTheMemory(t *testing.T) {
+	addr, _ := stalledBackend(t)
+	p := start(t, oneBackend(addr, "limits: {memory: 4MiB}", "backend: ping: {interval: 0s}"))
+	c := dial(t, p.addr)
+	const size, most = 16_000, 5000
+	for n := 0; p.Stats().ShortOfMemory == 0; n++ {
+		if n == most {
+			t.Fatal("no call is refused")
+		}
+		c.begin(false, "large", unique(size))
+		c.settle()
+	}
+	if held, half := p.held.Load(), p.memory.Load()/2; held <= half || held > half+2*size {
+		t.Errorf("%d bytes are kept, and half of the limit is %d", held, half)
+	}
+	open := p.Open()
+	c.begin(false)
+	c.settle()
+	if n := p.Open(); n != open+1 || p.Stats().ShortOfMemory != 1 {
+		t.Errorf("of an ordinary call and %d open ones, %d are open; %d were refused", open, n, p.Stats().ShortOfMemory)
+	}
 }

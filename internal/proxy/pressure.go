@@ -10,12 +10,14 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/levada-io/levada/internal/h2/frame"
+	"github.com/levada-io/levada/internal/h2/header"
 )
 
 // What all streams may hold is bounded by limits.memory, and a client or backend that is slow is no reason to end its stream. So
 //
 //   - windows get smaller the more calls are open, so that all of them could be full: see wantedWindow;
-//   - above half of limits.memory they get smaller still, nothing is granted beyond them, and no request is kept to be sent again;
+//   - above half of limits.memory they get smaller still, nothing is granted beyond them, no request is kept to be sent again, and connections that hold more than
+//     their share get no new calls with large headers;
 //   - above limits.memory, connections that hold more than their share get no new calls;
 //   - above twice limits.memory, streams of such connections end if their client has taken nothing for stuckTime, and above three times, any that adds to it.
 //
@@ -38,12 +40,22 @@ type windowSize struct {
 // pressed reports whether streams hold so much that they should hold less.
 func (p *Proxy) pressed() bool { return p.held.Load() > p.memory.Load()/2 }
 
-// short reports whether a connection gets no new calls because it holds more than its share, and all of them too much.
-func (p *Proxy) short(f *front) bool { return p.held.Load() > p.memory.Load() && f.overShare() }
+// short reports whether a connection does not get a new call with this header because it holds more than its share, and all of them too much. A large header takes its
+// memory at once and waits with it for an endpoint, so such calls stop at half: the other half is for the calls that are open.
+func (p *Proxy) short(f *front, set *header.Set) bool {
+	limit := p.memory.Load()
+	if large(set) {
+		limit /= 2
+	}
+	return p.held.Load() > limit && f.holdsShare(limit)
+}
 
 // overShare reports whether the connection holds more than its share of limits.memory. mu is held.
-func (f *front) overShare() bool {
-	return int64(f.held)*f.proxy.stats.fronts.Load() >= f.proxy.memory.Load()
+func (f *front) overShare() bool { return f.holdsShare(f.proxy.memory.Load()) }
+
+// holdsShare reports whether the connection holds what all connections could, if they held limit bytes together. mu is held.
+func (f *front) holdsShare(limit int64) bool {
+	return int64(f.held)*f.proxy.stats.fronts.Load() >= limit
 }
 
 // refusedForMemory ends a call whose connection is short of memory. mu is held.

@@ -41,6 +41,7 @@ func (s *stream) received(p []byte, length int, end bool, w *wakeups) error {
 		s.creditIn(pad, w)
 	}
 	s.keepForReplay(p)
+	s.releaseHeader(w)
 	if s.back != nil && s.in.size == 0 {
 		s.back.mu.Lock()
 		n := s.sendIn(p, true, false)

@@ -80,6 +80,7 @@ func (s *stream) firstHeader(set *header.Set, r *header.Response, end bool, w *w
 		}
 		s.front.appendBlock(s.id, set, false)
 		w.add(&s.front.conn)
+		s.releaseHeader(w)
 		if s.outLeft = r.Length; s.bodiless(r) {
 			s.outLeft = -1 // it says how long the body would be
 		}

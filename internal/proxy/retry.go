@@ -77,6 +77,16 @@ func (s *stream) disableReplay() {
 	s.replay = s.replay[:0]
 }
 
+// releaseHeader frees a large header that was sent and cannot be sent again. What describes the call stays.
+func (s *stream) releaseHeader(w *wakeups) {
+	if s.replayable || s.back == nil || !large(s.request) {
+		return
+	}
+	s.request = s.request.Summary()
+	s.call = &call{route: s.call.route, method: s.call.method, path: s.request.Request().Path, sent: s.request}
+	s.account(w)
+}
+
 // keepForReplay keeps DATA of the client for another attempt, as long as there may be one and it is not too much.
 func (s *stream) keepForReplay(p []byte) {
 	if !s.replayable {

@@ -554,7 +554,7 @@ func callOver(t testing.TB, nc net.Conn, s ...http2.Setting) *wire {
 	return p
 }
 
-// method is the path of the calls in these tests.
+// testMethod is the path of the calls in these tests.
 const testMethod = "/test.Service/Call"
 
 func request(pairs ...string) []string {

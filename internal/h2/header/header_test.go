@@ -240,3 +240,19 @@ func TestSpaceAroundAValueIsNotMalformed(t *testing.T) {
 		}
 	}
 }
+
+// TestSummaryDescribesTheSameRequest: all that Request says stays, of the fields what describes the call.
+func TestSummaryDescribesTheSameRequest(t *testing.T) {
+	s := &Set{Fields: []Field{{Name: ":method", Value: "POST"}, {Name: ":scheme", Value: "https"}, {Name: ":path", Value: "/a.B/C"}, {Name: ":authority", Value: "example.org"},
+		{Name: "content-type", Value: "application/grpc"}, {Name: "grpc-timeout", Value: "3S"}, {Name: "user-agent", Value: "lark/1.0"}, {Name: "authorization", Value: strings.Repeat("t", 9000)}}, Size: 9500}
+	d := s.Summary()
+	if *d.Request() != *s.Request() {
+		t.Errorf("the request is %+v, and was %+v", *d.Request(), *s.Request())
+	}
+	if agent, _ := d.Get("user-agent"); agent != "lark/1.0" || d.Size > 300 {
+		t.Errorf("user-agent %q, %d bytes", agent, d.Size)
+	}
+	if _, ok := d.Get("authorization"); ok {
+		t.Error("the large field is still there")
+	}
+}

@@ -55,6 +55,22 @@ func (s *Set) Derive(fields []Field) *Set {
 	return d
 }
 
+// Summary is what describes a request after its header was sent: the pseudo headers, host and user-agent, and what Request says. It shares no memory with s.
+func (s *Set) Summary() *Set {
+	var fields []Field
+	for _, f := range s.Fields {
+		if f.IsPseudo() || f.Name == "host" || f.Name == "user-agent" {
+			fields = append(fields, Field{Name: strings.Clone(f.Name), Value: strings.Clone(f.Value)})
+		}
+	}
+	r := *s.Request()
+	d := s.Derive(fields)
+	described := d.Request()
+	r.Method, r.Scheme, r.Authority, r.Path, r.TimeoutText = described.Method, described.Scheme, described.Authority, described.Path, strings.Clone(r.TimeoutText)
+	d.request, d.cached = &r, false
+	return d
+}
+
 // malformed is an Err.
 type malformed string
 
