@@ -32,73 +32,91 @@ func (f *brokerFlags) register(flags *pflag.FlagSet, usage string) {
 
 // options are those of the connection. The error is a usage error that names the flag.
 func (f *brokerFlags) options(flags *pflag.FlagSet) ([]nats.Option, error) {
-	usage := func(name string, err error) error {
-		return commandline.Usagef("%s: %w", commandline.Given(flags.Lookup(name)), err)
+	if err := f.check(); err != nil {
+		return nil, err
 	}
-	read := func(name, path string) (string, error) {
-		b, err := os.ReadFile(path)
-		if err != nil {
-			return "", usage(name, err)
-		}
-		text := strings.TrimRight(string(b), "\r\n")
-		if text == "" {
-			return "", usage(name, fmt.Errorf("%s is empty", path))
-		}
-		return text, nil
+	credentials, err := f.credentials(flags)
+	if err != nil {
+		return nil, err
 	}
-	given, ways := "", 0
-	for name, value := range map[string]string{"nats-creds": f.creds, "nats-nkey": f.nkey, "nats-token-file": f.tokenFile, "nats-user": f.user} {
+	tls, err := f.tls(flags)
+	return append(credentials, tls...), err
+}
+
+// check refuses flags that do not go together.
+func (f *brokerFlags) check() error {
+	ways := 0
+	for _, value := range []string{f.creds, f.nkey, f.tokenFile, f.user} {
 		if value != "" {
-			given, ways = name, ways+1
+			ways++
 		}
 	}
 	switch {
 	case ways > 1:
-		return nil, commandline.Usagef("--nats-creds, --nats-nkey, --nats-token-file and --nats-user exclude each other")
+		return commandline.Usagef("--nats-creds, --nats-nkey, --nats-token-file and --nats-user exclude each other")
 	case f.url == "" && (ways > 0 || f.certificates != "" || f.certificate != ""):
-		return nil, commandline.Usagef("credentials for a broker are given, but --nats does not say which broker")
+		return commandline.Usagef("credentials for a broker are given, but --nats does not say which broker")
 	case (f.user == "") != (f.passwordFile == ""):
-		return nil, commandline.Usagef("--nats-user and --nats-password-file are needed together")
+		return commandline.Usagef("--nats-user and --nats-password-file are needed together")
 	case (f.certificate == "") != (f.key == ""):
-		return nil, commandline.Usagef("--nats-cert and --nats-key are needed together")
+		return commandline.Usagef("--nats-cert and --nats-key are needed together")
 	}
-	var opts []nats.Option
-	switch given {
-	case "nats-creds":
-		if _, err := read(given, f.creds); err != nil {
-			return nil, err
-		}
-		opts = append(opts, nats.UserCredentials(f.creds))
-	case "nats-nkey":
-		opt, err := nats.NkeyOptionFromSeed(f.nkey)
+	return nil
+}
+
+// credentials say who we are to the broker. Files are read here, so that a missing one is an error of the command line and not of the first connection.
+func (f *brokerFlags) credentials(flags *pflag.FlagSet) ([]nats.Option, error) {
+	switch {
+	case f.creds != "":
+		_, err := readFlagFile(flags, "nats-creds", f.creds)
+		return []nats.Option{nats.UserCredentials(f.creds)}, err
+	case f.nkey != "":
+		option, err := nats.NkeyOptionFromSeed(f.nkey)
 		if err != nil {
-			return nil, usage(given, err)
+			return nil, flagError(flags, "nats-nkey", err)
 		}
-		opts = append(opts, opt)
-	case "nats-token-file":
-		token, err := read(given, f.tokenFile)
-		if err != nil {
-			return nil, err
-		}
-		opts = append(opts, nats.Token(token))
-	case "nats-user":
-		password, err := read("nats-password-file", f.passwordFile)
-		if err != nil {
-			return nil, err
-		}
-		opts = append(opts, nats.UserInfo(f.user, password))
+		return []nats.Option{option}, nil
+	case f.tokenFile != "":
+		token, err := readFlagFile(flags, "nats-token-file", f.tokenFile)
+		return []nats.Option{nats.Token(token)}, err
+	case f.user != "":
+		password, err := readFlagFile(flags, "nats-password-file", f.passwordFile)
+		return []nats.Option{nats.UserInfo(f.user, password)}, err
 	}
+	return nil, nil
+}
+
+// tls says whom we believe to be the broker, and shows our certificate.
+func (f *brokerFlags) tls(flags *pflag.FlagSet) (options []nats.Option, err error) {
 	if f.certificates != "" {
-		if _, err := read("nats-ca", f.certificates); err != nil {
+		if _, err := readFlagFile(flags, "nats-ca", f.certificates); err != nil {
 			return nil, err
 		}
-		opts = append(opts, nats.RootCAs(f.certificates))
+		options = append(options, nats.RootCAs(f.certificates))
 	}
 	if f.certificate != "" {
-		if _, err := read("nats-cert", f.certificate); err != nil {
+		if _, err := readFlagFile(flags, "nats-cert", f.certificate); err != nil {
 			return nil, err
 		}
-		opts = append(opts, nats.ClientCert(f.certificate, f.key))
+		options = append(options, nats.ClientCert(f.certificate, f.key))
 	}
-	return opts, nil
+	return options, nil
+}
+
+// readFlagFile returns the text of the file that a flag names, without its last line end.
+func readFlagFile(flags *pflag.FlagSet, flag, path string) (string, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return "", flagError(flags, flag, err)
+	}
+	text := strings.TrimRight(string(b), "\r\n")
+	if text == "" {
+		return "", flagError(flags, flag, fmt.Errorf("%s is empty", path))
+	}
+	return text, nil
+}
+
+// flagError names the flag, or the environment variable that it was given by.
+func flagError(flags *pflag.FlagSet, flag string, err error) error {
+	return commandline.Usagef("%s: %w", commandline.Given(flags.Lookup(flag)), err)
 }

@@ -36,7 +36,12 @@ A buffer is named NAMESPACE/PIPELINE/VERTEX/PARTITION. The namespace can be left
 	flags.StringVar(&f.dataDir, "data", "", "data directory of levada run")
 	f.broker.register(flags, "URL of the broker, if it is not in the data directory")
 
-	list := &cobra.Command{
+	cmd.AddCommand(f.listCommand(), f.showCommand(), f.drainCommand(), f.dropCommand())
+	return cmd
+}
+
+func (f *buffersFlags) listCommand() *cobra.Command {
+	cmd := &cobra.Command{
 		Use: "list", Short: "List all buffers with what they hold", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return f.with(cmd, func(ctx context.Context, b *standalone.Buffers) error {
@@ -44,11 +49,16 @@ A buffer is named NAMESPACE/PIPELINE/VERTEX/PARTITION. The namespace can be left
 				if err != nil {
 					return err
 				}
-				return printBuffers(cmd.OutOrStdout(), all, f.output, false)
+				return f.print(cmd.OutOrStdout(), all, bufferTable)
 			})
 		},
 	}
-	show := &cobra.Command{
+	commandline.Output(cmd.Flags(), &f.output, "table", "json")
+	return cmd
+}
+
+func (f *buffersFlags) showCommand() *cobra.Command {
+	cmd := &cobra.Command{
 		Use: "show BUFFER...", Short: "Show buffers with all that is known of them", Args: someBuffers,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return f.with(cmd, func(ctx context.Context, b *standalone.Buffers) error {
@@ -56,15 +66,17 @@ A buffer is named NAMESPACE/PIPELINE/VERTEX/PARTITION. The namespace can be left
 				if err != nil {
 					return err
 				}
-				return printBuffers(cmd.OutOrStdout(), chosen, f.output, true)
+				return f.print(cmd.OutOrStdout(), chosen, bufferFields)
 			})
 		},
 	}
-	for _, c := range []*cobra.Command{list, show} {
-		commandline.Output(c.Flags(), &f.output, "table", "json")
-	}
+	commandline.Output(cmd.Flags(), &f.output, "table", "json")
+	return cmd
+}
+
+func (f *buffersFlags) dropCommand() *cobra.Command {
 	var yes bool
-	drop := &cobra.Command{
+	cmd := &cobra.Command{
 		Use: "drop BUFFER...", Short: "Drop the messages of buffers for good", Args: someBuffers,
 		Long: `Drop for good the messages that buffers hold, and say how many they were. A buffer that the stored topology does not have any more is removed.
 
@@ -80,20 +92,24 @@ A pipeline that runs is refused. Messages in a damaged block cannot be counted.`
 						return err
 					}
 				}
-				for i := range chosen {
-					n, err := b.Drop(ctx, chosen[i])
-					if err != nil {
-						return fmt.Errorf("%s: %w", chosen[i].Name(), err)
-					}
-					fmt.Fprintf(cmd.OutOrStdout(), "%s: %d messages dropped\n", chosen[i].Name(), n)
-				}
-				return nil
+				return dropBuffers(ctx, cmd.OutOrStdout(), b, chosen)
 			})
 		},
 	}
-	drop.Flags().BoolVar(&yes, "yes", false, "do not ask")
-	cmd.AddCommand(list, show, f.drainCommand(), drop)
+	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask")
 	return cmd
+}
+
+// dropBuffers stops at the first buffer that fails. Each one before it is printed.
+func dropBuffers(ctx context.Context, out io.Writer, b *standalone.Buffers, chosen []standalone.BufferView) error {
+	for i := range chosen {
+		n, err := b.Drop(ctx, chosen[i])
+		if err != nil {
+			return fmt.Errorf("%s: %w", chosen[i].Name(), err)
+		}
+		fmt.Fprintf(out, "%s: %d messages dropped\n", chosen[i].Name(), n)
+	}
+	return nil
 }
 
 type buffersFlags struct {
@@ -145,8 +161,9 @@ func chooseBuffers(ctx context.Context, b *standalone.Buffers, names []string) (
 	return chosen, nil
 }
 
-func printBuffers(out io.Writer, all []standalone.BufferView, format string, whole bool) error {
-	if format == "json" {
+// print writes buffers in the format of --output; table is how the format for people looks.
+func (f *buffersFlags) print(out io.Writer, all []standalone.BufferView, table func(io.Writer, []standalone.BufferView)) error {
+	if f.output == "json" {
 		e := json.NewEncoder(out)
 		for i := range all {
 			if err := e.Encode(&all[i]); err != nil {
@@ -160,40 +177,56 @@ func printBuffers(out io.Writer, all []standalone.BufferView, format string, who
 		return nil
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	if !whole {
-		fmt.Fprintln(w, "BUFFER\tPENDING\tBLOCKS\tBYTES\tOLDEST\tIN TOPOLOGY\tOWNER")
-	}
+	table(w, all)
+	return w.Flush()
+}
+
+// bufferTable has a line for each buffer.
+func bufferTable(w io.Writer, all []standalone.BufferView) {
+	fmt.Fprintln(w, "BUFFER\tPENDING\tBLOCKS\tBYTES\tOLDEST\tIN TOPOLOGY\tOWNER")
 	for i := range all {
 		v := &all[i]
-		oldest, recorded, owner := "-", "yes", "-"
-		if v.Oldest != nil {
-			oldest = time.Since(*v.Oldest).Round(time.Second).String()
-		}
-		if !v.Recorded {
-			recorded = "no"
-		}
-		if v.Owner != "" {
-			owner = commandline.Printable(v.Owner)
-		}
-		if v.Error != "" {
-			oldest = commandline.Printable(commandline.FirstLine(v.Error))
-		}
-		if !whole {
-			fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%s\t%s\t%s\n", commandline.Printable(v.Name()), v.Pending, v.Blocks, humanize.IBytes(uint64(v.Bytes)), oldest, recorded, owner)
-			continue
-		}
+		c := describeBuffer(v)
+		fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%s\t%s\t%s\n", commandline.Printable(v.Name()), v.Pending, v.Blocks, humanize.IBytes(uint64(v.Bytes)), c.oldest, c.recorded, c.owner)
+	}
+}
+
+// bufferFields has a paragraph for each buffer, a line a field.
+func bufferFields(w io.Writer, all []standalone.BufferView) {
+	for i := range all {
+		v := &all[i]
 		if i > 0 {
 			fmt.Fprintln(w)
 		}
+		c := describeBuffer(v)
 		for _, field := range [][2]string{
 			{"buffer", v.Name()},
 			{"pending", fmt.Sprintf("%d messages in %d blocks of %s", v.Pending, v.Blocks, humanize.IBytes(uint64(v.Bytes)))},
-			{"oldest", oldest}, {"in the stored topology", recorded}, {"owner", owner}, {"stream", v.Stream}, {"replicas", fmt.Sprint(v.Replicas)}, {"storage", v.Storage},
+			{"oldest", c.oldest}, {"in the stored topology", c.recorded}, {"owner", c.owner}, {"stream", v.Stream}, {"replicas", fmt.Sprint(v.Replicas)}, {"storage", v.Storage},
 		} {
 			fmt.Fprintf(w, "%s:\t%s\n", field[0], commandline.Printable(field[1]))
 		}
 	}
-	return w.Flush()
+}
+
+// bufferCells are fields of a buffer as text. oldest is the error, if the buffer could not be read.
+type bufferCells struct{ oldest, recorded, owner string }
+
+func describeBuffer(v *standalone.BufferView) bufferCells {
+	c := bufferCells{oldest: "-", recorded: "yes", owner: "-"}
+	if v.Oldest != nil {
+		c.oldest = time.Since(*v.Oldest).Round(time.Second).String()
+	}
+	if !v.Recorded {
+		c.recorded = "no"
+	}
+	if v.Owner != "" {
+		c.owner = commandline.Printable(v.Owner)
+	}
+	if v.Error != "" {
+		c.oldest = commandline.Printable(commandline.FirstLine(v.Error))
+	}
+	return c
 }
 
 // confirmDrop asks a person. Where nobody can be asked, nothing is dropped.
@@ -217,66 +250,85 @@ func confirmDrop(cmd *cobra.Command, chosen []standalone.BufferView) error {
 	return nil
 }
 
+// drainFlags are those of drain beside the ones of all commands of buffers.
+type drainFlags struct {
+	*buffersFlags
+	secretDir string
+	functions []string
+	log       commandline.LogFlags
+}
+
 func (f *buffersFlags) drainCommand() *cobra.Command {
-	var secretDir string
-	var functions []string
-	var log commandline.LogFlags
+	d := drainFlags{buffersFlags: f}
 	cmd := &cobra.Command{
 		Use: "drain [PIPELINE...]", Short: "Run pipelines as they were last, without new input, until their buffers are empty",
 		Long: `Run pipelines with the topology that is stored beside their buffers, until nothing is in flight. Sources read nothing new. Without arguments, drain every pipeline
 of the data directory or broker. PIPELINE is NAME or NAMESPACE/NAME.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if f.dataDir == "" {
-				return commandline.Usagef("name the data directory of levada run with --data: sinks keep files there")
-			}
-			logger, err := log.Logger(cmd.ErrOrStderr())
+			cfg, err := d.config(cmd)
 			if err != nil {
 				return err
 			}
-			options, err := f.broker.options(cmd.Flags())
-			if err != nil {
-				return err
-			}
-			commands := map[string]string{}
-			for _, flag := range functions {
-				name, command, ok := strings.Cut(flag, "=")
-				if !ok || name == "" || strings.TrimSpace(command) == "" {
-					return commandline.Usagef("--function %q: expected VERTEX=COMMAND", flag)
-				}
-				commands[name] = command
-			}
-			met := map[string]bool{}
-			cfg := standalone.Config{
-				DataDir: f.dataDir, NATS: f.broker.url, NATSOptions: options, Commands: commands, SecretDir: secretDir, Stdout: cmd.OutOrStdout(), Logger: logger, Version: f.version,
-			}
-			var jsonLog *slog.Logger
-			if log.JSON() {
-				jsonLog = logger
-			}
-			cfg.Output = printLine(cmd.ErrOrStderr(), jsonLog)
-			n, err := standalone.Drain(cmd.Context(), cfg, func(namespace, name string) bool {
-				for _, a := range args {
-					if a == name || a == namespace+"/"+name {
-						met[a] = true
-						return true
-					}
-				}
-				return len(args) == 0
-			})
-			if err != nil {
-				return err
-			}
-			for _, a := range args {
-				if !met[a] {
-					return fmt.Errorf("no pipeline is called %s here; levada buffers list shows them", commandline.Printable(a))
-				}
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%d pipelines drained\n", n)
-			return nil
+			return drainPipelines(cmd, args, cfg)
 		},
 	}
-	cmd.Flags().StringArrayVar(&functions, "function", nil, "VERTEX=COMMAND: the program in the place of a container, instead of the one of the last run")
-	cmd.Flags().StringVar(&secretDir, "secret-dir", "", "directory of secrets, a file NAME/KEY each")
-	log.Register(cmd.Flags())
+	cmd.Flags().StringArrayVar(&d.functions, "function", nil, "VERTEX=COMMAND: the program in the place of a container, instead of the one of the last run")
+	cmd.Flags().StringVar(&d.secretDir, "secret-dir", "", "directory of secrets, a file NAME/KEY each")
+	d.log.Register(cmd.Flags())
 	return cmd
+}
+
+// config is how the pipelines run while they are drained.
+func (d *drainFlags) config(cmd *cobra.Command) (cfg standalone.Config, err error) {
+	if d.dataDir == "" {
+		return cfg, commandline.Usagef("name the data directory of levada run with --data: sinks keep files there")
+	}
+	logger, err := d.log.Logger(cmd.ErrOrStderr())
+	if err != nil {
+		return cfg, err
+	}
+	options, err := d.broker.options(cmd.Flags())
+	if err != nil {
+		return cfg, err
+	}
+	commands := map[string]string{}
+	for _, flag := range d.functions {
+		name, command, ok := strings.Cut(flag, "=")
+		if !ok || name == "" || strings.TrimSpace(command) == "" {
+			return cfg, commandline.Usagef("--function %q: expected VERTEX=COMMAND", flag)
+		}
+		commands[name] = command
+	}
+	var jsonLog *slog.Logger
+	if d.log.JSON() {
+		jsonLog = logger
+	}
+	return standalone.Config{
+		DataDir: d.dataDir, NATS: d.broker.url, NATSOptions: options, Commands: commands, SecretDir: d.secretDir, Stdout: cmd.OutOrStdout(), Logger: logger, Version: d.version,
+		Output: printLine(cmd.ErrOrStderr(), jsonLog),
+	}, nil
+}
+
+// drainPipelines drains the named pipelines, or all. A name that no pipeline has is an error, after the others are drained.
+func drainPipelines(cmd *cobra.Command, names []string, cfg standalone.Config) error {
+	met := map[string]bool{}
+	n, err := standalone.Drain(cmd.Context(), cfg, func(namespace, name string) bool {
+		for _, a := range names {
+			if a == name || a == namespace+"/"+name {
+				met[a] = true
+				return true
+			}
+		}
+		return len(names) == 0
+	})
+	if err != nil {
+		return err
+	}
+	for _, a := range names {
+		if !met[a] {
+			return fmt.Errorf("no pipeline is called %s here; levada buffers list shows them", commandline.Printable(a))
+		}
+	}
+	fmt.Fprintf(cmd.OutOrStdout(), "%d pipelines drained\n", n)
+	return nil
 }

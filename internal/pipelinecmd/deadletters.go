@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -18,8 +20,7 @@ import (
 )
 
 func newDeadLettersCommand() *cobra.Command {
-	var dataDir, output string
-	var broker brokerFlags
+	f := lettersFlags{}
 	cmd := &cobra.Command{
 		Use: "deadletters", Aliases: []string{"deadletter", "dlq"},
 		Short: "List, show, replay and drop dead-lettered messages",
@@ -27,133 +28,155 @@ func newDeadLettersCommand() *cobra.Command {
 These commands work while "levada run" uses the data directory, and when nothing does.`,
 	}
 	flags := cmd.PersistentFlags()
-	flags.StringVar(&dataDir, "data", "", "data directory of levada run (required)")
-	broker.register(flags, "URL of the broker, if it is not in the data directory")
-	commandline.Output(flags, &output, "text", "json")
+	flags.StringVar(&f.dataDir, "data", "", "data directory of levada run (required)")
+	f.broker.register(flags, "URL of the broker, if it is not in the data directory")
+	commandline.Output(flags, &f.output, "text", "json")
+	cmd.AddCommand(f.listCommand(), f.showCommand(),
+		f.eachCommand("replay PIPELINE/NAME...", "Send dead letters to their vertex again, as new messages, and remove them here", "replayed", standalone.DeadLetters.Replay),
+		f.eachCommand("drop PIPELINE/NAME...", "Delete dead letters", "dropped", standalone.DeadLetters.Drop))
+	return cmd
+}
 
-	open := func(cmd *cobra.Command) (standalone.DeadLetters, error) {
-		if dataDir == "" {
-			return nil, commandline.Usagef("name the data directory with --data: levada run prints it when it starts")
-		}
-		options, err := broker.options(cmd.Flags())
-		if err != nil {
-			return nil, err
-		}
-		return standalone.OpenDeadLetters(cmd.Context(), dataDir, broker.url, options...)
+// lettersFlags are those that all commands of dead letters have.
+type lettersFlags struct {
+	dataDir, output string
+	broker          brokerFlags
+}
+
+// with opens the dead letters.
+func (f *lettersFlags) with(cmd *cobra.Command, do func(context.Context, standalone.DeadLetters) error) error {
+	if f.dataDir == "" {
+		return commandline.Usagef("name the data directory with --data: levada run prints it when it starts")
 	}
+	options, err := f.broker.options(cmd.Flags())
+	if err != nil {
+		return err
+	}
+	d, err := standalone.OpenDeadLetters(cmd.Context(), f.dataDir, f.broker.url, options...)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return do(cmd.Context(), d)
+}
 
+func (f *lettersFlags) listCommand() *cobra.Command {
 	var query standalone.LetterQuery
-	list := &cobra.Command{
+	cmd := &cobra.Command{
 		Use: "list", Short: "List dead letters, oldest first", Args: cobra.NoArgs,
 		Long: `List dead letters, oldest first, --limit of them. If there are more, the last line names the --after of the next page.
 
 With -o json each letter is a line, and the line about the next page goes to standard error.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			d, err := open(cmd)
-			if err != nil {
-				return err
-			}
-			defer d.Close()
-			next, n, err := eachPage(cmd.Context(), d, query, func(letters []deadletter.Letter, first bool) error {
-				if output == "json" {
-					return encodeLetters(cmd.OutOrStdout(), letters)
-				}
-				return listLetters(cmd.OutOrStdout(), letters, first)
-			})
-			if err != nil {
-				return err
-			}
-			switch {
-			case next != "" && output == "json":
-				fmt.Fprintf(cmd.ErrOrStderr(), "there are more: --after %s\n", next)
-			case next != "":
-				fmt.Fprintf(cmd.OutOrStdout(), "there are more: --after %s\n", next)
-			case n == 0 && output == "text":
-				fmt.Fprintln(cmd.OutOrStdout(), "no dead letters")
-			}
-			return nil
+			return f.with(cmd, func(ctx context.Context, d standalone.DeadLetters) error { return f.list(ctx, cmd, d, query) })
 		},
 	}
-	list.Flags().StringVar(&query.Pipeline, "pipeline", "", "only of this pipeline: NAME or NAMESPACE/NAME")
-	list.Flags().StringVar(&query.Vertex, "vertex", "", "only of this vertex")
-	list.Flags().StringVar(&query.After, "after", "", "begin behind this place, as the page before printed it")
-	list.Flags().IntVar(&query.Limit, "limit", 100, "letters to list; 0: all")
+	cmd.Flags().StringVar(&query.Pipeline, "pipeline", "", "only of this pipeline: NAME or NAMESPACE/NAME")
+	cmd.Flags().StringVar(&query.Vertex, "vertex", "", "only of this vertex")
+	cmd.Flags().StringVar(&query.After, "after", "", "begin behind this place, as the page before printed it")
+	cmd.Flags().IntVar(&query.Limit, "limit", 100, "letters to list; 0: all")
+	return cmd
+}
 
-	show := &cobra.Command{
+func (f *lettersFlags) list(ctx context.Context, cmd *cobra.Command, d standalone.DeadLetters, query standalone.LetterQuery) error {
+	next, n, err := eachPage(ctx, d, query, func(letters []deadletter.Letter, first bool) error {
+		if f.output == "json" {
+			return encodeLetters(cmd.OutOrStdout(), letters)
+		}
+		return listLetters(cmd.OutOrStdout(), letters, first)
+	})
+	if err != nil {
+		return err
+	}
+	switch {
+	case next != "" && f.output == "json":
+		fmt.Fprintf(cmd.ErrOrStderr(), "there are more: --after %s\n", next)
+	case next != "":
+		fmt.Fprintf(cmd.OutOrStdout(), "there are more: --after %s\n", next)
+	case n == 0 && f.output == "text":
+		fmt.Fprintln(cmd.OutOrStdout(), "no dead letters")
+	}
+	return nil
+}
+
+func (f *lettersFlags) showCommand() *cobra.Command {
+	return &cobra.Command{
 		Use: "show PIPELINE/NAME", Short: "Show one dead letter with its payload and diagnostics", Args: oneLetter,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			d, err := open(cmd)
-			if err != nil {
-				return err
-			}
-			defer d.Close()
-			pipeline, name, err := letterName(args[0])
-			if err != nil {
-				return err
-			}
-			l, err := d.Get(cmd.Context(), pipeline, name)
-			if err != nil {
-				return err
-			}
-			if output == "json" {
-				e := json.NewEncoder(cmd.OutOrStdout())
-				e.SetIndent("", "  ")
-				return e.Encode(l)
-			}
-			return showLetter(cmd.OutOrStdout(), l)
-		},
-	}
-	act := func(use, short, done string, do func(standalone.DeadLetters, *cobra.Command, string, string) error) *cobra.Command {
-		var all bool
-		var ofPipeline, ofVertex string
-		c := &cobra.Command{
-			Use: use, Short: short,
-			RunE: func(cmd *cobra.Command, args []string) error {
-				if all == (len(args) > 0) {
-					return commandline.Usagef("%s needs the names of letters (PIPELINE/NAME), or --all", cmd.Name())
-				}
-				d, err := open(cmd)
+			return f.with(cmd, func(ctx context.Context, d standalone.DeadLetters) error {
+				pipeline, name, err := letterName(args[0])
 				if err != nil {
 					return err
 				}
-				defer d.Close()
-				if all {
-					_, _, err := eachPage(cmd.Context(), d, standalone.LetterQuery{Pipeline: ofPipeline, Vertex: ofVertex}, func(letters []deadletter.Letter, _ bool) error {
-						for i := range letters {
-							args = append(args, letterPlace(&letters[i]))
-						}
-						return nil
-					})
-					if err != nil {
-						return err
-					}
+				l, err := d.Get(ctx, pipeline, name)
+				if err != nil {
+					return err
 				}
-				for _, a := range args {
-					pipeline, name, err := letterName(a)
-					if err != nil {
-						return err
-					}
-					if err := do(d, cmd, pipeline, name); err != nil {
-						return fmt.Errorf("%s: %w", a, err)
-					}
-					fmt.Fprintln(cmd.OutOrStdout(), done, commandline.Printable(a))
+				if f.output == "json" {
+					e := json.NewEncoder(cmd.OutOrStdout())
+					e.SetIndent("", "  ")
+					return e.Encode(l)
 				}
-				return nil
-			},
-		}
-		c.Flags().BoolVar(&all, "all", false, "all of them")
-		c.Flags().StringVar(&ofPipeline, "pipeline", "", "with --all: only of this pipeline")
-		c.Flags().StringVar(&ofVertex, "vertex", "", "with --all: only of this vertex")
-		return c
+				return showLetter(cmd.OutOrStdout(), l)
+			})
+		},
 	}
-	cmd.AddCommand(list, show,
-		act("replay PIPELINE/NAME...", "Send dead letters to their vertex again, as new messages, and remove them here", "replayed", func(d standalone.DeadLetters, cmd *cobra.Command, p, n string) error {
-			return d.Replay(cmd.Context(), p, n)
-		}),
-		act("drop PIPELINE/NAME...", "Delete dead letters", "dropped", func(d standalone.DeadLetters, cmd *cobra.Command, p, n string) error {
-			return d.Drop(cmd.Context(), p, n)
-		}))
+}
+
+// letterAction is what a command does with one letter.
+type letterAction func(d standalone.DeadLetters, ctx context.Context, pipeline, name string) error
+
+// eachCommand is a command that acts on the named letters, or on all. done is the word before the name of each letter that succeeded.
+func (f *lettersFlags) eachCommand(use, short, done string, act letterAction) *cobra.Command {
+	var all bool
+	var query standalone.LetterQuery
+	cmd := &cobra.Command{
+		Use: use, Short: short,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if all == (len(args) > 0) {
+				return commandline.Usagef("%s needs the names of letters (PIPELINE/NAME), or --all", cmd.Name())
+			}
+			return f.with(cmd, func(ctx context.Context, d standalone.DeadLetters) error {
+				if all {
+					var err error
+					if args, err = letterNames(ctx, d, query); err != nil {
+						return err
+					}
+				}
+				return actOnLetters(ctx, cmd.OutOrStdout(), d, args, done, act)
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&all, "all", false, "all of them")
+	cmd.Flags().StringVar(&query.Pipeline, "pipeline", "", "with --all: only of this pipeline")
+	cmd.Flags().StringVar(&query.Vertex, "vertex", "", "with --all: only of this vertex")
 	return cmd
+}
+
+// letterNames returns the names of all letters of a query. They are complete before the first letter is changed, since a change moves the pages.
+func letterNames(ctx context.Context, d standalone.DeadLetters, query standalone.LetterQuery) (names []string, err error) {
+	_, _, err = eachPage(ctx, d, query, func(letters []deadletter.Letter, _ bool) error {
+		for i := range letters {
+			names = append(names, letterPlace(&letters[i]))
+		}
+		return nil
+	})
+	return names, err
+}
+
+// actOnLetters stops at the first letter that fails. Each one before it is printed, so that the user knows where to go on.
+func actOnLetters(ctx context.Context, out io.Writer, d standalone.DeadLetters, names []string, done string, act letterAction) error {
+	for _, n := range names {
+		pipeline, name, err := letterName(n)
+		if err != nil {
+			return err
+		}
+		if err := act(d, ctx, pipeline, name); err != nil {
+			return fmt.Errorf("%s: %w", n, err)
+		}
+		fmt.Fprintln(out, done, commandline.Printable(n))
+	}
+	return nil
 }
 
 func oneLetter(_ *cobra.Command, args []string) error {
@@ -223,11 +246,28 @@ func listLetters(out io.Writer, letters []deadletter.Letter, header bool) error 
 }
 
 func showLetter(out io.Writer, l *standalone.LetterView) error {
+	if err := showLetterFields(out, l); err != nil {
+		return err
+	}
+	for _, section := range [][2]string{{"stack", l.Failure.Stack}, {"output", l.Failure.Output}} {
+		if section[1] != "" {
+			fmt.Fprintf(out, "\n%s:\n%s\n", section[0], commandline.Indent(section[1]))
+		}
+	}
+	if utf8.Valid(l.Value) {
+		fmt.Fprintf(out, "\nvalue (%d bytes):\n%s\n", len(l.Value), commandline.Indent(string(l.Value)))
+	} else {
+		fmt.Fprintf(out, "\nvalue (%d bytes, in hexadecimal):\n  %x\n", len(l.Value), l.Value)
+	}
+	return nil
+}
+
+func showLetterFields(out io.Writer, l *standalone.LetterView) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	field := func(name string, value any) {
 		fmt.Fprintf(w, "%s:\t%s\n", name, commandline.Printable(fmt.Sprint(value)))
 	}
-	field("name", l.Pipeline+"/"+l.Name)
+	field("name", letterPlace(&l.Letter))
 	field("message", l.ID)
 	field("reason", l.Failure.Reason)
 	field("error", l.Failure.Error)
@@ -238,26 +278,13 @@ func showLetter(out io.Writer, l *standalone.LetterView) error {
 	if l.Failure.ExitCode > 0 {
 		field("exit code", l.Failure.ExitCode)
 	}
-	field("buried", l.Buried.Local().Format(time.RFC3339))
+	field("dead-lettered", l.Buried.Local().Format(time.RFC3339))
 	field("event time", l.EventTime.Format(time.RFC3339Nano))
 	if len(l.Keys) > 0 {
 		field("keys", strings.Join(l.Keys, ", "))
 	}
-	for name, value := range l.Headers {
-		field("header "+commandline.Printable(name), value)
+	for _, name := range slices.Sorted(maps.Keys(l.Headers)) {
+		field("header "+commandline.Printable(name), l.Headers[name])
 	}
-	if err := w.Flush(); err != nil {
-		return err
-	}
-	for title, text := range map[string]string{"stack": l.Failure.Stack, "output": l.Failure.Output} {
-		if text != "" {
-			fmt.Fprintf(out, "\n%s:\n%s\n", title, commandline.Indent(text))
-		}
-	}
-	if utf8.Valid(l.Value) {
-		fmt.Fprintf(out, "\nvalue (%d bytes):\n%s\n", len(l.Value), commandline.Indent(string(l.Value)))
-	} else {
-		fmt.Fprintf(out, "\nvalue (%d bytes, in hexadecimal):\n  %x\n", len(l.Value), l.Value)
-	}
-	return nil
+	return w.Flush()
 }

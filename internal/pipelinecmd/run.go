@@ -17,7 +17,6 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/function"
 	"github.com/levada-io/levada/internal/manifest"
 	"github.com/levada-io/levada/internal/profiling"
-	"github.com/levada-io/levada/internal/standalone"
 )
 
 type runFlags struct {
@@ -67,47 +66,25 @@ Exit codes:
 }
 
 func run(cmd *cobra.Command, args []string, f *runFlags) error {
-	stdout, stderr := cmd.OutOrStdout(), cmd.ErrOrStderr()
 	if err := f.oneFormat(); err != nil {
 		return commandline.UsageError(err)
 	}
-	screen := &commandline.Screen{Out: stderr}
+	screen := &commandline.Screen{Out: cmd.ErrOrStderr()}
 	log, err := f.log.Logger(screen)
 	if err != nil {
 		return err
 	}
-	objects, err := loadRunnable(cmd, args, stderr, f.jsonLog(log))
+	objects, err := loadRunnable(cmd, args, cmd.ErrOrStderr(), f.jsonLog(log))
 	if err != nil {
 		return err
 	}
-	cfg, err := f.config(cmd, args[0], objects)
-	if err != nil {
+	r := pipelineRun{log: log}
+	if err := f.prepare(&r, cmd, args, objects); err != nil {
 		return err
 	}
-	if err := f.containers.refuse(&cfg, stderr, f.jsonLog(log)); err != nil {
-		return err
-	}
-	record, err := newManifestRecord(args, objects)
-	if err != nil {
-		return err
-	}
-	if f.dataDir == "" {
-		f.dataDir = defaultDataDir(args[0])
-		if f.broker.url == "" { // a broker of its own holds the state
-			if err := record.checkDefaultDir(f.dataDir, log); err != nil {
-				return err
-			}
-		}
-	}
-	view, err := newView(f.output, screen, f.quiet, f.interval, f.jsonLog(log), writesToTerminal(objects, stdout))
+	r.view, err = newView(f.output, screen, f.quiet, f.interval, f.jsonLog(log), writesToTerminal(objects, cmd.OutOrStdout()))
 	if err != nil {
 		return commandline.UsageError(err)
-	}
-	if f.replicas > 1 && f.broker.url == "" {
-		return commandline.Usagef("%s: %d replicas need a broker of your own (--nats): the one in this process has one", commandline.Given(cmd.Flags().Lookup("replicas")), f.replicas)
-	}
-	if cfg.NATSOptions, err = f.broker.options(cmd.Flags()); err != nil {
-		return err
 	}
 	commandline.WarnOfVisibleCredentials(cmd, func(message string) { log.Warn(message) })
 	stopProfiles, err := profiling.ServeAtFlag(cmd, f.pprof, log)
@@ -115,56 +92,39 @@ func run(cmd *cobra.Command, args []string, f *runFlags) error {
 		return err
 	}
 	defer stopProfiles()
-	begun := time.Now()
-	ctx, cancel := context.WithCancel(cmd.Context())
-	defer cancel()
-	out := &runEnd{data: f.dataDir, nats: f.broker.url, allowDeadLetters: f.allowDeadLetters}
-	// The view goes on while messages in flight are finished.
-	viewing, stopViewing := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopViewing()
-	shown := make(chan struct{})
-	started := false
 	limited, flush := commandline.Limited(log)
-	cfg.DataDir, cfg.SyncInterval, cfg.Logger, cfg.Output = f.dataDir, f.sync, limited, printLine(screen, f.jsonLog(log))
-	hup := &hangups{}
-	cfg.Started = func(r *standalone.Running) {
-		hup.running.Store(r)
-		started = true
-		if err := record.save(f.dataDir); err != nil {
-			log.Warn("record of the manifests is not written to the data directory", "event.action", "data-directory", "error.message", err.Error())
+	r.cfg.Logger, r.cfg.Output = limited, printLine(screen, f.jsonLog(log))
+	out := &runEnd{data: r.cfg.DataDir, nats: f.broker.url, allowDeadLetters: f.allowDeadLetters}
+	r.run(cmd.Context(), out, commandline.IsTerminal(cmd.ErrOrStderr()), flush)
+	return r.exit(out)
+}
+
+// prepare fills in what runs, and refuses what is wrong with command line, manifests and data directory. Nothing is opened yet.
+func (f *runFlags) prepare(r *pipelineRun, cmd *cobra.Command, args []string, objects []manifest.Object) (err error) {
+	if r.cfg, err = f.config(cmd, args[0], objects); err != nil {
+		return err
+	}
+	if err := f.containers.refuse(&r.cfg, cmd.ErrOrStderr(), f.jsonLog(r.log)); err != nil {
+		return err
+	}
+	if r.record, err = newManifestRecord(args, objects); err != nil {
+		return err
+	}
+	if f.dataDir == "" {
+		f.dataDir = defaultDataDir(args[0])
+		if f.broker.url == "" { // a broker of its own holds the state
+			if err := r.record.checkDefaultDir(f.dataDir, r.log); err != nil {
+				return err
+			}
 		}
-		view.start(r, f.dataDir, time.Since(begun))
-		go func() { // ends with viewing; run waits for shown
-			defer close(shown)
-			view.follow(viewing, r)
-		}()
 	}
-	cfg.Ended = func(r *standalone.Result) { out.result = r }
-	f.change.apply(&cfg, args)
-	defer hup.watch(ctx, log, commandline.IsTerminal(stderr))()
-	out.err = standalone.Run(ctx, cfg)
-	if cmd.Context().Err() != nil {
-		out.cause = context.Cause(cmd.Context())
+	if f.replicas > 1 && f.broker.url == "" {
+		return commandline.Usagef("%s: %d replicas need a broker of your own (--nats): the one in this process has one", commandline.Given(cmd.Flags().Lookup("replicas")), f.replicas)
 	}
-	cancel()
-	stopViewing()
-	if started && (out.result == nil || out.result.Cut == "") {
-		<-shown
-	}
-	flush()
-	out.took = time.Since(begun)
-	if out.result == nil && out.cause != nil {
-		out.err = nil // the start was given up: what failed of it is that
-	}
-	code := out.exitCode()
-	view.end(out, code)
-	if out.err != nil {
-		return out.err
-	}
-	if code != 0 {
-		return commandline.ExitError{Code: code}
-	}
-	return nil
+	r.cfg.DataDir, r.cfg.SyncInterval = f.dataDir, f.sync
+	f.change.apply(&r.cfg, args)
+	r.cfg.NATSOptions, err = f.broker.options(cmd.Flags())
+	return err
 }
 
 // oneFormat makes logs and progress of one kind: either all that is written to standard error is JSON, or nothing is.
@@ -226,18 +186,15 @@ func parseFunctions(flags []string, objects []manifest.Object) (map[string]strin
 	known := map[string]bool{}
 	var names []string // in the order of the manifests
 	for _, o := range objects {
-		switch m := o.Manifest.(type) {
-		case *v1alpha1.Pipeline:
-			for i := range m.Spec.Vertices {
-				names = append(names, m.Spec.Vertices[i].Name)
-				known[m.Name+"/"+m.Spec.Vertices[i].Name] = true
+		vertices, _ := verticesOf(o)
+		_, single := o.Manifest.(*v1alpha1.MonoVertex) // which is its own and only vertex
+		for _, v := range vertices {
+			known[v] = true
+			if !single {
+				known[o.Manifest.GetName()+"/"+v] = true
 			}
-		case *v1alpha1.MonoVertex:
-			names = append(names, m.Name)
 		}
-	}
-	for _, n := range names {
-		known[n] = true
+		names = append(names, vertices...)
 	}
 	commands := map[string]string{}
 	for _, flag := range flags {

@@ -62,34 +62,45 @@ func (r manifestRecord) checkDefaultDir(dataDir string, log *slog.Logger) error 
 		return err
 	}
 	for _, file := range others {
-		var other manifestRecord
-		text, err := os.ReadFile(file)
-		if err == nil {
-			err = json.Unmarshal(text, &other)
-		}
+		other, err := readManifestRecord(file)
 		if err != nil { // it may be another pipeline's, which is no reason not to run this one
 			log.Warn("record of manifests cannot be read, not known whether that directory holds the same pipeline", "event.action", "data-directory", "file", file,
 				"error.message", err.Error())
 			continue
 		}
-		same := slices.IndexFunc(r.Pipelines, func(p string) bool { return slices.Contains(other.Pipelines, p) })
-		if same < 0 {
-			continue
-		}
-		dir, pipeline := filepath.Dir(file), r.Pipelines[same]
-		shared := slices.ContainsFunc(r.Files, func(f string) bool { return slices.Contains(other.Files, f) })
-		switch {
-		case shared:
-			return fmt.Errorf("%s has its state in %s, which was named after the first file of another command line (%s): give --data %s to go on with it, or --data %s to start over with all input",
-				pipeline, dir, strings.Join(other.Files, " "), dir, dataDir)
-		case !slices.ContainsFunc(other.Files, exists):
-			return fmt.Errorf("%s has its state in %s, which was named after %s. That file is gone: if you renamed it, give --data %s to go on with it, or --data %s to start over with all input",
-				pipeline, dir, strings.Join(other.Files, " "), dir, dataDir)
-		default:
-			log.Warn("another data directory holds the same pipeline; this run does not go on with it, and reads all input", "event.action", "data-directory", "pipeline", pipeline,
-				"directory", dataDir, "other", dir, "manifest", strings.Join(other.Files, " "))
+		if err := r.checkBeside(other, filepath.Dir(file), dataDir, log); err != nil {
+			return err
 		}
 	}
+	return nil
+}
+
+func readManifestRecord(file string) (r manifestRecord, err error) {
+	text, err := os.ReadFile(file)
+	if err == nil {
+		err = json.Unmarshal(text, &r)
+	}
+	return r, err
+}
+
+// checkBeside compares this run with the record of a directory beside its own.
+func (r manifestRecord) checkBeside(other manifestRecord, dir, dataDir string, log *slog.Logger) error {
+	same := slices.IndexFunc(r.Pipelines, func(p string) bool { return slices.Contains(other.Pipelines, p) })
+	if same < 0 {
+		return nil
+	}
+	pipeline, files := r.Pipelines[same], strings.Join(other.Files, " ")
+	shared := slices.ContainsFunc(r.Files, func(f string) bool { return slices.Contains(other.Files, f) })
+	switch {
+	case shared:
+		return fmt.Errorf("%s has its state in %s, which was named after the first file of another command line (%s): give --data %s to go on with it, or --data %s to start over with all input",
+			pipeline, dir, files, dir, dataDir)
+	case !slices.ContainsFunc(other.Files, exists):
+		return fmt.Errorf("%s has its state in %s, which was named after %s. That file is gone: if you renamed it, give --data %s to go on with it, or --data %s to start over with all input",
+			pipeline, dir, files, dir, dataDir)
+	}
+	log.Warn("another data directory holds the same pipeline; this run does not go on with it, and reads all input", "event.action", "data-directory", "pipeline", pipeline,
+		"directory", dataDir, "other", dir, "manifest", files)
 	return nil
 }
 

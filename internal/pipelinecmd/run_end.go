@@ -16,9 +16,10 @@ import (
 )
 
 // runEnd is how a run ended.
+// Invariant: a line claims that everything is delivered only with a result, which standalone.Run counts after the last block is acknowledged.
 type runEnd struct {
 	result *standalone.Result // nil if nothing had been opened
-	err    error              // what failed
+	err    error              // what failed; nil also if a signal came before the start was complete
 	cause  error              // why its context ended; nil if it did not
 	took   time.Duration
 	data   string // the data directory
@@ -54,55 +55,67 @@ func (o *runEnd) exitCode() int {
 
 // lines say what is where, a line for each pipeline. They claim that everything is delivered only where that is proven.
 func (o *runEnd) lines() []string {
-	after := func(what string) string { return fmt.Sprintf("%s after %v", what, o.took.Round(time.Millisecond)) }
 	if o.result == nil || !o.result.Started {
 		if o.cause == nil {
 			return nil
 		}
-		return []string{after("stopped before the start was complete") + fmt.Sprintf(": %v; nothing was read, and nothing is lost", o.cause)}
+		return []string{o.after("stopped before the start was complete") + fmt.Sprintf(": %v; nothing was read, and nothing is lost", o.cause)}
 	}
 	var lines []string
 	if cut := o.result.Cut; cut != "" {
-		lines = append(lines, after("cut short")+": "+cut+"; what is not acknowledged comes again at the next start")
+		lines = append(lines, o.after("cut short")+": "+cut+"; what is not acknowledged comes again at the next start")
 	}
 	for i := range o.result.Pipelines {
-		p := &o.result.Pipelines[i]
-		what := "stopped"
-		switch {
-		case p.Paused:
-			lines = append(lines, fmt.Sprintf("%s %s/%s: paused by its manifest, did not run", p.Kind, p.Namespace, p.Name))
-			continue
-		case p.Finished:
-			what = "finished"
-		case o.err != nil:
-			what = "failed"
-		}
-		parts := []string{fmt.Sprintf("read %s, delivered %s", humanize.Comma(p.Read), humanize.Comma(p.Delivered))}
-		if p.DeadLettered > 0 {
-			parts = append(parts, fmt.Sprintf("dead-lettered %s (%s)", humanize.Comma(p.DeadLettered), o.deadLettersCommand()))
-		}
-		if p.Duplicates > 0 {
-			parts = append(parts, fmt.Sprintf("dropped %s duplicates", humanize.Comma(p.Duplicates)))
-		}
-		if p.Dropped > 0 {
-			parts = append(parts, fmt.Sprintf("dropped %s as the manifest or a function asks", humanize.Comma(p.Dropped)))
-		}
-		line := fmt.Sprintf("%s %s/%s: %s: %s", p.Kind, p.Namespace, p.Name, after(what), strings.Join(parts, ", "))
-		switch {
-		case p.Finished:
-			line += "; nothing is left in buffers"
-		case p.Kept():
-			line += "; " + o.kept(p)
-		case p.Lost > 0:
-		default:
-			line += "; nothing is left in buffers or in flight"
-		}
-		if p.Lost > 0 {
-			line += fmt.Sprintf("; lost: %s that were in the memory of the broker, which has restarted (bufferConfig storage: 1)", humanize.Comma(p.Lost))
-		}
-		lines = append(lines, line)
+		lines = append(lines, o.line(&o.result.Pipelines[i]))
 	}
 	return lines
+}
+
+// after says what happened, and when.
+func (o *runEnd) after(what string) string {
+	return fmt.Sprintf("%s after %v", what, o.took.Round(time.Millisecond))
+}
+
+// line says of a pipeline how it ended, how many messages it moved, and where those are that it did not deliver.
+func (o *runEnd) line(p *standalone.PipelineResult) string {
+	what := "stopped"
+	switch {
+	case p.Paused:
+		return fmt.Sprintf("%s %s/%s: paused by its manifest, did not run", p.Kind, p.Namespace, p.Name)
+	case p.Finished:
+		what = "finished"
+	case o.err != nil:
+		what = "failed"
+	}
+	line := fmt.Sprintf("%s %s/%s: %s: %s", p.Kind, p.Namespace, p.Name, o.after(what), o.counts(p))
+	switch {
+	case p.Finished:
+		line += "; nothing is left in buffers"
+	case p.Kept():
+		line += "; " + o.kept(p)
+	case p.Lost > 0:
+	default:
+		line += "; nothing is left in buffers or in flight"
+	}
+	if p.Lost > 0 {
+		line += fmt.Sprintf("; lost: %s that were in the memory of the broker, which has restarted (bufferConfig storage: 1)", humanize.Comma(p.Lost))
+	}
+	return line
+}
+
+// counts has what was read and delivered, and the rest only if there is any.
+func (o *runEnd) counts(p *standalone.PipelineResult) string {
+	parts := []string{fmt.Sprintf("read %s, delivered %s", humanize.Comma(p.Read), humanize.Comma(p.Delivered))}
+	if p.DeadLettered > 0 {
+		parts = append(parts, fmt.Sprintf("dead-lettered %s (%s)", humanize.Comma(p.DeadLettered), o.deadLettersCommand()))
+	}
+	if p.Duplicates > 0 {
+		parts = append(parts, fmt.Sprintf("dropped %s duplicates", humanize.Comma(p.Duplicates)))
+	}
+	if p.Dropped > 0 {
+		parts = append(parts, fmt.Sprintf("dropped %s as the manifest or a function asks", humanize.Comma(p.Dropped)))
+	}
+	return strings.Join(parts, ", ")
 }
 
 // kept says where undelivered messages are.

@@ -10,16 +10,19 @@ import (
 	"github.com/levada-io/levada/internal/manifest"
 )
 
-func newValidateCommand() *cobra.Command {
-	var (
-		format   string
-		strict   bool
-		runnable bool
-		excerpt  string
+// validateFlags say what is checked and how it is written.
+type validateFlags struct {
+	format, excerpt string
+	strict          bool
+	runnable        bool
 
-		functions []string
-		secretDir string
-	)
+	// Of the run whose start is checked; with runnable only.
+	functions []string
+	secretDir string
+}
+
+func newValidateCommand() *cobra.Command {
+	f := validateFlags{}
 	cmd := &cobra.Command{
 		Use:   "validate FILE|DIR|-...",
 		Short: "Check manifests, offline, and report every problem with its place",
@@ -31,40 +34,41 @@ The exit code is 0 when there is no error, 1 when there is one, and 2 when the c
   levada validate --strict -o sarif deploy/ > levada.sarif
   kustomize build . | levada validate -`,
 		Args: atLeastOneArgument,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			write := problemFormats[format]
-			m := loadManifests(args, cmd.InOrStdin())
-			problems := checkManifests(m, runnable)
-			if runnable && !problems.HasErrors() {
-				var err error
-				if problems, err = checkStart(problems, m.objects, functions, secretDir); err != nil {
-					return err
-				}
-			}
-			if strict {
-				warningsAreErrors(problems)
-			}
-			out := cmd.OutOrStdout()
-			page := problemPage{problems: problems, manifests: len(m.objects)}
-			if excerpt == "always" || excerpt == "auto" && commandline.IsTerminal(out) {
-				page.lines = m.lines
-			}
-			if err := write(out, page); err != nil {
-				return err
-			}
-			if problems.HasErrors() {
-				return commandline.Problems()
-			}
-			return nil
-		},
+		RunE: func(cmd *cobra.Command, args []string) error { return f.validate(cmd, args) },
 	}
-	commandline.Output(cmd.Flags(), &format, "text", "json", "sarif", "github")
-	cmd.Flags().BoolVar(&strict, "strict", false, "make errors of warnings")
-	cmd.Flags().BoolVar(&runnable, "runnable", false, "also report what levada run could not start, or would ignore; with its --function and --secret-dir")
-	cmd.Flags().StringArrayVar(&functions, "function", nil, "with --runnable: VERTEX=COMMAND, as for levada run")
-	cmd.Flags().StringVar(&secretDir, "secret-dir", "", "with --runnable: directory of secrets, as for levada run")
-	commandline.Enum(cmd.Flags(), &excerpt, "excerpt", "", "whether to print the line of each problem; auto prints it on terminals", "auto", "always", "never")
+	commandline.Output(cmd.Flags(), &f.format, "text", "json", "sarif", "github")
+	cmd.Flags().BoolVar(&f.strict, "strict", false, "make errors of warnings")
+	cmd.Flags().BoolVar(&f.runnable, "runnable", false, "also report what levada run could not start, or would ignore; with its --function and --secret-dir")
+	cmd.Flags().StringArrayVar(&f.functions, "function", nil, "with --runnable: VERTEX=COMMAND, as for levada run")
+	cmd.Flags().StringVar(&f.secretDir, "secret-dir", "", "with --runnable: directory of secrets, as for levada run")
+	commandline.Enum(cmd.Flags(), &f.excerpt, "excerpt", "", "whether to print the line of each problem; auto prints it on terminals", "auto", "always", "never")
 	return cmd
+}
+
+func (f *validateFlags) validate(cmd *cobra.Command, args []string) error {
+	m := loadManifests(args, cmd.InOrStdin())
+	problems := checkManifests(m, f.runnable)
+	if f.runnable && !problems.HasErrors() {
+		var err error
+		if problems, err = checkStart(problems, m.objects, f.functions, f.secretDir); err != nil {
+			return err
+		}
+	}
+	if f.strict {
+		warningsAreErrors(problems)
+	}
+	out := cmd.OutOrStdout()
+	page := problemPage{problems: problems, manifests: len(m.objects)}
+	if f.excerpt == "always" || f.excerpt == "auto" && commandline.IsTerminal(out) {
+		page.lines = m.lines
+	}
+	if err := problemFormats[f.format](out, page); err != nil {
+		return err
+	}
+	if problems.HasErrors() {
+		return commandline.Problems()
+	}
+	return nil
 }
 
 // atLeastOneArgument makes a command without a file a usage error.

@@ -74,26 +74,36 @@ func runVertex(cmd *cobra.Command, args []string, f *vertexFlags) error {
 		return err
 	}
 	defer stopProfiles()
-	ctx, cancel := context.WithCancel(cmd.Context())
-	defer cancel()
-	begun := time.Now()
 	limited, flush := commandline.Limited(log)
 	cfg.Logger, cfg.Output = limited, printLine(stderr, f.jsonLog(log))
+	result, err := runOneVertex(cmd.Context(), cfg, log, commandline.IsTerminal(stderr), flush)
+	return vertexExit(result, err, context.Cause(cmd.Context()))
+}
+
+// runOneVertex runs the vertex until it ends or ctx does, and logs both ends. The result is nil if the start was not complete.
+func runOneVertex(ctx context.Context, cfg standalone.Config, log *slog.Logger, terminal bool, flush func()) (result *standalone.Result, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	begun := time.Now()
 	hup := &hangups{}
-	defer hup.watch(ctx, log, commandline.IsTerminal(stderr))()
+	defer hup.watch(ctx, log, terminal)()
 	cfg.Started = func(r *standalone.Running) {
 		hup.running.Store(r)
 		p := r.Pipelines[0]
 		log.Info("vertex started", "pipeline", p.Namespace+"/"+p.Name, "vertex", cfg.Vertex, "address", r.Address, "took", time.Since(begun).Round(time.Millisecond))
 	}
-	var result *standalone.Result
 	cfg.Ended = func(r *standalone.Result) { result = r }
 	err = standalone.Run(ctx, cfg)
 	flush()
 	if result != nil && err == nil {
 		logVertexEnd(log, result, hup.running.Load(), time.Since(begun))
 	}
-	signal, signaled := errors.AsType[commandline.SignalError](context.Cause(cmd.Context()))
+	return result, err
+}
+
+// vertexExit is the error with the exit code of the process. cause is why its context ended, nil if it did not.
+func vertexExit(result *standalone.Result, err, cause error) error {
+	signal, signaled := errors.AsType[commandline.SignalError](cause)
 	switch {
 	case result == nil && signaled:
 		return nil // the start was given up: what failed of it is that
@@ -146,17 +156,9 @@ func selectVertex(objects []manifest.Object, name string) (kept []manifest.Objec
 	}
 	var found, known []string
 	for _, o := range objects {
-		var vertices []string
-		switch m := o.Manifest.(type) {
-		case *v1alpha1.Pipeline:
-			for i := range m.Spec.Vertices {
-				vertices = append(vertices, m.Spec.Vertices[i].Name)
-			}
-		case *v1alpha1.MonoVertex:
-			vertices = []string{m.Name}
-		default:
+		vertices, runs := verticesOf(o)
+		if !runs {
 			kept = append(kept, o)
-			continue
 		}
 		for _, v := range vertices {
 			at := v
@@ -176,6 +178,20 @@ func selectVertex(objects []manifest.Object, name string) (kept []manifest.Objec
 		return kept, vertex, nil
 	}
 	return nil, "", fmt.Errorf("%d vertices are called %s: say which one as PIPELINE/VERTEX: %s", len(found), name, strings.Join(found, ", "))
+}
+
+// verticesOf lists the vertices of a Pipeline or MonoVertex. runs is false for objects that others refer to, such as Secrets.
+func verticesOf(o manifest.Object) (names []string, runs bool) {
+	switch m := o.Manifest.(type) {
+	case *v1alpha1.Pipeline:
+		for i := range m.Spec.Vertices {
+			names = append(names, m.Spec.Vertices[i].Name)
+		}
+		return names, true
+	case *v1alpha1.MonoVertex:
+		return []string{m.Name}, true
+	}
+	return nil, false
 }
 
 // logVertexEnd says what the process did. running is nil if it had not started.

@@ -157,33 +157,45 @@ func (v *view) show(r *standalone.Running) {
 	}
 	switch v.kind {
 	case "json":
-		for i := range lines {
-			l := &lines[i]
-			v.log.Info("progress", "event.action", "progress", "pipeline", l.Pipeline, "vertex", l.Vertex, "read", l.Read, "readPerSecond", l.ReadRate,
-				"written", l.Written, "writtenPerSecond", l.WrittenRate, "pending", l.Pending, "latencyMs", l.LatencyMs, "errors", l.Errors,
-				"dropped", l.Dropped, "duplicates", l.Duplicates, "deadLetters", l.DeadLetters)
-		}
+		v.logLines(lines)
 	case "text":
-		var b bytes.Buffer
-		for i := range lines {
-			l := &lines[i]
-			fmt.Fprintf(&b, "%s/%s read %d (%.0f/s) written %d pending %s errors %d dropped %d duplicates %d dead letters %d\n",
-				l.Pipeline, l.Vertex, l.Read, l.ReadRate, l.Written, count(l.Pending), l.Errors, l.Dropped, l.Duplicates, l.DeadLetters)
-		}
-		_, _ = v.screen.Write(b.Bytes())
+		v.printLines(lines)
 	case "table":
-		width, height := v.screen.Size()
-		rows := table(lines, width-1, max(3, height-2))
-		if v.colours {
-			rows[0] = "\x1b[1m" + rows[0] + "\x1b[0m"
-		}
-		block := strings.Join(rows, "\n") + "\n"
-		if !v.screen.Terminal() {
-			_, _ = v.screen.Write([]byte(block))
-			return
-		}
-		v.screen.Draw(block)
+		v.drawTable(lines)
 	}
+}
+
+func (v *view) logLines(lines []line) {
+	for i := range lines {
+		l := &lines[i]
+		v.log.Info("progress", "event.action", "progress", "pipeline", l.Pipeline, "vertex", l.Vertex, "read", l.Read, "readPerSecond", l.ReadRate,
+			"written", l.Written, "writtenPerSecond", l.WrittenRate, "pending", l.Pending, "latencyMs", l.LatencyMs, "errors", l.Errors,
+			"dropped", l.Dropped, "duplicates", l.Duplicates, "deadLetters", l.DeadLetters)
+	}
+}
+
+func (v *view) printLines(lines []line) {
+	var b bytes.Buffer
+	for i := range lines {
+		l := &lines[i]
+		fmt.Fprintf(&b, "%s/%s read %d (%.0f/s) written %d pending %s errors %d dropped %d duplicates %d dead letters %d\n",
+			l.Pipeline, l.Vertex, l.Read, l.ReadRate, l.Written, count(l.Pending), l.Errors, l.Dropped, l.Duplicates, l.DeadLetters)
+	}
+	_, _ = v.screen.Write(b.Bytes())
+}
+
+func (v *view) drawTable(lines []line) {
+	width, height := v.screen.Size()
+	rows := table(lines, width-1, max(3, height-2))
+	if v.colours {
+		rows[0] = "\x1b[1m" + rows[0] + "\x1b[0m"
+	}
+	block := strings.Join(rows, "\n") + "\n"
+	if !v.screen.Terminal() {
+		_, _ = v.screen.Write([]byte(block))
+		return
+	}
+	v.screen.Draw(block)
 }
 
 // column is one of the table. Those that do not fit are left out by their rank, the highest first; 0 is never left out.
@@ -194,6 +206,17 @@ type column struct {
 	always bool
 	value  func(l *line) int64
 	text   func(l *line) string // instead of value
+}
+
+// cell is what a column says of a vertex. A value below 0 is one that is not known.
+func (c *column) cell(l *line, number func(int64) string) string {
+	if c.text != nil {
+		return c.text(l)
+	}
+	if n := c.value(l); n >= 0 {
+		return number(n)
+	}
+	return "?"
 }
 
 var columns = []column{
@@ -215,7 +238,25 @@ var columns = []column{
 
 // table lays out the vertices within a width and a height. Columns of faults come once there are any.
 func table(lines []line, width, height int) []string {
-	var shown []column
+	more := 0
+	if len(lines)+1 > height {
+		more = len(lines) + 2 - height
+		lines = lines[:len(lines)-more]
+	}
+	l := layout{lines: lines, shown: columnsOf(lines), number: humanize.Comma, names: utf8.RuneCountInString("vertex")}
+	for i := range lines {
+		l.names = max(l.names, utf8.RuneCountInString(lines[i].name()))
+	}
+	l.fit(width)
+	rows := l.rows()
+	if more > 0 {
+		rows = append(rows, fmt.Sprintf("… and %d more", more))
+	}
+	return rows
+}
+
+// columnsOf leaves out the columns that have nothing to say.
+func columnsOf(lines []line) (shown []column) {
 	for _, c := range columns {
 		keep := c.always
 		for i := range lines {
@@ -225,84 +266,93 @@ func table(lines []line, width, height int) []string {
 			shown = append(shown, c)
 		}
 	}
-	more := 0
-	if len(lines)+1 > height {
-		more = len(lines) + 2 - height
-		lines = lines[:len(lines)-more]
+	return shown
+}
+
+// layout is a table that is made to fit.
+type layout struct {
+	lines   []line
+	shown   []column           // from left to right
+	number  func(int64) string // humanize.Comma, or short where that is too wide
+	rounded bool               // number is short
+	names   int                // characters of the first column
+
+	// cells are the columns as text, each as high as the table and all of its cells as wide as its widest one, with two spaces before. sum is the width of all.
+	cells [][]string
+	sum   int
+}
+
+// fill makes the cells of the columns that are shown.
+func (l *layout) fill() {
+	l.cells, l.sum = nil, 0
+	for _, c := range l.shown {
+		cells, wide := []string{c.head}, len(c.head)
+		for i := range l.lines {
+			cell := c.cell(&l.lines[i], l.number)
+			cells, wide = append(cells, cell), max(wide, len(cell))
+		}
+		for i := range cells {
+			cells[i] = strings.Repeat(" ", 2+wide-len(cells[i])) + cells[i]
+		}
+		l.cells, l.sum = append(l.cells, cells), l.sum+2+wide
 	}
-	names := utf8.RuneCountInString("vertex")
-	for i := range lines {
-		names = max(names, utf8.RuneCountInString(lines[i].name()))
-	}
+}
+
+// fit makes the table narrower until it has the width: numbers are rounded, then columns left out by their rank, then names cut, and in a terminal of a few
+// characters all but one column left out.
+func (l *layout) fit(width int) {
 	const leastName = 12
-	number, rounded := humanize.Comma, false
-	cells := func() ([][]string, int) {
-		var all [][]string
-		sum := 0
-		for _, c := range shown {
-			column, wide := []string{c.head}, len(c.head)
-			for i := range lines {
-				cell := ""
-				switch {
-				case c.text != nil:
-					cell = c.text(&lines[i])
-				case c.value(&lines[i]) < 0:
-					cell = "?"
-				default:
-					cell = number(c.value(&lines[i]))
-				}
-				column, wide = append(column, cell), max(wide, len(cell))
-			}
-			for i := range column {
-				column[i] = strings.Repeat(" ", 2+wide-len(column[i])) + column[i]
-			}
-			all, sum = append(all, column), sum+2+wide
-		}
-		return all, sum
-	}
-	all, sum := cells()
-	for names+sum > width {
-		worst := -1
-		for i, c := range shown {
-			if c.rank > 0 && (worst < 0 || c.rank > shown[worst].rank) {
-				worst = i
-			}
-		}
+	for l.fill(); l.names+l.sum > width; l.fill() {
+		least := l.leastImportant()
 		switch {
-		case !rounded:
-			number, rounded = short, true
-		case worst >= 0:
-			shown = append(shown[:worst:worst], shown[worst+1:]...)
+		case !l.rounded:
+			l.number, l.rounded = short, true
+		case least >= 0:
+			l.shown = append(l.shown[:least:least], l.shown[least+1:]...)
 		default:
-			names = max(leastName, width-sum)
-			if names+sum > width && len(shown) > 1 {
-				shown = shown[:len(shown)-1] // a terminal of a few characters
-			} else {
-				width = names + sum
+			l.names = max(leastName, width-l.sum)
+			if l.names+l.sum <= width || len(l.shown) == 1 {
+				return
 			}
+			l.shown = l.shown[:len(l.shown)-1]
 		}
-		all, sum = cells()
 	}
-	rows := make([]string, 0, len(lines)+2)
-	for i := range len(lines) + 1 {
+}
+
+// leastImportant is the place of the column to leave out first, and -1 if none may be.
+func (l *layout) leastImportant() int {
+	least := -1
+	for i, c := range l.shown {
+		if c.rank > 0 && (least < 0 || c.rank > l.shown[least].rank) {
+			least = i
+		}
+	}
+	return least
+}
+
+func (l *layout) rows() []string {
+	rows := make([]string, 0, len(l.lines)+2)
+	for i := range len(l.lines) + 1 {
 		name := "vertex"
 		if i > 0 {
-			name = lines[i-1].name()
+			name = l.lines[i-1].name()
 		}
-		if n := utf8.RuneCountInString(name); n > names {
-			name = string([]rune(name)[:names-1]) + "…"
-		} else {
-			name += strings.Repeat(" ", names-n)
+		row := fitName(name, l.names)
+		for _, cells := range l.cells {
+			row += cells[i]
 		}
-		for _, c := range all {
-			name += c[i]
-		}
-		rows = append(rows, name)
-	}
-	if more > 0 {
-		rows = append(rows, fmt.Sprintf("… and %d more", more))
+		rows = append(rows, row)
 	}
 	return rows
+}
+
+// fitName cuts a name to a width, or fills it up with spaces.
+func fitName(name string, width int) string {
+	n := utf8.RuneCountInString(name)
+	if n > width {
+		return string([]rune(name)[:width-1]) + "…"
+	}
+	return name + strings.Repeat(" ", width-n)
 }
 
 // short is a number in at most six characters: 9999, 10.5k, 12.3M.
