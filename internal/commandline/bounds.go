@@ -50,10 +50,15 @@ func OneOf(flags *pflag.FlagSet, name string, values ...string) {
 
 // Enum adds a text flag that takes one of values; the first is the default. usage goes on behind the list of values, where it is not empty.
 func Enum(flags *pflag.FlagSet, to *string, name, shorthand, usage string, values ...string) {
+	EnumDefault(flags, to, name, shorthand, usage, values[0], values...)
+}
+
+// EnumDefault is Enum for values that have an order of their own, of which the default is not the first.
+func EnumDefault(flags *pflag.FlagSet, to *string, name, shorthand, usage, preset string, values ...string) {
 	if usage != "" {
 		usage = ": " + usage
 	}
-	flags.StringVarP(to, name, shorthand, values[0], orList(values)+usage)
+	flags.StringVarP(to, name, shorthand, preset, orList(values)+usage)
 	OneOf(flags, name, values...)
 }
 

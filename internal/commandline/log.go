@@ -17,8 +17,7 @@ type LogFlags struct{ Format, Level string }
 // Register adds the flags to a command's.
 func (f *LogFlags) Register(flags *pflag.FlagSet) {
 	Enum(flags, &f.Format, logFormat, "", "format of everything that is written to standard error; auto is json in Kubernetes and text elsewhere", "auto", "text", "json")
-	flags.StringVar(&f.Level, "log-level", "info", "debug, info, warn or error")
-	OneOf(flags, "log-level", "debug", "info", "warn", "error")
+	EnumDefault(flags, &f.Level, "log-level", "", "", "info", "debug", "info", "warn", "error")
 }
 
 // JSON reports whether logs are JSON.

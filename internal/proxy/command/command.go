@@ -40,12 +40,7 @@ type Options struct {
 
 // New makes the command with those below it.
 func New(o Options) *cobra.Command {
-	targets := discovery.Forms
-	if o.Kubernetes == nil {
-		targets = discovery.FormsWithoutKubernetes
-	}
-	simple, file, pprof := config.DefaultSimple(), "", false
-	var log commandline.LogFlags
+	p := proxyFlags{Options: o, simple: config.DefaultSimple()}
 	cmd := &cobra.Command{
 		Use:   o.Name[strings.LastIndexByte(o.Name, ' ')+1:],
 		Short: "Forward gRPC to backends, and preserve the status of streams",
@@ -59,46 +54,70 @@ Every flag can also be given as an environment variable: --listen is LEVADA_LIST
 Spans are sent over OTLP (gRPC) when OTEL_EXPORTER_OTLP_ENDPOINT is set. GOGC is 25, or up to 100 while much is allocated, if it is not set.`,
 		Example: examples(o.Name, "--listen :8080 --backend dns:///orders:50051", "--config proxy.yaml"),
 		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			logger, err := log.Logger(cmd.ErrOrStderr())
-			if err != nil {
-				return err
-			}
-			r := &run{Options: o, file: configFile{path: file}, pprof: pprof, logger: logger, stdin: cmd.InOrStdin(), stdout: cmd.OutOrStdout()}
-			c, err := r.config(cmd.Flags(), simple)
-			if err != nil {
-				return commandline.UsageError(err)
-			}
-			return r.run(cmd.Context(), c)
-		},
+		RunE:    func(cmd *cobra.Command, _ []string) error { return p.run(cmd) },
 	}
-	f := cmd.Flags()
-	f.StringVar(&simple.Listen, "listen", simple.Listen, "`ADDRESS` to listen on")
-	f.StringVar(&simple.Backend, "backend", "", "`TARGET`: "+targets)
-	f.StringVar(&simple.Admin, "admin", simple.Admin, "`ADDRESS` for metrics, probes and the admin API; empty disables it")
-	f.StringVar(&simple.Control, "admin-control", "", "`ADDRESS` for the admin API (state, tap, drain) instead of --admin: unix:PATH or host:port")
-	f.StringVar(&simple.AdminToken, "admin-token-file", "", "`FILE` with the bearer token that --admin-control requires")
-	f.DurationVar(&simple.StreamAge, "stream-age", simple.StreamAge, "end streams that are older, with a jitter of 10%; 0 disables it")
-	f.DurationVar(&simple.Drain, "drain", simple.Drain, "period over which open streams are ended after SIGTERM")
-	f.DurationVar(&simple.PingInterval, "ping-interval", simple.PingInterval, "ping a backend that has been silent for this long while streams are open; 0 disables it")
-	f.DurationVar(&simple.PingTimeout, "ping-timeout", simple.PingTimeout, "close the connection if a ping is not answered within this time")
-	f.DurationVar(&simple.ConnectTimeout, "connect-timeout", simple.ConnectTimeout, "timeout for connecting to an endpoint")
-	f.StringVar(&simple.TLSCert, "tls-cert", "", "certificate `FILE` of the listener (PEM); reloaded when it changes")
-	f.StringVar(&simple.TLSKey, "tls-key", "", "private key `FILE` of the listener")
-	f.StringVar(&simple.TLSClientCA, "tls-client-ca", "", "CA bundle `FILE` for client certificates, which become required")
-	f.BoolVar(&simple.BackendTLS, "backend-tls", false, "use TLS to the backend")
-	f.StringVar(&simple.BackendCA, "backend-ca", "", "CA bundle `FILE` for the backend's certificate; default: the system's")
-	f.StringVar(&simple.BackendCert, "backend-cert", "", "client certificate `FILE` for the backend")
-	f.StringVar(&simple.BackendKey, "backend-key", "", "private key `FILE` of the client certificate")
-	f.StringVar(&simple.BackendName, "backend-name", "", "expected `NAME` in the backend's certificate")
-	f.StringVar(&simple.AccessLog, "access-log", "", "write a line of JSON per call to `FILE`; - for standard output")
-	f.BoolVar(&simple.RestoreUnavailable, "restore-unavailable", false, "report UNAVAILABLE where other proxies behind this one reset a stream or ended it without a status")
-	f.VisitAll(func(one *pflag.Flag) { one.Annotations = map[string][]string{ofSimple: nil} })
-	f.StringVar(&file, "config", "", "configuration `FILE`, instead of the other flags; reloaded when it changes. - reads standard input once")
-	f.BoolVar(&pprof, "pprof", false, "serve Go profiles at the --admin address, to local clients only")
-	log.Register(f)
+	p.register(cmd.Flags())
 	cmd.AddCommand(newValidate(o), newTop(o.Name), newTap(o.Name), newDrain(o.Name), newUndrain(o.Name))
 	return cmd
+}
+
+// proxyFlags are those of the proxy itself.
+type proxyFlags struct {
+	Options
+	simple config.Simple // the configuration that flags describe; only without file
+	file   string        // of --config
+	pprof  bool
+	log    commandline.LogFlags
+}
+
+func (p *proxyFlags) register(f *pflag.FlagSet) {
+	p.registerSimple(f)
+	f.VisitAll(func(one *pflag.Flag) { one.Annotations = map[string][]string{ofSimple: nil} })
+	f.StringVar(&p.file, "config", "", "configuration `FILE`, instead of the other flags; reloaded when it changes. - reads standard input once")
+	f.BoolVar(&p.pprof, "pprof", false, "serve Go profiles at the --admin address, to local clients only")
+	p.log.Register(f)
+}
+
+// registerSimple adds the flags that make a configuration.
+func (p *proxyFlags) registerSimple(f *pflag.FlagSet) {
+	targets := discovery.Forms
+	if p.Kubernetes == nil {
+		targets = discovery.FormsWithoutKubernetes
+	}
+	c := &p.simple
+	f.StringVar(&c.Listen, "listen", c.Listen, "`ADDRESS` to listen on")
+	f.StringVar(&c.Backend, "backend", "", "`TARGET`: "+targets)
+	f.StringVar(&c.Admin, "admin", c.Admin, "`ADDRESS` for metrics, probes and the admin API; empty disables it")
+	f.StringVar(&c.Control, "admin-control", "", "`ADDRESS` for the admin API (state, tap, drain) instead of --admin: unix:PATH or host:port")
+	f.StringVar(&c.AdminToken, "admin-token-file", "", "`FILE` with the bearer token that --admin-control requires")
+	f.DurationVar(&c.StreamAge, "stream-age", c.StreamAge, "end streams that are older, with a jitter of 10%; 0 disables it")
+	f.DurationVar(&c.Drain, "drain", c.Drain, "period over which open streams are ended after SIGTERM")
+	f.DurationVar(&c.PingInterval, "ping-interval", c.PingInterval, "ping a backend that has been silent for this long while streams are open; 0 disables it")
+	f.DurationVar(&c.PingTimeout, "ping-timeout", c.PingTimeout, "close the connection if a ping is not answered within this time")
+	f.DurationVar(&c.ConnectTimeout, "connect-timeout", c.ConnectTimeout, "timeout for connecting to an endpoint")
+	f.StringVar(&c.TLSCert, "tls-cert", "", "certificate `FILE` of the listener (PEM); reloaded when it changes")
+	f.StringVar(&c.TLSKey, "tls-key", "", "private key `FILE` of the listener")
+	f.StringVar(&c.TLSClientCA, "tls-client-ca", "", "CA bundle `FILE` for client certificates, which become required")
+	f.BoolVar(&c.BackendTLS, "backend-tls", false, "use TLS to the backend")
+	f.StringVar(&c.BackendCA, "backend-ca", "", "CA bundle `FILE` for the backend's certificate; default: the system's")
+	f.StringVar(&c.BackendCert, "backend-cert", "", "client certificate `FILE` for the backend")
+	f.StringVar(&c.BackendKey, "backend-key", "", "private key `FILE` of the client certificate")
+	f.StringVar(&c.BackendName, "backend-name", "", "expected `NAME` in the backend's certificate")
+	f.StringVar(&c.AccessLog, "access-log", "", "write a line of JSON per call to `FILE`; - for standard output")
+	f.BoolVar(&c.RestoreUnavailable, "restore-unavailable", false, "report UNAVAILABLE where other proxies behind this one reset a stream or ended it without a status")
+}
+
+func (p *proxyFlags) run(cmd *cobra.Command) error {
+	logger, err := p.log.Logger(cmd.ErrOrStderr())
+	if err != nil {
+		return err
+	}
+	r := &run{Options: p.Options, file: configFile{path: p.file}, pprof: p.pprof, logger: logger, stdin: cmd.InOrStdin(), stdout: cmd.OutOrStdout()}
+	c, err := r.config(cmd.Flags(), p.simple)
+	if err != nil {
+		return commandline.UsageError(err)
+	}
+	return r.run(cmd.Context(), c)
 }
 
 // examples are command lines of the program.
@@ -146,7 +165,7 @@ func readInput(in io.Reader) (*config.Config, error) {
 	return config.Parse(name, text)
 }
 
-// checked looks at what a proxy that runs needs beyond a valid configuration: the files that it names, and somebody to follow its targets.
+// checked looks at what a proxy that runs needs beyond a valid configuration: the files that it names, and a source for each of its targets.
 func (r *run) checked(c *config.Config, err error) (*config.Config, error) {
 	if err != nil {
 		return nil, err
@@ -164,7 +183,8 @@ func (r *run) checked(c *config.Config, err error) (*config.Config, error) {
 	return c, nil
 }
 
-// run is a proxy with all that is around it.
+// run is a proxy with all that is around it. run.open makes the parts from proxy on; they live until run.run returns. reload changes them from a goroutine of its own,
+// which ends before they are closed.
 type run struct {
 	Options
 	file   configFile // without a path when the configuration came from flags or from the standard input
@@ -176,38 +196,31 @@ type run struct {
 	proxy     *proxy.Proxy
 	admin     *adminAddresses
 	metrics   *observe.Metrics
-	log       *observe.AccessLog
+	log       *observe.AccessLog // always open; it writes nothing while the configuration names no file
+	tap       *observe.Tap
 	tracing   *observe.Tracing // nil without
-	unwatched func()           // ends the telling of the log; nil while it is off
+	unwatched func()           // detaches the log from the proxy; nil while there is no log
 }
 
 func (r *run) run(ctx context.Context, c *config.Config) (err error) {
 	hangUp := make(chan os.Signal, 1)
 	signal.Notify(hangUp, syscall.SIGHUP)
 	defer signal.Stop(hangUp)
-	// Who reads the log or the access log may go before the calls do.
+	// A reader of the log or the access log may end before the calls do.
 	signal.Ignore(syscall.SIGPIPE)
 	defer signal.Reset(syscall.SIGPIPE)
 	defer context.AfterFunc(ctx, func() { r.logger.Info("about to drain: another signal ends the process at once") })()
 
-	options := proxy.Options{Logger: r.logger, Kubernetes: r.Kubernetes, TuneCollector: os.Getenv("GOGC") == ""}
 	if r.tracing, err = observe.NewTracing(ctx, c.Tracing.Sample, r.logger, r.Version); err != nil {
 		return commandline.UsageError(err)
 	}
 	if r.tracing != nil {
-		options.Tracer = r.tracing
 		defer r.closeTracing()
 	}
-	if r.proxy, err = proxy.New(c, options); err != nil {
+	if err := r.open(c); err != nil {
 		return err
 	}
-	if r.log, err = observe.OpenAccessLog(c.AccessLog.Path, r.stdout, r.logger); err != nil {
-		return err
-	}
-	tap := observe.NewTap(r.proxy)
-	r.metrics = &observe.Metrics{Proxy: r.proxy, Log: r.log, Tap: tap, File: r.file.readable}
-
-	// What shows the proxy outlasts it: the end of a drain is seen, and logged.
+	// Log, metrics and admin addresses outlast the proxy: the end of a drain is seen, and logged.
 	showing, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var group sync.WaitGroup
 	defer func() {
@@ -216,16 +229,38 @@ func (r *run) run(ctx context.Context, c *config.Config) (err error) {
 	}()
 	group.Go(func() { r.log.Run(showing) })
 	r.watchLog(c.AccessLog.Path)
-	r.admin = newAdminAddresses(showing, r, tap, &group)
+	r.admin = newAdminAddresses(showing, r, r.tap, &group)
 	change, err := r.admin.prepare(c.Admin)
 	if err != nil {
 		return err
 	}
 	change.commit()
+	return r.serve(ctx, hangUp)
+}
+
+// open makes the proxy, its access log and its metrics. Nothing listens yet.
+func (r *run) open(c *config.Config) (err error) {
+	options := proxy.Options{Logger: r.logger, Kubernetes: r.Kubernetes, TuneCollector: os.Getenv("GOGC") == ""}
+	if r.tracing != nil {
+		options.Tracer = r.tracing
+	}
+	if r.proxy, err = proxy.New(c, options); err != nil {
+		return err
+	}
+	if r.log, err = observe.OpenAccessLog(c.AccessLog.Path, r.stdout, r.logger); err != nil {
+		return err
+	}
+	r.tap = observe.NewTap(r.proxy)
+	r.metrics = &observe.Metrics{Proxy: r.proxy, Log: r.log, Tap: r.tap, File: r.file.readable}
+	return nil
+}
+
+// serve serves calls until ctx ends and the proxy has drained. The configuration is reloaded until then.
+func (r *run) serve(ctx context.Context, hangUp <-chan os.Signal) error {
 	reloading, stopReloading := context.WithCancel(ctx)
 	var reloader sync.WaitGroup
 	reloader.Go(func() { r.reload(reloading, hangUp) })
-	err = r.proxy.Run(ctx)
+	err := r.proxy.Run(ctx)
 	if failed, ok := errors.AsType[*net.OpError](err); ok && failed.Op == "listen" {
 		err = fmt.Errorf("listen for clients (--listen, listeners[].address): %w", err)
 	}
@@ -266,7 +301,7 @@ func (a *adminFlag) client() (*admin.Client, error) {
 	if a.tokenFile != "" {
 		var err error
 		if token, err = admin.ReadToken(a.tokenFile); err != nil {
-			return nil, commandline.UsageError(fmt.Errorf("--admin-token-file: %w", err))
+			return nil, commandline.Usagef("--admin-token-file: %w", err)
 		}
 	}
 	c, err := admin.NewClient(cmp.Or(a.address, config.DefaultSimple().Admin), token)

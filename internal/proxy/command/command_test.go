@@ -373,7 +373,7 @@ func TestCommand(t *testing.T) {
 
 	o := invoke(t, "", "top", "--admin", p.admin, "--count", "1")
 	for _, want := range []string{
-		`(?m)^proxy dev, ready, up \d+s, 1 connection; rates and latencies since its beginning$`,
+		`(?m)^proxy dev, ready, up \d+s, 1 connection; rates and latencies since its start$`,
 		`(?m)^METHOD +KIND +CALLS/S +OPEN +MEAN +P50 +P99 +STATUSES$`,
 		`(?m)^/grpc\.health\.v1\.Health/Check +unary +[0-9.]+ +0 +[0-9.µms]+ +[0-9.µms]+ +[0-9.µms]+ +OK 20$`,
 		`(?m)^/grpc\.health\.v1\.Health/Watch +streaming +0\.0 +1 +- +- +-`,

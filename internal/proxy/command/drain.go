@@ -74,20 +74,11 @@ func drain(ctx context.Context, client *admin.Client, out io.Writer, timeout tim
 		ctx, cancel = context.WithTimeoutCause(ctx, timeout, late)
 		defer cancel()
 	}
-	streams := -1
+	streams := -1 // not known
 	err := client.Drain(ctx, func(d admin.Drain) {
-		text := ""
-		switch {
-		case d.Drained:
-			text = "drained"
-		case !d.Draining: // called off
-		case streams < 0:
-			text = fmt.Sprintf("draining %s: notice %s, then over %s", plural(d.Streams, "stream"), seconds(d.NoticeSeconds), seconds(d.PeriodSeconds))
-		case d.Streams != streams:
-			text = plural(d.Streams, "stream") + " left"
-		}
+		text := drainLine(d, streams)
 		if streams = d.Streams; text != "" {
-			// A drain goes on, and is waited for, also when nobody reads about it.
+			// The drain goes on, and this command waits for it, also when standard output is closed.
 			_, _ = fmt.Fprintln(out, text)
 		}
 	})
@@ -100,6 +91,20 @@ func drain(ctx context.Context, client *admin.Client, out io.Writer, timeout tim
 		return fmt.Errorf("%w: the drain goes on; %s open", err, plural(streams, "stream"))
 	}
 	return err
+}
+
+// drainLine is the progress of a drain, empty if there is none. before is how many streams were open, -1 at the first event.
+func drainLine(d admin.Drain, before int) string {
+	switch {
+	case d.Drained:
+		return "drained"
+	case !d.Draining: // called off
+	case before < 0:
+		return fmt.Sprintf("draining %s: notice %s, then over %s", plural(d.Streams, "stream"), seconds(d.NoticeSeconds), seconds(d.PeriodSeconds))
+	case d.Streams != before:
+		return plural(d.Streams, "stream") + " left"
+	}
+	return ""
 }
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }

@@ -12,67 +12,77 @@ import (
 	"github.com/levada-io/levada/internal/proxy/observe"
 )
 
+// tapFlags say which events are shown, and how.
+type tapFlags struct {
+	at                 adminFlag
+	filter             observe.Filter
+	path, reason, code string // of the filter, as they were given
+	format             string
+}
+
 func newTap(name string) *cobra.Command {
-	var (
-		at     adminFlag
-		filter observe.Filter
-		path   string
-		reason string
-		code   string
-		format string
-	)
+	t := tapFlags{}
 	cmd := &cobra.Command{
 		Use:   "tap",
 		Short: "Show the calls of a proxy as they begin and end",
 		Long: `Show the calls of a proxy as they begin and end, until it is interrupted.
 
-A route that does not exist is an error, and so is an endpoint that no backend can have. Of a path or an endpoint that the proxy has not seen, which may still come, a note is printed.
+A route that does not exist is an error, and so is an endpoint that no backend can have. A path or an endpoint that the proxy has not seen yet is accepted, with
+a note.
 
 A filter for a reason, a status or an endpoint shows ends only: a call that begins has none of these yet. When more happens than can be shown, events are
 left out, and a line says how many.`,
 		Example: examples(name, "tap --path '/shop.Orders/*'", "tap --code UNAVAILABLE -o json | jq .reason"),
 		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			var err error
-			if filter.Path, err = observe.ParsePath(path); err != nil {
-				return commandline.UsageError(fmt.Errorf("--path: %w", err))
-			}
-			if filter.Reason, err = observe.ParseReason(reason); err != nil {
-				return commandline.UsageError(fmt.Errorf("--reason: %w", err))
-			}
-			if filter.Status, err = observe.ParseStatus(code); err != nil {
-				return commandline.UsageError(fmt.Errorf("--code: %w", err))
-			}
-			client, err := at.client()
-			if err != nil {
-				return err
-			}
-			client.Note = func(note string) { _, _ = fmt.Fprintln(cmd.ErrOrStderr(), "note: "+printable(note)) }
-			out := cmd.OutOrStdout()
-			err = client.Tap(cmd.Context(), filter, func(line []byte, e *observe.Event) error {
-				text := tapLine(e)
-				if format == "json" {
-					text = string(line)
-				}
-				_, err := io.WriteString(out, text+"\n")
-				return err
-			})
-			if errors.Is(err, io.ErrUnexpectedEOF) {
-				return errors.New("the proxy has ended the tap: it has stopped, or this command did not read for a while")
-			}
-			return err
-		},
+		RunE:    func(cmd *cobra.Command, _ []string) error { return t.run(cmd) },
 	}
 	f := cmd.Flags()
-	at.register(f)
-	f.StringVar(&path, "path", "", "only calls of this `PATH`, as /service/method; a star at its end stands for anything")
-	f.StringVar(&filter.Route, "route", "", "only calls of this `ROUTE`, as metrics name it")
-	f.StringVar(&filter.Endpoint, "endpoint", "", "only calls that ended at this `ENDPOINT`")
-	f.StringVar(&reason, "reason", "", "only calls that ended for this `REASON`, such as CONNECTION_LOST")
-	f.StringVar(&code, "code", "", "only calls that ended with this `STATUS`, such as UNAVAILABLE or 14")
-	f.StringVarP(&format, "output", "o", "text", "text or json")
-	commandline.OneOf(f, "output", "text", "json")
+	t.at.register(f)
+	f.StringVar(&t.path, "path", "", "only calls of this `PATH`, as /service/method; a star at its end stands for anything")
+	f.StringVar(&t.filter.Route, "route", "", "only calls of this `ROUTE`, as metrics name it")
+	f.StringVar(&t.filter.Endpoint, "endpoint", "", "only calls that ended at this `ENDPOINT`")
+	f.StringVar(&t.reason, "reason", "", "only calls that ended for this `REASON`, such as CONNECTION_LOST")
+	f.StringVar(&t.code, "code", "", "only calls that ended with this `STATUS`, such as UNAVAILABLE or 14")
+	commandline.Output(f, &t.format, "text", "json")
 	return cmd
+}
+
+func (t *tapFlags) run(cmd *cobra.Command) error {
+	if err := t.parse(); err != nil {
+		return err
+	}
+	client, err := t.at.client()
+	if err != nil {
+		return err
+	}
+	client.Note = func(note string) { _, _ = fmt.Fprintln(cmd.ErrOrStderr(), "note: "+printable(note)) }
+	out := cmd.OutOrStdout()
+	err = client.Tap(cmd.Context(), t.filter, func(line []byte, e *observe.Event) error {
+		text := tapLine(e)
+		if t.format == "json" {
+			text = string(line)
+		}
+		_, err := io.WriteString(out, text+"\n")
+		return err
+	})
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return errors.New("the proxy has ended the tap: it has stopped, or this command did not read for a while")
+	}
+	return err
+}
+
+// parse reads the parts of the filter that have a form of their own.
+func (t *tapFlags) parse() (err error) {
+	if t.filter.Path, err = observe.ParsePath(t.path); err != nil {
+		return commandline.Usagef("--path: %w", err)
+	}
+	if t.filter.Reason, err = observe.ParseReason(t.reason); err != nil {
+		return commandline.Usagef("--reason: %w", err)
+	}
+	if t.filter.Status, err = observe.ParseStatus(t.code); err != nil {
+		return commandline.Usagef("--code: %w", err)
+	}
+	return nil
 }
 
 // tapLine is an event for people.

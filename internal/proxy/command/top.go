@@ -51,10 +51,17 @@ The first numbers are those since the proxy has begun, the following ones those 
 	return cmd
 }
 
+// topScreen writes one overview after the other, each over the one before on a terminal.
+type topScreen struct {
+	out      io.Writer
+	terminal bool
+	rows     int             // methods that are shown; 0 shows all
+	before   *admin.Overview // nil before the first one, and after a restart of the proxy
+	drawn    int             // lines on the terminal, which the next overview is drawn over
+}
+
 func top(ctx context.Context, client *admin.Client, out io.Writer, interval time.Duration, count, rows int) error {
-	terminal := commandline.IsTerminal(out)
-	drawn := 0 // lines on the terminal, which the next look is drawn over
-	var before *admin.Overview
+	s := topScreen{out: out, terminal: commandline.IsTerminal(out), rows: rows}
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
 	for n := 1; ; n++ {
@@ -65,32 +72,34 @@ func top(ctx context.Context, client *admin.Client, out io.Writer, interval time
 		if err != nil {
 			return err
 		}
-		if before != nil && !before.StartedAt.Equal(now.StartedAt) {
-			before = nil // the proxy was restarted
-		}
-		text := topText(before, now, rows)
-		if terminal {
-			text = fit(out, text, func(rows int) string { return topText(before, now, rows) })
-			if drawn > 0 {
-				text = fmt.Sprintf("\x1b[%dA\x1b[J%s", drawn, text) // up, and clear what is below
-			}
-			drawn = strings.Count(text, "\n")
-		} else {
-			text += "\n"
-		}
-		if _, err := io.WriteString(out, text); err != nil {
+		if err := s.show(now); err != nil || n == count {
 			return err
 		}
-		if n == count {
-			return nil
-		}
-		before = now
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C:
 		}
 	}
+}
+
+func (s *topScreen) show(now *admin.Overview) error {
+	if s.before != nil && !s.before.StartedAt.Equal(now.StartedAt) {
+		s.before = nil // the proxy was restarted
+	}
+	text := topText(s.before, now, s.rows)
+	if s.terminal {
+		text = fit(s.out, text, func(rows int) string { return topText(s.before, now, rows) })
+		if s.drawn > 0 {
+			text = fmt.Sprintf("\x1b[%dA\x1b[J%s", s.drawn, text) // up, and clear what is below
+		}
+		s.drawn = strings.Count(text, "\n")
+	} else {
+		text += "\n"
+	}
+	s.before = now
+	_, err := io.WriteString(s.out, text)
+	return err
 }
 
 // fit leaves out what the terminal has no room for: lines that scroll away, and those that take two rows, could not be drawn over. If it is too low, fewer methods
@@ -127,9 +136,9 @@ func fitTo(text string, withRows func(rows int) string, width, height int) strin
 	return strings.Join(lines, "\n") + "\n"
 }
 
-// topText is one look. Without one before it shows what was since the beginning.
+// topText is an overview. Without one before it shows what was since the proxy has started.
 func topText(before, now *admin.Overview, rows int) string {
-	passed, since := now.Now.Sub(now.StartedAt), "since its beginning"
+	passed, since := now.Now.Sub(now.StartedAt), "since its start"
 	earlier := map[string]proxy.MethodView{}
 	if before != nil {
 		passed = now.Now.Sub(before.Now)
@@ -145,31 +154,42 @@ func topText(before, now *admin.Overview, rows int) string {
 	case !now.Ready:
 		state = "not listening"
 	}
-	var b strings.Builder
-	fmt.Fprintf(&b, "proxy %s, %s, up %v, %s; rates and latencies %s\n\n", now.Version, state, now.Now.Sub(now.StartedAt).Round(time.Second),
-		plural(int(now.Connections), "connection"), since)
-	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	_, _ = fmt.Fprintln(w, "METHOD\tKIND\tCALLS/S\tOPEN\tMEAN\tP50\tP99\tSTATUSES")
 	methods := make([]methodRow, 0, len(now.Methods))
 	for _, m := range now.Methods {
 		methods = append(methods, newMethodRow(earlier[m.Path], m, passed, now.BucketsSeconds))
 	}
 	slices.SortStableFunc(methods, func(a, b methodRow) int { return cmp.Or(cmp.Compare(b.rate, a.rate), cmp.Compare(b.open, a.open)) })
+	var b strings.Builder
+	fmt.Fprintf(&b, "proxy %s, %s, up %v, %s; rates and latencies %s\n\n", now.Version, state, now.Now.Sub(now.StartedAt).Round(time.Second),
+		plural(int(now.Connections), "connection"), since)
+	writeMethods(&b, methods, rows)
+	b.WriteByte('\n')
+	writeEndpoints(&b, now.Backends)
+	return b.String()
+}
+
+// writeMethods writes the first methods, and how many there are besides.
+func writeMethods(b *strings.Builder, methods []methodRow, rows int) {
 	left := 0
 	if rows > 0 && len(methods) > rows {
 		left = len(methods) - rows
 		methods = methods[:rows]
 	}
+	w := tabwriter.NewWriter(b, 0, 0, 2, ' ', 0)
+	_, _ = fmt.Fprintln(w, "METHOD\tKIND\tCALLS/S\tOPEN\tMEAN\tP50\tP99\tSTATUSES")
 	for _, m := range methods {
 		_, _ = fmt.Fprintf(w, "%s\t%s\t%.1f\t%d\t%s\t%s\t%s\t%s\n", printable(m.path), m.kind, m.rate, m.open, m.mean, m.p50, m.p99, m.statuses)
 	}
 	_ = w.Flush()
 	if left > 0 {
-		fmt.Fprintf(&b, "and %s\n", plural(left, "method"))
+		fmt.Fprintf(b, "and %s\n", plural(left, "method"))
 	}
-	b.WriteByte('\n')
+}
+
+func writeEndpoints(b *strings.Builder, backends []proxy.BackendView) {
+	w := tabwriter.NewWriter(b, 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintln(w, "BACKEND\tENDPOINT\tSTATE\tSTREAMS\tUNARY\tCONNECTIONS\tLATENCY\tFAILURES\tLAST ERROR")
-	for _, x := range now.Backends {
+	for _, x := range backends {
 		for _, e := range x.Endpoints {
 			_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%d\t%s\t%d of %d\t%s\n", x.Name, e.Address, e.State, e.Streams, e.Unary, len(e.Connections), shortSeconds(e.LatencySeconds),
 				e.Failures, e.Results, printable(e.LastError))
@@ -179,7 +199,6 @@ func topText(before, now *admin.Overview, rows int) string {
 		}
 	}
 	_ = w.Flush()
-	return b.String()
 }
 
 type methodRow struct {
@@ -190,6 +209,7 @@ type methodRow struct {
 	statuses       string
 }
 
+// newMethodRow has the difference between two overviews. Counters only rise, so that none is negative.
 func newMethodRow(was, is proxy.MethodView, passed time.Duration, bounds []float64) methodRow {
 	counts, ended := make([]int64, len(is.Took)), int64(0)
 	for i := range is.Took {
@@ -199,7 +219,7 @@ func newMethodRow(was, is proxy.MethodView, passed time.Duration, bounds []float
 		}
 		ended += counts[i]
 	}
-	row := methodRow{path: is.Path, kind: is.Kind, open: is.Open, mean: "-", p50: "-", p99: "-"}
+	row := methodRow{path: is.Path, kind: is.Kind, open: is.Open, mean: "-", p50: "-", p99: "-", statuses: newStatuses(was.Statuses, is.Statuses)}
 	if passed > 0 {
 		row.rate = float64(ended) / passed.Seconds()
 	}
@@ -207,13 +227,18 @@ func newMethodRow(was, is proxy.MethodView, passed time.Duration, bounds []float
 		row.mean = shortSeconds((is.Seconds - was.Seconds) / float64(ended))
 		row.p50, row.p99 = shortSeconds(quantile(counts, bounds, ended, 0.5)), shortSeconds(quantile(counts, bounds, ended, 0.99))
 	}
+	return row
+}
+
+// newStatuses lists the statuses since an overview with how often each occurred, the most frequent first.
+func newStatuses(was, is map[string]int64) string {
 	type status struct {
 		name string
 		n    int64
 	}
 	var all []status
-	for name, n := range is.Statuses {
-		if n -= was.Statuses[name]; n > 0 {
+	for name, n := range is {
+		if n -= was[name]; n > 0 {
 			all = append(all, status{name, n})
 		}
 	}
@@ -222,8 +247,7 @@ func newMethodRow(was, is proxy.MethodView, passed time.Duration, bounds []float
 	for _, s := range all {
 		texts = append(texts, fmt.Sprintf("%s %d", s.name, s.n))
 	}
-	row.statuses = strings.Join(texts, ", ")
-	return row
+	return strings.Join(texts, ", ")
 }
 
 // quantile estimates as Prometheus does: evenly within a bucket, and what is above all bounds is the highest bound.
