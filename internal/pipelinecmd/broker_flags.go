@@ -9,17 +9,37 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/levada-io/levada/internal/commandline"
+	"github.com/levada-io/levada/internal/standalone"
 )
 
-// brokerFlags say where an external broker is and who we are to it. Credentials come from files or the environment, so that they stand in no list of processes.
+// brokerFlags say where an external broker is and who this process is to it. Credentials come from files or the environment, so that they stand in no list of processes.
 type brokerFlags struct {
 	url                                        string
 	creds, nkey, user, passwordFile, tokenFile string
 	certificates, certificate, key             string
+	redis                                      redisFlags
+}
+
+// given reports whether there is an external broker.
+func (f *brokerFlags) given() bool { return f.url != "" || f.redis.url != "" }
+
+// broker is the external broker. The error is a usage error that names the flag.
+func (f *brokerFlags) broker(flags *pflag.FlagSet) (at standalone.Broker, err error) {
+	if f.url != "" && f.redis.url != "" {
+		return at, commandline.Usagef("%s and %s name two brokers, and a process has one: remove one of them",
+			commandline.Given(flags.Lookup("nats")), commandline.Given(flags.Lookup("redis")))
+	}
+	at.NATS = f.url
+	if at.NATSOptions, err = f.options(flags); err != nil {
+		return at, err
+	}
+	at.Redis, err = f.redis.config(flags)
+	return at, err
 }
 
 func (f *brokerFlags) register(flags *pflag.FlagSet, usage string) {
 	flags.StringVar(&f.url, "nats", "", usage)
+	f.redis.register(flags)
 	flags.StringVar(&f.creds, "nats-creds", "", "credentials file (.creds) for the broker")
 	flags.StringVar(&f.nkey, "nats-nkey", "", "file of the nkey seed for the broker")
 	flags.StringVar(&f.user, "nats-user", "", "user name for the broker, with --nats-password-file")

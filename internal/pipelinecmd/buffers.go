@@ -25,7 +25,7 @@ func newBuffersCommand(version string) *cobra.Command {
 		Use: "buffers", Aliases: []string{"buffer"},
 		Short: "List, show, drain and drop the buffers between vertices",
 		Long: `Each vertex but a source reads from a buffer, which is a stream at the broker for each of its partitions. These commands show all of them, also those of
-pipelines and vertices that no manifest mentions any more. They open a data directory (--data) or a broker (--nats), and never disturb a process that reads a buffer.
+pipelines and vertices that no manifest mentions any more. They open a data directory (--data) or a broker (--nats, --redis), and never disturb a process that reads a buffer.
 
 A buffer is named NAMESPACE/PIPELINE/VERTEX/PARTITION. The namespace can be left out, and so can the partition, for all of them.`,
 		Example: `  levada buffers list --data .levada/pipeline
@@ -127,14 +127,14 @@ func someBuffers(_ *cobra.Command, args []string) error {
 
 // with opens the buffers.
 func (f *buffersFlags) with(cmd *cobra.Command, do func(context.Context, *standalone.Buffers) error) error {
-	if f.dataDir == "" && f.broker.url == "" {
-		return commandline.Usagef("name the data directory with --data, which levada run prints when it starts, or the broker with --nats")
+	if f.dataDir == "" && !f.broker.given() {
+		return commandline.Usagef("name the data directory with --data, which levada run prints when it starts, or the broker with --nats or --redis")
 	}
-	options, err := f.broker.options(cmd.Flags())
+	at, err := f.broker.broker(cmd.Flags())
 	if err != nil {
 		return err
 	}
-	b, err := standalone.OpenBuffers(cmd.Context(), f.dataDir, f.broker.url, options...)
+	b, err := standalone.OpenBuffers(cmd.Context(), f.dataDir, at)
 	if err != nil {
 		return err
 	}
@@ -287,7 +287,7 @@ func (d *drainFlags) config(cmd *cobra.Command) (cfg standalone.Config, err erro
 	if err != nil {
 		return cfg, err
 	}
-	options, err := d.broker.options(cmd.Flags())
+	at, err := d.broker.broker(cmd.Flags())
 	if err != nil {
 		return cfg, err
 	}
@@ -304,7 +304,7 @@ func (d *drainFlags) config(cmd *cobra.Command) (cfg standalone.Config, err erro
 		jsonLog = logger
 	}
 	return standalone.Config{
-		DataDir: d.dataDir, NATS: d.broker.url, NATSOptions: options, Commands: commands, SecretDir: d.secretDir, Stdout: cmd.OutOrStdout(), Logger: logger, Version: d.version,
+		DataDir: d.dataDir, Broker: at, Commands: commands, SecretDir: d.secretDir, Stdout: cmd.OutOrStdout(), Logger: logger, Version: d.version,
 		Output: printLine(cmd.ErrOrStderr(), jsonLog),
 	}, nil
 }

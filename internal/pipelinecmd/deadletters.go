@@ -48,11 +48,11 @@ func (f *lettersFlags) with(cmd *cobra.Command, do func(context.Context, standal
 	if f.dataDir == "" {
 		return commandline.Usagef("name the data directory with --data: levada run prints it when it starts")
 	}
-	options, err := f.broker.options(cmd.Flags())
+	at, err := f.broker.broker(cmd.Flags())
 	if err != nil {
 		return err
 	}
-	d, err := standalone.OpenDeadLetters(cmd.Context(), f.dataDir, f.broker.url, options...)
+	d, err := standalone.OpenDeadLetters(cmd.Context(), f.dataDir, at)
 	if err != nil {
 		return err
 	}

@@ -45,6 +45,15 @@ func (f *processFlags) register(flags *pflag.FlagSet, data, nats, replicas, list
 	f.log.Register(flags)
 }
 
+// connection is the broker that the flags name. The error is a usage error.
+func (f *processFlags) connection(flags *pflag.FlagSet) (standalone.Broker, error) {
+	at, err := f.broker.broker(flags)
+	if err == nil && at.Redis != nil && f.replicas > 1 {
+		err = commandline.Usagef("%s: replicas are of JetStream streams. With --redis the replicas of the Redis servers count: leave --replicas out", commandline.Given(flags.Lookup("replicas")))
+	}
+	return at, err
+}
+
 // jsonLog is the logger if everything is to be JSON, and nil otherwise.
 func (f *processFlags) jsonLog(log *slog.Logger) *slog.Logger {
 	if f.log.JSON() {
@@ -60,7 +69,7 @@ func (f *processFlags) config(cmd *cobra.Command, path string, objects []manifes
 		return standalone.Config{}, commandline.UsageError(err)
 	}
 	return standalone.Config{
-		Objects: objects, Commands: commands, Dir: directoryOf(path), NATS: f.broker.url, Replicas: f.replicas, FunctionTimeout: f.timeout, DrainTimeout: f.drain,
+		Objects: objects, Commands: commands, Dir: directoryOf(path), Replicas: f.replicas, FunctionTimeout: f.timeout, DrainTimeout: f.drain,
 		SecretDir: f.secretDir, SkipCorrupt: f.skipCorrupt, Listen: f.listen, ListenHTTP: string(f.listenHTTP),
 		Stdin: cmd.InOrStdin(), Stdout: cmd.OutOrStdout(), Version: f.version, Abort: commandline.SecondSignal(cmd.Context()),
 	}, nil

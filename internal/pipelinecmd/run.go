@@ -94,7 +94,7 @@ func run(cmd *cobra.Command, args []string, f *runFlags) error {
 	defer stopProfiles()
 	limited, flush := commandline.Limited(log)
 	r.cfg.Logger, r.cfg.Output = limited, printLine(screen, f.jsonLog(log))
-	out := &runEnd{data: r.cfg.DataDir, nats: f.broker.url, allowDeadLetters: f.allowDeadLetters}
+	out := &runEnd{data: r.cfg.DataDir, broker: f.broker.given(), allowDeadLetters: f.allowDeadLetters}
 	r.run(cmd.Context(), out, commandline.IsTerminal(cmd.ErrOrStderr()), flush)
 	return r.exit(out)
 }
@@ -112,18 +112,18 @@ func (f *runFlags) prepare(r *pipelineRun, cmd *cobra.Command, args []string, ob
 	}
 	if f.dataDir == "" {
 		f.dataDir = defaultDataDir(args[0])
-		if f.broker.url == "" { // a broker of its own holds the state
+		if !f.broker.given() { // a broker of its own holds the state
 			if err := r.record.checkDefaultDir(f.dataDir, r.log); err != nil {
 				return err
 			}
 		}
 	}
-	if f.replicas > 1 && f.broker.url == "" {
+	if f.replicas > 1 && !f.broker.given() {
 		return commandline.Usagef("%s: %d replicas need a broker of your own (--nats): the one in this process has one", commandline.Given(cmd.Flags().Lookup("replicas")), f.replicas)
 	}
 	r.cfg.DataDir, r.cfg.SyncInterval = f.dataDir, f.sync
 	f.change.apply(&r.cfg, args)
-	r.cfg.NATSOptions, err = f.broker.options(cmd.Flags())
+	r.cfg.Broker, err = f.connection(cmd.Flags())
 	return err
 }
 

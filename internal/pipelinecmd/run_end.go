@@ -23,7 +23,7 @@ type runEnd struct {
 	cause  error              // why its context ended; nil if it did not
 	took   time.Duration
 	data   string // the data directory
-	nats   string // the broker, if it is not in the data directory
+	broker bool   // is not in the data directory
 	// allowDeadLetters makes dead letters no reason for an exit code.
 	allowDeadLetters bool
 }
@@ -139,10 +139,10 @@ func (o *runEnd) kept(p *standalone.PipelineResult) string {
 		parts = append(parts, "not read to the end: "+strings.Join(p.Unread, ", "))
 	}
 	at := o.data
-	if _, err := os.Stat(o.data); err != nil && o.nats == "" {
+	if _, err := os.Stat(o.data); err != nil && !o.broker {
 		return strings.Join(parts, "; ") + "; the data directory " + o.data + " was removed while the run used it, and the messages are lost with it"
 	}
-	if o.nats != "" {
+	if o.broker {
 		at += " and at the broker"
 	}
 	if o.err != nil {

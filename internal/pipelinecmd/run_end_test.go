@@ -25,7 +25,7 @@ func TestEndOfARunSaysWhatIsInTheBrokersMemory(t *testing.T) {
 			[]string{"kept: 1 in buffers;", "lost: 20 that were"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			end := &runEnd{result: &standalone.Result{Started: true, Pipelines: []standalone.PipelineResult{c.pipeline}}, err: c.err, nats: "nats://b:4222", cause: commandline.SignalError{Signal: syscall.SIGTERM}}
+			end := &runEnd{result: &standalone.Result{Started: true, Pipelines: []standalone.PipelineResult{c.pipeline}}, err: c.err, broker: true, cause: commandline.SignalError{Signal: syscall.SIGTERM}}
 			if code := end.exitCode(); code != c.code {
 				t.Errorf("exit code %d, want %d", code, c.code)
 			}

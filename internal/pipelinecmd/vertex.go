@@ -29,7 +29,7 @@ func newVertexCommand(version string) *cobra.Command {
 		Use:   "vertex FILE|DIR|-... --vertex VERTEX --nats URL",
 		Short: "Run one vertex of a pipeline, beside processes for its other vertices",
 		Long: `Run one vertex of a Pipeline, or a MonoVertex, in this process. The other vertices have processes of their own, on this machine or elsewhere. All of them
-share a NATS JetStream broker (--nats), which holds the buffers between them, and all need the same manifest.
+share a NATS JetStream or Redis broker (--nats, --redis), which holds the buffers between them, and all need the same manifest.
 
 One process runs a vertex at a time. A second one waits until the first has ended, or until its lease has expired, and takes over then. levada run of the
 same pipeline is refused for as long as a process of one of its vertices runs, and the other way around. The first process records the topology of the
@@ -47,13 +47,14 @@ Exit codes:
   143  the same, by SIGTERM`,
 		Example: `  levada vertex pipeline.yaml --vertex in --nats nats://127.0.0.1:4222
   levada vertex pipeline.yaml --vertex cat --nats nats://127.0.0.1:4222 --function cat=./my-function
+  levada vertex pipeline.yaml --vertex cat --redis redis://127.0.0.1:6379
   LEVADA_VERTEX=out LEVADA_NATS=nats://nats:4222 levada vertex pipeline.yaml --listen :2469 --log-format json`,
 		Args: atLeastOneArgument,
 		RunE: func(cmd *cobra.Command, args []string) error { return runVertex(cmd, args, &f) },
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.vertex, "vertex", "", "VERTEX or PIPELINE/VERTEX: the vertex to run, or the name of a MonoVertex (required)")
-	f.register(flags, "vertices/VERTEX in the one that levada run has", "URL of the NATS JetStream broker that the vertices share (required)",
+	f.register(flags, "vertices/VERTEX in the one that levada run has", "URL of the NATS JetStream broker that the vertices share (this or --redis is required)",
 		"replicas of streams; the same for all vertices", "address of metrics and probes")
 	return cmd
 }
@@ -123,8 +124,8 @@ func (f *vertexFlags) config(cmd *cobra.Command, args []string, log *slog.Logger
 	switch {
 	case f.vertex == "":
 		return cfg, commandline.Usagef("--vertex is needed: the name of the vertex that this process runs, for instance --vertex cat")
-	case f.broker.url == "":
-		return cfg, commandline.Usagef("--nats is needed: the broker that this vertex shares with the other vertices, for instance --nats nats://127.0.0.1:4222")
+	case !f.broker.given():
+		return cfg, commandline.Usagef("--nats or --redis is needed: the broker that this vertex shares with the other vertices, for instance --nats nats://127.0.0.1:4222")
 	}
 	objects, err := loadRunnable(cmd, args, stderr, f.jsonLog(log))
 	if err != nil {
@@ -144,7 +145,7 @@ func (f *vertexFlags) config(cmd *cobra.Command, args []string, log *slog.Logger
 	if err := f.containers.refuse(&cfg, stderr, f.jsonLog(log)); err != nil {
 		return cfg, err
 	}
-	cfg.NATSOptions, err = f.broker.options(cmd.Flags())
+	cfg.Broker, err = f.connection(cmd.Flags())
 	return cfg, err
 }
 

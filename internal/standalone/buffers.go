@@ -4,13 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/nats-io/nats.go"
 
 	"github.com/levada-io/levada/internal/dataplane/engine"
 	"github.com/levada-io/levada/internal/dataplane/isb"
@@ -62,16 +61,16 @@ type Buffers struct {
 	close  func()
 }
 
-// OpenBuffers opens the broker of a data directory, or the one at natsURL. Nothing is created there.
-func OpenBuffers(ctx context.Context, dataDir, natsURL string, options ...nats.Option) (*Buffers, error) {
-	if natsURL != "" {
-		service, err := dial(ctx, natsURL, options...)
+// OpenBuffers opens the broker of a data directory, or one elsewhere. Nothing is created there.
+func OpenBuffers(ctx context.Context, dataDir string, at Broker) (*Buffers, error) {
+	if !at.embedded() {
+		service, err := at.dial(ctx, nil, slog.Default())
 		if err != nil {
 			return nil, err
 		}
 		return &Buffers{service: service, close: service.Close}, nil
 	}
-	d, err := OpenDeadLetters(ctx, dataDir, "")
+	d, err := OpenDeadLetters(ctx, dataDir, at)
 	if err != nil {
 		return nil, err
 	}

@@ -3,14 +3,20 @@ package standalone
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
+
+	"github.com/nats-io/nats.go"
 
 	"github.com/levada-io/levada/api/v1alpha1"
 	"github.com/levada-io/levada/internal/broker"
 	"github.com/levada-io/levada/internal/dataplane/engine"
 	"github.com/levada-io/levada/internal/dataplane/function"
+	"github.com/levada-io/levada/internal/dataplane/isb"
 	"github.com/levada-io/levada/internal/dataplane/isb/jetstream"
+	"github.com/levada-io/levada/internal/dataplane/isb/redis"
+	"github.com/levada-io/levada/internal/dataplane/redislink"
 	"github.com/levada-io/levada/internal/manifest"
 	"github.com/levada-io/levada/internal/redact"
 )
@@ -37,28 +43,66 @@ func (r *runner) openDirs() error {
 	return nil
 }
 
+// Broker is a buffer service outside of this process. Invariant: NATS or Redis is empty.
+type Broker struct {
+	// NATS is the URL of a NATS server with JetStream.
+	NATS string
+	// NATSOptions are for the connection to it: credentials and TLS.
+	NATSOptions []nats.Option
+	// Redis says where Redis is, and who this process is to it.
+	Redis *redislink.Config
+}
+
+// embedded reports whether the broker is in this process.
+func (b Broker) embedded() bool { return b.NATS == "" && b.Redis == nil }
+
+// dial connects to a broker elsewhere. One that Levada cannot use is refused before anything is read or written.
+func (b Broker) dial(ctx context.Context, reconnected func(), log *slog.Logger) (isb.Service, error) {
+	if b.Redis != nil {
+		cfg := *b.Redis
+		cfg.Logger = log
+		service, err := redis.Connect(ctx, redis.Config{Link: cfg, Reconnected: reconnected})
+		if err != nil {
+			return nil, err
+		}
+		return service, nil
+	}
+	service, err := jetstream.Connect(ctx, jetstream.Config{URL: b.NATS, Options: b.NATSOptions, Reconnected: reconnected, Logger: log})
+	if err != nil {
+		return nil, err
+	}
+	return service, nil
+}
+
 // connect connects to the broker, or starts the one in this process.
 func (r *runner) connect(ctx context.Context) (err error) {
-	cfg := jetstream.Config{URL: r.cfg.NATS, Options: r.cfg.NATSOptions, Reconnected: r.recheck, Logger: r.log}
-	if r.cfg.NATS == "" {
-		over := engine.Waiting(r.log, "broker in this process to open its store", nil, "data", r.cfg.DataDir)
-		r.broker, err = broker.Start(broker.Config{
-			Dir: filepath.Join(r.cfg.DataDir, "broker"), MaxPayload: max(minPayload, r.maxPayload()), SyncInterval: r.cfg.SyncInterval, Logger: r.log,
-		})
-		over(err)
-		if err != nil {
-			return err
-		}
-		r.close = append(r.close, r.broker.Stop)
-		cfg.Server = r.broker
+	if r.cfg.embedded() {
+		r.service, err = r.startBroker(ctx)
+	} else {
+		r.service, err = r.cfg.dial(ctx, r.recheck, r.log)
 	}
-	service, err := jetstream.Connect(ctx, cfg)
 	if err != nil {
 		return err
 	}
-	r.service = service
 	r.close = append(r.close, r.service.Close)
 	return nil
+}
+
+func (r *runner) startBroker(ctx context.Context) (_ isb.Service, err error) {
+	over := engine.Waiting(r.log, "broker in this process to open its store", nil, "data", r.cfg.DataDir)
+	r.broker, err = broker.Start(broker.Config{
+		Dir: filepath.Join(r.cfg.DataDir, "broker"), MaxPayload: max(minPayload, r.maxPayload()), SyncInterval: r.cfg.SyncInterval, Logger: r.log,
+	})
+	over(err)
+	if err != nil {
+		return nil, err
+	}
+	r.close = append(r.close, r.broker.Stop)
+	service, err := jetstream.Connect(ctx, jetstream.Config{Server: r.broker, Reconnected: r.recheck, Logger: r.log})
+	if err != nil {
+		return nil, err
+	}
+	return service, nil
 }
 
 // minPayload is the largest message of the broker in this process, unless a manifest asks for more. Blocks that are larger are stored in pieces.
@@ -75,6 +119,12 @@ func (r *runner) maxPayload() (n int32) {
 }
 
 func (r *runner) durability() string {
+	if s, ok := r.service.(*redis.Service); ok {
+		if risks := s.Risks(); len(risks) > 0 {
+			return "survives any kill of levada, as far as Redis at " + s.URL() + " keeps what it acknowledged: " + risks[0]
+		}
+		return "survives any kill of levada and of Redis at " + s.URL() + ", and a power loss there"
+	}
 	switch {
 	case r.cfg.NATS != "" && r.inMemory.Load():
 		return "buffers are in the memory of the broker at " + redact.Text(r.cfg.NATS) + " (bufferConfig storage: 1): its restart loses what is in flight"

@@ -15,8 +15,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/nats-io/nats.go"
-
 	"github.com/levada-io/levada/internal/broker"
 	"github.com/levada-io/levada/internal/dataplane/buffer"
 	"github.com/levada-io/levada/internal/dataplane/deadletter"
@@ -34,8 +32,8 @@ type DeadLetters interface {
 	Close()
 }
 
-// OpenDeadLetters opens the dead letters of a data directory, at an external broker if natsURL is not empty.
-func OpenDeadLetters(ctx context.Context, dataDir, natsURL string, options ...nats.Option) (DeadLetters, error) {
+// OpenDeadLetters opens the dead letters of a data directory, or those at a broker elsewhere.
+func OpenDeadLetters(ctx context.Context, dataDir string, at Broker) (DeadLetters, error) {
 	if b, err := os.ReadFile(filepath.Join(dataDir, controlFile)); err == nil {
 		var c Control
 		if err := json.Unmarshal(b, &c); err == nil {
@@ -45,12 +43,12 @@ func OpenDeadLetters(ctx context.Context, dataDir, natsURL string, options ...na
 			}
 		}
 	}
-	if natsURL == "" {
+	if at.embedded() {
 		if _, err := os.Stat(filepath.Join(dataDir, "broker")); err != nil {
 			return nil, fmt.Errorf("%s is not a data directory of `levada run`: name it with --data", dataDir)
 		}
 	}
-	return openLocal(ctx, dataDir, natsURL, options...)
+	return openLocal(ctx, dataDir, at)
 }
 
 // remoteLetters asks the run that has the data directory.
@@ -105,7 +103,7 @@ type localLetters struct {
 	close   []func()
 }
 
-func openLocal(ctx context.Context, dataDir, natsURL string, options ...nats.Option) (_ *localLetters, err error) {
+func openLocal(ctx context.Context, dataDir string, at Broker) (_ *localLetters, err error) {
 	l := &localLetters{}
 	defer func() {
 		if err != nil {
@@ -117,8 +115,8 @@ func openLocal(ctx context.Context, dataDir, natsURL string, options ...nats.Opt
 		return nil, err
 	}
 	l.close = append(l.close, release)
-	if natsURL != "" {
-		l.service, err = dial(ctx, natsURL, options...)
+	if !at.embedded() {
+		l.service, err = at.dial(ctx, nil, slog.Default())
 	} else {
 		var b *broker.Broker
 		if b, err = broker.Start(broker.Config{Dir: filepath.Join(dataDir, "broker"), MaxPayload: 64 << 20}); err != nil {
@@ -138,15 +136,6 @@ func (l *localLetters) Close() {
 	for i := len(l.close) - 1; i >= 0; i-- {
 		l.close[i]()
 	}
-}
-
-// dial connects a command to an external broker, with the checks of a run: one that Levada cannot use is refused before anything is shown or dropped.
-func dial(ctx context.Context, url string, options ...nats.Option) (isb.Service, error) {
-	service, err := jetstream.Connect(ctx, jetstream.Config{URL: url, Options: options, Logger: slog.Default()})
-	if err != nil {
-		return nil, err
-	}
-	return service, nil
 }
 
 // stores are the dead letters of all pipelines, or of those of a name, as they are: nothing is created or changed.

@@ -182,7 +182,7 @@ func TestDeadLettersOfOldStoresAreFound(t *testing.T) {
 			s.must(t, pipelineFile("p", "out"))
 		}
 		s.must(t, strings.ReplaceAll(monoFile("q"), "out.txt", "q.txt")) // a store of the new format beside it
-		d, err := standalone.OpenDeadLetters(t.Context(), s.cfg.DataDir, "")
+		d, err := standalone.OpenDeadLetters(t.Context(), s.cfg.DataDir, standalone.Broker{})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -75,7 +75,7 @@ func TestReplayFromElsewhereLeavesTheRunningReaderAlone(t *testing.T) {
 		return all
 	}
 	before := consumers()
-	elsewhere, err := standalone.OpenDeadLetters(ctx, t.TempDir(), server.DSN())
+	elsewhere, err := standalone.OpenDeadLetters(ctx, t.TempDir(), standalone.Broker{NATS: server.DSN()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -27,8 +27,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/nats-io/nats.go"
-
 	"github.com/levada-io/levada/internal/broker"
 	"github.com/levada-io/levada/internal/dataplane/buffer"
 	"github.com/levada-io/levada/internal/dataplane/deadletter"
@@ -45,14 +43,12 @@ import (
 type Config struct {
 	// Objects are the manifests: decoded, with defaults, valid.
 	Objects []manifest.Object
-	// Vertex is the one vertex to run, of the one Pipeline or MonoVertex among Objects; empty for all of everything. It needs NATS. See vertexMain.
+	// Vertex is the one vertex to run, of the one Pipeline or MonoVertex among Objects; empty for all of everything. It needs a Broker elsewhere. See vertexMain.
 	Vertex string
 	// DataDir keeps everything that must survive. Required.
 	DataDir string
-	// NATS is the URL of a broker of its own; empty for one in this process, in DataDir.
-	NATS string
-	// NATSOptions are for the connection to it: credentials and TLS.
-	NATSOptions []nats.Option
+	// Broker is the buffer service; its zero value stands for a NATS server in this process, in DataDir.
+	Broker
 	// Replicas of streams at a broker of its own. Default 1.
 	Replicas int
 	// SyncInterval is how often the broker in this process writes through to the disk; 0 before each acknowledgement.
@@ -183,11 +179,11 @@ func (cfg Config) withDefaults() Config {
 // Run runs everything until ctx ends, all finite sources are drained, or something fails that cannot go away by itself; only then it returns an error.
 func Run(ctx context.Context, cfg Config) (err error) {
 	cfg = cfg.withDefaults()
-	if cfg.NATS == "" && cfg.Replicas > 1 {
+	if cfg.embedded() && cfg.Replicas > 1 {
 		return fmt.Errorf("--replicas %d: the broker in this process is one server and keeps one copy; name a cluster of brokers with --nats, or leave --replicas out", cfg.Replicas)
 	}
-	if cfg.NATS == "" && cfg.Vertex != "" {
-		return fmt.Errorf("vertex %s: a vertex alone needs a broker that the other vertices reach, too (--nats)", cfg.Vertex)
+	if cfg.embedded() && cfg.Vertex != "" {
+		return fmt.Errorf("vertex %s: a vertex alone needs a broker that the other vertices reach, too (--nats or --redis)", cfg.Vertex)
 	}
 	r := &runner{cfg: cfg, log: cfg.Logger, metrics: metrics.New(cfg.Version), secrets: newSecrets(cfg), budget: engine.NewBudget(cfg.DrainTimeout)}
 	defer r.budget.Stop()

@@ -75,7 +75,7 @@ func (v *vertices) pending(t *testing.T, name string) (n int) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	buffers, err := standalone.OpenBuffers(ctx, "", v.url)
+	buffers, err := standalone.OpenBuffers(ctx, "", standalone.Broker{NATS: v.url})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,8 +11,8 @@ import (
 )
 
 // Check returns an error if a server cannot keep buffers: one that is too old, a replica, or one that evicts keys. What it does not promise is logged in one
-// line for each risk.
-func (l *Link) Check(ctx context.Context) error {
+// line for each risk, and returned.
+func (l *Link) Check(ctx context.Context) (risks []string, err error) {
 	cluster, ok := l.Client.(*redis.ClusterClient)
 	if !ok {
 		s, err := look(ctx, l.Client)
@@ -20,14 +20,13 @@ func (l *Link) Check(ctx context.Context) error {
 			err = s.unfit(l.URL)
 		}
 		if err != nil {
-			return err
+			return nil, err
 		}
-		s.warn(l, l.URL)
-		return nil
+		return s.warn(l, l.URL), nil
 	}
 	var mu sync.Mutex // the servers are asked concurrently
 	said := map[string]bool{}
-	return cluster.ForEachMaster(ctx, func(ctx context.Context, c *redis.Client) error {
+	err = cluster.ForEachMaster(ctx, func(ctx context.Context, c *redis.Client) error {
 		s, err := look(ctx, c)
 		if err == nil {
 			err = s.unfit(c.Options().Addr)
@@ -37,12 +36,33 @@ func (l *Link) Check(ctx context.Context) error {
 		}
 		mu.Lock()
 		defer mu.Unlock()
-		if risks := strings.Join(s.risks(), "\n"); !said[risks] { // once for servers that are alike
-			said[risks] = true
-			s.warn(l, c.Options().Addr)
+		if text := strings.Join(s.risks(), "\n"); !said[text] { // once for servers that are alike
+			said[text] = true
+			risks = append(risks, s.warn(l, c.Options().Addr)...)
 		}
 		return nil
 	})
+	return risks, err
+}
+
+// Kept is how a server keeps a key.
+type Kept struct {
+	// File says that the server writes an append-only file.
+	File bool
+	// Replicas follow it now.
+	Replicas int
+}
+
+// Kept asks the server of a key how it keeps it.
+func (l *Link) Kept(ctx context.Context, key string) (k Kept, err error) {
+	var c redis.Cmdable = l.Client
+	if cluster, ok := l.Client.(*redis.ClusterClient); ok {
+		if c, err = cluster.MasterForKey(ctx, key); err != nil {
+			return k, l.Note(err)
+		}
+	}
+	s, err := look(ctx, c)
+	return Kept{s.aof, s.replicas}, l.Note(err)
 }
 
 // server is what one says about itself.
@@ -127,8 +147,10 @@ func (s server) risks() (risks []string) {
 	return risks
 }
 
-func (s server) warn(l *Link, url string) {
-	for _, risk := range s.risks() {
+func (s server) warn(l *Link, url string) []string {
+	risks := s.risks()
+	for _, risk := range risks {
 		l.log.Warn("Redis server does not promise durability: "+risk, "url", url)
 	}
+	return risks
 }

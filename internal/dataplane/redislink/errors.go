@@ -63,6 +63,17 @@ func Explain(err error) error {
 	return err
 }
 
+// unavailable is an error of a request that may go away by itself.
+type unavailable struct{ error }
+
+func (u unavailable) Unwrap() error { return u.error }
+
+// Unavailable reports whether an error is one that Note returned, and may go away by itself. Unlike Transient it may be asked about errors that are not of Redis.
+func Unavailable(err error) bool {
+	_, is := errors.AsType[unavailable](err)
+	return is
+}
+
 // Transient reports whether an error may go away by itself: of the network, of a server that starts, fails over or is busy, or that is full.
 func Transient(err error) bool {
 	switch {

@@ -36,7 +36,9 @@ type Config struct {
 	Address Address
 	// Credentials, if not nil, returns user and password for each new connection, so that they can be changed while a process runs.
 	Credentials func() (user, password string, err error)
-	Logger      *slog.Logger
+	// Recovered, if not nil, is called when requests succeed again after all had failed for some time.
+	Recovered func()
+	Logger    *slog.Logger
 }
 
 // Link is a connection to Redis that reconnects without end. Its methods may be called concurrently.
@@ -46,6 +48,8 @@ type Link struct {
 	// URL names the servers in logs and errors, without credentials.
 	URL string
 	log *slog.Logger
+	// recovered is Config.Recovered; nil for none.
+	recovered func()
 
 	work sync.WaitGroup // what Go started
 
@@ -66,7 +70,7 @@ func Dial(ctx context.Context, cfg Config) (*Link, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	l := &Link{URL: cfg.Address.String(), log: cfg.Logger}
+	l := &Link{URL: cfg.Address.String(), log: cfg.Logger, recovered: cfg.Recovered}
 	tell := time.Now().Add(tellAfter)
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
 		attempt, cancel := context.WithTimeout(ctx, 2*requestTimeout)
@@ -223,6 +227,14 @@ func (l *Link) Note(err error) error {
 		// The client library looks who serves which keys when a server sends it on, and not when one does not answer any more.
 		cluster.ReloadState(context.Background())
 	}
+	l.failed(err)
+	if Transient(err) {
+		err = unavailable{err}
+	}
+	return err
+}
+
+func (l *Link) failed(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
@@ -233,12 +245,20 @@ func (l *Link) Note(err error) error {
 		l.told = now
 		l.log.Warn("Redis does not answer, retrying", "url", l.URL, "error", err)
 	}
-	return err
 }
+
+// outage is for how long requests must have failed for Config.Recovered to be called.
+const outage = time.Second
 
 func (l *Link) succeeded() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.failingSince.IsZero() {
+		return
+	}
+	if l.recovered != nil && time.Since(l.failingSince) > outage {
+		l.work.Go(l.recovered)
+	}
 	if !l.told.IsZero() {
 		l.log.Info("Redis answers again", "url", l.URL, "after", time.Since(l.failingSince).Round(100*time.Millisecond))
 	}

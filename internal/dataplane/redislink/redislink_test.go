@@ -64,7 +64,7 @@ func dial(t *testing.T, url string, log *slog.Logger) (*redislink.Link, error) {
 	link, err := redislink.Dial(ctx, redislink.Config{Address: a, Logger: log})
 	if err == nil {
 		t.Cleanup(func() { _ = link.Close() })
-		err = link.Check(ctx)
+		_, err = link.Check(ctx)
 	}
 	return link, err
 }

@@ -56,15 +56,14 @@ type Config struct {
 	MaxBlocks int64
 	// Duplicates is for how long at least ids of blocks are remembered, a first line of deduplication only. Default 20 seconds.
 	Duplicates time.Duration
+	// Fence, if not nil, is asked before this process becomes the reader, saves or trims: an error means that another process may read the partition by now.
+	Fence func(context.Context) error
 	// Room, if not nil, is asked before a block is written: an error means that it must wait for room.
 	Room func() error
 }
 
 // ErrFenced means that another reader has taken the partition over.
 var ErrFenced = fmt.Errorf("%w: another process reads the partition now", buffer.ErrClosed)
-
-// ErrNotCreated means that the partition does not exist, and was never there as far as the server knows.
-var ErrNotCreated = errors.New("the partition does not exist")
 
 // keys are the names of what a partition has at the server.
 type keys struct{ log, heads, state, meta, ids0, ids1 string }
@@ -73,6 +72,9 @@ func (cfg Config) keys() keys {
 	prefix := "levada:{" + cfg.Name + "}:" + strconv.Itoa(cfg.Shard) + ":"
 	return keys{prefix + "log", prefix + "heads", prefix + "state", prefix + "meta", prefix + "ids:0", prefix + "ids:1"}
 }
+
+// LogKey is the key of the stream of blocks.
+func (cfg Config) LogKey() string { return cfg.keys().log }
 
 func (k keys) all() []string { return []string{k.log, k.heads, k.state, k.meta, k.ids0, k.ids1} }
 
@@ -97,7 +99,7 @@ func Open(ctx context.Context, link *redislink.Link, cfg Config) (buffer.Driver,
 	return open(ctx, link, cfg, "create")
 }
 
-// Attach opens a partition that exists. The error is ErrNotCreated if it does not.
+// Attach opens a partition that exists. The error is buffer.ErrNotCreated if it does not, and nothing says that it did.
 func Attach(ctx context.Context, link *redislink.Link, cfg Config) (buffer.Driver, error) {
 	return open(ctx, link, cfg, "attach")
 }
@@ -208,7 +210,7 @@ func (d *driver) answered(err error) error {
 		d.fenced = ErrFenced
 		return ErrFenced
 	case redis.HasErrorPrefix(err, saysNone):
-		return ErrNotCreated
+		return buffer.ErrNotCreated
 	case redis.HasErrorPrefix(err, saysFull):
 		return fmt.Errorf("%w: key %s holds as much as it may", buffer.ErrFull, d.keys.log)
 	case redis.HasErrorPrefix(err, saysForeign):

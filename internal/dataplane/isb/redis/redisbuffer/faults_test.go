@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"github.com/levada-io/levada/internal/dataplane/buffer"
-	"github.com/levada-io/levada/internal/dataplane/buffer/redisbuffer"
+	"github.com/levada-io/levada/internal/dataplane/isb/redis/redisbuffer"
 	"github.com/levada-io/levada/internal/dataplane/naming"
 	"github.com/levada-io/levada/internal/dataplane/redislink"
 	"github.com/levada-io/levada/internal/flow"
@@ -497,7 +497,7 @@ func TestPartitionOfAnotherOwnerIsRefused(t *testing.T) {
 	if foreign, ok := errors.AsType[*naming.ForeignError](err); !ok || foreign.Have.Owner.Name != "one" {
 		t.Errorf("the partition of another pipeline: %v", err)
 	}
-	if _, err := redisbuffer.Attach(t.Context(), link, redisbuffer.Config{Name: "never"}); !errors.Is(err, redisbuffer.ErrNotCreated) {
+	if _, err := redisbuffer.Attach(t.Context(), link, redisbuffer.Config{Name: "never"}); !errors.Is(err, buffer.ErrNotCreated) {
 		t.Errorf("a partition that never was: %v", err)
 	}
 }

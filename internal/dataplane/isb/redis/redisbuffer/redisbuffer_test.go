@@ -16,7 +16,7 @@ import (
 
 	"github.com/levada-io/levada/internal/dataplane/buffer"
 	"github.com/levada-io/levada/internal/dataplane/buffer/buffertest"
-	"github.com/levada-io/levada/internal/dataplane/buffer/redisbuffer"
+	"github.com/levada-io/levada/internal/dataplane/isb/redis/redisbuffer"
 	"github.com/levada-io/levada/internal/dataplane/redislink"
 	"github.com/levada-io/levada/internal/testredis"
 	"github.com/levada-io/levada/internal/testserver"

@@ -11,13 +11,21 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/buffer"
 )
 
-// claim makes this driver the reader of the partition, unless it is that already. The error is ErrFenced once another one has a higher epoch.
+// claim makes this driver the reader of the partition, unless it is that already. It asks Config.Fence first. The error is ErrFenced once another one has a higher epoch.
 func (d *driver) claim(ctx context.Context) (uint64, error) {
 	d.mu.Lock()
 	epoch, fenced := d.epoch, d.fenced
 	d.mu.Unlock()
-	if fenced != nil || epoch != 0 {
-		return epoch, fenced
+	if fenced != nil {
+		return 0, fenced
+	}
+	if d.cfg.Fence != nil {
+		if err := d.cfg.Fence(ctx); err != nil {
+			return 0, err
+		}
+	}
+	if epoch != 0 {
+		return epoch, nil
 	}
 	answer, err := d.run(ctx, claimScript, []string{d.keys.meta}, d.incarnation, strconv.FormatUint(d.cfg.Epoch, 10))
 	if err != nil {

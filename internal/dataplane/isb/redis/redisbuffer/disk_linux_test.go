@@ -7,7 +7,7 @@ import (
 	"testing"
 
 	"github.com/levada-io/levada/internal/dataplane/buffer"
-	"github.com/levada-io/levada/internal/dataplane/buffer/redisbuffer"
+	"github.com/levada-io/levada/internal/dataplane/isb/redis/redisbuffer"
 	"github.com/levada-io/levada/internal/testredis"
 	"github.com/levada-io/levada/internal/testserver"
 )
