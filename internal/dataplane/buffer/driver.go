@@ -61,6 +61,9 @@ type Cursor interface {
 	// Next waits for the next stored entry. Sequences ascend. A jump says that the cursor did not meet what lies between, and not that the log has
 	// lost it: Find knows. The error is ErrLostEnd when the log ends before what Next gave earlier.
 	Next(ctx context.Context) (Entry, error)
+	// Reset replaces the cursor by one behind the last entry that Next gave. The reader calls it when entries are stored that Next does not give: a cursor can be lost with the
+	// server that had it, and nothing on this connection shows it. Next is not being called meanwhile.
+	Reset()
 }
 
 // Retention removes what nobody needs.

@@ -45,6 +45,7 @@ func (r *Reader) gapUpTo(ctx context.Context) (last uint64, err error) {
 	}
 	e, err := r.await(ctx)
 	if late, ok := errors.AsType[*lateError](err); ok {
+		r.driver.Reset()
 		return late.last, nil
 	}
 	if err != nil {

@@ -186,6 +186,9 @@ func (d *driver) WatchState(ctx context.Context, changed func([]byte)) error {
 	}
 }
 
+// Reset implements buffer.Cursor. This cursor cannot be lost.
+func (d *driver) Reset() {}
+
 func (d *driver) Resume(_ context.Context, after uint64) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -45,6 +45,13 @@ func (d *driver) Resume(ctx context.Context, after uint64) error {
 	return nil
 }
 
+// Reset implements buffer.Cursor. The client library would notice that the server has lost the cursor, but only in a call of Next that is longer than two heartbeats.
+func (d *driver) Reset() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.dropReader()
+}
+
 // dropReader lets go of the cursor. mu is held.
 func (d *driver) dropReader() {
 	if d.reader != nil {

@@ -51,6 +51,9 @@ func (c *cursor) close() {
 	}
 }
 
+// Reset implements buffer.Cursor. The cursor is a number in this process, which each request names.
+func (d *driver) Reset() {}
+
 // Resume implements buffer.Cursor.
 func (d *driver) Resume(ctx context.Context, after uint64) error {
 	if _, err := d.claim(ctx); err != nil {
