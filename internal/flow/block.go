@@ -25,7 +25,8 @@ type Block struct {
 	// Prev is the Hi of the block that this lane wrote to this partition before this one; 0 when the writer does not know.
 	// A reader that never sees Prev has found a hole in the buffer.
 	Prev uint64
-	// Watermark is a lower bound of the event times still to come, in Unix nanoseconds; NoWatermark if there is none.
+	// Watermark is a lower bound of the event times still to come in the lane, in Unix nanoseconds; NoWatermark if there is none. A block for a watermark alone has no
+	// messages, and covers the position that the lane wrote last, or 0: a position that it covered first would be known when its message comes.
 	Watermark int64
 	// ByID says that the lane's positions mean nothing after a restart of its source: its messages are deduplicated by ID.
 	ByID     bool

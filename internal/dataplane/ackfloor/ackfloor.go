@@ -37,7 +37,7 @@ type Lane struct {
 type Work struct {
 	hi       uint64
 	messages []flow.Message
-	left     int // messages that are not done
+	left     int // messages that are not done; of a work without messages 1 until Done(0, 0)
 	// done are the messages that are done; nil while none is, and once all are at the same time. Invariant: done[:prefix] are true, done[prefix] is false.
 	done   []bool
 	prefix int
@@ -52,13 +52,17 @@ func (l *Lane) Enter(lo, hi uint64, messages []flow.Message) *Work {
 	if !l.begun {
 		l.begun, l.local = true, lo-1
 	}
-	w := &Work{hi: hi, messages: messages, left: len(messages)}
+	w := &Work{hi: hi, messages: messages, left: max(1, len(messages))}
 	l.open = append(l.open, w)
 	return w
 }
 
-// Done marks the messages from..to-1 of a work, and reports whether all of it is done. A message is marked once.
+// Done marks the messages from..to-1 of a work, and reports whether all of it is done. A message is marked once, and a work without messages with from and to 0.
 func (w *Work) Done(from, to int) bool {
+	if len(w.messages) == 0 {
+		w.left = 0
+		return true
+	}
 	if w.left -= to - from; w.left <= 0 {
 		return true
 	}

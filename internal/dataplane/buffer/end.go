@@ -9,11 +9,17 @@ import (
 // partition's writers have ended, such pieces are what a writer left that crashed and has written the block otherwise since: GiveUpPieces discards them.
 //
 // It never falls below what it was, unless a piece is stored that completes a block: that lies above it. So it is a floor in the sense of package termination.
-func (r *Reader) ReadFloor() uint64 {
+func (r *Reader) ReadFloor() uint64 { return r.readFloor(false) }
+
+// ConsumedFloor is ReadFloor, with entries that are consumed taken for done. Those are given to a processor that keeps them until its input ends: what it makes of them
+// is written after that.
+func (r *Reader) ConsumedFloor() uint64 { return r.readFloor(true) }
+
+func (r *Reader) readFloor(consumed bool) uint64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	floor, pieces := r.floor, r.blocks.waiting()
-	for h := r.held[floor+1]; h != nil && (h.done || pieces[floor+1]); h = r.held[floor+1] {
+	for h := r.held[floor+1]; h != nil && (h.done || consumed && h.passed || pieces[floor+1]); h = r.held[floor+1] {
 		floor++
 	}
 	return floor
@@ -44,7 +50,7 @@ func (r *Reader) GiveUpPieces(context.Context) {
 	r.giveUp(groups)
 }
 
-// FloorMoved returns a channel that is closed when the floor moves next.
+// FloorMoved returns a channel that is closed when ReadFloor or ConsumedFloor moves next.
 func (r *Reader) FloorMoved() <-chan struct{} {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -56,7 +62,14 @@ func (r *Reader) FloorMoved() <-chan struct{} {
 
 // tellMoved wakes those who wait for the floor to move from where it was. mu is held.
 func (r *Reader) tellMoved(was uint64) {
-	if r.moved != nil && r.floor != was {
+	if r.floor != was {
+		r.wakeMoved()
+	}
+}
+
+// wakeMoved wakes those who wait for a floor to move. mu is held.
+func (r *Reader) wakeMoved() {
+	if r.moved != nil {
 		close(r.moved)
 		r.moved = nil
 	}

@@ -62,7 +62,7 @@ func TestStoreThatLosesItsEndWhileRunningLosesNothingSilently(t *testing.T) {
 			var e flow.Encoder
 			e.Reset(pos)
 			e.Append(&flow.Message{ID: id(pos), Pos: pos})
-			w, err := p.Write(ctx, &flow.Block{Lane: "in/0@x", Lo: pos, Hi: pos}, &e)
+			w, err := p.Write(ctx, &flow.Block{Lane: "in/0@x", Lo: pos, Hi: pos, Watermark: flow.NoWatermark}, &e)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -119,7 +119,7 @@ func TestMessagesAfterALostEndReachTheNextBuffer(t *testing.T) {
 						d.Block.Messages[i].Pos = lo + uint64(i)
 						e.Append(&d.Block.Messages[i])
 					}
-					w, err := to.Write(t.Context(), &flow.Block{Lane: "mid/0@m", Lo: lo, Hi: lo + 1<<20 - 1, Floor: lo - 1}, &e)
+					w, err := to.Write(t.Context(), &flow.Block{Lane: "mid/0@m", Lo: lo, Hi: lo + 1<<20 - 1, Floor: lo - 1, Watermark: flow.NoWatermark}, &e)
 					if err != nil {
 						t.Fatal(err)
 					}

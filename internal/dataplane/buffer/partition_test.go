@@ -85,7 +85,7 @@ func write(p writing, lane string, lo, hi, floor uint64, size int) error {
 	for pos := lo; pos <= hi; pos++ {
 		e.Append(&flow.Message{ID: fmt.Sprintf("%s/%d", lane, pos), Pos: pos, Value: []byte(strings.Repeat("x", size))})
 	}
-	w, err := p.Write(context.Background(), &flow.Block{Lane: lane, Lo: lo, Hi: hi, Floor: floor, ByID: strings.HasPrefix(lane, "byid")}, &e)
+	w, err := p.Write(context.Background(), &flow.Block{Lane: lane, Lo: lo, Hi: hi, Floor: floor, ByID: strings.HasPrefix(lane, "byid"), Watermark: flow.NoWatermark}, &e)
 	if err != nil {
 		return err
 	}

@@ -50,7 +50,10 @@ func (r *Reader) DonePart(ctx context.Context, d *Delivery, from, to int) {
 	whole := h.parts >= len(d.Block.Messages)
 	freed := 0
 	if !whole {
-		freed = r.forget(d.seqs, to-from)
+		consumed := within(h.taken, from, to)
+		h.consumed, r.consumed = h.consumed-consumed, r.consumed-consumed
+		freed = r.forget(d.seqs, to-from-consumed)
+		r.passIfConsumed(d, h)
 	}
 	r.progressed = true
 	r.mu.Unlock()
@@ -127,6 +130,7 @@ func (r *Reader) takeUp(b *flow.Block, seqs []uint64) (freed int) {
 	}
 	freed = r.forget(seqs, was.count(stored))
 	if was.all {
+		h.repeated = true
 		b.Messages, b.Places = nil, nil
 		return freed
 	}
@@ -162,8 +166,8 @@ func (r *Reader) progressNow() map[uint64]progress {
 		now = map[uint64]progress{}
 	}
 	for seq, h := range r.held {
-		if h.header != nil && (h.done || len(h.spans) > 0) {
-			now[seq] = progress{stored: h.stored, all: h.done, spans: h.spans}
+		if h.header != nil && (h.done || h.repeated || len(h.spans) > 0) {
+			now[seq] = progress{stored: h.stored, all: h.done || h.repeated, spans: h.spans}
 		}
 	}
 	return now

@@ -44,7 +44,8 @@ type Reader struct {
 	waiting      context.CancelCauseFunc
 	waitingSince time.Time
 	waited       time.Duration
-	inFlight     int // deliveries between Read and Done; at most Options.MaxInFlight
+	inFlight     int // deliveries of which some message is neither consumed nor done; at most Options.MaxInFlight
+	consumed     int // messages that are consumed and not done
 
 	ahead   []Entry       // for Read alone: entries that came before those that must come first; ascending
 	landed  chan struct{} // has room for 1: inFlight fell
@@ -84,12 +85,19 @@ type held struct {
 	done     bool
 	base     uint64
 	stored   int64 // when the store took it, in nanoseconds
-	// spans are the places of the block that are done, parts the number of messages done since it was read; see DonePart
-	spans []flow.Span
-	parts int
+	// spans are the places of the block that are done, parts the number of messages done since it was read; see DonePart. repeated says that an earlier
+	// reader had done all of them: the block was read again for its watermark alone.
+	spans    []flow.Span
+	parts    int
+	repeated bool
+	// taken are the indices of the messages that were consumed, done or not; see Consume. consumed is how many of those are not done. passed says that every
+	// message is consumed or done. Invariant: consumed + parts is at most the number of messages handed over.
+	taken    []flow.Span
+	consumed int
+	passed   bool
 }
 
-// Delivery is a block in the hands of the reader's caller, until Done.
+// Delivery is a block that the reader's caller has, until Done. A block without messages is delivered for its watermark, and must be done as any other.
 type Delivery struct {
 	// Seq is the sequence of the block in the store. One that lost its end gives it to another block.
 	Seq uint64
@@ -97,6 +105,7 @@ type Delivery struct {
 	Number uint64
 	Block  *flow.Block
 	seqs   []uint64
+	landed bool // it is not in flight any more; Reader.mu guards it
 }
 
 // Place is the index that the i-th message of the block had when it was stored.
@@ -160,7 +169,7 @@ func (r *Reader) InFlight() (n int) {
 	defer r.mu.Unlock()
 	for _, h := range r.held {
 		if !h.done {
-			n += h.messages
+			n += h.messages + h.consumed
 		}
 	}
 	return n
@@ -180,7 +189,8 @@ func (r *Reader) FloorNumber() uint64 {
 	return r.floorBase + r.floor
 }
 
-// Read waits for the next block that holds something new. It returns context.Cause(ctx) when ctx ends, and an error
+// Read waits for the next block that holds something new: messages, or a watermark. A watermark is given with every block that is read, known or not: what
+// it promises stays true, and a reader does not save it. Read returns context.Cause(ctx) when ctx ends, and an error
 // that does not go away when blocks are missing or corrupt and Options.OnCorrupt said to stop.
 func (r *Reader) Read(ctx context.Context) (*Delivery, error) {
 	wait := pauses{retrier: r.retrier, what: "read"}
@@ -366,7 +376,7 @@ func (r *Reader) admit(ctx context.Context, b *flow.Block, seqs []uint64) (*Deli
 		}
 	}
 	d := &Delivery{Seq: seq, Number: number, Block: b, seqs: seqs}
-	if len(b.Messages) == 0 {
+	if len(b.Messages) == 0 && b.Watermark == flow.NoWatermark {
 		r.Done(ctx, d)
 		return nil, nil
 	}
@@ -402,13 +412,22 @@ func (r *Reader) Done(_ context.Context, d *Delivery) {
 	begun := time.Now()
 	r.finishAll(d.seqs)
 	r.mu.Lock()
-	r.inFlight--
+	r.land(d)
 	r.mu.Unlock()
+	r.opt.Metrics.Acked(time.Since(begun))
+}
+
+// land takes a delivery out of the count of those in flight, once. mu is held.
+func (r *Reader) land(d *Delivery) {
+	if d.landed {
+		return
+	}
+	d.landed = true
+	r.inFlight--
 	select {
 	case r.landed <- struct{}{}:
 	default:
 	}
-	r.opt.Metrics.Acked(time.Since(begun))
 }
 
 func (r *Reader) finishAll(seqs []uint64) {
@@ -428,6 +447,8 @@ func (r *Reader) finish(seq uint64) {
 		return
 	}
 	h.done, r.progressed = true, true
+	r.consumed -= h.consumed
+	h.consumed = 0
 	if r.doneBytes += h.bytes; r.doneBytes >= trimBytes {
 		r.doneBytes = 0
 		select {

@@ -152,7 +152,7 @@ func (r *Reader) saveUpTo(ctx context.Context, stored uint64, always bool) error
 	}
 	state := savedState{
 		floor: floor, last: last, base: r.floorBase, top: max(r.top, max(r.writeBase, r.readBase)+last),
-		seen: r.forgotten.Marshal(), progress: r.progressNow(),
+		consumed: r.consumedFloor(), seen: r.forgotten.Marshal(), progress: r.progressNow(),
 	}
 	progressed := r.progressed
 	r.progressed = false

@@ -20,11 +20,13 @@ const stateHead = 16
 //	"LVSTATE\xff" version(1) crc32(rest, 4) floor(8) last(8) base(8) top(8) len(seen) seen count { seq stored(8) spans { lo hi } }
 //
 // with numbers little endian, or uvarints where no length is given. Sequences are relative to the one before, 0 spans say that all is done, and a span is
-// relative to the end of the one before. Version 2 has neither base nor top, and before it the state was floor(8) last(8) seen. A version that does not know
-// this form stops: with the numbers that it would give to blocks, they would be dropped downstream.
+// relative to the end of the one before. Version 4 has consumed(8) after top, and is written only where that is above the floor. Version 2 has neither base nor top,
+// and before it the state was floor(8) last(8) seen. A version that does not know a form stops: with the numbers that it would give to blocks, they would be dropped
+// downstream.
 const (
-	stateMagic   = "LVSTATE\xff"
-	stateVersion = 3
+	stateMagic    = "LVSTATE\xff"
+	stateVersion  = 3
+	stateConsumed = 4
 	// maxProgress bounds the part for progress, in bytes. What does not fit is repeated after a restart.
 	maxProgress = 64 << 10
 )
@@ -33,9 +35,14 @@ type savedState struct {
 	floor, last uint64
 	base        uint64 // of the entry at floor; see number.go
 	top         uint64 // no entry up to last has a higher number
-	seen        []byte
-	progress    map[uint64]progress
+	// consumed is how far entries are done or consumed, for writers elsewhere: those take no room. The next reader begins at floor all the same. 0 is floor.
+	consumed uint64
+	seen     []byte
+	progress map[uint64]progress
 }
+
+// passed is how far entries take no room.
+func (s *savedState) passed() uint64 { return max(s.floor, s.consumed) }
 
 func (s *savedState) marshal() []byte {
 	count, entries, before := 0, []byte(nil), s.floor
@@ -62,8 +69,12 @@ func (s *savedState) marshal() []byte {
 		entries, before = entry, seq
 		count++
 	}
-	b := append([]byte(stateMagic), stateVersion, 0, 0, 0, 0)
-	for _, v := range []uint64{s.floor, s.last, s.base, s.top} {
+	version, numbers := byte(stateVersion), []uint64{s.floor, s.last, s.base, s.top}
+	if s.consumed > s.floor {
+		version, numbers = stateConsumed, append(numbers, s.consumed)
+	}
+	b := append([]byte(stateMagic), version, 0, 0, 0, 0)
+	for _, v := range numbers {
 		b = binary.LittleEndian.AppendUint64(b, v)
 	}
 	b = append(binary.AppendUvarint(b, uint64(len(s.seen))), s.seen...)
@@ -98,8 +109,10 @@ func unmarshalState(b []byte) (*savedState, error) {
 	case 2:
 	case stateVersion:
 		head += 16
+	case stateConsumed:
+		head += 24
 	default:
-		return nil, fmt.Errorf("%w: it has format %d, and this version of Levada reads formats up to %d; run the version that wrote it, or a later one", errStateVersion, b[0], stateVersion)
+		return nil, fmt.Errorf("%w: it has format %d, and this version of Levada reads formats up to %d; run the version that wrote it, or a later one", errStateVersion, b[0], stateConsumed)
 	}
 	if len(b) < 5+head || binary.LittleEndian.Uint32(b[1:]) != crc32.ChecksumIEEE(b[5:]) {
 		return nil, fmt.Errorf("%w: %d bytes", identity.ErrState, len(b))
@@ -109,6 +122,9 @@ func unmarshalState(b []byte) (*savedState, error) {
 	s.top = s.last
 	if version > 2 {
 		s.base, s.top = binary.LittleEndian.Uint64(b[16:]), binary.LittleEndian.Uint64(b[24:])
+	}
+	if version == stateConsumed {
+		s.consumed = binary.LittleEndian.Uint64(b[32:])
 	}
 	b = b[head:]
 	bad := false

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// usage is how many messages of a partition are stored or being stored and not done, and the room that is left. A block counts once however it becomes known: by
+// usage is how many messages of a partition are stored or being stored and neither consumed nor done, and the room that is left. A block counts once however it becomes known: by
 // the receipt of a write of this process, by following the log, or by reading it. So nothing is lost or counted twice when another process writes as well.
 //
 // Where the reader is in the same process, it says what it reads and what is done (read, done). Elsewhere a writer follows the log (stored) and the
@@ -100,7 +100,7 @@ func (u *usage) read(seq uint64, messages int) {
 	u.update()
 }
 
-// done takes off messages of entries that were read.
+// done takes off messages of entries that were read: they are done, or consumed.
 func (u *usage) done(messages int) {
 	if messages == 0 {
 		return
@@ -111,7 +111,7 @@ func (u *usage) done(messages int) {
 	u.update()
 }
 
-// saved takes up what a reader elsewhere has saved: all up to floor is done, and of some entries above it a part.
+// saved takes up what a reader elsewhere has saved: all up to floor is done or consumed, and of some entries above it a part is done.
 func (u *usage) saved(floor uint64, partial map[uint64]progress) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -237,7 +237,7 @@ func (f *follower) take(state []byte) {
 		return
 	}
 	f.tail.know(s.last)
-	f.usage.saved(s.floor, s.progress)
+	f.usage.saved(s.passed(), s.progress)
 }
 
 // repeat begins again what ends before ctx does. The error is one that does not go away.

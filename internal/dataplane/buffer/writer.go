@@ -73,7 +73,7 @@ func (w *Writer) begin(ctx context.Context) error {
 	w.tail.open(bounds.Last)
 	// The bases of other processes may be lower: the reader takes the highest that it met.
 	w.base = newBase(bounds.Last, state.top, time.Now())
-	w.usage.saved(state.floor, state.progress)
+	w.usage.saved(state.passed(), state.progress)
 	return nil
 }
 
@@ -134,7 +134,7 @@ func (w *Writer) Write(ctx context.Context, h *flow.Block, e *flow.Encoder) (*Wr
 		return nil, err
 	}
 	out := &Write{w: w, messages: e.Count(), begun: time.Now()}
-	id, largest := blockID(h), w.driver.MaxEntry()
+	id, largest := blockID(h, out.messages), w.driver.MaxEntry()
 	if len(data) <= largest {
 		out.single[0] = part{id: id, data: data, messages: out.messages, memory: e.Detach(takeBytes())}
 		out.parts = out.single[:]
@@ -157,8 +157,8 @@ func (w *Writer) submit(ctx context.Context, p *part) {
 const maxBlockID = 256
 
 // blockID is the identity of a block for the broker. It holds both ends: a writer that groups its input otherwise after a crash makes another block,
-// and the broker must not take it for the old one.
-func blockID(h *flow.Block) string {
+// and the broker must not take it for the old one. Blocks for a watermark alone cover the same position again and again, so theirs is part of their ids.
+func blockID(h *flow.Block, messages int) string {
 	b := make([]byte, 0, len(h.Lane)+32)
 	b = append(b, h.Lane...)
 	b = append(b, '/')
@@ -170,6 +170,9 @@ func blockID(h *flow.Block) string {
 		b = strconv.AppendUint(b, c.Lo-h.Lo, 36)
 		b = append(b, '-')
 		b = strconv.AppendUint(b, c.Hi-c.Lo, 36)
+	}
+	if messages == 0 && h.Watermark != flow.NoWatermark {
+		b = strconv.AppendInt(append(b, '^'), h.Watermark, 36)
 	}
 	if len(b) > maxBlockID {
 		sum := sha256.Sum256(b)

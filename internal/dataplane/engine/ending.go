@@ -82,12 +82,12 @@ func (p *Pipeline) follow(ctx context.Context, log *slog.Logger) error {
 		case termination.Finished:
 			return nil
 		case termination.Wait:
-			if err := p.wait(ctx, a.Group, floors); err != nil {
+			if err := p.wait(ctx, a, floors); err != nil {
 				return err
 			}
 		case termination.ReadFloor:
 			part := p.Vertex(a.Vertex).Inputs[a.Partition].Partition
-			floors[part] = part.ReadFloor()
+			floors[part] = floor(part, a.Cycle)
 			e.tracker.Floor(floors[part])
 		case termination.ReadEnd:
 			part := p.Vertex(a.Vertex).Inputs[a.Partition].Partition
@@ -117,6 +117,14 @@ func (p *Pipeline) follow(ctx context.Context, log *slog.Logger) error {
 	}
 }
 
+// floor is that of a partition as package termination asks for it.
+func floor(part *buffer.Partition, cycle bool) uint64 {
+	if cycle {
+		return part.ReadFloor()
+	}
+	return part.ConsumedFloor()
+}
+
 // behind reports whether a partition is known to hold more than what is done: then the store need not be asked.
 func (p *Pipeline) behind(group []string, floors map[*buffer.Partition]uint64) bool {
 	for _, name := range group {
@@ -130,11 +138,11 @@ func (p *Pipeline) behind(group []string, floors map[*buffer.Partition]uint64) b
 }
 
 // wait returns when a vertex has ended or a floor of the group may have moved.
-func (p *Pipeline) wait(ctx context.Context, group []string, floors map[*buffer.Partition]uint64) error {
+func (p *Pipeline) wait(ctx context.Context, a termination.Action, floors map[*buffer.Partition]uint64) error {
 	// One partition that is behind is enough: until it has moved the group is not empty.
 	var moved <-chan struct{}
 	var timer <-chan time.Time
-	for _, name := range group {
+	for _, name := range a.Group {
 		for _, in := range p.Vertex(name).Inputs {
 			part := in.Partition
 			was, read := floors[part]
@@ -151,7 +159,7 @@ func (p *Pipeline) wait(ctx context.Context, group []string, floors map[*buffer.
 				continue
 			}
 			moved = part.FloorMoved()
-			if part.ReadFloor() != was {
+			if floor(part, a.Cycle) != was {
 				p.ending.tracker.Moved()
 				return nil
 			}

@@ -10,7 +10,7 @@ type Result struct {
 	Read     int64 // from the sources
 	// Delivered counts what sinks took, once for each sink.
 	Delivered, DeadLettered, Dropped, Duplicates int64
-	// Buffered are messages in the buffers, InFlight those that were read from sources and are not acknowledged to them.
+	// Buffered are messages in the buffers that are not done, consumed or not, InFlight those that were read from sources and are not acknowledged to them.
 	Buffered, InFlight int64
 	// InMemory are those of Buffered that a restart of the broker loses, since it keeps the buffer in memory. Lost are messages whose buffer was in memory, and is
 	// gone: they are in no other count.
@@ -41,7 +41,7 @@ func (r *Result) add(v *Vertex) {
 	switch {
 	case !v.IsSource():
 		if !r.Finished {
-			r.Buffered += s.Pending
+			r.Buffered += s.Pending + s.Consumed
 		}
 	default:
 		r.Read += s.In
@@ -53,7 +53,7 @@ func (r *Result) add(v *Vertex) {
 		}
 	}
 	for _, in := range v.Inputs {
-		switch n := int64(in.Partition.Pending()); {
+		switch n := int64(in.Partition.Pending() + in.Partition.Consumed()); {
 		case r.Finished || !in.Partition.InMemory():
 		case in.Partition.Gone():
 			r.Lost, r.Buffered = r.Lost+n, max(0, r.Buffered-n)

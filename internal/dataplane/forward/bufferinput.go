@@ -13,7 +13,7 @@ import (
 )
 
 // BufferInput reads one partition of the vertex's buffer, in pieces: a block is divided into pieces of Limit messages, and small blocks that lie ready
-// are taken together.
+// are taken together. A block without messages is a work of its own.
 type BufferInput struct {
 	Vertex    string
 	Index     int
@@ -28,7 +28,7 @@ type BufferInput struct {
 	track *lane
 	name  string
 	ended error // what Read returns once rest is taken
-	// eof is closed when nothing more comes: all that was stored is done. So there is nothing in ahead then.
+	// eof is closed when nothing more comes: all that was stored is done or consumed. So there is nothing in ahead then.
 	eof chan struct{}
 	end sync.Once
 	// failed is closed when the buffer cannot be read any more; failure says why then.
@@ -137,7 +137,7 @@ func (b *BufferInput) Read(ctx context.Context) (*Work, error) {
 	limit := max(1, b.Limit)
 	first := b.rest.takeUpTo(limit)
 	cuts, count, short := []cut{first}, first.len(), false
-	if b.rest.d == nil {
+	if b.rest.d == nil && count > 0 {
 		cuts, count, short = b.gather(cuts, count, limit)
 	}
 	if b.Rate != nil {
@@ -184,7 +184,7 @@ func (b *BufferInput) gather(cuts []cut, count, limit int) (_ []cut, _ int, shor
 				b.ended = r.err
 				return cuts, count, true
 			}
-			if count+len(r.d.Block.Messages) > limit {
+			if n := len(r.d.Block.Messages); n == 0 || count+n > limit {
 				b.rest = whole(r.d)
 				return cuts, count, false
 			}
@@ -202,7 +202,8 @@ func (b *BufferInput) work(cuts []cut, count int, short bool) *Work {
 	w := &Work{
 		Origin: Origin{Lane: b.name, Stride: 1 << positionBits},
 		Lo:     first.d.Number << positionBits, Hi: (last.d.Number+1)<<positionBits - 1, track: b.track, Short: short,
-		Ack: func(ctx context.Context, a Ack) error { b.done(ctx, cuts, a); return nil },
+		Consume: func(from, to int) { eachPart(cuts, from, to, b.Partition.Consume) },
+		Ack:     func(ctx context.Context, a Ack) error { b.done(ctx, cuts, a); return nil },
 	}
 	if first.from > 0 {
 		w.Lo = first.pos(first.from)
@@ -214,6 +215,9 @@ func (b *BufferInput) work(cuts []cut, count int, short bool) *Work {
 		messages := c.d.Block.Messages
 		for i := c.from; i < c.to; i++ {
 			messages[i].Pos = c.pos(i)
+		}
+		if c.to == len(messages) && c.d.Block.Watermark != flow.NoWatermark {
+			w.Bounds = append(w.Bounds, Bound{c.d.Block.Lane, c.d.Block.Watermark})
 		}
 	}
 	if len(cuts) == 1 {
@@ -229,10 +233,18 @@ func (b *BufferInput) work(cuts []cut, count int, short bool) *Work {
 
 // done tells the reader which messages are done.
 func (b *BufferInput) done(ctx context.Context, cuts []cut, a Ack) {
-	from, to := a.From, a.To
+	if d := cuts[0].d; len(d.Block.Messages) == 0 {
+		b.Partition.Done(ctx, d)
+		return
+	}
+	eachPart(cuts, a.From, a.To, func(d *buffer.Delivery, from, to int) { b.Partition.DonePart(ctx, d, from, to) })
+}
+
+// eachPart visits the messages from..to-1 of a work, by their indices in the blocks that it was cut from.
+func eachPart(cuts []cut, from, to int, visit func(d *buffer.Delivery, from, to int)) {
 	for _, c := range cuts {
 		if from < c.len() && to > 0 {
-			b.Partition.DonePart(ctx, c.d, c.from+max(0, from), c.from+min(c.len(), to))
+			visit(c.d, c.from+max(0, from), c.from+min(c.len(), to))
 		}
 		from, to = from-c.len(), to-c.len()
 	}

@@ -10,7 +10,9 @@
 // # What a processor may rely on, and must keep
 //
 //   - Works come one at a time, in the order of reading, those of a lane in the order of their positions. A processor that takes no more stops the reading.
-//   - A message is finished once, in any order and as late as it takes: a processor may hold messages for minutes and read on meanwhile.
+//   - A message is finished once, in any order and as late as it takes: a processor may keep messages for minutes and read on meanwhile. It consumes those
+//     (Pipe.Consume), so that they take no room in the buffer and the input can end. It finishes them when the input has ended, at the latest.
+//   - A work without messages is finished like a message: once, when what its Bounds lead to is durable. They come again after a crash if it was not.
 //   - A message must not be finished before everything made of it is durable in every output, or its absence is (a dead letter, a drop).
 //   - After a crash every message that was not finished is read again, and some that were, because progress is saved now and then. The same message has the
 //     same position. What is made of it must be written under the same positions as before: readers drop positions that they have seen.

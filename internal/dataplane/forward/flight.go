@@ -39,15 +39,14 @@ func (r *run) process(parent context.Context, w *Work) (err error) {
 	f := &flight{run: r, w: w, cancel: cancel, leave: sync.OnceFunc(func() { r.leaveRoom(parent) })}
 	f.queued, f.submitted = sync.OnceFunc(func() { close(w.turn.queued) }), sync.OnceFunc(func() { close(w.turn.submitted) })
 	defer func() { err = f.end(err) }()
-	if len(w.Messages) == 0 {
-		r.Finish(ctx, w, 0, 0)
-		return nil
-	}
 	if r.needsIDs() {
 		w.names()
 	}
 	if err := await(ctx, w.turn.before.queued); err != nil {
 		return err
+	}
+	if len(w.Messages) == 0 {
+		return f.empty(ctx)
 	}
 	unpark, err := f.apply(ctx)
 	defer unpark()
@@ -61,6 +60,16 @@ func (r *run) process(parent context.Context, w *Work) (err error) {
 		return errDraining
 	}
 	r.Events.Processed(time.Since(begun))
+	return nil
+}
+
+// empty finishes a work without messages, in its turn: the works behind it wait for those before it too.
+func (f *flight) empty(ctx context.Context) error {
+	f.queued()
+	if err := f.awaitTurn(ctx); err != nil {
+		return err
+	}
+	f.Finish(ctx, f.w, 0, 0)
 	return nil
 }
 

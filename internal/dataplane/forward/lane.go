@@ -75,9 +75,6 @@ func (l *lane) enter(w *Work) {
 	w.turn = newTurn()
 	w.turn.before = &turn{queued: before.queued, submitted: before.submitted}
 	l.last = turn{queued: w.turn.queued, submitted: w.turn.submitted}
-	if len(w.Messages) == 0 {
-		l.advance()
-	}
 }
 
 // Floor is the position up to which all is done: what blocks may promise.
@@ -91,9 +88,9 @@ func (l *lane) Floor() uint64 {
 	return l.done.Floor(acked)
 }
 
-// finish marks the messages from..to-1 of a work as done. Each is done once.
+// finish marks the messages from..to-1 of a work as done. Each is done once, and a work without messages with from and to 0.
 func (l *lane) finish(ctx context.Context, w *Work, from, to int) {
-	if from >= to {
+	if from >= to && len(w.Messages) > 0 {
 		return
 	}
 	if l.acking == ackAtOnce {

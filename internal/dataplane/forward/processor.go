@@ -61,6 +61,15 @@ func (p *Pipe) Finish(ctx context.Context, w *Work, from, to int) {
 	p.Events.Acked(to-from, time.Since(begun))
 }
 
+// Consume says that the processor keeps the messages from..to-1 of a work, and finishes them later: in minutes perhaps. They take no room in the buffer from then
+// on, and the input counts as read to its end without them: the processor finishes what it keeps when InputEnded is closed. They are not done: after a crash they
+// are read again. Each message is consumed once at most, and before it is finished. Messages that are finished soon need not be.
+func (p *Pipe) Consume(w *Work, from, to int) {
+	if w.Consume != nil {
+		w.Consume(from, to)
+	}
+}
+
 // DeadLetters takes messages that are not processed.
 type DeadLetters interface {
 	// Put returns once the message is durable there. Putting the same message again changes nothing.

@@ -23,7 +23,8 @@ type Origin struct {
 	Stride uint64
 }
 
-// Work is a piece of the input, of at most readBatchSize messages of one lane, covering its positions Lo to Hi. Its messages are done one by one.
+// Work is a piece of the input, of at most readBatchSize messages of one lane, covering its positions Lo to Hi. Its messages are done one by one. A work without
+// messages comes for its positions or its Bounds.
 type Work struct {
 	Origin
 	Lo, Hi uint64
@@ -33,6 +34,10 @@ type Work struct {
 	Short bool
 	// Broken are messages that are dead-lettered instead of being processed, by their index in Messages; nil if there is none.
 	Broken map[int]*deadletter.Failure
+	// Bounds are what the writers of the input promise behind this work, in the order of their blocks; nil if nobody promises anything.
+	Bounds []Bound
+	// Consume tells the input that the processor keeps the messages from..to-1 for longer; see Pipe.Consume. nil: the input need not know.
+	Consume func(from, to int)
 	// Ack tells the input that messages are done, and retries until ctx ends: then it returns an error. See acking for who calls it, and when.
 	Ack func(ctx context.Context, a Ack) error
 
@@ -40,6 +45,15 @@ type Work struct {
 	track    *lane
 	progress *ackfloor.Work
 	turn     turn
+}
+
+// Bound is a promise of one writer of a buffer: every message of its lane that is not in this work or in one before has at least this event time, in Unix
+// nanoseconds. It is about that lane alone: the watermark of a reader is the least of the bounds of all lanes that can write to it. A bound that is repeated after
+// a crash may be lower than one given before.
+type Bound struct {
+	// Lane shares memory with a block: what keeps it for long clones it.
+	Lane      string
+	Watermark int64
 }
 
 // Ack says that everything made of the messages From..To-1 of a work is durable in every output.

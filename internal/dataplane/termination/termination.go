@@ -20,6 +20,11 @@
 // least what was read, and every end at most what was read: all partitions were empty then, and nothing is left that could fill them. In the other order, or
 // with one partition after the other, a message can be moved from a partition that is yet to be read into one that has been read, and be missed.
 //
+// A vertex with windows consumes messages and keeps them until time passes, or until its input ends. What it keeps is not done, so its floor would never reach the end
+// of its input, and the input would never be ended. Outside of a cycle it is enough that all is consumed: nothing is left to be read, and what the vertex makes of it
+// is written before the vertex ends. In a cycle that would not do, since it is written into partitions of the group itself. So a vertex that keeps messages in a cycle
+// keeps the pipeline from ending.
+//
 // Counts of pending messages play no part: they are estimates after retries of a write.
 package termination
 
@@ -64,6 +69,9 @@ type Action struct {
 	Group     []string
 	Vertex    string
 	Partition int
+	// Cycle says that vertices of the group write into it. The floor of ReadFloor counts what is done then. Otherwise it may also count what a vertex has consumed and
+	// keeps until its input ends.
+	Cycle bool
 }
 
 // Tracker follows one pipeline to its end. It is used by one goroutine.
@@ -83,6 +91,7 @@ type group struct {
 	vertices   []string
 	writers    []string // the vertices outside that write into it
 	partitions []Action // one ReadFloor each
+	cycle      bool     // its vertices write into it
 }
 
 // New returns a tracker of a pipeline.
@@ -122,7 +131,7 @@ func New(vertices []Vertex, edges []Edge) (*Tracker, error) {
 		if placed[v.Name] {
 			continue
 		}
-		var g group
+		g := group{cycle: reach[v.Name][v.Name]}
 		for _, o := range vertices {
 			if o.Name == v.Name || reach[v.Name][o.Name] && reach[o.Name][v.Name] {
 				placed[o.Name] = true
@@ -138,7 +147,7 @@ func New(vertices []Vertex, edges []Edge) (*Tracker, error) {
 			}
 		}
 		for i := range g.partitions {
-			g.partitions[i].Group = g.vertices
+			g.partitions[i].Group, g.partitions[i].Cycle = g.vertices, g.cycle
 		}
 		t.groups = append(t.groups, g)
 	}
@@ -190,7 +199,7 @@ func (t *Tracker) Next() Action {
 			continue
 		}
 		if slices.ContainsFunc(g.writers, func(w string) bool { return !t.ended[w] }) || !t.moved {
-			return Action{Do: Wait, Group: g.vertices}
+			return Action{Do: Wait, Group: g.vertices, Cycle: g.cycle}
 		}
 		if n := len(t.floors); n < len(g.partitions) {
 			return g.partitions[n]

@@ -81,8 +81,8 @@ func (b *builder) fromSource(ctx context.Context, p *Plan) error {
 
 // fromBuffer builds a loop for each partition of the vertex's buffer. They share functions, sinks and limits.
 func (b *builder) fromBuffer(ctx context.Context, p *Plan) error {
-	b.v.partitions = b.env.Readers(p.Name)
-	shared := b.env.Metrics.Vertex(b.labels(p), b.v.partitions[0].Name(), "")
+	partitions := b.env.Readers(p.Name)
+	shared := b.env.Metrics.Vertex(b.labels(p), partitions[0].Name(), "")
 	b.metrics = shared
 	stages, err := b.stages(p)
 	if err != nil {
@@ -94,14 +94,13 @@ func (b *builder) fromBuffer(ctx context.Context, p *Plan) error {
 			return err
 		}
 	}
-	for i, partition := range b.v.partitions {
+	for i, partition := range partitions {
 		m := shared
 		if i > 0 {
 			m = b.env.Metrics.Vertex(b.labels(p), partition.Name(), "")
 		}
 		m.BatchSize(b.lim.batch)
 		input := &forward.BufferInput{Vertex: p.Name, Index: i, Partition: partition, Limit: b.lim.batch, Rate: b.lim.rate}
-		b.v.readers = append(b.v.readers, input)
 		var output forward.Output = b.router(p.Edges, m)
 		if delivery != nil {
 			output = delivery.With(m)

@@ -51,9 +51,21 @@ func (v *Vertex) failed(ctx context.Context, err error) error {
 	return errors.Join(fmt.Errorf("vertex %s: %w", v.Name, err), v.Close(ctx))
 }
 
+// New returns a vertex of loops that are built already, each with its metrics. Build makes one from a plan.
+func New(name string, kind v1alpha1.VertexType, loops []*forward.Loop, m []*metrics.Vertex) *Vertex {
+	v := &Vertex{Name: name, Kind: kind}
+	for i := range loops {
+		v.add(loops[i], m[i])
+	}
+	return v
+}
+
+// add adds a loop. A loop that reads a buffer brings the partition along.
 func (v *Vertex) add(l *forward.Loop, m *metrics.Vertex) {
-	v.loops = append(v.loops, l)
-	v.lanes = append(v.lanes, m)
+	v.loops, v.lanes = append(v.loops, l), append(v.lanes, m)
+	if in, ok := l.Input.(*forward.BufferInput); ok {
+		v.readers, v.partitions = append(v.readers, in), append(v.partitions, in.Partition)
+	}
 }
 
 // StopWithin sets how long functions may take to end.
@@ -146,6 +158,8 @@ type Stats struct {
 	// Duplicates are messages that were known already and dropped: in the buffer, or by the sink (SinkDuplicates).
 	Duplicates int64
 	Pending    int64 // -1: unknown
+	// Consumed are messages that a processor keeps, of a window perhaps. They are not among those that are pending, nor acknowledged.
+	Consumed int64
 }
 
 // Stats are the counters since the start, and what is pending.
@@ -174,6 +188,7 @@ func (v *Vertex) Counts() Stats {
 	}
 	for _, p := range v.partitions {
 		s.Pending += int64(p.Pending())
+		s.Consumed += int64(p.Consumed())
 		s.Duplicates += p.Duplicates()
 	}
 	for _, w := range v.sinks {

@@ -45,6 +45,9 @@ func Run(t *testing.T, makeHarness func(t *testing.T) Harness) {
 		"what is stored beside a block is found":      numbers,
 		"a block keeps its number":                    numbersOfRestarts,
 
+		"blocks without messages are read in their place and trimmed": blocksWithoutMessages,
+		"messages that are consumed leave room and hold the floor":    consumed,
+
 		"a writer opened elsewhere leaves the reader alone":                           writerLeavesReaderAlone,
 		"a writer in another process sees room when the reader elsewhere has read":    writerElsewhereSeesRoom,
 		"a full buffer blocks writers of other processes and wakes them":              fullForAll,
@@ -92,7 +95,7 @@ func tryWrite(ctx context.Context, p writing, lane string, lo, hi, floor uint64,
 	for pos := lo; pos <= hi; pos++ {
 		e.Append(&flow.Message{ID: fmt.Sprintf("%s/%d", lane, pos), Pos: pos, Value: []byte(strings.Repeat("x", size))})
 	}
-	w, err := p.Write(ctx, &flow.Block{Lane: lane, Lo: lo, Hi: hi, Floor: floor, ByID: strings.HasPrefix(lane, "byid")}, &e)
+	w, err := p.Write(ctx, &flow.Block{Lane: lane, Lo: lo, Hi: hi, Floor: floor, ByID: strings.HasPrefix(lane, "byid"), Watermark: flow.NoWatermark}, &e)
 	if err != nil {
 		return err
 	}

@@ -36,7 +36,7 @@ func TestLossOfAStreamInMemoryIsReported(t *testing.T) {
 		var e flow.Encoder
 		e.Reset(pos)
 		e.Append(&flow.Message{ID: "x", Pos: pos})
-		w, err := p.Write(t.Context(), &flow.Block{Lane: "in/0", Lo: pos, Hi: pos}, &e)
+		w, err := p.Write(t.Context(), &flow.Block{Lane: "in/0", Lo: pos, Hi: pos, Watermark: flow.NoWatermark}, &e)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -74,7 +74,7 @@ func put(ctx context.Context, p *buffer.Partition, lo, hi uint64) error {
 		var e flow.Encoder
 		e.Reset(pos)
 		e.Append(&flow.Message{ID: fmt.Sprint(pos), Pos: pos, Value: bytes.Repeat([]byte{byte(pos)}, 3000)})
-		w, err := p.Write(ctx, &flow.Block{Lane: "a/0", Lo: pos, Hi: pos, Floor: pos - 1}, &e)
+		w, err := p.Write(ctx, &flow.Block{Lane: "a/0", Lo: pos, Hi: pos, Floor: pos - 1, Watermark: flow.NoWatermark}, &e)
 		if err != nil {
 			return err
 		}

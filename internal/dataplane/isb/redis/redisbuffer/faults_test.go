@@ -63,7 +63,7 @@ func writeBlock(ctx context.Context, w *buffer.Writer, lane string, pos uint64, 
 	var e flow.Encoder
 	e.Reset(pos)
 	e.Append(&flow.Message{ID: fmt.Sprintf("%s/%d", lane, pos), Pos: pos, Value: []byte(strings.Repeat("x", size))})
-	out, err := w.Write(ctx, &flow.Block{Lane: lane, Lo: pos, Hi: pos, Floor: pos - 1}, &e)
+	out, err := w.Write(ctx, &flow.Block{Lane: lane, Lo: pos, Hi: pos, Floor: pos - 1, Watermark: flow.NoWatermark}, &e)
 	if err != nil {
 		return err
 	}
