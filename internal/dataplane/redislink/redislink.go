@@ -6,10 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -87,10 +89,15 @@ func Dial(ctx context.Context, cfg Config) (*Link, error) {
 		}
 		return struct{}{}, err
 	}, backoff.WithMaxElapsedTime(connectFor), backoff.WithBackOff(retryDelay()))
-	if err != nil {
-		return nil, fmt.Errorf("connect to Redis at %s: %w", l.URL, err)
+	switch {
+	case err == nil:
+		return l, nil
+	case cfg.Address.TLS != nil && errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil: // a server without TLS waits for the rest of a request
+		err = fmt.Errorf("%w: no answer to the TLS handshake: if that port is one without TLS, begin the URL with redis://", err)
+	case (errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET)) && cfg.Address.TLS == nil:
+		err = fmt.Errorf("%w: it closes each connection: if it takes TLS only, begin the URL with rediss://", err)
 	}
-	return l, nil
+	return nil, fmt.Errorf("connect to Redis at %s: %w", l.URL, err)
 }
 
 func retryDelay() *backoff.ExponentialBackOff {
