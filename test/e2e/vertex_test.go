@@ -6,13 +6,16 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/levada-io/levada/internal/dataplane/redislink"
 	"github.com/levada-io/levada/internal/standalone"
 	"github.com/levada-io/levada/internal/testnats"
+	"github.com/levada-io/levada/internal/testredis"
 )
 
 // vertexManifest has three vertices. %d is how many lines a second the source reads.
@@ -48,20 +51,44 @@ spec:
 // vertices is a pipeline of which each vertex is run by a process.
 type vertices struct {
 	*example
-	url string
+	flags []string // that name the broker
+	at    standalone.Broker
 }
 
-func newVertices(t *testing.T, rate, lines int) *vertices {
-	t.Helper()
-	e := ends(t, "none", inputLines("line", lines))
-	e.write(t, e.name, fmt.Sprintf(vertexManifest, rate))
-	return &vertices{e, testnats.Server(t).DSN()}
+// onEachBroker runs a test with each kind of broker.
+func onEachBroker(t *testing.T, test func(t *testing.T, newVertices func(rate, lines int) *vertices)) {
+	start := func(t *testing.T, rate, lines int) *vertices {
+		e := ends(t, "none", inputLines("line", lines))
+		e.write(t, e.name, fmt.Sprintf(vertexManifest, rate))
+		return &vertices{example: e}
+	}
+	t.Run("NATS", func(t *testing.T) {
+		test(t, func(rate, lines int) *vertices {
+			v := start(t, rate, lines)
+			v.at.NATS = testnats.Server(t).DSN()
+			v.flags = []string{"--nats", v.at.NATS}
+			return v
+		})
+	})
+	t.Run("Redis", func(t *testing.T) {
+		test(t, func(rate, lines int) *vertices {
+			v := start(t, rate, lines)
+			url := testredis.Server(t).DSN()
+			address, err := redislink.ParseAddress(url)
+			if err != nil {
+				t.Fatal(err)
+			}
+			v.at.Redis = &redislink.Config{Address: address}
+			v.flags = []string{"--redis", url}
+			return v
+		})
+	})
 }
 
 // vertex starts the process of a vertex.
 func (v *vertices) vertex(t *testing.T, name string, flags ...string) *running {
 	t.Helper()
-	return v.startCommand(t, append([]string{"vertex", v.name, "--vertex", name, "--nats", v.url}, flags...)...)
+	return v.startCommand(t, slices.Concat([]string{"vertex", v.name, "--vertex", name}, v.flags, flags)...)
 }
 
 // delivered is how many lines the sink has written.
@@ -75,7 +102,7 @@ func (v *vertices) pending(t *testing.T, name string) (n int) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	buffers, err := standalone.OpenBuffers(ctx, "", standalone.Broker{NATS: v.url})
+	buffers, err := standalone.OpenBuffers(ctx, "", v.at)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,9 +143,11 @@ func (r *running) terminate(t *testing.T) {
 
 // TestVerticesInProcessesOfTheirOwn moves numbered lines through three processes, each of which is killed while data flows, and one is stopped in good order. Each
 // line comes out exactly once. A second process of a vertex waits, and takes over the moment the first one is killed.
-func TestVerticesInProcessesOfTheirOwn(t *testing.T) {
+func TestVerticesInProcessesOfTheirOwn(t *testing.T) { onEachBroker(t, verticesInProcessesOfTheirOwn) }
+
+func verticesInProcessesOfTheirOwn(t *testing.T, newVertices func(rate, lines int) *vertices) {
 	const n, more = 9000, 500
-	v := newVertices(t, 1500, n)
+	v := newVertices(1500, n)
 	in := v.vertex(t, "in") // before the buffers exist that it writes to
 	cat, out := v.vertex(t, "cat"), v.vertex(t, "out")
 	out.until(t, func() bool { return v.delivered() > n/12 })
@@ -151,8 +180,12 @@ func TestVerticesInProcessesOfTheirOwn(t *testing.T) {
 
 // TestAFullBufferBetweenProcessesBlocksAndGoesOn: nothing reads, and the writer, in another process, stops at the limit. When the reader comes, it goes on.
 func TestAFullBufferBetweenProcessesBlocksAndGoesOn(t *testing.T) {
+	onEachBroker(t, aFullBufferBetweenProcessesBlocksAndGoesOn)
+}
+
+func aFullBufferBetweenProcessesBlocksAndGoesOn(t *testing.T, newVertices func(rate, lines int) *vertices) {
 	const n, limit, block = 8000, 800, 500
-	v := newVertices(t, 1000000, n)
+	v := newVertices(1000000, n)
 	cat := v.vertex(t, "cat")
 	out := v.vertex(t, "out") // cat starts once out has created its buffer
 	cat.until(t, func() bool { return strings.Contains(cat.stderr.String(), "vertex started") })
@@ -184,7 +217,11 @@ func TestAFullBufferBetweenProcessesBlocksAndGoesOn(t *testing.T) {
 
 // TestAVertexAndAWholeRunExcludeEachOther: they would take each other's messages. A vertex with another manifest is refused, too, and each refusal says why.
 func TestAVertexAndAWholeRunExcludeEachOther(t *testing.T) {
-	v := newVertices(t, 100, 1)
+	onEachBroker(t, aVertexAndAWholeRunExcludeEachOther)
+}
+
+func aVertexAndAWholeRunExcludeEachOther(t *testing.T, newVertices func(rate, lines int) *vertices) {
+	v := newVertices(100, 1)
 	out := v.vertex(t, "out")
 	out.until(t, func() bool { return strings.Contains(out.stderr.String(), "vertex started") })
 	refused := func(r *running, why ...string) {
@@ -192,10 +229,10 @@ func TestAVertexAndAWholeRunExcludeEachOther(t *testing.T) {
 		r.exits(t, 1)
 		r.says(t, why...)
 	}
-	refused(v.start(t, "--nats", v.url), "vertex out is run by process", "nothing was changed")
+	refused(v.start(t, v.flags...), "vertex out is run by process", "nothing was changed")
 	changed := strings.Replace(v.read(t, v.name), "partitions: 2", "partitions: 3", 1)
 	v.write(t, "changed.yaml", changed)
-	refused(v.startCommand(t, "vertex", "changed.yaml", "--vertex", "cat", "--nats", v.url), "vertex out is run by process", "need the same manifest")
+	refused(v.startCommand(t, append([]string{"vertex", "changed.yaml", "--vertex", "cat"}, v.flags...)...), "vertex out is run by process", "need the same manifest")
 	// The probes answer for the vertex.
 	_, address, _ := strings.Cut(out.stderr.String(), "address=")
 	address, _, _ = strings.Cut(address, " ")
@@ -208,7 +245,7 @@ func TestAVertexAndAWholeRunExcludeEachOther(t *testing.T) {
 		return res.StatusCode == http.StatusNoContent
 	})
 	out.terminate(t)
-	run := v.start(t, "--nats", v.url)
+	run := v.start(t, v.flags...)
 	run.until(t, func() bool { return v.delivered() == 1 })
 	refused(v.vertex(t, "out"), "already run by process", "levada run", "nothing was changed")
 	run.stop(t)

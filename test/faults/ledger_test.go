@@ -3,8 +3,10 @@ package faults
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -53,14 +55,15 @@ func TestLedger(t *testing.T) {
 	for _, c := range []struct {
 		name              string
 		batch, partitions int
-		external          bool
+		external, redis   bool
 	}{
-		{"embedded broker", 100, 1, false},
-		{"embedded broker, 4 partitions", 37, 4, false},
-		{"broker of its own, 4 partitions", 100, 4, true},
+		{"embedded broker", 100, 1, false, false},
+		{"embedded broker, 4 partitions", 37, 4, false, false},
+		{"broker of its own, 4 partitions", 100, 4, true, false},
+		{"Redis, 3 partitions", 50, 3, true, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			run := &killing{lines: ledgerLines, external: c.external, functions: true}
+			run := &killing{lines: ledgerLines, external: c.external, redis: c.redis, functions: true}
 			run.start(t, fmt.Sprintf(manifest, c.batch, c.partitions, program(t, "cat"), max(1000, ledgerLines/(2*ledgerKills))))
 			run.toTheEnd(t)
 			run.check(t, plain, nothing)
@@ -73,6 +76,7 @@ type killing struct {
 	ledger
 	lines     int
 	external  bool // the broker is a process of its own, and is killed, too
+	redis     bool // and is Redis, which syncs its file before each answer
 	functions bool // functions are killed, too
 	flags     []string
 	between   time.Duration      // two kills, at least
@@ -100,11 +104,17 @@ func (k *killing) start(t *testing.T, text string) {
 	args := []string{"run", k.file, "--data", k.data, "--quiet", "--log-format", "text"}
 	if k.external {
 		address := testserver.FreeAddress(t)
-		k.nats = "nats://" + address
+		command := []string{levada, "broker", "--data", filepath.Join(k.dir, "broker"), "--listen", address}
+		if k.redis {
+			command = k.redisServer(t, address)
+			args = append(args, "--redis", "redis://"+address)
+		} else {
+			k.nats = "nats://" + address
+			args = append(args, "--nats", k.nats)
+		}
 		k.broker = &supervisor{name: "broker", pause: func() time.Duration { return 50 * time.Millisecond }, command: func() *exec.Cmd {
-			return exec.Command(levada, "broker", "--data", filepath.Join(k.dir, "broker"), "--listen", address)
+			return exec.Command(command[0], command[1:]...)
 		}}
-		args = append(args, "--nats", k.nats)
 		k.background(t, ctx, k.broker)
 		waitFor(t, address)
 	}
@@ -124,6 +134,17 @@ func (k *killing) start(t *testing.T, text string) {
 		},
 	}
 	k.ended = k.background(t, ctx, k.levada)
+}
+
+// redisServer is the command line of a Redis server that loses nothing that it acknowledged.
+func (k *killing) redisServer(t *testing.T, address string) []string {
+	t.Helper()
+	_, port, err := net.SplitHostPort(address)
+	dir := filepath.Join(k.dir, "redis")
+	if err = errors.Join(err, os.Mkdir(dir, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	return []string{testserver.Program(t, "redis-server", "redis-server"), "--bind", "127.0.0.1", "--port", port, "--dir", dir, "--save", "", "--appendonly", "yes", "--appendfsync", "always"}
 }
 
 func (k *killing) write(t *testing.T, text string) {
