@@ -8,9 +8,12 @@
 // A process ends in four stages. Each begins when the one before is over, and all of them share one Budget of time:
 //
 //  1. Sources stop reading. What they have read is processed, written and acknowledged.
-//  2. The other vertices stop reading. What they have read is processed, written and acknowledged. No source writes any more, so this comes to an end.
+//  2. The other vertices stop reading. What they have begun is processed, written and acknowledged. No source writes any more, so this comes to an end. What
+//     they have read and not begun, and what they keep for windows, is left unacknowledged.
 //  3. Work ends: what is not finished by then, because time was short, is left unacknowledged, and is processed by the next process.
 //  4. Functions, the upkeep of partitions and the server of metrics end. Functions come last because messages in flight need them until they are finished.
+//
+// A vertex that fails ends the process in the same order. Its error is returned, also if it comes during the end.
 //
 // A vertex that is alone in its process goes through the same stages; the first or the second of them is empty.
 package engine

@@ -98,7 +98,9 @@ func (p *Process) Run(ctx context.Context) error {
 		}
 	}
 	p.ready.Store(false)
-	p.drain(ctx, s)
+	if e := p.drain(ctx, s); err == nil {
+		err = e
+	}
 	if e := s.services.Wait(); e != nil && err == nil {
 		err = e
 	}
@@ -188,8 +190,8 @@ func (p *Process) wait(ctx context.Context, s *stages) error {
 	return nil
 }
 
-// drain goes through the stages of the end.
-func (p *Process) drain(ctx context.Context, s *stages) {
+// drain goes through the stages of the end. It returns the error of a vertex that failed meanwhile.
+func (p *Process) drain(ctx context.Context, s *stages) (err error) {
 	deadline := time.AfterFunc(p.Budget.Work(), func() {
 		p.Logger.Warn("messages in flight are not finished in time and are left for the next start")
 		p.cutShort.Store(true)
@@ -202,21 +204,30 @@ func (p *Process) drain(ctx context.Context, s *stages) {
 	s.endReading()
 	s.others.Wait()
 	s.endWork(nil)
-	patience := p.Budget.Functions()
-	count, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(time.Second, patience))
-	defer cancel()
-	for _, pl := range p.Pipelines {
-		for _, v := range pl.vertices {
-			v.recount(count)
-		}
+	select {
+	case err = <-s.failed: // all vertices have ended, and services have not been asked to
+	default:
 	}
-	patience = p.Budget.Functions()
+	p.recount(ctx)
+	patience := p.Budget.Functions()
 	for _, pl := range p.Pipelines {
 		for _, v := range pl.vertices {
 			v.StopWithin(patience)
 		}
 	}
 	s.endServing()
+	return err
+}
+
+// recount makes the counts of the result exact. It takes no longer than functions may take to end.
+func (p *Process) recount(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(time.Second, p.Budget.Functions()))
+	defer cancel()
+	for _, pl := range p.Pipelines {
+		for _, v := range pl.vertices {
+			v.recount(ctx)
+		}
+	}
 }
 
 // Abandon ends the processes of user code, which would outlive this one. Everything else ends with the process, as after a kill, which loses nothing.

@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/levada-io/levada/api/v1alpha1"
+	"github.com/levada-io/levada/internal/casefile"
+	"github.com/levada-io/levada/internal/dataplane/forward"
 	"github.com/levada-io/levada/internal/manifest"
 )
 
@@ -20,22 +22,44 @@ func (p *Plan) describe() string {
 	}
 	for _, s := range p.Stages {
 		fmt.Fprintf(&b, ", %s as %s", s.Role, s.Name)
+		switch {
+		case s.Container != nil:
+			fmt.Fprintf(&b, " in %s", s.Container.Image)
+		case s.Builtin != nil:
+			fmt.Fprintf(&b, " builtin %s", s.Builtin.Name)
+		}
+		if r := retryStrategy(s.Retry); r != (forward.RetryStrategy{}) {
+			fmt.Fprintf(&b, " retried %d times, then %s", r.Steps, r.OnFailure)
+		}
 	}
 	for _, e := range p.Edges {
 		fmt.Fprintf(&b, ", to %d of %s", e.Partitions, e.To)
 		if e.Condition != nil {
 			fmt.Fprintf(&b, " if %s %v", e.Condition.Operator, e.Condition.Values)
 		}
-		for name, set := range map[string]bool{" by key": e.ByKey, " or discard": e.Discard, " without waiting": e.Back} {
-			if set {
-				b.WriteString(name)
+		for _, way := range []struct {
+			name string
+			set  bool
+		}{{" by key", e.ByKey}, {" or discard", e.Discard}, {" without waiting", e.Back}} {
+			if way.set {
+				b.WriteString(way.name)
 			}
 		}
 	}
 	if p.Sink != nil {
 		b.WriteString(", sink")
 	}
-	fmt.Fprintf(&b, ", batches of %d, %d at once", p.Limits.Batch, p.Limits.Concurrency)
+	if by := p.Bypass; by != nil {
+		for _, way := range []struct {
+			to   string
+			when *v1alpha1.ForwardConditions
+		}{{"sink", by.Sink}, {"fallback", by.Fallback}, {"onSuccess", by.OnSuccess}} {
+			if c := condition(way.when); c != nil {
+				fmt.Fprintf(&b, ", straight to %s if %s %v", way.to, c.Operator, c.Values)
+			}
+		}
+	}
+	fmt.Fprintf(&b, ", batches of %d within %v, %d at once", p.Limits.Batch, p.Limits.ReadTimeout, p.Limits.Concurrency)
 	if p.Limits.Rate > 0 {
 		fmt.Fprintf(&b, ", %d a second", p.Limits.Rate)
 	}
@@ -45,73 +69,53 @@ func (p *Plan) describe() string {
 	if p.SmallBatches {
 		b.WriteString(", small batches")
 	}
+	for _, v := range p.Volumes {
+		b.WriteString(", volume " + v.Name)
+	}
 	return b.String()
 }
 
-// TestPlans: what runs for a manifest, or why nothing does.
+// TestPlans: what runs for a manifest, or why nothing does. In the files of testdata a case is a manifest, a line of ----, and the plan; a line of ==== ends it.
 func TestPlans(t *testing.T) {
-	for _, c := range []struct{ name, spec, want string }{
-		{"a pipeline with its defaults", `kind: Pipeline
-spec:
-  vertices: [{name: in, source: {generator: {}, transformer: {builtin: {name: filter}}}}, {name: cat, udf: {builtin: {name: cat}}}, {name: out, sink: {log: {}}}]
-  edges: [{from: in, to: cat}, {from: cat, to: out}]`, `
-Source in: source, transformer as in, to 1 of cat, batches of 500, 500 at once
-MapUDF cat: 1 partitions of 30000 up to 80%, udf as cat, to 1 of out, batches of 500, 500 at once
-Sink out: 1 partitions of 30000 up to 80%, sink, batches of 500, 500 at once`},
-		{"limits of the pipeline and of a vertex", `kind: Pipeline
-spec:
-  limits: {readBatchSize: 100, bufferMaxLength: 1000, rateLimit: {max: 9}}
-  vertices: [{name: in, source: {generator: {}}}, {name: out, partitions: 3, limits: {bufferUsageLimit: 50, rateLimit: {max: 7}}, sink: {log: {}}}]
-  edges: [{from: in, to: out, onFull: discardLatest, conditions: {tags: {values: [a, b]}}}]`, `
-Source in: source, to 3 of out if or [a b] or discard, batches of 100, 100 at once, 9 a second
-Sink out: 3 partitions of 1000 up to 50%, sink, batches of 100, 100 at once, 7 a second`},
-		{"an ordered vertex has one message at once, and is written to by key", `kind: Pipeline
-spec:
-  vertices: [{name: in, source: {generator: {}}}, {name: out, ordered: {enabled: true}, partitions: 2, sink: {log: {}}}]
-  edges: [{from: in, to: out}]`, `
-Source in: source, to 2 of out by key, batches of 500, 500 at once
-Sink out: 2 partitions of 30000 up to 80%, sink, batches of 500, 1 at once, ordered`},
-		{"an edge that closes a cycle does not wait", `kind: Pipeline
-spec:
-  vertices: [{name: in, source: {generator: {}}}, {name: again, udf: {builtin: {name: cat}}}, {name: out, sink: {log: {}}}]
-  edges: [{from: in, to: again}, {from: again, to: again}, {from: again, to: out}]`, `
-Source in: source, to 1 of again, batches of 500, 500 at once
-MapUDF again: 1 partitions of 30000 up to 80%, udf as again, to 1 of again without waiting, to 1 of out, batches of 500, 500 at once
-Sink out: 1 partitions of 30000 up to 80%, sink, batches of 500, 500 at once`},
-		{"a MonoVertex", `kind: MonoVertex
-spec: {streaming: true, source: {generator: {}, transformer: {builtin: {name: filter}}}, udf: {builtin: {name: cat}}, sink: {log: {}}}`, `
-MonoVertex p: source, transformer as transformer, udf as p, sink, batches of 500, 500 at once, small batches`},
-		{"a reduce", `kind: Pipeline
-spec:
-  vertices: [{name: in, source: {generator: {}}}, {name: sum, udf: {groupBy: {}}}]
-  edges: [{from: in, to: sum}]`, `
-vertex sum: a reduce cannot run in this version yet`},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			objects, _ := manifest.Decode("p.yaml", []byte("apiVersion: numaflow.numaproj.io/v1alpha1\nmetadata: {name: p}\n"+c.spec))
-			if len(objects) != 1 {
-				t.Fatalf("%d objects", len(objects))
+	casefile.Run(t, "*.txt", func(t *testing.T, text string) string {
+		var out strings.Builder
+		for i, c := range strings.Split(text, "====\n") {
+			if i > 0 {
+				out.WriteString("====\n")
 			}
-			v1alpha1.SetDefaults(objects[0].Manifest)
-			var plans []Plan
-			var err error
-			switch m := objects[0].Manifest.(type) {
-			case *v1alpha1.Pipeline:
-				plans, err = PlanPipeline(&m.Spec)
-			case *v1alpha1.MonoVertex:
-				plans = make([]Plan, 1)
-				plans[0], err = PlanMono(m.Name, &m.Spec)
+			spec, _, found := strings.Cut(c, "----\n")
+			out.WriteString(spec)
+			if found {
+				out.WriteString("----\n" + planned(t, spec))
 			}
-			got := ""
-			for i := range plans {
-				got += "\n" + plans[i].describe()
-			}
-			if err != nil {
-				got = "\n" + err.Error()
-			}
-			if got != c.want {
-				t.Errorf("got%s\n\nwant%s", got, c.want)
-			}
-		})
+		}
+		return out.String()
+	})
+}
+
+// planned is the plan of a manifest, a vertex a line.
+func planned(t *testing.T, spec string) string {
+	t.Helper()
+	objects, problems := manifest.Decode("p.yaml", []byte("apiVersion: numaflow.numaproj.io/v1alpha1\nmetadata: {name: p}\n"+spec))
+	if len(objects) != 1 || len(problems) > 0 {
+		t.Fatalf("%d objects and %v in\n%s", len(objects), problems, spec)
 	}
+	v1alpha1.SetDefaults(objects[0].Manifest)
+	var plans []Plan
+	var err error
+	switch m := objects[0].Manifest.(type) {
+	case *v1alpha1.Pipeline:
+		plans, err = PlanPipeline(&m.Spec)
+	case *v1alpha1.MonoVertex:
+		plans = make([]Plan, 1)
+		plans[0], err = PlanMono(m.Name, &m.Spec)
+	}
+	if err != nil {
+		return "error: " + err.Error() + "\n"
+	}
+	out := ""
+	for i := range plans {
+		out += plans[i].describe() + "\n"
+	}
+	return out
 }
