@@ -128,52 +128,29 @@ func (h *Notifier) consumer(ctx context.Context) (jetstream.Consumer, error) {
 
 // Send stores the notification in the stream.
 func (h *Notifier) Send(ctx context.Context, notification stream.Notification) error {
-	ctx, leave, err := h.life.Sending(ctx, h.sendTimeout)
-	if err != nil {
-		return err
-	}
-	defer leave()
-	pauses := notifybus.Backoff()
-	for {
-		_, err := h.js.Publish(ctx, h.subject(), []byte(notifybus.Encode(notification)), jetstream.WithExpectStream(h.stream.Name))
-		if err == nil {
-			return nil
-		}
+	text := []byte(notifybus.Encode(notification))
+	return h.life.Send(ctx, h.sendTimeout, refused, func(ctx context.Context) error {
+		_, err := h.js.Publish(ctx, h.subject(), text, jetstream.WithExpectStream(h.stream.Name))
 		if errors.Is(err, jetstream.ErrNoStreamResponse) { // it was deleted, or the server has just started
 			_, remade := h.queue(ctx)
 			err = errors.Join(err, remade)
 		}
-		if refused(err) || !notifybus.Sleep(ctx, pauses.NextBackOff()) {
-			if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
-				err = fmt.Errorf("%w: %w", cause, err)
-			}
-			return fmt.Errorf("notification not sent: %w", err)
-		}
-	}
+		return err
+	})
 }
 
 // Listen calls wake for each notification that the server gives to this listener.
 func (h *Notifier) Listen(ctx context.Context, wake func(context.Context, stream.Notification)) error {
-	inner, leave, err := h.life.Listening(ctx)
-	if err != nil {
-		return err
-	}
-	defer leave()
-	pauses := notifybus.Backoff()
-	for {
-		err := h.consume(inner, pauses.Reset, wake)
-		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case inner.Err() != nil:
-			return context.Cause(inner)
-		case h.conn.IsClosed():
-			return fmt.Errorf("notifications: %w", nats.ErrConnectionClosed)
-		}
-		pause := pauses.NextBackOff()
-		h.log.Warn("notifications interrupted, reconnecting", "error", err, "retry_in", pause)
-		notifybus.Sleep(inner, pause)
-	}
+	return h.life.Receive(ctx, notifybus.Sessions{
+		Listen: func(ctx context.Context, listening func()) error { return h.consume(ctx, listening, wake) },
+		Final: func(error) error {
+			if h.conn.IsClosed() { // by its owner: it does not connect again
+				return fmt.Errorf("notifications: %w", nats.ErrConnectionClosed)
+			}
+			return nil
+		},
+		Log: h.log, Lost: "notifications interrupted, reconnecting",
+	})
 }
 
 const (

@@ -175,26 +175,26 @@ func (h *Notifier) Listen(ctx context.Context, wake func(context.Context, stream
 
 // receive puts into todo what is notified, over as many connections as it takes, until ctx ends. It returns ErrPooler if none can listen.
 func (h *Notifier) receive(ctx context.Context, todo *backlog) error {
-	pauses := notifybus.Backoff()
-	for first := true; ; first = false {
-		err := h.session(ctx, func() {
-			pauses.Reset()
-			if !first {
-				todo.add(stream.Notification{})
+	first := true
+	return notifybus.Sessions{
+		Listen: func(ctx context.Context, listening func()) error {
+			missed := !first // by this listener, between the last session and this one
+			first = false
+			return h.session(ctx, func() {
+				listening()
+				if missed {
+					todo.add(stream.Notification{})
+				}
+			}, todo)
+		},
+		Final: func(err error) error {
+			if errors.Is(err, ErrPooler) {
+				return err
 			}
-		}, todo)
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if errors.Is(err, ErrPooler) {
-			return err
-		}
-		pause := pauses.NextBackOff()
-		h.log.Warn("notification connection lost, reconnecting", "error", err, "retry_in", pause)
-		if !notifybus.Sleep(ctx, pause) {
-			return ctx.Err()
-		}
-	}
+			return nil
+		},
+		Log: h.log, Lost: "notification connection lost, reconnecting",
+	}.Run(ctx)
 }
 
 // session listens on one connection until it fails.

@@ -275,24 +275,8 @@ func (p *publisher) close() {
 // Send hands the notification to the broker, and returns when the broker has it on disk. What is not confirmed is sent again, on a new connection,
 // until the send timeout is over; so a notification may arrive twice.
 func (h *Notifier) Send(ctx context.Context, notification stream.Notification) error {
-	ctx, leave, err := h.life.Sending(ctx, h.sendTimeout)
-	if err != nil {
-		return err
-	}
-	defer leave()
-	pauses := notifybus.Backoff()
-	for {
-		err := h.publish(ctx, notifybus.Encode(notification))
-		if err == nil {
-			return nil
-		}
-		if refused(err) || !notifybus.Sleep(ctx, pauses.NextBackOff()) {
-			if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
-				err = fmt.Errorf("%w: %w", cause, err)
-			}
-			return fmt.Errorf("notification not sent: %w", err)
-		}
-	}
+	text := notifybus.Encode(notification)
+	return h.life.Send(ctx, h.sendTimeout, refused, func(ctx context.Context) error { return h.publish(ctx, text) })
 }
 
 // publish sends once, and waits for the confirmation.
@@ -382,24 +366,10 @@ func (p *publisher) giveUp() {
 
 // Listen calls wake for each notification that the broker gives to this listener, over a connection of its own.
 func (h *Notifier) Listen(ctx context.Context, wake func(context.Context, stream.Notification)) error {
-	inner, leave, err := h.life.Listening(ctx)
-	if err != nil {
-		return err
-	}
-	defer leave()
-	pauses := notifybus.Backoff()
-	for {
-		err := h.consume(inner, pauses.Reset, wake)
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if inner.Err() != nil {
-			return context.Cause(inner)
-		}
-		pause := pauses.NextBackOff()
-		h.log.Warn("notification connection lost, reconnecting", "error", err, "retry_in", pause)
-		notifybus.Sleep(inner, pause)
-	}
+	return h.life.Receive(ctx, notifybus.Sessions{
+		Listen: func(ctx context.Context, listening func()) error { return h.consume(ctx, listening, wake) },
+		Log:    h.log, Lost: "notification connection lost, reconnecting",
+	})
 }
 
 // consume listens on one connection until it fails.

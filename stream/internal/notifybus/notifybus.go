@@ -1,4 +1,5 @@
-// Package notifybus holds what all drivers of notifications do alike: the text of a notification, their life, and their pauses.
+// Package notifybus holds what all drivers of notifications do alike: the text of a notification, the end of calls at Close, and
+// sending and receiving over connections that fail.
 package notifybus
 
 import (
@@ -10,8 +11,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"github.com/cenkalti/backoff/v5"
 
 	"github.com/levada-io/levada/stream"
 )
@@ -60,10 +59,12 @@ func Decode(text string) (stream.Notification, error) {
 // ErrClosed is returned by what is called, or still runs, after Close. It is a net.ErrClosed.
 var ErrClosed = fmt.Errorf("notifications: %w", net.ErrClosed)
 
-// Life ends all calls when a driver is closed. The zero Life has not ended.
+// Lifecycle ends all calls of a driver when that is closed. The zero Lifecycle is open.
 type Lifecycle struct {
-	mu     sync.Mutex
-	ends   map[*context.CancelCauseFunc]struct{}
+	mu sync.Mutex
+	// ends has the cancel function of each call that has not returned. The key is a pointer, since functions cannot be compared.
+	ends map[*context.CancelCauseFunc]struct{}
+	// sends counts calls of Send. Invariant: it only grows while closed is false, which is what lets Close wait for it.
 	sends  sync.WaitGroup
 	closed bool
 }
@@ -117,21 +118,4 @@ func (l *Lifecycle) Close() bool {
 	l.mu.Unlock()
 	l.sends.Wait()
 	return first
-}
-
-// Pauses are those between attempts to reach a bus: each is longer than the one before, up to 5 s, and none is like those of others.
-func Backoff() *backoff.ExponentialBackOff {
-	return &backoff.ExponentialBackOff{InitialInterval: 100 * time.Millisecond, RandomizationFactor: 0.5, Multiplier: 2, MaxInterval: 5 * time.Second}
-}
-
-// Sleep pauses, and reports whether ctx has not ended.
-func Sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
 }
