@@ -31,19 +31,6 @@ func (p *probes) serve(listen string) (address string, stop func(), err error) {
 	if err != nil {
 		return "", nil, fmt.Errorf("listen for metrics and probes (--metrics-listen): %w", err)
 	}
-	probe := func(check func(context.Context) error) http.HandlerFunc {
-		return func(w http.ResponseWriter, r *http.Request) {
-			ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
-			defer cancel()
-			if check != nil {
-				if err := check(ctx); err != nil {
-					http.Error(w, err.Error(), http.StatusServiceUnavailable)
-					return
-				}
-			}
-			w.WriteHeader(http.StatusNoContent)
-		}
-	}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(p.registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /livez", probe(p.live))
@@ -57,4 +44,19 @@ func (p *probes) serve(listen string) (address string, stop func(), err error) {
 		}
 	}()
 	return listener.Addr().String(), func() { _ = server.Close(); <-ended }, nil
+}
+
+// probe answers 204, or 503 with the reason.
+func probe(check func(context.Context) error) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
+		defer cancel()
+		if check != nil {
+			if err := check(ctx); err != nil {
+				http.Error(w, err.Error(), http.StatusServiceUnavailable)
+				return
+			}
+		}
+		w.WriteHeader(http.StatusNoContent)
+	}
 }

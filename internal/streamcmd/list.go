@@ -13,64 +13,65 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/levada-io/levada/internal/commandline"
+	"github.com/levada-io/levada/internal/streamcmd/connect"
+	"github.com/levada-io/levada/internal/streamcmd/jobtext"
 	"github.com/levada-io/levada/stream"
 )
 
+type listFlags struct {
+	store    connect.StoreFlags
+	out      outputFlag
+	filter   stream.Filter
+	states   []string
+	watch    bool
+	interval time.Duration
+}
+
 func newListCommand() *cobra.Command {
-	var (
-		store    storeFlag
-		out      outputFlag
-		filter   stream.Filter
-		states   []string
-		watch    bool
-		interval time.Duration
-	)
+	var f listFlags
 	cmd := &cobra.Command{
 		Use: "list", Aliases: []string{"ls"}, Short: "List jobs, the newest first", Args: cobra.NoArgs,
 		Example: `  levada stream list --state running,failed
   levada stream list --watch`,
-		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			for _, s := range states {
-				known := []stream.State{stream.Ready, stream.Running, stream.Paused, stream.Completed, stream.Failed, stream.Cancelled}
-				if !slices.Contains(known, stream.State(s)) {
-					return commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("--state: expected some of %s, not %q", joinStates(known), s)}
-				}
-				filter.States = append(filter.States, stream.State(s))
-			}
-			d, err := store.open(cmd.Context(), false)
-			if err != nil {
-				return err
-			}
-			defer d.closing(&err)
-			if watch {
-				return watchJobs(cmd, d, filter, &out, interval)
-			}
-			jobs, err := d.List(cmd.Context(), filter)
-			if err != nil {
-				return err
-			}
-			if out.json() {
-				for i := range jobs {
-					if err := encode(cmd.OutOrStdout(), false, &jobs[i]); err != nil {
-						return err
-					}
-				}
-				return nil
-			}
-			_, err = io.WriteString(cmd.OutOrStdout(), jobTable(jobs, time.Now(), averageRate))
-			return err
-		},
+		RunE: func(cmd *cobra.Command, _ []string) (err error) { return f.run(cmd) },
 	}
 	flags := cmd.Flags()
-	store.register(flags)
-	out.register(flags)
-	flags.StringSliceVar(&states, "state", nil, "only jobs in these states: ready, running, paused, completed, failed, cancelled")
-	flags.StringSliceVar(&filter.Streams, "stream", nil, "only jobs of these streams")
-	flags.IntVar(&filter.Limit, "limit", 100, "how many at most")
-	flags.BoolVarP(&watch, "watch", "w", false, "show them again and again, until Ctrl-C")
-	flags.DurationVar(&interval, "interval", time.Second, "time between two looks, with --watch")
+	f.store.Register(flags)
+	f.out.register(flags)
+	flags.StringSliceVar(&f.states, "state", nil, "only jobs in these states: ready, running, paused, completed, failed, cancelled")
+	flags.StringSliceVar(&f.filter.Streams, "stream", nil, "only jobs of these streams")
+	flags.IntVar(&f.filter.Limit, "limit", 100, "how many at most")
+	flags.BoolVarP(&f.watch, "watch", "w", false, "show them again and again, until Ctrl-C")
+	flags.DurationVar(&f.interval, "interval", time.Second, "time between two looks, with --watch")
 	commandline.AtLeast(flags, "interval", 100*time.Millisecond)
 	return cmd
+}
+
+func (f *listFlags) run(cmd *cobra.Command) (err error) {
+	for _, s := range f.states {
+		known := []stream.State{stream.Ready, stream.Running, stream.Paused, stream.Completed, stream.Failed, stream.Cancelled}
+		if !slices.Contains(known, stream.State(s)) {
+			return commandline.Usagef("--state: expected some of %s, not %q", joinStates(known), s)
+		}
+		f.filter.States = append(f.filter.States, stream.State(s))
+	}
+	d, err := f.store.Open(cmd.Context(), false)
+	if err != nil {
+		return err
+	}
+	defer d.Closing(&err)
+	if f.watch {
+		return f.watchJobs(cmd, d)
+	}
+	jobs, err := d.List(cmd.Context(), f.filter)
+	if err != nil {
+		return err
+	}
+	if f.out.json() {
+		return writeLines(cmd.OutOrStdout(), jobs)
+	}
+	_, err = io.WriteString(cmd.OutOrStdout(), jobTable(jobs, time.Now(), averageRate))
+	return err
 }
 
 func joinStates(states []stream.State) string {
@@ -106,8 +107,8 @@ func jobTable(jobs []stream.Status, now time.Time, rate func(*stream.Status, tim
 		if s.State == stream.Running {
 			owner = commandline.Printable(s.Owner.String())
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\t%s\t%s\n", commandline.Printable(s.ID), commandline.Printable(s.Stream), s.State, humanize.Comma(int64(s.Progress.Records)), percent(s.Progress),
-			humanize.Comma(int64(rate(s, now))), s.Progress.Bad, s.Attempts, owner, age(now.Sub(s.CreatedAt)), cmp.Or(string(s.Reason), "-"), shorten(s.LastError, 60))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\t%s\t%s\n", commandline.Printable(s.ID), commandline.Printable(s.Stream), s.State, humanize.Comma(int64(s.Progress.Records)), jobtext.Percent(s.Progress),
+			humanize.Comma(int64(rate(s, now))), s.Progress.Bad, s.Attempts, owner, age(now.Sub(s.CreatedAt)), cmp.Or(string(s.Reason), "-"), jobtext.Shorten(s.LastError, 60))
 	}
 	_ = w.Flush()
 	return b.String()
@@ -125,14 +126,15 @@ func age(d time.Duration) string {
 	return fmt.Sprintf("%dd", int(d.Hours()/24))
 }
 
-func watchJobs(cmd *cobra.Command, d *database, filter stream.Filter, out *outputFlag, interval time.Duration) error {
+// watchJobs shows the jobs every interval until the command is ended. On a terminal each table takes the place of the one before.
+func (f *listFlags) watchJobs(cmd *cobra.Command, d *connect.Database) error {
 	s := &commandline.Screen{Out: cmd.OutOrStdout()}
 	live := commandline.IsTerminal(cmd.OutOrStdout())
-	meters := map[string]*meter{}
-	tick := time.NewTicker(max(interval, 100*time.Millisecond))
+	rates := currentRates{}
+	tick := time.NewTicker(max(f.interval, 100*time.Millisecond))
 	defer tick.Stop()
 	for {
-		jobs, err := d.List(cmd.Context(), filter)
+		jobs, err := d.List(cmd.Context(), f.filter)
 		if cmd.Context().Err() != nil {
 			return nil
 		}
@@ -141,27 +143,14 @@ func watchJobs(cmd *cobra.Command, d *database, filter stream.Filter, out *outpu
 		}
 		now := time.Now()
 		switch {
-		case out.json():
-			for i := range jobs {
-				if err := encode(cmd.OutOrStdout(), false, &jobs[i]); err != nil {
-					return err
-				}
+		case f.out.json():
+			if err := writeLines(cmd.OutOrStdout(), jobs); err != nil {
+				return err
 			}
+		case live:
+			s.Draw(jobTable(jobs, now, rates.of))
 		default:
-			table := jobTable(jobs, now, func(job *stream.Status, now time.Time) float64 {
-				if job.State != stream.Running {
-					return averageRate(job, now)
-				}
-				if meters[job.ID] == nil {
-					meters[job.ID] = &meter{}
-				}
-				return meters[job.ID].update(now, job.Progress.Records)
-			})
-			if live {
-				s.Draw(table)
-			} else {
-				fmt.Fprintf(s.Out, "%s\n%s", now.Format(time.TimeOnly), table)
-			}
+			fmt.Fprintf(s.Out, "%s\n%s", now.Format(time.TimeOnly), jobTable(jobs, now, rates.of))
 		}
 		select {
 		case <-cmd.Context().Done():
@@ -169,4 +158,17 @@ func watchJobs(cmd *cobra.Command, d *database, filter stream.Filter, out *outpu
 		case <-tick.C:
 		}
 	}
+}
+
+// currentRates measures jobs, by id, between two looks.
+type currentRates map[string]*jobtext.Meter
+
+func (r currentRates) of(job *stream.Status, now time.Time) float64 {
+	if job.State != stream.Running {
+		return averageRate(job, now)
+	}
+	if r[job.ID] == nil {
+		r[job.ID] = &jobtext.Meter{}
+	}
+	return r[job.ID].Update(now, job.Progress.Records)
 }

@@ -14,21 +14,6 @@ import (
 	"github.com/levada-io/levada/stream/sqlitestore"
 )
 
-// A key with one control character was shown as its bytes in hexadecimal, or with the character replaced, so nobody could tell it from another.
-func TestKeysAreReadable(t *testing.T) {
-	for key, want := range map[string]string{
-		"user 7": "user 7", "né": "né", "a\x00b": `"a\x00b"`, "two\nlines": `"two\nlines"`, " x": `" x"`, "": `""`, `say "hi"`: `"say \"hi\""`, "\x1b[2J": `"\x1b[2J"`,
-		"\u202ex": `"\u202ex"`, "\ufffd": "\"\ufffd\"", "\xff\x01": "ff01 (hexadecimal)",
-	} {
-		if got := bytesText([]byte(key)); got != want {
-			t.Errorf("%q is shown as %s, want %s", key, got, want)
-		}
-	}
-	if got := payloadText([]byte("{\n\t\"a\": 1\n}")); got != "{\n\t\"a\": 1\n}" {
-		t.Errorf("JSON of several lines is shown as %s", got)
-	}
-}
-
 // A producer that cannot read its file is not announced: its readers would find out.
 func TestServeAnnouncesNothingThatItCannotRead(t *testing.T) {
 	dir := t.TempDir()

@@ -13,45 +13,12 @@ import (
 	"github.com/dustin/go-humanize"
 
 	"github.com/levada-io/levada/internal/commandline"
+	"github.com/levada-io/levada/internal/streamcmd/jobtext"
 	"github.com/levada-io/levada/stream"
 )
 
-// meter measures a rate over the last few seconds.
-type meter struct {
-	at      time.Time
-	records uint64
-	rate    float64
-	known   bool
-}
-
-func (m *meter) update(now time.Time, records uint64) float64 {
-	if m.at.IsZero() || records < m.records {
-		*m = meter{at: now, records: records}
-		return 0
-	}
-	seconds := now.Sub(m.at).Seconds()
-	if seconds < 0.1 {
-		return m.rate
-	}
-	current := float64(records-m.records) / seconds
-	if m.known {
-		current = m.rate + (current-m.rate)*min(1, seconds/3)
-	}
-	*m = meter{at: now, records: records, rate: current, known: true}
-	return m.rate
-}
-
-// percent is empty when the stream's size is not known.
-func percent(p stream.Progress) string {
-	if p.Size == 0 {
-		return "-"
-	}
-	// Not 100 before the last record.
-	return fmt.Sprintf("%d%%", min(p.Records*100/p.Size, 100))
-}
-
-// jobInHand is one job as its worker sees it.
-type jobInHand struct {
+// jobProgress is one job as its worker sees it.
+type jobProgress struct {
 	stream.Job
 	epoch    uint64
 	progress stream.Progress
@@ -60,7 +27,7 @@ type jobInHand struct {
 	ended    time.Time // when it was given back; zero while it is in flight
 	retries  int
 	err      string
-	meter    meter
+	meter    jobtext.Meter
 	since    time.Time // when this attempt began, after record from
 	from     uint64
 }
@@ -72,12 +39,12 @@ type workView struct {
 	log      *slog.Logger
 	interval time.Duration
 
-	mu   sync.Mutex
-	jobs map[string]*jobInHand
-	fell int // jobs that failed
+	mu       sync.Mutex
+	jobs     map[string]*jobProgress // by id; one that ended stays until it was shown, on a terminal for 30 s
+	failures int                     // jobs that failed
 }
 
-func newWorkView(kind string, out *commandline.Screen, quiet bool, interval time.Duration, jsonLogs, stdoutTaken bool) (*workView, error) {
+func newWorkView(kind string, out *commandline.Screen, quiet bool, interval time.Duration, jsonLogs, stdoutTaken bool) *workView {
 	terminal := commandline.IsTerminal(out.Out)
 	switch {
 	case quiet:
@@ -88,35 +55,24 @@ func newWorkView(kind string, out *commandline.Screen, quiet bool, interval time
 		kind = "table"
 	case kind == "auto":
 		kind = "text"
-	case kind == "table" || kind == "text" || kind == "json":
-	default:
-		return nil, commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf("--output is auto, table, text or json, not %q", kind)}
 	}
-	return &workView{kind: kind, out: out, interval: max(interval, 100*time.Millisecond), jobs: map[string]*jobInHand{}}, nil
+	return &workView{kind: kind, out: out, interval: max(interval, 100*time.Millisecond), jobs: map[string]*jobProgress{}}
 }
 
 // observe is for WorkerConfig.Observe.
 func (v *workView) observe(e stream.Event) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	j := v.jobs[e.Job.ID]
-	if j == nil || e.Kind == stream.EventClaimed {
-		was := j
-		j = &jobInHand{Job: e.Job, epoch: e.Epoch, state: "running"}
-		if was != nil {
-			j.progress, j.meter = was.progress, was.meter
-		}
-		v.jobs[e.Job.ID] = j
-	}
+	j := v.jobOf(e)
 	if e.Epoch < j.epoch {
-		return
+		return // of an attempt that another took the place of
 	}
 	switch e.Kind {
 	case stream.EventClaimed:
 		j.attempt = e.Attempt
 	case stream.EventFenced:
 		j.progress.Records = e.To
-		j.meter = meter{at: e.Time, records: e.To}
+		j.meter = jobtext.MeterFrom(e.Time, e.To)
 		j.since, j.from = e.Time, e.To
 	case stream.EventCommitted:
 		j.progress.Records = e.To
@@ -132,16 +88,31 @@ func (v *workView) observe(e stream.Event) {
 	case stream.EventReleased:
 		j.state, j.ended = string(e.State), e.Time
 		if e.State == stream.Failed {
-			v.fell++
+			v.failures++
 		}
 	}
+}
+
+// jobOf returns the job of an event. A claim begins another attempt, which goes on with the progress of the one before. mu is held.
+func (v *workView) jobOf(e stream.Event) *jobProgress {
+	j := v.jobs[e.Job.ID]
+	if j != nil && e.Kind != stream.EventClaimed {
+		return j
+	}
+	was := j
+	j = &jobProgress{Job: e.Job, epoch: e.Epoch, state: "running"}
+	if was != nil {
+		j.progress, j.meter = was.progress, was.meter
+	}
+	v.jobs[e.Job.ID] = j
+	return j
 }
 
 // failed returns how many jobs have failed here.
 func (v *workView) failed() int {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return v.fell
+	return v.failures
 }
 
 // follow shows until stop is closed, and once more then.
@@ -180,7 +151,7 @@ func (v *workView) lines(now time.Time) (lines []workLine) {
 	for id, j := range v.jobs {
 		line := workLine{Job: j.ID, Stream: j.Stream, State: j.state, Records: j.progress.Records, Size: j.progress.Size, Bad: j.progress.Bad,
 			Attempts: j.attempt, Retries: j.retries, Error: j.err, progress: j.progress}
-		line.Rate = j.meter.update(now, j.progress.Records)
+		line.Rate = j.meter.Update(now, j.progress.Records)
 		if !j.ended.IsZero() {
 			// Of a whole attempt, the average says more.
 			if seconds := j.ended.Sub(j.since).Seconds(); !j.since.IsZero() && seconds > 0 {
@@ -201,7 +172,7 @@ func (v *workView) show(now time.Time) {
 	switch v.kind {
 	case "json":
 		for i := range lines {
-			_ = encode(v.out, false, &lines[i])
+			_ = commandline.WriteJSON(v.out, false, &lines[i])
 		}
 	case "log":
 		for i := range lines {
@@ -211,27 +182,34 @@ func (v *workView) show(now time.Time) {
 	case "text":
 		for i := range lines {
 			l := &lines[i]
-			fmt.Fprintf(v.out, "%s %s %s: %s records (%s/s, %s), attempt %d, bad %d%s\n", shortID(l.Job), l.Stream, l.State, humanize.Comma(int64(l.Records)),
-				humanize.Comma(int64(l.Rate)), percent(l.progress), l.Attempts, l.Bad, errorPart(l.Error))
+			fmt.Fprintf(v.out, "%s %s %s: %s records (%s/s, %s), attempt %d, bad %d%s\n", jobtext.ShortID(l.Job), l.Stream, l.State, humanize.Comma(int64(l.Records)),
+				humanize.Comma(int64(l.Rate)), jobtext.Percent(l.progress), l.Attempts, l.Bad, errorPart(l.Error))
 		}
 	case "table":
-		var b strings.Builder
-		w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-		fmt.Fprintln(w, "JOB\tSTREAM\tSTATE\tRECORDS\tRECORDS/S\t%\tBAD\tATTEMPTS\tERROR")
-		for i := range lines[:min(len(lines), 20)] {
-			l := &lines[i]
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\n", shortID(l.Job), commandline.Printable(l.Stream), l.State, humanize.Comma(int64(l.Records)),
-				humanize.Comma(int64(l.Rate)), percent(l.progress), l.Bad, l.Attempts, shorten(l.Error, 60))
-		}
-		_ = w.Flush()
-		if len(lines) == 0 {
-			b.WriteString("no job running\n")
-		}
-		if len(lines) > 20 {
-			fmt.Fprintf(&b, "and %d more\n", len(lines)-20)
-		}
-		v.out.Draw(b.String())
+		v.out.Draw(workTable(lines))
 	}
+}
+
+// tableRows is how many jobs the table shows: more would not fit a terminal.
+const tableRows = 20
+
+func workTable(lines []workLine) string {
+	var b strings.Builder
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "JOB\tSTREAM\tSTATE\tRECORDS\tRECORDS/S\t%\tBAD\tATTEMPTS\tERROR")
+	for i := range lines[:min(len(lines), tableRows)] {
+		l := &lines[i]
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\n", jobtext.ShortID(l.Job), commandline.Printable(l.Stream), l.State, humanize.Comma(int64(l.Records)),
+			humanize.Comma(int64(l.Rate)), jobtext.Percent(l.progress), l.Bad, l.Attempts, jobtext.Shorten(l.Error, 60))
+	}
+	_ = w.Flush()
+	if len(lines) == 0 {
+		b.WriteString("no job running\n")
+	}
+	if len(lines) > tableRows {
+		fmt.Fprintf(&b, "and %d more\n", len(lines)-tableRows)
+	}
+	return b.String()
 }
 
 func errorPart(text string) string {
@@ -239,20 +217,4 @@ func errorPart(text string) string {
 		return ""
 	}
 	return ": " + commandline.FirstLine(text)
-}
-
-func shorten(text string, most int) string {
-	text = commandline.FirstLine(text)
-	if runes := []rune(text); len(runes) > most {
-		return string(runes[:most-3]) + "..."
-	}
-	return text
-}
-
-// shortID is enough of an id to name a job.
-func shortID(id string) string {
-	if len(id) == 36 && id[8] == '-' {
-		return id[:8]
-	}
-	return commandline.Printable(id)
 }

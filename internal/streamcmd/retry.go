@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/levada-io/levada/internal/commandline"
+	"github.com/levada-io/levada/internal/streamcmd/connect"
 	"github.com/levada-io/levada/stream"
 )
 
@@ -92,11 +93,18 @@ func limitsText(s *stream.Status) string {
 	return text
 }
 
+// retryFlags are those of the retry of all failed jobs.
+type retryFlags struct {
+	*change
+	all, dryRun      bool
+	reasons, streams []string
+}
+
 // newRetryCommand adds to the command that retries jobs by their ids what retries all that failed.
-func newRetryCommand(cmd *cobra.Command) *cobra.Command {
-	byID, checkIDs := cmd.RunE, cmd.Args
-	var all, dryRun bool
-	var reasons, streams []string
+func newRetryCommand(byID *change) *cobra.Command {
+	f := retryFlags{change: byID}
+	cmd := byID.command("Resume failed or cancelled jobs after their last commit")
+	checkIDs := cmd.Args
 	cmd.Use = "retry ID... | --all"
 	cmd.Long = `Let failed or cancelled jobs go on after their last commit. Nothing that was committed is done again.
 
@@ -106,69 +114,76 @@ Cancelled jobs are retried by their ids only.`
   levada stream retry --all --reason NO_PROGRESS
   levada stream retry --all --reason PERMISSION_DENIED,UNAUTHENTICATED --stream orders --dry-run`
 	flags := cmd.Flags()
-	flags.BoolVar(&all, "all", false, "retry all failed jobs")
-	flags.StringSliceVar(&reasons, "reason", nil, "with --all: only jobs that failed for one of these reasons, as levada stream list shows them")
-	flags.StringSliceVar(&streams, "stream", nil, "with --all: only jobs of these streams")
-	flags.BoolVar(&dryRun, "dry-run", false, "with --all: only print which jobs would be retried")
+	flags.BoolVar(&f.all, "all", false, "retry all failed jobs")
+	flags.StringSliceVar(&f.reasons, "reason", nil, "with --all: only jobs that failed for one of these reasons, as levada stream list shows them")
+	flags.StringSliceVar(&f.streams, "stream", nil, "with --all: only jobs of these streams")
+	flags.BoolVar(&f.dryRun, "dry-run", false, "with --all: only print which jobs would be retried")
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
-		usage := func(text string, a ...any) error {
-			return commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf(text, a...)}
+		if err := f.check(args); err != nil || f.all {
+			return err
 		}
-		switch {
-		case all && len(args) > 0:
-			return usage("--all retries every failed job, so it goes with no ids: leave out --all, or %s", strings.Join(args, " "))
-		case !all && (len(reasons) > 0 || len(streams) > 0 || dryRun):
-			return usage("--reason, --stream and --dry-run need --all, for instance: levada stream retry --all --reason NO_PROGRESS")
-		case !all:
-			return checkIDs(cmd, args)
-		}
-		for i, name := range reasons {
-			reasons[i] = strings.ToUpper(strings.TrimSpace(name))
-			if _, ok := reasonText[stream.Reason(reasons[i])]; !ok {
-				return usage("--reason: %q is not a reason of a job, expected one or more of %s", name, strings.Trim(fmt.Sprint(slices.Sorted(maps.Keys(reasonText))), "[]"))
-			}
-		}
-		return nil
+		return checkIDs(cmd, args)
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if !all {
-			return byID(cmd, args)
+		if !f.all {
+			return byID.run(cmd, args)
 		}
-		return retryAll(cmd, reasons, streams, dryRun)
+		return f.retryAll(cmd)
 	}
 	return cmd
 }
 
-// retryAll retries failed jobs. The flags of the store, the notifications and the output are those that the command has anyway.
-func retryAll(cmd *cobra.Command, reasons, streams []string, dryRun bool) (err error) {
-	flag := func(name string) string { return cmd.Flags().Lookup(name).Value.String() }
-	store, notifier, out := storeFlag{flag("store"), flag("store-schema")}, notifierFlag{flag("notifier")}, outputFlag{flag("output")}
-	d, err := store.open(cmd.Context(), false)
+// check refuses a mixture of ids and --all, and brings the reasons into the form in which jobs have them.
+func (f *retryFlags) check(ids []string) error {
+	switch {
+	case f.all && len(ids) > 0:
+		return commandline.Usagef("--all retries every failed job, so it goes with no ids: leave out --all, or %s", strings.Join(ids, " "))
+	case !f.all && (len(f.reasons) > 0 || len(f.streams) > 0 || f.dryRun):
+		return commandline.Usagef("--reason, --stream and --dry-run need --all, for instance: levada stream retry --all --reason NO_PROGRESS")
+	}
+	for i, name := range f.reasons {
+		f.reasons[i] = strings.ToUpper(strings.TrimSpace(name))
+		if _, ok := reasonText[stream.Reason(f.reasons[i])]; !ok {
+			return commandline.Usagef("--reason: %q is not a reason of a job, expected one or more of %s", name, strings.Trim(fmt.Sprint(slices.Sorted(maps.Keys(reasonText))), "[]"))
+		}
+	}
+	return nil
+}
+
+func (f *retryFlags) retryAll(cmd *cobra.Command) (err error) {
+	d, err := f.store.Open(cmd.Context(), false)
 	if err != nil {
 		return err
 	}
-	defer d.closing(&err)
-	if err := notifier.check(d); err != nil {
+	defer d.Closing(&err)
+	if err := f.notifier.Check(d); err != nil {
 		return err
 	}
 	// Those that fail again meanwhile are not retried again: the list is taken once.
-	failed, err := d.List(cmd.Context(), stream.Filter{States: []stream.State{stream.Failed}, Streams: streams, Limit: 1 << 30})
+	failed, err := d.List(cmd.Context(), stream.Filter{States: []stream.State{stream.Failed}, Streams: f.streams, Limit: 1 << 30})
 	if err != nil {
 		return err
 	}
 	found := len(failed)
 	failed = slices.DeleteFunc(failed, func(s stream.Status) bool {
-		return len(reasons) > 0 && !slices.Contains(reasons, string(s.Reason))
+		return len(f.reasons) > 0 && !slices.Contains(f.reasons, string(s.Reason))
 	})
-	var retried []stream.Job
-	var problems error
+	retried, problems, err := f.retryEach(cmd, d, failed)
+	if err != nil {
+		return err
+	}
+	problems = errors.Join(problems, f.notifier.Send(cmd.Context(), d, cmd.ErrOrStderr(), retried...))
+	fmt.Fprintln(cmd.ErrOrStderr(), f.summary(found, len(failed), len(retried)))
+	return problems
+}
+
+// retryEach returns the jobs that it retried, and the problems with others. err is one of the output, which ends the command.
+func (f *retryFlags) retryEach(cmd *cobra.Command, d *connect.Database, failed []stream.Status) (retried []stream.Job, problems, err error) {
 	for i := range failed {
-		s, verb := failed[i], "would retry"
-		if !dryRun {
+		now, verb := failed[i], "would retry"
+		if !f.dryRun {
 			verb = "retried"
-			var now stream.Status
-			now, err := d.Retry(cmd.Context(), s.ID)
-			if err != nil {
+			if now, err = d.Retry(cmd.Context(), failed[i].ID); err != nil {
 				problems = errors.Join(problems, err)
 				if cmd.Context().Err() != nil {
 					break
@@ -176,32 +191,29 @@ func retryAll(cmd *cobra.Command, reasons, streams []string, dryRun bool) (err e
 				continue
 			}
 			retried = append(retried, now.Job)
-			if out.json() {
-				if err := encode(cmd.OutOrStdout(), false, now); err != nil {
-					return err
-				}
-				continue
-			}
-		} else if out.json() {
-			if err := encode(cmd.OutOrStdout(), false, s); err != nil {
-				return err
-			}
-			continue
 		}
-		if _, err := fmt.Fprintf(cmd.OutOrStdout(), "%s %s  stream %s, failed with %s after %d records\n", verb, s.ID, commandline.Printable(s.Stream), s.Reason, s.Progress.Records); err != nil {
-			return err
+		if f.out.json() {
+			err = commandline.WriteJSON(cmd.OutOrStdout(), false, now)
+		} else {
+			s := &failed[i]
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s %s  stream %s, failed with %s after %d records\n", verb, s.ID, commandline.Printable(s.Stream), s.Reason, s.Progress.Records)
+		}
+		if err != nil {
+			return retried, problems, err
 		}
 	}
-	problems = errors.Join(problems, notifier.send(cmd.Context(), d, cmd.ErrOrStderr(), retried...))
-	summary := fmt.Sprintf("%d of %d failed jobs retried", len(retried), found)
+	return retried, problems, nil
+}
+
+// summary says how many of the failed jobs that were found had one of the reasons, and were retried.
+func (f *retryFlags) summary(found, chosen, retried int) string {
 	switch {
 	case found == 0:
-		summary = "no job has failed, nothing to retry"
-	case len(failed) == 0:
-		summary = fmt.Sprintf("none of %d failed jobs failed for %s, nothing to retry", found, strings.Join(reasons, " or "))
-	case dryRun:
-		summary = fmt.Sprintf("%d of %d failed jobs would be retried", len(failed), found)
+		return "no job has failed, nothing to retry"
+	case chosen == 0:
+		return fmt.Sprintf("none of %d failed jobs failed for %s, nothing to retry", found, strings.Join(f.reasons, " or "))
+	case f.dryRun:
+		return fmt.Sprintf("%d of %d failed jobs would be retried", chosen, found)
 	}
-	fmt.Fprintln(cmd.ErrOrStderr(), summary)
-	return problems
+	return fmt.Sprintf("%d of %d failed jobs retried", retried, found)
 }

@@ -29,6 +29,7 @@ import (
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/levada-io/levada/internal/commandline"
+	"github.com/levada-io/levada/internal/streamcmd/connect"
 	"github.com/levada-io/levada/internal/testserver"
 	"github.com/levada-io/levada/stream"
 )
@@ -240,7 +241,7 @@ func TestStreamServeTLS(t *testing.T) {
 			})
 		}
 		t.Run("the refusal comes while the reader sends", func(t *testing.T) {
-			transport, err := (&clientFlags{ca: cert}).credentials()
+			transport, err := (&connect.ProducerFlags{CA: cert}).Credentials()
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -12,24 +12,27 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/levada-io/levada/internal/commandline"
+	"github.com/levada-io/levada/internal/streamcmd/connect"
 	"github.com/levada-io/levada/stream"
 	"github.com/levada-io/levada/stream/pgstore"
 	"github.com/levada-io/levada/stream/sqlitestore"
 )
 
 // sinkFlag names the database of a sink that is not the job store's.
-type sinkFlag storeFlag
+type sinkFlag connect.StoreFlags
+
+func (f *sinkFlag) flags() *connect.StoreFlags { return (*connect.StoreFlags)(f) }
 
 // check finds what is wrong with the flags before anything is deleted.
 func (f *sinkFlag) check() error {
-	if f.name == "" {
-		if f.schema != "" {
-			return commandline.UsageError(errors.New("--sink-schema needs --sink, the database of the sink"))
+	if f.Name == "" {
+		if f.Schema != "" {
+			return commandline.Usagef("--sink-schema needs --sink, the database of the sink")
 		}
 		return nil
 	}
-	if _, _, err := (*storeFlag)(f).place(); err != nil {
-		return commandline.UsageError(errors.New(strings.ReplaceAll(err.Error(), "--store", "--sink")))
+	if _, _, err := f.flags().Place(); err != nil {
+		return commandline.Usagef("%s", strings.ReplaceAll(err.Error(), "--store", "--sink"))
 	}
 	return nil
 }
@@ -45,22 +48,22 @@ func (f *sinkFlag) purge(ctx context.Context, r stream.SinkRetention) (total int
 		n, err := purge(r)
 		total += n
 		if err != nil || n == 0 {
-			return total, migrateHint(err, "levada stream migrate --sink-only")
+			return total, connect.MigrateHint(err, "levada stream migrate --sink-only")
 		}
 	}
 }
 
 func (f *sinkFlag) purger(ctx context.Context) (purge func(stream.SinkRetention) (int, error), done func() error, err error) {
-	kind, name, err := (*storeFlag)(f).place()
+	kind, name, err := f.flags().Place()
 	if err != nil {
 		return nil, nil, err
 	}
-	if kind == storePostgres {
+	if kind == connect.Postgres {
 		pool, err := pgstore.Connect(ctx, name)
 		if err != nil {
 			return nil, nil, err
 		}
-		options := (*storeFlag)(f).postgresOptions()
+		options := f.flags().PostgresOptions()
 		return func(r stream.SinkRetention) (int, error) { return pgstore.PurgeSink(ctx, pool, r, options...) }, closePool(pool), nil
 	}
 	if _, err := os.Stat(name); errors.Is(err, fs.ErrNotExist) {
@@ -79,13 +82,13 @@ func closePool(pool *pgxpool.Pool) func() error {
 
 // migrateSink creates the tables of a sink alone, or brings them up to date, or only compares.
 func migrateSink(ctx context.Context, cmd *cobra.Command, f sinkFlag, check bool, out outputFlag) (err error) {
-	kind, name, err := (*storeFlag)(&f).place()
+	kind, name, err := f.flags().Place()
 	if err != nil {
 		return err
 	}
 	var v tableVersion
-	if kind == storePostgres {
-		v, err = migratePostgresSink(ctx, name, (*storeFlag)(&f).postgresOptions(), check)
+	if kind == connect.Postgres {
+		v, err = migratePostgresSink(ctx, name, f.flags().PostgresOptions(), check)
 	} else {
 		v, err = migrateSQLiteSink(ctx, name, check)
 	}

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/levada-io/levada/internal/commandline"
+	"github.com/levada-io/levada/internal/streamcmd/connect"
+	"github.com/levada-io/levada/internal/streamcmd/jobtext"
 	"github.com/levada-io/levada/stream"
 	"github.com/levada-io/levada/stream/sqlitestore"
 	"github.com/levada-io/levada/stream/streammetrics"
@@ -200,24 +202,6 @@ func TestFindJobWantsEnoughOfTheID(t *testing.T) {
 	}
 }
 
-func TestMeter(t *testing.T) {
-	var m meter
-	now := time.Unix(1000, 0)
-	if r := m.update(now, 500); r != 0 {
-		t.Errorf("the first look gives %v", r)
-	}
-	for range 20 {
-		now = now.Add(time.Second)
-		m.update(now, m.records+1000)
-	}
-	if m.rate < 990 || m.rate > 1010 {
-		t.Errorf("1000 a second give %v", m.rate)
-	}
-	if r := m.update(now.Add(time.Second), 10); r != 0 {
-		t.Errorf("a job that begins again gives %v", r)
-	}
-}
-
 func TestScreenKeepsTheTableBelow(t *testing.T) {
 	var out bytes.Buffer
 	s := &commandline.Screen{Out: &out}
@@ -237,7 +221,7 @@ func TestPercentIsNotFullBeforeTheEnd(t *testing.T) {
 		{stream.Progress{Records: 5}, "-"}, {stream.Progress{Records: 0, Size: 3}, "0%"}, {stream.Progress{Records: 999_999, Size: 1_000_000}, "99%"},
 		{stream.Progress{Records: 3, Size: 3}, "100%"}, {stream.Progress{Records: 5, Size: 3}, "100%"},
 	} {
-		if got := percent(c.p); got != c.want {
+		if got := jobtext.Percent(c.p); got != c.want {
 			t.Errorf("%+v: %s, want %s", c.p, got, c.want)
 		}
 	}
@@ -279,7 +263,7 @@ func TestWorkerMetricsAndProbes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &database{Store: s, sqlite: s}
+	d := &connect.Database{Store: s, SQLite: s}
 	defer d.Close()
 	if _, err := d.Submit(t.Context(), stream.Job{Stream: "users"}); err != nil {
 		t.Fatal(err)

@@ -76,27 +76,12 @@ func (m *rowMatcher) differ(seq uint64, key []byte, text string, args ...any) {
 
 // record compares one record with its rows. key is nil, and the row's key and value are not looked at, when the producer was not asked.
 func (m *rowMatcher) record(r stream.Record, asked, inTable bool) error {
-	for m.has && m.order(r.Seq, r.Key) < 0 {
-		m.differ(m.row.Seq, m.row.Key, "the query returns a row for it, and the stream has no such record, or the row is there twice")
-		if err := m.advance(); err != nil {
-			return err
-		}
+	if err := m.extraRows(r); err != nil {
+		return err
 	}
-	rows := 0
-	different := ""
-	for m.has && m.order(r.Seq, r.Key) == 0 {
-		rows++
-		m.compared.Records++
-		switch {
-		case !asked:
-		case m.compares("key") && !bytes.Equal(m.row.Key, r.Key):
-			different = "the row has another key than the producer sends"
-		case m.compares("value") && !bytes.Equal(m.row.Value, r.Value):
-			different = "the row has another value than the producer sends"
-		}
-		if err := m.advance(); err != nil {
-			return err
-		}
+	rows, different, err := m.rowsOf(r, asked)
+	if err != nil {
+		return err
 	}
 	switch {
 	case rows > 1:
@@ -109,6 +94,36 @@ func (m *rowMatcher) record(r stream.Record, asked, inTable bool) error {
 		m.differ(r.Seq, r.Key, "%s", different)
 	}
 	return nil
+}
+
+// extraRows names the rows before the record: no record has them.
+func (m *rowMatcher) extraRows(r stream.Record) error {
+	for m.has && m.order(r.Seq, r.Key) < 0 {
+		m.differ(m.row.Seq, m.row.Key, "the query returns a row for it, and the stream has no such record, or the row is there twice")
+		if err := m.advance(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// rowsOf counts the rows of the record, and says in what one differs from it.
+func (m *rowMatcher) rowsOf(r stream.Record, asked bool) (rows int, different string, err error) {
+	for m.has && m.order(r.Seq, r.Key) == 0 {
+		rows++
+		m.compared.Records++
+		switch {
+		case !asked:
+		case m.compares("key") && !bytes.Equal(m.row.Key, r.Key):
+			different = "the row has another key than the producer sends"
+		case m.compares("value") && !bytes.Equal(m.row.Value, r.Value):
+			different = "the row has another value than the producer sends"
+		}
+		if err := m.advance(); err != nil {
+			return rows, different, err
+		}
+	}
+	return rows, different, nil
 }
 
 // end looks at the rows behind the last record. Those of a job that has not ended may have been committed since.

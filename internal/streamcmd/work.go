@@ -1,28 +1,24 @@
 package streamcmd
 
 import (
-	"bytes"
 	"cmp"
 	"context"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"os"
-	"os/exec"
-	"runtime"
+	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
-	"unicode/utf8"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/levada-io/levada/internal/commandline"
 	"github.com/levada-io/levada/internal/profiling"
+	"github.com/levada-io/levada/internal/streamcmd/connect"
 	"github.com/levada-io/levada/internal/streamtable"
 	"github.com/levada-io/levada/stream"
 	"github.com/levada-io/levada/stream/streammetrics"
@@ -30,9 +26,9 @@ import (
 
 type workFlags struct {
 	version         string // of the program
-	store           storeFlag
-	client          clientFlags
-	notifier        notifierFlag
+	store           connect.StoreFlags
+	client          connect.ProducerFlags
+	notifier        connect.NotifierFlags
 	log             commandline.LogFlags
 	streams         []string
 	print           bool
@@ -71,13 +67,24 @@ In a pod, set POD_NAME, POD_UID and CONTAINER_NAME by the downward API: then a r
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return streamWork(cmd, &f) },
 	}
-	flags := cmd.Flags()
-	f.store.register(flags)
-	f.client.register(flags, "producer of jobs that name none, for instance dns:///orders:50051")
+	f.registerRecords(cmd.Flags())
+	f.registerLimits(cmd.Flags())
+	f.registerViews(cmd.Flags())
+	return cmd
+}
+
+// registerRecords adds the flags that say where records come from and go to.
+func (f *workFlags) registerRecords(flags *pflag.FlagSet) {
+	f.store.Register(flags)
+	f.client.Register(flags, "producer of jobs that name none, for instance dns:///orders:50051")
 	flags.StringArrayVar(&f.streams, "stream", nil, "NAME or NAME=TABLE: work on the jobs of this stream (required)")
 	flags.BoolVar(&f.print, "print", false, "print records instead of storing them")
 	flags.StringVar(&f.command, "exec", "", "hand records to this command instead of storing them")
-	f.notifier.register(flags)
+	f.notifier.Register(flags)
+}
+
+// registerLimits adds the flags about sizes and times.
+func (f *workFlags) registerLimits(flags *pflag.FlagSet) {
 	flags.IntVar(&f.jobs, "jobs", 16, "jobs at once")
 	flags.IntVar(&f.batch, "batch", 1000, "records in a commit at most")
 	flags.DurationVar(&f.lease, "lease", 15*time.Second, "how long a job stays with a worker that is not heard of")
@@ -88,6 +95,10 @@ In a pod, set POD_NAME, POD_UID and CONTAINER_NAME by the downward API: then a r
 	flags.Var(&f.depends, "dependency-wait", "how long a record is tried again that needs rows which are not there, before it goes into quarantine")
 	flags.DurationVar(&f.drain, "drain-timeout", 20*time.Second, "time to commit records in flight and to release jobs after SIGTERM")
 	flags.BoolVar(&f.untilDone, "until-done", false, "end when no job of these streams is ready or running; exit code 1 if one failed here. A job that waits for an outage is waited for")
+}
+
+// registerViews adds the flags about metrics, progress and logs.
+func (f *workFlags) registerViews(flags *pflag.FlagSet) {
 	flags.StringVar(&f.metrics, "metrics-listen", "", "address of metrics and probes; empty: none")
 	flags.StringVar(&f.pprof, "pprof", "", "loopback address of Go's profiles; empty: none")
 	flags.DurationVar(&f.interval, "interval", 2*time.Second, "time between two looks at the progress; on a terminal it is at most 250ms")
@@ -95,177 +106,238 @@ In a pod, set POD_NAME, POD_UID and CONTAINER_NAME by the downward API: then a r
 	flags.StringVarP(&f.output, "output", "o", "auto", "progress as table, text, json; auto is a table on a terminal")
 	commandline.OneOf(flags, "output", "auto", "table", "text", "json")
 	f.log.Register(flags)
-	return cmd
+}
+
+// working is one run of the command: what it has opened.
+type working struct {
+	*workFlags
+	cmd    *cobra.Command
+	names  []string          // of the streams, in the order of the flags
+	tables map[string]string // by stream; empty: the table has the stream's name
+	log    *slog.Logger
+	view   *workView
+	store  *connect.Database
+	worker *stream.Worker
+	// registry and metrics are what --metrics-listen shows.
+	registry *prometheus.Registry
+	metrics  *streammetrics.Worker
+	// idle holds a token when a job has ended since --until-done last looked.
+	idle chan struct{}
+	// closers end what was opened, the last first. They use the store, so they run before it is closed.
+	closers []func()
+}
+
+func (w *working) close() {
+	for _, c := range slices.Backward(w.closers) {
+		c()
+	}
 }
 
 func streamWork(cmd *cobra.Command, f *workFlags) (err error) {
-	usage := func(text string, args ...any) error {
-		return commandline.ExitError{Code: commandline.ExitUsage, Err: fmt.Errorf(text, args...)}
+	w := &working{workFlags: f, cmd: cmd, idle: make(chan struct{}, 1)}
+	if err := w.check(); err != nil {
+		return err
 	}
-	names, tables, err := named("--stream", "NAME or NAME=TABLE, for instance --stream users=copied_users", f.streams, true)
+	if err := w.openLog(); err != nil {
+		return err
+	}
+	conns, err := f.client.Connections()
+	if err != nil {
+		return err
+	}
+	if w.store, err = f.store.Open(cmd.Context(), true); err != nil {
+		return err
+	}
+	defer w.store.Closing(&err)
+	defer w.close()
+	if err := w.openWorker(conns); err != nil {
+		return err
+	}
+	for _, name := range w.names {
+		sink, err := w.sink(name)
+		if err != nil {
+			return err
+		}
+		w.worker.Handle(name, sink)
+	}
+	return w.run()
+}
+
+// check refuses flags that contradict each other, before anything is opened.
+func (w *working) check() (err error) {
+	w.names, w.tables, err = named("--stream", "NAME or NAME=TABLE, for instance --stream users=copied_users", w.streams, true)
 	switch {
 	case err != nil:
 		return err
-	case len(names) == 0:
-		return usage("--stream is missing: name the streams to work on, for instance --stream users")
-	case f.print && f.command != "":
-		return usage("--print and --exec exclude each other")
-	case f.jobs < 1 || f.batch < 1:
-		return usage("--jobs (%d) and --batch (%d) must be at least 1", f.jobs, f.batch)
-	case f.lease < time.Second:
-		return usage("--lease is %v, and must be at least 1s", f.lease)
+	case len(w.names) == 0:
+		return commandline.Usagef("--stream is missing: name the streams to work on, for instance --stream users")
+	case w.print && w.command != "":
+		return commandline.Usagef("--print and --exec exclude each other")
+	case w.jobs < 1 || w.batch < 1:
+		return commandline.Usagef("--jobs (%d) and --batch (%d) must be at least 1", w.jobs, w.batch)
+	case w.lease < time.Second:
+		return commandline.Usagef("--lease is %v, and must be at least 1s", w.lease)
 	}
-	for _, name := range names {
-		if (f.print || f.command != "") && tables[name] != "" {
-			return usage("--stream %s=%s: with --print or --exec there is no table; write --stream %s", name, tables[name], name)
+	for _, name := range w.names {
+		if (w.print || w.command != "") && w.tables[name] != "" {
+			return commandline.Usagef("--stream %s=%s: with --print or --exec there is no table; write --stream %s", name, w.tables[name], name)
 		}
 	}
-	// Logs go above the table, so through the screen, which is not a terminal.
-	stderr, logs := &commandline.Screen{Out: cmd.ErrOrStderr()}, f.log
+	return nil
+}
+
+// openLog makes the log and the view of the progress. Logs go above the table, so through the screen, which is not a terminal.
+func (w *working) openLog() (err error) {
+	stderr, logs := &commandline.Screen{Out: w.cmd.ErrOrStderr()}, w.workFlags.log
 	jsonLogs := logs.JSON()
 	if logs.Format == "auto" && !jsonLogs {
 		logs.Format = "text"
 	}
-	log, err := logs.Logger(stderr)
-	if err != nil {
+	if w.log, err = logs.Logger(stderr); err != nil {
 		return err
 	}
-	slog.SetDefault(log)
-	view, err := newWorkView(f.output, stderr, f.quiet, f.interval, jsonLogs, f.print && commandline.IsTerminal(cmd.OutOrStdout()))
-	if err != nil {
-		return err
+	slog.SetDefault(w.log)
+	w.view = newWorkView(w.output, stderr, w.quiet, w.interval, jsonLogs, w.print && commandline.IsTerminal(w.cmd.OutOrStdout()))
+	w.view.log = w.log
+	if w.view.kind == "table" {
+		w.view.interval = min(w.view.interval, 250*time.Millisecond)
 	}
-	view.log = log
-	if view.kind == "table" {
-		view.interval = min(view.interval, 250*time.Millisecond)
-	}
-	conns, err := f.client.connections()
-	if err != nil {
-		return err
-	}
-	store, err := f.store.open(cmd.Context(), true)
-	if err != nil {
-		return err
-	}
-	defer store.closing(&err) // last: what is deferred below uses it
-	if store.sqlite != nil {
-		unlock, err := store.sqlite.LockWorker()
+	return nil
+}
+
+// openWorker makes the worker with what it needs. A SQLite file has one worker at a time, in one process.
+func (w *working) openWorker(conns *stream.Connections) error {
+	if w.store.SQLite != nil {
+		unlock, err := w.store.SQLite.LockWorker()
 		if err != nil {
 			return err
 		}
-		defer unlock()
+		w.closers = append(w.closers, func() { _ = unlock() })
 	}
-	defer conns.Close()
-	notifier, closeNotifier, err := f.notifier.open(cmd.Context(), store, log)
+	w.closers = append(w.closers, func() { _ = conns.Close() })
+	notifier, closeNotifier, err := w.notifier.Open(w.cmd.Context(), w.store, w.log)
 	if err != nil {
 		return err
 	}
-	defer closeNotifier()
+	w.closers = append(w.closers, closeNotifier)
 
-	registry := newRegistry(f.version)
-	metrics := streammetrics.NewWorker()
-	registry.MustRegister(metrics, streammetrics.NewStore(store.Store))
-	idle := make(chan struct{}, 1)
-	worker, err := stream.NewWorker(stream.WorkerConfig{
-		Store: store, Notifier: notifier, Dial: conns.Dial, Refresh: conns.Refresh, SingleProcess: store.sqlite != nil,
-		Lease: f.lease, PollInterval: min(2*time.Second, f.lease/3), MaxJobs: f.jobs, CommitRecords: f.batch, HandlerTimeout: f.handler, NoProgress: f.noProgress.d, DeniedGrace: f.denied.d, DependencyWait: f.depends.d, DrainTimeout: f.drain,
-		Logger: log,
-		Observe: func(e stream.Event) {
-			metrics.Observe(e)
-			view.observe(e)
-			if e.Kind == stream.EventReleased {
-				if e.State == stream.Failed {
-					log.Warn("job failed: see it with `levada stream show`, fix the cause, then `levada stream retry`", "job", e.Job.ID, "reason", e.Reason)
-				}
-				select {
-				case idle <- struct{}{}:
-				default:
-				}
-			}
-		},
+	w.registry, w.metrics = newRegistry(w.version), streammetrics.NewWorker()
+	w.registry.MustRegister(w.metrics, streammetrics.NewStore(w.store.Store))
+	w.worker, err = stream.NewWorker(stream.WorkerConfig{
+		Store: w.store, Notifier: notifier, Dial: conns.Dial, Refresh: conns.Refresh, SingleProcess: w.store.SQLite != nil,
+		Lease: w.lease, PollInterval: min(2*time.Second, w.lease/3), MaxJobs: w.jobs, CommitRecords: w.batch, HandlerTimeout: w.handler,
+		NoProgress: w.noProgress.d, DeniedGrace: w.denied.d, DependencyWait: w.depends.d, DrainTimeout: w.drain,
+		Logger: w.log, Observe: w.observe,
 	})
 	if err != nil {
 		return err
 	}
-	metrics.Watch(worker)
-	for _, name := range names {
-		var sink stream.ReplaySink
-		switch {
-		case f.print:
-			sink = stream.AtLeastOnce(store.offsets(), printRecords(cmd.OutOrStdout()))
-		case f.command != "":
-			sink = stream.AtLeastOnce(store.offsets(), execCommand(f.command, cmd.ErrOrStderr()))
-		default:
-			table := cmp.Or(tables[name], name)
-			made, reader, err := createTableWaiting(cmd.Context(), store, table, log)
-			if errors.Is(err, streamtable.ErrUnusable) {
-				return usage("--stream %s: %w", name, err)
-			}
-			if err != nil {
-				return fmt.Errorf("--stream %s: %w", name, err)
-			}
-			defer reader.Close()
-			sink = made
-		}
-		worker.Handle(name, sink)
-	}
+	w.metrics.Watch(w.worker)
+	return nil
+}
 
-	ctx, stop := context.WithCancel(cmd.Context())
-	defer stop()
-	web := probes{registry: registry, log: log,
-		live: func(context.Context) error {
-			if n := worker.Stuck(); n > 0 {
-				return fmt.Errorf("%d handlers do not return", n)
-			}
-			return nil
-		},
-		ready: func(asking context.Context) error {
-			if ctx.Err() != nil {
-				return errors.New("shutting down")
-			}
-			_, err := store.List(asking, stream.Filter{Limit: 1})
-			return err
-		}}
-	commandline.WarnOfVisibleCredentials(cmd, func(message string) { log.Warn(message) })
-	stopProfiles, err := profiling.ServeAtFlag(cmd, f.pprof, log)
-	if err != nil {
-		return err
+// observe is for WorkerConfig.Observe.
+func (w *working) observe(e stream.Event) {
+	w.metrics.Observe(e)
+	w.view.observe(e)
+	if e.Kind != stream.EventReleased {
+		return
 	}
-	defer stopProfiles()
-	address, stopWeb, err := web.serve(f.metrics)
+	if e.State == stream.Failed {
+		w.log.Warn("job failed: see it with `levada stream show`, fix the cause, then `levada stream retry`", "job", e.Job.ID, "reason", e.Reason)
+	}
+	select {
+	case w.idle <- struct{}{}:
+	default:
+	}
+}
+
+// sink is where the records of a stream go.
+func (w *working) sink(name string) (stream.ReplaySink, error) {
+	switch {
+	case w.print:
+		return stream.AtLeastOnce(w.store.Offsets(), printRecords(w.cmd.OutOrStdout())), nil
+	case w.command != "":
+		return stream.AtLeastOnce(w.store.Offsets(), execCommand(w.command, w.cmd.ErrOrStderr())), nil
+	}
+	sink, reader, err := createTableWaiting(w.cmd.Context(), w.store, cmp.Or(w.tables[name], name), w.log)
+	if errors.Is(err, streamtable.ErrUnusable) {
+		return nil, commandline.Usagef("--stream %s: %w", name, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("--stream %s: %w", name, err)
+	}
+	w.closers = append(w.closers, func() { reader.Close() })
+	return sink, nil
+}
+
+// run works until the command is ended, or with --until-done until nothing is left to do.
+func (w *working) run() error {
+	ctx, stop := context.WithCancel(w.cmd.Context())
+	defer stop()
+	stopWeb, err := w.serveWeb(ctx)
 	if err != nil {
 		return err
 	}
 	defer stopWeb()
-	log.Info("working", "owner", worker.Owner().String(), "streams", strings.Join(names, ","), "metrics", address)
-
 	var loops sync.WaitGroup
 	shown := make(chan struct{})
-	if view.kind != "none" {
-		loops.Go(func() { view.follow(shown) })
+	if w.view.kind != "none" {
+		loops.Go(func() { w.view.follow(shown) })
 	}
-	if f.untilDone {
+	if w.untilDone {
 		loops.Go(func() {
-			if untilDone(ctx, store, names, idle, log) {
+			if untilDone(ctx, w.store, w.names, w.idle, w.log) {
 				stop()
 			}
 		})
 	}
-	err = worker.Run(ctx)
+	err = w.worker.Run(ctx)
 	stop()
 	close(shown)
 	loops.Wait()
-	if n := view.failed(); err == nil && f.untilDone && n > 0 {
-		return commandline.ExitError{Code: commandline.ExitProblems, Err: fmt.Errorf("%d jobs failed: see them with `levada stream list --state failed`", n)}
+	if n := w.view.failed(); err == nil && w.untilDone && n > 0 {
+		return fmt.Errorf("%d jobs failed: see them with `levada stream list --state failed`", n)
 	}
 	return err
 }
 
+// serveWeb serves profiles, metrics and probes. The process is ready until ctx ends.
+func (w *working) serveWeb(ctx context.Context) (stop func(), err error) {
+	commandline.WarnOfVisibleCredentials(w.cmd, func(message string) { w.log.Warn(message) })
+	stopProfiles, err := profiling.ServeAtFlag(w.cmd, w.pprof, w.log)
+	if err != nil {
+		return nil, err
+	}
+	web := probes{registry: w.registry, log: w.log, live: w.live, ready: func(asking context.Context) error {
+		if ctx.Err() != nil {
+			return errors.New("shutting down")
+		}
+		_, err := w.store.List(asking, stream.Filter{Limit: 1})
+		return err
+	}}
+	address, stopWeb, err := web.serve(w.workFlags.metrics)
+	if err != nil {
+		stopProfiles()
+		return nil, err
+	}
+	w.log.Info("working", "owner", w.worker.Owner().String(), "streams", strings.Join(w.names, ","), "metrics", address)
+	return func() { stopWeb(); stopProfiles() }, nil
+}
+
+// live fails when handlers do not return: only a restart frees them.
+func (w *working) live(context.Context) error {
+	if n := w.worker.Stuck(); n > 0 {
+		return fmt.Errorf("%d handlers do not return", n)
+	}
+	return nil
+}
+
 // createTableWaiting makes the table of a stream. What passes, such as a full disk or a lock, it waits for, as the jobs do.
-func createTableWaiting(ctx context.Context, store *database, table string, log *slog.Logger) (stream.ReplaySink, streamtable.Reader, error) {
+func createTableWaiting(ctx context.Context, store *connect.Database, table string, log *slog.Logger) (stream.ReplaySink, streamtable.Reader, error) {
 	said := false
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 10*time.Second) {
-		sink, reader, err := store.createTable(ctx, table)
+		sink, reader, err := store.CreateTable(ctx, table)
 		reason := streamtable.Passes(err)
 		if err == nil || reason == "" || ctx.Err() != nil {
 			return sink, reader, err
@@ -302,127 +374,3 @@ func untilDone(ctx context.Context, store stream.Store, names []string, look <-c
 		}
 	}
 }
-
-// recordLine is a record as people and programs read it.
-type recordLine struct {
-	Job    string `json:"job"`
-	Stream string `json:"stream"`
-	Seq    uint64 `json:"seq"`
-	// ID stays the same when the record is handed over again.
-	ID string `json:"id"`
-	// Key and Value are always there. Their encodings say what they are, since bytes are not always text.
-	Key           string   `json:"key"`
-	KeyEncoding   encoding `json:"keyEncoding"`
-	Value         string   `json:"value"`
-	ValueEncoding encoding `json:"valueEncoding"`
-}
-
-// encoding is how bytes stand in a text of JSON.
-type encoding string
-
-const (
-	encodingText   encoding = "text"   // the bytes are the text, in UTF-8
-	encodingBase64 encoding = "base64" // the bytes are not UTF-8
-)
-
-func encoded(b []byte) (string, encoding) {
-	if utf8.Valid(b) {
-		return string(b), encodingText
-	}
-	return base64.StdEncoding.EncodeToString(b), encodingBase64
-}
-
-// jsonLines writes a batch as JSON, a line a record.
-func jsonLines(b *stream.Batch) ([]byte, error) {
-	var out bytes.Buffer
-	e := json.NewEncoder(&out)
-	e.SetEscapeHTML(false)
-	for _, r := range b.Records {
-		line := recordLine{Job: b.Job.ID, Stream: b.Job.Stream, Seq: r.Seq, ID: b.IdempotencyKey(r)}
-		line.Key, line.KeyEncoding = encoded(r.Key)
-		line.Value, line.ValueEncoding = encoded(r.Value)
-		if err := e.Encode(&line); err != nil {
-			return nil, err
-		}
-	}
-	return out.Bytes(), nil
-}
-
-// printing keeps the batches of several jobs apart.
-var printing sync.Mutex
-
-func printRecords(out io.Writer) func(context.Context, *stream.Batch) error {
-	return func(_ context.Context, b *stream.Batch) error {
-		lines, err := jsonLines(b)
-		if err != nil {
-			return err
-		}
-		printing.Lock()
-		defer printing.Unlock()
-		if _, err := out.Write(lines); err != nil {
-			if err = fmt.Errorf("print: %w", err); errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-				return err // there may be room later, and what was written in part is written again
-			}
-			return stream.Halt(err)
-		}
-		return nil
-	}
-}
-
-// exitBadRecord is what a command ends with when a record is bad: EX_DATAERR of sysexits.h.
-const exitBadRecord = 65
-
-func execCommand(command string, output io.Writer) func(context.Context, *stream.Batch) error {
-	return func(ctx context.Context, b *stream.Batch) error {
-		lines, err := jsonLines(b)
-		if err != nil {
-			return err
-		}
-		shell := []string{"/bin/sh", "-c"}
-		if runtime.GOOS == "windows" {
-			shell = []string{"cmd", "/c"}
-		}
-		c := exec.CommandContext(ctx, shell[0], shell[1], command)
-		c.WaitDelay = 5 * time.Second // for a child of the command that keeps the pipes open
-		c.Stdin = bytes.NewReader(lines)
-		c.Env = append(os.Environ(), "LEVADA_JOB="+b.Job.ID, "LEVADA_STREAM="+b.Job.Stream, fmt.Sprintf("LEVADA_FIRST_SEQ=%d", b.Records[0].Seq))
-		tail := &lastBytes{most: 2 << 10}
-		c.Stdout, c.Stderr = output, io.MultiWriter(output, tail)
-		err = c.Run()
-		exit, ok := errors.AsType[*exec.ExitError](err)
-		switch {
-		case err == nil:
-			return nil
-		case errors.Is(err, exec.ErrWaitDelay):
-			return nil // it ended with 0, and something that it started did not
-		case ctx.Err() != nil:
-			return fmt.Errorf("--exec was ended: %w", context.Cause(ctx))
-		case ok && exit.ExitCode() == exitBadRecord:
-			return stream.Skip(fmt.Errorf("--exec ended with exit code %d, the record is bad: %s", exitBadRecord, tail.orNothing()))
-		case ok && exit.ExitCode() >= 0:
-			return fmt.Errorf("--exec ended with exit code %d: %s", exit.ExitCode(), tail.orNothing())
-		}
-		return fmt.Errorf("--exec: %w: %s", err, tail.orNothing())
-	}
-}
-
-// lastBytes keeps the end of what is written to it.
-type lastBytes struct {
-	most int
-	b    []byte
-}
-
-func (l *lastBytes) Write(p []byte) (int, error) {
-	l.b = append(l.b, p...)
-	if over := len(l.b) - l.most; over > 0 {
-		l.b = append(l.b[:0], l.b[over:]...)
-	}
-	return len(p), nil
-}
-
-// orNothing writes a line when nothing was written.
-func (l *lastBytes) orNothing() string {
-	return cmp.Or(l.String(), "it wrote nothing to standard error")
-}
-
-func (l *lastBytes) String() string { return strings.TrimSpace(string(l.b)) }

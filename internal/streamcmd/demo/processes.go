@@ -1,10 +1,11 @@
-package streamcmd
+package demo
 
 import (
 	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"slices"
@@ -17,14 +18,14 @@ import (
 	"github.com/levada-io/levada/internal/commandline"
 )
 
-func (d *demo) child(name string, args ...string) *demoChild {
-	c := &demoChild{name: name, args: append([]string{"stream"}, args...), wanted: true}
+func (d *demo) child(name string, args ...string) *child {
+	c := &child{name: name, args: append([]string{"stream"}, args...), wanted: true}
 	d.children = append(d.children, c)
 	return c
 }
 
 // start starts a child, or starts it again.
-func (d *demo) start(c *demoChild) error {
+func (d *demo) start(c *child) error {
 	program, err := os.Executable()
 	if err != nil {
 		return err
@@ -35,7 +36,7 @@ func (d *demo) start(c *demoChild) error {
 	if err != nil {
 		return err
 	}
-	errors := &lastBytes{most: 4 << 10}
+	errors := &commandline.Tail{Max: 4 << 10}
 	c.cmd.Stderr = errors
 	if c.stdin, err = c.cmd.StdinPipe(); err != nil {
 		return err
@@ -44,9 +45,16 @@ func (d *demo) start(c *demoChild) error {
 		return fmt.Errorf("start the %s: %w", c.name, err)
 	}
 	c.killed, c.gone = "", make(chan struct{})
+	d.follow(c, stdout, errors)
+	return nil
+}
+
+// follow hands the lines of a child that has started, and later its end, to the goroutine of run.
+func (d *demo) follow(c *child, stdout io.Reader, stderr *commandline.Tail) {
 	watching, stopWatching := context.WithCancel(d.ctx)
 	if slices.Contains(d.workers, c) && !d.memory.put(c.cmd.Process.Pid) {
-		d.helpers.Go(func() { d.memory.watch(watching, c.cmd.Process) })
+		process := c.cmd.Process
+		d.helpers.Go(func() { d.memory.watch(watching, process) })
 	}
 	cmd, gone := c.cmd, c.gone
 	d.helpers.Go(func() {
@@ -58,9 +66,8 @@ func (d *demo) start(c *demoChild) error {
 		err := cmd.Wait()
 		stopWatching()
 		close(gone)
-		d.tell(func() { d.ended(c, cmd, err, errors.String()) })
+		d.tell(func() { d.ended(c, cmd, err, stderr.String()) })
 	})
-	return nil
 }
 
 // tell hands something to the goroutine of run.
@@ -73,11 +80,11 @@ func (d *demo) tell(what func()) {
 
 // in does something later.
 func (d *demo) in(after time.Duration, do func()) {
-	d.later = append(d.later, demoTask{time.Now().Add(after), do})
+	d.later = append(d.later, task{time.Now().Add(after), do})
 }
 
 // again starts a child that has ended, as Kubernetes would.
-func (d *demo) again(c *demoChild, after time.Duration) {
+func (d *demo) again(c *child, after time.Duration) {
 	d.in(after, func() {
 		if err := d.start(c); err != nil {
 			d.say("%v", err)
@@ -86,7 +93,7 @@ func (d *demo) again(c *demoChild, after time.Duration) {
 }
 
 // ended tells of a process that has ended, and has it started again.
-func (d *demo) ended(c *demoChild, cmd *exec.Cmd, err error, output string) {
+func (d *demo) ended(c *child, cmd *exec.Cmd, err error, output string) {
 	if !c.wanted || c.cmd != cmd {
 		return
 	}
@@ -99,7 +106,7 @@ func (d *demo) ended(c *demoChild, cmd *exec.Cmd, err error, output string) {
 	case exit != nil && exit.Sys().(syscall.WaitStatus).Signaled(), exit != nil && exit.ExitCode() == 137:
 		d.deaths++
 		if d.deaths == 1 {
-			d.say("%s is killed: out of memory, with up to %d users in flight; it is not known yet which of them caused it", c.name, demoBatch)
+			d.say("%s is killed: out of memory, with up to %d users in flight; it is not known yet which of them caused it", c.name, batchSize)
 		} else {
 			d.say("%s is killed again (%s time)", c.name, humanize.Ordinal(d.deaths))
 		}
@@ -108,5 +115,3 @@ func (d *demo) ended(c *demoChild, cmd *exec.Cmd, err error, output string) {
 	}
 	d.again(c, 100*time.Millisecond)
 }
-
-// workerSaid tells what a worker reports.

@@ -1,4 +1,4 @@
-package streamcmd
+package demo
 
 import (
 	"io"
@@ -6,8 +6,8 @@ import (
 	"sync"
 )
 
-// demoProxy stands between the services, so that connections can be cut.
-type demoProxy struct {
+// cuttingProxy stands between the services, so that connections can be cut.
+type cuttingProxy struct {
 	listener net.Listener
 	backend  string
 	all      sync.WaitGroup
@@ -17,12 +17,12 @@ type demoProxy struct {
 	closed bool
 }
 
-func newDemoProxy(backend string) (*demoProxy, error) {
+func newCuttingProxy(backend string) (*cuttingProxy, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
-	p := &demoProxy{listener: l, backend: backend, conns: map[net.Conn]bool{}}
+	p := &cuttingProxy{listener: l, backend: backend, conns: map[net.Conn]bool{}}
 	p.all.Go(func() {
 		for {
 			conn, err := l.Accept()
@@ -35,10 +35,10 @@ func newDemoProxy(backend string) (*demoProxy, error) {
 	return p, nil
 }
 
-func (p *demoProxy) address() string { return p.listener.Addr().String() }
+func (p *cuttingProxy) address() string { return p.listener.Addr().String() }
 
 // pass connects a client to the producer, or lets it see a refused connection.
-func (p *demoProxy) pass(client net.Conn) {
+func (p *cuttingProxy) pass(client net.Conn) {
 	server, err := net.Dial("tcp", p.backend)
 	if err != nil {
 		_ = client.Close()
@@ -67,7 +67,7 @@ func (p *demoProxy) pass(client net.Conn) {
 }
 
 // cut resets all connections, and returns how many clients had one.
-func (p *demoProxy) cut() int {
+func (p *cuttingProxy) cut() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for conn := range p.conns {
@@ -79,7 +79,7 @@ func (p *demoProxy) cut() int {
 	return len(p.conns) / 2
 }
 
-func (p *demoProxy) close() {
+func (p *cuttingProxy) close() {
 	p.mu.Lock()
 	p.closed = true
 	p.mu.Unlock()

@@ -1,4 +1,4 @@
-package streamcmd
+package demo
 
 import (
 	"context"
@@ -28,7 +28,7 @@ func (d *demo) restartProducer() {
 }
 
 // kill kills a child and goes on when it is gone.
-func (d *demo) kill(c *demoChild, why string, then func()) {
+func (d *demo) kill(c *child, why string, then func()) {
 	c.killed = why
 	_ = c.cmd.Process.Kill()
 	gone := c.gone
@@ -81,7 +81,7 @@ func (d *demo) killBroker() {
 func (d *demo) breakDatabase() {
 	if d.schema != "" {
 		var n int
-		err := d.store.postgres.Pool().QueryRow(d.ctx, `select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = $1`, d.schema+"_worker").Scan(&n)
+		err := d.store.Postgres.Pool().QueryRow(d.ctx, `select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = $1`, d.schema+"_worker").Scan(&n)
 		if err != nil {
 			d.say("DATABASE  its connections could not be ended: %v", err)
 			return

@@ -1,4 +1,4 @@
-package streamcmd
+package demo
 
 import (
 	"bytes"
