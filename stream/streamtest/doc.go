@@ -5,5 +5,5 @@
 //
 // A handler is tested with [Handle] in memory, or with [Work] over a real store. [BadNet] is a network between a worker and a producer that delays, cuts and corrupts.
 //
-// Each suite is one file, however long: its checks share how they open a driver and what they know of it, and an author of a driver reads it from top to bottom.
+// The files of a suite begin with its name: store.go has how the suite opens a driver and lists its checks, store_claim.go those about claims, and so on.
 package streamtest

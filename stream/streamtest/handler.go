@@ -39,18 +39,9 @@ func Handle[H ~func(ctx context.Context, b *stream.Batch) error](t testing.TB, h
 func Work(t testing.TB, source stream.Source, store stream.Store, sink stream.ReplaySink, config ...func(*stream.WorkerConfig)) Outcome {
 	t.Helper()
 	const name = "streamtest"
-	quiet := slog.New(slog.DiscardHandler)
-	server := newServer(t, stream.ServerConfig{Logger: quiet})
-	server.Handle(name, source)
-	listener, g := bufconn.Listen(1<<20), grpc.NewServer()
-	server.Register(g)
-	served := make(chan error, 1)
-	go func() { served <- g.Serve(listener) }()
-	defer func() { g.Stop(); <-served }()
-	conns := stream.NewConnections("passthrough:///"+name, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))
-	defer conns.Close()
-	c := stream.WorkerConfig{Store: store, Dial: conns.Dial, Logger: quiet, PollInterval: 10 * time.Millisecond}
+	conns, stopProducer := serve(t, name, source)
+	defer stopProducer()
+	c := stream.WorkerConfig{Store: store, Dial: conns.Dial, Logger: slog.New(slog.DiscardHandler), PollInterval: 10 * time.Millisecond}
 	for _, change := range config {
 		change(&c)
 	}
@@ -82,6 +73,24 @@ func Work(t testing.TB, source stream.Source, store stream.Store, sink stream.Re
 		t.Error(err)
 	}
 	return out
+}
+
+// serve runs a producer in this process, and returns connections that reach it. stop must be called.
+func serve(t testing.TB, name string, source stream.Source) (conns *stream.Connections, stop func()) {
+	t.Helper()
+	server := newServer(t, stream.ServerConfig{Logger: slog.New(slog.DiscardHandler)})
+	server.Handle(name, source)
+	listener, g := bufconn.Listen(1<<20), grpc.NewServer()
+	server.Register(g)
+	served := make(chan error, 1)
+	go func() { served <- g.Serve(listener) }()
+	conns = stream.NewConnections("passthrough:///"+name, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))
+	return conns, func() {
+		_ = conns.Close()
+		g.Stop()
+		<-served
+	}
 }
 
 func newServer(t testing.TB, config stream.ServerConfig) *stream.Server {

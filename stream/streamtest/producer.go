@@ -125,51 +125,77 @@ func (p ProducerUnderTest) read(ctx context.Context, req *streamv1.ReadRequest, 
 	for first := true; ; first = false {
 		frame, err := in.Recv()
 		silence.Reset(producerPatience)
-		switch {
-		case err == io.EOF && r.end == nil && r.drain == nil:
-			return r, errors.New("the stream ended with OK, and neither with End nor with Drain")
-		case err == io.EOF:
+		if err == nil {
+			err = r.place(frame, first, req)
+		} else if err = r.ended(err); err == nil {
 			return r, nil
+		}
+		switch {
 		case err != nil && ctx.Err() != nil:
 			return r, context.Cause(ctx)
 		case err != nil:
 			return r, err
-		case r.end != nil || r.drain != nil:
-			return r, fmt.Errorf("a frame came after the last one: %v", frame)
-		case first && frame.GetMark() == nil:
-			return r, fmt.Errorf("the first frame is not a Mark: %v", frame)
-		case first && !bytes.Equal(frame.GetMark().GetToken(), req.GetAfter()) && len(req.GetAfter()) > 0:
-			return r, errors.New("the first Mark names another position than the one that the reader gave")
 		}
-		switch f := frame.GetFrame().(type) {
-		case *streamv1.Frame_Mark:
-			if f.Mark.GetNextSeq() != seq+1 {
-				return r, fmt.Errorf("a Mark says that record %d comes next, and record %d does", f.Mark.GetNextSeq(), seq+1)
+		if f, ok := frame.GetFrame().(*streamv1.Frame_Batch); ok {
+			if seq, lastKey, digest, err = checkBatch(f.Batch, seq, lastKey, digest); err == nil {
+				r.batches = append(r.batches, f.Batch)
 			}
-			if len(f.Mark.GetToken()) == 0 {
-				return r, errors.New("a Mark has no token")
-			}
-			r.marks = append(r.marks, f.Mark)
-		case *streamv1.Frame_Batch:
-			if seq, lastKey, digest, err = checkBatch(f.Batch, seq, lastKey, digest); err != nil {
-				return r, err
-			}
-			r.batches = append(r.batches, f.Batch)
-		case *streamv1.Frame_Drain:
-			r.drain = f.Drain
-		case *streamv1.Frame_End:
-			if f.End.GetCount() != seq || !bytes.Equal(f.End.GetDigest(), digest[:]) || len(f.End.GetToken()) == 0 {
-				return r, fmt.Errorf("End says %d records with digest %x and a token of %d bytes; %d with %v came",
-					f.End.GetCount(), f.End.GetDigest(), len(f.End.GetToken()), seq, digest)
-			}
-			r.end = f.End
-		default:
-			return r, fmt.Errorf("a frame of no kind that is known: %v", frame)
+		} else {
+			err = r.control(frame, seq, digest)
 		}
-		if enough != nil && enough(r) {
-			return r, nil
+		if err != nil || enough != nil && enough(r) {
+			return r, err
 		}
 	}
+}
+
+// ended returns nil if the stream may end so.
+func (r *reading) ended(err error) error {
+	switch {
+	case err == io.EOF && r.end == nil && r.drain == nil:
+		return errors.New("the stream ended with OK, and neither with End nor with Drain")
+	case err == io.EOF:
+		return nil
+	}
+	return err
+}
+
+// place checks that a frame may come here: a Mark first, and none after the last.
+func (r *reading) place(frame *streamv1.Frame, first bool, req *streamv1.ReadRequest) error {
+	switch {
+	case r.end != nil || r.drain != nil:
+		return fmt.Errorf("a frame came after the last one: %v", frame)
+	case first && frame.GetMark() == nil:
+		return fmt.Errorf("the first frame is not a Mark: %v", frame)
+	case first && !bytes.Equal(frame.GetMark().GetToken(), req.GetAfter()) && len(req.GetAfter()) > 0:
+		return errors.New("the first Mark names another position than the one that the reader gave")
+	}
+	return nil
+}
+
+// control takes a frame without records. seq and digest are those of the records before it.
+func (r *reading) control(frame *streamv1.Frame, seq uint64, digest stream.Digest) error {
+	switch f := frame.GetFrame().(type) {
+	case *streamv1.Frame_Mark:
+		if f.Mark.GetNextSeq() != seq+1 {
+			return fmt.Errorf("a Mark says that record %d comes next, and record %d does", f.Mark.GetNextSeq(), seq+1)
+		}
+		if len(f.Mark.GetToken()) == 0 {
+			return errors.New("a Mark has no token")
+		}
+		r.marks = append(r.marks, f.Mark)
+	case *streamv1.Frame_Drain:
+		r.drain = f.Drain
+	case *streamv1.Frame_End:
+		if f.End.GetCount() != seq || !bytes.Equal(f.End.GetDigest(), digest[:]) || len(f.End.GetToken()) == 0 {
+			return fmt.Errorf("End says %d records with digest %x and a token of %d bytes; %d with %v came",
+				f.End.GetCount(), f.End.GetDigest(), len(f.End.GetToken()), seq, digest)
+		}
+		r.end = f.End
+	default:
+		return fmt.Errorf("a frame of no kind that is known: %v", frame)
+	}
+	return nil
 }
 
 func checkBatch(b *streamv1.Batch, seq uint64, lastKey []byte, digest stream.Digest) (uint64, []byte, stream.Digest, error) {
@@ -315,15 +341,8 @@ func checkResumeAtEnd(p ProducerUnderTest) error {
 	return err
 }
 
-func checkBatchLimits(p ProducerUnderTest) error {
-	_, all, err := p.whole()
-	if err != nil {
-		return err
-	}
-	largest := 0
-	for _, record := range all {
-		largest = max(largest, len(record.Key)+len(record.Value)+len(record.Bad))
-	}
+// checkBatchCount: a batch has no more records than the reader takes.
+func checkBatchCount(p ProducerUnderTest, all []stream.Record) error {
 	for _, records := range []uint32{1, 3} {
 		req := p.request()
 		req.MaxBatchRecords = records
@@ -336,6 +355,21 @@ func checkBatchLimits(p ProducerUnderTest) error {
 				return fmt.Errorf("the reader takes %d records in a batch, and %d came", records, b.GetCount())
 			}
 		}
+	}
+	return nil
+}
+
+func checkBatchLimits(p ProducerUnderTest) error {
+	_, all, err := p.whole()
+	if err != nil {
+		return err
+	}
+	largest := 0
+	for _, record := range all {
+		largest = max(largest, len(record.Key)+len(record.Value)+len(record.Bad))
+	}
+	if err := checkBatchCount(p, all); err != nil {
+		return err
 	}
 	// A quarter is for the records before the one that is just small enough.
 	limit := uint32(largest+64)*4/3 + 64
