@@ -17,15 +17,20 @@ import (
 
 // Store is a stream.Store in memory; Sink makes sinks that keep their checkpoints in it.
 type Store struct {
-	mu         sync.Mutex
-	jobs       map[string]*stream.Status
-	order      []string
-	ttl        map[string]time.Duration // of each job's last claim or renewal
+	// mu is the transaction: what is read and changed while it is held is one step for everybody else. Handlers run without it.
+	mu   sync.Mutex
+	jobs map[string]*stream.Status // by id
+	// order has the ids of jobs, the oldest first. Invariant: the same ids as in jobs.
+	order []string
+	ttl   map[string]time.Duration // of each job's last claim or renewal; a commit makes the lease last for as long again
+	// offsets has what the sink knows, by job. A job is added by its first Fence.
 	offsets    map[string]*offset
-	quarantine map[string]map[uint64]stream.Quarantined
+	quarantine map[string]map[uint64]stream.Quarantined // by job and record
 }
 
+// offset is how far a job has come in the sink.
 type offset struct {
+	// epoch is that of the last Fence. It never shrinks, and only commits of that epoch are taken: it is the fence.
 	epoch      uint64
 	checkpoint stream.Checkpoint
 }
@@ -88,19 +93,7 @@ func (s *Store) Claim(ctx context.Context, c stream.Claim) ([]stream.Status, err
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
-	var due []*stream.Status
-	for _, id := range s.order {
-		status := s.jobs[id]
-		if c.Streams != nil && !slices.Contains(c.Streams, status.Stream) {
-			continue
-		}
-		if status.State == stream.Ready && !status.NotBefore.After(now) || status.State == stream.Running && !status.LeaseUntil.After(now) {
-			due = append(due, status)
-		}
-	}
-	slices.SortStableFunc(due, func(a, b *stream.Status) int {
-		return cmp.Or(cmp.Compare(b.Priority, a.Priority), dueSince(a).Compare(dueSince(b)))
-	})
+	due := s.due(c, now)
 	var claimed []stream.Status
 	for _, status := range due[:min(max(c.Max, 0), len(due))] {
 		died := status.State == stream.Running && (status.Owner.Incarnation == "" || status.Owner.Incarnation != c.Owner.Incarnation)
@@ -117,6 +110,23 @@ func (s *Store) Claim(ctx context.Context, c stream.Claim) ([]stream.Status, err
 		claimed = append(claimed, given)
 	}
 	return claimed, nil
+}
+
+// due returns what a claim may take, the most urgent first. s.mu is held.
+func (s *Store) due(c stream.Claim, now time.Time) (due []*stream.Status) {
+	for _, id := range s.order {
+		status := s.jobs[id]
+		if c.Streams != nil && !slices.Contains(c.Streams, status.Stream) {
+			continue
+		}
+		if status.State == stream.Ready && !status.NotBefore.After(now) || status.State == stream.Running && !status.LeaseUntil.After(now) {
+			due = append(due, status)
+		}
+	}
+	slices.SortStableFunc(due, func(a, b *stream.Status) int {
+		return cmp.Or(cmp.Compare(b.Priority, a.Priority), dueSince(a).Compare(dueSince(b)))
+	})
+	return due
 }
 
 func dueSince(s *stream.Status) time.Time {

@@ -68,11 +68,23 @@ func (k *Sink) Commit(ctx context.Context, c *stream.Commit) error {
 	if err != nil {
 		return err
 	}
-	if at, prev := at.checkpoint, c.Prev; at.Seq != prev.Seq || !bytes.Equal(at.Token, prev.Token) || at.Digest != prev.Digest || at.Bytes != prev.Bytes || at.Bad != prev.Bad || at.Done != prev.Done {
-		return jobrule.Conflict(c.Lease, prev.Seq, at.Seq)
+	if !equal(at.checkpoint, c.Prev) {
+		return jobrule.Conflict(c.Lease, c.Prev.Seq, at.checkpoint.Seq)
 	}
 	next.Token = bytes.Clone(next.Token)
 	at.checkpoint = next
+	s.committed(c, next, owned)
+	s.quarantineRows(rows)
+	keep()
+	return nil
+}
+
+func equal(a, b stream.Checkpoint) bool {
+	return a.Seq == b.Seq && bytes.Equal(a.Token, b.Token) && a.Digest == b.Digest && a.Bytes == b.Bytes && a.Bad == b.Bad && a.Done == b.Done
+}
+
+// committed moves the job's progress, and makes the lease last from now on if it is still the committer's. s.mu is held.
+func (s *Store) committed(c *stream.Commit, next stream.Checkpoint, owned bool) {
 	status, now := s.jobs[c.Lease.Job], time.Now()
 	if owned {
 		if until := now.Add(s.ttl[status.ID]); until.After(status.LeaseUntil) {
@@ -83,6 +95,10 @@ func (k *Sink) Commit(ctx context.Context, c *stream.Commit) error {
 		c.LeaseLost()
 	}
 	status.Progress.Records, status.Progress.Bytes, status.Progress.Bad, status.UpdatedAt = next.Seq, next.Bytes, next.Bad, now
+}
+
+// quarantineRows adds rows. s.mu is held.
+func (s *Store) quarantineRows(rows []stream.Quarantined) {
 	for _, row := range rows {
 		if s.quarantine[row.Job] == nil {
 			s.quarantine[row.Job] = map[uint64]stream.Quarantined{}
@@ -90,8 +106,6 @@ func (k *Sink) Commit(ctx context.Context, c *stream.Commit) error {
 		row.State, row.FirstSeen = stream.Waiting, time.Now()
 		s.quarantine[row.Job][row.Seq] = row
 	}
-	keep()
-	return nil
 }
 
 // fenced returns the offset of a job that this lease may change. owned is false if the lease is lost, and only effects that have happened are

@@ -42,18 +42,8 @@ func appendColumn(dst []byte, k kind, raw []byte) ([]byte, error) {
 	dst = append(dst, byte(k))
 	switch k {
 	case kindInt:
-		var n int64
-		switch len(raw) {
-		case 2:
-			n = int64(int16(binary.BigEndian.Uint16(raw)))
-		case 4:
-			n = int64(int32(binary.BigEndian.Uint32(raw)))
-		case 8:
-			n = int64(binary.BigEndian.Uint64(raw))
-		default:
-			return nil, fmt.Errorf("an integer of %d bytes", len(raw))
-		}
-		return binary.BigEndian.AppendUint64(dst, uint64(n)^signBit), nil
+		n, err := widened(raw)
+		return binary.BigEndian.AppendUint64(dst, uint64(n)^signBit), err
 	case kindText, kindBytes:
 		for _, b := range raw {
 			if dst = append(dst, b); b == 0 {
@@ -72,6 +62,19 @@ func appendColumn(dst []byte, k kind, raw []byte) ([]byte, error) {
 		dst[at] ^= 0x80
 	}
 	return dst, nil
+}
+
+// widened is an int2, int4 or int8.
+func widened(raw []byte) (int64, error) {
+	switch len(raw) {
+	case 2:
+		return int64(int16(binary.BigEndian.Uint16(raw))), nil
+	case 4:
+		return int64(int32(binary.BigEndian.Uint32(raw))), nil
+	case 8:
+		return int64(binary.BigEndian.Uint64(raw)), nil
+	}
+	return 0, fmt.Errorf("an integer of %d bytes", len(raw))
 }
 
 // fixedSize is the size of a kind's binary form, and whether that begins with a sign bit.
@@ -98,9 +101,8 @@ var errKey = errors.New("it is not a key of this query")
 func decodeKey(key []byte) (kinds []kind, raws [][]byte, err error) {
 	for len(key) > 0 {
 		k := kind(key[0])
-		key = key[1:]
 		var raw []byte
-		switch k {
+		switch key = key[1:]; k {
 		case kindInt:
 			if len(key) < 8 {
 				return nil, nil, errKey
@@ -108,29 +110,15 @@ func decodeKey(key []byte) (kinds []kind, raws [][]byte, err error) {
 			raw = binary.BigEndian.AppendUint64(nil, binary.BigEndian.Uint64(key)^signBit)
 			key = key[8:]
 		case kindText, kindBytes:
-			raw = []byte{}
-			for ended := false; !ended; {
-				if len(key) == 0 || key[0] == 0 && len(key) == 1 {
-					return nil, nil, errKey
-				}
-				switch {
-				case key[0] != 0:
-					raw, key = append(raw, key[0]), key[1:]
-				case key[1] == 0xff:
-					raw, key = append(raw, 0), key[2:]
-				case key[1] == 1:
-					key, ended = key[2:], true
-				default:
-					return nil, nil, errKey
-				}
+			if raw, key, err = decodeText(key); err != nil {
+				return nil, nil, err
 			}
 		default:
 			size, flip := fixedSize(k)
 			if size == 0 || len(key) < size {
 				return nil, nil, errKey
 			}
-			raw = append(raw, key[:size]...)
-			key = key[size:]
+			raw, key = append(raw, key[:size]...), key[size:]
 			if flip {
 				raw[0] ^= 0x80
 			}
@@ -138,4 +126,24 @@ func decodeKey(key []byte) (kinds []kind, raws [][]byte, err error) {
 		kinds, raws = append(kinds, k), append(raws, raw)
 	}
 	return kinds, raws, nil
+}
+
+// decodeText undoes the escapes of appendColumn, and returns what follows the end of the text.
+func decodeText(key []byte) (raw, rest []byte, err error) {
+	raw = []byte{}
+	for {
+		if len(key) == 0 || key[0] == 0 && len(key) == 1 {
+			return nil, nil, errKey
+		}
+		switch {
+		case key[0] != 0:
+			raw, key = append(raw, key[0]), key[1:]
+		case key[1] == 0xff:
+			raw, key = append(raw, 0), key[2:]
+		case key[1] == 1:
+			return raw, key[2:], nil
+		default:
+			return nil, nil, errKey
+		}
+	}
 }

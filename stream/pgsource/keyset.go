@@ -86,16 +86,20 @@ func (s *keyset) Open(ctx context.Context, q stream.Query) (_ stream.Cursor, err
 		conn.Release()
 		return c, nil
 	}
-	if err := s.canListen(ctx, conn.Conn()); err != nil {
-		conn.Release()
-		return nil, err
-	}
-	if _, err = conn.Exec(ctx, "listen "+pgx.Identifier{s.q.Notify}.Sanitize()); err != nil {
+	if err := s.listen(ctx, conn); err != nil {
 		conn.Release()
 		return nil, err
 	}
 	c.listening = conn
 	return c, nil
+}
+
+func (s *keyset) listen(ctx context.Context, conn *pgxpool.Conn) error {
+	if err := s.canListen(ctx, conn.Conn()); err != nil {
+		return err
+	}
+	_, err := conn.Exec(ctx, "listen "+pgx.Identifier{s.q.Notify}.Sanitize())
+	return err
 }
 
 // canListen returns an error for connections whose sessions a pooler shares among its clients.
@@ -343,7 +347,17 @@ func (c *cursor) statement() (sql string, values [][]byte, formats []int16, err 
 		conditions = append(conditions, c.keys[0].sql()+" < "+add(binary.BigEndian.AppendUint64(nil, c.horizon), "xid8"))
 	}
 	var s strings.Builder
-	s.WriteString("select ")
+	s.WriteString("select " + c.selected() + " from " + c.from())
+	if len(conditions) > 0 {
+		s.WriteString(" where " + strings.Join(conditions, " and "))
+	}
+	fmt.Fprintf(&s, " order by %s limit %d", strings.Join(order, ", "), c.limit+2)
+	return s.String(), values, formats, nil
+}
+
+// selected are the columns of a page: those of the key, and then what the value is made of.
+func (c *cursor) selected() string {
+	var s strings.Builder
 	for _, k := range c.keys {
 		s.WriteString("q." + pgx.Identifier{k.name}.Sanitize() + ", ")
 	}
@@ -355,12 +369,7 @@ func (c *cursor) statement() (sql string, values [][]byte, formats []int16, err 
 	default:
 		s.WriteString("row_to_json(q.*)")
 	}
-	s.WriteString(" from " + c.from())
-	if len(conditions) > 0 {
-		s.WriteString(" where " + strings.Join(conditions, " and "))
-	}
-	fmt.Fprintf(&s, " order by %s limit %d", strings.Join(order, ", "), c.limit+2)
-	return s.String(), values, formats, nil
+	return s.String()
 }
 
 // resultFormats asks for keys, bytea and whatever Encode's types prefer in binary form.

@@ -147,11 +147,35 @@ func (q Query) bind(params []byte) ([][]byte, error) {
 		}
 		return nil, nil
 	}
+	given, err := decodeParams(params)
+	if err != nil {
+		return nil, err
+	}
+	var list []any
+	switch given := given.(type) {
+	case []any:
+		list = given
+	case map[string]any:
+		if list, err = q.byName(given); err != nil {
+			return nil, err
+		}
+	default:
+		return nil, fmt.Errorf("the job's parameters are %.100q; expected a JSON array or object", params)
+	}
+	texts := make([][]byte, len(list))
+	for i, value := range list {
+		if texts[i], err = paramText(value); err != nil {
+			return nil, err
+		}
+	}
+	return texts, nil
+}
+
+// decodeParams reads one JSON value. Numbers stay text: a float64 would not hold each bigint.
+func decodeParams(params []byte) (given any, err error) {
 	d := json.NewDecoder(bytes.NewReader(params))
-	d.UseNumber() // a float64 would not hold each bigint
-	var given any
-	err := d.Decode(&given)
-	if err == nil {
+	d.UseNumber()
+	if err = d.Decode(&given); err == nil {
 		if _, e := d.Token(); e != io.EOF {
 			err = errors.New("something follows the first value")
 		}
@@ -159,41 +183,37 @@ func (q Query) bind(params []byte) ([][]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the job's parameters %.100q are not JSON: %w", params, err)
 	}
-	var list []any
-	switch given := given.(type) {
-	case []any:
-		list = given
-	case map[string]any:
-		for _, name := range q.Params {
-			value, ok := given[name]
-			if !ok {
-				return nil, fmt.Errorf("the job's parameters lack %q; expected are %q", name, q.Params)
-			}
-			list = append(list, value)
+	return given, nil
+}
+
+// byName puts named parameters into the order of the query's. One that the query does not have is an error: it would be ignored silently.
+func (q Query) byName(given map[string]any) (list []any, err error) {
+	for _, name := range q.Params {
+		value, ok := given[name]
+		if !ok {
+			return nil, fmt.Errorf("the job's parameters lack %q; expected are %q", name, q.Params)
 		}
-		for name := range given {
-			if !slices.Contains(q.Params, name) {
-				return nil, fmt.Errorf("the query has no parameter %q of the job's; expected are %q", name, q.Params)
-			}
-		}
-	default:
-		return nil, fmt.Errorf("the job's parameters are %.100q; expected a JSON array or object", params)
+		list = append(list, value)
 	}
-	texts := make([][]byte, len(list))
-	for i, value := range list {
-		switch value := value.(type) {
-		case nil:
-		case string:
-			texts[i] = []byte(value)
-		case json.Number:
-			texts[i] = []byte(value)
-		default:
-			if texts[i], err = json.Marshal(value); err != nil {
-				return nil, err
-			}
+	for name := range given {
+		if !slices.Contains(q.Params, name) {
+			return nil, fmt.Errorf("the query has no parameter %q of the job's; expected are %q", name, q.Params)
 		}
 	}
-	return texts, nil
+	return list, nil
+}
+
+// paramText is a parameter as Postgres reads it; nil is NULL.
+func paramText(value any) ([]byte, error) {
+	switch value := value.(type) {
+	case nil:
+		return nil, nil
+	case string:
+		return []byte(value), nil
+	case json.Number:
+		return []byte(value), nil
+	}
+	return json.Marshal(value)
 }
 
 // permanent marks errors of a statement that no later attempt would succeed with: a value that cannot be read, or the syntax.
@@ -249,24 +269,8 @@ func (q Query) describe(ctx context.Context, conn *pgxpool.Conn, params []byte) 
 		return nil, stream.Halt(fmt.Errorf("the query has %d parameters, and the job gives %d", len(d.ParamOIDs), len(texts)))
 	}
 	b := &bound{Query: q, params: texts, fields: d.Fields}
-	names := q.Key
-	if q.Horizon != "" {
-		names = append([]string{q.Horizon}, q.Key...)
-	}
-	for _, name := range names {
-		field, err := b.field(name)
-		if err != nil {
-			return nil, err
-		}
-		k, ok := kindOf[field.DataTypeOID]
-		if !ok {
-			return nil, stream.Halt(fmt.Errorf("the key column %q has type %s, whose order bytes cannot keep; cast it to one of int8, text, bytea, uuid, timestamp, timestamptz, date or bool",
-				name, typeName(conn, field.DataTypeOID)))
-		}
-		if name == q.Horizon && k != kindXID {
-			return nil, stream.Halt(fmt.Errorf("the horizon column %q has type %s; expected xid8, filled by default pg_current_xact_id()", name, typeName(conn, field.DataTypeOID)))
-		}
-		b.keys = append(b.keys, keyColumn{name, k})
+	if err := b.findKeys(conn); err != nil {
+		return nil, err
 	}
 	if q.Value != "" {
 		if _, err := b.field(q.Value); err != nil {
@@ -277,6 +281,30 @@ func (q Query) describe(ctx context.Context, conn *pgxpool.Conn, params []byte) 
 		b.types = conn.Conn().TypeMap().Copy()
 	}
 	return b, b.askNulls(ctx, conn)
+}
+
+// findKeys finds the columns of the key: the horizon's first, if there is one.
+func (b *bound) findKeys(conn *pgxpool.Conn) error {
+	names := b.Key
+	if b.Horizon != "" {
+		names = append([]string{b.Horizon}, b.Key...)
+	}
+	for _, name := range names {
+		field, err := b.field(name)
+		if err != nil {
+			return err
+		}
+		k, ok := kindOf[field.DataTypeOID]
+		if !ok {
+			return stream.Halt(fmt.Errorf("the key column %q has type %s, whose order bytes cannot keep; cast it to one of int8, text, bytea, uuid, timestamp, timestamptz, date or bool",
+				name, typeName(conn, field.DataTypeOID)))
+		}
+		if name == b.Horizon && k != kindXID {
+			return stream.Halt(fmt.Errorf("the horizon column %q has type %s; expected xid8, filled by default pg_current_xact_id()", name, typeName(conn, field.DataTypeOID)))
+		}
+		b.keys = append(b.keys, keyColumn{name, k})
+	}
+	return nil
 }
 
 func typeName(conn *pgxpool.Conn, oid uint32) string {

@@ -268,6 +268,11 @@ func (c *snapshotCursor) more(ctx context.Context) (err error) {
 		}
 		c.used = now
 	}
+	return c.page(ctx)
+}
+
+// page reads the next rows of the copy, which are numbered without gaps: one that is missing was dropped, with all others.
+func (c *snapshotCursor) page(ctx context.Context) error {
 	rows, memory := c.rows[:0], c.memory[:0]
 	result, err := c.s.pool.Query(ctx, "select n, value from levada_snapshot_row where snapshot = $1 and n > $2 order by n limit $3", pgx.QueryResultFormats{pgtype.BinaryFormatCode}, c.h.id, c.n, c.limit)
 	if err != nil {

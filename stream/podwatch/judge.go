@@ -70,69 +70,75 @@ type past struct {
 // predecessor itself. An owner that was met in the store longer than skew before is not judged by when it claimed.
 func judge(pod *corev1.Pod, owner stream.Owner, name string, was past, skew time.Duration) (finding, bool) {
 	death := EndedOwner{Owner: owner, Namespace: pod.Namespace, Node: pod.Spec.NodeName}
-	all := stream.ExpireFilter{PodUID: owner.PodUID, Container: owner.Container, Incarnation: owner.Incarnation}
-
+	dead := stream.ExpireFilter{PodUID: owner.PodUID, Container: owner.Container, Incarnation: owner.Incarnation}
 	if phase := pod.Status.Phase; phase == corev1.PodFailed || phase == corev1.PodSucceeded {
-		death.Cause, death.Reason, death.Message = PodEnded, pod.Status.Reason, pod.Status.Message
-		if status, ok := containerStatus(pod, name); ok && status.State.Terminated != nil {
-			death.ended(name, status.State.Terminated)
-		}
-		if disruption := disruptionOf(pod); disruption != nil && death.Reason == "" {
-			death.Reason, death.Message = disruption.Reason, disruption.Message
-		}
-		if death.Reason == "" {
-			death.Reason = string(phase)
-		}
-		return finding{"phase", death, all}, true
+		death.podEnded(pod, name)
+		return finding{"phase", death, dead}, true
 	}
-
 	status, ok := containerStatus(pod, name)
 	if !ok {
 		return finding{}, false
 	}
 	last := status.LastTerminationState.Terminated
-	before := all
-	switch {
+	switch running := status.State.Running; {
 	case status.State.Terminated != nil:
-		last = status.State.Terminated
-		fallthrough
-	case status.State.Running == nil && last != nil: // waiting for its restart
-		death.Cause = ContainerEnded
-		death.ended(name, last)
-		if end := last.FinishedAt; !end.IsZero() {
-			before.ClaimedBefore = end.Add(time.Second)
-			if was.firstSeen.Add(skew).Before(end.Time) {
-				before.ClaimedBefore = time.Time{}
-			}
-		}
-		return finding{"end " + idOf(last.ContainerID, status), death, before}, true
-	case status.State.Running == nil: // waiting, and nothing is known of a predecessor's end
-		if was.ran == "" {
-			return finding{}, false
-		}
+		return judgeEnded(death, dead, name, status, status.State.Terminated, was, skew), true
+	case running == nil && last != nil: // waiting for its restart
+		return judgeEnded(death, dead, name, status, last, was, skew), true
+	case running == nil && was.ran == "": // waiting, and nothing is known of a predecessor's end
+		return finding{}, false
+	case running == nil:
 		death.Cause, death.Container, death.ContainerID, death.Reason = ContainerEnded, name, was.ran, "Vanished"
-		return finding{"end " + was.ran, death, before}, true
-	case status.RestartCount == 0 && last == nil && !was.replaced:
-		return finding{}, false // the first container of its name
-	default:
-		death.Cause, death.Container = ContainerReplaced, name
-		start := status.State.Running.StartedAt
-		before.ClaimedBefore = start.Time
-		if last != nil {
-			death.ended(name, last)
-			// In the middle between the end of one and the start of the other, clocks may differ in either direction.
-			if end := last.FinishedAt.Add(time.Second); !last.FinishedAt.IsZero() && end.Before(start.Time) {
-				before.ClaimedBefore = end.Add(start.Sub(end) / 2)
-			}
-		}
-		if start.IsZero() {
-			return finding{}, false // nothing tells the new container's leases from the old one's
-		}
-		if was.firstSeen.Add(skew).Before(start.Time) {
-			before.ClaimedBefore = time.Time{}
-		}
-		return finding{"start " + idOf(status.ContainerID, status), death, before}, true
+		return finding{"end " + was.ran, death, dead}, true
+	case status.RestartCount == 0 && last == nil && !was.replaced: // the first container of its name
+		return finding{}, false
+	case running.StartedAt.IsZero(): // nothing tells the new container's leases from the old one's
+		return finding{}, false
 	}
+	return judgeReplaced(death, dead, name, status, was, skew), true
+}
+
+// podEnded fills in how a pod ended that is not started again.
+func (d *EndedOwner) podEnded(pod *corev1.Pod, name string) {
+	d.Cause, d.Reason, d.Message = PodEnded, pod.Status.Reason, pod.Status.Message
+	if status, ok := containerStatus(pod, name); ok && status.State.Terminated != nil {
+		d.ended(name, status.State.Terminated)
+	}
+	if disruption := disruptionOf(pod); disruption != nil && d.Reason == "" {
+		d.Reason, d.Message = disruption.Reason, disruption.Message
+	}
+	if d.Reason == "" {
+		d.Reason = string(pod.Status.Phase)
+	}
+}
+
+// judgeEnded is about a container that has ended, and no other runs: leases that were claimed before its end are its own. Its end is known to
+// the second, so a second is added.
+func judgeEnded(death EndedOwner, dead stream.ExpireFilter, name string, status corev1.ContainerStatus, last *corev1.ContainerStateTerminated, was past, skew time.Duration) finding {
+	death.Cause = ContainerEnded
+	death.ended(name, last)
+	if end := last.FinishedAt; !end.IsZero() && !was.firstSeen.Add(skew).Before(end.Time) {
+		dead.ClaimedBefore = end.Add(time.Second)
+	}
+	return finding{"end " + idOf(last.ContainerID, status), death, dead}
+}
+
+// judgeReplaced is about a container that runs in the place of another: leases that were claimed before its start are the other's.
+func judgeReplaced(death EndedOwner, dead stream.ExpireFilter, name string, status corev1.ContainerStatus, was past, skew time.Duration) finding {
+	death.Cause, death.Container = ContainerReplaced, name
+	start := status.State.Running.StartedAt
+	dead.ClaimedBefore = start.Time
+	if last := status.LastTerminationState.Terminated; last != nil {
+		death.ended(name, last)
+		// In the middle between the end of one and the start of the other, clocks may differ in either direction.
+		if end := last.FinishedAt.Add(time.Second); !last.FinishedAt.IsZero() && end.Before(start.Time) {
+			dead.ClaimedBefore = end.Add(start.Sub(end) / 2)
+		}
+	}
+	if was.firstSeen.Add(skew).Before(start.Time) {
+		dead.ClaimedBefore = time.Time{}
+	}
+	return finding{"start " + idOf(status.ContainerID, status), death, dead}
 }
 
 // ended fills in how a container ended.

@@ -83,8 +83,19 @@ func (r *reconciler) pass(ctx context.Context) (expired int, more bool, err erro
 		errs = append(errs, err)
 	}
 	// Absent ones come last: to ask for them may take long.
+	n, more, err := r.absent(ctx, absent, now)
+	expired += n
+	errs = append(errs, err)
+	r.forget(pods, owners, now)
+	err = errors.Join(errs...)
+	return expired, more || err != nil, err
+}
+
+// absent acts upon owners whose pods are not in the list, once their absence is confirmed. more says that some are left for the next pass.
+func (r *reconciler) absent(ctx context.Context, owners []stream.Owner, now time.Time) (expired int, more bool, err error) {
+	var errs []error
 	gets := 0
-	for _, owner := range absent {
+	for _, owner := range owners {
 		uid := types.UID(owner.PodUID)
 		memory := r.memory[uid]
 		if memory == nil || !memory.confirmed {
@@ -111,9 +122,7 @@ func (r *reconciler) pass(ctx context.Context) (expired int, more bool, err erro
 		expired += n
 		errs = append(errs, err)
 	}
-	r.forget(pods, owners, now)
-	err = errors.Join(errs...)
-	return expired, more || err != nil, err
+	return expired, more, errors.Join(errs...)
 }
 
 func (r *reconciler) owners(ctx context.Context) ([]stream.Owner, error) {
@@ -140,22 +149,8 @@ func (r *reconciler) look() map[types.UID]*corev1.Pod {
 		memory.last = pod
 		memory.gone, memory.confirmed = time.Time{}, false
 		delete(r.elsewhere, pod.UID)
-		for _, s := range slices.Concat(pod.Status.ContainerStatuses, pod.Status.InitContainerStatuses) {
-			if s.State.Running == nil || s.ContainerID == "" || s.ContainerID == memory.ran[s.Name] {
-				continue
-			}
-			memory.replaced[s.Name] = memory.ran[s.Name] != ""
-			memory.ran[s.Name] = s.ContainerID
-		}
-		if disruption := disruptionOf(pod); !memory.noted && (pod.DeletionTimestamp != nil || disruption != nil) {
-			memory.noted = true
-			reason := "deleted"
-			if disruption != nil {
-				reason = disruption.Reason
-			}
-			// It drains and releases its leases by itself: to take them before would only break what it is committing.
-			r.logger.Info("a pod is about to end", "pod", pod.Name, "reason", reason)
-		}
+		memory.noteContainers(pod)
+		r.noteEnding(pod, memory)
 	}
 	for uid, memory := range r.memory {
 		if _, here := pods[uid]; here || !memory.gone.IsZero() {
@@ -166,6 +161,32 @@ func (r *reconciler) look() map[types.UID]*corev1.Pod {
 		memory.confirmed = r.options.Selector == "" || memory.last.DeletionTimestamp != nil
 	}
 	return pods
+}
+
+// noteContainers notes which containers run, and which of them took another's place.
+func (m *podMemory) noteContainers(pod *corev1.Pod) {
+	for _, s := range slices.Concat(pod.Status.ContainerStatuses, pod.Status.InitContainerStatuses) {
+		if s.State.Running == nil || s.ContainerID == "" || s.ContainerID == m.ran[s.Name] {
+			continue
+		}
+		m.replaced[s.Name] = m.ran[s.Name] != ""
+		m.ran[s.Name] = s.ContainerID
+	}
+}
+
+// noteEnding logs once that a pod is about to end. It drains and releases its leases by itself: to take them before would only break what it is
+// committing.
+func (r *reconciler) noteEnding(pod *corev1.Pod, memory *podMemory) {
+	disruption := disruptionOf(pod)
+	if memory.noted || pod.DeletionTimestamp == nil && disruption == nil {
+		return
+	}
+	memory.noted = true
+	reason := "deleted"
+	if disruption != nil {
+		reason = disruption.Reason
+	}
+	r.logger.Info("a pod is about to end", "pod", pod.Name, "reason", reason)
 }
 
 func (r *reconciler) remember(uid types.UID) *podMemory {

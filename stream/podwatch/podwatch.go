@@ -130,7 +130,32 @@ func (w *Watcher) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(klog.NewContext(ctx, logr.FromSlogHandler(w.options.Logger.Handler())))
 	informer := w.informer()
 	deleted := &deletedPods{}
-	registration, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+	registration, err := informer.AddEventHandler(w.handler(deleted))
+	if err != nil {
+		cancel()
+		return fmt.Errorf("podwatch: watch pods: %w", err)
+	}
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	running.Go(func() { informer.RunWithContext(ctx) })
+	if w.options.Notifier != nil {
+		running.Go(func() { w.notify(ctx) })
+	}
+
+	r := w.reconciler(informer, deleted)
+	// Without a complete list, an absent pod proves nothing.
+	if !cache.WaitForCacheSync(ctx.Done(), registration.HasSynced) {
+		return nil
+	}
+	w.options.Logger.Info("watching pods", "namespace", w.options.Namespace, "selector", w.options.Selector, "pods", len(r.pods()))
+	w.loop(ctx, r)
+	return nil
+}
+
+// handler wakes the loop for each change that may end an owner, and notes deleted pods.
+func (w *Watcher) handler(deleted *deletedPods) cache.ResourceEventHandlerFuncs {
+	return cache.ResourceEventHandlerFuncs{
 		AddFunc: func(any) { signal(w.wake) },
 		UpdateFunc: func(before, after any) {
 			if differs(before.(*corev1.Pod), after.(*corev1.Pod)) {
@@ -146,20 +171,11 @@ func (w *Watcher) Run(ctx context.Context) error {
 			}
 			signal(w.wake)
 		},
-	})
-	if err != nil {
-		cancel()
-		return fmt.Errorf("podwatch: watch pods: %w", err)
 	}
-	var running sync.WaitGroup
-	defer running.Wait()
-	defer cancel()
-	running.Go(func() { informer.RunWithContext(ctx) })
-	if w.options.Notifier != nil {
-		running.Go(func() { w.notify(ctx) })
-	}
+}
 
-	r := &reconciler{
+func (w *Watcher) reconciler(informer cache.SharedIndexInformer, deleted *deletedPods) *reconciler {
+	return &reconciler{
 		options: w.options, store: w.store, now: time.Now, logger: w.options.Logger,
 		memory: map[types.UID]*podMemory{}, elsewhere: map[types.UID]time.Time{},
 		pods: func() []*corev1.Pod {
@@ -175,13 +191,6 @@ func (w *Watcher) Run(ctx context.Context) error {
 			return w.client.Get(ctx, name, metav1.GetOptions{})
 		},
 	}
-	// Without a complete list, an absent pod proves nothing.
-	if !cache.WaitForCacheSync(ctx.Done(), registration.HasSynced) {
-		return nil
-	}
-	w.options.Logger.Info("watching pods", "namespace", w.options.Namespace, "selector", w.options.Selector, "pods", len(r.pods()))
-	w.loop(ctx, r)
-	return nil
 }
 
 // loop makes passes: after each change, after each Resync, and again when one could not do all.
