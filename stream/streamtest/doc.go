@@ -5,5 +5,8 @@
 //
 // A handler is tested with [Handle] in memory, or with [Work] over a real store. [BadNet] is a network between a worker and a producer that delays, cuts and corrupts.
 //
-// The files of a suite begin with its name: store.go has how the suite opens a driver and lists its checks, store_claim.go those about claims, and so on.
+// # Files
+//
+// One package has all suites, since authors of drivers import one name, and the suites share what they make records and owners of. The files of a suite begin
+// with its name: store.go lists its checks and has how it opens a store, store_claim.go has the checks about claims, and so on.
 package streamtest
