@@ -18,9 +18,11 @@ type Set struct {
 	histograms map[string]*prometheus.HistogramVec
 	gauges     map[string]*prometheus.GaugeVec
 
-	mu         sync.Mutex
-	namespaces map[string]*Set
-	pending    map[pendingKey]*average
+	mu sync.Mutex
+	// usable and degraded are of the process, and have no namespace; nil before the first call of BufferService. Guarded by mu, as the next two are.
+	usable, degraded prometheus.Gauge
+	namespaces       map[string]*Set
+	pending          map[pendingKey]*average
 }
 
 // Labels of Numaflow's series.
@@ -43,6 +45,23 @@ func New(version string) *Set {
 	s.Registry.MustRegister(build)
 	build.WithLabelValues("levada", "levada", version, runtime.GOOS+"/"+runtime.GOARCH).Set(1)
 	return s
+}
+
+// BufferService sets what the process sees of its buffer service: whether messages can be stored and read now, and the number of things that are wrong although they can.
+func (s *Set) BufferService(usable bool, degraded int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.usable == nil { // a series appears with its first value
+		s.usable = prometheus.NewGauge(prometheus.GaugeOpts{Name: "levada_buffer_service_usable", Help: "1 if messages can be stored and read now."})
+		s.degraded = prometheus.NewGauge(prometheus.GaugeOpts{Name: "levada_buffer_service_degraded_streams", Help: "Streams with replicas that are offline or behind, which still take messages."})
+		s.Registry.MustRegister(s.usable, s.degraded)
+	}
+	value := 0.0
+	if usable {
+		value = 1
+	}
+	s.usable.Set(value)
+	s.degraded.Set(float64(degraded))
 }
 
 // Namespace returns the metrics of the pipelines of a namespace, which is a label of all of them. Numaflow's series get it when Prometheus scrapes their pods.

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -28,7 +27,7 @@ func newBuffersCommand(version string) *cobra.Command {
 		Long: `Each vertex but a source reads from a buffer, which is a stream at the broker for each of its partitions. These commands show all of them, also those of
 pipelines and vertices that no manifest mentions any more. They open a data directory (--data) or a broker (--nats, --redis), and never disturb a process that reads a buffer.
 
-A buffer is named NAMESPACE/PIPELINE/VERTEX/PARTITION. The namespace can be left out, and so can the partition, for all of them: PIPELINE/VERTEX.`,
+A buffer is named NAMESPACE/PIPELINE/VERTEX/PARTITION. The namespace can be left out, and so can the partition, for all of them.`,
 		Example: `  levada buffers list --data .levada/pipeline
   levada buffers drain --data .levada/pipeline
   levada buffers drop --data .levada/pipeline words/cat/3`,
@@ -121,7 +120,7 @@ type buffersFlags struct {
 
 func someBuffers(_ *cobra.Command, args []string) error {
 	if len(args) == 0 {
-		return commandline.Usagef("name buffers as PIPELINE/VERTEX, or NAMESPACE/PIPELINE/VERTEX/PARTITION; levada buffers list shows them")
+		return commandline.Usagef("name buffers as NAMESPACE/PIPELINE/VERTEX/PARTITION; levada buffers list shows them")
 	}
 	return nil
 }
@@ -148,11 +147,6 @@ func chooseBuffers(ctx context.Context, b *standalone.Buffers, names []string) (
 	if err != nil {
 		return nil, err
 	}
-	return matchBuffers(all, names)
-}
-
-// matchBuffers returns the buffers that names mean, in the order of the names. Each name must mean one.
-func matchBuffers(all []standalone.BufferView, names []string) (chosen []standalone.BufferView, err error) {
 	for _, name := range names {
 		found := false
 		for i := range all {
@@ -161,26 +155,10 @@ func matchBuffers(all []standalone.BufferView, names []string) (chosen []standal
 			}
 		}
 		if !found {
-			return nil, fmt.Errorf("no buffer is called %s: %s", commandline.Printable(name), bufferHint(all, name))
+			return nil, fmt.Errorf("no buffer is called %s; levada buffers list shows them", commandline.Printable(name))
 		}
 	}
 	return chosen, nil
-}
-
-// bufferHint says what to name instead of a name that no buffer has. A vertex alone is not enough: several pipelines may have one of that name.
-func bufferHint(all []standalone.BufferView, name string) string {
-	var of []string
-	for i := range all {
-		if v := &all[i]; v.Vertex == name {
-			if full := v.Pipeline + "/" + v.Vertex; !slices.Contains(of, full) {
-				of = append(of, full)
-			}
-		}
-	}
-	if len(of) > 0 {
-		return "name it as PIPELINE/VERTEX, here " + commandline.Printable(strings.Join(of, " or "))
-	}
-	return "expected PIPELINE/VERTEX, with NAMESPACE/ before it or /PARTITION behind it where that is needed; levada buffers list shows them"
 }
 
 // print writes buffers in the format of --output; table is how the format for people looks.

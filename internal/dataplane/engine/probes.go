@@ -3,7 +3,9 @@ package engine
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
@@ -16,7 +18,12 @@ type Broker interface {
 	Stuck() error
 	// Usable returns why messages cannot be stored or read now; nil if they can.
 	Usable(ctx context.Context) error
+	// Degraded returns what is wrong with it although messages can be stored and read.
+	Degraded() []error
 }
+
+// usableTimeout bounds what a scrape asks of the broker.
+const usableTimeout = 2 * time.Second
 
 // Routes adds the metrics and the probes of the process: /metrics, /livez and /readyz.
 func (p *Process) Routes(mux *http.ServeMux, m *metrics.Set) {
@@ -25,20 +32,36 @@ func (p *Process) Routes(mux *http.ServeMux, m *metrics.Set) {
 		for _, pl := range p.Pipelines {
 			pl.Stats(req.Context()) // gauges are as of now
 		}
+		ctx, cancel := context.WithTimeout(req.Context(), usableTimeout)
+		defer cancel()
+		m.BufferService(p.Broker.Usable(ctx) == nil, len(p.Broker.Degraded()))
 		scrape.ServeHTTP(w, req)
 	})
-	mux.HandleFunc("GET /livez", probe(p.Live))
-	mux.HandleFunc("GET /readyz", probe(p.Ready))
+	mux.HandleFunc("GET /livez", probe(p.Live, nil))
+	mux.HandleFunc("GET /readyz", probe(p.Ready, p.Broker.Degraded))
 }
 
-// probe answers 204, or 503 with the reason.
-func probe(check func(context.Context) error) http.HandlerFunc {
+// probe answers 204, or 503 with the reason. With ?verbose it answers 200 instead of 204, and says in further lines what does not decide it.
+func probe(check func(context.Context) error, notes func() []error) http.HandlerFunc {
 	return func(w http.ResponseWriter, req *http.Request) {
-		if err := check(req.Context()); err != nil {
-			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		err, verbose := check(req.Context()), req.URL.Query().Has("verbose")
+		if err == nil && !verbose {
+			w.WriteHeader(http.StatusNoContent)
 			return
 		}
-		w.WriteHeader(http.StatusNoContent)
+		code, text := http.StatusOK, "ok"
+		if err != nil {
+			code, text = http.StatusServiceUnavailable, err.Error()
+		}
+		if verbose && notes != nil {
+			for _, note := range notes() {
+				text += "\nnote: " + note.Error()
+			}
+		}
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		w.WriteHeader(code)
+		_, _ = fmt.Fprintln(w, text) // a prober that has gone needs no answer
 	}
 }
 

@@ -69,7 +69,7 @@ func (r *record) all() []string {
 	return slices.Clone(r.events)
 }
 
-// slowSink takes its time for each write; for ever if it is below 0.
+// slowSink takes its time for each write; without end if it is below 0.
 type slowSink struct {
 	*record
 	takes time.Duration
@@ -181,6 +181,8 @@ func (s *server) Stuck() error {
 	defer s.mu.Unlock()
 	return s.stuck
 }
+
+func (*server) Degraded() []error { return nil }
 
 func (s *server) Usable(context.Context) error {
 	s.mu.Lock()

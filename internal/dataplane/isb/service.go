@@ -52,6 +52,8 @@ type Service interface {
 	Final(what string, err error) error
 	// Usable returns why messages cannot be stored or read now; nil if they can.
 	Usable(ctx context.Context) error
+	// Degraded returns what is wrong with the service although messages can be stored and read, such as replicas that are offline. It asks nothing of the service.
+	Degraded() []error
 	// Stuck returns an error only if a restart of this process may help the service.
 	Stuck() error
 	// Close disconnects.

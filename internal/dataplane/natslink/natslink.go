@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -34,11 +35,14 @@ type Link struct {
 	denied atomic.Pointer[string]
 }
 
+// Advisories begins the subjects of what JetStream tells about streams. A user need not have the permission to subscribe to them, so a refusal is not remembered.
+const Advisories = "$JS.EVENT.ADVISORY."
+
 // Dial connects, for at most 30 s. The options must not have an error handler.
 func Dial(ctx context.Context, url string, log *slog.Logger, options ...nats.Option) (*Link, error) {
 	l := &Link{URL: redact.Text(url)}
 	options = append(options, nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
-		if errors.Is(err, nats.ErrPermissionViolation) {
+		if errors.Is(err, nats.ErrPermissionViolation) && !strings.Contains(err.Error(), Advisories) {
 			text := err.Error()
 			l.denied.Store(&text)
 		}

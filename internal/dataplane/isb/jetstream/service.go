@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -37,6 +38,14 @@ type Service struct {
 	// Invariant: one of link and server is nil.
 	link   *natslink.Link // to a server elsewhere
 	server Server         // in this process
+
+	// watch follows the replicas of streams at a server elsewhere, from the first Open on; nil with a server in this process.
+	watch      *watch
+	startWatch sync.Once
+	watching   sync.WaitGroup
+	// closed ends the watch.
+	closed context.Context
+	close  context.CancelFunc
 }
 
 var _ isb.Service = (*Service)(nil)
@@ -71,6 +80,16 @@ const requestsTimeout = 10 * time.Second
 func Connect(ctx context.Context, cfg Config) (s *Service, err error) {
 	cfg.Logger = cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler))
 	s = &Service{server: cfg.Server}
+	s.closed, s.close = context.WithCancel(context.Background())
+	if reconnected := cfg.Reconnected; cfg.Server == nil {
+		s.watch = newWatch(cfg.Logger)
+		cfg.Reconnected = func() {
+			s.watch.askNow()
+			if reconnected != nil {
+				reconnected()
+			}
+		}
+	}
 	if cfg.Server != nil {
 		err = s.embedded(cfg)
 	} else {
@@ -79,8 +98,11 @@ func Connect(ctx context.Context, cfg Config) (s *Service, err error) {
 	if err == nil {
 		s.js, err = jetstream.New(s.conn, jetstream.WithDefaultTimeout(requestsTimeout))
 	}
-	if err != nil && s.conn != nil {
-		s.conn.Close()
+	if err != nil {
+		s.close()
+		if s.conn != nil {
+			s.conn.Close()
+		}
 	}
 	return s, err
 }
@@ -124,7 +146,19 @@ func (s *Service) embedded(cfg Config) (err error) {
 }
 
 // Close implements isb.Service.
-func (s *Service) Close() { s.conn.Close() }
+func (s *Service) Close() {
+	s.close()
+	s.conn.Close()
+	s.watching.Wait()
+}
+
+// watchStreams starts the watch.
+func (s *Service) watchStreams() {
+	if s.watch == nil {
+		return
+	}
+	s.startWatch.Do(func() { s.watching.Go(func() { s.watch.run(s.closed, s.conn, s.js) }) })
+}
 
 // Final implements isb.Service.
 func (s *Service) Final(what string, err error) error { return s.link.Final(what, err) }
@@ -145,5 +179,12 @@ func (s *Service) Usable(ctx context.Context) error {
 	if !s.conn.IsConnected() {
 		return errors.New("the broker does not answer, reconnecting")
 	}
-	return nil
+	stopped, _ := s.watch.problems()
+	return errors.Join(stopped...)
+}
+
+// Degraded implements isb.Service.
+func (s *Service) Degraded() []error {
+	_, degraded := s.watch.problems()
+	return degraded
 }

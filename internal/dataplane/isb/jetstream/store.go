@@ -28,7 +28,8 @@ type store struct {
 	// room is Config.Server.Room; nil for a server elsewhere.
 	room func() error
 	// old says that the store was written before there were incarnations, under names that are ambiguous. It keeps those names.
-	old bool
+	old   bool
+	watch *watch // of the service; may be nil
 	// replicas of all that is opened.
 	replicas int
 	log      *slog.Logger
@@ -42,13 +43,14 @@ const keyIncarnation = "incarnation"
 
 // Open implements isb.Service.
 func (s *Service) Open(ctx context.Context, r isb.Request) (isb.Store, error) {
-	st := &store{place: place{js: s.js, owner: r.Owner}, replicas: max(1, r.Replicas), log: cmp.Or(r.Logger, slog.New(slog.DiscardHandler))}
+	st := &store{place: place{js: s.js, owner: r.Owner}, watch: s.watch, replicas: max(1, r.Replicas), log: cmp.Or(r.Logger, slog.New(slog.DiscardHandler))}
 	if s.server != nil {
 		st.room = s.server.Room
 	}
 	if err := st.open(ctx, r.Vertices); err != nil {
 		return nil, err
 	}
+	s.watchStreams()
 	return st, nil
 }
 
@@ -71,6 +73,7 @@ func (s *store) open(ctx context.Context, vertices []string) (err error) {
 	if s.kv, err = jetstreambuffer.OpenBucket(ctx, s.js, name, naming.Tag{Owner: s.owner, Role: naming.RoleState}, s.replicas, s.changed); err != nil {
 		return err
 	}
+	s.watch.add(naming.KVStream(name))
 	if !s.old {
 		s.owner.Incarnation, err = incarnation(ctx, s.kv)
 	}
@@ -212,7 +215,11 @@ func (s *store) OpenPartition(ctx context.Context, vertex string, partition int,
 	if err != nil {
 		return nil, err
 	}
-	return jetstreambuffer.Open(ctx, s.js, cfg)
+	d, err := jetstreambuffer.Open(ctx, s.js, cfg)
+	if err == nil {
+		s.watch.add(cfg.Stream)
+	}
+	return d, err
 }
 
 // AttachWriter implements isb.Store.
@@ -221,7 +228,11 @@ func (s *store) AttachWriter(ctx context.Context, vertex string, partition int, 
 	if err != nil {
 		return nil, err
 	}
-	return jetstreambuffer.AttachWriter(ctx, s.js, cfg)
+	d, err := jetstreambuffer.AttachWriter(ctx, s.js, cfg)
+	if err == nil {
+		s.watch.add(cfg.Stream)
+	}
+	return d, err
 }
 
 func (s *store) config(ctx context.Context, vertex string, partition int, settings isb.Settings) (cfg jetstreambuffer.Config, err error) {
@@ -251,6 +262,7 @@ func (s *store) DeadLetters(ctx context.Context) (*deadletter.Store, error) {
 	if err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) { // it is created with the first payload that needs it
 		return nil, err
 	}
+	s.watch.add(stream)
 	return deadletter.New(l, s.owner.Name, s.log), nil
 }
 

@@ -129,8 +129,10 @@ func (service) Final(_ string, err error) error {
 }
 
 func (service) Usable(context.Context) error { return nil }
-func (service) Stuck() error                 { return nil }
-func (service) Close()                       {}
+
+func (service) Degraded() []error { return nil }
+func (service) Stuck() error      { return nil }
+func (service) Close()            {}
 
 func (p *pipeline) Owner() naming.Owner { return p.owner }
 func (p *pipeline) State() isb.State    { return p.state }

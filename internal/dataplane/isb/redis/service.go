@@ -111,6 +111,9 @@ func (s *Service) Final(_ string, err error) error {
 // usableTimeout bounds the question whether Redis answers.
 const usableTimeout = 2 * time.Second
 
+// Degraded implements isb.Service. Replicas are Redis' own matter: Sentinel or the cluster replaces a master.
+func (s *Service) Degraded() []error { return nil }
+
 // Usable implements isb.Service.
 func (s *Service) Usable(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, usableTimeout)
