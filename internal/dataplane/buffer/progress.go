@@ -149,6 +149,7 @@ func (r *Reader) takeUp(b *flow.Block, seqs []uint64) (freed int) {
 	return freed
 }
 
+// inSpans reports whether a place is in one of the spans, which ascend.
 func inSpans(spans []flow.Span, place uint64) bool {
 	i, _ := slices.BinarySearchFunc(spans, place, func(a flow.Span, v uint64) int {
 		if a.Hi < v {

@@ -78,13 +78,13 @@ type place struct {
 
 // held is an entry between the floor and what was read.
 type held struct {
-	messages int // that count for it and are not done
-	bytes    int
+	messages int         // that take room for it: neither consumed nor done
+	bytes    int         // of the entry
 	header   *flow.Block // of a block that was handed over, at its last entry; nil for other pieces, and for what was given up
 	last     uint64      // the last entry of its block: the floor passes them together
 	done     bool
-	base     uint64
-	stored   int64 // when the store took it, in nanoseconds
+	base     uint64 // of its number; see number.go
+	stored   int64  // when the store took it, in nanoseconds
 	// spans are the places of the block that are done, parts the number of messages done since it was read; see DonePart. repeated says that an earlier
 	// reader had done all of them: the block was read again for its watermark alone.
 	spans    []flow.Span
@@ -104,8 +104,8 @@ type Delivery struct {
 	// Number is the position of the block in the lane of its reader: ascending, the same whenever the block is delivered, and never that of another block.
 	Number uint64
 	Block  *flow.Block
-	seqs   []uint64
-	landed bool // it is not in flight any more; Reader.mu guards it
+	seqs   []uint64 // of the entries that it was put together from; the last is Seq
+	landed bool     // it is not in flight any more; Reader.mu guards it
 }
 
 // Place is the index that the i-th message of the block had when it was stored.
@@ -271,6 +271,7 @@ func (r *Reader) awaitTurn(ctx context.Context) error {
 	}
 }
 
+// failure is why nothing more is read, once that is so.
 func (r *Reader) failure() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -430,6 +431,7 @@ func (r *Reader) land(d *Delivery) {
 	}
 }
 
+// finishAll finishes the entries of a block.
 func (r *Reader) finishAll(seqs []uint64) {
 	for _, seq := range seqs {
 		r.finish(seq)
@@ -439,6 +441,7 @@ func (r *Reader) finishAll(seqs []uint64) {
 // trimBytes is how much may be done before it is removed, whatever the time: a broker keeps in memory what was written lately.
 const trimBytes = 8 << 20
 
+// finish marks an entry as done, once, and moves the floor as far as that allows.
 func (r *Reader) finish(seq uint64) {
 	r.mu.Lock()
 	h := r.held[seq]

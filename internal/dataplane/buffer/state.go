@@ -31,19 +31,23 @@ const (
 	maxProgress = 64 << 10
 )
 
+// savedState is what a reader saves. Invariant: floor <= last, and all of it is as of one moment: a floor with the progress or the identities of another moment would lose
+// messages or repeat them.
 type savedState struct {
+	// All entries up to floor are done, and last was stored.
 	floor, last uint64
 	base        uint64 // of the entry at floor; see number.go
 	top         uint64 // no entry up to last has a higher number
 	// consumed is how far entries are done or consumed, for writers elsewhere: those take no room. The next reader begins at floor all the same. 0 is floor.
 	consumed uint64
-	seen     []byte
-	progress map[uint64]progress
+	seen     []byte              // of package identity, as of floor
+	progress map[uint64]progress // of entries above floor, by sequence; what of it does not fit is left out
 }
 
 // passed is how far entries take no room.
 func (s *savedState) passed() uint64 { return max(s.floor, s.consumed) }
 
+// marshal is the state as bytes, the same for the same state.
 func (s *savedState) marshal() []byte {
 	count, entries, before := 0, []byte(nil), s.floor
 	for _, seq := range slices.Sorted(maps.Keys(s.progress)) {
@@ -95,6 +99,7 @@ func SavedBounds(state []byte) (floor, last uint64, err error) {
 // errStateVersion means that the state was written by a version that knows more.
 var errStateVersion = errors.New("saved state has an unknown format")
 
+// unmarshalState reads every form that was ever written. Errors are identity.ErrState, or errStateVersion.
 func unmarshalState(b []byte) (*savedState, error) {
 	if len(b) < stateHead {
 		return nil, fmt.Errorf("%w: %d bytes", identity.ErrState, len(b))

@@ -8,7 +8,7 @@ import (
 // Budget is the time from the moment at which a process is asked to end until it has ended: for messages in flight, for the end of functions and for closing
 // everything. It is the whole time, so that a supervisor that kills after a grace period never has to. Its methods may be called concurrently.
 type Budget struct {
-	total time.Duration
+	total time.Duration // does not change
 	over  chan struct{} // closed when the time is over
 
 	mu sync.Mutex

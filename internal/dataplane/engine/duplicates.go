@@ -7,7 +7,7 @@ import (
 
 // warnOfDuplicates warns once for each vertex if most of what came was known already: a source that begins to count at 0 again loses all that it gives.
 func (p *Process) warnOfDuplicates(ctx context.Context) {
-	warned := map[*Vertex]bool{}
+	warned := map[*Vertex]bool{} // once is enough: what causes it does not change while the process runs
 	tick := time.NewTicker(10 * time.Second)
 	defer tick.Stop()
 	for {

@@ -15,14 +15,15 @@ import (
 
 // ending brings a pipeline to its end once its sources have ended. See package termination for the rule.
 type ending struct {
-	tracker *termination.Tracker
-	ended   chan string // vertices that have ended
+	tracker *termination.Tracker // used by follow alone
+	ended   chan string          // vertices that have ended, once each; it has room for all of them, so that nobody waits to send
 
 	// writers is held for reading by those who write into a buffer from outside of the pipeline; closed are the vertices that they may not write to any more.
 	writers sync.RWMutex
 	closed  map[string]bool
 }
 
+// newEnding follows the vertices and edges of a whole pipeline. The error is about edges that fit no vertex.
 func newEnding(edges []v1alpha1.Edge, vertices []*Vertex) (*ending, error) {
 	e := &ending{ended: make(chan string, len(vertices)), closed: map[string]bool{}}
 	var nodes []termination.Vertex
@@ -56,6 +57,7 @@ func (p *Pipeline) Inject(vertex string, write func() error) error {
 	return p.ending.inject(vertex, write)
 }
 
+// inject holds the lock while it writes: what closes a vertex waits for that, and looks at the buffer again.
 func (e *ending) inject(vertex string, write func() error) error {
 	e.writers.RLock()
 	defer e.writers.RUnlock()
@@ -91,7 +93,7 @@ func (p *Pipeline) follow(ctx context.Context, log *slog.Logger) error {
 			e.tracker.Floor(floors[part])
 		case termination.ReadEnd:
 			part := p.Vertex(a.Vertex).Inputs[a.Partition].Partition
-			end := part.KnownEnd()
+			end := part.KnownEnd() // the store need not be asked where even this is not reached
 			if !p.behind(a.Group, floors) {
 				var err error
 				if end, err = readEnd(ctx, part, log); err != nil {

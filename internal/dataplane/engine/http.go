@@ -15,7 +15,7 @@ func ServeHTTP(ctx context.Context, listener net.Listener, h http.Handler, log *
 		Handler: h, ReadHeaderTimeout: 10 * time.Second,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn), // net/http would write plain text to standard error
 	}
-	closed := make(chan error, 1)
+	closed := make(chan error, 1) // Serve returns before Shutdown does
 	defer context.AfterFunc(ctx, func() {
 		stop, cancel := context.WithTimeout(context.Background(), grace())
 		defer cancel()

@@ -13,11 +13,11 @@ import (
 
 // Pipeline holds the vertices of a Pipeline or MonoVertex that run in this process.
 type Pipeline struct {
-	Namespace, Name, Kind string
+	Namespace, Name, Kind string // Kind is Pipeline or MonoVertex
 	// Paused says that the manifest pauses the pipeline: it has no vertices here.
 	Paused bool
 
-	// Vertices in the order of the manifest.
+	// vertices in the order of the manifest. They do not change once the process runs.
 	vertices []*Vertex
 	// ending is nil where only some of the vertices run here: one process cannot know that all of a pipeline has ended.
 	ending *ending

@@ -31,13 +31,15 @@ type Process struct {
 	Started func()
 	Logger  *slog.Logger
 
-	// ready is true between Started and the begin of the end.
+	// ready is true between Started and the begin of the end. Traffic is sent only then.
 	ready    atomic.Bool
-	started  atomic.Bool // stays true
-	cutShort atomic.Bool // messages in flight were not finished in time
+	started  atomic.Bool // set before ready; stays true
+	cutShort atomic.Bool // messages in flight were not finished in time; set at most once, in the third stage
 }
 
 // stages are the lifetimes of a process. They end in the order of the fields; see the package comment.
+//
+// Invariant: none ends before the one in front of it, but for working, which the budget of time or the loss of ownership may cut short.
 type stages struct {
 	sourcing, reading, working, serving context.Context //nolint:containedctx // four lifetimes, which end one after the other
 	endSourcing, endReading, endServing context.CancelFunc
@@ -45,8 +47,8 @@ type stages struct {
 
 	// sources and others wait for Run of the vertices, ends for the pipelines to end by themselves, services for what ends last.
 	sources, others, ends sync.WaitGroup
-	services              errgroup.Group
-	// failed has the first error that ends the process.
+	services              errgroup.Group // their errors go to failed, so that the first one ends the process
+	// failed has the first error that ends the process, until it is taken. Errors that follow from it are dropped.
 	failed chan error
 }
 
@@ -60,6 +62,7 @@ func (s *stages) fail(err error) {
 	}
 }
 
+// newStages begins all lifetimes.
 func newStages(ctx context.Context) *stages {
 	s := &stages{failed: make(chan error, 1)}
 	after := context.WithoutCancel(ctx) // the end of ctx begins the end, and does not cut it short
@@ -110,6 +113,7 @@ func (p *Process) Run(ctx context.Context) error {
 	return err
 }
 
+// endAll releases what drain has not ended.
 func (s *stages) endAll() {
 	s.endSourcing()
 	s.endReading()

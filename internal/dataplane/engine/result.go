@@ -33,6 +33,7 @@ func (p *Pipeline) Result() Result {
 	return r
 }
 
+// add counts a vertex. A pipeline that is proven to have finished keeps nothing, whatever counts say: they are estimates after retries of a write.
 func (r *Result) add(v *Vertex) {
 	s := v.Counts()
 	r.DeadLettered += s.DeadLetters

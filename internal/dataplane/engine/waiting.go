@@ -12,7 +12,7 @@ const waitingAfter = 2 * time.Second
 // Waiting logs one line if the wait that begins now is long: for what, and the reason if it is known. The caller calls over at the end of the wait, with its error.
 func Waiting(log *slog.Logger, what string, reason func() string, args ...any) (over func(error)) {
 	begun := time.Now()
-	var mu sync.Mutex
+	var mu sync.Mutex // guards told and done: the timer may fire while the wait ends
 	told, done := false, false
 	timer := time.AfterFunc(waitingAfter, func() {
 		why := "no answer yet"

@@ -22,12 +22,13 @@ type BufferInput struct {
 	Limit int
 	Rate  *rate.Limiter
 
-	once  sync.Once
+	once sync.Once // init
+	// ahead has what Run has read, in order. An error is the last thing in it.
 	ahead chan readAhead
-	rest  cut // what was read and is not taken yet
+	rest  cut // what was read and is not taken yet; only Read uses it. Invariant: it comes before all in ahead
 	track *lane
-	name  string
-	ended error // what Read returns once rest is taken
+	name  string // of the lane that this vertex writes to others. It has the incarnation of the partition: sequences of another one mean other blocks
+	ended error  // what Read returns once rest is taken
 	// eof is closed when nothing more comes: all that was stored is done or consumed. So there is nothing in ahead then.
 	eof chan struct{}
 	end sync.Once
@@ -36,12 +37,13 @@ type BufferInput struct {
 	failure error
 }
 
+// readAhead is a block that was read, or why there are no more.
 type readAhead struct {
 	d   *buffer.Delivery
 	err error
 }
 
-// cut is some of the messages of a block: those from..to-1.
+// cut is some of the messages of a block: those from..to-1. Without d it is nothing; with a d without messages it is the whole block.
 type cut struct {
 	d        *buffer.Delivery
 	from, to int
@@ -64,8 +66,10 @@ func (c *cut) takeUpTo(n int) cut {
 // pos is the position of the i-th message of the block.
 func (c *cut) pos(i int) uint64 { return c.d.Number<<positionBits | uint64(c.d.Place(i)) }
 
+// messages share memory with the block. They cannot be appended to.
 func (c *cut) messages() []flow.Message { return c.d.Block.Messages[c.from:c.to:c.to] }
 
+// whole is all of a block.
 func whole(d *buffer.Delivery) cut { return cut{d, 0, len(d.Block.Messages)} }
 
 // positionBits are what a position within a block takes of a position in the lane of its reader: a lane counts blocks.

@@ -14,12 +14,16 @@ import (
 
 // RetryStrategy is retryStrategy of the manifest. The zero value retries indefinitely, with defaults that spare a broken service.
 type RetryStrategy struct {
+	// Interval is the wait before the first further attempt. Each wait is Factor times the one before, at most Cap; 0 for no cap, and never above an hour.
 	Interval time.Duration
 	// Steps is how often to try again; 0 for any number.
-	Steps     int
-	Factor    float64
-	Cap       time.Duration
-	Jitter    float64
+	Steps int
+	// Factor below 1 counts as 1.
+	Factor float64
+	Cap    time.Duration
+	// Jitter is how much of a wait is added to it at random, at most: 0.1 for a tenth.
+	Jitter float64
+	// OnFailure counts once Steps are used up. Empty is OnFailureRetry: no message is given up by default.
 	OnFailure OnFailure
 }
 
@@ -28,9 +32,9 @@ type OnFailure string
 
 // What can be done.
 const (
-	OnFailureRetry    OnFailure = "retry"
-	OnFailureFallback OnFailure = "fallback"
-	OnFailureDrop     OnFailure = "drop"
+	OnFailureRetry    OnFailure = "retry"    // go on, as if there were no limit
+	OnFailureFallback OnFailure = "fallback" // give it to the fallback sink; without one it is a dead letter
+	OnFailureDrop     OnFailure = "drop"     // count it, and forget it
 )
 
 // Delay is how long to wait before the attempt-th further attempt, from 1.
@@ -49,7 +53,7 @@ func (s RetryStrategy) Delay(attempt int) time.Duration {
 	if limit > 0 {
 		d = min(d, float64(limit))
 	}
-	d = min(d, float64(time.Hour))
+	d = min(d, float64(time.Hour)) // also what math.Pow made infinite
 	if s.Jitter > 0 {
 		d *= 1 + s.Jitter*rand.Float64()
 	}
@@ -93,6 +97,7 @@ func decide(o function.Outcome, s RetryStrategy, attempts int) (becomes function
 	return o, 0
 }
 
+// brokenOutcome makes a message a dead letter.
 func brokenOutcome(f *deadletter.Failure) function.Outcome {
 	return function.Outcome{Verdict: function.Broken, Failure: f}
 }
@@ -101,11 +106,11 @@ func brokenOutcome(f *deadletter.Failure) function.Outcome {
 type sinkFailure int
 
 const (
-	sinkRetry sinkFailure = iota
-	sinkFallback
-	sinkDrop
-	sinkRefused   // a dead letter: the sink never takes it
-	sinkExhausted // a dead letter: no attempt is left, and there is no fallback sink
+	sinkRetry     sinkFailure = iota // another attempt
+	sinkFallback                     // the fallback sink gets it
+	sinkDrop                         // counted, and gone
+	sinkRefused                      // a dead letter: the sink never takes it
+	sinkExhausted                    // a dead letter: no attempt is left, and there is no fallback sink
 )
 
 // afterFailure decides about a message that the primary sink failed after so many attempts. permanent says that the sink never takes it.

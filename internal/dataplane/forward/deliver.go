@@ -14,7 +14,11 @@ import (
 )
 
 // Delivery is the output of a vertex that is a sink: the primary one, and where there are such, one for messages that it turns down, and one for what it did well.
+//
+// It is one output for all loops of a vertex, with the events of each: see With. All is done in Submit, in the order in which the loop submits, since a sink has nothing that
+// could be waited for later.
 type Delivery struct {
+	// Primary gets every message first, unless it bypasses. Fallback and OnSuccess are nil where the manifest has none.
 	Primary, Fallback, OnSuccess sink.Writer
 	// Retry is for messages that the primary failed.
 	Retry RetryStrategy
@@ -23,7 +27,7 @@ type Delivery struct {
 	Events                                         Observer
 	Logger                                         *slog.Logger
 
-	sites sites
+	sites sites // so that a sink that is down is a line of log every 10 s, and not one for each message
 }
 
 // With returns another output to the same sinks, with events of its own.
@@ -89,7 +93,7 @@ func (d *Delivery) bypass(e *Emission, messages []flow.Message) (primary, fallba
 // patience is how long messages that a sink failed are tried again in place. After that they wait beside what goes on, unless the loop is ordered.
 const patience = time.Second
 
-// attempts of one Submit.
+// attempts are those of one Submit at one sink.
 type attempts struct {
 	e    *Emission
 	role function.Role
@@ -147,11 +151,12 @@ func (d *Delivery) again(ctx context.Context, a *attempts, left []flow.Message, 
 }
 
 // answered are the messages of one answer of a sink, by what becomes of them.
+// Invariant: no message is in two of them, but for one that is delivered and goes to the on-success sink as well.
 type answered struct{ delivered, failed, dropped, fallback, success []flow.Message }
 
 // primary delivers to the primary sink. It returns what the other sinks are to get; what must come again is added to e.Later.
 func (d *Delivery) primary(ctx context.Context, e *Emission, left []flow.Message) (fallback, success []flow.Message, err error) {
-	whole := e.Again == nil
+	whole := e.Again == nil // the block covers all of the emission, also positions without a result; not once something of it was left out
 	for a := (&attempts{e: e, role: function.UDSink, n: 1}); len(left) > 0; a.n++ {
 		begun := time.Now()
 		results, err := d.write(ctx, a, d.Primary, e.block(left, whole))
@@ -235,6 +240,7 @@ func (d *Delivery) failed(a *attempts, m *flow.Message, r *sink.Result, by *answ
 	}
 }
 
+// firstError is the first reason that a sink gave, for the log.
 func firstError(results []sink.Result) string {
 	for i := range results {
 		if results[i].Status == sink.Failed {
@@ -244,6 +250,7 @@ func firstError(results []sink.Result) string {
 	return ""
 }
 
+// payload is the size of the messages in bytes, as metrics count it.
 func payload(messages []flow.Message) (n int) {
 	for i := range messages {
 		n += len(messages[i].Value)

@@ -97,7 +97,7 @@ func (e *Emission) single(k int) *Emission {
 	return one
 }
 
-// head is the header of a block that covers lo..hi of an emission.
+// head is the header of a block that covers lo..hi of an emission. It promises nothing about event times: nothing computes bounds yet.
 func (e *Emission) head(lo, hi uint64) flow.Block {
 	b := flow.Block{Lane: e.Lane, Lo: lo, Hi: hi, ByID: e.ByID, Watermark: flow.NoWatermark}
 	for _, s := range e.Spans {

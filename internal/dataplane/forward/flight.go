@@ -73,6 +73,7 @@ func (f *flight) empty(ctx context.Context) error {
 	return nil
 }
 
+// await waits for a channel to be closed.
 func await(ctx context.Context, c <-chan struct{}) error {
 	select {
 	case <-c:
@@ -170,6 +171,7 @@ func (f *flight) tryLater(ctx context.Context, later []Later) {
 	})
 }
 
+// waitingLater is how many messages of the work only wait for a retry.
 func (f *flight) waitingLater() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -35,14 +35,15 @@ type lane struct {
 	acked func() uint64
 
 	mu   sync.Mutex
-	done ackfloor.Lane
-	open []*Work // those that done has in open, in the same order
-	last turn    // of the work that entered last
+	done ackfloor.Lane // how far all is done
+	open []*Work       // those that done has in open, in the same order
+	last turn          // of the work that entered last
 	// due are acks for the goroutine of the lane, in the order in which it gives them. Invariant: empty with ackAtOnce. No message is in two of them but for
 	// an Ack with All.
 	due []dueAck
 }
 
+// dueAck is an ack that is to be given, and to which work.
 type dueAck struct {
 	work *Work
 	ack  Ack
@@ -56,8 +57,10 @@ type turn struct {
 	before            *turn // of the work before; its channels are closed in order. nil once that is not needed
 }
 
+// newTurn is a place that nobody has taken yet.
 func newTurn() turn { return turn{queued: make(chan struct{}), submitted: make(chan struct{})} }
 
+// newLane returns a lane without works. The first one need not wait for any.
 func newLane(a acking) *lane {
 	first := newTurn()
 	close(first.queued)

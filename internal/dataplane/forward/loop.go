@@ -122,6 +122,7 @@ func (l *Loop) watch(reading context.Context, stop func()) (failure func() error
 	}
 }
 
+// ignoreEnd is nil for an error that only says that ctx ended: what was in flight is not acknowledged, and that is no failure.
 func ignoreEnd(ctx context.Context, err error) error {
 	if err != nil && ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Cause(ctx))) {
 		return nil
@@ -131,8 +132,8 @@ func ignoreEnd(ctx context.Context, err error) error {
 
 // lanes are those of the works that a Run has read, with the goroutines that acknowledge.
 type lanes struct {
-	ctx  context.Context
-	open map[*lane]bool
+	ctx  context.Context // of the acknowledgements; it outlives the reading
+	open map[*lane]bool  // each is closed once, by close
 	acks sync.WaitGroup
 }
 

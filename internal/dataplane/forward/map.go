@@ -105,6 +105,7 @@ func (r *run) waitForRoom(ctx context.Context, short bool) error {
 	return nil
 }
 
+// leaveRoom makes room for another work, once for each that has come in.
 func (r *run) leaveRoom(ctx context.Context) {
 	select {
 	case <-r.room:
@@ -127,12 +128,14 @@ func (r *run) park(n int) bool {
 	return true
 }
 
+// unpark ends what park began.
 func (r *run) unpark(n int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.waiting -= n
 }
 
+// needsIDs reports whether a stage looks at ids. They are made only then, and for what is tried again.
 func (m *Map) needsIDs() bool {
 	return slices.ContainsFunc(m.Stages, func(s Stage) bool { return s.NeedsIDs })
 }

@@ -9,15 +9,15 @@ import (
 // sites logs what can happen to every message: the first time at once, and then what came together every reportEvery.
 type sites struct {
 	mu  sync.Mutex
-	all map[string]*site
+	all map[string]*site // by what is logged. Bounded: those are texts of the code
 }
 
 const reportEvery = 10 * time.Second
 
 // site is one kind of event.
 type site struct {
-	at       time.Time
-	messages int
+	at       time.Time // of the last line; zero before the first
+	messages int       // since then
 }
 
 func (s *sites) report(logger *slog.Logger, what string, n int, attrs ...any) {

@@ -52,6 +52,8 @@ func (f *flight) finishBroken(ctx context.Context, broken []Later) error {
 	return nil
 }
 
+// retrySuspects finds out which of the messages end the process of the function, with nothing else in flight. Those that do are Broken; the others go on as if they
+// had never been suspected.
 func (f *flight) retrySuspects(ctx context.Context, suspects []Later) ([]Later, error) {
 	index, in, attempts := ascending(suspects)
 	out, err := f.isolate(ctx, in)
@@ -94,7 +96,7 @@ func (f *flight) retryDue(ctx context.Context, later *[]Later) (all []Later, err
 func (f *flight) deliverAgain(ctx context.Context, made []Later) ([]Later, error) {
 	index, in, attempts := ascending(made)
 	e := &Emission{Origin: f.w.Origin, work: f.w, In: in, Floor: f.w.track.Floor, Until: f.Reading, InPlace: f.Ordered, Again: map[string]int{}, To: made[0].To}
-	open := map[int]int{}
+	open := map[int]int{} // results of each message that are given to the output now; what comes back in e.Later is taken off
 	for k, i := range index {
 		e.Again[in[k].ID] = attempts[k]
 		open[i]++
@@ -135,10 +137,13 @@ func (r *run) again(l *Later, s RetryStrategy) {
 	}
 }
 
+// isBroken: no attempt helps. The message is a dead letter, at once.
 func isBroken(l *Later) bool { return l.Outcome.Verdict == function.Broken }
 
+// isSuspect: the function died, and the message may be why.
 func isSuspect(l *Later) bool { return l.Outcome.Verdict == function.Suspect }
 
+// nameAll gives ids to messages that wait: logs, dead letters and the counts of attempts go by id.
 func (f *flight) nameAll(later []Later) {
 	f.w.names()
 	for i := range later {
@@ -171,6 +176,7 @@ func (r *run) awaitDue(ctx context.Context, later *[]Later) ([]Later, error) {
 // the next start.
 var errDraining = errors.New("stopping")
 
+// sleepUntil waits until a message is due, unless the process is about to stop.
 func (r *run) sleepUntil(ctx context.Context, due time.Time) error {
 	t := time.NewTimer(time.Until(due))
 	defer t.Stop()

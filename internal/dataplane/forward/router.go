@@ -28,24 +28,29 @@ type Router struct {
 }
 
 // draft is an emission being written. It implements PendingWrite.
+//
+// Drafts are used again, with the memory of their encoders: Begin takes one, and Wait gives it back. One whose Submit or Wait fails is left to the collector.
 type draft struct {
-	router  *Router
-	e       *Emission
+	router *Router
+	e      *Emission
+	// targets has each partition of each edge, in the order of Router.Edges. Invariant: the same for all drafts of a router.
 	targets []target
-	writes  []written
-	refused error // a block of it can never be stored
+	writes  []written // blocks whose receipts are out
+	refused error     // a block of it can never be stored
 }
 
+// target is one partition of one edge.
 type target struct {
 	edge *Edge
 	part *buffer.Writer
-	enc  flow.Encoder
-	used bool
-	lo   uint64 // where its current block begins
-	sent int    // bytes of payload in the current block
+	enc  flow.Encoder // the current block
+	used bool         // something of the emission goes there. Otherwise enc and lo are of another emission
+	lo   uint64       // where its current block begins
+	sent int          // bytes of payload in the current block
 
+	// lostMessages are those that the edge dropped for want of room.
 	lostMessages, lostBytes int
-	full                    []fullBlock
+	full                    []fullBlock // blocks before the current one, in order
 }
 
 // fullBlock is a block that was full before the emission ended.
@@ -55,12 +60,14 @@ type fullBlock struct {
 	bytes int
 }
 
+// written is a block on its way to the broker.
 type written struct {
 	write           *buffer.Write
 	part            *buffer.Writer
 	messages, bytes int
 }
 
+// draft returns one for an emission, with nothing in it.
 func (r *Router) draft(e *Emission) *draft {
 	if d, ok := r.pool.Get().(*draft); ok {
 		d.e, d.writes, d.refused = e, d.writes[:0], nil
@@ -198,6 +205,7 @@ func (d *draft) Submit(ctx context.Context) error {
 	return nil
 }
 
+// write gives a block to its partition, once there is room. An edge that discards has reserved its room message by message; one that leads back never waits.
 func (d *draft) write(ctx context.Context, t *target, head *flow.Block, enc *flow.Encoder, bytes int, floor uint64) error {
 	if !t.edge.Discard && !t.edge.Back {
 		if err := t.part.WaitForRoom(ctx); err != nil {

@@ -28,12 +28,15 @@ type SourceInput struct {
 	OnError func(error)
 	Logger  *slog.Logger
 
+	// lanes are those of the partitions that have given something, by their names. Only Read uses it. A partition that is gone stays: it may come back, and goes on in
+	// its lane.
 	lanes map[string]*sourceLane
-	ended atomic.Bool
+	ended atomic.Bool // Read has returned io.EOF
 }
 
+// sourceLane is one partition of the source.
 type sourceLane struct {
-	name, prefix string
+	name, prefix string // of the lane, and of the ids of its messages
 	track        *lane
 	// next is the position of the next message of a source without positions. Invariant: above all that this process has given.
 	next uint64

@@ -17,7 +17,7 @@ import (
 // maxResults is how many messages may be made of one: the place of a message in its block has positionBits, and a block is not divided within the results of one.
 const maxResults = 1<<positionBits - 1 - maxBlockMessages
 
-// maxResultBytes is how large they may be together: a block that is much larger than others is not read.
+// maxResultBytes is how large they may be together, in bytes: a block that is much larger than others is not read.
 const maxResultBytes = flow.MaxBlockBytes / 2
 
 // refuseOversize makes messages Broken of which more was made than a block takes.
@@ -26,7 +26,7 @@ func refuseOversize(out []function.Outcome) {
 		size := 0
 		for j := range out[i].Results {
 			m := &out[i].Results[j]
-			size += len(m.Value) + len(m.Headers) + len(m.Metadata) + 64
+			size += len(m.Value) + len(m.Headers) + len(m.Metadata) + 64 // what a message takes in a block beside its content, at most
 		}
 		if n := len(out[i].Results); n > maxResults || size > maxResultBytes {
 			out[i] = brokenOutcome(&deadletter.Failure{
@@ -83,16 +83,22 @@ func (r *run) streamRest(ctx context.Context, k int, in []flow.Message, which []
 }
 
 // join puts what later stages make of the results of a stage together, by the message that the results are of.
+//
+// A message with several results is given out once, when the last of them is through: its positions are acknowledged together, and the worst of its results
+// decides about all.
 type join struct {
-	which []int // the messages
+	// which are the messages, as indices of the caller's, and out what became of each so far. Invariant: which, out, left and begin have the same length.
+	which []int
 	out   []function.Outcome
-	left  []int // of each, the results that are not through
-	done  doneFunc
+	left  []int    // of each message, the results that are not through; it falls to 0 once
+	done  doneFunc // is called with the messages that are through
 
-	// flat are the results of all, parent the message of each, as an index in out, and begin the first of each message. results are what later stages made.
-	flat    []flow.Message
-	parent  []int
-	begin   []int
+	// flat are the results of all messages, in order; parent is the message of each, as an index in out, and begin the first result of each message.
+	// Invariant: parent ascends, so the results of a message are next to each other.
+	flat   []flow.Message
+	parent []int
+	begin  []int
+	// results are what later stages made of each of flat; nil until take, and for those that made nothing.
 	results [][]flow.Message
 }
 
@@ -173,16 +179,19 @@ type call struct {
 	stage *Stage
 	done  doneFunc
 	begun time.Time
-	size  int
-	given []bool // by message; nil while none is
-	part  function.Part
+	size  int // messages
+	// given says which messages were given out; nil while none is, so that a quick function pays nothing. Invariant: each is given out once.
+	given []bool
+	part  function.Part // what the function has done so far; concurrent
 }
 
+// answer is what the call returned.
 type answer struct {
 	out []function.Outcome
 	err error
 }
 
+// wait calls the stage, and gives out what is done until it returns.
 func (c *call) wait(ctx context.Context, in []flow.Message, queued func()) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -205,7 +214,7 @@ func (c *call) wait(ctx context.Context, in []flow.Message, queued func()) error
 		case <-tick.C:
 			if err := c.flush(); err != nil {
 				cancel(err)
-				<-answers
+				<-answers // the stage still has the messages until then
 				return err
 			}
 			tick.Reset(c.FlushAfter)
@@ -254,6 +263,7 @@ func (c *call) rest(all []function.Outcome) error {
 	return c.done(which, out)
 }
 
+// sorted puts messages into the order of their indices: what is written says which positions it covers, ascending.
 func sorted(which []int, out []function.Outcome) ([]int, []function.Outcome) {
 	order := slices.Clone(allOf(len(which)))
 	slices.SortFunc(order, func(a, b int) int { return which[a] - which[b] })
@@ -286,6 +296,7 @@ func (r *run) applyStages(ctx context.Context, k int, in []flow.Message) ([]func
 	return out, j.take(nil, next)
 }
 
+// applyStage runs one stage, all of it at once.
 func (r *run) applyStage(ctx context.Context, s *Stage, in []flow.Message) ([]function.Outcome, error) {
 	begun := time.Now()
 	out, err := s.Apply(ctx, in)
@@ -306,7 +317,7 @@ func (r *run) applied(s *Stage, out []function.Outcome, took time.Duration) {
 			continue
 		}
 		if out[i].Verdict != function.Done {
-			failed++
+			failed++ // once for each attempt
 		} else if len(out[i].Results) == 0 && out[i].Dropped == 0 {
 			dropped++
 		}

@@ -43,8 +43,8 @@ type Work struct {
 
 	// track is the lane's, which knows what may be promised; see lane.
 	track    *lane
-	progress *ackfloor.Work
-	turn     turn
+	progress *ackfloor.Work // which messages are done; set when the work enters its lane, and guarded by the lane
+	turn     turn           // likewise set then
 }
 
 // Bound is a promise of one writer of a buffer: every message of its lane that is not in this work or in one before has at least this event time, in Unix
@@ -156,6 +156,7 @@ func (w *Work) sortOut() (index []int, broken []Later) {
 // name is the id of the message at a position, of a lane with positions.
 func (o *Origin) name(pos uint64) string { return o.IDPrefix + strconv.FormatUint(pos, 10) }
 
+// view is b as text without a copy. b must not change from then on.
 func view(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
 // numbers are 0, 1, 2, ...: most works need no others.

@@ -113,46 +113,60 @@ func New(vertices []Vertex, edges []Edge) (*Tracker, error) {
 		}
 		out[e.From] = append(out[e.From], e.To)
 	}
-	reach := map[string]map[string]bool{} // by one edge or more
+	reach := map[string]map[string]bool{}
 	for name := range known {
-		seen := map[string]bool{}
-		for todo := slices.Clone(out[name]); len(todo) > 0; {
-			next := todo[len(todo)-1]
-			todo = todo[:len(todo)-1]
-			if !seen[next] {
-				seen[next] = true
-				todo = append(todo, out[next]...)
-			}
-		}
-		reach[name] = seen
+		reach[name] = reachable(out, name)
 	}
 	placed := map[string]bool{}
 	for _, v := range vertices {
 		if placed[v.Name] {
 			continue
 		}
-		g := group{cycle: reach[v.Name][v.Name]}
-		for _, o := range vertices {
-			if o.Name == v.Name || reach[v.Name][o.Name] && reach[o.Name][v.Name] {
-				placed[o.Name] = true
-				g.vertices = append(g.vertices, o.Name)
-				for n := range o.Partitions {
-					g.partitions = append(g.partitions, Action{Do: ReadFloor, Vertex: o.Name, Partition: n})
-				}
-			}
-		}
-		for _, e := range edges {
-			if slices.Contains(g.vertices, e.To) && !slices.Contains(g.vertices, e.From) && !slices.Contains(g.writers, e.From) {
-				g.writers = append(g.writers, e.From)
-			}
-		}
-		for i := range g.partitions {
-			g.partitions[i].Group, g.partitions[i].Cycle = g.vertices, g.cycle
+		g := groupOf(v.Name, vertices, edges, reach)
+		for _, name := range g.vertices {
+			placed[name] = true
 		}
 		t.groups = append(t.groups, g)
 	}
 	t.sort()
 	return t, nil
+}
+
+// reachable are the vertices to which one edge or more lead from another. A vertex reaches itself only in a cycle.
+func reachable(out map[string][]string, from string) map[string]bool {
+	seen := map[string]bool{}
+	for todo := slices.Clone(out[from]); len(todo) > 0; {
+		next := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		if !seen[next] {
+			seen[next] = true
+			todo = append(todo, out[next]...)
+		}
+	}
+	return seen
+}
+
+// groupOf is the group of a vertex: itself, and those that it reaches and that reach it.
+func groupOf(name string, vertices []Vertex, edges []Edge, reach map[string]map[string]bool) group {
+	g := group{cycle: reach[name][name]}
+	for _, o := range vertices {
+		if o.Name != name && !(reach[name][o.Name] && reach[o.Name][name]) {
+			continue
+		}
+		g.vertices = append(g.vertices, o.Name)
+		for n := range o.Partitions {
+			g.partitions = append(g.partitions, Action{Do: ReadFloor, Vertex: o.Name, Partition: n})
+		}
+	}
+	for _, e := range edges {
+		if slices.Contains(g.vertices, e.To) && !slices.Contains(g.vertices, e.From) && !slices.Contains(g.writers, e.From) {
+			g.writers = append(g.writers, e.From)
+		}
+	}
+	for i := range g.partitions {
+		g.partitions[i].Group, g.partitions[i].Cycle = g.vertices, g.cycle
+	}
+	return g
 }
 
 // sort puts each group after those that write into it.

@@ -12,8 +12,8 @@ import (
 
 // limits of a vertex that runs.
 type limits struct {
-	batch, concurrency int
-	timeout            time.Duration
+	batch, concurrency int           // messages; see Limits
+	timeout            time.Duration // of a read
 	rate               *rate.Limiter // of all loops of the vertex together; nil for no limit
 }
 
@@ -39,6 +39,7 @@ func Build(ctx context.Context, env *Env, p *Plan) (*Vertex, error) {
 	return v, nil
 }
 
+// labels are those of every metric of the vertex.
 func (b *builder) labels(p *Plan) metrics.VertexLabels {
 	return metrics.VertexLabels{Pipeline: b.env.Pipeline, Vertex: p.Name, Type: string(p.Kind), Mono: b.mono, Replica: b.env.Replica}
 }
@@ -61,6 +62,7 @@ func (b *builder) fromSource(ctx context.Context, p *Plan) error {
 		return err
 	}
 	if p.SmallBatches {
+		// A batch is acknowledged to the source as a whole.
 		input.Limit = max(1, min(input.Limit, 16))
 	}
 	var output forward.Output = b.router(p.Edges, m)
@@ -110,6 +112,7 @@ func (b *builder) fromBuffer(ctx context.Context, p *Plan) error {
 	return nil
 }
 
+// add adds the loop of one input. Each has a processor of its own: retries of one partition do not hold up another.
 func (b *builder) add(p *Plan, input forward.Input, stages []forward.Stage, output forward.Output, m *metrics.Vertex) {
 	b.v.add(b.loop(input, &forward.Map{Stages: stages, Ordered: p.Ordered}, output, m), m)
 }

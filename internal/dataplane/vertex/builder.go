@@ -23,23 +23,29 @@ import (
 	"github.com/levada-io/levada/internal/metrics"
 )
 
-// builder gathers what a vertex is made of.
+// builder gathers what a vertex is made of. Whatever it opens is added to v at once, so that Vertex.Close finds it if a later step fails.
 type builder struct {
-	v       *Vertex
-	env     *Env
-	lim     limits
-	name    string
-	mono    bool
+	v   *Vertex
+	env *Env
+	// lim holds the rate limiter that all loops share: a limit of the manifest is one of the vertex, not of a partition.
+	lim  limits
+	name string // of the vertex
+	mono bool   // it is a MonoVertex: functions get other variables, metrics other names
+	// volumes are those that the containers of the vertex may mount.
 	volumes []corev1.Volume
+	// metrics are those of the first loop. What is not of one loop, as deaths of a function, is counted there.
+	// Invariant: set before anything is opened, since drivers count from the start.
 	metrics *metrics.Vertex
 }
 
+// loop puts a loop together. Dead letters go to the store of the pipeline, under the name of the vertex.
 func (b *builder) loop(input forward.Input, processor forward.Processor, output forward.Output, m *metrics.Vertex) *forward.Loop {
 	return &forward.Loop{
 		Input: input, Processor: processor, Output: output, Events: m, DeadLetters: b.env.DeadLetters.Of(b.name), Logger: b.v.logger,
 	}
 }
 
+// says adds to what people see of the vertex in the status; see Vertex.Runs.
 func (b *builder) says(what string) {
 	if b.v.Runs != "" {
 		b.v.Runs += ", "
@@ -62,6 +68,7 @@ func (b *builder) function(role function.Role, c *v1alpha1.Container) (*function
 		return nil, p, nil
 	}
 	if role == function.UDSource {
+		// The contract has both in the environment of a source: it is asked for batches of that size, within that time.
 		pl.values["NUMAFLOW_READ_BATCH_SIZE"], pl.values["NUMAFLOW_READ_TIMEOUT_MS"] = fmt.Sprint(b.lim.batch), fmt.Sprint(b.lim.timeout.Milliseconds())
 	}
 	mounts, err := b.env.mounts(b.name, pl.mounts)
@@ -133,6 +140,7 @@ func (b *builder) source(ctx context.Context, s *v1alpha1.Source) (*forward.Sour
 	return &forward.SourceInput{Vertex: b.name, Incarnation: b.env.Owner.Incarnation, Reader: r, Limit: b.lim.batch, Rate: b.lim.rate, OnError: b.metrics.ReadError, Logger: b.v.logger}, nil
 }
 
+// reader opens the source with the driver of its kind. Exactly one kind is set in a valid manifest.
 func (b *builder) reader(ctx context.Context, s *v1alpha1.Source) (source.Reader, error) {
 	for _, d := range sourceDrivers {
 		if d.set(s) && d.open != nil {
@@ -157,6 +165,7 @@ func (b *builder) udSource(_ context.Context, s *v1alpha1.Source, _ source.Posit
 	return p.Source, nil
 }
 
+// generator builds a source that makes messages. It has positions, so that a restart goes on where it was and repeats nothing.
 func (b *builder) generator(ctx context.Context, s *v1alpha1.Source, at source.Positions) (source.Reader, error) {
 	g := s.Generator
 	cfg := generatorsource.Config{Positions: at, Value: g.Value, Duration: duration(g.Duration), Jitter: duration(g.Jitter)}
@@ -214,6 +223,7 @@ func leadsTo(p *v1alpha1.PipelineSpec, from, to string) bool {
 	return walk(from)
 }
 
+// delivery is the output of a sink. Its Events are set by the caller: the loops of a vertex share the sinks and count apart.
 func (b *builder) delivery(ctx context.Context, s *v1alpha1.Sink) (*forward.Delivery, error) {
 	d := &forward.Delivery{Retry: retryStrategy(&s.RetryStrategy), Logger: b.v.logger}
 	var err error
@@ -233,6 +243,7 @@ func (b *builder) delivery(ctx context.Context, s *v1alpha1.Sink) (*forward.Deli
 	return d, nil
 }
 
+// writer opens a sink that Close closes.
 func (b *builder) writer(ctx context.Context, role function.Role, s *v1alpha1.AbstractSink) (sink.Writer, error) {
 	w, err := b.openWriter(ctx, role, s)
 	if err == nil {
@@ -242,6 +253,7 @@ func (b *builder) writer(ctx context.Context, role function.Role, s *v1alpha1.Ab
 	return w, err
 }
 
+// openWriter opens a sink with the driver of its kind. The role is part of its name at the place that it writes to: see writerName.
 func (b *builder) openWriter(ctx context.Context, role function.Role, s *v1alpha1.AbstractSink) (sink.Writer, error) {
 	for _, d := range sinkDrivers {
 		if d.set(s) && d.open != nil {

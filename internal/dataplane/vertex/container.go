@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -21,21 +22,30 @@ import (
 )
 
 // plan is what runs for a container. It is decided from the manifest and the flags alone, by the same code for a run and for `levada validate --runnable`.
+//
+// Invariant: at most one of command and attach is set. With neither a builtin runs, which image chooses.
 type plan struct {
-	command []string // nil: a builtin, or what attach says
-	attach  string   // the socket directory of a program that is started elsewhere; empty: none
-	image   string
-	args    []string
-	values  map[string]string // variables of the contract and of the manifest
-	mounts  []mountPlan
+	// command is the program with its arguments, variables replaced.
+	command []string
+	attach  string // the socket directory of a program that is started elsewhere
+	// image is empty where a command stands in for it.
+	image string
+	// args are the container's. They are part of command already, and of their own for a builtin.
+	args []string
+	// values are the variables of the contract and of the manifest. Those that all processes inherit are not among them.
+	values map[string]string
+	// mounts is empty for a builtin, which has no file system of its own.
+	mounts []mountPlan
 }
 
 // mountPlan is a volume at its mount path.
 type mountPlan struct {
+	// target is an absolute, clean path below /. subPath is inside the volume, or empty for all of it.
 	volume, target, subPath string
-	files                   map[string]string // nil: an empty directory, or host
-	host                    string            // a path of this machine
-	readOnly                bool
+	// files are the contents of a volume of ConfigMaps or Secrets, by path in the volume; nil for an empty directory, or host.
+	files    map[string]string
+	host     string // a path of this machine, which exists
+	readOnly bool   // always of files: changes would be lost with the next start
 }
 
 // Check returns why the container cannot run.
@@ -78,6 +88,7 @@ func builtinFor(pl *plan, role function.Role, vertex string, opt catalogue.Optio
 	return p, nil
 }
 
+// plan decides what runs for a container. An error says which field of the container it is about, and what is expected there.
 func (e *Env) plan(vertex string, mono bool, role function.Role, c *v1alpha1.Container, volumes []corev1.Volume) (*plan, error) {
 	p := &plan{}
 	var err error
@@ -101,7 +112,7 @@ func (e *Env) plan(vertex string, mono bool, role function.Role, c *v1alpha1.Con
 	if p.command == nil {
 		return p, nil
 	}
-	if c.Image == "" && len(c.Command) > 0 {
+	if c.Image == "" && len(c.Command) > 0 { // a command of the flags is taken as it is
 		for i := range p.command {
 			p.command[i] = expand(p.command[i], p.values)
 		}
@@ -162,22 +173,9 @@ func (e *Env) variables(vertex string, mono bool, c *v1alpha1.Container) (map[st
 	if c == nil {
 		return values, nil
 	}
-	for _, from := range c.EnvFrom {
-		kind, name, optional := "", "", (*bool)(nil)
-		switch {
-		case from.ConfigMapRef != nil:
-			kind, name, optional = "ConfigMap", from.ConfigMapRef.Name, from.ConfigMapRef.Optional
-		case from.SecretRef != nil:
-			kind, name, optional = "Secret", from.SecretRef.Name, from.SecretRef.Optional
-		default:
-			return nil, errors.New("envFrom: expected configMapRef or secretRef")
-		}
-		all, err := e.values(kind, name)
-		if err != nil && !isTrue(optional) {
+	for i := range c.EnvFrom {
+		if err := e.envFrom(&c.EnvFrom[i], values); err != nil {
 			return nil, fmt.Errorf("envFrom: %w", err)
-		}
-		for k, v := range all {
-			values[from.Prefix+k] = v
 		}
 	}
 	for _, v := range c.Env {
@@ -196,6 +194,28 @@ func (e *Env) variables(vertex string, mono bool, c *v1alpha1.Container) (map[st
 	return values, nil
 }
 
+// envFrom adds all values of a ConfigMap or a Secret.
+func (e *Env) envFrom(from *corev1.EnvFromSource, values map[string]string) error {
+	kind, name, optional := "", "", (*bool)(nil)
+	switch {
+	case from.ConfigMapRef != nil:
+		kind, name, optional = "ConfigMap", from.ConfigMapRef.Name, from.ConfigMapRef.Optional
+	case from.SecretRef != nil:
+		kind, name, optional = "Secret", from.SecretRef.Name, from.SecretRef.Optional
+	default:
+		return errors.New("expected configMapRef or secretRef")
+	}
+	all, err := e.values(kind, name)
+	if err != nil && !isTrue(optional) {
+		return err
+	}
+	for k, v := range all {
+		values[from.Prefix+k] = v
+	}
+	return nil
+}
+
+// pod is what Numaflow would call the pod: functions use it as the name of their instance.
 func (e *Env) pod(vertex string) string {
 	if vertex == e.Pipeline {
 		return fmt.Sprintf("%s-mv-%d", vertex, e.Replica)
@@ -203,8 +223,10 @@ func (e *Env) pod(vertex string) string {
 	return fmt.Sprintf("%s-%s-%d", e.Pipeline, vertex, e.Replica)
 }
 
+// isTrue is for the optional fields of references: what they name may be missing then.
 func isTrue(b *bool) bool { return b != nil && *b }
 
+// values are those of a ConfigMap or a Secret.
 func (e *Env) values(kind, name string) (map[string]string, error) {
 	if e.Values == nil {
 		return nil, fmt.Errorf("there is no %s %s", kind, name)
@@ -212,6 +234,7 @@ func (e *Env) values(kind, name string) (map[string]string, error) {
 	return e.Values(kind, name)
 }
 
+// valueFrom is the value of a variable that refers to something else. found is false for an optional reference to what is not there: the variable is not set then.
 func (e *Env) valueFrom(vertex string, c *v1alpha1.Container, from *corev1.EnvVarSource) (value string, found bool, err error) {
 	switch {
 	case from.SecretKeyRef != nil:
@@ -248,6 +271,7 @@ func (e *Env) field(vertex, path string) (string, error) {
 	case "metadata.namespace":
 		return e.Namespace, nil
 	case "metadata.uid":
+		// The same at each start, and another one for each pod, as a program that uses it for a file name expects.
 		h := sha256.Sum256([]byte(e.Namespace + "/" + e.pod(vertex)))
 		return fmt.Sprintf("%x-%x-%x-%x-%x", h[:4], h[4:6], h[6:8], h[8:10], h[10:16]), nil
 	case "spec.nodeName":
@@ -265,6 +289,7 @@ func (e *Env) field(vertex, path string) (string, error) {
 	return "", fmt.Errorf("fieldRef %q: expected metadata.name, namespace, uid, labels['KEY'] or annotations['KEY'], spec.nodeName or serviceAccountName, status.podIP or hostIP", path)
 }
 
+// labels are those of the pod. Labels of the manifest win, as they do in Kubernetes.
 func (e *Env) labels(vertex string) map[string]string {
 	labels := map[string]string{"numaflow.numaproj.io/pipeline-name": e.Pipeline, "numaflow.numaproj.io/vertex-name": vertex}
 	for k, v := range e.Meta.GetLabels() {
@@ -291,6 +316,7 @@ func resourceField(c *v1alpha1.Container, ref *corev1.ResourceFieldSelector) (st
 			return "0", nil
 		}
 	}
+	// Kubernetes rounds up to whole divisors: 1 CPU and 1 byte where none is given.
 	divisor := int64(1)
 	if name == "cpu" {
 		if divisor = ref.Divisor.MilliValue(); divisor == 0 {
@@ -304,6 +330,7 @@ func resourceField(c *v1alpha1.Container, ref *corev1.ResourceFieldSelector) (st
 	return strconv.FormatInt((q.Value()+divisor-1)/divisor, 10), nil
 }
 
+// machineMemory is the memory of this machine in bytes.
 func machineMemory() int64 {
 	b, _ := os.ReadFile("/proc/meminfo") // elsewhere it is not known: 0
 	for line := range strings.Lines(string(b)) {
@@ -315,6 +342,7 @@ func machineMemory() int64 {
 	return 0
 }
 
+// mount plans one mount. The error is about what this machine cannot give, or what would lead outside of the volume.
 func (e *Env) mount(m corev1.VolumeMount, volumes []corev1.Volume, values map[string]string) (p mountPlan, err error) {
 	i := slices.IndexFunc(volumes, func(v corev1.Volume) bool { return v.Name == m.Name })
 	if i < 0 {
@@ -345,30 +373,37 @@ func (e *Env) mount(m corev1.VolumeMount, volumes []corev1.Volume, values map[st
 		p.files, err = e.files("Secret", v.Secret.SecretName, v.Secret.Items, v.Secret.Optional)
 		p.readOnly = true
 	case v.Projected != nil:
-		p.files, p.readOnly = map[string]string{}, true
-		for _, s := range v.Projected.Sources {
-			var some map[string]string
-			switch {
-			case s.ConfigMap != nil:
-				some, err = e.files("ConfigMap", s.ConfigMap.Name, s.ConfigMap.Items, s.ConfigMap.Optional)
-			case s.Secret != nil:
-				some, err = e.files("Secret", s.Secret.Name, s.Secret.Items, s.Secret.Optional)
-			default:
-				err = errors.New("a projected volume can have ConfigMaps and Secrets here")
-			}
-			if err != nil {
-				return p, err
-			}
-			for k, v := range some {
-				p.files[k] = v
-			}
-		}
+		p.files, err = e.projected(v.Projected.Sources)
+		p.readOnly = true
 	default:
 		err = errors.New("expected a volume of ConfigMap, Secret, projected, emptyDir or hostPath")
 	}
 	return p, err
 }
 
+// projected are the files of several ConfigMaps and Secrets together. Later ones win.
+func (e *Env) projected(sources []corev1.VolumeProjection) (map[string]string, error) {
+	files := map[string]string{}
+	for _, s := range sources {
+		var some map[string]string
+		var err error
+		switch {
+		case s.ConfigMap != nil:
+			some, err = e.files("ConfigMap", s.ConfigMap.Name, s.ConfigMap.Items, s.ConfigMap.Optional)
+		case s.Secret != nil:
+			some, err = e.files("Secret", s.Secret.Name, s.Secret.Items, s.Secret.Optional)
+		default:
+			err = errors.New("a projected volume can have ConfigMaps and Secrets here")
+		}
+		if err != nil {
+			return files, err
+		}
+		maps.Copy(files, some)
+	}
+	return files, nil
+}
+
+// files are the contents of a ConfigMap or a Secret as files: all keys, or those of items under their paths.
 func (e *Env) files(kind, name string, items []corev1.KeyToPath, optional *bool) (map[string]string, error) {
 	all, err := e.values(kind, name)
 	if err != nil && isTrue(optional) {
@@ -412,6 +447,7 @@ func (e *Env) mounts(vertex string, plans []mountPlan) (all []function.Mount, er
 			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 				return nil, err
 			}
+			// Secrets are for the user of the function alone. It is another one than ours with FunctionUser.
 			mode := os.FileMode(0o600)
 			if e.FunctionUser != nil {
 				mode = 0o644

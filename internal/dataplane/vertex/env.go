@@ -44,7 +44,8 @@ type Env struct {
 	DeadLetters *deadletter.Store
 	Metrics     *metrics.Set
 	Logger      *slog.Logger
-	// SocketRoot is where functions get their sockets; Dir is where relative paths of the manifest begin.
+	// SocketRoot is where functions get their sockets, and volumes their directories; it need not survive the process. Dir is where relative paths of the manifest
+	// begin.
 	SocketRoot, Dir string
 	// Data is the directory where vertices keep files that must survive; each has names of its own there.
 	Data string
@@ -145,6 +146,7 @@ func (e *Env) absolute(command []string) []string {
 	return command
 }
 
+// fileExists is false also for what may not be looked at.
 func fileExists(p string) bool {
 	_, err := os.Stat(p)
 	return err == nil
@@ -173,6 +175,7 @@ func (e *Env) natsOptions(tls *v1alpha1.TLS, auth *v1alpha1.NatsAuth) (opts []na
 	if auth == nil {
 		return opts, nil
 	}
+	// Missing secrets are all named, not only the first.
 	get := func(err *error, name, key string) string {
 		v, e := e.Secret(name, key)
 		*err = errors.Join(*err, e)
@@ -193,18 +196,20 @@ func (e *Env) natsOptions(tls *v1alpha1.TLS, auth *v1alpha1.NatsAuth) (opts []na
 	return opts, err
 }
 
-// closers run in the reverse order, once.
+// closers run in the reverse order, once: what was opened last may need what was opened before. The zero value is ready.
 type closers struct {
 	mu   sync.Mutex
-	list []func(context.Context) error
+	list []func(context.Context) error // nil once they ran
 }
 
+// add adds one. After close it is never called.
 func (c *closers) add(f func(context.Context) error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.list = append(c.list, f)
 }
 
+// close runs all of them, also after an error.
 func (c *closers) close(ctx context.Context) (err error) {
 	c.mu.Lock()
 	list := c.list

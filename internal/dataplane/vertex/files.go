@@ -11,7 +11,8 @@ import (
 
 // Files are the files that the sinks of this process write, by whom. The zero value is ready.
 type Files struct {
-	mu    sync.Mutex
+	mu sync.Mutex
+	// owner is the sink of each file and journal, by absolute path without symbolic links. Entries stay: a run opens its sinks once.
 	owner map[string]string
 }
 

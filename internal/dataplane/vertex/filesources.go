@@ -48,6 +48,7 @@ func (b *builder) skipped(messages, bytes int) {
 
 // headerDropped counts headers that are not UTF-8, and logs the first of each name.
 func (b *builder) headerDropped() func(name string) {
+	// A source reads in one goroutine, so this needs no lock. It is bounded: a sender chooses the names.
 	logged := map[string]bool{}
 	return func(name string) {
 		b.metrics.HeaderDropped()
@@ -58,6 +59,7 @@ func (b *builder) headerDropped() func(name string) {
 	}
 }
 
+// rotation is that of the manifest: bytes, files that are kept, and time; 0 for no limit.
 func rotation(r *v1alpha1.FileRotation) (out filesink.Rotation) {
 	if r == nil {
 		return out

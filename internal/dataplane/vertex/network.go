@@ -63,21 +63,12 @@ func (b *builder) jetStream(ctx context.Context, spec *v1alpha1.Source, at sourc
 // defaultHTTPS is the port on which an HTTP source listens if its manifest does not say.
 const defaultHTTPS = 8443
 
+// http builds a source that listens. A port that the manifest names is taken or it is an error, since senders know it. The default one may be taken by another
+// vertex on the same machine: then any that is free is used, and announced.
 func (b *builder) http(ctx context.Context, spec *v1alpha1.Source, _ source.Positions) (source.Reader, error) {
 	s := spec.HTTP
-	cfg := httpsource.Config{Vertex: b.name, Logger: b.v.logger}
-	host := b.env.Listen.Host
-	address := func(port int32) string { return net.JoinHostPort(host, strconv.Itoa(int(port))) }
-	cfg.HTTPS = address(defaultHTTPS)
-	chosen := false
-	if s.Ports != nil {
-		if s.Ports.HTTPS != nil {
-			cfg.HTTPS, chosen = address(*s.Ports.HTTPS), *s.Ports.HTTPS != defaultHTTPS
-		}
-		if s.Ports.HTTP != nil {
-			cfg.HTTP = address(*s.Ports.HTTP)
-		}
-	}
+	cfg, host := httpsource.Config{Vertex: b.name, Logger: b.v.logger}, b.env.Listen.Host
+	chosen := listenOn(&cfg, host, s.Ports)
 	if s.Auth != nil && s.Auth.Token != nil {
 		token, err := b.env.Secret(s.Auth.Token.Name, s.Auth.Token.Key)
 		if err != nil {
@@ -87,7 +78,7 @@ func (b *builder) http(ctx context.Context, spec *v1alpha1.Source, _ source.Posi
 	}
 	r, err := httpsource.New(ctx, cfg)
 	if errors.Is(err, syscall.EADDRINUSE) && !chosen && b.env.Listen.Shared {
-		cfg.HTTPS = address(0)
+		cfg.HTTPS = net.JoinHostPort(host, "0")
 		r, err = httpsource.New(ctx, cfg)
 	}
 	if errors.Is(err, syscall.EADDRNOTAVAIL) {
@@ -99,11 +90,27 @@ func (b *builder) http(ctx context.Context, spec *v1alpha1.Source, _ source.Posi
 	if ip := net.ParseIP(host); cfg.Token == "" && (ip == nil || !ip.IsLoopback()) {
 		b.v.logger.Warn("http source takes messages from other machines without a token; set source.http.auth.token", "address", host)
 	}
-	what := "https"
+	what := "https" // the first address; the second is that without TLS
 	for _, a := range r.Addresses() {
 		b.says(what + "://" + a.String() + "/vertices/" + b.name)
 		b.env.Announce(b.name, what, a.String())
 		what = "http"
 	}
 	return r, nil
+}
+
+// listenOn sets the addresses of a source, and reports whether the manifest chose another port than the default.
+func listenOn(cfg *httpsource.Config, host string, ports *v1alpha1.Ports) (chosen bool) {
+	address := func(port int32) string { return net.JoinHostPort(host, strconv.Itoa(int(port))) }
+	cfg.HTTPS = address(defaultHTTPS)
+	if ports == nil {
+		return false
+	}
+	if ports.HTTPS != nil {
+		cfg.HTTPS, chosen = address(*ports.HTTPS), *ports.HTTPS != defaultHTTPS
+	}
+	if ports.HTTP != nil {
+		cfg.HTTP = address(*ports.HTTP)
+	}
+	return chosen
 }

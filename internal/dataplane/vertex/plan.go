@@ -85,6 +85,7 @@ type Limits struct {
 	Rate uint64
 }
 
+// planLimits takes over limits that have their defaults.
 func planLimits(l v1alpha1.Limits) Limits {
 	out := Limits{Batch: int(l.ReadBatchSize), Concurrency: int(l.Concurrency), ReadTimeout: l.ReadTimeout}
 	if r := l.RateLimit; r != nil && r.Max != nil {
@@ -105,6 +106,7 @@ func PlanPipeline(p *v1alpha1.PipelineSpec) ([]Plan, error) {
 	return plans, nil
 }
 
+// planVertex plans one vertex of a pipeline. The manifest is valid, so what it has too much of is ignored; the error is about what it lacks.
 func planVertex(p *v1alpha1.PipelineSpec, spec *v1alpha1.AbstractVertex) (Plan, error) {
 	limits := v1alpha1.EffectiveLimits(p, spec)
 	pl := Plan{Name: spec.Name, Kind: spec.Type(), Source: spec.Source, Sink: spec.Sink, Ordered: p.IsOrdered(spec), Limits: planLimits(limits), Volumes: spec.Volumes}
@@ -129,6 +131,7 @@ func planVertex(p *v1alpha1.PipelineSpec, spec *v1alpha1.AbstractVertex) (Plan, 
 	return pl, nil
 }
 
+// planEdges are the edges that lead from a vertex. Partitions and order are those of the vertex that reads: a writer must choose the partition as all others do.
 func planEdges(p *v1alpha1.PipelineSpec, from string) (edges []EdgePlan) {
 	for i := range p.Edges {
 		e := &p.Edges[i]
@@ -170,10 +173,12 @@ func PlanMono(name string, spec *v1alpha1.MonoVertexSpec) (Plan, error) {
 	return pl, nil
 }
 
+// udfStage is the function of a vertex, under the name that is part of the ids of its results.
 func udfStage(name string, u *v1alpha1.UDF) StagePlan {
 	return StagePlan{Name: name, Role: function.UDF, Container: u.Container, Builtin: u.Builtin, Retry: u.RetryStrategy}
 }
 
+// transformerStage is the transformer of a source.
 func transformerStage(name string, t *v1alpha1.UDTransformer) StagePlan {
 	return StagePlan{Name: name, Role: function.Transformer, Container: t.Container, Builtin: t.Builtin, Retry: t.RetryStrategy}
 }

@@ -32,6 +32,7 @@ func Shape(m any, dir string) (vertices []topology.Vertex, edges []topology.Edge
 	return vertices, edges
 }
 
+// shapeOf describes one vertex. What is compared with a later manifest decides whether messages in the buffers still have somewhere to go.
 func shapeOf(name, kind string, source *v1alpha1.Source, sink *v1alpha1.Sink, dir string) topology.Vertex {
 	v := topology.Vertex{Name: name, Kind: kind}
 	if source != nil {
@@ -48,6 +49,7 @@ func discards(e *v1alpha1.Edge) bool {
 	return e.OnFull != nil && *e.OnFull == v1alpha1.OnFullDiscardLatest
 }
 
+// kindText is what a record has as the kind: part of a stored format, so the words do not change.
 func kindText(v *v1alpha1.AbstractVertex) string {
 	switch {
 	case v.IsSource():
@@ -60,6 +62,7 @@ func kindText(v *v1alpha1.AbstractVertex) string {
 	return "map"
 }
 
+// conditionText is the same for conditions that mean the same: the order of values does not count.
 func conditionText(c *v1alpha1.ForwardConditions) string {
 	if c == nil || c.Tags == nil {
 		return ""
@@ -73,6 +76,7 @@ func conditionText(c *v1alpha1.ForwardConditions) string {
 	return string(op) + " " + strings.Join(values, ",")
 }
 
+// absolutePath makes a path comparable with one of an earlier run, which may have been started elsewhere.
 func absolutePath(dir, path string) string {
 	if filepath.IsAbs(path) {
 		return filepath.Clean(path)
@@ -91,6 +95,8 @@ func at(what, url string) string {
 	return what + " at " + strings.TrimPrefix(url, "nats://")
 }
 
+// sourceEndpoint says what a source reads, under which cursor, and how: what of it another manifest may change without losing the place. ByID is set for sources
+// without positions.
 func sourceEndpoint(s *v1alpha1.Source, vertex, dir string) *topology.Endpoint {
 	switch {
 	case s.File != nil:
@@ -118,6 +124,7 @@ func sourceEndpoint(s *v1alpha1.Source, vertex, dir string) *topology.Endpoint {
 	return &topology.Endpoint{Type: "other", ByID: true}
 }
 
+// sinkEndpoints are the sinks of a vertex by their field.
 func sinkEndpoints(s *v1alpha1.Sink, vertex, dir string) map[string]topology.Endpoint {
 	all := map[string]topology.Endpoint{"sink": sinkEndpoint(&s.AbstractSink, vertex, dir)}
 	if s.Fallback != nil {
@@ -129,6 +136,7 @@ func sinkEndpoints(s *v1alpha1.Sink, vertex, dir string) map[string]topology.End
 	return all
 }
 
+// sinkEndpoint says where a sink writes to.
 func sinkEndpoint(s *v1alpha1.AbstractSink, vertex, dir string) topology.Endpoint {
 	switch {
 	case s.File != nil:

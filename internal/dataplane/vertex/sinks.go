@@ -17,11 +17,13 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/sink/udsink"
 )
 
+// logSink writes a line for each message, for people.
 func (b *builder) logSink(context.Context, function.Role, *v1alpha1.AbstractSink) (sink.Writer, error) {
 	b.says("log")
 	return logsink.New(logsink.Config{Out: b.env.Stdout})
 }
 
+// blackholeSink takes everything and keeps nothing.
 func (b *builder) blackholeSink(context.Context, function.Role, *v1alpha1.AbstractSink) (sink.Writer, error) {
 	b.says("blackhole")
 	return blackholesink.New(blackholesink.Config{})
@@ -42,11 +44,13 @@ func (b *builder) fileSink(_ context.Context, role function.Role, s *v1alpha1.Ab
 	return w, nil
 }
 
+// stdoutSink writes for a shell's pipe, in the format of the manifest.
 func (b *builder) stdoutSink(_ context.Context, _ function.Role, s *v1alpha1.AbstractSink) (sink.Writer, error) {
 	b.says("standard output")
 	return stdoutsink.New(stdoutsink.Config{Out: b.env.Stdout, Format: render.Format(s.Stdout.Format)})
 }
 
+// jetStreamSink publishes to a stream that exists. Within its window the stream drops what it has already; that is counted as duplicates of the sink.
 func (b *builder) jetStreamSink(ctx context.Context, role function.Role, s *v1alpha1.AbstractSink) (sink.Writer, error) {
 	link, err := b.connect(ctx, s.JetStream.URL, s.JetStream.TLS, s.JetStream.Auth)
 	if err != nil {
@@ -60,6 +64,7 @@ func (b *builder) jetStreamSink(ctx context.Context, role function.Role, s *v1al
 	return openJetStream(ctx, b, link, "the stream of "+s.JetStream.Subject, func(ctx context.Context) (sink.Writer, error) { return jetstreamsink.New(ctx, cfg) })
 }
 
+// natsSink publishes to a subject. Core NATS acknowledges nothing: what is published while nobody subscribes is gone.
 func (b *builder) natsSink(ctx context.Context, role function.Role, s *v1alpha1.AbstractSink) (sink.Writer, error) {
 	link, err := b.connect(ctx, s.Nats.URL, s.Nats.TLS, s.Nats.Auth)
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/source/streamsource"
 )
 
+// streamSource builds a source that reads a stream of another service. Its positions are tokens of that stream.
 func (b *builder) streamSource(ctx context.Context, spec *v1alpha1.Source, at source.Positions) (source.Reader, error) {
 	s := spec.Stream
 	cfg := streamsource.Config{
@@ -42,6 +43,7 @@ func (b *builder) streamSource(ctx context.Context, spec *v1alpha1.Source, at so
 	return r, nil
 }
 
+// streamSink builds a sink that keeps messages in a file until readers have them, and serves them as a stream. Each sink of a vertex has a file of its own.
 func (b *builder) streamSink(ctx context.Context, role function.Role, spec *v1alpha1.AbstractSink) (sink.Writer, error) {
 	s := spec.Stream
 	file := "sink"

@@ -12,6 +12,7 @@ import (
 	"github.com/levada-io/levada/api/v1alpha1"
 )
 
+// tlsConfig is for connections that the vertex makes. Without a CA the system's are trusted.
 func (e *Env) tlsConfig(t *v1alpha1.TLS) (*tls.Config, error) {
 	cfg := &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: t.InsecureSkipVerify} // the user's word in the manifest
 	if t.CACertSecret != nil {
@@ -39,6 +40,7 @@ func (e *Env) tlsConfig(t *v1alpha1.TLS) (*tls.Config, error) {
 	return cfg, nil
 }
 
+// serverTLS is for connections that the vertex takes. With a client CA every client must have a certificate of it.
 func (e *Env) serverTLS(t *v1alpha1.ServerTLS) (*tls.Config, error) {
 	if t.CertSecret == nil || t.KeySecret == nil {
 		return nil, errors.New("certSecret and keySecret are required")
@@ -53,6 +55,7 @@ func (e *Env) serverTLS(t *v1alpha1.ServerTLS) (*tls.Config, error) {
 	return cfg, nil
 }
 
+// nkeyOption signs with a seed, which is not kept.
 func nkeyOption(seed string) (nats.Option, error) {
 	pair, err := nkeys.FromSeed([]byte(seed))
 	if err != nil {

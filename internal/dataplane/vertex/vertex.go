@@ -21,7 +21,9 @@ import (
 	"github.com/levada-io/levada/internal/metrics"
 )
 
-// Vertex is a vertex that is ready to run.
+// Vertex is a vertex that is ready to run. What it is made of does not change once Build or New has returned.
+//
+// Its life: Build, RunFunctions beside Run, Close. Run is called once. Counts, Stats and Ended may be called at any time, concurrently.
 type Vertex struct {
 	Name string
 	Kind v1alpha1.VertexType
@@ -30,23 +32,33 @@ type Vertex struct {
 	// Finite says that its source has an end.
 	Finite bool
 
-	env        *Env
-	lanes      []*metrics.Vertex // of each loop
-	loops      []*forward.Loop
+	env *Env
+	// loops has one loop for a source, and one for each partition otherwise; lanes has the metrics of each.
+	// Invariant: the two have the same length, and all loops share the functions and the sinks.
+	loops []*forward.Loop
+	lanes []*metrics.Vertex
+	// readers and partitions are the inputs of the loops, in the same order. Invariant: empty for a source.
 	readers    []*forward.BufferInput
 	partitions []*buffer.Reader
-	source     source.Reader
-	sinks      []sink.Writer
-	functions  []*function.Function
-	files      []*filesink.Writer
-	closers    closers
-	ended      atomic.Bool
-	logger     *slog.Logger
+	// source is nil for a vertex that reads a buffer. Only Pending is called on it here: its loop reads it.
+	source source.Reader
+	// sinks are the primary one and, where the manifest has them, the fallback and the on-success sink.
+	sinks []sink.Writer
+	// functions are processes that have not been started before RunFunctions. A builtin is none.
+	functions []*function.Function
+	// files are those among sinks that Reopen is for.
+	files []*filesink.Writer
+	// closers close sources, sinks and connections. Functions and partitions are not among them: their owners end them.
+	closers closers
+	// ended is set when Run returns, and only if every loop met the end of its input: see Ended.
+	ended  atomic.Bool
+	logger *slog.Logger
 }
 
 // KindMono is the kind of the only vertex of a MonoVertex.
 const KindMono v1alpha1.VertexType = "MonoVertex"
 
+// failed is the error of a vertex that cannot be built. What was opened is closed, since nobody else knows of it.
 func (v *Vertex) failed(ctx context.Context, err error) error {
 	return errors.Join(fmt.Errorf("vertex %s: %w", v.Name, err), v.Close(ctx))
 }
@@ -97,6 +109,7 @@ func (v *Vertex) Run(ctx, reading context.Context) error {
 	var ended atomic.Int64 // loops
 	ahead, cancelAhead := context.WithCancel(reading)
 	defer cancelAhead()
+	// Readers read ahead until all loops have returned: a loop that ends early must not end those of other partitions.
 	for _, r := range v.readers {
 		loops.Go(func() error { r.Run(ahead); return nil })
 	}
@@ -201,6 +214,7 @@ func (v *Vertex) Counts() Stats {
 	return s
 }
 
+// condition is that of an edge or of a bypass; nil, for all messages, if it names no tags. Without an operator one of the tags is enough.
 func condition(c *v1alpha1.ForwardConditions) *forward.Condition {
 	if c == nil || c.Tags == nil {
 		return nil
@@ -212,6 +226,7 @@ func condition(c *v1alpha1.ForwardConditions) *forward.Condition {
 	return &forward.Condition{Operator: op, Values: c.Tags.Values}
 }
 
+// retryStrategy is that of the manifest; zero fields mean the defaults of package forward.
 func retryStrategy(r *v1alpha1.RetryStrategy) (s forward.RetryStrategy) {
 	if r == nil {
 		return s
@@ -236,6 +251,7 @@ func retryStrategy(r *v1alpha1.RetryStrategy) (s forward.RetryStrategy) {
 	return s
 }
 
+// duration is 0 for a field that is not set.
 func duration(d *metav1.Duration) time.Duration {
 	if d == nil {
 		return 0
