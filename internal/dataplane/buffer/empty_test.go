@@ -208,8 +208,23 @@ func TestWriterElsewhereSeesRoomOfConsumedMessages(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if w.Pending() != 0 || p.Floor() != 0 || s.Len() != 1 {
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- w.Run(ctx) }()
+	if err := write(p, "in/0@x", 11, 13, 0, 10); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(10 * time.Second); w.Pending() == 0; time.Sleep(time.Millisecond) { // it follows the log in order
+		if time.Now().After(deadline) {
+			t.Fatal("the writer does not see the second block")
+		}
+	}
+	if w.Pending() != 3 || p.Floor() != 0 || s.Len() != 2 {
 		t.Errorf("%d pending for a writer elsewhere, floor %d, %d blocks stored", w.Pending(), p.Floor(), s.Len())
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 	p.Done(t.Context(), d)
 	if p.Consumed() != 0 || p.Floor() != 1 {

@@ -253,7 +253,14 @@ func TestLostEndIsFoundWithoutWrites(t *testing.T) {
 		s.LoseEnd(1)
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		go func() { _ = p.Run(ctx) }()
+		ended := make(chan error, 1)
+		go func() { ended <- p.Run(ctx) }()
+		defer func() {
+			cancel()
+			if err := <-ended; err != nil {
+				t.Errorf("the upkeep ended with %v", err)
+			}
+		}()
 		begun := time.Now()
 		if _, err := p.Read(t.Context()); !errors.Is(err, buffer.ErrLostEnd) {
 			t.Fatal(err)

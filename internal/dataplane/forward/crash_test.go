@@ -56,6 +56,15 @@ func (f *fuse) touch(do func()) bool {
 	return true
 }
 
+// alive fails the test for an error of a process that is not dead.
+func (f *fuse) alive(t *rapid.T, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err != nil && !f.dead {
+		t.Errorf("while the process lived: %v", err)
+	}
+}
+
 // driver is a buffer driver whose process can die between any two calls.
 type driver struct {
 	buffer.Driver
@@ -467,7 +476,7 @@ func (n *network) live(t *rapid.T, w *world, steps int) {
 				t.Fatalf("open %s: %v", name, err)
 			}
 			parts[name] = append(parts[name], p)
-			services.Go(func() { _ = p.Run(ctx) })
+			services.Go(func() { f.alive(t, p.Run(ctx)) })
 		}
 	}
 	logger := slog.New(slog.DiscardHandler)

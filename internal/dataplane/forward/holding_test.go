@@ -451,7 +451,7 @@ func (n *windowNetwork) live(t *rapid.T, steps int) {
 		if err != nil {
 			return nil
 		}
-		services.Go(func() { _ = p.Run(ctx) })
+		services.Go(func() { f.alive(t, p.Run(ctx)) })
 		return p
 	}
 	sums, out := open("sums", n.sums), open("out", n.out)
@@ -499,7 +499,7 @@ func (n *windowNetwork) live(t *rapid.T, steps int) {
 		{Input: input("out", out), Output: &forward.Delivery{Primary: writer{n.w, n.w.sinks["out"], f}, Events: deliveryEvents{}, Logger: quiet}},
 	} {
 		l.Events, l.DeadLetters, l.Logger = loopEvents{}, letters{n.w, f}, quiet
-		loops.Go(func() { _ = l.Run(ctx, ctx) })
+		loops.Go(func() { f.alive(t, l.Run(ctx, ctx)) })
 	}
 	if steps < 0 {
 		n.await(t, ctx, sums, out)
