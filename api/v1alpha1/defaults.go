@@ -379,6 +379,12 @@ func defaultMonoVertex(m *MonoVertexSpec) {
 }
 
 func defaultBufferService(s *InterStepBufferServiceSpec) {
+	if s.Redis != nil && s.Redis.Native != nil {
+		orDefault(&s.Redis.Native.Replicas, DefaultISBReplicas)
+		if s.Redis.Native.Persistence != nil {
+			SetPersistenceDefaults(s.Redis.Native.Persistence)
+		}
+	}
 	if s.JetStream == nil {
 		return
 	}

@@ -30,8 +30,62 @@ type InterStepBufferServiceList struct {
 
 // InterStepBufferServiceSpec is what the user asks for.
 type InterStepBufferServiceSpec struct {
-	// JetStream is a cluster of NATS servers. Required.
+	// JetStream is a cluster of NATS servers. Required, unless there is redis.
 	JetStream *JetStreamBufferService `json:"jetstream,omitempty"`
+	// Redis is a Redis 7 or later, in the form that Numaflow had until 1.3. (Levada)
+	Redis *RedisBufferService `json:"redis,omitempty"`
+}
+
+// RedisBufferService is Redis, either one that exists or one that an operator starts.
+type RedisBufferService struct {
+	// Native is a set of Redis servers with Sentinels. Levada starts none: levada run needs --redis with it.
+	Native *NativeRedis `json:"native,omitempty"`
+	// External is a Redis that exists. levada run connects to it, unless --nats or --redis names another broker.
+	External *RedisConfig `json:"external,omitempty"`
+}
+
+// RedisConfig says where a Redis is.
+type RedisConfig struct {
+	// URL is HOST:PORT, redis://HOST:PORT/DB, or rediss://HOST:PORT for TLS. Several addresses with commas between them are those of a Redis Cluster.
+	URL string `json:"url,omitempty"`
+	// SentinelURL is HOST:PORT of the Sentinels, with commas between them. It is ignored if there is a url.
+	SentinelURL string `json:"sentinelUrl,omitempty"`
+	// MasterName is what the Sentinels call the master. Required with sentinelUrl.
+	MasterName string `json:"masterName,omitempty"`
+	// User at the server. Default: default.
+	User string `json:"user,omitempty"`
+	// Password of the user.
+	Password *corev1.SecretKeySelector `json:"password,omitempty"`
+	// SentinelPassword is that of the Sentinels.
+	SentinelPassword *corev1.SecretKeySelector `json:"sentinelPassword,omitempty"`
+}
+
+// NativeRedis is a set of Redis servers with Sentinels.
+type NativeRedis struct {
+	// Version of Redis. Required.
+	Version string `json:"version,omitempty"`
+	// Replicas is the number of servers. Default: 3.
+	Replicas                  *int32             `json:"replicas,omitempty"`
+	RedisContainerTemplate    *ContainerTemplate `json:"redisContainerTemplate,omitempty"`
+	SentinelContainerTemplate *ContainerTemplate `json:"sentinelContainerTemplate,omitempty"`
+	MetricsContainerTemplate  *ContainerTemplate `json:"metricsContainerTemplate,omitempty"`
+	InitContainerTemplate     *ContainerTemplate `json:"initContainerTemplate,omitempty"`
+	// Persistence is the volume of each server.
+	Persistence *PersistenceStrategy `json:"persistence,omitempty"`
+
+	AbstractPodTemplate `json:",inline"`
+
+	// Settings are lines of redis.conf.
+	Settings *RedisSettings `json:"settings,omitempty"`
+}
+
+// RedisSettings are lines of configuration files.
+type RedisSettings struct {
+	// Redis is for all servers, Master and Replica for one kind of them, Sentinel for the Sentinels.
+	Redis    string `json:"redis,omitempty"`
+	Master   string `json:"master,omitempty"`
+	Replica  string `json:"replica,omitempty"`
+	Sentinel string `json:"sentinel,omitempty"`
 }
 
 // JetStreamBufferService is a cluster of NATS servers with JetStream.

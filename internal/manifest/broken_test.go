@@ -67,7 +67,7 @@ var foundElsewhere = map[manifest.Code]bool{
 	manifest.CodeImmutable: true, manifest.CodeImmutableInstance: true, manifest.CodeImmutableVertex: true, // TestValidateUpdate
 	manifest.CodeImmutableReduce: true, manifest.CodeImmutableISB: true,
 	manifest.CodeIgnoresScale: true, manifest.CodeIgnoresWatermark: true, manifest.CodeIgnoresSideInputs: true, // TestGaps
-	manifest.CodeIgnoresUpdateStrategy: true, manifest.CodeIgnoresRedisRateLimit: true, manifest.CodeIgnoresTemplates: true,
+	manifest.CodeIgnoresUpdateStrategy: true, manifest.CodeIgnoresRedisRateLimit: true, manifest.CodeIgnoresTemplates: true, manifest.CodeIgnoresNativeRedis: true,
 	manifest.CodeNoReduce: true, manifest.CodeNoSource: true, manifest.CodeNoSink: true,
 }
 

@@ -761,7 +761,7 @@ retryStrategy: {onFailure: fallback}`,
 	{
 		Code: CodeNoJetStream, Severity: SeverityError,
 		Title: "the buffer service is of no type",
-		Text:  "jetstream is the only type of buffer service.",
+		Text:  "A buffer service is jetstream or redis.",
 		Wrong: `spec: {}`,
 		Right: `spec:
   jetstream: {version: latest}`,
@@ -803,6 +803,15 @@ retryStrategy: {onFailure: fallback}`,
 		Text:  "The manifests define buffer services in this namespace, and none of them has the name that the pipeline uses. In a cluster the pipeline would wait for it; levada run uses its own broker whatever the name.",
 		Wrong: `interStepBufferServiceName: defualt`,
 		Right: `interStepBufferServiceName: default`,
+	},
+	{
+		Code: CodeRedisService, Severity: SeverityError,
+		Title: "the Redis of the buffer service is wrong",
+		Text:  "redis is external, with url or with sentinelUrl and masterName, or native, with a version. Passwords are in secrets and not in URLs.",
+		Wrong: `redis:
+  external: {sentinelUrl: "redis:26379"}`,
+		Right: `redis:
+  external: {sentinelUrl: "redis:26379", masterName: orders}`,
 	},
 	{
 		Code: CodeRetention, Severity: SeverityWarning,
@@ -996,6 +1005,13 @@ sink: {log: {}, fallback: {blackhole: {}}}`,
 		Text:  "levada run starts functions as processes. It has no use for resources, probes, security contexts, init containers and sidecars.",
 		Wrong: `container: {securityContext: {runAsUser: 1000}}`,
 		Right: `levada run --function-user 1000`,
+	},
+	{
+		Code: CodeIgnoresNativeRedis, Severity: SeverityWarning,
+		Title: "Levada starts no Redis servers",
+		Text:  "A native Redis is one that an operator starts. levada run needs the URL of a Redis that exists, and fails without one.",
+		Wrong: `redis: {native: {version: 7.0.15}}`,
+		Right: `redis: {external: {url: redis://127.0.0.1:6379}}   # or levada run --redis redis://127.0.0.1:6379`,
 	},
 	{
 		Code: CodeNoReduce, Severity: SeverityError,

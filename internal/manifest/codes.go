@@ -115,6 +115,7 @@ const (
 	CodeBufferConfig     Code = "LV1904"
 	CodeISBSettings      Code = "LV1905"
 	CodeISBUnknown       Code = "LV1906"
+	CodeRedisService     Code = "LV1907"
 	CodeRetention        Code = "LV1910"
 	CodeMaxAge           Code = "LV1911"
 	CodeMemoryStorage    Code = "LV1912"
@@ -143,6 +144,7 @@ const (
 	CodeIgnoresRedisRateLimit Code = "LV2205"
 	CodeIgnoresTemplates      Code = "LV2206"
 	CodeIgnoresContainer      Code = "LV2207"
+	CodeIgnoresNativeRedis    Code = "LV2208"
 
 	CodeNoReduce Code = "LV2301"
 	CodeNoSource Code = "LV2302"

@@ -22,6 +22,7 @@ var ignored = []gap{
 	{CodeIgnoresSideInputs, "side inputs are not fetched yet", sideInputUses},
 	{CodeIgnoresUpdateStrategy, "pods are not replaced in steps yet", updateStrategies},
 	{CodeIgnoresRedisRateLimit, "the rate limit in Redis is kept in memory, each pod for itself", redisRateLimits},
+	{CodeIgnoresNativeRedis, "Levada starts no Redis servers: give levada run the URL of one with --redis", nativeRedis},
 	{CodeIgnoresTemplates, "templates are not applied yet", templates},
 }
 
@@ -155,6 +156,13 @@ func redisRateLimits(o Object) (found []path) {
 	return append(found, whereVertices(o, field, func(v *v1alpha1.AbstractVertex) bool {
 		return v.Limits != nil && inRedis(v.Limits.RateLimit)
 	})...)
+}
+
+func nativeRedis(o Object) []path {
+	if s, ok := o.Manifest.(*v1alpha1.InterStepBufferService); ok && s.Spec.Redis != nil && s.Spec.Redis.Native != nil {
+		return []path{"spec.redis.native"}
+	}
+	return nil
 }
 
 func templates(o Object) []path {

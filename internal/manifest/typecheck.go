@@ -164,9 +164,8 @@ func (c *typeCheck) sibling(name string, object map[string]any, fields map[strin
 // removedFields says what became of fields of earlier versions.
 var removedFields = map[string]string{
 	"redisStreams":                  "the source for Redis streams was removed; use udsource with a container",
-	"nativeRedis":                   "the buffer service on Redis was removed; use jetstream",
-	"redis":                         "the buffer service on Redis was removed; use jetstream",
-	"redisBufferService":            "the buffer service on Redis was removed; use jetstream",
+	"nativeRedis":                   "give spec.redis.native",
+	"redisBufferService":            "give spec.redis",
 	"pauseGracePeriodBeforeRunning": "use lifecycle.pauseGracePeriodSeconds",
 }
 

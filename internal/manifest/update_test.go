@@ -116,6 +116,10 @@ p.yaml:14:3: warning LV2206: templates: templates are not applied yet
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
+	native := decodeOne(t, "kind: InterStepBufferService\nmetadata: {name: p}\nspec: {redis: {native: {version: 7.0.15}}}\n")
+	if got := describeAll(manifest.Unsupported(native)); !strings.Contains(got, "p.yaml:4:16: warning LV2208") || !strings.Contains(got, "--redis") {
+		t.Errorf("a native Redis: %s", got)
+	}
 	for _, kind := range []string{"MonoVertex", "ServingPipeline", "InterStepBufferService", "Vertex"} {
 		empty := decodeOne(t, "kind: "+kind+"\nmetadata: {name: p}\nspec: {}\n")
 		if ps := manifest.Unsupported(empty); len(ps) > 0 {

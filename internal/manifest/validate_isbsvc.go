@@ -29,8 +29,11 @@ const minBufferBytes = 1 << 20
 
 func checkBufferService(r *report, s *v1alpha1.InterStepBufferServiceSpec) {
 	js := s.JetStream
+	if atMostOne(r, "spec", CodeNoJetStream, "the buffer service", []choice{{"jetstream", js != nil}, {"redis", s.Redis != nil}}) == 0 {
+		r.missing("spec.jetstream", Problem{Code: CodeNoJetStream, Message: "the buffer service has neither jetstream nor redis", Expected: "jetstream with a version, or redis"})
+	}
+	checkRedisService(r, s.Redis, "spec.redis")
 	if js == nil {
-		r.missing("spec.jetstream", Problem{Code: CodeNoJetStream, Message: "the buffer service has no jetstream", Expected: "jetstream with a version"})
 		return
 	}
 	const at = path("spec.jetstream")

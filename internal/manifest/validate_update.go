@@ -92,7 +92,7 @@ func storageWithDefaults(v *v1alpha1.AbstractVertex) *v1alpha1.PBQStorage {
 }
 
 func bufferServiceUpdate(r *report, before, after *v1alpha1.InterStepBufferServiceSpec) {
-	if (before.JetStream == nil) != (after.JetStream == nil) {
+	if (before.JetStream == nil) != (after.JetStream == nil) || (before.Redis == nil) != (after.Redis == nil) {
 		r.add("spec", Problem{Code: CodeImmutableISB, Message: "the type of a buffer service cannot change"})
 		return
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/function"
 	"github.com/levada-io/levada/internal/manifest"
 	"github.com/levada-io/levada/internal/profiling"
+	"github.com/levada-io/levada/internal/standalone"
 )
 
 type runFlags struct {
@@ -94,7 +95,7 @@ func run(cmd *cobra.Command, args []string, f *runFlags) error {
 	defer stopProfiles()
 	limited, flush := commandline.Limited(log)
 	r.cfg.Logger, r.cfg.Output = limited, printLine(screen, f.jsonLog(log))
-	out := &runEnd{data: r.cfg.DataDir, broker: f.broker.given(), allowDeadLetters: f.allowDeadLetters}
+	out := &runEnd{data: r.cfg.DataDir, broker: f.broker.given() || standalone.NamesBroker(r.cfg.Objects), allowDeadLetters: f.allowDeadLetters}
 	r.run(cmd.Context(), out, commandline.IsTerminal(cmd.ErrOrStderr()), flush)
 	return r.exit(out)
 }
@@ -112,7 +113,7 @@ func (f *runFlags) prepare(r *pipelineRun, cmd *cobra.Command, args []string, ob
 	}
 	if f.dataDir == "" {
 		f.dataDir = defaultDataDir(args[0])
-		if !f.broker.given() { // a broker of its own holds the state
+		if !f.broker.given() && !standalone.NamesBroker(objects) { // a broker of its own holds the state
 			if err := r.record.checkDefaultDir(f.dataDir, r.log); err != nil {
 				return err
 			}

@@ -121,15 +121,15 @@ func vertexExit(result *standalone.Result, err, cause error) error {
 // config is what to run. It refuses what is wrong with command line and manifest.
 func (f *vertexFlags) config(cmd *cobra.Command, args []string, log *slog.Logger) (cfg standalone.Config, err error) {
 	stderr := cmd.ErrOrStderr()
-	switch {
-	case f.vertex == "":
+	if f.vertex == "" {
 		return cfg, commandline.Usagef("--vertex is needed: the name of the vertex that this process runs, for instance --vertex cat")
-	case !f.broker.given():
-		return cfg, commandline.Usagef("--nats or --redis is needed: the broker that this vertex shares with the other vertices, for instance --nats nats://127.0.0.1:4222")
 	}
 	objects, err := loadRunnable(cmd, args, stderr, f.jsonLog(log))
 	if err != nil {
 		return cfg, err
+	}
+	if !f.broker.given() && !standalone.NamesBroker(objects) {
+		return cfg, commandline.Usagef("--nats or --redis is needed: the broker that this vertex shares with the other vertices, for instance --nats nats://127.0.0.1:4222")
 	}
 	if cfg, err = f.processFlags.config(cmd, args[0], objects); err != nil {
 		return cfg, err

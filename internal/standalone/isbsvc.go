@@ -3,6 +3,7 @@ package standalone
 import (
 	"github.com/levada-io/levada/api/v1alpha1"
 	"github.com/levada-io/levada/internal/dataplane/isb"
+	"github.com/levada-io/levada/internal/manifest"
 )
 
 // bufferConfig is how the buffers of a pipeline are set up. maxInFlight is buffer.Options.MaxInFlight.
@@ -23,15 +24,20 @@ func (r *runner) bufferConfig(p *v1alpha1.Pipeline) (cfg isb.Settings, maxInFlig
 }
 
 // bufferService finds the InterStepBufferService that a pipeline names; nil if it is not among the manifests.
-func (r *runner) bufferService(p *v1alpha1.Pipeline) (service *v1alpha1.InterStepBufferService) {
+func (r *runner) bufferService(p *v1alpha1.Pipeline) *v1alpha1.InterStepBufferService {
+	s, _ := bufferServiceOf(r.cfg.Objects, p)
+	return s
+}
+
+func bufferServiceOf(objects []manifest.Object, p *v1alpha1.Pipeline) (service *v1alpha1.InterStepBufferService, where manifest.Object) {
 	name := p.Spec.InterStepBufferServiceName
 	if name == "" {
 		name = "default"
 	}
-	for _, o := range r.cfg.Objects {
+	for _, o := range objects {
 		if s, ok := o.Manifest.(*v1alpha1.InterStepBufferService); ok && s.Name == name && (s.Namespace == p.Namespace || s.Namespace == "" || p.Namespace == "") {
-			service = s
+			service, where = s, o
 		}
 	}
-	return service
+	return service, where
 }

@@ -179,6 +179,14 @@ func (cfg Config) withDefaults() Config {
 // Run runs everything until ctx ends, all finite sources are drained, or something fails that cannot go away by itself; only then it returns an error.
 func Run(ctx context.Context, cfg Config) (err error) {
 	cfg = cfg.withDefaults()
+	if cfg.embedded() {
+		if cfg.Broker, err = cfg.brokerOfManifests(newSecrets(cfg).get); err != nil {
+			return err
+		}
+	}
+	if cfg.Redis != nil && cfg.Replicas > 1 {
+		return fmt.Errorf("--replicas %d: replicas are of JetStream streams. With Redis the replicas of its servers count: leave --replicas out", cfg.Replicas)
+	}
 	if cfg.embedded() && cfg.Replicas > 1 {
 		return fmt.Errorf("--replicas %d: the broker in this process is one server and keeps one copy; name a cluster of brokers with --nats, or leave --replicas out", cfg.Replicas)
 	}

@@ -2,6 +2,7 @@ package redislink
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -82,6 +83,9 @@ func look(ctx context.Context, c redis.Cmdable) (s server, err error) {
 	if err != nil {
 		return s, Explain(err)
 	}
+	if field(info, "loading") == "1" { // INFO answers then, and says less
+		return s, Explain(errLoading)
+	}
 	s = server{
 		version: field(info, "redis_version"), role: field(info, "role"), master: field(info, "master_host") + ":" + field(info, "master_port"),
 		policy: field(info, "maxmemory_policy"), aof: field(info, "aof_enabled") == "1",
@@ -98,6 +102,8 @@ func look(ctx context.Context, c redis.Cmdable) (s server, err error) {
 	}
 	return s, nil
 }
+
+var errLoading = errors.New("LOADING Redis is loading the dataset in memory")
 
 // field is the value of a line of INFO.
 func field(info, name string) string {

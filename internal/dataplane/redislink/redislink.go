@@ -67,14 +67,14 @@ type silent struct{}
 
 func (silent) Printf(context.Context, string, ...any) {}
 
-// Dial connects, for at most 30 s. It finds out itself whether a server belongs to a cluster.
+// Dial connects, for at most 30 s, and for as long as ctx lives to a server that reads its data from disk. It finds out itself whether a server belongs to a cluster.
 func Dial(ctx context.Context, cfg Config) (*Link, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	l := &Link{URL: cfg.Address.String(), log: cfg.Logger, recovered: cfg.Recovered}
 	tell := time.Now().Add(tellAfter)
-	_, err := backoff.Retry(ctx, func() (struct{}, error) {
+	attempts := func() (struct{}, error) {
 		attempt, cancel := context.WithTimeout(ctx, 2*requestTimeout)
 		defer cancel()
 		client, err := open(attempt, cfg)
@@ -85,10 +85,14 @@ func Dial(ctx context.Context, cfg Config) (*Link, error) {
 			err = backoff.Permanent(err)
 		case time.Now().After(tell):
 			tell = time.Now().Add(tellEvery)
-			l.log.Warn("Redis server does not answer, retrying", "url", l.URL, "at most", connectFor, "error", err)
+			l.log.Warn("Redis server does not answer, retrying", "url", l.URL, "error", err)
 		}
 		return struct{}{}, err
-	}, backoff.WithMaxElapsedTime(connectFor), backoff.WithBackOff(retryDelay()))
+	}
+	_, err := backoff.Retry(ctx, attempts, backoff.WithMaxElapsedTime(connectFor), backoff.WithBackOff(retryDelay()))
+	for err != nil && ctx.Err() == nil && strings.Contains(err.Error(), "LOADING ") { // it is there, and as much data as it has takes its time
+		_, err = backoff.Retry(ctx, attempts, backoff.WithMaxElapsedTime(connectFor), backoff.WithBackOff(retryDelay()))
+	}
 	switch {
 	case err == nil:
 		return l, nil
@@ -154,7 +158,7 @@ func openAt(ctx context.Context, cfg Config, host string) (redis.UniversalClient
 	case len(cfg.Address.Hosts) > 1:
 		err = fmt.Errorf("%w: %s belongs to no Redis Cluster, and several addresses are given: give the one of the master, or the Sentinels as redis+sentinel://HOST/MASTER", ErrUnfit, host)
 	default:
-		return single, nil
+		return answering(ctx, single) // one that reads its data from disk answers INFO alone
 	}
 	_ = single.Close()
 	return nil, err

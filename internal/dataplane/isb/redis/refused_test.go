@@ -35,7 +35,7 @@ import (
 // all is what the docs tell users to grant.
 const all = "~levada:* +@all -@dangerous +info +config|get"
 
-// A server that cannot be used is one error with what to do, before anything is read or written, and not a pipeline that waits without end.
+// A server that cannot be used is one error with what to do, before anything is read or written.
 func TestServerThatCannotBeUsedIsOneError(t *testing.T) {
 	s := testredis.Server(t)
 	admin := dial(t, s.DSN()).Client

@@ -81,15 +81,20 @@ var probeScript = redis.NewScript(probeLua)
 
 // check asks the servers for their settings, and for the permissions of this user.
 func (s *Service) check(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*requestTimeout)
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	risks, err := s.link.Check(ctx)
-	if err != nil {
-		return redislink.Explain(err)
-	}
-	s.risks = risks
-	return redislink.Explain(probeScript.Run(ctx, s.link.Client, []string{"levada:{probe}:stream", "levada:{probe}:hash", "levada:{probe}:set"}).Err())
+	_, err := redislink.Retry(ctx, s.link, "its settings", func(ctx context.Context) (_ struct{}, err error) {
+		if err := probeScript.Run(ctx, s.link.Client, []string{"levada:{probe}:stream", "levada:{probe}:hash", "levada:{probe}:set"}).Err(); err != nil {
+			return struct{}{}, redislink.Explain(err)
+		}
+		s.risks, err = s.link.Check(ctx)
+		return struct{}{}, redislink.Explain(err)
+	})
+	return err
 }
+
+// checkTimeout is for how long a server may fail between the first answer and the last question about its settings.
+const checkTimeout = 30 * time.Second
 
 // URL names the servers, without credentials.
 func (s *Service) URL() string { return s.link.URL }
