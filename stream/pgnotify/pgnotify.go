@@ -280,7 +280,9 @@ const maxBacklog = 1024
 
 // backlog holds notifications that were read while wake was busy: a connection that is not read would fill the server's notification queue.
 type backlog struct {
-	mu      sync.Mutex
+	mu sync.Mutex
+	// queue has what waits, the oldest first, and waiting the same for look-up: a notification that waits already is not added again.
+	// Invariant: the same notifications in both, maxBacklog at most.
 	queue   []stream.Notification
 	waiting map[stream.Notification]bool
 	ready   chan struct{} // holds a token when something was added since take last looked

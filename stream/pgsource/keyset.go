@@ -120,31 +120,42 @@ func (s *keyset) canListen(ctx context.Context, conn *pgx.Conn) error {
 }
 
 const (
-	firstPage  = 64 // rows, as long as their size is not known
+	firstPage = 64 // rows, as long as their size is not known
+	// nullsEvery is how often a stream that follows looks for keys that are NULL: that reads the table, where no index serves it.
 	nullsEvery = time.Minute
 )
 
-// cursor walks a bound query.
+// cursor walks a bound query, a page at a time. Between pages it holds no connection and no transaction, unless it listens: a reader that takes hours
+// would keep Postgres from removing old rows.
 type cursor struct {
 	*bound
-	pool      *pgxpool.Pool
-	listening *pgxpool.Conn // with Notify
+	pool *pgxpool.Pool
+	// listening is the connection that gets notifications of new rows, with Notify; nil without. The cursor holds it until Close.
+	listening *pgxpool.Conn
 
-	after   []byte // the last key, or a bookmark; nil at the start
-	read    []byte // the last key that Next returned, or after at the start
-	limit   int    // rows of the next page
-	rows    []row  // the page
-	at      int    // how many of them Next has returned
-	current row
-	memory  []byte // of rows
+	// after is where the next page begins: the last key of the page, or a bookmark; nil at the start.
+	// read is the last key that Next returned, or what after was at the start. Invariant: read <= after, and both only grow.
+	after, read []byte
+	// rows is the page, and at is how many of it Next has returned. Invariant: at <= len(rows); the keys of rows grow strictly and are greater than
+	// read from at on. The last one is after.
+	rows    []row
+	at      int
+	current row // the last one that Next returned; it is valid until the next call
+	// memory is what the keys and values of rows point into. It is written over by the next page, so a page is read only when at is len(rows).
+	memory []byte
+	// limit is how many rows the next page has at most: as many as fit into PageBytes at the mean size of the rows of this one.
+	limit int
 
-	// Transaction numbers. Rows below horizon can be read; the stream ends with those below end.
+	// horizon and end are transaction numbers. All transactions below horizon have ended, so no row below it can appear any more. The stream ends
+	// with the rows below end; 0: it follows. Invariant: horizon only grows, and horizon <= end unless end is 0.
 	horizon, end uint64
-	complete     bool      // all rows below horizon (static: all) are read or in rows
-	nulls        time.Time // when keys that are NULL were looked for
-	err          error     // returned by Next from now on
+	// complete: all rows below horizon (static: all rows) are read or in rows.
+	complete bool
+	nulls    time.Time // when keys that are NULL were looked for
+	err      error     // returned by Next from now on: an error is final unless the context has ended
 }
 
+// row is one row, in memory of the cursor.
 type row struct {
 	key    []byte
 	value  []byte   // nil if it is NULL

@@ -234,11 +234,12 @@ func permanent(err error) error {
 // bound is a query whose parameters are known and whose columns the database has described.
 type bound struct {
 	Query
-	params [][]byte // the job's, in text form
-	fields []pgconn.FieldDescription
-	keys   []keyColumn
-	types  *pgtype.Map // a copy of this cursor's own; only with Encode
-	sure   bool        // the database makes sure that no key is NULL
+	params [][]byte                  // the job's, in text form; nil is NULL
+	fields []pgconn.FieldDescription // of all columns of the query, in its order
+	// keys are the columns of the order: the horizon's first, if there is one. Their kinds are part of each position, so a position of other kinds is refused.
+	keys  []keyColumn
+	types *pgtype.Map // a copy of this cursor's own, since a pgtype.Map is not safe for concurrent use; only with Encode
+	sure  bool        // the database makes sure that no key is NULL: there is nothing to look for
 }
 
 type keyColumn struct {

@@ -196,22 +196,28 @@ func (s *SnapshotSource) Expire(ctx context.Context) (int, error) {
 	return int(tag.RowsAffected()), err
 }
 
+// snapshotKey is the size of a key: the record's number and the id of the copy.
 const snapshotKey = 8 + 16
 
+// snapshotCursor reads a job's copy. The copy never changes, so the number of a row is its position.
 type snapshotCursor struct {
 	s    *SnapshotSource
 	q    stream.Query
 	h    header
-	made bool // h is the job's copy
+	made bool // h is the job's copy; otherwise Next makes one
 
-	n      int64 // of the last record that Next returned
+	// n is the number of the last record that Next returned, 0 before the first. Invariant: n <= h.rows once made.
+	n int64
+	// rows are the values of the page, and at is how many of them Next has returned: rows[at] has the number n+1. They point into memory, which the
+	// next page writes over.
 	rows   [][]byte
-	at     int // how many of rows Next has returned
+	at     int
 	memory []byte
-	limit  int
-	used   time.Time // when the use of the copy was last stored in the database
-	key    [snapshotKey]byte
-	err    error
+	limit  int       // rows of the next page
+	used   time.Time // when the use of the copy was last stored in the database, which keeps it from expiring
+	// key is the last key: the number, big endian, and then the id of the copy, which a position in another copy does not have.
+	key [snapshotKey]byte
+	err error // returned by Next from now on
 }
 
 func (c *snapshotCursor) gone() error {

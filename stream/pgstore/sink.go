@@ -88,11 +88,15 @@ func newSettings(ctx context.Context, pool *pgxpool.Pool, l Limits) (settings, e
 }
 
 // sink keeps effects, checkpoint and quarantine in one database.
+//
+// The row of levada_offset is the fence: it has the epoch that was fenced last, and a commit updates it only where that epoch and the checkpoint before are
+// the commit's own. Both are checked by the update that moves the checkpoint, in the transaction of the effects. So of two owners one commits, and the
+// other has changed nothing. That update comes last: the lock on the row lasts for the commit alone, and not for the handler.
 type sink struct {
 	settings
 	pool    *tables
-	handler Handler
-	jobs    *Store // nil when the jobs are in another database
+	handler Handler // nil: checkpoints only
+	jobs    *Store  // nil when the jobs are in another database: then the fence is all that is checked, and no lease is renewed
 }
 
 // Sink returns a sink in the store's own database. Each commit also checks, in its transaction, that the job is still running in the

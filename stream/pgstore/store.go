@@ -26,21 +26,23 @@ const NotifyChannel = notifybus.Channel
 
 // Store is a [stream.Store] in Postgres.
 type Store struct {
-	pool   *tables
+	// pool has the connections of handlers and commits, and of whatever is neither a claim nor a lease.
+	pool *tables
+	// leases has connections of the store's own, so that handlers which hold the whole pool cost no lease.
 	leases leasePool
-	own    bool // the pool is ours to close
-	notify bool
-	sink   settings
+	own    bool     // the pool is ours to close
+	notify bool     // of jobs that become due, in the transaction that makes them so
+	sink   settings // of the sinks in this database
 }
 
 // Option changes a store or a sink.
 type Option func(*options)
 
 type options struct {
-	quiet   bool
+	quiet   bool // no notifications
 	limits  Limits
-	schema  string
-	migrate bool
+	schema  string // empty: the one that search_path names
+	migrate bool   // tables may be created and changed
 }
 
 func optionsOf(opts []Option) (options, error) {

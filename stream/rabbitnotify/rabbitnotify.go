@@ -40,8 +40,11 @@ type Notifier struct {
 	hold        time.Duration
 	keep        time.Duration
 
-	publishing chan struct{} // holds the right to change publisher, and to publish
-	publisher  *publisher
+	// publishing holds the right to change publisher, and to publish: a channel of AMQP is not for two goroutines at once. The confirmation is awaited
+	// without it, so that many notifications can be under way.
+	publishing chan struct{}
+	// publisher is the session for sending; nil before the first Send and after one that failed.
+	publisher *publisher
 }
 
 var _ stream.Notifier = (*Notifier)(nil)
@@ -195,9 +198,10 @@ func (s *session) close() {
 // publisher is a session for sending.
 type publisher struct {
 	*session
+	// nextID is the id of the last message. It is changed with Notifier.publishing held.
 	nextID    uint64
-	confirmed atomic.Int64 // how many messages
-	stuck     atomic.Bool  // it must not be used any more
+	confirmed atomic.Int64 // how many messages: a session on which this stands still is given up
+	stuck     atomic.Bool  // it must not be used any more: the next write opens another
 	questions chan question
 	done      sync.WaitGroup
 	over      chan struct{} // closed when nothing answers requests any more

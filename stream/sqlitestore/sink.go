@@ -20,11 +20,11 @@ type Handler func(ctx context.Context, tx *sql.Tx, b *stream.Batch) error
 
 // sink keeps effects, checkpoint and quarantine in one database.
 type sink struct {
-	write, read *sql.DB
+	write, read *sql.DB // of the store, or of a database of the sink's own
 	now         func() time.Time
-	handler     Handler
+	handler     Handler // nil: checkpoints only
 	statements  *statements
-	store       *Store // nil when the jobs are in another database
+	store       *Store // nil when the jobs are in another database: then no lease is checked or renewed
 }
 
 // Reserve implements [stream.ReservingSink]: commits wait for each other here, outside the handler's time.
@@ -63,7 +63,7 @@ func (s *sink) waits() (begun func()) {
 // statements are those of each commit.
 type statements struct {
 	lock, offset *sql.Stmt
-	job          *sql.Stmt // nil when the jobs are in another database
+	job          *sql.Stmt // the check of the lease, and its renewal; nil when the jobs are in another database
 }
 
 func prepare(ctx context.Context, db *sql.DB, withJobs bool) (_ *statements, err error) {

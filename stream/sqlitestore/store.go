@@ -29,18 +29,27 @@ import (
 
 // Store is a [stream.Store] in a SQLite file.
 type Store struct {
-	path        string
+	path string // absolute
+	// write is one connection, whose transactions have the right to write from their beginning (BEGIN IMMEDIATE): a transaction that asks for it later
+	// could not get it without being repeated. read has others, which never wait for a writer (WAL).
 	write, read *sql.DB
 	now         func() time.Time
 	sinks       *statements
-	keep        bool          // do not migrate
-	turn        chan struct{} // held by the one commit of the sinks that is under way
-	held        atomic.Int32  // how many of our transactions have the right to write
+	keep        bool // do not migrate
+	// turn is held by the one commit of the sinks that is under way. Those that wait for it hold no connection.
+	turn chan struct{}
+	// held is how many of our transactions have the right to write, or have just given it up. While one has it, no other process can claim, so a lease
+	// cannot be lost.
+	held atomic.Int32
 
-	mu       sync.Mutex
-	renewals map[stream.Lease]time.Time // renewals that could not be written, and until when they last
-	short    int                        // how many of the store's own transactions wait for the right to write
-	calm     chan struct{}              // closed when short becomes 0; nil while it is
+	// mu guards what follows. It is never held during a statement.
+	mu sync.Mutex
+	// renewals could not be written in time: until when each of the leases lasts. They are written by the next claim of this process, before it looks
+	// which leases have run out.
+	renewals map[stream.Lease]time.Time
+	// short is how many of the store's own transactions wait for the right to write. calm is closed when it becomes 0, and is nil while it is 0.
+	short int
+	calm  chan struct{}
 }
 
 // Option changes how a store is opened.
