@@ -40,8 +40,10 @@ func (s *stream) received(p []byte, length int, end bool, w *wakeups) error {
 	if pad := length - len(p); pad > 0 {
 		s.creditIn(pad, w)
 	}
-	s.keepForReplay(p)
-	s.releaseHeader(w)
+	if s.replayable {
+		s.keepForReplay(p)
+		s.releaseHeader(w)
+	}
 	if s.back != nil && s.in.size == 0 {
 		s.back.mu.Lock()
 		n := s.sendIn(p, true, false)

@@ -87,11 +87,8 @@ func (s *stream) releaseHeader(w *wakeups) {
 	s.account(w)
 }
 
-// keepForReplay keeps DATA of the client for another attempt, as long as there may be one and it is not too much.
+// keepForReplay keeps DATA of the client for another attempt of a call that is replayable, until it is too much.
 func (s *stream) keepForReplay(p []byte) {
-	if !s.replayable {
-		return
-	}
 	if n := len(s.replay) + len(p); n > s.call.route.replayBytes || n > keptReplay && s.front.proxy.pressed() {
 		s.disableReplay()
 		return
