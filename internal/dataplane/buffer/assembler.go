@@ -7,6 +7,8 @@ import (
 )
 
 // assembler puts blocks together from the entries that they are stored in.
+//
+// Its methods are called with the mu of its reader held. What it keeps is bounded by the writers: each has few blocks of a lane under way, or crashed there.
 type assembler struct {
 	// open are the blocks of which some pieces have come, by the id that their pieces share.
 	open map[string]*openBlock
@@ -15,10 +17,10 @@ type assembler struct {
 // openBlock is a block of which some pieces have come. Invariant: 0 < left < len(parts).
 type openBlock struct {
 	lane   string
-	lo, hi uint64
+	lo, hi uint64   // what it covers; says when it is stale
 	parts  [][]byte // nil for those that have not come
 	seqs   []uint64 // of the entries that came, as they came
-	left   int
+	left   int      // parts that have not come
 }
 
 // assembled is what an entry makes.

@@ -16,14 +16,17 @@ import (
 // with uvarints. Chunks of one block follow each other, but those of other lanes may lie between them.
 const chunkHead = 7
 
+// chunk is one of the entries of a block. All but index, messages and data is the same in all of them.
 type chunk struct {
-	index, count int
-	lo, hi       uint64
-	cover        []flow.Span
-	floor        uint64
-	messages     int
-	lane, id     string
-	data         []byte
+	index, count int // Invariant: index < count
+	// What the block covers, and its floor: a reader that skips the data knows the lane by it.
+	lo, hi uint64
+	cover  []flow.Span
+	floor  uint64
+	// messages of the block; 0 in all chunks but the last.
+	messages int
+	lane, id string // id is that of the block with its checksum: chunks of another attempt have another one
+	data     []byte // shares memory with the entry
 }
 
 // minChunk is the least that a chunk holds of its block. With less the names would take more room than the block.
@@ -63,8 +66,10 @@ func split(id string, h *flow.Block, messages int, data []byte, max int) []part 
 	return parts
 }
 
+// isChunk tells chunks from blocks by their first bytes.
 func isChunk(b []byte) bool { return len(b) >= chunkHead && b[0] == 'L' && b[1] == 'C' }
 
+// decodeChunk reads a chunk. The error is flow.ErrCorrupt.
 func decodeChunk(b []byte) (chunk, error) {
 	if b[2] != 1 || binary.LittleEndian.Uint32(b[3:]) != crc32.ChecksumIEEE(b[chunkHead:]) {
 		return chunk{}, fmt.Errorf("%w: chunk's checksum", flow.ErrCorrupt)
@@ -100,6 +105,7 @@ func decodeChunk(b []byte) (chunk, error) {
 	c.floor, c.messages = next(), int(next())
 	c.lane, c.id = text(), text()
 	c.data = b
+	// The largest block has that many chunks at a store whose largest message is 1 KiB: nothing here allocates more.
 	if bad || count == 0 || count > flow.MaxBlockBytes/1024 || index >= count {
 		return chunk{}, fmt.Errorf("%w: malformed chunk", flow.ErrCorrupt)
 	}

@@ -7,7 +7,10 @@ import (
 )
 
 // Damage is what a partition keeps about entries that its store has lost: a later start says it again before it reads anything.
+//
+// It is JSON, stored beside the log and apart from the state: it must survive a state that cannot be read.
 type Damage struct {
+	// First to Last are the sequences that are lost.
 	First uint64    `json:"first"`
 	Last  uint64    `json:"last"`
 	Found time.Time `json:"found"`

@@ -38,18 +38,24 @@ type Options struct {
 
 // Metrics are what a partition tells about itself. Calls are quick and concurrent.
 type Metrics interface {
+	// Wrote is called once a block is durable, with the time since its Write began. WriteFailed is called for each attempt that failed; it is repeated.
 	Wrote(messages int, took time.Duration)
 	WriteFailed(err error)
+	// Full is called when a writer begins to wait for room.
 	Full()
+	// Acked is called when a block is done.
 	Acked(took time.Duration)
+	// Corrupt is called for an entry that is not what was written, Gap for blocks that are missing.
 	Corrupt()
 	Gap(blocks int)
+	// Duplicates is called for messages that were dropped because they were known.
 	Duplicates(messages int)
 }
 
 // limit is how many pending messages make writers wait.
 func (o Options) limit() int { return max(1, o.MaxLength*o.UsageLimit/100) }
 
+// withDefaults fills in every field, so that nothing behind it asks whether one is set.
 func (o Options) withDefaults() Options {
 	if o.MaxLength <= 0 {
 		o.MaxLength = 30000
@@ -84,6 +90,7 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
+// noMetrics counts nothing.
 type noMetrics struct{}
 
 func (noMetrics) Wrote(int, time.Duration) {}

@@ -8,6 +8,8 @@ import (
 
 // Partition is both ends of a partition in one process. They share what they know: the writer has room as soon as something is done here, and a store that lost
 // its end stops both.
+//
+// Invariant: both have the same usage and the same tail, so that what the one learns counts for the other at once.
 type Partition struct {
 	*Writer
 	*Reader

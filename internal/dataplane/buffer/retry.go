@@ -17,6 +17,8 @@ const (
 )
 
 // retrier repeats what a store refuses, and says what a partition waits for.
+//
+// Nothing of a partition gives up because the broker is unavailable: it waits, and logs one line. Only what does not pass by itself is an error.
 type retrier struct {
 	name   string // of the partition
 	logger *slog.Logger
@@ -66,10 +68,12 @@ func (p *pauses) pause(ctx context.Context, why error) error {
 // succeeded ends a series of failures.
 func (p *pauses) succeeded() { p.delay = nil }
 
+// retryDelay is such that a broker that is available again is used within about 2 s.
 func retryDelay() *backoff.ExponentialBackOff {
 	return &backoff.ExponentialBackOff{InitialInterval: 20 * time.Millisecond, RandomizationFactor: 0.3, Multiplier: 2, MaxInterval: 2 * time.Second}
 }
 
+// sleep waits a little longer than d, so that what failed together does not try together. It reports whether ctx did not end.
 func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d + time.Duration(rand.Int64N(int64(time.Millisecond))))
 	defer t.Stop()

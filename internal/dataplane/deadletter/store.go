@@ -29,10 +29,12 @@ type Letter struct {
 }
 
 // Store keeps the letters of a pipeline. A letter is named by its vertex and its message's id, so that putting a message again changes nothing, however much later.
+//
+// Its methods may be called concurrently. Put waits for a store that does not answer; the others return its errors.
 type Store struct {
 	storage  Storage
-	pipeline string
-	log      *slog.Logger
+	pipeline string       // what letters say where they are from
+	log      *slog.Logger // never nil
 }
 
 // New returns the letters of a Pipeline or MonoVertex of that name. The logger gets lines about letters that cannot be stored; nil for none.
@@ -40,8 +42,10 @@ func New(storage Storage, pipeline string, log *slog.Logger) *Store {
 	return &Store{storage, pipeline, cmp.Or(log, slog.New(slog.DiscardHandler))}
 }
 
+// maxEvidence is how many bytes of a stack, an output or an error are kept, from the end.
 const maxEvidence = 16 << 10
 
+// name is the name of a letter: safe in a subject, a key and a URL, whatever the id is. 80 bits of hash keep two messages of a vertex apart.
 func name(vertex, id string) string {
 	sum := sha256.Sum256([]byte(id))
 	return vertex + "." + hex.EncodeToString(sum[:10])
@@ -72,6 +76,7 @@ func (s *Store) Put(ctx context.Context, vertex string, m *flow.Message, f *Fail
 	}
 }
 
+// encode makes a letter of a message. The head has all but the message, so that pages need no payloads.
 func (s *Store) encode(vertex string, m *flow.Message, f *Failure) (Stored, error) {
 	evidence := *f
 	evidence.Stack, evidence.Output, evidence.Error = bounded(evidence.Stack), bounded(evidence.Output), bounded(evidence.Error)
@@ -80,12 +85,12 @@ func (s *Store) encode(vertex string, m *flow.Message, f *Failure) (Stored, erro
 	if err != nil {
 		return Stored{}, err
 	}
-	kept := *m
-	kept.Tags = nil
-	payload, err := flow.Encode(&flow.Block{Lane: vertex, Lo: m.Pos, Hi: m.Pos, Messages: []flow.Message{kept}}, flow.None)
+	// A block has no tags: they are of results, and are decided again when the message is replayed.
+	payload, err := flow.Encode(&flow.Block{Lane: vertex, Lo: m.Pos, Hi: m.Pos, Messages: []flow.Message{*m}}, flow.None)
 	return Stored{l.Name, head, payload}, err
 }
 
+// bounded is the end of a text, as valid UTF-8: what a function wrote may be cut, or be no text.
 func bounded(s string) string {
 	if len(s) > maxEvidence {
 		s = "..." + s[len(s)-maxEvidence:]

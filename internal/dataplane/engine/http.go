@@ -20,7 +20,7 @@ func ServeHTTP(ctx context.Context, listener net.Listener, h http.Handler, log *
 		stop, cancel := context.WithTimeout(context.Background(), grace())
 		defer cancel()
 		err := server.Shutdown(stop)
-		if err != nil {
+		if err != nil { // requests that outlast the grace are cut: a probe that hangs must not keep the process
 			err = server.Close()
 		}
 		closed <- err

@@ -101,7 +101,7 @@ func (p *Pipeline) end(ctx context.Context, log *slog.Logger) error {
 		<-ctx.Done()
 		return context.Cause(ctx)
 	}
-	err := p.follow(ctx, log)
+	err := p.follow(ctx, log) // nil is the proof
 	p.finished.Store(err == nil)
 	return err
 }

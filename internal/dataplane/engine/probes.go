@@ -13,6 +13,8 @@ import (
 )
 
 // Broker is what a process asks about the broker that it uses.
+//
+// Both answer within a second: a probe that times out counts as one that failed.
 type Broker interface {
 	// Stuck returns an error only if a restart of this process may help the broker.
 	Stuck() error

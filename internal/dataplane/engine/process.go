@@ -25,7 +25,7 @@ type Process struct {
 	// Owned ends, with its cause, when another process has taken over one of the pipelines. Everything here is cut short then: it would be done twice.
 	Owned  context.Context //nolint:containedctx // a lifetime that ends beside that of Run
 	Broker Broker
-	// Services run beside the vertices and end after them.
+	// Services run beside the vertices and end after them. An error of one ends the process.
 	Services []func(context.Context) error
 	// Started is called once every vertex runs; nil for nothing.
 	Started func()
@@ -100,7 +100,7 @@ func (p *Process) Run(ctx context.Context) error {
 		default:
 		}
 	}
-	p.ready.Store(false)
+	p.ready.Store(false) // before anything stops, so that nothing new is sent here
 	if e := p.drain(ctx, s); err == nil {
 		err = e
 	}
@@ -203,7 +203,7 @@ func (p *Process) drain(ctx context.Context, s *stages) (err error) {
 	})
 	defer deadline.Stop()
 	s.endSourcing()
-	s.ends.Wait()
+	s.ends.Wait() // they look at partitions, which close after this
 	s.sources.Wait()
 	s.endReading()
 	s.others.Wait()

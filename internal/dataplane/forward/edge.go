@@ -10,10 +10,11 @@ import (
 
 // Edge is a way out of a vertex.
 type Edge struct {
-	To string
+	To string // the vertex that it leads to
 	// Condition decides by the tags of a result; nil lets all pass.
 	Condition *Condition
-	// Partitions are the partitions of the buffer of To. Their readers may be in other processes.
+	// Partitions are the partitions of the buffer of To, by number. Their readers may be in other processes. Their count must not change while messages of a lane are in
+	// flight: the same message would go to another one when it is written again.
 	Partitions []*buffer.Writer
 	// ByKey sends all messages with the same keys to the same partition, as an ordered or keyed reader needs it.
 	ByKey bool
@@ -25,8 +26,8 @@ type Edge struct {
 
 // Condition is conditions.tags of an edge.
 type Condition struct {
-	Operator Operator
-	Values   []string
+	Operator Operator // anything but And and Not is Or
+	Values   []string // tags; case matters
 }
 
 // Operator of a Condition.
@@ -62,7 +63,7 @@ func (edge *Edge) partition(from *Origin, m *flow.Message, id string) int {
 		return 0
 	}
 	switch {
-	case edge.ByKey:
+	case edge.ByKey: // the same hash in every version, or keys would change their partition with an upgrade
 		h := fnv.New64a()
 		for _, k := range m.Keys {
 			_, _ = h.Write([]byte(k))

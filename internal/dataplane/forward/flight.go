@@ -17,13 +17,14 @@ import (
 // done every FlushAfter. Each message is finished on its own: see Pipe.Finish.
 type flight struct {
 	*run
-	w         *Work
-	cancel    context.CancelCauseFunc
+	w      *Work
+	cancel context.CancelCauseFunc // ends all of the flight with the first error
+	// The rest is called once or more, and counts once. Invariant: all three are called before the flight has ended, or works behind it would wait.
 	leave     func() // the work leaves the room
 	queued    func() // the messages have their place in the first stage
 	submitted func() // the next work may submit
 
-	retries errgroup.Group // they end with the context of the flight
+	retries errgroup.Group // beside what goes on; they end with the context of the flight
 
 	mu     sync.Mutex
 	waited bool        // for the work before to submit; that is done once

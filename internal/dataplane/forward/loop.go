@@ -19,10 +19,13 @@ type Input interface {
 
 // failing is an input that reads ahead, and knows of a failure before it is read.
 type failing interface {
+	// Failure returns a channel that is closed at the failure, and what it was. It may be called before Read.
 	Failure() (failed <-chan struct{}, why func() error)
 }
 
 // Loop moves messages from one input through a processor to one output.
+//
+// The fields are set before Run and not changed from then on. Run is called once.
 type Loop struct {
 	Input Input
 	// Processor is the middle. nil: messages go on as they are.
@@ -41,7 +44,7 @@ func (l *Loop) Run(ctx, reading context.Context) error {
 	works, working := errgroup.WithContext(ctx)
 	// A work that fails ends the reading too: the input may have nothing more, and then nobody would learn of the failure.
 	defer context.AfterFunc(working, stop)()
-	ended := make(chan struct{})
+	ended := make(chan struct{}) // Pipe.InputEnded
 	p := &Pipe{
 		Output: l.Output, DeadLetters: l.DeadLetters, Events: l.Events, Logger: l.Logger,
 		Reading: reading, InputEnded: ended, works: works, ctx: working,
@@ -56,9 +59,11 @@ func (l *Loop) Run(ctx, reading context.Context) error {
 		stop()
 	}
 	err = errors.Join(err, ignoreEnd(ctx, works.Wait()))
+	// The input is asked last: works that it starved may have failed because of it.
 	if why := failure(); err == nil {
 		err = why
 	}
+	// All works have ended, so nothing more becomes due. What is due is acknowledged before Run returns.
 	acks.close()
 	return err
 }

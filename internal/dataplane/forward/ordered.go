@@ -10,13 +10,15 @@ import (
 // ordered writes what is done in the order of the messages: nothing leaves before all before it has left, or is a dead letter.
 type ordered struct {
 	*flight
-	// out is what became of the messages, as far as have says that this is known. Invariant: those before next have left or are dead letters.
+	// out is what became of the messages, as far as have says that this is known. All three slices have one element for each message of the work.
 	out  []function.Outcome
 	have []bool
 	dead []bool // dead letters
+	// next is the first message that has not left. Invariant: those before it have left or are dead letters, and none behind it has left. It never falls.
 	next int
 }
 
+// inOrder takes the messages of a work through the stages, and writes them in order. Works of an ordered loop come one at a time, so the lane is in order, too.
 func (f *flight) inOrder(ctx context.Context, index []int, broken []Later) error {
 	n := len(f.w.Messages)
 	o := &ordered{flight: f, out: make([]function.Outcome, n), have: make([]bool, n), dead: make([]bool, n)}

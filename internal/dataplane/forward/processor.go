@@ -27,8 +27,8 @@ type Process interface {
 
 // Pipe is what a Loop gives to its processor. Its methods may be called concurrently.
 type Pipe struct {
-	Output      Output
-	DeadLetters DeadLetters
+	Output      Output      // where results are written
+	DeadLetters DeadLetters // where messages go that no attempt helps
 	Events      Observer
 	Logger      *slog.Logger
 	// Reading ends when nothing new shall be begun: the vertex drains, or the loop failed. What is held then is not finished, and is read again at the next start.

@@ -18,13 +18,16 @@ const (
 )
 
 // Router writes to the buffers of the next vertices.
+//
+// Submit may wait for room, in order of the edges; Wait waits until all blocks are durable. Several emissions are under way at the same time.
 type Router struct {
+	// Edges do not change once the loop runs. A message goes to every edge whose condition it meets; without one it is dropped, and counted.
 	Edges  []Edge
 	Events Observer
 	// BlockBytes is the size in bytes, before compression, at which a block ends; 0 for 512 KiB. What was made of one message stays in one block, so that a
 	// block is larger by as much of the last message as goes beyond it. It may differ from one start to the next: readers deduplicate by position.
 	BlockBytes int
-	pool       sync.Pool
+	pool       sync.Pool // of drafts
 }
 
 // draft is an emission being written. It implements PendingWrite.
@@ -55,9 +58,9 @@ type target struct {
 
 // fullBlock is a block that was full before the emission ended.
 type fullBlock struct {
-	head  flow.Block
+	head  flow.Block // without the floor, which is asked for when it is written
 	enc   flow.Encoder
-	bytes int
+	bytes int // of payload
 }
 
 // written is a block on its way to the broker.

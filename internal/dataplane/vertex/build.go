@@ -20,6 +20,7 @@ type limits struct {
 func newLimits(l Limits) limits {
 	out := limits{batch: l.Batch, concurrency: l.Concurrency, timeout: l.ReadTimeout}
 	if l.Rate > 0 {
+		// A second's worth may come at once, so that a limit is reached by batches of any size.
 		out.rate = rate.NewLimiter(rate.Limit(l.Rate), int(min(l.Rate, 1<<20)))
 	}
 	return out
@@ -97,6 +98,7 @@ func (b *builder) fromBuffer(ctx context.Context, p *Plan) error {
 		}
 	}
 	for i, partition := range partitions {
+		// Metrics have the partition as a label. The first one's also count what is of no partition.
 		m := shared
 		if i > 0 {
 			m = b.env.Metrics.Vertex(b.labels(p), partition.Name(), "")

@@ -83,6 +83,7 @@ func (b *builder) function(role function.Role, c *v1alpha1.Container) (*function
 	if d, ok := v1alpha1.ProcessingTimeout(b.env.Meta, b.name); ok {
 		timeout = d
 	}
+	// It is started by RunFunctions: what is built may yet fail, and a process would outlive that.
 	f := function.New(function.Config{
 		Name: b.name + "/" + string(role), Role: role, Command: command, Attach: pl.attach, Env: b.env.environment(pl.values), Mounts: mounts, User: b.env.FunctionUser, SocketRoot: b.env.SocketRoot,
 		Concurrency: b.lim.concurrency, BatchSize: b.lim.batch, Timeout: timeout,
@@ -118,7 +119,7 @@ func (b *builder) stage(p *StagePlan) (forward.Stage, error) {
 	if program.Map == nil {
 		return s, fmt.Errorf("its %s is the builtin %s, which is not a map function", role, program.Name)
 	}
-	s.Apply, s.NeedsIDs = program.Map, false
+	s.Apply, s.NeedsIDs = program.Map, false // builtins do not look at ids, and ids cost
 	return s, nil
 }
 
@@ -133,8 +134,9 @@ func (b *builder) source(ctx context.Context, s *v1alpha1.Source) (*forward.Sour
 	if err != nil {
 		return nil, err
 	}
-	r = source.ValidText(r, b.headerDropped())
+	r = source.ValidText(r, b.headerDropped()) // functions get keys and headers as protobuf strings, which must be UTF-8
 	b.v.source = r
+	// A pipeline whose sources all are finite ends by itself; a file that is followed has no end.
 	b.v.Finite = s.File != nil && !s.File.Follow || s.Stdin != nil
 	b.v.closers.add(r.Close)
 	return &forward.SourceInput{Vertex: b.name, Incarnation: b.env.Owner.Incarnation, Reader: r, Limit: b.lim.batch, Rate: b.lim.rate, OnError: b.metrics.ReadError, Logger: b.v.logger}, nil
@@ -203,7 +205,7 @@ func (b *builder) router(edges []EdgePlan, m *metrics.Vertex) *forward.Router {
 
 // leadsTo reports whether there is a way from one vertex to another: an edge to such a vertex closes a cycle.
 func leadsTo(p *v1alpha1.PipelineSpec, from, to string) bool {
-	seen := map[string]bool{}
+	seen := map[string]bool{} // so that a cycle elsewhere ends the walk
 	var walk func(string) bool
 	walk = func(at string) bool {
 		if at == to {
@@ -285,6 +287,7 @@ func openJetStream[T any](ctx context.Context, b *builder, link *natslink.Link, 
 	if err := link.CheckJetStream(ctx, b.v.logger, 0); err != nil {
 		return none, err
 	}
+	// A stream without a leader is waited for: an election takes seconds. One that does not exist is an error at once.
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	return natslink.Retry(ctx, link, b.v.logger, what, open)

@@ -250,10 +250,10 @@ func (e *Env) valueFrom(vertex string, c *v1alpha1.Container, from *corev1.EnvVa
 			err = fmt.Errorf("ConfigMap %s has no key %s", ref.Name, ref.Key)
 		}
 		if isTrue(ref.Optional) {
-			err = nil
+			err = nil // also where there is no such ConfigMap
 		}
 		return value, found, err
-	case from.FieldRef != nil:
+	case from.FieldRef != nil: // what a pod has; here the nearest to it
 		value, err = e.field(vertex, from.FieldRef.FieldPath)
 		return value, true, err
 	case from.ResourceFieldRef != nil:
@@ -281,6 +281,7 @@ func (e *Env) field(vertex, path string) (string, error) {
 	case "status.podIP", "status.podIPs", "status.hostIP", "status.hostIPs":
 		return e.Listen.Address, nil
 	}
+	// The two that take a key, written as Kubernetes writes them: metadata.labels['KEY'].
 	for prefix, of := range map[string]map[string]string{"metadata.labels['": e.labels(vertex), "metadata.annotations['": e.Meta.GetAnnotations()} {
 		if rest, ok := strings.CutPrefix(path, prefix); ok && strings.HasSuffix(rest, "']") {
 			return of[strings.TrimSuffix(rest, "']")], nil
@@ -355,6 +356,7 @@ func (e *Env) mount(m corev1.VolumeMount, volumes []corev1.Volume, values map[st
 	if m.SubPathExpr != "" {
 		p.subPath = expand(m.SubPathExpr, values)
 	}
+	// A path that leads out of the volume would give the function any file of this machine.
 	if p.subPath != "" && !filepath.IsLocal(p.subPath) {
 		return p, fmt.Errorf("subPath %q: expected a path inside the volume", p.subPath)
 	}
@@ -430,13 +432,13 @@ func (e *Env) files(kind, name string, items []corev1.KeyToPath, optional *bool)
 // mounts makes the directories of a plan's volumes. A volume has one directory for all containers of its vertex.
 func (e *Env) mounts(vertex string, plans []mountPlan) (all []function.Mount, err error) {
 	for _, p := range plans {
-		source := p.host
+		source := p.host // used as it is: nothing is created on it
 		if source == "" {
 			source = filepath.Join(e.SocketRoot, "volumes", e.Pipeline+"."+vertex, p.volume)
 			if err := os.MkdirAll(source, 0o755); err != nil {
 				return nil, err
 			}
-			if p.files == nil && e.FunctionUser != nil {
+			if p.files == nil && e.FunctionUser != nil { // an empty directory is for the function to write to
 				if err := os.Chown(source, e.FunctionUser.UID, e.FunctionUser.GID); err != nil {
 					return nil, err
 				}

@@ -97,6 +97,8 @@ func (e *Env) path(p string) string {
 
 // program finds what runs in the place of a container: a command, or nil with the image.
 func (e *Env) program(vertex string, role function.Role, c *v1alpha1.Container) (command []string, image string, err error) {
+	// In this order: the flag for the role, the flag for the vertex, the annotation, the command of the container. A flag for the vertex is not for its transformer
+	// or its other sinks: they are other programs.
 	line := e.Commands[vertex+"/"+string(role)]
 	if line == "" && role != function.Transformer && role != function.FallbackSink && role != function.OnSuccessSink {
 		line = e.Commands[vertex]
@@ -135,7 +137,7 @@ const attachPrefix = "unix:"
 // absolute resolves a command that is a path, like the other paths of a manifest.
 func (e *Env) absolute(command []string) []string {
 	if strings.ContainsRune(command[0], filepath.Separator) {
-		// Beside the manifest, or where levada was started: whichever is there.
+		// Relative to the manifest, or to where levada was started: whichever exists.
 		if p := e.path(command[0]); fileExists(p) || !fileExists(command[0]) {
 			command[0] = p
 		}
@@ -154,6 +156,7 @@ func fileExists(p string) bool {
 
 // environment is the whole environment of a process: what all functions get of ours, and values.
 func (e *Env) environment(values map[string]string) (vars []string) {
+	// Values of the manifest win over what all functions inherit.
 	all := function.Inherited(e.FunctionEnv, e.FunctionUser)
 	maps.Copy(all, values)
 	for k, v := range all {

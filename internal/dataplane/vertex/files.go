@@ -22,6 +22,7 @@ func (f *Files) claim(path, sink string) error {
 	if f == nil || path == "" {
 		return nil
 	}
+	// Two names of one file are one file. Its directory exists where the file does not yet.
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return err

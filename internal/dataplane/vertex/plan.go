@@ -19,24 +19,25 @@ import (
 // Invariants: a vertex has a Source or Input.Partitions > 0, never both. It has Edges or a Sink, never both.
 type Plan struct {
 	Name string
-	Kind v1alpha1.VertexType
+	Kind v1alpha1.VertexType // KindMono for a MonoVertex
 	// Source is nil for a vertex that reads a buffer.
 	Source *v1alpha1.Source
 	// Input is the buffer of a vertex without a source.
 	Input InputPlan
-	// Stages are applied to each message, in this order.
+	// Stages are applied to each message, in this order. There are none in a source without a transformer, and in a sink.
 	Stages []StagePlan
 	// Edges are the buffers that the vertex writes to.
 	Edges []EdgePlan
 	// Sink is nil for a vertex that writes to buffers.
 	Sink *v1alpha1.Sink
 	// Bypass says which messages of a MonoVertex skip its stages; nil for none.
-	Bypass  *v1alpha1.Bypass
-	Limits  Limits
+	Bypass *v1alpha1.Bypass
+	Limits Limits
+	// Ordered keeps the order of the messages of a partition: one at a time, with retries in place.
 	Ordered bool
 	// SmallBatches says that what was read is acknowledged in small groups, so that one slow message holds back few.
 	SmallBatches bool
-	Volumes      []corev1.Volume
+	Volumes      []corev1.Volume // that its containers may mount
 }
 
 // WritesTo reports whether an edge leads from the vertex to another, or to itself.
@@ -52,6 +53,7 @@ type InputPlan struct {
 }
 
 // StagePlan is a function, or a transformer.
+// Invariant: at most one of Container and Builtin is set in a valid manifest.
 type StagePlan struct {
 	// Name is the vertex, or "transformer" in a MonoVertex.
 	Name string
@@ -59,7 +61,7 @@ type StagePlan struct {
 	// Container and Builtin say what it runs. Builtin counts if no command stands in for it.
 	Container *v1alpha1.Container
 	Builtin   *v1alpha1.Builtin
-	Retry     *v1alpha1.RetryStrategy
+	Retry     *v1alpha1.RetryStrategy // nil: until it is done
 }
 
 // EdgePlan is one edge from the vertex to the buffer of another.

@@ -19,7 +19,7 @@ func Shape(m any, dir string) (vertices []topology.Vertex, edges []topology.Edge
 		for i := range m.Spec.Vertices {
 			spec := &m.Spec.Vertices[i]
 			v := shapeOf(spec.Name, kindText(spec), spec.Source, spec.Sink, dir)
-			if spec.Source == nil {
+			if spec.Source == nil { // what a source reads is not stored here
 				v.Partitions, v.Ordered = spec.PartitionCount(), m.Spec.IsOrdered(spec)
 			}
 			vertices = append(vertices, v)

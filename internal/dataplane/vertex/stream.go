@@ -63,6 +63,7 @@ func (b *builder) streamSink(ctx context.Context, role function.Role, spec *v1al
 			return nil, fmt.Errorf("sink.stream.tls: %w", err)
 		}
 	}
+	// The file outlives the process: readers go on where they were, and what is written again is known.
 	w, err := streamsink.New(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("sink.stream: %w", err)

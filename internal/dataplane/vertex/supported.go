@@ -7,6 +7,7 @@ import (
 
 // NotRunnable reports what of an object this version cannot run. Such a manifest is valid, and can be rendered and applied.
 func NotRunnable(o manifest.Object) (problems manifest.Problems) {
+	// Each problem has the place of the field, so that an editor can show it there.
 	add := func(at, field string, code manifest.Code, message string) {
 		problems = append(problems, o.ProblemAt(at, manifest.Problem{Code: code, Message: field + ": " + message}))
 	}

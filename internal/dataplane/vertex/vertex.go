@@ -106,14 +106,14 @@ func (v *Vertex) Run(ctx, reading context.Context) error {
 	// When one loop fails the others stop reading, and finish what they have.
 	reading, stop := context.WithCancel(reading)
 	defer stop()
-	var ended atomic.Int64 // loops
+	var ended atomic.Int64 // loops that met the end of their input
 	ahead, cancelAhead := context.WithCancel(reading)
 	defer cancelAhead()
 	// Readers read ahead until all loops have returned: a loop that ends early must not end those of other partitions.
 	for _, r := range v.readers {
 		loops.Go(func() error { r.Run(ahead); return nil })
 	}
-	remaining := make(chan struct{}, len(v.loops))
+	remaining := make(chan struct{}, len(v.loops)) // one for each loop that has returned
 	for _, l := range v.loops {
 		loops.Go(func() error {
 			defer func() { remaining <- struct{}{} }()
@@ -181,7 +181,7 @@ func (v *Vertex) Stats(ctx context.Context) Stats {
 	if v.source != nil {
 		n, err := v.source.Pending(ctx)
 		if err != nil {
-			n = -1
+			n = -1 // the place that it reads does not answer; its loop logs that
 		}
 		s.Pending = n
 		v.lanes[0].Pending(v.Name, n)
@@ -204,7 +204,7 @@ func (v *Vertex) Counts() Stats {
 		s.Consumed += int64(p.Consumed())
 		s.Duplicates += p.Duplicates()
 	}
-	for _, w := range v.sinks {
+	for _, w := range v.sinks { // those that keep what they have seen beside their data
 		if d, ok := w.(interface{ Duplicates() int64 }); ok {
 			s.SinkDuplicates += d.Duplicates()
 		}
