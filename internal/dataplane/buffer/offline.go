@@ -66,11 +66,13 @@ func takeStock(ctx context.Context, driver ReaderDriver) (*stock, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load state: %w", err)
 	}
-	state := &savedState{}
-	if len(data) > 0 {
-		if state, err = unmarshalState(data); err != nil {
-			return nil, err
-		}
+	state, err := readState(data)
+	if err != nil {
+		return nil, err
+	}
+	if state == nil {
+		state = &savedState{}
+	} else {
 		s.floor, s.base, s.top = state.floor, state.base, state.top
 		if err := s.seen.Unmarshal(state.seen); err != nil {
 			return nil, err

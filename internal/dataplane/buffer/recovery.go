@@ -43,11 +43,8 @@ func (c *recovery) load(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("load state: %w", err)
 	}
-	if len(state) == 0 {
-		return nil
-	}
-	s, err := unmarshalState(state)
-	if err != nil {
+	s, err := readState(state)
+	if err != nil || s == nil {
 		return err
 	}
 	c.place.saved, c.place.savedLast, c.place.earlier = s.floor, s.last, s.progress

@@ -20,9 +20,9 @@ const stateHead = 16
 //	"LVSTATE\xff" version(1) crc32(rest, 4) floor(8) last(8) base(8) top(8) len(seen) seen count { seq stored(8) spans { lo hi } }
 //
 // with numbers little endian, or uvarints where no length is given. Sequences are relative to the one before, 0 spans say that all is done, and a span is
-// relative to the end of the one before. Version 4 has consumed(8) after top, and is written only where that is above the floor. Version 2 has neither base nor top,
-// and before it the state was floor(8) last(8) seen. A version that does not know a form stops: with the numbers that it would give to blocks, they would be dropped
-// downstream.
+// relative to the end of the one before. Version 4 has consumed(8) after top, and is written only where that is above the floor. Version 5 is a state of another version with
+// its owner before it (owner.go). Version 2 has neither base nor top, and before it the state was floor(8) last(8) seen. A version that does not know a form stops: with the
+// numbers that it would give to blocks, they would be dropped downstream.
 const (
 	stateMagic    = "LVSTATE\xff"
 	stateVersion  = 3
@@ -89,8 +89,8 @@ func (s *savedState) marshal() []byte {
 
 // SavedBounds are the sequences that a saved state knows of: all up to floor was done, and last was stored.
 func SavedBounds(state []byte) (floor, last uint64, err error) {
-	s, err := unmarshalState(state)
-	if err != nil {
+	s, err := readState(state)
+	if err != nil || s == nil {
 		return 0, 0, err
 	}
 	return s.floor, s.last, nil
@@ -117,7 +117,7 @@ func unmarshalState(b []byte) (*savedState, error) {
 	case stateConsumed:
 		head += 24
 	default:
-		return nil, fmt.Errorf("%w: it has format %d, and this version of Levada reads formats up to %d; run the version that wrote it, or a later one", errStateVersion, b[0], stateConsumed)
+		return nil, fmt.Errorf("%w: it has format %d, and this version of Levada reads formats up to %d; run the version that wrote it, or a later one", errStateVersion, b[0], ownedVersion)
 	}
 	if len(b) < 5+head || binary.LittleEndian.Uint32(b[1:]) != crc32.ChecksumIEEE(b[5:]) {
 		return nil, fmt.Errorf("%w: %d bytes", identity.ErrState, len(b))

@@ -229,11 +229,11 @@ func (f *follower) ask(ctx context.Context, every time.Duration) error {
 
 // take takes up a saved state.
 func (f *follower) take(state []byte) {
-	s, err := unmarshalState(state)
+	s, err := readState(state)
 	if err != nil {
-		if len(state) > 0 {
-			f.retry.logger.Warn("saved state of the reader cannot be read, its buffer may seem full", "buffer", f.retry.name, "error", err)
-		}
+		f.retry.logger.Warn("saved state of the reader cannot be read, its buffer may seem full", "buffer", f.retry.name, "error", err)
+	}
+	if s == nil {
 		return
 	}
 	f.tail.know(s.last)

@@ -57,11 +57,12 @@ func (w *Writer) begin(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("load state: %w", err)
 	}
-	state := &savedState{}
-	if len(data) > 0 {
-		if state, err = unmarshalState(data); err != nil {
-			return err
-		}
+	state, err := readState(data)
+	if err != nil {
+		return err
+	}
+	if state == nil {
+		state = &savedState{}
 	}
 	bounds, err := w.driver.Bounds(ctx)
 	if err != nil {
@@ -93,6 +94,14 @@ func (w *Writer) Run(ctx context.Context) error {
 	group.Go(func() error { return f.watch(ctx) })
 	group.Go(func() error { return f.ask(ctx, unheardAfter) })
 	return group.Wait()
+}
+
+// Forget forgets what this process has written of a lane. Call it when another process may go on with the lane: what this one wrote last is then no predecessor of what it
+// writes if the lane comes back. No Write of the lane may be under way.
+func (w *Writer) Forget(lane string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.prev, lane)
 }
 
 // Name is the name of the partition.

@@ -71,7 +71,11 @@ func Drop(ctx context.Context, p Place, stream string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	n, err := buffer.Discard(ctx, driver)
+	ours, err := ownAlone(ctx, driver, stream)
+	if err != nil {
+		return 0, errors.Join(err, driver.Close())
+	}
+	n, err := buffer.Discard(ctx, ours)
 	return n, errors.Join(err, driver.Close())
 }
 

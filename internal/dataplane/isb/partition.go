@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/levada-io/levada/internal/dataplane/buffer"
+	"github.com/levada-io/levada/internal/dataplane/shard"
 )
 
 // Opener opens partitions of one store. Its fields are set before the first call and not changed from then on.
@@ -16,7 +17,9 @@ type Opener struct {
 	Store   Store
 	// Settings are those of all partitions. Lost is filled in here.
 	Settings Settings
-	Logger   *slog.Logger
+	// Sole says that no other process reaches the store: nothing is fenced then.
+	Sole   bool
+	Logger *slog.Logger
 }
 
 // openTimeout bounds opening one partition, with the search for blocks that some replicas lack.
@@ -25,9 +28,26 @@ const openTimeout = 5 * time.Minute
 // Name is what a partition is called in metrics, logs and errors, whatever its stream is called.
 func (o *Opener) Name(vertex string, n int) string { return o.Store.Owner().OldBuffer(vertex, n) }
 
-// Partition opens both ends of a partition, for the one process that reads it. The stream is created if it never was. lost is called at most once, for a stream
-// in memory that is gone.
+// Partition opens both ends of a partition, for the one process that reads it: it has a lease that no other has. The stream is created if it never was. lost is called
+// at most once, for a stream in memory that is gone.
 func (o *Opener) Partition(ctx context.Context, vertex string, n int, opt buffer.Options, lost func(buffer.Loss)) (*buffer.Partition, error) {
+	return o.partition(ctx, vertex, n, opt, lost, func(ctx context.Context, d buffer.Driver) (buffer.Driver, error) {
+		if o.Sole {
+			return d, nil
+		}
+		return ownAlone(ctx, d, opt.Name)
+	})
+}
+
+// Shard opens both ends of a partition, for a start of the shard that the partition is. The error is a *shard.FencedError if a later owner has begun; fenced is called if
+// that is found out afterwards. From then on nothing is saved and removed.
+func (o *Opener) Shard(ctx context.Context, vertex string, n int, start shard.Ownership, fenced func(error), opt buffer.Options, lost func(buffer.Loss)) (*buffer.Partition, error) {
+	return o.partition(ctx, vertex, n, opt, lost, func(ctx context.Context, d buffer.Driver) (buffer.Driver, error) {
+		return own(ctx, d, opt.Name, start, fenced)
+	})
+}
+
+func (o *Opener) partition(ctx context.Context, vertex string, n int, opt buffer.Options, lost func(buffer.Loss), own func(context.Context, buffer.Driver) (buffer.Driver, error)) (*buffer.Partition, error) {
 	open, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
 	settings, said := o.Settings, false
@@ -43,7 +63,15 @@ func (o *Opener) Partition(ctx context.Context, vertex string, n int, opt buffer
 		if err != nil {
 			return nil, err
 		}
-		part, err := buffer.Open(open, driver, opt)
+		ours, err := own(open, driver)
+		if err != nil {
+			return nil, errors.Join(err, driver.Close())
+		}
+		opt := opt
+		if o, ok := ours.(*owned); ok {
+			opt.OnCorrupt = o.asked(opt.OnCorrupt)
+		}
+		part, err := buffer.Open(open, ours, opt)
 		if err != nil {
 			return nil, errors.Join(err, driver.Close())
 		}

@@ -15,7 +15,9 @@
 // # Keys of the state
 //
 //	owner                 the lease of the process that runs the whole pipeline (package ownership)
-//	owner.VERTEX          the lease of the process that runs one vertex
+//	owner.VERTEX          the lease of the process that runs one vertex, or the names of those that share it
+//	owner.VERTEX.NAME     the lease of one of these
+//	shards.VERTEX.*       which of them reads which shard (package shard; only with Sharer)
 //	topology              the record of its shape (package topology)
 //	settled               how the last process ended
 //	source.VERTEX.*       how far the partitions of a source were read

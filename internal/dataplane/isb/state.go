@@ -50,6 +50,11 @@ func PipelineLease(s State) ownership.Store { return lease{s, keyOwner} }
 // VertexLease is the record of the process that runs one vertex.
 func VertexLease(s State, vertex string) ownership.Store { return lease{s, keyOwner + "." + vertex} }
 
+// ProcessLease is the record of one of several processes that run a vertex.
+func ProcessLease(s State, vertex, process string) ownership.Store {
+	return lease{s, keyOwner + "." + vertex + "." + process}
+}
+
 // LeasedVertices are the vertices for which there is a record of an owner, be it released.
 func LeasedVertices(ctx context.Context, s State) (map[string]bool, error) {
 	keys, err := s.Keys(ctx)
@@ -59,7 +64,8 @@ func LeasedVertices(ctx context.Context, s State) (map[string]bool, error) {
 	names := map[string]bool{}
 	for _, key := range keys {
 		if name, ok := strings.CutPrefix(key, keyOwner+"."); ok {
-			names[name] = true
+			vertex, _, _ := strings.Cut(name, ".")
+			names[vertex] = true
 		}
 	}
 	return names, nil

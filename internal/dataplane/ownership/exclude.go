@@ -2,9 +2,7 @@ package ownership
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"log/slog"
 	"time"
 )
 
@@ -14,56 +12,32 @@ import (
 // It is for leases that exclude each other, as those of a pipeline and of its vertices. Each process takes its own lease first and then vacates the others, so that
 // of two that begin at the same time at least one sees the other. Vacate always writes: a read can be answered by a replica that lags, a compare-and-set cannot.
 func Vacate(ctx context.Context, cfg Config) error {
-	if cfg.Alive == nil {
-		cfg.Alive = alive
-	}
-	if cfg.Logger == nil {
-		cfg.Logger = slog.New(slog.DiscardHandler)
-	}
+	_, err := vacated(ctx, cfg)
+	return err
+}
+
+// vacated is Vacate. It returns the record as it was.
+func vacated(ctx context.Context, cfg Config) (Owner, error) {
+	cfg = cfg.withDefaults()
 	c := claim{self: cfg.Self, alive: cfg.Alive}
 	waiting := false
 	for {
-		left, err := vacate(ctx, cfg, &c)
+		left, err := update(ctx, cfg, &c, func(o *Owner) { o.Released = true })
 		switch {
 		case err == nil && left == 0:
-			return nil
+			return c.last, nil
 		case err == nil && cfg.Waiting != nil:
 			waiting = true
 			cfg.Waiting(c.last, left)
 			cfg.Waiting = nil
 		case err == nil, errors.Is(err, ErrConflict):
 		case errors.Is(err, ErrOwned), ctx.Err() != nil, !waiting: // the caller knows whether a first failure may go away
-			return err
+			return c.last, err
 		}
 		select {
 		case <-time.After(poll):
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return c.last, context.Cause(ctx)
 		}
 	}
-}
-
-// vacate tries once. left is how long a record has to stay as it is until it counts as expired.
-func vacate(ctx context.Context, cfg Config, c *claim) (left time.Duration, err error) {
-	ctx, cancel := context.WithTimeout(ctx, request)
-	defer cancel()
-	value, revision, err := cfg.Store.Get(ctx)
-	if err != nil {
-		return 0, err
-	}
-	c.last = decode(value)
-	switch decision, left := c.decide(c.last, revision, time.Now()); decision {
-	case refuse:
-		return 0, &OwnedError{c.last}
-	case hold:
-		return left, nil
-	}
-	gone := c.last
-	gone.Released = true
-	gone.Renewals++
-	if value, err = json.Marshal(gone); err != nil {
-		return 0, err
-	}
-	_, err = cfg.Store.Put(ctx, value, revision)
-	return 0, err
 }

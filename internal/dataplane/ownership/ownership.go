@@ -38,6 +38,8 @@ type Owner struct {
 	Released bool `json:"released,omitempty"`
 	// Shape identifies the topology that a process of one vertex runs with; empty for a process that runs the whole pipeline.
 	Shape string `json:"shape,omitempty"`
+	// Processes are the names of those that share what the lease is for, each with a lease of its own; see Join. They are kept when the lease is taken or released.
+	Processes []string `json:"processes,omitempty"`
 	// Renewals makes each record differ from the one before.
 	Renewals int64 `json:"renewals"`
 }
@@ -92,6 +94,8 @@ type Config struct {
 	Self Owner
 	// Sole says that nothing else can reach the store, as in a data directory that this process has locked. The lease is taken at once.
 	Sole bool
+	// Force takes the lease at once, whoever holds it: that finds out at its next renewal, and stops. For a name that one process at a time may have.
+	Force bool
 	// Alive reports whether a process of this host still runs. Default: the kernel is asked.
 	Alive func(Owner) Life
 	// Waiting is called once when the claim has to wait for a lease to expire.
@@ -124,14 +128,9 @@ type Lease struct {
 
 // Acquire takes the lease. It returns an *OwnedError as soon as it is certain that another process holds it, at the latest after TTL.
 func Acquire(ctx context.Context, cfg Config) (*Lease, error) {
-	if cfg.Alive == nil {
-		cfg.Alive = alive
-	}
-	if cfg.Logger == nil {
-		cfg.Logger = slog.New(slog.DiscardHandler)
-	}
+	cfg = cfg.withDefaults()
 	l := &Lease{cfg: cfg, self: cfg.Self, kick: make(chan struct{}, 1), lost: make(chan struct{})}
-	c := claim{sole: cfg.Sole, self: cfg.Self, alive: cfg.Alive}
+	c := claim{sole: cfg.Sole || cfg.Force, self: cfg.Self, alive: cfg.Alive}
 	waiting := false
 	for {
 		err := l.try(ctx, &c, func(last Owner, left time.Duration) {
@@ -179,7 +178,15 @@ func (l *Lease) try(ctx context.Context, c *claim, wait func(Owner, time.Duratio
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.self.Processes = last.Processes
 	return l.put(ctx, revision)
+}
+
+// Processes are those that shared what the lease is for before it was taken: they may still run.
+func (l *Lease) Processes() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.self.Processes
 }
 
 // decode reads a record. One that cannot be read belongs to an unknown process of an unknown host, which is waited for.

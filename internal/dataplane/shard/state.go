@@ -10,18 +10,33 @@ import (
 
 // State is the saved state of a shard, opened by one start of it. Its methods must not be called concurrently.
 type State struct {
-	store Store
-	key   string
-	fence *Fence
-	value []byte
+	register Register
+	fence    *Fence
+	value    []byte
+}
+
+// Register is where the saved state of one shard is kept.
+type Register interface {
+	// Name is how errors name it.
+	Name() string
+	// Read returns the state and its revision, 0 if nothing was ever saved. It may be an older one.
+	Read(ctx context.Context) (Saved, uint64, error)
+	// Write replaces the state if its revision is expect, and returns the new one. The error is ErrConflict if the revision is another one. After any other error it is
+	// unknown whether the state was or will be replaced.
+	Write(ctx context.Context, next Saved, expect uint64) (uint64, error)
 }
 
 // OpenState reads the saved state and makes it impossible for all earlier owners to save. It must have returned before the shard is read. It retries until ctx ends;
 // the error is a *FencedError if a later owner has begun.
 func OpenState(ctx context.Context, store Store, key string, o Ownership) (*State, error) {
-	s := &State{store: store, key: key, fence: NewFence(o.Shard, o.Epoch, o.Incarnation)}
+	return OpenRegister(ctx, record{store, key}, o)
+}
+
+// OpenRegister is OpenState for a state that is kept elsewhere.
+func OpenRegister(ctx context.Context, register Register, o Ownership) (*State, error) {
+	s := &State{register: register, fence: NewFence(o.Shard, o.Epoch, o.Incarnation)}
 	return s, s.retry(ctx, func(ctx context.Context) error {
-		last, revision, err := s.read(ctx)
+		last, revision, err := s.register.Read(ctx)
 		if err != nil {
 			return err
 		}
@@ -43,7 +58,7 @@ func (s *State) Save(ctx context.Context, value []byte) error {
 	failed := false
 	err := s.retry(ctx, func(ctx context.Context) error {
 		if failed {
-			last, revision, err := s.read(ctx)
+			last, revision, err := s.register.Read(ctx)
 			if err == nil {
 				err = s.fence.Refresh(last, revision)
 			}
@@ -76,31 +91,43 @@ func (s *State) retry(ctx context.Context, do func(context.Context) error) error
 		select {
 		case <-time.After(statePause):
 		case <-ctx.Done():
-			return fmt.Errorf("saved state %s: %w (%w)", s.key, context.Cause(ctx), err)
+			return fmt.Errorf("saved state %s: %w (%w)", s.register.Name(), context.Cause(ctx), err)
 		}
 	}
 }
 
-func (s *State) read(ctx context.Context) (Saved, uint64, error) {
-	e, err := s.store.Read(ctx, s.key)
+func (s *State) write(ctx context.Context, next Saved) error {
+	revision, err := s.register.Write(ctx, next, s.fence.Expect())
+	if err == nil {
+		s.fence.Wrote(revision)
+	}
+	return err
+}
+
+// record is a Register under a key of a Store.
+type record struct {
+	store Store
+	key   string
+}
+
+func (r record) Name() string { return r.key }
+
+func (r record) Read(ctx context.Context) (Saved, uint64, error) {
+	e, err := r.store.Read(ctx, r.key)
 	if err != nil || !e.Present {
 		return Saved{}, e.Revision, err
 	}
 	var last Saved
 	if err := json.Unmarshal(e.Value, &last); err != nil {
-		return Saved{}, 0, fmt.Errorf("saved state %s is damaged: %w", s.key, err)
+		return Saved{}, 0, fmt.Errorf("saved state %s is damaged: %w", r.key, err)
 	}
 	return last, e.Revision, nil
 }
 
-func (s *State) write(ctx context.Context, next Saved) error {
+func (r record) Write(ctx context.Context, next Saved, expect uint64) (uint64, error) {
 	value, err := json.Marshal(next)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	revision, err := s.store.Write(ctx, s.key, value, s.fence.Expect(), 0)
-	if err == nil {
-		s.fence.Wrote(revision)
-	}
-	return err
+	return r.store.Write(ctx, r.key, value, expect, 0)
 }

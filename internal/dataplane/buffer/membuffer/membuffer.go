@@ -21,10 +21,12 @@ type Store struct {
 	counts  map[uint64]int    // the messages of each entry, as the writer counted them
 	hidden  map[uint64]bool
 	state   []byte
-	damage  []byte
-	changed chan struct{} // closed and replaced when an entry is added, or a driver is closed
-	saved   chan struct{} // closed and replaced when a state is saved
-	max     int
+	// revision is that of state. It rises with each save.
+	revision uint64
+	damage   []byte
+	changed  chan struct{} // closed and replaced when an entry is added, or a driver is closed
+	saved    chan struct{} // closed and replaced when a state is saved
+	max      int
 }
 
 // NewStore returns an empty log whose entries hold up to maxEntry bytes.
@@ -269,9 +271,33 @@ func (d *driver) Trim(_ context.Context, seq uint64) error {
 func (d *driver) SaveState(_ context.Context, state []byte) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.state = append([]byte(nil), state...)
-	wake(&d.saved)
+	d.save(state)
 	return nil
+}
+
+// save replaces the state. mu is held.
+func (d *driver) save(state []byte) {
+	d.state = bytes.Clone(state)
+	d.revision++
+	wake(&d.saved)
+}
+
+// ReadState implements buffer.StateRegister.
+func (d *driver) ReadState(context.Context) ([]byte, uint64, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return bytes.Clone(d.state), d.revision, nil
+}
+
+// ReplaceState implements buffer.StateRegister.
+func (d *driver) ReplaceState(_ context.Context, state []byte, revision uint64) (uint64, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.revision != revision {
+		return 0, buffer.ErrReplaced
+	}
+	d.save(state)
+	return d.revision, nil
 }
 
 func (d *driver) LoadState(context.Context) ([]byte, error) {

@@ -48,6 +48,8 @@ func Run(t *testing.T, makeHarness func(t *testing.T) Harness) {
 		"processes that open a pipeline agree on its incarnation": incarnations,
 		"a writer waits for the process that reads to create":     notCreated,
 		"a stream that is lost is not created again":              lost,
+		"an owner that was frozen neither saves nor removes":      frozenOwner,
+		"one process and several take a buffer over in turns":     aloneAndShared,
 		"what is there is listed, counted, dropped and removed":   inventory,
 	} {
 		t.Run(name, func(t *testing.T) {

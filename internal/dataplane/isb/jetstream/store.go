@@ -20,6 +20,8 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/isb"
 	"github.com/levada-io/levada/internal/dataplane/isb/jetstream/jetstreambuffer"
 	"github.com/levada-io/levada/internal/dataplane/naming"
+	"github.com/levada-io/levada/internal/dataplane/shard"
+	"github.com/levada-io/levada/internal/dataplane/shard/natsstore"
 )
 
 // store is what a Pipeline or MonoVertex keeps at the broker; it implements isb.Store.
@@ -171,6 +173,11 @@ func sorted(set map[string]bool) []string {
 	}
 	slices.Sort(list)
 	return list
+}
+
+// Shards implements isb.Sharer.
+func (s *store) Shards(ctx context.Context) (shard.Store, error) {
+	return natsstore.Open(ctx, s.js, s.kv.Bucket())
 }
 
 // Stream implements isb.Store.

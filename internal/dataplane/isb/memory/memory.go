@@ -14,6 +14,7 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/deadletter"
 	"github.com/levada-io/levada/internal/dataplane/isb"
 	"github.com/levada-io/levada/internal/dataplane/naming"
+	"github.com/levada-io/levada/internal/dataplane/shard"
 )
 
 // maxEntry is the size of the largest entry and value, in bytes.
@@ -31,6 +32,7 @@ type pipeline struct {
 	owner   naming.Owner // with its incarnation
 	state   *values
 	letters *letters
+	shards  *shard.Memory
 
 	mu sync.Mutex
 	// streams are those that were created and not removed, by name. The log is nil for one that was lost.
@@ -88,7 +90,7 @@ func (s service) Open(_ context.Context, r isb.Request) (isb.Store, error) {
 	defer s.mu.Unlock()
 	p := s.pipelines[r.Owner.String()]
 	if p == nil {
-		p = &pipeline{owner: r.Owner, state: &values{name: r.Owner.State(), held: map[string]value{}}, letters: &letters{name: r.Owner.DeadLetters()}, streams: map[string]*stream{}}
+		p = &pipeline{owner: r.Owner, state: &values{name: r.Owner.State(), held: map[string]value{}}, letters: &letters{name: r.Owner.DeadLetters()}, shards: shard.NewMemory(), streams: map[string]*stream{}}
 		p.owner.Incarnation = rand.Text()
 		s.pipelines[r.Owner.String()] = p
 	}
@@ -141,6 +143,9 @@ func (p *pipeline) LogChanges()         {}
 func (p *pipeline) DeadLetters(context.Context) (*deadletter.Store, error) {
 	return deadletter.New(p.letters, p.owner.Name, nil), nil
 }
+
+// Shards implements isb.Sharer.
+func (p *pipeline) Shards(context.Context) (shard.Store, error) { return p.shards, nil }
 
 func (p *pipeline) Stream(_ context.Context, vertex string, partition int) (string, error) {
 	return p.owner.Buffer(vertex, partition), nil

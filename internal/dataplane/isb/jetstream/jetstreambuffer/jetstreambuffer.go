@@ -122,6 +122,11 @@ func (d *driver) open(ctx context.Context) error {
 		want.Storage = jetstream.MemoryStorage
 	}
 	want.Metadata = d.cfg.Tag.In(nil)
+	// What is saved beside a stream that is gone is removed before another one is created, and only that: another process may have created it since, and saved.
+	saved, err := d.savedBeside(ctx)
+	if err != nil {
+		return err
+	}
 	stream, err := d.js.Stream(ctx, d.cfg.Stream)
 	switch {
 	case err == nil:
@@ -167,8 +172,8 @@ func (d *driver) open(ctx context.Context) error {
 	if err == nil {
 		d.sayLost(ctx)
 	}
-	for _, key := range []string{"seen", "pending", "damage"} {
-		if err := d.cfg.State.Purge(ctx, d.key(key)); err != nil {
+	for key, revision := range saved {
+		if err := d.cfg.State.Purge(ctx, key, jetstream.LastRevision(revision)); err != nil {
 			return err
 		}
 	}
@@ -177,6 +182,22 @@ func (d *driver) open(ctx context.Context) error {
 	}
 	d.created = stream.CachedInfo().Created
 	return d.noteMade(ctx)
+}
+
+// savedBeside returns the keys that are saved beside the stream, with their revisions.
+func (d *driver) savedBeside(ctx context.Context) (map[string]uint64, error) {
+	saved := map[string]uint64{}
+	for _, what := range []string{"seen", "pending", "damage"} {
+		entry, err := d.cfg.State.Get(ctx, d.key(what))
+		if errors.Is(err, jetstream.ErrKeyNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		saved[d.key(what)] = entry.Revision()
+	}
+	return saved, nil
 }
 
 func orUnlimited(n int64) int64 {
@@ -344,16 +365,47 @@ func (d *driver) SaveState(ctx context.Context, state []byte) error {
 }
 
 func (d *driver) LoadState(ctx context.Context) ([]byte, error) {
+	state, _, err := d.ReadState(ctx)
+	return state, err
+}
+
+// ReadState implements buffer.StateRegister.
+func (d *driver) ReadState(ctx context.Context) ([]byte, uint64, error) {
 	ctx, cancel := bounded(ctx)
 	defer cancel()
 	entry, err := d.cfg.State.Get(ctx, d.key("seen"))
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
-		return nil, nil
+		return nil, 0, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	return entry.Value(), nil
+	return entry.Value(), entry.Revision(), nil
+}
+
+// codeWrongSequence is the broker's answer to an update of another revision.
+const codeWrongSequence = 10071
+
+// ReplaceState implements buffer.StateRegister.
+func (d *driver) ReplaceState(ctx context.Context, state []byte, revision uint64) (next uint64, err error) {
+	ctx, cancel := bounded(ctx)
+	defer cancel()
+	if err := d.fence(ctx); err != nil {
+		return 0, err
+	}
+	err = d.withReserve(ctx, func() (err error) {
+		if revision == 0 {
+			next, err = d.cfg.State.Create(ctx, d.key("seen"), state)
+		} else {
+			next, err = d.cfg.State.Update(ctx, d.key("seen"), state, revision)
+		}
+		return err
+	})
+	api, ok := errors.AsType[*jetstream.APIError](err)
+	if errors.Is(err, jetstream.ErrKeyExists) || ok && api.ErrorCode == codeWrongSequence {
+		return 0, buffer.ErrReplaced
+	}
+	return next, err
 }
 
 func (d *driver) SaveDamage(ctx context.Context, damage []byte) error {

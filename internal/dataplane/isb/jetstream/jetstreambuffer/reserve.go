@@ -26,11 +26,19 @@ func isFull(err error) bool {
 	return ok && slices.Contains(fullCodes, api.ErrorCode)
 }
 
-// putState stores a value in the state bucket, with the room in reserve if there is no other.
+// putState stores a value in the state bucket.
 func (d *driver) putState(ctx context.Context, key string, value []byte) error {
-	_, err := d.cfg.State.Put(ctx, key, value)
+	return d.withReserve(ctx, func() error {
+		_, err := d.cfg.State.Put(ctx, key, value)
+		return err
+	})
+}
+
+// withReserve writes to the state bucket, with the room in reserve if there is no other.
+func (d *driver) withReserve(ctx context.Context, write func() error) error {
+	err := write()
 	if isFull(err) && d.releaseReserve(ctx) == nil {
-		_, err = d.cfg.State.Put(ctx, key, value)
+		err = write()
 	}
 	if err == nil {
 		d.fillReserve(ctx)
