@@ -49,6 +49,17 @@ func (b *Buffer) LostMessages(n int) {
 // Duplicates implements buffer.Metrics.
 func (b *Buffer) Duplicates(messages int) { b.duplicates.add(messages) }
 
+// Owned says under which epoch this process reads the partition of a vertex that several processes share; 0 if it does not.
+func (b *Buffer) Owned(epoch uint64) {
+	owned := 0.0
+	if epoch > 0 {
+		owned = 1
+		b.set.gauges["levada_shard_epoch"].WithLabelValues(b.name).Set(float64(epoch))
+		b.set.c("levada_shard_starts_total", b.name).add(1)
+	}
+	b.set.gauges["levada_shard_owned"].WithLabelValues(b.name).Set(owned)
+}
+
 // Usage sets how full the partition is: messages that are not acknowledged, those of them that are being processed, and the nominal length.
 func (b *Buffer) Usage(pending, inFlight, length int) {
 	b.set.gauges["isb_jetstream_buffer_ack_pending"].WithLabelValues(b.name).Set(float64(inFlight))

@@ -2,10 +2,14 @@ package pipelinecmd
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
@@ -20,7 +24,7 @@ import (
 
 type vertexFlags struct {
 	processFlags
-	vertex string
+	vertex, name string
 }
 
 func newVertexCommand(version string) *cobra.Command {
@@ -31,9 +35,12 @@ func newVertexCommand(version string) *cobra.Command {
 		Long: `Run one vertex of a Pipeline, or a MonoVertex, in this process. The other vertices have processes of their own, on this machine or elsewhere. All of them
 share a NATS JetStream or Redis broker (--nats, --redis), which holds the buffers between them, and all need the same manifest.
 
-One process runs a vertex at a time. A second one waits until the first has ended, or until its lease has expired, and takes over then. levada run of the
-same pipeline is refused for as long as a process of one of its vertices runs, and the other way around. The first process records the topology of the
-manifest at the broker; a process with a different one is refused. See docs/running.md.
+Several processes of a vertex share its partitions: each partition is read by one of them at a time, and moves when processes come, end or die. Give each
+a name and a data directory of its own (--name). A second process of the same name replaces the first. A vertex with a source, a file sink or a stream sink, and
+a MonoVertex, are run by one process at a time: the others wait, and one takes over when it ends or when its lease has expired. See docs/scaling-out.md.
+
+levada run of the same pipeline is refused for as long as a process of one of its vertices runs, and the other way around. The first process records the topology
+of the manifest at the broker; a process with a different one is refused. See docs/running.md.
 
 The process of a vertex does not end by itself, since it cannot know when the others have ended; that of a MonoVertex ends with its source. SIGTERM and
 Ctrl-C make it stop reading and finish the messages in flight, for at most --drain-timeout in all; a second one ends it at once. Nothing is lost either
@@ -48,12 +55,14 @@ Exit codes:
 		Example: `  levada vertex pipeline.yaml --vertex in --nats nats://127.0.0.1:4222
   levada vertex pipeline.yaml --vertex cat --nats nats://127.0.0.1:4222 --function cat=./my-function
   levada vertex pipeline.yaml --vertex cat --redis redis://127.0.0.1:6379
+  levada vertex pipeline.yaml --vertex cat --nats nats://127.0.0.1:4222 --function cat=./my-function --name second
   LEVADA_VERTEX=out LEVADA_NATS=nats://nats:4222 levada vertex pipeline.yaml --listen :2469 --log-format json`,
 		Args: atLeastOneArgument,
 		RunE: func(cmd *cobra.Command, args []string) error { return runVertex(cmd, args, &f) },
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.vertex, "vertex", "", "VERTEX or PIPELINE/VERTEX: the vertex to run, or the name of a MonoVertex (required)")
+	flags.StringVar(&f.name, "name", "", "name of this process among those of the vertex, the same at each start (default: $POD_NAME, or host and data directory)")
 	f.register(flags, "vertices/VERTEX in the one that levada run has", "URL of the NATS JetStream broker that the vertices share (this or --redis is required)",
 		"replicas of streams; the same for all vertices", "address of metrics and probes")
 	return cmd
@@ -91,7 +100,7 @@ func runOneVertex(ctx context.Context, cfg standalone.Config, log *slog.Logger, 
 	cfg.Started = func(r *standalone.Running) {
 		hup.running.Store(r)
 		p := r.Pipelines[0]
-		log.Info("vertex started", "pipeline", p.Namespace+"/"+p.Name, "vertex", cfg.Vertex, "address", r.Address, "took", time.Since(begun).Round(time.Millisecond))
+		log.Info("vertex started", "pipeline", p.Namespace+"/"+p.Name, "vertex", cfg.Vertex, "process", cfg.Name, "address", r.Address, "took", time.Since(begun).Round(time.Millisecond))
 	}
 	cfg.Ended = func(r *standalone.Result) { result = r }
 	err = standalone.Run(ctx, cfg)
@@ -141,6 +150,12 @@ func (f *vertexFlags) config(cmd *cobra.Command, args []string, log *slog.Logger
 	cfg.Command = "levada vertex " + strings.Join(args, " ") + " --vertex " + f.vertex
 	if cfg.DataDir == "" {
 		cfg.DataDir = filepath.Join(defaultDataDir(args[0]), "vertices", cfg.Vertex)
+		if f.name != "" {
+			cfg.DataDir += "@" + f.name
+		}
+	}
+	if cfg.Name, err = processName(f.name, cfg.DataDir); err != nil {
+		return cfg, commandline.Usagef("%s: %w", commandline.Given(cmd.Flags().Lookup("name")), err)
 	}
 	if err := f.containers.refuse(&cfg, stderr, f.jsonLog(log)); err != nil {
 		return cfg, err
@@ -148,6 +163,36 @@ func (f *vertexFlags) config(cmd *cobra.Command, args []string, log *slog.Logger
 	cfg.Broker, err = f.connection(cmd.Flags())
 	return cfg, err
 }
+
+// processName is the name of a process among those of its vertex: the given one, that of the pod, or one made of the host and the data directory, which no other process of
+// the host has.
+func processName(given, dataDir string) (string, error) {
+	if given != "" {
+		if !names.MatchString(given) {
+			return "", fmt.Errorf("%q is not a name: expected 1 to 63 letters, digits, - and _", given)
+		}
+		return given, nil
+	}
+	if pod := os.Getenv("POD_NAME"); pod != "" {
+		return cut(notInNames.ReplaceAllString(pod, "-"), 63), nil
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	if dir, err := filepath.Abs(dataDir); err == nil {
+		dataDir = dir
+	}
+	sum := sha256.Sum256([]byte(dataDir))
+	return cut(notInNames.ReplaceAllString(host, "-"), 54) + "-" + hex.EncodeToString(sum[:4]), nil
+}
+
+var (
+	names      = regexp.MustCompile(`^[A-Za-z0-9_-]{1,63}$`)
+	notInNames = regexp.MustCompile(`[^A-Za-z0-9_-]`)
+)
+
+func cut(s string, most int) string { return s[:min(len(s), most)] }
 
 // selectVertex finds VERTEX or PIPELINE/VERTEX. It returns the objects without the pipelines that have nothing to do with it.
 func selectVertex(objects []manifest.Object, name string) (kept []manifest.Object, vertex string, err error) {

@@ -137,26 +137,47 @@ func (r *runner) noOtherShape(ctx context.Context, h *held, self ownership.Owner
 			names[t.Vertices[i].Name] = true
 		}
 	}
-	delete(names, r.cfg.Vertex) // the lease of this process
+	if !h.shared {
+		delete(names, r.cfg.Vertex) // the lease of this process
+	}
 	for name := range names {
-		store := isb.VertexLease(h.store.State(), name)
-		last, err := patient(ctx, r, h.of(), func(ctx context.Context) (ownership.Owner, error) {
-			last, _, _, err := ownership.Last(ctx, store)
-			return last, err
-		})
+		state := h.store.State()
+		last, err := r.sameShape(ctx, h, name, isb.VertexLease(state, name), self)
 		if err != nil {
 			return err
 		}
-		if !last.Released && last.Shape == self.Shape {
-			continue // it waits for the same topology
-		}
-		err = r.vacate(ctx, h, store, self)
-		if owned, ok := errors.AsType[*ownership.OwnedError](err); ok && owned.Owner.Shape != self.Shape {
-			return &refusal{fmt.Sprintf("%s: the manifest differs from the stored topology, with which vertex %s is run by %s: %s. All processes of a pipeline need the same manifest. "+
-				"Stop all of them before you start the first with a changed one; nothing was changed", h.of(), name, owned.Owner, h.changes[0])}
-		} else if err != nil && !ok {
-			return err
+		for _, process := range last.Processes {
+			if h.shared && name == r.cfg.Vertex && process == r.cfg.Name {
+				continue
+			}
+			if _, err := r.sameShape(ctx, h, name, isb.ProcessLease(state, name, process), self); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
+}
+
+// sameShape refuses if a process with another topology holds a lease of a vertex. It returns the record of the lease.
+func (r *runner) sameShape(ctx context.Context, h *held, vertex string, store ownership.Store, self ownership.Owner) (last ownership.Owner, err error) {
+	last, err = patient(ctx, r, h.of(), func(ctx context.Context) (ownership.Owner, error) {
+		last, _, _, err := ownership.Last(ctx, store)
+		return last, err
+	})
+	if err != nil {
+		return last, err
+	}
+	if !last.Released && last.Shape == self.Shape {
+		return last, nil // it waits for the same topology
+	}
+	err = r.vacate(ctx, h, store, self)
+	owned, ok := errors.AsType[*ownership.OwnedError](err)
+	if ok && owned.Owner.Shape != self.Shape {
+		return last, &refusal{fmt.Sprintf("%s: the manifest differs from the stored topology, with which vertex %s is run by %s: %s. All processes of a pipeline need the same manifest. "+
+			"Stop all of them before you start the first with a changed one; nothing was changed", h.of(), vertex, owned.Owner, h.changes[0])}
+	}
+	if ok {
+		return last, nil
+	}
+	return last, err
 }

@@ -182,7 +182,8 @@ func vacateAll(ctx context.Context, state isb.State, self ownership.Owner) error
 		return err
 	}
 	for name := range names {
-		if err := ownership.Vacate(ctx, ownership.Config{Store: isb.VertexLease(state, name), Self: self}); err != nil {
+		cfg := ownership.Config{Store: isb.VertexLease(state, name), Self: self}
+		if err := ownership.VacateAll(ctx, cfg, func(process string) ownership.Store { return isb.ProcessLease(state, name, process) }); err != nil {
 			return fmt.Errorf("vertex %s: %w", name, err)
 		}
 	}

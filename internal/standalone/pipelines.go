@@ -18,10 +18,12 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/function"
 	"github.com/levada-io/levada/internal/dataplane/isb"
 	"github.com/levada-io/levada/internal/dataplane/naming"
+	"github.com/levada-io/levada/internal/dataplane/shard"
 	"github.com/levada-io/levada/internal/dataplane/source"
 	"github.com/levada-io/levada/internal/dataplane/vertex"
 	"github.com/levada-io/levada/internal/flow"
 	"github.com/levada-io/levada/internal/manifest"
+	"github.com/levada-io/levada/internal/metrics"
 )
 
 // buildAll builds all objects. What it returns must be closed, also with an error.
@@ -152,11 +154,15 @@ func (r *runner) pipeline(ctx context.Context, m *v1alpha1.Pipeline) (*Pipeline,
 		}
 		build = plans[at : at+1]
 	}
-	if err := r.openBuffers(ctx, p, m, plans, build); err != nil {
+	opened, err := r.openBuffers(ctx, p, m, plans, build)
+	if err != nil {
 		return p, err
 	}
 	p.store.LogChanges()
 	env := r.env(p, m)
+	if r.sharesVertex(p) {
+		env.Shared = opened.opener.Name(build[0].Name, 0)
+	}
 	for i := range build {
 		over := engine.Waiting(r.log, "source or sink of vertex", nil, "pipeline", m.Name, "vertex", build[i].Name)
 		v, err := vertex.Build(ctx, env, &build[i])
@@ -164,7 +170,15 @@ func (r *runner) pipeline(ctx context.Context, m *v1alpha1.Pipeline) (*Pipeline,
 		if err != nil {
 			return p, fmt.Errorf("pipeline %s: %w", m.Name, err)
 		}
-		p.Add(&engine.Vertex{Vertex: v, Inputs: p.partitions[v.Name], Outputs: p.outputsOf(&build[i])})
+		ev := &engine.Vertex{Vertex: v, Inputs: p.partitions[v.Name], Outputs: p.outputsOf(&build[i])}
+		if env.Shared != "" {
+			if ev.Share, err = r.share(ctx, p, &build[i], func(ctx context.Context, o shard.Ownership, n int, fenced func(error)) (engine.Input, error) {
+				return opened.shard(ctx, &build[i], n, o, fenced)
+			}); err != nil {
+				return p, errors.Join(err, v.Close(ctx))
+			}
+		}
+		p.Add(ev)
 	}
 	if r.cfg.Vertex != "" {
 		return p, nil // one vertex does not know when the others have ended
@@ -203,32 +217,55 @@ func (p *Pipeline) outputsOf(pl *vertex.Plan) (all []*buffer.Writer) {
 	return all
 }
 
-// openBuffers opens the partitions that the vertices in build read, and those that they write to.
-func (r *runner) openBuffers(ctx context.Context, p *Pipeline, m *v1alpha1.Pipeline, all, build []vertex.Plan) error {
+// opening is what partitions are opened with.
+type opening struct {
+	r       *runner
+	p       *Pipeline
+	opener  *isb.Opener
+	options func(vertex.InputPlan) buffer.Options
+}
+
+// sharesVertex reports whether this process shares the vertex that it runs with others.
+func (r *runner) sharesVertex(p *Pipeline) bool {
+	return slices.ContainsFunc(r.held, func(h *held) bool { return h.shared && h.store.Owner().Is(p.store.Owner()) })
+}
+
+// openBuffers opens the partitions that the vertices in build read, and those that they write to. Of a vertex that this process shares with others, partitions are opened
+// when their shards are taken.
+func (r *runner) openBuffers(ctx context.Context, p *Pipeline, m *v1alpha1.Pipeline, all, build []vertex.Plan) (*opening, error) {
 	store, inFlight, err := r.bufferConfig(m)
 	if err != nil {
-		return fmt.Errorf("pipeline %s: %w", m.Name, err)
+		return nil, fmt.Errorf("pipeline %s: %w", m.Name, err)
 	}
 	compression := flow.None
 	if b := m.Spec.InterStepBuffer; b != nil && b.Compression != nil {
 		if compression, err = flow.ParseCompression(string(b.Compression.Type)); err != nil {
-			return fmt.Errorf("pipeline %s: %w", m.Name, err)
+			return nil, fmt.Errorf("pipeline %s: %w", m.Name, err)
 		}
 	}
 	if lease := r.leaseOf(p.store.Owner()); lease != nil {
 		store.Fence = lease.Check
 	}
-	o := &isb.Opener{Service: r.service, Store: p.store, Settings: store, Logger: r.log}
+	o := &isb.Opener{Service: r.service, Store: p.store, Settings: store, Sole: r.broker != nil, Logger: r.log}
 	options := func(in vertex.InputPlan) buffer.Options {
 		return buffer.Options{
 			MaxLength: in.MaxLength, UsageLimit: in.UsageLimit, Compression: compression, MaxInFlight: inFlight, Shared: r.cfg.Vertex != "", Logger: r.log,
 		}
 	}
+	opened := &opening{r, p, o, options}
+	if r.sharesVertex(p) {
+		for n := range build[0].Input.Partitions {
+			if err := o.Create(ctx, build[0].Name, n, r.loss(p, build[0].Name, r.metrics.Namespace(p.Namespace).Buffer(o.Name(build[0].Name, n)))); err != nil {
+				return nil, fmt.Errorf("pipeline %s, vertex %s: %w", p.Name, build[0].Name, err)
+			}
+		}
+		return opened, r.openOutputs(ctx, o, p, all, build, options)
+	}
 	// Those of the vertices themselves come first: two vertices that write to each other would wait for each other's.
 	if err := r.openInputs(ctx, o, p, build, options); err != nil {
-		return err
+		return nil, err
 	}
-	return r.openOutputs(ctx, o, p, all, build, options)
+	return opened, r.openOutputs(ctx, o, p, all, build, options)
 }
 
 // openInputs opens the partitions that vertices of this process read.
@@ -266,14 +303,24 @@ func (r *runner) openOutputs(ctx context.Context, o *isb.Opener, p *Pipeline, al
 
 // partition opens a partition that a vertex of this process reads.
 func (r *runner) partition(ctx context.Context, o *isb.Opener, p *Pipeline, vertex string, n int, opt buffer.Options) (in engine.Input, err error) {
+	return r.input(o, p, vertex, n, opt, func(opt buffer.Options, lost func(buffer.Loss)) (*buffer.Partition, error) {
+		return o.Partition(ctx, vertex, n, opt, lost)
+	})
+}
+
+// shard opens a partition for a start of its shard.
+func (o *opening) shard(ctx context.Context, pl *vertex.Plan, n int, start shard.Ownership, fenced func(error)) (engine.Input, error) {
+	return o.r.input(o.opener, o.p, pl.Name, n, o.options(pl.Input), func(opt buffer.Options, lost func(buffer.Loss)) (*buffer.Partition, error) {
+		return o.opener.Shard(ctx, pl.Name, n, start, fenced, opt, lost)
+	})
+}
+
+func (r *runner) input(o *isb.Opener, p *Pipeline, vertex string, n int, opt buffer.Options, open func(buffer.Options, func(buffer.Loss)) (*buffer.Partition, error)) (in engine.Input, err error) {
 	name := o.Name(vertex, n)
 	m := r.metrics.Namespace(p.Namespace).Buffer(name)
 	opt.Metrics = m
 	opt.OnCorrupt = func(seq uint64, data []byte, err error) error { return r.corrupt(name, seq, data, err) }
-	part, err := o.Partition(ctx, vertex, n, opt, func(l buffer.Loss) {
-		l.Log(r.log.With("pipeline", p.Name, "vertex", vertex))
-		m.LostMessages(l.Messages)
-	})
+	part, err := open(opt, r.loss(p, vertex, m))
 	if err != nil {
 		return in, err
 	}
@@ -281,6 +328,14 @@ func (r *runner) partition(ctx context.Context, o *isb.Opener, p *Pipeline, vert
 		r.inMemory.Store(true)
 	}
 	return engine.Input{Partition: part, Metrics: m}, nil
+}
+
+// loss reports what was lost with a stream in memory.
+func (r *runner) loss(p *Pipeline, vertex string, m *metrics.Buffer) func(buffer.Loss) {
+	return func(l buffer.Loss) {
+		l.Log(r.log.With("pipeline", p.Name, "vertex", vertex))
+		m.LostMessages(l.Messages)
+	}
 }
 
 // output opens a partition that another process reads.

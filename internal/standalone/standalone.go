@@ -45,6 +45,8 @@ type Config struct {
 	Objects []manifest.Object
 	// Vertex is the one vertex to run, of the one Pipeline or MonoVertex among Objects; empty for all of everything. It needs a Broker elsewhere. See vertexMain.
 	Vertex string
+	// Name tells this process from the others that run Vertex, and is the same when it is started again. Required with Vertex.
+	Name string
 	// DataDir keeps everything that must survive. Required.
 	DataDir string
 	// Broker is the buffer service; its zero value stands for a NATS server in this process, in DataDir.

@@ -38,6 +38,7 @@ type held struct {
 	object  manifest.Object
 	store   isb.Store
 	lease   *ownership.Lease
+	shared  bool // the lease is that of this process among those that share a vertex
 	changes []topology.Change
 
 	stored   *topology.Topology // nil for a store that holds nothing

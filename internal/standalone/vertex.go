@@ -2,22 +2,28 @@ package standalone
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/levada-io/levada/api/v1alpha1"
+	"github.com/levada-io/levada/internal/dataplane/engine"
 	"github.com/levada-io/levada/internal/dataplane/isb"
 	"github.com/levada-io/levada/internal/dataplane/ownership"
+	"github.com/levada-io/levada/internal/dataplane/shard"
+	"github.com/levada-io/levada/internal/dataplane/vertex"
 	"github.com/levada-io/levada/internal/manifest"
 )
 
-// vertexMain runs one vertex of a pipeline against a broker elsewhere. Each step is safe to be killed after:
+// vertexMain runs one vertex of a pipeline against a broker elsewhere, alone or beside other processes of the vertex. Each step is safe to be killed after:
 //
-//  1. take the lease of the vertex, or wait for it: a second process of the vertex takes over when the first one has ended
+//  1. Join the processes that share the vertex. A vertex that cannot be shared, as one with a source, has a lease: a second process waits for it, and takes over when the
+//     first one has ended.
 //  2. make certain that no process runs the whole pipeline
 //  3. compare the manifest with the stored topology, which is the same for all processes of the pipeline (agree)
-//  4. open the buffers that the vertex reads, and wait for those that it writes to
+//  4. wait for the buffers that the vertex writes to. Those that it reads are opened here, or when a shard of them is taken (engine.Share)
 //  5. run the vertex
 //
 // The lease is released last, when everything is closed.
@@ -43,13 +49,29 @@ func (r *runner) vertexMain(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
+	shared, err := r.shareable(o, h)
+	if err != nil {
+		return err
+	}
+	if shared {
+		if err := r.openDirs(); err != nil {
+			return err
+		}
+	}
 	front.wait("another process runs the vertex")
-	if err := r.acquireVertex(ctx, h, lost); err != nil {
+	if shared {
+		err = r.joinVertex(ctx, h, lost)
+	} else {
+		err = r.acquireVertex(ctx, h, lost)
+	}
+	if err != nil {
 		return ignoreEnd(ctx, err)
 	}
 	front.wait("starting")
-	if err := r.openDirs(); err != nil {
-		return err
+	if !shared {
+		if err := r.openDirs(); err != nil {
+			return err
+		}
 	}
 	if err := r.agree(ctx, h); err != nil {
 		return ignoreEnd(ctx, err)
@@ -85,43 +107,106 @@ func (r *runner) wantedVertex(ctx context.Context) (o manifest.Object, h *held, 
 // vertexPoll is how often the lease of a vertex is tried that another process holds.
 const vertexPoll = 250 * time.Millisecond
 
-// acquireVertex takes the lease of the vertex, and waits for as long as another process holds it. The lease is kept until everything else is closed.
-func (r *runner) acquireVertex(ctx context.Context, h *held, lost context.CancelCauseFunc) error {
+// shareable reports whether several processes can run the vertex at once.
+func (r *runner) shareable(o manifest.Object, h *held) (bool, error) {
+	m, ok := o.Manifest.(*v1alpha1.Pipeline)
+	if !ok {
+		return false, nil
+	}
+	if _, ok := h.store.(isb.Sharer); !ok {
+		return false, nil
+	}
+	plans, err := vertex.PlanPipeline(&m.Spec)
+	if err != nil {
+		return false, fmt.Errorf("pipeline %s: %w", m.Name, err)
+	}
+	at := slices.IndexFunc(plans, func(pl vertex.Plan) bool { return pl.Name == r.cfg.Vertex })
+	return at >= 0 && plans[at].Shareable(), nil
+}
+
+// waitForVertex calls try until it does not find another process in the way, and logs one line if it waits.
+func (r *runner) waitForVertex(ctx context.Context, h *held, try func(waiting func(ownership.Owner, time.Duration)) error) error {
 	waiting := false
-	say := func(owner ownership.Owner) {
+	say := func(owner ownership.Owner, _ time.Duration) {
 		if !waiting {
 			waiting = true
 			r.log.Info("vertex is run by another process, waiting until that ends or its lease expires", "owner", h.of(), "vertex", r.cfg.Vertex, "process", owner.String())
 		}
 	}
-	for h.lease == nil {
-		lease, err := patient(ctx, r, h.of(), func(context.Context) (*ownership.Lease, error) {
-			return ownership.Acquire(ctx, ownership.Config{
-				Store: isb.VertexLease(h.store.State(), r.cfg.Vertex), Self: r.self(h), Logger: r.log,
-				Waiting: func(last ownership.Owner, _ time.Duration) { say(last) },
-			})
-		})
+	for {
+		err := try(say)
 		owned, taken := errors.AsType[*ownership.OwnedError](err)
-		switch {
-		case err == nil:
-			h.lease = lease
-			continue
-		case !taken:
+		if err == nil && waiting {
+			r.log.Info("vertex taken over", "owner", h.of(), "vertex", r.cfg.Vertex)
+		}
+		if !taken {
 			return err
 		}
-		say(owned.Owner)
+		say(owned.Owner, 0)
 		select {
 		case <-time.After(vertexPoll):
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
 	}
-	if waiting {
-		r.log.Info("vertex taken over", "owner", h.of(), "vertex", r.cfg.Vertex)
+}
+
+// acquireVertex takes the lease of a vertex for this process alone, and waits for as long as others run it. The lease is kept until everything else is closed.
+func (r *runner) acquireVertex(ctx context.Context, h *held, lost context.CancelCauseFunc) error {
+	store := isb.VertexLease(h.store.State(), r.cfg.Vertex)
+	err := r.waitForVertex(ctx, h, func(waiting func(ownership.Owner, time.Duration)) error {
+		lease, err := patient(ctx, r, h.of(), func(context.Context) (*ownership.Lease, error) {
+			return ownership.Acquire(ctx, ownership.Config{Store: store, Self: r.self(h), Logger: r.log, Waiting: waiting})
+		})
+		if err != nil {
+			return err
+		}
+		for _, process := range lease.Processes() { // with an earlier manifest the vertex was shared
+			if err := r.vacate(ctx, h, isb.ProcessLease(h.store.State(), r.cfg.Vertex, process), r.self(h)); err != nil {
+				return errors.Join(err, lease.Release(context.WithoutCancel(ctx)))
+			}
+		}
+		h.lease = lease
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	r.held = append(r.held, h)
 	r.keepLeases(ctx, lost)
 	return nil
+}
+
+// joinVertex makes this process one of those that share the vertex, and waits while a process has it alone. The lease of its name says to others that it runs, and is kept
+// until everything else is closed. A process of the same name that runs is replaced.
+func (r *runner) joinVertex(ctx context.Context, h *held, lost context.CancelCauseFunc) error {
+	state := h.store.State()
+	err := r.waitForVertex(ctx, h, func(waiting func(ownership.Owner, time.Duration)) error {
+		_, err := patient(ctx, r, h.of(), func(context.Context) (struct{}, error) {
+			return struct{}{}, ownership.Join(ctx, ownership.Config{Store: isb.VertexLease(state, r.cfg.Vertex), Self: r.self(h), Logger: r.log, Waiting: waiting}, r.cfg.Name,
+				func(process string) bool { return released(ctx, isb.ProcessLease(state, r.cfg.Vertex, process)) })
+		})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	h.lease, err = patient(ctx, r, h.of(), func(context.Context) (*ownership.Lease, error) {
+		return ownership.Acquire(ctx, ownership.Config{Store: isb.ProcessLease(state, r.cfg.Vertex, r.cfg.Name), Self: r.self(h), Force: true, Logger: r.log})
+	})
+	if err != nil {
+		return err
+	}
+	h.shared = true
+	r.held = append(r.held, h)
+	r.keepLeases(ctx, lost)
+	return nil
+}
+
+// released reports whether the holder of a lease has released it. A record that is not there is that of a process which is about to write it.
+func released(ctx context.Context, store ownership.Store) bool {
+	last, revision, _, err := ownership.Last(ctx, store)
+	return err == nil && revision != 0 && last.Released
 }
 
 // self is this process as the owner of its vertex.
@@ -146,7 +231,7 @@ func (r *runner) vacateVertices(ctx context.Context, h *held) error {
 		}
 	}
 	for name := range names {
-		err := r.vacate(ctx, h, isb.VertexLease(h.store.State(), name), ownership.Self(r.cfg.Command, r.cfg.Version))
+		err := r.vacateVertex(ctx, h, name, ownership.Self(r.cfg.Command, r.cfg.Version))
 		if owned, ok := errors.AsType[*ownership.OwnedError](err); ok {
 			return &refusal{fmt.Sprintf("%s: vertex %s is run by %s. A whole pipeline cannot run beside processes of its vertices: they would take each other's messages. "+
 				"Stop those first, or run the vertices with levada vertex; nothing was changed", h.of(), name, owned.Owner)}
@@ -160,13 +245,52 @@ func (r *runner) vacateVertices(ctx context.Context, h *held) error {
 
 // vacate makes certain that no process holds a lease.
 func (r *runner) vacate(ctx context.Context, h *held, lease ownership.Store, self ownership.Owner) error {
+	return r.vacating(ctx, h, func(cfg ownership.Config) error {
+		cfg.Store, cfg.Self = lease, self
+		return ownership.Vacate(ctx, cfg)
+	})
+}
+
+// vacateVertex makes certain that no process runs a vertex, alone or beside others.
+func (r *runner) vacateVertex(ctx context.Context, h *held, name string, self ownership.Owner) error {
+	return r.vacating(ctx, h, func(cfg ownership.Config) error {
+		cfg.Store, cfg.Self = isb.VertexLease(h.store.State(), name), self
+		return ownership.VacateAll(ctx, cfg, func(process string) ownership.Store { return isb.ProcessLease(h.store.State(), name, process) })
+	})
+}
+
+func (r *runner) vacating(ctx context.Context, h *held, vacate func(ownership.Config) error) error {
 	_, err := patient(ctx, r, h.of(), func(context.Context) (struct{}, error) {
-		return struct{}{}, ownership.Vacate(ctx, ownership.Config{
-			Store: lease, Self: self, Logger: r.log,
+		return struct{}{}, vacate(ownership.Config{
+			Logger: r.log,
 			Waiting: func(last ownership.Owner, atMost time.Duration) {
 				r.log.Info("waiting for the lease of the last owner to expire", "owner", h.of(), "last", last.String(), "at most", atMost.Round(time.Second))
 			},
 		})
 	})
 	return err
+}
+
+// share is how this process shares a vertex with others.
+func (r *runner) share(ctx context.Context, p *Pipeline, plan *vertex.Plan, open func(context.Context, shard.Ownership, int, func(error)) (engine.Input, error)) (*engine.Share, error) {
+	sharer, ok := p.store.(isb.Sharer)
+	if !ok {
+		return nil, fmt.Errorf("vertex %s: its buffer service does not let several processes share a vertex", plan.Name)
+	}
+	store, err := patient(ctx, r, "the leases of shards of "+p.store.Owner().String(), sharer.Shards)
+	if err != nil {
+		return nil, err
+	}
+	s := &engine.Share{
+		Shards: shard.Config{
+			Store: store, Group: isb.ShardGroup(plan.Name), Name: r.cfg.Name, Incarnation: rand.Text(), Timing: shard.Timing{Finish: r.cfg.DrainTimeout},
+			Logger: r.log.With("pipeline", p.Name),
+		},
+		Partitions: map[string]int{}, Open: open, Logger: r.log.With("pipeline", p.Name),
+	}
+	for n := range plan.Input.Partitions {
+		s.Shards.Shards = append(s.Shards.Shards, engine.ShardName(n))
+		s.Partitions[engine.ShardName(n)] = n
+	}
+	return s, nil
 }

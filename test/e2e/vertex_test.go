@@ -55,24 +55,29 @@ type vertices struct {
 	at    standalone.Broker
 }
 
+func newVertices(t *testing.T, rate, lines int) *vertices {
+	t.Helper()
+	e := ends(t, "none", inputLines("line", lines))
+	e.write(t, e.name, fmt.Sprintf(vertexManifest, rate))
+	return &vertices{example: e}
+}
+
+func overNATS(t *testing.T, rate, lines int) *vertices {
+	t.Helper()
+	v := newVertices(t, rate, lines)
+	v.at.NATS = testnats.Server(t).DSN()
+	v.flags = []string{"--nats", v.at.NATS}
+	return v
+}
+
 // onEachBroker runs a test with each kind of broker.
 func onEachBroker(t *testing.T, test func(t *testing.T, newVertices func(rate, lines int) *vertices)) {
-	start := func(t *testing.T, rate, lines int) *vertices {
-		e := ends(t, "none", inputLines("line", lines))
-		e.write(t, e.name, fmt.Sprintf(vertexManifest, rate))
-		return &vertices{example: e}
-	}
 	t.Run("NATS", func(t *testing.T) {
-		test(t, func(rate, lines int) *vertices {
-			v := start(t, rate, lines)
-			v.at.NATS = testnats.Server(t).DSN()
-			v.flags = []string{"--nats", v.at.NATS}
-			return v
-		})
+		test(t, func(rate, lines int) *vertices { return overNATS(t, rate, lines) })
 	})
 	t.Run("Redis", func(t *testing.T) {
 		test(t, func(rate, lines int) *vertices {
-			v := start(t, rate, lines)
+			v := newVertices(t, rate, lines)
 			url := testredis.Server(t).DSN()
 			address, err := redislink.ParseAddress(url)
 			if err != nil {
@@ -151,32 +156,66 @@ func verticesInProcessesOfTheirOwn(t *testing.T, newVertices func(rate, lines in
 	in := v.vertex(t, "in") // before the buffers exist that it writes to
 	cat, out := v.vertex(t, "cat"), v.vertex(t, "out")
 	out.until(t, func() bool { return v.delivered() > n/12 })
-	standby := v.vertex(t, "cat", "--data", filepath.Join(v.dir, "standby"))
-	standby.until(t, func() bool {
-		return strings.Contains(standby.stderr.String(), "vertex is run by another process, waiting")
-	})
-	cat.kill(t)
-	standby.until(t, func() bool { return strings.Contains(standby.stderr.String(), "vertex started") })
-	if lines := strings.Count(standby.stderr.String(), "waiting"); lines != 1 {
+	standby := v.vertex(t, "out", "--data", filepath.Join(v.dir, "standby"))
+	standby.until(t, func() bool { return standby.said("vertex is run by another process, waiting") == 1 })
+	out.kill(t)
+	standby.until(t, func() bool { return standby.said("vertex started") > 0 })
+	if lines := standby.said("waiting"); lines != 1 {
 		t.Errorf("the wait is %d lines, want 1:\n%s", lines, standby.stderr.String())
 	}
+	out = standby
 	after := func(lines int) { out.until(t, func() bool { return v.delivered() > lines }) }
 	after(n * 3 / 12)
 	in.kill(t)
 	in = v.vertex(t, "in")
 	after(n * 5 / 12)
-	out.kill(t)
-	out = v.vertex(t, "out")
-	after(n * 7 / 12)
-	standby.terminate(t)
+	cat.kill(t)
 	cat = v.vertex(t, "cat")
-	v.appendTo(t, "in.txt", inputLines("last", more)) // all four processes work after they have started, however slow this machine is
+	after(n * 7 / 12)
+	out.terminate(t)
+	out = v.vertex(t, "out")
+	v.appendTo(t, "in.txt", inputLines("last", more)) // all processes work after they have started, however slow this machine is
 	after(n + more - 1)
 	for _, r := range []*running{in, cat, out} {
 		r.terminate(t)
 	}
 	v.exactlyOnce(t, n+more)
 }
+
+// TestProcessesOfAVertexShareItsPartitions: they divide them, one that is killed or stopped leaves its share to the others, and one of the same name replaces another. Each
+// line comes out exactly once.
+func TestProcessesOfAVertexShareItsPartitions(t *testing.T) {
+	const n, more = 6000, 500
+	v := overNATS(t, 1500, n)
+	in, cat, out := v.vertex(t, "in"), v.vertex(t, "cat"), v.vertex(t, "out")
+	after := func(lines int) { out.until(t, func() bool { return v.delivered() > lines }) }
+	after(n / 12)
+	second := v.vertex(t, "cat", "--name", "second")
+	second.until(t, func() bool { return second.said("partition taken") == 1 }) // of two
+	cat.until(t, func() bool { return cat.said("partition released") == 1 })
+	after(n * 3 / 12)
+	cat.kill(t)
+	second.until(t, func() bool { return second.said("partition taken") == 2 })
+	third := v.vertex(t, "cat", "--name", "third")
+	third.until(t, func() bool { return third.said("partition taken") > 0 })
+	second.terminate(t)
+	third.until(t, func() bool { return third.said("partition taken") == 2 })
+	v.appendTo(t, "in.txt", inputLines("stopped", more))
+	after(n + more - 1)
+	again := v.vertex(t, "cat", "--name", "third", "--data", filepath.Join(v.dir, "again"))
+	third.exits(t, 1)
+	third.says(t, "another process")
+	again.until(t, func() bool { return again.said("partition taken") == 2 })
+	v.appendTo(t, "in.txt", inputLines("replaced", more))
+	after(n + 2*more - 1)
+	for _, r := range []*running{in, again, out} {
+		r.terminate(t)
+	}
+	v.exactlyOnce(t, n+2*more)
+}
+
+// said counts what a process has logged.
+func (r *running) said(what string) int { return strings.Count(r.stderr.String(), what) }
 
 // TestAFullBufferBetweenProcessesBlocksAndGoesOn: nothing reads, and the writer, in another process, stops at the limit. When the reader comes, it goes on.
 func TestAFullBufferBetweenProcessesBlocksAndGoesOn(t *testing.T) {

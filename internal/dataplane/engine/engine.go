@@ -44,6 +44,8 @@ type Vertex struct {
 	*vertex.Vertex
 	// Inputs are the partitions that the vertex reads, by number. This process is the only reader of each; a source has none.
 	Inputs []Input
+	// Share, if not nil, says how this process shares the partitions with others. There are no Inputs then.
+	Share *Share
 	// Outputs are the partitions that the vertex writes to and that another process reads. The caller that opened them closes them.
 	Outputs []*buffer.Writer
 }
@@ -87,12 +89,25 @@ func (v *Vertex) Ready(ctx context.Context, log *slog.Logger) error {
 }
 
 // Run moves messages until intake ends or the input does, and then finishes what is in flight.
-func (v *Vertex) Run(d drain.Context) error { return v.Vertex.Run(d.Work, d.Intake) }
+func (v *Vertex) Run(d drain.Context) error {
+	if v.Share != nil {
+		return v.Share.run(d, v)
+	}
+	return v.Vertex.Run(d.Work, d.Intake)
+}
+
+// reads are the partitions that are read here now.
+func (v *Vertex) reads() []Input {
+	if v.Share != nil {
+		return v.Share.inputs()
+	}
+	return v.Inputs
+}
 
 // Health returns what keeps the inputs from taking or giving messages, or the outputs from taking them; nil if nothing does.
 func (v *Vertex) Health() error {
 	var errs []error
-	for _, in := range v.Inputs {
+	for _, in := range v.reads() {
 		errs = append(errs, in.Partition.Health())
 	}
 	for _, out := range v.Outputs {
@@ -103,7 +118,7 @@ func (v *Vertex) Health() error {
 
 // Stats are the counters of the vertex. The gauges of its metrics are set on the way.
 func (v *Vertex) Stats(ctx context.Context) vertex.Stats {
-	for _, in := range v.Inputs {
+	for _, in := range v.reads() {
 		in.Metrics.Usage(in.Partition.Pending(), in.Partition.InFlight(), in.Partition.MaxLength())
 	}
 	return v.Vertex.Stats(ctx)
@@ -111,7 +126,7 @@ func (v *Vertex) Stats(ctx context.Context) vertex.Stats {
 
 // recount makes the counts of what is pending exact where that is cheap: where nothing is.
 func (v *Vertex) recount(ctx context.Context) {
-	for _, in := range v.Inputs {
+	for _, in := range v.reads() {
 		in.Partition.Recount(ctx)
 	}
 }

@@ -50,7 +50,7 @@ func (p *Pipeline) Vertex(name string) *Vertex {
 // Inputs are the partitions that are read here.
 func (p *Pipeline) Inputs() (all []*buffer.Partition) {
 	for _, v := range p.vertices {
-		for _, in := range v.Inputs {
+		for _, in := range v.reads() {
 			all = append(all, in.Partition)
 		}
 	}

@@ -53,7 +53,7 @@ func (r *Result) add(v *Vertex) {
 			r.Unread = append(r.Unread, v.Name)
 		}
 	}
-	for _, in := range v.Inputs {
+	for _, in := range v.reads() {
 		switch n := int64(in.Partition.Pending() + in.Partition.Consumed()); {
 		case r.Finished || !in.Partition.InMemory():
 		case in.Partition.Gone():

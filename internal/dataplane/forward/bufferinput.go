@@ -113,6 +113,12 @@ func (b *BufferInput) Run(ctx context.Context) {
 	}
 }
 
+// Lane is the name of the lane that the works are of.
+func (b *BufferInput) Lane() string {
+	b.init()
+	return b.name
+}
+
 // Failure returns why the buffer cannot be read any more, once the channel is closed.
 func (b *BufferInput) Failure() (failed <-chan struct{}, why func() error) {
 	b.init()

@@ -47,9 +47,23 @@ func (o *Opener) Shard(ctx context.Context, vertex string, n int, start shard.Ow
 	})
 }
 
-func (o *Opener) partition(ctx context.Context, vertex string, n int, opt buffer.Options, lost func(buffer.Loss), own func(context.Context, buffer.Driver) (buffer.Driver, error)) (*buffer.Partition, error) {
-	open, cancel := context.WithTimeout(ctx, openTimeout)
+// Create creates the stream of a partition if it never was, for a process that may read it later: others wait for it to write. Processes may do so at once.
+func (o *Opener) Create(ctx context.Context, vertex string, n int, lost func(buffer.Loss)) error {
+	open, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
+	settings := o.settings(lost)
+	_, err := Retry(open, o.Service, o.Logger, "buffer "+o.Name(vertex, n), func(context.Context) (struct{}, error) {
+		driver, err := o.Store.OpenPartition(open, vertex, n, settings)
+		if err != nil {
+			return struct{}{}, err
+		}
+		return struct{}{}, driver.Close()
+	})
+	return err
+}
+
+// settings are those to open a partition with. lost is called once.
+func (o *Opener) settings(lost func(buffer.Loss)) Settings {
 	settings, said := o.Settings, false
 	settings.Lost = func(l buffer.Loss) {
 		if !said { // an attempt that fails after it is tried again
@@ -57,6 +71,13 @@ func (o *Opener) partition(ctx context.Context, vertex string, n int, opt buffer
 			lost(l)
 		}
 	}
+	return settings
+}
+
+func (o *Opener) partition(ctx context.Context, vertex string, n int, opt buffer.Options, lost func(buffer.Loss), own func(context.Context, buffer.Driver) (buffer.Driver, error)) (*buffer.Partition, error) {
+	open, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	settings := o.settings(lost)
 	opt.Name = o.Name(vertex, n)
 	return Retry(open, o.Service, o.Logger, "buffer "+opt.Name, func(context.Context) (*buffer.Partition, error) { // what it asks for has deadlines of its own
 		driver, err := o.Store.OpenPartition(open, vertex, n, settings)

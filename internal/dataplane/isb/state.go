@@ -55,6 +55,9 @@ func ProcessLease(s State, vertex, process string) ownership.Store {
 	return lease{s, keyOwner + "." + vertex + "." + process}
 }
 
+// ShardGroup is the group of the processes that share a vertex, and the prefix of their keys; see package shard.
+func ShardGroup(vertex string) string { return "shards." + vertex }
+
 // LeasedVertices are the vertices for which there is a record of an owner, be it released.
 func LeasedVertices(ctx context.Context, s State) (map[string]bool, error) {
 	keys, err := s.Keys(ctx)

@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"github.com/levada-io/levada/internal/dataplane/buffer"
 	"github.com/levada-io/levada/internal/dataplane/forward"
 	"github.com/levada-io/levada/internal/metrics"
 )
@@ -84,8 +85,13 @@ func (b *builder) fromSource(ctx context.Context, p *Plan) error {
 
 // fromBuffer builds a loop for each partition of the vertex's buffer. They share functions, sinks and limits.
 func (b *builder) fromBuffer(ctx context.Context, p *Plan) error {
-	partitions := b.env.Readers(p.Name)
-	shared := b.env.Metrics.Vertex(b.labels(p), partitions[0].Name(), "")
+	var partitions []*buffer.Reader
+	first := b.env.Shared
+	if first == "" {
+		partitions = b.env.Readers(p.Name)
+		first = partitions[0].Name()
+	}
+	shared := b.env.Metrics.Vertex(b.labels(p), first, "")
 	b.metrics = shared
 	stages, err := b.stages(p)
 	if err != nil {
@@ -97,26 +103,45 @@ func (b *builder) fromBuffer(ctx context.Context, p *Plan) error {
 			return err
 		}
 	}
-	for i, partition := range partitions {
-		// Metrics have the partition as a label. The first one's also count what is of no partition.
-		m := shared
-		if i > 0 {
-			m = b.env.Metrics.Vertex(b.labels(p), partition.Name(), "")
-		}
-		m.BatchSize(b.lim.batch)
+	newLoop := func(i int, partition *buffer.Reader, m *metrics.Vertex) *forward.Loop {
 		input := &forward.BufferInput{Vertex: p.Name, Index: i, Partition: partition, Limit: b.lim.batch, Rate: b.lim.rate}
 		var output forward.Output = b.router(p.Edges, m)
 		if delivery != nil {
 			output = delivery.With(m)
 		}
-		b.add(p, input, stages, output, m)
+		return b.loop(input, b.processor(p, stages), output, m)
+	}
+	newMetrics := func(partition *buffer.Reader) *metrics.Vertex {
+		m := b.env.Metrics.Vertex(b.labels(p), partition.Name(), "")
+		m.BatchSize(b.lim.batch)
+		return m
+	}
+	if b.env.Shared != "" {
+		b.v.shared = sharedLoops{make: newLoop, newMetrics: newMetrics, metrics: map[int]*metrics.Vertex{}, open: map[int]*buffer.Reader{}}
+		for _, e := range p.Edges {
+			b.v.shared.to = append(b.v.shared.to, b.env.Writers(e.To)...)
+		}
+		return nil
+	}
+	for i, partition := range partitions {
+		// Metrics have the partition as a label. The first one's also count what is of no partition.
+		m := shared
+		if i > 0 {
+			m = newMetrics(partition)
+		}
+		m.BatchSize(b.lim.batch)
+		b.v.add(newLoop(i, partition, m), m)
 	}
 	return nil
 }
 
-// add adds the loop of one input. Each has a processor of its own: retries of one partition do not hold up another.
+// processor is that of one input. Each has its own: retries of one partition do not hold up another.
+func (b *builder) processor(p *Plan, stages []forward.Stage) *forward.Map {
+	return &forward.Map{Stages: stages, Ordered: p.Ordered}
+}
+
 func (b *builder) add(p *Plan, input forward.Input, stages []forward.Stage, output forward.Output, m *metrics.Vertex) {
-	b.v.add(b.loop(input, &forward.Map{Stages: stages, Ordered: p.Ordered}, output, m), m)
+	b.v.add(b.loop(input, b.processor(p, stages), output, m), m)
 }
 
 // stages starts nothing: functions begin with Vertex.RunFunctions.

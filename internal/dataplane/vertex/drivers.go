@@ -42,19 +42,21 @@ type sinkDriver struct {
 	set   func(*v1alpha1.AbstractSink) bool
 	// open is nil for a kind that this version cannot run.
 	open func(*builder, context.Context, function.Role, *v1alpha1.AbstractSink) (sink.Writer, error)
+	// alone says that one process at a time can have it: it keeps a file.
+	alone bool
 }
 
 var sinkDrivers = []sinkDriver{
-	{"log", func(s *v1alpha1.AbstractSink) bool { return s.Log != nil }, (*builder).logSink},
-	{"blackhole", func(s *v1alpha1.AbstractSink) bool { return s.Blackhole != nil }, (*builder).blackholeSink},
-	{"file", func(s *v1alpha1.AbstractSink) bool { return s.File != nil }, (*builder).fileSink},
-	{"stdout", func(s *v1alpha1.AbstractSink) bool { return s.Stdout != nil }, (*builder).stdoutSink},
-	{"jetstream", func(s *v1alpha1.AbstractSink) bool { return s.JetStream != nil }, (*builder).jetStreamSink},
-	{"nats", func(s *v1alpha1.AbstractSink) bool { return s.Nats != nil }, (*builder).natsSink},
-	{"stream", func(s *v1alpha1.AbstractSink) bool { return s.Stream != nil }, (*builder).streamSink},
-	{"udsink", func(s *v1alpha1.AbstractSink) bool { return s.UDSink != nil }, (*builder).udSink},
-	{"kafka", func(s *v1alpha1.AbstractSink) bool { return s.Kafka != nil }, nil},
-	{"pulsar", func(s *v1alpha1.AbstractSink) bool { return s.Pulsar != nil }, nil},
-	{"sqs", func(s *v1alpha1.AbstractSink) bool { return s.Sqs != nil }, nil},
-	{"serve", func(s *v1alpha1.AbstractSink) bool { return s.Serve != nil }, nil},
+	{"log", func(s *v1alpha1.AbstractSink) bool { return s.Log != nil }, (*builder).logSink, false},
+	{"blackhole", func(s *v1alpha1.AbstractSink) bool { return s.Blackhole != nil }, (*builder).blackholeSink, false},
+	{"file", func(s *v1alpha1.AbstractSink) bool { return s.File != nil }, (*builder).fileSink, true},
+	{"stdout", func(s *v1alpha1.AbstractSink) bool { return s.Stdout != nil }, (*builder).stdoutSink, false},
+	{"jetstream", func(s *v1alpha1.AbstractSink) bool { return s.JetStream != nil }, (*builder).jetStreamSink, false},
+	{"nats", func(s *v1alpha1.AbstractSink) bool { return s.Nats != nil }, (*builder).natsSink, false},
+	{"stream", func(s *v1alpha1.AbstractSink) bool { return s.Stream != nil }, (*builder).streamSink, true},
+	{"udsink", func(s *v1alpha1.AbstractSink) bool { return s.UDSink != nil }, (*builder).udSink, false},
+	{"kafka", func(s *v1alpha1.AbstractSink) bool { return s.Kafka != nil }, nil, false},
+	{"pulsar", func(s *v1alpha1.AbstractSink) bool { return s.Pulsar != nil }, nil, false},
+	{"sqs", func(s *v1alpha1.AbstractSink) bool { return s.Sqs != nil }, nil, false},
+	{"serve", func(s *v1alpha1.AbstractSink) bool { return s.Serve != nil }, nil, false},
 }

@@ -38,6 +38,8 @@ type Env struct {
 	Positions func(vertex string) source.Positions
 	// Readers are the partitions of a vertex's buffer, for the vertex itself: this process is the only one that reads them.
 	Readers func(vertex string) []*buffer.Reader
+	// Shared, if not empty, says that the partitions which the vertex reads come and go: other processes share it. It is the name of the first one. See Vertex.RunPartition.
+	Shared string
 	// Writers are the same for the vertices that write to it. Their reader may be in another process.
 	Writers func(vertex string) []*buffer.Writer
 	// DeadLetters takes messages that no retry helps.

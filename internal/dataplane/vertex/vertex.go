@@ -40,6 +40,8 @@ type Vertex struct {
 	// readers and partitions are the inputs of the loops, in the same order. Invariant: empty for a source.
 	readers    []*forward.BufferInput
 	partitions []*buffer.Reader
+	// shared has the loops of a vertex whose partitions come and go: there are none of the above then.
+	shared sharedLoops
 	// source is nil for a vertex that reads a buffer. Only Pending is called on it here: its loop reads it.
 	source source.Reader
 	// sinks are the primary one and, where the manifest has them, the fallback and the on-success sink.
@@ -190,6 +192,9 @@ func (v *Vertex) Stats(ctx context.Context) Stats {
 	for i, p := range v.partitions {
 		v.lanes[i].Pending(p.Name(), int64(p.Pending()))
 	}
+	for p, m := range v.shared.all() {
+		m.Pending(p.Name(), int64(p.Pending()))
+	}
 	return s
 }
 
@@ -199,6 +204,7 @@ func (v *Vertex) Counts() Stats {
 	for _, m := range v.lanes {
 		s.Counts.Add(m.Counts())
 	}
+	v.shared.count(&s)
 	for _, p := range v.partitions {
 		s.Pending += int64(p.Pending())
 		s.Consumed += int64(p.Consumed())

@@ -91,6 +91,8 @@ type slot struct {
 	// answered then. due is when that was first seen.
 	after uint64
 	due   time.Time
+	// abandoned says that nobody waits for the answer any more. The slot is free once it has come.
+	abandoned bool
 }
 
 // call is one Call, waiting for its answers.
@@ -233,7 +235,7 @@ func (p *pipe) abandon(c *call, inCode map[uint64]bool) {
 		if s.call != c {
 			continue
 		}
-		s.call = nil // the slot is not used again: its answer may still come
+		s.call, s.abandoned = nil, true
 		if inCode != nil && !inCode[announceUnary|(s.id+1)] {
 			c.state[s.index] = unsent
 		}
@@ -339,6 +341,11 @@ func (p *pipe) answer(r *response) error {
 		s = &p.slots[id%uint64(len(p.slots))]
 	}
 	if s == nil || s.call == nil || s.id != id {
+		if s != nil && s.abandoned && s.id == id && (r.end || !p.codec.streamed) {
+			s.abandoned = false
+			p.release(id)
+			return nil
+		}
 		if !r.handshake {
 			p.strays.Add(1) // an unknown id, or a second answer: neither may do harm
 		}
@@ -374,11 +381,16 @@ func (p *pipe) answer(r *response) error {
 	} else {
 		last.answered()
 	}
+	p.release(id)
+	return nil
+}
+
+// release frees the slot of a request. mu is held.
+func (p *pipe) release(id uint64) {
 	p.free = append(p.free, int32(id%uint64(len(p.slots))))
 	if len(p.free) == cap(p.free) || len(p.free) >= max(1, len(p.slots)/4) {
 		p.room.Broadcast()
 	}
-	return nil
 }
 
 // Oldest does not count the time that a message waits behind others which are being answered: a function that works through its queue does not hang,

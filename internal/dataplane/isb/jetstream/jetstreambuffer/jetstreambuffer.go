@@ -173,7 +173,9 @@ func (d *driver) open(ctx context.Context) error {
 		d.sayLost(ctx)
 	}
 	for key, revision := range saved {
-		if err := d.cfg.State.Purge(ctx, key, jetstream.LastRevision(revision)); err != nil {
+		if err := d.cfg.State.Purge(ctx, key, jetstream.LastRevision(revision)); isWrongRevision(err) {
+			return d.open(ctx) // another process does the same
+		} else if err != nil {
 			return err
 		}
 	}
@@ -401,11 +403,15 @@ func (d *driver) ReplaceState(ctx context.Context, state []byte, revision uint64
 		}
 		return err
 	})
-	api, ok := errors.AsType[*jetstream.APIError](err)
-	if errors.Is(err, jetstream.ErrKeyExists) || ok && api.ErrorCode == codeWrongSequence {
+	if isWrongRevision(err) {
 		return 0, buffer.ErrReplaced
 	}
 	return next, err
+}
+
+func isWrongRevision(err error) bool {
+	api, ok := errors.AsType[*jetstream.APIError](err)
+	return errors.Is(err, jetstream.ErrKeyExists) || ok && api.ErrorCode == codeWrongSequence
 }
 
 func (d *driver) SaveDamage(ctx context.Context, damage []byte) error {
