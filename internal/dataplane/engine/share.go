@@ -105,7 +105,7 @@ func (s *Share) read(d drain.Context, o shard.Ownership, v *Vertex) error {
 	s.drop(n)
 	err = s.ended(d, work, err)
 	if d.Intake.Err() != nil && d.Work.Err() == nil && err == nil {
-		log.Info("partition released", "saved_in", time.Since(stopping).Round(time.Millisecond), "held", time.Since(begun).Round(time.Millisecond))
+		log.Info("partition released", "reason", context.Cause(d.Intake), "saved_in", time.Since(stopping).Round(time.Millisecond), "held", time.Since(begun).Round(time.Millisecond))
 	} else {
 		log.Warn("partition lost, what was in flight is processed again by its next owner", "reason", cmp.Or(err, context.Cause(work)), "held", time.Since(begun).Round(time.Millisecond))
 	}

@@ -42,7 +42,7 @@ func own(ctx context.Context, driver buffer.Driver, name string, o shard.Ownersh
 	return &owned{Driver: driver, lost: lost, state: state}, nil
 }
 
-// ownAlone makes a process the owner of a partition's state that no other process may read: it has a lease for that. Whoever had the state before cannot save any more,
+// ownAlone makes a process the owner of a partition's state that no other process may read: it has a lease for that. The process that had the state before cannot save any more,
 // should it still run. A driver that cannot compare stays as it is.
 func ownAlone(ctx context.Context, driver buffer.Driver, name string) (buffer.Driver, error) {
 	register, ok := driver.(buffer.StateRegister)

@@ -10,7 +10,7 @@ import (
 )
 
 // A vertex can be run by several processes at once. Then nobody holds its lease: its record says "released", and names the processes. Each has a lease of its own, under
-// its name. The record is changed by compare-and-set only, so whoever takes the lease for itself alone, or vacates it, learns of all that joined before; and a process
+// its name. The record is changed by compare-and-set only, so a process that takes the lease for itself alone, or vacates it, learns of all that joined before; and a process
 // that joins afterwards finds the lease taken, or the one that it vacates next.
 
 // Join adds a process to the record of cfg.Store. The error is an *OwnedError while one process holds the lease for itself alone. gone, which may be nil, reports whether a

@@ -94,7 +94,7 @@ type Config struct {
 	Self Owner
 	// Sole says that nothing else can reach the store, as in a data directory that this process has locked. The lease is taken at once.
 	Sole bool
-	// Force takes the lease at once, whoever holds it: that finds out at its next renewal, and stops. For a name that one process at a time may have.
+	// Force takes the lease at once, also from a process that holds it: that one finds out at its next renewal, and stops. For a name that one process at a time may have.
 	Force bool
 	// Alive reports whether a process of this host still runs. Default: the kernel is asked.
 	Alive func(Owner) Life

@@ -20,7 +20,7 @@ type Ownership struct {
 	Incarnation string
 }
 
-// Reader reads a shard. When ctx.Intake ends, it finishes what is in flight, saves, and returns nil. When ctx.Work ends, it gives up and returns: within Timing.Abandon
+// Reader reads a shard. When ctx.Intake ends, with the reason as its cause, it finishes what is in flight, saves, and returns nil. When ctx.Work ends, it gives up and returns: within Timing.Abandon
 // nothing of it may run any more. It returns an error that is ErrFenced when a save was refused. Any other return before Intake ends stops Run.
 type Reader func(ctx drain.Context, o Ownership) error
 
@@ -83,7 +83,7 @@ type runner struct {
 
 // started is a reader that runs.
 type started struct {
-	finish, abandon context.CancelFunc
+	finish, abandon context.CancelCauseFunc
 	asked           bool
 }
 
@@ -267,16 +267,16 @@ func (r *runner) observed(e Entry) (Observed, bool) {
 }
 
 func (r *runner) start(a Start) {
-	work, abandon := context.WithCancel(r.work)
-	intake, finish := context.WithCancel(work)
+	work, abandon := context.WithCancelCause(r.work)
+	intake, finish := context.WithCancelCause(work)
 	reader := &started{finish: finish, abandon: abandon}
 	r.readers[a.Shard] = reader
 	o := Ownership{a.Shard, a.Epoch, r.member.session.incarnation}
-	r.log.Info("shard started", "group", r.cfg.Group, "shard", a.Shard, "epoch", a.Epoch)
+	r.log.Debug("shard started", "group", r.cfg.Group, "shard", a.Shard, "epoch", a.Epoch)
 	r.all.Go(func() {
 		err := r.cfg.Read(drain.Context{Work: work, Intake: intake}, o)
 		ended := intake.Err() != nil
-		abandon()
+		abandon(nil)
 		r.send(func() Event { return r.readerEnded(a, err, ended) })
 	})
 }
@@ -290,7 +290,7 @@ func (r *runner) readerEnded(a Start, err error, asked bool) Event {
 		r.log.Warn("shard fenced, stopped", "group", r.cfg.Group, "shard", a.Shard, "epoch", a.Epoch, "seen", fenced.Seen)
 		r.step(Fenced{a.Shard, a.Epoch, fenced.Seen})
 	case asked:
-		r.log.Info("shard stopped", "group", r.cfg.Group, "shard", a.Shard, "epoch", a.Epoch)
+		r.log.Debug("shard stopped", "group", r.cfg.Group, "shard", a.Shard, "epoch", a.Epoch)
 	default:
 		if err == nil {
 			err = errors.New("it returned before it was asked to stop")
@@ -307,11 +307,11 @@ func (r *runner) stop(a Stop) {
 		return // it has just returned; its event is on the way
 	}
 	if !reader.asked {
-		r.log.Info("shard stopping", "group", r.cfg.Group, "shard", a.Shard, "epoch", a.Epoch, "reason", string(a.Reason), "finish", a.Finish)
+		r.log.Debug("shard stopping", "group", r.cfg.Group, "shard", a.Shard, "epoch", a.Epoch, "reason", string(a.Reason), "finish", a.Finish)
 	}
 	reader.asked = true
-	reader.finish()
+	reader.finish(errors.New(string(a.Reason)))
 	if !a.Finish {
-		reader.abandon()
+		reader.abandon(errors.New(string(a.Reason)))
 	}
 }

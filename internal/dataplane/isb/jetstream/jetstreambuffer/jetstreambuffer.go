@@ -122,12 +122,15 @@ func (d *driver) open(ctx context.Context) error {
 		want.Storage = jetstream.MemoryStorage
 	}
 	want.Metadata = d.cfg.Tag.In(nil)
-	// What is saved beside a stream that is gone is removed before another one is created, and only that: another process may have created it since, and saved.
-	saved, err := d.savedBeside(ctx)
-	if err != nil {
-		return err
-	}
 	stream, err := d.js.Stream(ctx, d.cfg.Stream)
+	var saved map[string]uint64
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		// What is saved beside a stream that is gone is removed before another one is created, and only that: another process may create it meanwhile, and save. So the stream
+		// is looked for after what is saved.
+		if saved, err = d.savedBeside(ctx); err == nil {
+			stream, err = d.js.Stream(ctx, d.cfg.Stream)
+		}
+	}
 	switch {
 	case err == nil:
 		d.created, d.memory = stream.CachedInfo().Created, stream.CachedInfo().Config.Storage == jetstream.MemoryStorage
