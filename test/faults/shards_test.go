@@ -95,7 +95,7 @@ type departure struct {
 func (m *moves) stopped(name, how string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if strings.HasPrefix(how, "SIGKILL") {
+	if how != "SIGSTOP" {
 		m.ready[name] = false
 	}
 	for shard, owner := range m.owner {
