@@ -116,16 +116,34 @@ func OpenPostgresQuery(ctx context.Context, pool *pgxpool.Pool, query, job strin
 		return nil, err
 	}
 	defer conn.Release()
-	described, err := conn.Conn().PgConn().Prepare(ctx, "", strings.TrimRight(strings.TrimSpace(query), ";"), nil)
+	q, err := describePostgres(ctx, conn.Conn().PgConn(), query, job)
+	if err != nil {
+		return nil, err
+	}
+	q.pool = pool
+	return &Query{Columns: q.columns, close: func() error { return nil }, rows: q.rows}, nil
+}
+
+// postgresQuery is a query that the server has described.
+type postgresQuery struct {
+	pool    *pgxpool.Pool
+	columns []string
+	sql     string // the query as a subquery, in order
+	args    []any
+}
+
+// describePostgres asks the server what the query returns, and whether it can be a subquery. Nothing is executed.
+func describePostgres(ctx context.Context, conn *pgconn.PgConn, query, job string) (*postgresQuery, error) {
+	described, err := conn.Prepare(ctx, "", strings.TrimRight(strings.TrimSpace(query), ";"), nil)
 	if err != nil {
 		return nil, postgresError(err)
 	}
 	if len(described.ParamOIDs) > 1 {
 		return nil, fmt.Errorf("the query has %d parameters: expected $1, the job's ID, or none", len(described.ParamOIDs))
 	}
-	var args []any
+	q := &postgresQuery{}
 	if len(described.ParamOIDs) == 1 {
-		args = append(args, job)
+		q.args = append(q.args, job)
 	}
 	var names []string
 	kinds := map[string]uint32{}
@@ -133,62 +151,72 @@ func OpenPostgresQuery(ctx context.Context, pool *pgxpool.Pool, query, job strin
 		names = append(names, f.Name)
 		kinds[f.Name] = f.DataTypeOID
 	}
-	columns, err := queryColumns(names)
-	if err != nil {
+	if q.columns, err = queryColumns(names); err != nil {
 		return nil, err
 	}
-	selected := make([]string, len(columns))
-	for i, c := range columns {
-		switch {
-		case c == "seq" && slices.Contains([]uint32{pgtype.NumericOID, pgtype.Float4OID, pgtype.Float8OID}, kinds[c]):
-			selected[i] = strings.ReplaceAll(wholeSeq, "trunc(seq)", "trunc(seq::numeric)")
-		case c == "seq":
-			selected[i] = "seq::bigint"
-		case kinds[c] == pgtype.ByteaOID:
-			selected[i] = c
-		default:
-			selected[i] = "convert_to(" + c + "::text, 'UTF8')"
-		}
+	selected := make([]string, len(q.columns))
+	for i, c := range q.columns {
+		selected[i] = postgresColumn(c, kinds[c])
 	}
-	wrappedQuery := wrapped(query, selected, "1")
-	if _, err := conn.Conn().PgConn().Prepare(ctx, "", wrappedQuery, nil); err != nil {
+	q.sql = wrapped(query, selected, "1")
+	if _, err := conn.Prepare(ctx, "", q.sql, nil); err != nil {
 		return nil, fmt.Errorf("as a subquery: %w", postgresError(err))
 	}
-	return &Query{Columns: columns, close: func() error { return nil }, rows: func(ctx context.Context) iter.Seq2[Row, error] {
-		return func(yield func(Row, error) bool) {
-			fail := func(err error) { yield(Row{}, postgresError(err)) }
-			tx, err := pool.BeginTx(ctx, pgx.TxOptions{AccessMode: pgx.ReadOnly})
+	return q, nil
+}
+
+// postgresColumn is a column as a number, or as bytes.
+func postgresColumn(name string, kind uint32) string {
+	switch {
+	case name == "seq" && slices.Contains([]uint32{pgtype.NumericOID, pgtype.Float4OID, pgtype.Float8OID}, kind):
+		return strings.ReplaceAll(wholeSeq, "trunc(seq)", "trunc(seq::numeric)")
+	case name == "seq":
+		return "seq::bigint"
+	case kind == pgtype.ByteaOID:
+		return name
+	}
+	return "convert_to(" + name + "::text, 'UTF8')"
+}
+
+// rows runs the query in a transaction that cannot write.
+func (q *postgresQuery) rows(ctx context.Context) iter.Seq2[Row, error] {
+	return func(yield func(Row, error) bool) {
+		fail := func(err error) { yield(Row{}, postgresError(err)) }
+		tx, err := q.pool.BeginTx(ctx, pgx.TxOptions{AccessMode: pgx.ReadOnly})
+		if err != nil {
+			fail(err)
+			return
+		}
+		defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+		rows, err := tx.Query(ctx, q.sql, q.args...)
+		if err != nil {
+			fail(err)
+			return
+		}
+		defer rows.Close()
+		for rows.Next() {
+			r, err := scanRow(rows, q.columns)
 			if err != nil {
 				fail(err)
 				return
 			}
-			defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
-			rows, err := tx.Query(ctx, wrappedQuery, args...)
-			if err != nil {
-				fail(err)
+			if !yield(r, nil) {
 				return
-			}
-			defer rows.Close()
-			for rows.Next() {
-				var r Row
-				var seq *int64
-				if err := rows.Scan(r.targets(columns, &seq)...); err != nil {
-					fail(err)
-					return
-				}
-				if err := r.complete(columns, seq); err != nil {
-					fail(err)
-					return
-				}
-				if !yield(r, nil) {
-					return
-				}
-			}
-			if err := rows.Err(); err != nil {
-				fail(err)
 			}
 		}
-	}}, nil
+		if err := rows.Err(); err != nil {
+			fail(err)
+		}
+	}
+}
+
+// scanRow reads the row that a query of either database stands at.
+func scanRow(rows interface{ Scan(...any) error }, columns []string) (r Row, err error) {
+	var seq *int64
+	if err := rows.Scan(r.targets(columns, &seq)...); err != nil {
+		return Row{}, err
+	}
+	return r, r.complete(columns, seq)
 }
 
 var errWrites = errors.New("the query writes, and is executed read-only: expected one SELECT that returns seq or key")
@@ -266,35 +294,40 @@ func OpenSQLiteQuery(ctx context.Context, path, query, job string) (*Query, erro
 			selected[i] = "case when cast(seq as integer) = seq + 0 then cast(seq as integer) else 0 end" // as wholeSeq
 		}
 	}
-	wrappedQuery := wrapped(query, selected, "1")
-	return &Query{Columns: columns, close: db.Close, rows: func(ctx context.Context) iter.Seq2[Row, error] {
-		return func(yield func(Row, error) bool) {
-			rows, err := db.QueryContext(ctx, wrappedQuery, args...)
+	q := &sqliteQuery{db: db, columns: columns, sql: wrapped(query, selected, "1"), args: args}
+	return &Query{Columns: columns, close: db.Close, rows: q.rows}, nil
+}
+
+// sqliteQuery is a query on a connection that cannot write.
+type sqliteQuery struct {
+	db      *sql.DB
+	columns []string
+	sql     string // the query as a subquery, in order
+	args    []any
+}
+
+func (q *sqliteQuery) rows(ctx context.Context) iter.Seq2[Row, error] {
+	return func(yield func(Row, error) bool) {
+		rows, err := q.db.QueryContext(ctx, q.sql, q.args...)
+		if err != nil {
+			yield(Row{}, fmt.Errorf("SQLite refuses the query: %w", err))
+			return
+		}
+		defer rows.Close()
+		for rows.Next() {
+			r, err := scanRow(rows, q.columns)
 			if err != nil {
-				yield(Row{}, fmt.Errorf("SQLite refuses the query: %w", err))
+				yield(Row{}, err)
 				return
 			}
-			defer rows.Close()
-			for rows.Next() {
-				var r Row
-				var seq *int64
-				err := rows.Scan(r.targets(columns, &seq)...)
-				if err == nil {
-					err = r.complete(columns, seq)
-				}
-				if err != nil {
-					yield(Row{}, err)
-					return
-				}
-				if !yield(r, nil) {
-					return
-				}
-			}
-			if err := rows.Err(); err != nil {
-				yield(Row{}, err)
+			if !yield(r, nil) {
+				return
 			}
 		}
-	}}, nil
+		if err := rows.Err(); err != nil {
+			yield(Row{}, err)
+		}
+	}
 }
 
 func sqliteColumns(ctx context.Context, db *sql.DB, query string, args []any) ([]string, error) {
