@@ -16,9 +16,11 @@ import (
 	"strings"
 
 	"github.com/bufbuild/protocompile"
+	"github.com/bufbuild/protocompile/linker"
 	"github.com/bufbuild/protocompile/protoutil"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/descriptorpb"
 	"google.golang.org/protobuf/types/pluginpb"
 )
 
@@ -87,10 +89,17 @@ func compile(ctx context.Context, dir string, sources []string) ([]byte, error) 
 	if err != nil {
 		return nil, err
 	}
-	request := &pluginpb.CodeGeneratorRequest{FileToGenerate: sources, Parameter: proto.String("paths=source_relative")}
+	request := &pluginpb.CodeGeneratorRequest{
+		FileToGenerate: sources, Parameter: proto.String("paths=source_relative"), ProtoFile: descriptors(files, sources),
+	}
+	return proto.Marshal(request)
+}
+
+// descriptors are the files with all that they import, which comes before them. Only sources keep their comments, since only they are generated.
+func descriptors(files linker.Files, sources []string) (all []*descriptorpb.FileDescriptorProto) {
 	seen := map[string]bool{}
 	var add func(f protoreflect.FileDescriptor)
-	add = func(f protoreflect.FileDescriptor) { // what a file imports comes before it
+	add = func(f protoreflect.FileDescriptor) {
 		if seen[f.Path()] {
 			return
 		}
@@ -103,12 +112,12 @@ func compile(ctx context.Context, dir string, sources []string) ([]byte, error) 
 			d = proto.CloneOf(d)
 			d.SourceCodeInfo = nil
 		}
-		request.ProtoFile = append(request.ProtoFile, d)
+		all = append(all, d)
 	}
 	for _, f := range files {
 		add(f)
 	}
-	return proto.Marshal(request)
+	return all
 }
 
 // generate runs a plugin and writes its files.

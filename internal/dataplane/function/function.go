@@ -97,26 +97,32 @@ func (c *Config) limits() client.Limits {
 }
 
 // Function is user code in a process of its own, kept alive.
+//
+// Run owns the current instance: it alone sets and replaces it. A caller that finds an instance unusable finishes it, and Run ends it. Isolate owns the isolated
+// instance. No lock is held during a call or while a process starts or ends; order: isolating, use, mu.
 type Function struct {
 	cfg    Config
-	strays atomic.Uint64
-	// patience is how long the process may take to end, see StopWithin.
+	strays atomic.Uint64 // see Strays
+	// patience is how long the process may take to end, in nanoseconds; see StopWithin.
 	patience atomic.Int64
 	// replaced counts the messages with strings that protobuf cannot carry.
 	replaced atomic.Uint64
 
-	mu      sync.Mutex
+	mu sync.Mutex
+	// current is the instance that callers get, nil while there is none. failed says why there never will be one again; ctx of Run ended, or ErrStart.
+	// Invariant: at most one of the two is set.
 	current *worker
 	failed  error
 	changed chan struct{} // closed and replaced when current or failed changes
-	took    time.Duration // what a message takes, about
+	took    time.Duration // what a message takes, about: a moving average over calls
 
 	// use is how calls and trials of suspects share an attached server; see exclusive.
 	use *semaphore.Weighted
 
-	isolating     sync.Mutex // one isolation at a time
-	lastIsolation atomic.Int64
-	isolated      *worker
+	// isolating is held for as long as an isolation takes: a second one at the same time would end processes of the first.
+	isolating     sync.Mutex
+	lastIsolation atomic.Int64 // Unix time of the last begin, in nanoseconds
+	isolated      *worker      // guarded by mu; nil if none runs
 }
 
 // instance is running user code that is ready to be called.
@@ -149,7 +155,8 @@ type instance interface {
 type worker struct {
 	instance
 	client.Caller
-	over chan struct{} // closed when it is of no more use
+	// over is closed, once, when it must not get another message: it hangs, broke its contract or lost its connection. The process may still run then.
+	over chan struct{}
 	once sync.Once
 }
 
@@ -196,71 +203,104 @@ const firstTries = 3
 // at all; once it has been ready it is restarted without limit.
 func (f *Function) Run(ctx context.Context) error {
 	defer f.stopIsolated()
-	var retired *worker
-	retire := func(w *worker) {
-		if retired != nil {
-			retired.Remove()
-		}
-		retired = w
-	}
-	defer func() { retire(nil) }()
-	wait := time.Duration(0)
-	ready, failures := false, 0
+	var r restarts
+	defer r.retire(nil)
 	for {
 		begun := time.Now()
 		w, err := f.start(ctx)
-		if ctx.Err() != nil {
+		switch {
+		case ctx.Err() != nil:
 			if w != nil {
 				w.Stop(time.Duration(f.patience.Load()))
 			}
 			f.set(nil, context.Cause(ctx))
 			return nil
-		}
-		if err != nil {
-			failures++
-			f.cfg.Died("start")
-			f.cfg.Logger.Error("function did not start", "error", err, "attempt", failures)
-			if !ready && (errors.Is(err, ErrStart) || failures >= firstTries) {
-				if !errors.Is(err, ErrStart) {
-					err = fmt.Errorf("%w (%d attempts): %w", ErrStart, failures, err)
-				}
-				err = fmt.Errorf("function %s, command %q: %w", f.cfg.Name, strings.Join(f.cfg.Command, " "), err)
+		case err != nil:
+			if err := f.notStarted(&r, err); err != nil {
 				f.set(nil, err)
 				return err
 			}
-		} else {
-			if ready {
+		default:
+			if r.ready {
 				f.cfg.Logger.Info("function runs again", f.which(w)...)
 			}
-			ready, failures = true, 0
-			f.set(w, nil)
-			select {
-			case <-ctx.Done():
-				f.set(nil, context.Cause(ctx))
-				w.Close()
-				w.Stop(time.Duration(f.patience.Load()))
+			r.ready, r.failures = true, 0
+			if ended := f.serve(ctx, w); !ended {
 				return nil
-			case <-w.over:
-			case <-w.Exited():
 			}
-			f.set(nil, nil)
-			w.End(200*time.Millisecond, process.KillFor(nil))
-			w.Close()
-			f.cfg.Died(w.Label())
-			f.logEnd(w, time.Since(begun))
-			// Callers read what it announced; the files of the one before have been read.
-			retire(w)
-			if w.Progress() > 0 || time.Since(begun) > 5*time.Second {
-				wait = 0
-			}
+			f.replace(&r, w, begun)
 		}
-		if wait > 0 {
-			select {
-			case <-time.After(wait):
-			case <-ctx.Done():
-			}
+		r.pause(ctx)
+	}
+}
+
+// restarts is what Run knows of the instances before.
+type restarts struct {
+	ready    bool          // one of them has been ready: from then on no failure to start is final
+	failures int           // to start, one after the other
+	retired  *worker       // the one that ended last. Its files are kept until the next one has ended, since callers read what it announced
+	wait     time.Duration // before the next start
+}
+
+// retire removes the files of the instance before w.
+func (r *restarts) retire(w *worker) {
+	if r.retired != nil {
+		r.retired.Remove()
+	}
+	r.retired = w
+}
+
+// pause waits before the next start, from 50 ms to 5 s, twice as long each time. The first restart after an instance that worked is immediate.
+func (r *restarts) pause(ctx context.Context) {
+	if r.wait > 0 {
+		select {
+		case <-time.After(r.wait):
+		case <-ctx.Done():
 		}
-		wait = min(max(2*wait, 50*time.Millisecond), 5*time.Second)
+	}
+	r.wait = min(max(2*r.wait, 50*time.Millisecond), 5*time.Second)
+}
+
+// notStarted reports a failure to start. It returns an error if there is no use in another attempt.
+func (f *Function) notStarted(r *restarts, err error) error {
+	r.failures++
+	f.cfg.Died("start")
+	f.cfg.Logger.Error("function did not start", "error", err, "attempt", r.failures)
+	final := errors.Is(err, ErrStart)
+	if r.ready || !final && r.failures < firstTries {
+		return nil
+	}
+	if !final {
+		err = fmt.Errorf("%w (%d attempts): %w", ErrStart, r.failures, err)
+	}
+	return fmt.Errorf("function %s, command %q: %w", f.cfg.Name, strings.Join(f.cfg.Command, " "), err)
+}
+
+// serve gives the instance to callers until it ends or ctx does. ended is false in the second case: it has been stopped then.
+func (f *Function) serve(ctx context.Context, w *worker) (ended bool) {
+	f.set(w, nil)
+	select {
+	case <-ctx.Done():
+		f.set(nil, context.Cause(ctx))
+		w.Close()
+		w.Stop(time.Duration(f.patience.Load()))
+		return false
+	case <-w.over:
+	case <-w.Exited():
+	}
+	f.set(nil, nil)
+	return true
+}
+
+// replace ends the instance for good and reports how it ended, before another one is started.
+func (f *Function) replace(r *restarts, w *worker, begun time.Time) {
+	w.End(200*time.Millisecond, process.KillFor(nil))
+	w.Close()
+	f.cfg.Died(w.Label())
+	f.logEnd(w, time.Since(begun))
+	r.retire(w)
+	if w.Progress() > 0 || time.Since(begun) > 5*time.Second {
+		r.wait = 0
 	}
 }
 

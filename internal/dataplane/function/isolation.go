@@ -77,6 +77,11 @@ func (f *Function) isolate(ctx context.Context, in []flow.Message, out []Outcome
 			out[i] = part[i]
 		}
 	}
+	return f.isolateHalves(ctx, in, open, out)
+}
+
+// isolateHalves tries both halves of the messages in that are still open, given by their places.
+func (f *Function) isolateHalves(ctx context.Context, in []flow.Message, open []int, out []Outcome) error {
 	for len(open) > 0 {
 		half := open[:(len(open)+1)/2]
 		open = open[len(half):]
@@ -148,6 +153,11 @@ func (f *Function) isolatedWorker(ctx context.Context) (*worker, error) {
 			return w, nil
 		}
 	}
+	return f.startIsolated(ctx)
+}
+
+// startIsolated starts the process for suspects. It tries until ctx ends: there may be no memory for a second process now.
+func (f *Function) startIsolated(ctx context.Context) (*worker, error) {
 	wait := 20 * time.Millisecond
 	for {
 		w, err := f.start(ctx)

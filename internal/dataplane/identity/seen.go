@@ -30,9 +30,11 @@ type Seen struct {
 }
 
 type lane struct {
+	// floor is the highest Floor of a block so far: everything at or below it counts as seen. It only grows.
 	floor uint64
-	spans []span // disjoint, ascending, all above floor
-	// holes are positions that a later block named as its predecessor and that have not been seen.
+	// spans were seen above floor. Invariant: disjoint, ascending, with a gap between any two, so that covers need look at one of them only.
+	spans []span
+	// holes are positions that a later block named as its predecessor and that have not been seen. Invariant: none is in spans.
 	holes []uint64
 }
 
@@ -61,6 +63,17 @@ func (s *Seen) Admit(b *flow.Block, now time.Time) (lost []uint64) {
 	case l.touches(b.Lo, b.Hi):
 		drop(b, func(m *flow.Message) bool { return l.covers(m.Pos, m.Pos) })
 	}
+	l.remember(b)
+	if b.Floor > l.floor {
+		lost = l.lostBelow(b.Floor)
+		l.raise(b.Floor)
+	}
+	return lost
+}
+
+// remember marks the positions of a block as seen, and its predecessor as a hole if that was not seen. A hole that this block fills is none any more: blocks of a
+// lane can be stored in another order than the one in which their writer numbered them.
+func (l *lane) remember(b *flow.Block) {
 	if b.Prev != 0 && b.Prev < b.Lo && !l.covers(b.Prev, b.Prev) && !slices.Contains(l.holes, b.Prev) {
 		l.holes = append(l.holes, b.Prev)
 	}
@@ -71,15 +84,16 @@ func (s *Seen) Admit(b *flow.Block, now time.Time) (lost []uint64) {
 		l.add(c.Lo, c.Hi)
 	}
 	l.holes = slices.DeleteFunc(l.holes, func(p uint64) bool { return p > l.floor && l.covers(p, p) })
-	if b.Floor > l.floor {
-		l.holes = slices.DeleteFunc(l.holes, func(p uint64) bool {
-			if p <= b.Floor {
-				lost = append(lost, p)
-			}
-			return p <= b.Floor
-		})
-		l.raise(b.Floor)
-	}
+}
+
+// lostBelow takes out the holes at or below a new floor. The writer sends nothing from there again, so these blocks were stored once and are gone.
+func (l *lane) lostBelow(floor uint64) (lost []uint64) {
+	l.holes = slices.DeleteFunc(l.holes, func(p uint64) bool {
+		if p <= floor {
+			lost = append(lost, p)
+		}
+		return p <= floor
+	})
 	return lost
 }
 
@@ -243,12 +257,13 @@ func (s *Seen) Unmarshal(b []byte) error {
 
 // recentIDs remembers ids for a while. It keeps 128 bits of each, so that two ids that are taken for one will not be met.
 type recentIDs struct {
-	seed1, seed2 maphash.Seed
+	seed1, seed2 maphash.Seed // of this process: keys are never stored
 	window       time.Duration
 	max          int
-	set          map[[2]uint64]struct{}
-	queue        []arrival // in order of time; the first head entries are gone
-	head         int
+	// queue has arrivals in order of time; the first head entries are gone. Invariant: set has the keys of queue[head:], at most max.
+	set   map[[2]uint64]struct{}
+	queue []arrival
+	head  int
 }
 
 type arrival struct {

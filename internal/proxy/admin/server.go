@@ -307,9 +307,14 @@ func (s *Server) tap(w http.ResponseWriter, r *http.Request) {
 	}
 	client := s.Tap.Open(f)
 	defer client.Close()
+	copyEvents(r.Context(), client, w, out)
+}
+
+// copyEvents writes events until ctx ends or the client of the tap takes nothing for writeTime.
+func copyEvents(ctx context.Context, client *observe.TapClient, w io.Writer, out *http.ResponseController) {
 	var spare []byte
 	for {
-		lines := client.Next(r.Context(), spare)
+		lines := client.Next(ctx, spare)
 		if lines == nil {
 			return
 		}
@@ -348,6 +353,11 @@ func (s *Server) drain(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusAccepted, s.drainState())
 		return
 	}
+	s.followDrain(w, over)
+}
+
+// followDrain writes a line each drainTells until the drain ends, and its last state.
+func (s *Server) followDrain(w http.ResponseWriter, over <-chan struct{}) {
 	out := http.NewResponseController(w)
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	tick := time.NewTicker(drainTells)

@@ -209,30 +209,7 @@ func (w *workspace) tidyModule(dir string) (err error) {
 		}
 	}()
 	version := w.version()
-	edit := func(change func(mod *modfile.File, other string) error) error {
-		data, err := os.ReadFile(name)
-		if err != nil {
-			return err
-		}
-		mod, err := modfile.Parse(name, data, nil)
-		if err != nil {
-			return err
-		}
-		for other := range w.paths() {
-			if err := change(mod, other); err != nil {
-				return err
-			}
-		}
-		mod.Cleanup()
-		if data, err = mod.Format(); err != nil {
-			return err
-		}
-		return os.WriteFile(name, data, 0o644)
-	}
-	if err := edit(func(mod *modfile.File, other string) error {
-		if other == mod.Module.Mod.Path {
-			return nil
-		}
+	if err := w.editOthers(name, func(mod *modfile.File, other string) error {
 		return mod.AddReplace(other, version, w.file(w.paths()[other]), "")
 	}); err != nil {
 		return err
@@ -243,12 +220,32 @@ func (w *workspace) tidyModule(dir string) (err error) {
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("go mod tidy: %w", err)
 	}
-	return edit(func(mod *modfile.File, other string) error {
+	return w.editOthers(name, func(mod *modfile.File, other string) error { return mod.DropReplace(other, version) })
+}
+
+// editOthers changes the go.mod file for each other module of the workspace.
+func (w *workspace) editOthers(name string, change func(mod *modfile.File, other string) error) error {
+	data, err := os.ReadFile(name)
+	if err != nil {
+		return err
+	}
+	mod, err := modfile.Parse(name, data, nil)
+	if err != nil {
+		return err
+	}
+	for other := range w.paths() {
 		if other == mod.Module.Mod.Path {
-			return nil
+			continue
 		}
-		return mod.DropReplace(other, version)
-	})
+		if err := change(mod, other); err != nil {
+			return err
+		}
+	}
+	mod.Cleanup()
+	if data, err = mod.Format(); err != nil {
+		return err
+	}
+	return os.WriteFile(name, data, 0o644)
 }
 
 // version is the one at which the modules require each other.

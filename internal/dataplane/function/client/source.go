@@ -24,14 +24,14 @@ type Source struct {
 	maxMessage int
 	reading    *wire.Stream
 
-	acking  sync.Mutex
+	acking  sync.Mutex // held during an Ack: a request and its answer are a pair on acks
 	acks    *wire.Stream
 	ackless atomic.Bool // acks was closed because a context ended
 
 	mu       sync.Mutex
-	reads    time.Time // when the call of Read that is under way began
+	reads    time.Time // when the call of Read that is under way began; zero without one
 	asks     time.Time // the same of Ack
-	progress uint64
+	progress uint64    // messages that were read
 }
 
 // sotRead and sotAck are the handshakes.
@@ -131,30 +131,15 @@ func (s *Source) read(ctx context.Context, limit int, timeout time.Duration) ([]
 		if err != nil {
 			return nil, nil, err
 		}
-		var result, status []byte
-		err = fields(msg, func(f protowire.Number, v []byte, _ uint64) error {
-			switch f {
-			case 1:
-				result = v
-			case 2:
-				status = v
-			}
-			return nil
-		})
+		result, end, err := readResponse(msg)
 		if err != nil {
 			return nil, nil, err
 		}
-		if status != nil {
-			end, err := readStatus(status)
-			if err != nil {
-				return nil, nil, err
-			}
-			if end {
-				s.mu.Lock()
-				s.progress += uint64(len(messages))
-				s.mu.Unlock()
-				return messages, offsets, nil
-			}
+		if end {
+			s.mu.Lock()
+			s.progress += uint64(len(messages))
+			s.mu.Unlock()
+			return messages, offsets, nil
 		}
 		if result == nil {
 			continue
@@ -165,6 +150,24 @@ func (s *Source) read(ctx context.Context, limit int, timeout time.Duration) ([]
 		}
 		messages, offsets = append(messages, m), append(offsets, o)
 	}
+}
+
+// readResponse takes a ReadResponse apart: a result, or a status, which is the last answer to a read or a failure.
+func readResponse(b []byte) (result []byte, end bool, err error) {
+	var status []byte
+	err = fields(b, func(f protowire.Number, v []byte, _ uint64) error {
+		switch f {
+		case 1:
+			result = v
+		case 2:
+			status = v
+		}
+		return nil
+	})
+	if err == nil && status != nil {
+		end, err = readStatus(status)
+	}
+	return result, end, err
 }
 
 func readStatus(b []byte) (end bool, err error) {
@@ -194,32 +197,14 @@ func decodeSourced(b []byte) (m flow.Message, o Offset, err error) {
 		case 1:
 			m.Value = v
 		case 2:
-			err = fields(v, func(f protowire.Number, v []byte, n uint64) error {
-				switch f {
-				case 1:
-					o.bytes = v
-				case 2:
-					o.partition = int32(n)
-				}
-				return nil
-			})
+			o, err = decodeOffset(v)
 		case 3:
 			hasTime = true
 			m.EventTime, err = decodeTimestamp(v)
 		case 4:
 			m.Keys = append(m.Keys, text(v))
 		case 5:
-			var name, value string
-			err = fields(v, func(f protowire.Number, v []byte, _ uint64) error {
-				switch f {
-				case 1:
-					name = text(v)
-				case 2:
-					value = text(v)
-				}
-				return nil
-			})
-			m.Headers = flow.AppendHeader(m.Headers, name, value)
+			m.Headers, err = decodeHeader(m.Headers, v)
 		case 6:
 			m.Metadata, err = userMetadata(v)
 		}
@@ -234,6 +219,34 @@ func decodeSourced(b []byte) (m flow.Message, o Offset, err error) {
 	}
 	m.ID = strconv.Itoa(int(o.partition)) + "-" + base64.RawURLEncoding.EncodeToString(o.bytes)
 	return m, o, err
+}
+
+func decodeOffset(b []byte) (o Offset, err error) {
+	err = fields(b, func(f protowire.Number, v []byte, n uint64) error {
+		switch f {
+		case 1:
+			o.bytes = v
+		case 2:
+			o.partition = int32(n)
+		}
+		return nil
+	})
+	return o, err
+}
+
+// decodeHeader appends an entry of a map of strings.
+func decodeHeader(headers flow.Headers, b []byte) (flow.Headers, error) {
+	var name, value string
+	err := fields(b, func(f protowire.Number, v []byte, _ uint64) error {
+		switch f {
+		case 1:
+			name = text(v)
+		case 2:
+			value = text(v)
+		}
+		return nil
+	})
+	return flow.AppendHeader(headers, name, value), err
 }
 
 // Ack acknowledges. The stream for it ends when ctx does.

@@ -65,18 +65,9 @@ func (w *Writer) Write(ctx context.Context, b *flow.Block) ([]sink.Result, error
 	ctx, cancel := context.WithTimeout(ctx, w.cfg.Timeout)
 	defer cancel()
 	before := w.cfg.Conn.Stats().Reconnects
-	var results []sink.Result
-	for i := range b.Messages {
-		err := w.cfg.Conn.PublishMsg(w.message(&b.Messages[i]))
-		switch {
-		case errors.Is(err, nats.ErrMaxPayload), errors.Is(err, nats.ErrBadHeaderMsg):
-			if results == nil {
-				results = make([]sink.Result, len(b.Messages))
-			}
-			results[i] = sink.Result{Status: sink.Failed, Permanent: true, Error: fmt.Sprintf("publish %d bytes to %s: %v", b.Messages[i].Size(), w.cfg.Subject, err)}
-		case err != nil:
-			return nil, fmt.Errorf("publish to %s: %w", w.cfg.Subject, err)
-		}
+	results, err := w.publish(b)
+	if err != nil {
+		return nil, fmt.Errorf("publish to %s: %w", w.cfg.Subject, err)
 	}
 	if err := w.cfg.Conn.FlushWithContext(ctx); err != nil {
 		return nil, fmt.Errorf("publish to %s: %w", w.cfg.Subject, err)
@@ -87,6 +78,23 @@ func (w *Writer) Write(ctx context.Context, b *flow.Block) ([]sink.Result, error
 	}
 	if w.cfg.Conn.Stats().Reconnects != before {
 		return nil, fmt.Errorf("publish to %s: %w", w.cfg.Subject, ErrReconnected) // the flush speaks for the new connection only
+	}
+	return results, nil
+}
+
+// publish hands the messages to the client, which sends them in the background. The results are nil if none has failed.
+func (w *Writer) publish(b *flow.Block) (results []sink.Result, err error) {
+	for i := range b.Messages {
+		err := w.cfg.Conn.PublishMsg(w.message(&b.Messages[i]))
+		switch {
+		case errors.Is(err, nats.ErrMaxPayload), errors.Is(err, nats.ErrBadHeaderMsg):
+			if results == nil {
+				results = make([]sink.Result, len(b.Messages))
+			}
+			results[i] = sink.Result{Status: sink.Failed, Permanent: true, Error: fmt.Sprintf("publish %d bytes to %s: %v", b.Messages[i].Size(), w.cfg.Subject, err)}
+		case err != nil:
+			return nil, err
+		}
 	}
 	return results, nil
 }

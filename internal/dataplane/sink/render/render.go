@@ -39,18 +39,34 @@ func (f Format) Append(b []byte, m *flow.Message) []byte {
 		return append(b, '\n')
 	}
 	b = appendString(append(b, `{"id":`...), m.ID)
-	b = append(b, `,"keys":[`...)
-	for i, k := range m.Keys {
+	b = appendKeys(append(b, `,"keys":`...), m.Keys)
+	b = append(b, `,"eventTime":"`...)
+	b = time.Unix(0, m.EventTime).UTC().AppendFormat(b, time.RFC3339Nano)
+	b = appendHeaders(append(b, `","headers":`...), m.Headers)
+	if utf8.Valid(m.Value) {
+		b = appendString(append(b, `,"value":`...), m.Value)
+	} else {
+		b = append(b, `,"valueBase64":"`...)
+		b = append(base64.StdEncoding.AppendEncode(b, m.Value), '"')
+	}
+	return append(b, "}\n"...)
+}
+
+func appendKeys(b []byte, keys []string) []byte {
+	b = append(b, '[')
+	for i, k := range keys {
 		if i > 0 {
 			b = append(b, ',')
 		}
 		b = appendString(b, k)
 	}
-	b = append(b, `],"eventTime":"`...)
-	b = time.Unix(0, m.EventTime).UTC().AppendFormat(b, time.RFC3339Nano)
-	b = append(b, `","headers":{`...)
+	return append(b, ']')
+}
+
+func appendHeaders(b []byte, headers flow.Headers) []byte {
+	b = append(b, '{')
 	first := true
-	for name, value := range firsts(m.Headers) {
+	for name, value := range firsts(headers) {
 		if !first {
 			b = append(b, ',')
 		}
@@ -58,13 +74,7 @@ func (f Format) Append(b []byte, m *flow.Message) []byte {
 		b = append(appendString(b, name), ':')
 		b = appendString(b, value)
 	}
-	if utf8.Valid(m.Value) {
-		b = appendString(append(b, `},"value":`...), m.Value)
-	} else {
-		b = append(b, `},"valueBase64":"`...)
-		b = append(base64.StdEncoding.AppendEncode(b, m.Value), '"')
-	}
-	return append(b, "}\n"...)
+	return append(b, '}')
 }
 
 // firsts yields each header whose name has not come before: the first of two counts.
@@ -89,6 +99,21 @@ func firsts(h flow.Headers) func(yield func(name, value string) bool) {
 
 const hexDigits = "0123456789abcdef"
 
+// appendEscape appends a byte that JSON does not allow in a string as it is.
+func appendEscape(b []byte, c byte) []byte {
+	switch c {
+	case '"', '\\':
+		return append(b, '\\', c)
+	case '\n':
+		return append(b, '\\', 'n')
+	case '\r':
+		return append(b, '\\', 'r')
+	case '\t':
+		return append(b, '\\', 't')
+	}
+	return append(b, '\\', 'u', '0', '0', hexDigits[c>>4], hexDigits[c&15])
+}
+
 // appendString appends s as a JSON string. What is not UTF-8 becomes U+FFFD.
 func appendString[T string | []byte](b []byte, s T) []byte {
 	b = append(b, '"')
@@ -100,19 +125,7 @@ func appendString[T string | []byte](b []byte, s T) []byte {
 				i++
 				continue
 			}
-			b = append(b, s[from:i]...)
-			switch c {
-			case '"', '\\':
-				b = append(b, '\\', c)
-			case '\n':
-				b = append(b, '\\', 'n')
-			case '\r':
-				b = append(b, '\\', 'r')
-			case '\t':
-				b = append(b, '\\', 't')
-			default:
-				b = append(b, '\\', 'u', '0', '0', hexDigits[c>>4], hexDigits[c&15])
-			}
+			b = appendEscape(append(b, s[from:i]...), c)
 			i++
 			from = i
 			continue

@@ -1,7 +1,6 @@
 package streamsink
 
 import (
-	"bytes"
 	"context"
 	"database/sql"
 	"errors"
@@ -26,23 +25,28 @@ import (
 // shows it.
 type log struct {
 	cfg         Config
-	write, read *sql.DB
-	name        string // the generation
+	write, read *sql.DB // write has one connection, so that SQLite never has two writers of this process
+	name        string  // the generation; it never changes
 	duplicates  atomic.Int64
 
-	// turn is held by who writes. It guards what follows.
-	turn    chan struct{}
-	seen    *identity.Seen
-	broken  bool // seen may hold more than was committed
+	// turn is a lock that a context can interrupt: trim waits for it no longer than its sink lives. It guards the fields up to scratch.
+	turn chan struct{}
+	// seen has what was committed, and no more unless broken is set.
+	seen *identity.Seen
+	// broken is set from the first change of seen until the commit has returned without an error. A commit whose answer was lost may have been made: the next
+	// append loads what the file has.
+	broken  bool
 	closed  bool
-	record  []byte
-	scratch []flow.Message
+	record  []byte         // reused by insert
+	scratch []flow.Message // reused by insert; it holds no message between calls
 
-	mu          sync.Mutex
-	first, last uint64 // what is held; last is first-1 when that is nothing
-	bytes       int64
-	grown       chan struct{} // closed when last has moved
-	due         chan struct{} // tells retain to look
+	// mu guards the fields below. It is held for assignments only, and never while turn is waited for.
+	mu sync.Mutex
+	// first and last are the positions that the log has. Invariant: first-1 <= last, and first-1 == last when there is none. Both only grow.
+	first, last uint64
+	bytes       int64         // of values and overhead
+	grown       chan struct{} // closed when last has moved, and replaced by another
+	due         chan struct{} // wakes retain; of capacity 1, so that hold never waits
 }
 
 // The format of the file. A later version must read this one, and refuses what is newer than itself.
@@ -60,7 +64,7 @@ create table state (one integer primary key check (one = 1), name text not null,
 // overhead is what a record counts as beside its value, in bytes: row, position and time.
 const overhead = 32
 
-// busy is how long it is waited for somebody else who has the file, such as a person with a tool.
+// busy is how long to wait while another program has locked the file, such as a shell of SQLite.
 const busy = 5 * time.Second
 
 func openLog(ctx context.Context, cfg Config) (*log, error) {
@@ -88,7 +92,7 @@ func openLog(ctx context.Context, cfg Config) (*log, error) {
 	return l, nil
 }
 
-// makeDir makes a directory and those above it, durably: SQLite sees to the names in it, and to no others.
+// makeDir makes a directory and those above it, durably: SQLite syncs the directory of its file, and none above.
 func makeDir(dir string) error {
 	if _, err := os.Stat(dir); err == nil {
 		return nil
@@ -131,30 +135,20 @@ func openFile(path string, connections int, query url.Values, pragmas ...string)
 	return db, nil
 }
 
-// create makes the tables in a new file, and refuses a file that is somebody else's.
+var errNotALog = errors.New("it is not a log of a stream sink; move it away")
+
+// create makes the tables in a new file, and refuses a file of another program.
 func (l *log) create(ctx context.Context) error {
 	tx, err := l.write.BeginTx(ctx, nil)
 	if err != nil {
 		if strings.Contains(err.Error(), "not a database") {
-			return errors.New("it is not a log of a stream sink; move it away")
+			return errNotALog
 		}
 		return err
 	}
 	defer func() { _ = tx.Rollback() }()
-	var version, application, tables int64
-	for query, into := range map[string]*int64{"pragma user_version": &version, "pragma application_id": &application, "select count(*) from sqlite_master": &tables} {
-		if err := tx.QueryRowContext(ctx, query).Scan(into); err != nil {
-			return err
-		}
-	}
-	switch {
-	case version == 0 && application == 0 && tables == 0:
-	case application != applicationID:
-		return errors.New("it is not a log of a stream sink; move it away")
-	case version > formatVersion:
-		return fmt.Errorf("it was written by a newer version of Levada (format %d, this one knows %d)", version, formatVersion)
-	default:
-		return nil
+	if isNew, err := isNewFile(ctx, tx); err != nil || !isNew {
+		return err
 	}
 	if _, err := tx.ExecContext(ctx, schema); err != nil {
 		return err
@@ -169,6 +163,25 @@ func (l *log) create(ctx context.Context) error {
 	return tx.Commit()
 }
 
+// isNewFile reports whether the file has no tables yet. A file that is not a log of this version or an earlier one is an error.
+func isNewFile(ctx context.Context, tx *sql.Tx) (bool, error) {
+	var version, application, tables int64
+	for query, into := range map[string]*int64{"pragma user_version": &version, "pragma application_id": &application, "select count(*) from sqlite_master": &tables} {
+		if err := tx.QueryRowContext(ctx, query).Scan(into); err != nil {
+			return false, err
+		}
+	}
+	switch {
+	case version == 0 && application == 0 && tables == 0:
+		return true, nil
+	case application != applicationID:
+		return false, errNotALog
+	case version > formatVersion:
+		return false, fmt.Errorf("it was written by a newer version of Levada (format %d, this one knows %d)", version, formatVersion)
+	}
+	return false, nil
+}
+
 // load reads what was committed.
 func (l *log) load(ctx context.Context) error {
 	var first, last, size int64
@@ -181,6 +194,16 @@ func (l *log) load(ctx context.Context) error {
 	if err := l.seen.Unmarshal(seen); err != nil {
 		return err
 	}
+	if err := l.loadIDs(ctx); err != nil {
+		return err
+	}
+	l.broken = false
+	l.hold(uint64(first), uint64(last), size)
+	return nil
+}
+
+// loadIDs adds the ids of messages without positions to seen, oldest first, as they were admitted.
+func (l *log) loadIDs(ctx context.Context) error {
 	rows, err := l.write.QueryContext(ctx, "select at, id from ids order by n")
 	if err != nil {
 		return err
@@ -194,12 +217,7 @@ func (l *log) load(ctx context.Context) error {
 		}
 		l.seen.Admit(&flow.Block{ByID: true, Messages: []flow.Message{{ID: id}}}, time.Unix(0, at))
 	}
-	if err := rows.Err(); err != nil {
-		return err
-	}
-	l.broken = false
-	l.hold(uint64(first), uint64(last), size)
-	return nil
+	return rows.Err()
 }
 
 // hold tells readers what the log has.
@@ -245,109 +263,24 @@ func (l *log) append(ctx context.Context, blocks []*flow.Block) error {
 		return err
 	}
 	defer func() { _ = tx.Rollback() }()
-	last, added, changed, err := l.insert(ctx, tx, blocks, last)
-	if err != nil {
+	in := newInsertion(l, tx, last)
+	if err := in.blocks(ctx, blocks); err != nil {
 		return err
 	}
-	if !changed {
+	if !in.changed {
 		l.broken = false
 		return nil // all was there already
 	}
-	size += added
-	if _, err := tx.ExecContext(ctx, "update state set last = ?, bytes = ?, seen = ?", int64(last), size, l.seen.Marshal()); err != nil {
+	size += in.bytes
+	if _, err := tx.ExecContext(ctx, "update state set last = ?, bytes = ?, seen = ?", int64(in.last), size, l.seen.Marshal()); err != nil {
 		return err
 	}
 	if err := tx.Commit(); err != nil {
 		return err
 	}
 	l.broken = false
-	l.hold(first, last, size)
+	l.hold(first, in.last, size)
 	return nil
-}
-
-// insert adds what is new of blocks after the position last. It returns the last position then, how many bytes were added, and whether anything
-// of the blocks was new.
-func (l *log) insert(ctx context.Context, tx *sql.Tx, blocks []*flow.Block, from uint64) (last uint64, added int64, changed bool, err error) {
-	last = from
-	now := time.Now()
-	rows := inserter{tx: tx, head: "insert into log (pos, at, value) values "}
-	ids := inserter{tx: tx, head: "insert into ids (n, at, id) values "}
-	defer func() { clear(l.scratch[:cap(l.scratch)]) }() // holds no message after Write
-	for _, block := range blocks {
-		// Admit deletes from the block; the caller may need its block again.
-		b := *block
-		l.scratch = append(l.scratch[:0], b.Messages...)
-		b.Messages, b.Prev = l.scratch, 0
-		l.seen.Admit(&b, now)
-		l.duplicates.Add(int64(len(block.Messages) - len(b.Messages)))
-		if len(b.Messages) == 0 && len(block.Messages) > 0 {
-			continue
-		}
-		changed = true
-		for i := range b.Messages {
-			m := &b.Messages[i]
-			last++
-			value := m.Value
-			if l.cfg.Payload != Value {
-				l.record = l.cfg.Payload.append(l.record[:0], m)
-				value = bytes.Clone(l.record)
-			}
-			if value == nil {
-				value = []byte{}
-			}
-			added += int64(len(value)) + overhead
-			if err := rows.add(ctx, int64(last), now.UnixNano(), value); err != nil {
-				return 0, 0, false, err
-			}
-			if b.ByID {
-				if err := ids.add(ctx, nil, now.UnixNano(), m.ID); err != nil {
-					return 0, 0, false, err
-				}
-			}
-		}
-	}
-	if err := rows.flush(ctx); err != nil {
-		return 0, 0, false, err
-	}
-	if ids.any {
-		if err := ids.flush(ctx); err != nil {
-			return 0, 0, false, err
-		}
-		const forget = "delete from ids where at < ? or n <= (select max(n) from ids) - ?"
-		if _, err := tx.ExecContext(ctx, forget, now.Add(-l.cfg.IDWindow).UnixNano(), l.cfg.MaxIDs); err != nil {
-			return 0, 0, false, err
-		}
-	}
-	return last, added, changed, nil
-}
-
-// inserter inserts rows of three columns, many with one statement.
-type inserter struct {
-	tx   *sql.Tx
-	head string
-	args []any
-	any  bool
-}
-
-// together is how many rows one statement inserts, so that the cost of a call counts little.
-const together = 64
-
-func (i *inserter) add(ctx context.Context, row ...any) error {
-	i.args, i.any = append(i.args, row...), true
-	if len(i.args) < 3*together {
-		return nil
-	}
-	return i.flush(ctx)
-}
-
-func (i *inserter) flush(ctx context.Context) error {
-	if len(i.args) == 0 {
-		return nil
-	}
-	places := strings.Repeat("(?,?,?),", len(i.args)/3)
-	_, err := i.tx.ExecContext(ctx, i.head+places[:len(places)-1], i.args...)
-	i.args = i.args[:0]
-	return err
 }
 
 func (l *log) close() error {

@@ -57,11 +57,11 @@ func (l *log) gone(first, last uint64) error {
 // cursor reads ahead in pieces, so that it holds no transaction open while it waits.
 type cursor struct {
 	log   *log
-	at    uint64 // the message that Next moved to
-	start bool   // nothing was read yet, and it begins wherever the log does
-	rows  [][]byte
-	next  int // the first of rows that was not given
-	key   []byte
+	at    uint64   // the message that Next moved to
+	start bool     // nothing was read yet, and it begins wherever the log does
+	rows  [][]byte // a piece. Invariant: rows[next] is the message at+1
+	next  int      // the first of rows that was not given
+	key   []byte   // valid until the next call of Next, as stream.Cursor allows
 }
 
 // A piece has at most so many messages, and ends with the one that makes it larger than pieceBytes.
@@ -97,31 +97,9 @@ func (c *cursor) fill(ctx context.Context) error {
 			return context.Cause(ctx)
 		}
 	}
-	rows, err := c.log.read.QueryContext(ctx, "select pos, value from log where pos > ? order by pos limit ?", int64(c.at), pieceRows)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = rows.Close() }()
 	c.rows, c.next = c.rows[:0], 0
-	for size := 0; size < pieceBytes && rows.Next(); {
-		var pos int64
-		var value []byte
-		if err := rows.Scan(&pos, &value); err != nil {
-			return err
-		}
-		if want := c.at + 1 + uint64(len(c.rows)); uint64(pos) != want {
-			if !c.start || len(c.rows) > 0 {
-				c.rows = c.rows[:0]
-				first, last, _, _ := c.log.held()
-				return c.log.gone(first, last)
-			}
-			c.at = uint64(pos) - 1 // some were forgotten just now
-		}
-		c.rows = append(c.rows, value)
-		size += len(value)
-	}
-	if err := rows.Err(); err != nil {
-		c.rows = c.rows[:0]
+	if err := c.read(ctx); err != nil {
+		c.rows = c.rows[:0] // what was read before the error is read again
 		return err
 	}
 	if len(c.rows) == 0 && !c.start { // all that was held is forgotten by now
@@ -131,6 +109,32 @@ func (c *cursor) fill(ctx context.Context) error {
 	}
 	c.start = c.start && len(c.rows) == 0
 	return nil
+}
+
+// read adds the rows behind at. Positions have no hole, so a missing one was removed by retention; only a cursor at its start may begin behind it.
+func (c *cursor) read(ctx context.Context) error {
+	rows, err := c.log.read.QueryContext(ctx, "select pos, value from log where pos > ? order by pos limit ?", int64(c.at), pieceRows)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = rows.Close() }()
+	for size := 0; size < pieceBytes && rows.Next(); {
+		var pos int64
+		var value []byte
+		if err := rows.Scan(&pos, &value); err != nil {
+			return err
+		}
+		if want := c.at + 1 + uint64(len(c.rows)); uint64(pos) != want {
+			if !c.start || len(c.rows) > 0 {
+				first, last, _, _ := c.log.held()
+				return c.log.gone(first, last)
+			}
+			c.at = uint64(pos) - 1 // some were forgotten just now
+		}
+		c.rows = append(c.rows, value)
+		size += len(value)
+	}
+	return rows.Err()
 }
 
 // Value implements stream.Cursor.

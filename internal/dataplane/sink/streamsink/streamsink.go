@@ -98,12 +98,13 @@ type Writer struct {
 	grpc     *grpc.Server
 	server   *stream.Server
 
-	queue *groupcommit.Queue
+	queue *groupcommit.Queue // Writes of several lanes share a commit
 
+	// stop and running belong to the goroutines of serve. Close stops the server before the log, since readers use the log.
 	stop    context.CancelFunc
 	running sync.WaitGroup
 	closing sync.Once
-	closed  error
+	closed  error // of the first Close; the others return the same
 }
 
 // Duplicates is the number of messages so far that the stream held already, and that were not stored.
@@ -123,30 +124,40 @@ func New(ctx context.Context, cfg Config) (*Writer, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("listen: %w; each stream sink needs an address of its own", err), l.close())
 	}
+	server, err := stream.NewServer(cfg.Server)
+	if err != nil {
+		return nil, errors.Join(err, listener.Close(), l.close())
+	}
+	w := &Writer{cfg: cfg, log: l, listener: listener, grpc: grpc.NewServer(grpcOptions(cfg.TLS)...), server: server}
+	w.queue = groupcommit.New(w.append)
+	w.server.Handle(cfg.Name, l)
+	w.server.Register(w.grpc)
+	w.serve()
+	return w, nil
+}
+
+// grpcOptions allow readers to ping every 5 s, also while nothing is written, and find dead ones within 40 s.
+func grpcOptions(tls *tls.Config) []grpc.ServerOption {
 	options := []grpc.ServerOption{
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 	}
-	if cfg.TLS != nil {
-		options = append(options, grpc.Creds(credentials.NewTLS(cfg.TLS)))
+	if tls != nil {
+		options = append(options, grpc.Creds(credentials.NewTLS(tls)))
 	}
-	server, err := stream.NewServer(cfg.Server)
-	if err != nil {
-		return nil, errors.Join(err, listener.Close())
-	}
-	w := &Writer{cfg: cfg, log: l, listener: listener, grpc: grpc.NewServer(options...), server: server}
-	w.queue = groupcommit.New(w.append)
-	w.server.Handle(cfg.Name, l)
-	w.server.Register(w.grpc)
+	return options
+}
+
+// serve starts what runs until Close.
+func (w *Writer) serve() {
 	background, stop := context.WithCancel(context.Background())
 	w.stop = stop
 	w.running.Go(func() {
-		if err := w.grpc.Serve(listener); err != nil {
-			cfg.Logger.Error("the stream is not served any more; messages are still stored: start again", "stream", cfg.Name, "error", err)
+		if err := w.grpc.Serve(w.listener); err != nil {
+			w.cfg.Logger.Error("the stream is not served any more; messages are still stored: start again", "stream", w.cfg.Name, "error", err)
 		}
 	})
-	w.running.Go(func() { l.retain(background) })
-	return w, nil
+	w.running.Go(func() { w.log.retain(background) })
 }
 
 // Addr is where the stream is served.

@@ -19,21 +19,8 @@ func (s Sink) Write(ctx context.Context, b *flow.Block) ([]sink.Result, error) {
 	if err != nil {
 		return nil, &sink.PermanentError{Err: err}
 	}
-	var which []int
-	var suspects []flow.Message
-	for i := range out {
-		if out[i].Verdict == function.Suspect {
-			which, suspects = append(which, i), append(suspects, b.Messages[i])
-		}
-	}
-	if len(suspects) > 0 {
-		more, err := s.Function.Isolate(ctx, suspects)
-		if err != nil {
-			return nil, err
-		}
-		for k, i := range which {
-			out[i] = more[k]
-		}
+	if err := s.isolate(ctx, b.Messages, out); err != nil {
+		return nil, err
 	}
 	results := make([]sink.Result, len(out))
 	plain := true
@@ -47,6 +34,28 @@ func (s Sink) Write(ctx context.Context, b *flow.Block) ([]sink.Result, error) {
 		return nil, nil
 	}
 	return results, nil
+}
+
+// isolate replaces the outcomes of messages that were in user code when it ended.
+func (s Sink) isolate(ctx context.Context, in []flow.Message, out []function.Outcome) error {
+	var which []int
+	var suspects []flow.Message
+	for i := range out {
+		if out[i].Verdict == function.Suspect {
+			which, suspects = append(which, i), append(suspects, in[i])
+		}
+	}
+	if len(suspects) == 0 {
+		return nil
+	}
+	more, err := s.Function.Isolate(ctx, suspects)
+	if err != nil {
+		return err
+	}
+	for k, i := range which {
+		out[i] = more[k]
+	}
+	return nil
 }
 
 // Close implements sink.Writer.

@@ -107,18 +107,25 @@ type item struct {
 	done    bool
 }
 
+func (c Config) validate() error {
+	switch {
+	case c.Conn == nil:
+		return errors.New("conn: required, the connection to NATS")
+	case c.Stream == "":
+		return errors.New("stream: required, the stream to read")
+	case c.Consumer == "":
+		return errors.New("consumer: required, the name of the durable consumer")
+	case c.AckWait < 0 || c.MaxAckPending < 0 || c.ReadAhead < 0:
+		return fmt.Errorf("ackWait %v, maxAckPending %d and readAhead %d must not be negative", c.AckWait, c.MaxAckPending, c.ReadAhead)
+	}
+	return nil
+}
+
 // New finds or makes the consumer. Errors name the field and what to do.
 func New(ctx context.Context, cfg Config) (*Reader, error) {
 	cfg = cfg.withDefaults()
-	switch {
-	case cfg.Conn == nil:
-		return nil, errors.New("conn: required, the connection to NATS")
-	case cfg.Stream == "":
-		return nil, errors.New("stream: required, the stream to read")
-	case cfg.Consumer == "":
-		return nil, errors.New("consumer: required, the name of the durable consumer")
-	case cfg.AckWait < 0 || cfg.MaxAckPending < 0 || cfg.ReadAhead < 0:
-		return nil, fmt.Errorf("ackWait %v, maxAckPending %d and readAhead %d must not be negative", cfg.AckWait, cfg.MaxAckPending, cfg.ReadAhead)
+	if err := cfg.validate(); err != nil {
+		return nil, err
 	}
 	js, err := jetstream.New(cfg.Conn)
 	if err != nil {
@@ -195,22 +202,9 @@ func (r *Reader) Read(ctx context.Context, limit int) (*source.Batch, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	first := r.spare
-	r.spare = nil
-	if first == nil {
-		select {
-		case first = <-r.ready: // before any trouble: what is there shall go its way
-		default:
-			select {
-			case first = <-r.ready:
-			case err := <-r.trouble:
-				return nil, err
-			case <-ctx.Done():
-				return nil, ctx.Err()
-			case <-r.ctx.Done():
-				return nil, ErrClosed
-			}
-		}
+	first, err := r.first(ctx)
+	if err != nil {
+		return nil, err
 	}
 	n := min(limit, 1+len(r.ready))
 	items := append(make([]*item, 0, n), first)
@@ -231,6 +225,29 @@ func (r *Reader) Read(ctx context.Context, limit int) (*source.Batch, error) {
 		b.Messages[i] = it.message
 	}
 	return b, nil
+}
+
+// first waits for a message. One that is there is returned before an error: the error concerns what comes after it.
+func (r *Reader) first(ctx context.Context) (*item, error) {
+	if it := r.spare; it != nil {
+		r.spare = nil
+		return it, nil
+	}
+	select {
+	case it := <-r.ready:
+		return it, nil
+	default:
+	}
+	select {
+	case it := <-r.ready:
+		return it, nil
+	case err := <-r.trouble:
+		return nil, err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-r.ctx.Done():
+		return nil, ErrClosed
+	}
 }
 
 // Ack implements source.Reader. It returns when the server has confirmed each acknowledgement.

@@ -3,6 +3,7 @@ package records
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 
@@ -92,38 +93,44 @@ var bom = []byte("\xef\xbb\xbf")
 
 // New returns a Splitter at offset 0. Errors name the field of the configuration.
 func New(cfg Config) (*Splitter, error) {
-	if cfg.Format == "" {
-		cfg.Format = Lines
-	}
-	if cfg.MaxRecord == 0 {
-		cfg.MaxRecord = 16 << 20
-	}
-	if cfg.ChunkSize == 0 {
-		cfg.ChunkSize = 256 << 10
+	cfg = cfg.withDefaults()
+	if err := cfg.validate(); err != nil {
+		return nil, err
 	}
 	s := &Splitter{cfg: cfg, average: 256}
 	switch cfg.Format {
-	case Lines:
 	case NDJSON:
 		s.next = nextJSON
 	case CSV:
-		if s.cfg.Delimiter == 0 {
-			s.cfg.Delimiter = ','
-		}
-		s.csv = &csvCutter{delimiter: s.cfg.Delimiter, wantHeader: !cfg.NoHeader}
+		s.csv = &csvCutter{delimiter: cfg.Delimiter, wantHeader: !cfg.NoHeader}
 		s.next = s.csv.next
-	default:
-		return nil, fmt.Errorf("format: %q is not known: use lines, ndjson or csv", cfg.Format)
-	}
-	switch cfg.OnMalformed {
-	case "", DeadLetter, Skip, Fail:
-	default:
-		return nil, fmt.Errorf("onMalformed: %q is not known: use deadLetter, skip or fail", cfg.OnMalformed)
-	}
-	if cfg.MaxRecord < 0 || cfg.ChunkSize < 0 {
-		return nil, fmt.Errorf("maxRecord %d and chunkSize %d must not be negative", cfg.MaxRecord, cfg.ChunkSize)
 	}
 	return s, nil
+}
+
+func (c Config) withDefaults() Config {
+	c.Format = cmp.Or(c.Format, Lines)
+	c.MaxRecord = cmp.Or(c.MaxRecord, 16<<20)
+	c.ChunkSize = cmp.Or(c.ChunkSize, 256<<10)
+	c.Delimiter = cmp.Or(c.Delimiter, ',')
+	return c
+}
+
+func (c Config) validate() error {
+	switch c.Format {
+	case Lines, NDJSON, CSV:
+	default:
+		return fmt.Errorf("format: %q is not known: use lines, ndjson or csv", c.Format)
+	}
+	switch c.OnMalformed {
+	case "", DeadLetter, Skip, Fail:
+	default:
+		return fmt.Errorf("onMalformed: %q is not known: use deadLetter, skip or fail", c.OnMalformed)
+	}
+	if c.MaxRecord < 0 || c.ChunkSize < 0 {
+		return fmt.Errorf("maxRecord %d and chunkSize %d must not be negative", c.MaxRecord, c.ChunkSize)
+	}
+	return nil
 }
 
 // Room is where the next bytes of the stream are to be put; Fed says how many were.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/levada-io/levada/internal/dataplane/source"
+	"github.com/levada-io/levada/internal/flow"
 )
 
 // A Harness is one new source, from which nothing was read.
@@ -102,20 +103,26 @@ func (c *checker) batch(t *testing.T, b *source.Batch, limit int) []message {
 		}
 		c.last[b.Partition] = b.Hi
 	}
-	for _, m := range b.Messages {
-		switch {
-		case b.ByID && (m.ID == "" || m.Pos != 0):
-			t.Fatalf("message of a source without positions has id %q and position %d", m.ID, m.Pos)
-		case !b.ByID && (m.ID != "" || m.Pos < pos || m.Pos > b.Hi):
-			t.Fatalf("message has id %q and position %d, in a batch from %d to %d after %d", m.ID, m.Pos, b.Lo, b.Hi, pos-1)
-		}
+	for i := range b.Messages {
+		m := &b.Messages[i]
+		checkMessage(t, b, m, pos)
 		pos = m.Pos + 1
-		if m.EventTime == 0 || m.Ingested == 0 {
-			t.Fatalf("message %q has event time %d and was ingested at %d", m.Value, m.EventTime, m.Ingested)
-		}
 		got = append(got, message{fmt.Sprintf("%s/%d/%s", b.Partition, m.Pos, m.ID), string(m.Value)})
 	}
 	return got
+}
+
+// checkMessage fails the test unless m can be in the batch at position pos or later.
+func checkMessage(t *testing.T, b *source.Batch, m *flow.Message, pos uint64) {
+	t.Helper()
+	switch {
+	case b.ByID && (m.ID == "" || m.Pos != 0):
+		t.Fatalf("message of a source without positions has id %q and position %d", m.ID, m.Pos)
+	case !b.ByID && (m.ID != "" || m.Pos < pos || m.Pos > b.Hi):
+		t.Fatalf("message has id %q and position %d, in a batch from %d to %d after %d", m.ID, m.Pos, b.Lo, b.Hi, pos-1)
+	case m.EventTime == 0 || m.Ingested == 0:
+		t.Fatalf("message %q has event time %d and was ingested at %d", m.Value, m.EventTime, m.Ingested)
+	}
 }
 
 // read reads until it has n messages; done acknowledges them.
@@ -219,6 +226,12 @@ func unacknowledged(t *testing.T, h Harness) {
 	if !h.Unordered {
 		c.distinct(t, rest, len(done), n)
 	}
+	onlyLost(t, h, rest, lost, done)
+}
+
+// onlyLost fails the test unless all that was lost is in rest as it was, and nothing that was done is.
+func onlyLost(t *testing.T, h Harness, rest, lost, done []message) {
+	t.Helper()
 	again := map[string]string{}
 	for _, m := range rest {
 		again[m.identity] = m.payload
