@@ -24,11 +24,12 @@ build: ## Build bin/levada, bin/levada-proxy (the proxy alone), and the example 
 	go build -ldflags '-s -w' -o bin/functions/ $$(go list -f '{{if eq .Name "main"}}{{.ImportPath}}{{end}}' ./examples/functions/...)
 
 .PHONY: check
-check: ## Formatting, go vet and staticcheck: no finding is left
+check: ## Formatting, go vet, staticcheck and the analyzers of tools/lint: no finding is left
 	@unformatted=$$("$$(go env GOROOT)/bin/gofmt" -l $$(git ls-files --cached --others --exclude-standard '*.go' | while read -r f; do [ -f "$$f" ] && echo "$$f"; done)); \
 	if [ -n "$$unformatted" ]; then echo "gofmt would change:"; echo "$$unformatted"; exit 1; fi
 	go vet work && GOWORK=off go -C tools/generate vet ./...
 	"$$(GOWORK=off go -C tools tool -n staticcheck)" $$(go list work)
+	go vet -vettool="$$(GOWORK=off go -C tools tool -n lint)" work
 	GOWORK=off go -C tools/generate run ./modules check
 
 # Where goroutines meet runs with the race detector; the rest has none, or runs programs that it would not look into.

@@ -456,7 +456,7 @@ func TestD08LosingEveryNotificationLosesNoJob(t *testing.T) {
 	const n = 10
 	type broker struct{ messages []string }
 	b := broker{messages: []string{"job"}} // DeliveryMode: Transient
-	b = broker{}                           // it restarts
+	b.messages = nil                       // it restarts
 	started := func(ok bool) error {
 		if !ok {
 			return errors.New("nobody ever hears of the job")

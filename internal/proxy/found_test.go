@@ -3,6 +3,7 @@ package proxy
 import (
 	"bytes"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -375,7 +376,7 @@ func TestPrefaceIsChecked(t *testing.T) {
 			if test.want == "" {
 				// It must end, without SETTINGS_MAX_CONCURRENT_STREAMS as a working connection has it.
 				b, err := io.ReadAll(nc)
-				if err, ok := err.(net.Error); ok && err.Timeout() {
+				if err, ok := errors.AsType[net.Error](err); ok && err.Timeout() {
 					t.Fatal("the connection stays open")
 				}
 				if bytes.Contains(b, []byte{0, 3, 0, 0, 3, 0xe8}) {

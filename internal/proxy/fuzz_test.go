@@ -61,7 +61,7 @@ func FuzzFront(f *testing.F) {
 			_ = nc.(*net.TCPConn).CloseWrite()
 		})
 		if _, err := io.Copy(io.Discard, nc); err != nil {
-			if err, ok := err.(net.Error); ok && err.Timeout() {
+			if err, ok := errors.AsType[net.Error](err); ok && err.Timeout() {
 				t.Fatal("the connection does not end")
 			}
 		}

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
 	"math/rand/v2"
@@ -566,7 +567,7 @@ backends:
 		// With TLS 1.3 the server's refusal of our certificate shows when we read.
 		_ = nc.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
 		_, err = nc.Read(make([]byte, 1))
-		if err, ok := err.(net.Error); ok && err.Timeout() {
+		if err, ok := errors.AsType[net.Error](err); ok && err.Timeout() {
 			_ = nc.SetReadDeadline(time.Time{})
 			return nc, nil
 		}

@@ -68,7 +68,7 @@ func TestMessagesInTheBrokersMemoryAreCountedWhenKeptAndWhenLost(t *testing.T) {
 	nats.Restart(testserver.Fast)
 	metrics := ""
 	s.cfg.Started = func(r *standalone.Running) {
-		res, err := http.Get("http://" + r.Address + "/metrics") //nolint:noctx // of this process
+		res, err := http.Get("http://" + r.Address + "/metrics") // of this process
 		if err != nil {
 			t.Error(err)
 			return

@@ -27,7 +27,7 @@ accounts { A { jetstream: { max_mem: 1M, max_file: 4M }, users: [ { user: u, pas
 	go func() { ended <- s.runUntil(ctx, t, intoLog) }()
 	r := <-started
 	get := func(path string) (int, string) {
-		res, err := http.Get("http://" + r.Address + path) //nolint:noctx // of this process
+		res, err := http.Get("http://" + r.Address + path) // of this process
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -150,7 +150,7 @@ type runner struct {
 	// leases are those that recheck renews: a broker can come back while they are acquired.
 	leasesMu sync.Mutex
 	leases   []*ownership.Lease
-	owned    context.Context //nolint:containedctx // ends with its cause when another process took a pipeline over
+	owned    context.Context // ends with its cause when another process took a pipeline over
 	draining *draining       // of a run that only drains
 
 	mu        sync.Mutex

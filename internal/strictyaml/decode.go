@@ -9,6 +9,7 @@ package strictyaml
 
 import (
 	"encoding"
+	"errors"
 	"fmt"
 	"math"
 	"reflect"
@@ -211,7 +212,7 @@ func decodeScalar(n *yaml.Node, v reflect.Value, p *Problem) bool {
 			return true
 		}
 		v.Set(old)
-		if unknown, ok := err.(UnknownName); ok {
+		if unknown, ok := errors.AsType[UnknownName](err); ok {
 			p.Message = unknown.Error()
 			p.DidYouMean = Suggest(unknown.Name, unknown.Known)
 		}

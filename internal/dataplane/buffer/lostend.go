@@ -101,7 +101,7 @@ func (r *Reader) checkEnd(ctx context.Context, last, known uint64) error {
 	r.mu.Unlock()
 	err := fmt.Errorf("%w: blocks up to %d were stored, and the last one there is %d", ErrLostEnd, known, last)
 	if time.Since(since) < lostEndAfter {
-		return fmt.Errorf("the broker may not be up to date: %v", err) //nolint:errorlint // it is not certain yet
+		return fmt.Errorf("the broker may not be up to date: %v", err) // it is not certain yet
 	}
 	return r.loseEnd(ctx, last+1, err)
 }
@@ -123,7 +123,7 @@ func (r *Reader) suspectEnd(ctx context.Context, why error) error {
 	}
 	bounds, err := r.driver.Bounds(ctx)
 	if err != nil {
-		return nil //nolint:nilerr // it is asked again
+		return nil // it is asked again
 	}
 	return r.loseEnd(ctx, min(bounds.Last+1, r.tail.known.Load()), why)
 }

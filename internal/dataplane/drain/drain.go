@@ -7,5 +7,5 @@ import "context"
 //
 // Invariant: when both end, Intake ends first. Between the two ends what was taken is finished; what is not finished when Work ends is left unacknowledged.
 type Context struct {
-	Work, Intake context.Context //nolint:containedctx // the pair is passed as a context is
+	Work, Intake context.Context // the pair is passed as a context is
 }

@@ -23,7 +23,7 @@ type Process struct {
 	// Budget bounds the end, once it has begun.
 	Budget *Budget
 	// Owned ends, with its cause, when another process has taken over one of the pipelines. Everything here is cut short then: it would be done twice.
-	Owned  context.Context //nolint:containedctx // a lifetime that ends beside that of Run
+	Owned  context.Context // a lifetime that ends beside that of Run
 	Broker Broker
 	// Services run beside the vertices and end after them. An error of one ends the process.
 	Services []func(context.Context) error
@@ -41,7 +41,7 @@ type Process struct {
 //
 // Invariant: none ends before the one in front of it, but for working, which the budget of time or the loss of ownership may cut short.
 type stages struct {
-	sourcing, reading, working, serving context.Context //nolint:containedctx // four lifetimes, which end one after the other
+	sourcing, reading, working, serving context.Context // four lifetimes, which end one after the other
 	endSourcing, endReading, endServing context.CancelFunc
 	endWork                             context.CancelCauseFunc
 

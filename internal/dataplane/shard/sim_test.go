@@ -3,6 +3,7 @@ package shard
 import (
 	"cmp"
 	"container/heap"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -516,7 +517,7 @@ func (r *reader) end() {
 }
 
 func (r *reader) fencedBy(err error) {
-	fenced := err.(*FencedError)
+	fenced, _ := errors.AsType[*FencedError](err)
 	r.p.s.stats.fenced++
 	r.p.step(Fenced{r.shard, r.epoch, fenced.Seen})
 	r.end()

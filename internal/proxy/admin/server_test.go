@@ -410,6 +410,7 @@ func TestTapClientThatDoesNotRead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer func() { _ = response.Body.Close() }()
 	events := 0
 	for d := json.NewDecoder(response.Body); events < 2*calls; {
 		var e observe.Event

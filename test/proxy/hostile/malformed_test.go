@@ -2,6 +2,7 @@ package hostile
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -274,7 +275,7 @@ func TestSmuggling(t *testing.T) {
 			if status, ok := strings.CutPrefix(string(answer), "HTTP/1."); ok && len(status) > 2 && status[2] != '4' && status[2] != '5' {
 				t.Errorf("answered %.100q", answer)
 			}
-			if timeout, ok := err.(net.Error); ok && timeout.Timeout() {
+			if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() {
 				t.Errorf("the connection is still open 10 s later; it said %.100q", answer)
 			}
 			for _, f := range backend.take() {

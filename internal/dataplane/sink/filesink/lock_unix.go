@@ -34,7 +34,7 @@ func idOf(f file) (fileID, error) {
 		return fileID{}, err
 	}
 	if s, ok := info.Sys().(*syscall.Stat_t); ok {
-		return fileID{device: uint64(s.Dev), inode: s.Ino}, nil //nolint:unconvert // its type differs between systems
+		return fileID{device: uint64(s.Dev), inode: s.Ino}, nil // its type differs between systems
 	}
 	return fileID{}, nil
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -70,7 +71,7 @@ func closes(t *testing.T, c net.Conn, within time.Duration) string {
 	t.Helper()
 	_ = c.SetReadDeadline(time.Now().Add(within))
 	answer, err := io.ReadAll(c)
-	if nerr, ok := err.(net.Error); ok && nerr.Timeout() {
+	if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() {
 		t.Fatalf("the connection is still open after %v; answered %q", within, answer)
 	}
 	return string(answer)
@@ -175,9 +176,11 @@ func TestConnectionsAreBounded(t *testing.T) {
 	var conns []net.Conn
 	for range 5 {
 		c := dial(t, r, "GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
-		if _, err := http.ReadResponse(bufio.NewReader(c), nil); err != nil { //nolint:bodyclose // it is empty
+		response, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
 			t.Fatal(err)
 		}
+		_ = response.Body.Close()
 		conns = append(conns, c)
 	}
 	served(t, r, 10) // an idle connection makes room

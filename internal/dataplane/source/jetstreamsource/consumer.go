@@ -94,7 +94,7 @@ func (cfg *Config) adopt(ctx context.Context, stream jetstream.Stream) (jetstrea
 		return nil, fmt.Errorf("consumer %s of stream %s: %w", cfg.OldConsumer, cfg.Stream, err)
 	}
 	if _, err := cfg.Tag.Check(cfg.Stream, consumer.CachedInfo().Config.Metadata); err != nil {
-		return nil, nil //nolint:nilerr // it is somebody else's
+		return nil, nil // it is somebody else's
 	}
 	return consumer, nil
 }

@@ -87,7 +87,7 @@ type Reader struct {
 	inHand  map[place]*item // messages of this life from their arrival to their ack or nack
 
 	stop    context.CancelFunc
-	ctx     context.Context //nolint:containedctx // the life of the goroutines
+	ctx     context.Context // the life of the goroutines
 	running sync.WaitGroup
 	close   sync.Once
 }
