@@ -97,7 +97,7 @@ var catalogue = []metric{
 	{"isb_jetstream_buffer_solid_usage", "The same: what is acknowledged takes no room here.", gauge, bufferLabels, nil},
 
 	{"levada_end_to_end_latency_seconds", "Time from a message's entry into the pipeline until a sink had it.", histogram, []string{"pipeline", "vertex"}, prometheus.ExponentialBuckets(0.0005, 1.5, 36)},
-	{"levada_function_deaths_total", "Ends of user code that should not have been, by reason: exit, signal, hang, panic, error, protocol, start, isolated, and disconnect where a function that is started elsewhere ended the connection.", counter, []string{"pipeline", "vertex", "role", "reason"}, nil},
+	{"levada_function_crashes_total", "Ends of user code that should not have been, by reason: exit, signal, hang, panic, error, protocol, start, isolated, and disconnect where a function that is started elsewhere ended the connection.", counter, []string{"pipeline", "vertex", "role", "reason"}, nil},
 	{"levada_dead_letters_total", "Messages that were dead-lettered.", counter, []string{"pipeline", "vertex", "reason"}, nil},
 	{"levada_sink_duplicates_total", "Messages that the sink's stream had already when this process wrote them for the first time: written before a crash, or given twice by the source.", counter, []string{"pipeline", "vertex", "role"}, nil},
 	{"levada_source_headers_dropped_total", "Headers of messages that a source dropped because they are not UTF-8, which functions could not take.", counter, []string{"pipeline", "vertex"}, nil},

@@ -220,7 +220,7 @@ func (v *Vertex) ReadError(error) {
 
 // Crashed counts a process of user code that exited when it should not have.
 func (v *Vertex) Crashed(role function.Role, reason string) {
-	v.own("levada_function_deaths_total", string(role), reason).add(1)
+	v.own("levada_function_crashes_total", string(role), reason).add(1)
 	critical := map[function.Role]string{function.UDSource: "source_runtime_error", function.Transformer: "source_transformer_runtime_error", function.UDF: "map_runtime_error"}[role]
 	if critical == "" {
 		critical = "sink_runtime_error"
