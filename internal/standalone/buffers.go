@@ -15,6 +15,7 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/isb"
 	"github.com/levada-io/levada/internal/dataplane/naming"
 	"github.com/levada-io/levada/internal/dataplane/ownership"
+	"github.com/levada-io/levada/internal/dataplane/shard"
 	"github.com/levada-io/levada/internal/metrics"
 )
 
@@ -31,8 +32,10 @@ type BufferView struct {
 	Oldest  *time.Time `json:"oldest,omitempty"`
 	// Recorded says that the stored topology has it; a buffer that it does not have is left from an earlier one, and nothing reads it.
 	Recorded bool `json:"recorded"`
-	// Owner is the process that runs the pipeline, or the vertex; empty if none does.
+	// Owner is the process that runs the pipeline or the vertex, or that reads the partition of a vertex which several processes share; empty if none does. Epoch is that of
+	// its lease then.
 	Owner  string `json:"owner,omitempty"`
+	Epoch  uint64 `json:"epoch,omitempty"`
 	Stream string `json:"stream"`
 	// Replicas and Storage are those of the stream.
 	Replicas int    `json:"replicas"`
@@ -107,6 +110,9 @@ func listBuffers(ctx context.Context, service isb.Service) (all []BufferView, er
 			if owner == "" {
 				v.Owner = holder(ctx, isb.VertexLease(p.State(), s.Vertex))
 			}
+			if v.Owner == "" {
+				v.Owner, v.Epoch = shardHolder(ctx, p.State(), s.Vertex, s.Partition)
+			}
 			v.Recorded = p.Recorded(s)
 			if kept, err := p.Describe(ctx, s.Stream); err == nil {
 				v.Replicas, v.Storage = kept.Replicas, kept.Kind
@@ -138,6 +144,27 @@ func holder(ctx context.Context, lease ownership.Store) string {
 		return ""
 	}
 	return last.String()
+}
+
+// shardHolder is the process that reads a partition of a vertex which several processes share, and the epoch of its lease; empty if none does.
+func shardHolder(ctx context.Context, state isb.State, vertex string, partition int) (owner string, epoch uint64) {
+	get := func(kind shard.Kind, name string) ([]byte, error) {
+		value, _, err := state.Get(ctx, isb.ShardGroup(vertex)+"."+shard.Key{Kind: kind, Name: name}.String())
+		return value, err
+	}
+	lease, err := get(shard.Lease, engine.ShardName(partition))
+	if err != nil {
+		return "", 0
+	}
+	name, epoch, ok, err := shard.Holder(lease, func(owner string) ([]byte, error) { return get(shard.Session, owner) })
+	if err != nil || !ok {
+		return "", 0
+	}
+	owner = fmt.Sprintf("%s, epoch %d", name, epoch)
+	if process := holder(ctx, isb.ProcessLease(state, vertex, name)); process != "" {
+		owner += ": " + process
+	}
+	return owner, epoch
 }
 
 // Drop drops for good the messages of a buffer, and returns their number. A pipeline that runs is refused. A buffer that nothing reads any more is removed.

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"os"
@@ -193,6 +194,9 @@ func TestProcessesOfAVertexShareItsPartitions(t *testing.T) {
 	second := v.vertex(t, "cat", "--name", "second")
 	second.until(t, func() bool { return second.said("partition taken") == 1 }) // of two
 	cat.until(t, func() bool { return cat.said("partition released") == 1 })
+	if owners := v.owners(t, "cat"); len(owners) != 2 || owners[0] == owners[1] || !strings.Contains(owners[0]+owners[1], "second, epoch ") {
+		t.Errorf("the owners of the partitions are %q, want two, one of them second", owners)
+	}
 	after(n * 3 / 12)
 	cat.kill(t)
 	second.until(t, func() bool { return second.said("partition taken") == 2 })
@@ -212,6 +216,21 @@ func TestProcessesOfAVertexShareItsPartitions(t *testing.T) {
 		r.terminate(t)
 	}
 	v.exactlyOnce(t, n+2*more)
+}
+
+// owners are those of the partitions of a vertex, as levada buffers shows them.
+func (v *vertices) owners(t *testing.T, name string) (owners []string) {
+	t.Helper()
+	var all []standalone.BufferView
+	if err := json.Unmarshal([]byte(v.levada(t, append([]string{"buffers", "list", "-o", "json"}, v.flags...)...)), &all); err != nil {
+		t.Fatal(err)
+	}
+	for _, b := range all {
+		if b.Vertex == name {
+			owners = append(owners, b.Owner)
+		}
+	}
+	return owners
 }
 
 // said counts what a process has logged.

@@ -80,6 +80,23 @@ func encode(r Record) []byte {
 	return value
 }
 
+// Holder says whose a lease is, from the stored records of the lease and of its owner's session (Key); false if nobody owns the shard, or its owner has ended.
+func Holder(lease []byte, session func(owner string) ([]byte, error)) (owner string, epoch uint64, ok bool, err error) {
+	if len(lease) == 0 {
+		return "", 0, false, nil
+	}
+	l, err := decode("of a lease", lease)
+	if err != nil || l.Owner == "" {
+		return "", l.Epoch, false, err
+	}
+	value, err := session(l.Owner)
+	if err != nil || len(value) == 0 {
+		return "", l.Epoch, false, err
+	}
+	s, err := decode("of a session", value)
+	return l.Owner, l.Epoch, err == nil && s.Incarnation == l.Incarnation, err
+}
+
 func decode(key string, value []byte) (Record, error) {
 	var r stored
 	if err := json.Unmarshal(value, &r); err != nil {
