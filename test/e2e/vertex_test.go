@@ -221,11 +221,12 @@ func TestProcessesOfAVertexShareItsPartitions(t *testing.T) {
 // owners are those of the partitions of a vertex, as levada buffers shows them.
 func (v *vertices) owners(t *testing.T, name string) (owners []string) {
 	t.Helper()
-	var all []standalone.BufferView
-	if err := json.Unmarshal([]byte(v.levada(t, append([]string{"buffers", "list", "-o", "json"}, v.flags...)...)), &all); err != nil {
-		t.Fatal(err)
-	}
-	for _, b := range all {
+	d := json.NewDecoder(strings.NewReader(v.levada(t, append([]string{"buffers", "list", "-o", "json"}, v.flags...)...)))
+	for d.More() {
+		var b standalone.BufferView
+		if err := d.Decode(&b); err != nil {
+			t.Fatal(err)
+		}
 		if b.Vertex == name {
 			owners = append(owners, b.Owner)
 		}
