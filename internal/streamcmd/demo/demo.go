@@ -146,15 +146,16 @@ func execute(cmd *cobra.Command, args []string, f *flags) error {
 // demo is one run. All its state belongs to the goroutine of run; others hand it what happened.
 type demo struct {
 	*flags
-	ctx      context.Context
-	chance   *rand.Rand
-	begun    time.Time
-	out      *commandline.Screen
-	live     bool // out is a terminal, which shows the progress
-	json     bool
+	ctx    context.Context
+	chance *rand.Rand
+	begun  time.Time
+	out    *commandline.Screen
+	live   bool // out is a terminal, which shows the progress
+	json   bool
+	// happened has what the other goroutines found: run executes it. stopping is closed when nothing reads it any more, so that none of them waits.
 	happened chan func()
-	stopping chan struct{} // closed when nothing reads the events any more
-	helpers  sync.WaitGroup
+	stopping chan struct{}
+	helpers  sync.WaitGroup // all goroutines but that of run; they have ended when the demo has
 
 	dir, schema         string
 	adminDSN, workerDSN string
@@ -166,11 +167,11 @@ type demo struct {
 	workers             []*child
 	children            []*child
 
-	plan    []fault
+	plan    []fault // those to come, in the order of their records
 	job     stream.Status
 	owner   *child // who has the job
 	meter   jobtext.Meter
-	later   []task
+	later   []task          // not in order
 	aside   map[uint64]bool // quarantined records that were printed
 	deaths  int             // of workers, by the record that takes all memory
 	broken  bool            // the disconnect was printed, the new stream not yet
