@@ -16,6 +16,7 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/vertex"
 )
 
+// compareAll compares what runs with what is recorded, for all pipelines. An error names the pipeline.
 func (r *runner) compareAll(ctx context.Context) error {
 	for _, h := range r.held {
 		if err := r.load(ctx, h); err != nil {
@@ -67,6 +68,7 @@ func (r *runner) load(ctx context.Context, h *held) error {
 	return nil
 }
 
+// getKey reads a value of the state, for as long as the service takes to answer. It is nil if there is none.
 func (r *runner) getKey(ctx context.Context, state isb.State, key string) ([]byte, uint64, error) {
 	type entry struct {
 		value    []byte
@@ -122,13 +124,24 @@ func (r *runner) inspect(ctx context.Context, h *held, name string) (buffer.Cont
 	return c, nil
 }
 
-// compare fills in h.changes.
+// compare fills in h.changes: nothing if nothing is recorded. It may be called again after h.contents has changed.
 func (r *runner) compare(ctx context.Context, h *held) (err error) {
 	h.changes = nil
 	if h.stored == nil {
 		return nil
 	}
-	failed := error(nil)
+	if err := r.compareTopology(ctx, h); err != nil {
+		return err
+	}
+	if err := r.compareFiles(ctx, h); err != nil {
+		return err
+	}
+	return r.compareRest(ctx, h)
+}
+
+// compareTopology adds what changed of vertices and edges.
+func (r *runner) compareTopology(ctx context.Context, h *held) error {
+	failed := error(nil) // of a buffer that cannot be inspected; the rest of the comparison means nothing then
 	written := len(h.read) > 0
 	contents := func(v string, p int) buffer.Contents {
 		sv := h.stored.Vertex(v)
@@ -158,9 +171,11 @@ func (r *runner) compare(ctx context.Context, h *held) (err error) {
 			return h.read[v] || sv != nil && sv.Source != nil && sv.Source.ByID
 		},
 	})
-	if failed != nil {
-		return failed
-	}
+	return failed
+}
+
+// compareFiles adds sources whose file has another name and is the same: where it was read to is remembered under the name.
+func (r *runner) compareFiles(ctx context.Context, h *held) error {
 	for i := range h.wanted.Vertices {
 		now := &h.wanted.Vertices[i]
 		was := h.stored.Vertex(now.Name)
@@ -183,7 +198,11 @@ func (r *runner) compare(ctx context.Context, h *held) (err error) {
 			})
 		}
 	}
-	// What neither the record nor the manifest speaks of can hold messages, too.
+	return nil
+}
+
+// compareRest adds buffers that neither the record nor the manifest mentions: they can hold messages, too.
+func (r *runner) compareRest(ctx context.Context, h *held) error {
 	streams, err := r.inventory(ctx, h)
 	if err != nil {
 		return err

@@ -22,6 +22,7 @@ func (r *runner) refuse(all []*held) error {
 	return &refusal{strings.Join(texts, "\n")}
 }
 
+// drainable reports whether the pipeline can be run once more as it was: its manifest is recorded, and it has buffers.
 func (h *held) drainable() bool {
 	return h.stored.Manifest != "" && h.stored.Kind == string(naming.Pipeline)
 }
@@ -32,6 +33,32 @@ func (r *runner) discard(ctx context.Context, unsafe []*held) error {
 	if len(r.cfg.Discard) == 0 {
 		return nil
 	}
+	if err := r.checkDiscard(unsafe); err != nil {
+		return err
+	}
+	drop, err := r.discardable(ctx, unsafe)
+	if err != nil {
+		return err
+	}
+	if err := r.wouldSuffice(ctx, unsafe, drop); err != nil {
+		return err
+	}
+	for _, h := range unsafe {
+		for _, s := range drop[h] {
+			n, err := isb.Drop(ctx, h.store, s.Stream)
+			if err != nil {
+				return fmt.Errorf("discard %s, partition %d: %w", s.Vertex, s.Partition, err)
+			}
+			if n > 0 {
+				r.log.Warn("messages discarded", "owner", h.of(), "vertex", s.Vertex, "partition", s.Partition, "messages", n)
+			}
+		}
+	}
+	return nil
+}
+
+// checkDiscard refuses names of vertices whose messages are not in the way: a name that is mistyped must not pass.
+func (r *runner) checkDiscard(unsafe []*held) error {
 	concerned := map[string]bool{}
 	for _, h := range unsafe {
 		for _, c := range topology.Unsafe(h.changes) {
@@ -46,11 +73,16 @@ func (r *runner) discard(ctx context.Context, unsafe []*held) error {
 				name, name, cmp.Or(strings.Join(slices.Sorted(maps.Keys(concerned)), ", "), "none"))}
 		}
 	}
+	return nil
+}
+
+// discardable are the partitions that the user named and that are in the way.
+func (r *runner) discardable(ctx context.Context, unsafe []*held) (map[*held][]isb.Stream, error) {
 	drop := map[*held][]isb.Stream{}
 	for _, h := range unsafe {
 		streams, err := r.inventory(ctx, h)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		for _, s := range streams {
 			if slices.ContainsFunc(topology.Unsafe(h.changes), func(c topology.Change) bool {
@@ -61,7 +93,11 @@ func (r *runner) discard(ctx context.Context, unsafe []*held) error {
 			}
 		}
 	}
-	// All or nothing: messages are not dropped for a manifest that is refused without them, too.
+	return drop, nil
+}
+
+// wouldSuffice compares as if the messages were dropped already. All or nothing: they are not dropped for a manifest that is refused without them, too.
+func (r *runner) wouldSuffice(ctx context.Context, unsafe []*held, drop map[*held][]isb.Stream) error {
 	var left []*held
 	for _, h := range unsafe {
 		for _, s := range drop[h] {
@@ -81,17 +117,6 @@ func (r *runner) discard(ctx context.Context, unsafe []*held) error {
 	}
 	if len(left) > 0 {
 		return &refusal{fmt.Sprintf("--discard %s: without these messages the manifest would be refused as well. Nothing was dropped\n%s", strings.Join(r.cfg.Discard, ","), r.refuse(left))}
-	}
-	for _, h := range unsafe {
-		for _, s := range drop[h] {
-			n, err := isb.Drop(ctx, h.store, s.Stream)
-			if err != nil {
-				return fmt.Errorf("discard %s, partition %d: %w", s.Vertex, s.Partition, err)
-			}
-			if n > 0 {
-				r.log.Warn("messages discarded", "owner", h.of(), "vertex", s.Vertex, "partition", s.Partition, "messages", n)
-			}
-		}
 	}
 	return nil
 }

@@ -34,31 +34,14 @@ func (r *runner) drainOld(ctx context.Context, unsafe []*held) error {
 	return nil
 }
 
-func (r *runner) drainOne(ctx context.Context, h *held) (err error) {
-	if !h.drainable() {
-		return &refusal{fmt.Sprintf("%s: --drain-old: the record of the store does not say how the pipeline was run. Run its former manifest once more until nothing is pending", h.of())}
-	}
-	objects, problems := manifest.Decode("the stored manifest of "+h.of(), []byte(h.stored.Manifest))
-	if problems.HasErrors() || len(objects) == 0 {
-		return fmt.Errorf("%s: --drain-old: the stored manifest cannot be read: %v", h.of(), problems)
-	}
-	for _, o := range objects {
-		v1alpha1.SetDefaults(o.Manifest)
-	}
-	old := &runner{
-		cfg: r.cfg, log: r.log.With("draining", true), metrics: metrics.New(r.cfg.Version), broker: r.broker, service: r.service, sockets: r.sockets, secrets: r.secrets,
-		owned: r.owned, held: []*held{h}, draining: &draining{h: h, settled: map[string]bool{}},
-		budget: engine.NewBudget(r.cfg.DrainTimeout), // which begins again for the run after this one
+// drainOne runs one pipeline as it was recorded. What was drained is noted, so that the next start need not do it again.
+func (r *runner) drainOne(ctx context.Context, h *held) error {
+	old, err := r.asRecorded(h)
+	if err != nil {
+		return err
 	}
 	defer old.budget.Stop()
 	defer context.AfterFunc(ctx, old.budget.Begin)()
-	old.cfg.Objects, old.cfg.Dir, old.cfg.Started, old.cfg.Listen = append(objects, secretsOf(r.cfg.Objects)...), h.stored.Dir, nil, "127.0.0.1:0"
-	old.cfg.Replicas = max(r.cfg.Replicas, h.stored.Replicas)
-	old.cfg.Commands = maps.Clone(h.stored.Functions)
-	if old.cfg.Commands == nil {
-		old.cfg.Commands = map[string]string{}
-	}
-	maps.Copy(old.cfg.Commands, r.cfg.Commands)
 	if err := old.draining.reach(ctx, r, h); err != nil {
 		return err
 	}
@@ -76,20 +59,10 @@ func (r *runner) drainOne(ctx context.Context, h *held) (err error) {
 	}
 	begun := time.Now()
 	r.log.Info("draining with the stored topology", "owner", h.of())
-	pipelines, err := old.buildAll(ctx)
-	if err == nil {
-		watching, stop := context.WithCancel(ctx)
-		var watch sync.WaitGroup
-		watch.Go(func() { old.sayProgress(watching, pipelines) })
-		err = old.run(ctx, pipelines)
-		stop()
-		watch.Wait()
-	}
-	err = errors.Join(err, old.closeAll(ctx, pipelines))
-	switch {
-	case err != nil:
+	if err := old.runDraining(ctx); err != nil {
 		return fmt.Errorf("%s: --drain-old: what is in flight cannot be finished with the stored topology: %w", h.of(), err)
-	case ctx.Err() != nil || old.cutShort():
+	}
+	if ctx.Err() != nil || old.cutShort() {
 		return context.Cause(ctx) // it goes on at the next start
 	}
 	s := isb.Settled{Settled: true}
@@ -100,6 +73,48 @@ func (r *runner) drainOne(ctx context.Context, h *held) (err error) {
 	}
 	r.log.Info("drained", "owner", h.of(), "took", time.Since(begun).Round(time.Millisecond))
 	return r.note(ctx, h, s)
+}
+
+// runDraining builds the pipelines, runs them to their end, and closes them.
+func (r *runner) runDraining(ctx context.Context) error {
+	pipelines, err := r.buildAll(ctx)
+	if err == nil {
+		watching, stop := context.WithCancel(ctx)
+		var watch sync.WaitGroup
+		watch.Go(func() { r.sayProgress(watching, pipelines) })
+		err = r.run(ctx, pipelines)
+		stop()
+		watch.Wait()
+	}
+	return errors.Join(err, r.closeAll(ctx, pipelines))
+}
+
+// asRecorded is a runner of a pipeline as it was: the manifest, the directory, the replicas and the functions are those of the record. What the command line says about
+// functions wins, since programs may have moved.
+func (r *runner) asRecorded(h *held) (*runner, error) {
+	if !h.drainable() {
+		return nil, &refusal{fmt.Sprintf("%s: --drain-old: the record of the store does not say how the pipeline was run. Run its former manifest once more until nothing is pending", h.of())}
+	}
+	objects, problems := manifest.Decode("the stored manifest of "+h.of(), []byte(h.stored.Manifest))
+	if problems.HasErrors() || len(objects) == 0 {
+		return nil, fmt.Errorf("%s: --drain-old: the stored manifest cannot be read: %v", h.of(), problems)
+	}
+	for _, o := range objects {
+		v1alpha1.SetDefaults(o.Manifest)
+	}
+	old := &runner{
+		cfg: r.cfg, log: r.log.With("draining", true), metrics: metrics.New(r.cfg.Version), broker: r.broker, service: r.service, sockets: r.sockets, secrets: r.secrets,
+		owned: r.owned, held: []*held{h}, draining: &draining{h: h, settled: map[string]bool{}},
+		budget: engine.NewBudget(r.cfg.DrainTimeout), // which begins again for the run after this one
+	}
+	old.cfg.Objects, old.cfg.Dir, old.cfg.Started, old.cfg.Listen = append(objects, secretsOf(r.cfg.Objects)...), h.stored.Dir, nil, "127.0.0.1:0"
+	old.cfg.Replicas = max(r.cfg.Replicas, h.stored.Replicas)
+	old.cfg.Commands = maps.Clone(h.stored.Functions)
+	if old.cfg.Commands == nil {
+		old.cfg.Commands = map[string]string{}
+	}
+	maps.Copy(old.cfg.Commands, r.cfg.Commands)
+	return old, nil
 }
 
 // sayProgress logs what is left, now and then.
@@ -122,6 +137,7 @@ func (r *runner) sayProgress(ctx context.Context, pipelines []*Pipeline) {
 	}
 }
 
+// secretsOf are the objects that pipelines refer to: values of today, also for the pipeline as it was.
 func secretsOf(objects []manifest.Object) (secrets []manifest.Object) {
 	for _, o := range objects {
 		switch o.Manifest.(type) {
@@ -139,7 +155,7 @@ type draining struct {
 	lanes map[string]uint64 // how far the next buffers have what a lane gave
 
 	mu      sync.Mutex
-	settled map[string]bool
+	settled map[string]bool // source vertices that have given all that they gave before; it only grows
 }
 
 // reach looks up how far the buffers have been written.
@@ -159,6 +175,7 @@ func (d *draining) reach(ctx context.Context, r *runner, h *held) error {
 	return nil
 }
 
+// done notes that a source has given again all that it gave before.
 func (d *draining) done(vertex string) { d.mu.Lock(); defer d.mu.Unlock(); d.settled[vertex] = true }
 
 func (d *draining) isSettled(vertex string) bool {
@@ -199,9 +216,10 @@ type settling struct {
 	vertex string
 	// finite says that what is there can be read without waiting for a peer.
 	finite bool
-	last   *source.Batch
+	last   *source.Batch // that was given; nil before the first
 }
 
+// reached is how far the next buffers have what the lane of a batch gave. What is above it was given by nobody before.
 func (s *settling) reached(b *source.Batch) uint64 {
 	return s.d.lanes[flow.SourceLane(s.vertex, b.Partition, s.d.h.store.Owner().Incarnation)]
 }
