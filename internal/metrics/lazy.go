@@ -11,7 +11,8 @@ import (
 type lazyCounter struct {
 	vec    *prometheus.CounterVec
 	labels []string
-	made   atomic.Pointer[prometheus.Counter]
+	// made is the series, once there is one. Several goroutines may make it at the same time: the vector gives all of them the same series.
+	made atomic.Pointer[prometheus.Counter]
 }
 
 func (c *lazyCounter) get() prometheus.Counter {

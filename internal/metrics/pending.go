@@ -17,10 +17,11 @@ var periods = []struct {
 
 // average keeps the samples of the longest period.
 type average struct {
-	mu      sync.Mutex
+	mu sync.Mutex
+	// samples is a ring: sample i is at i modulo its length, which is the number of samples in 15 minutes.
 	samples [180]int64
-	n       int // samples taken
-	last    time.Time
+	n       int       // samples taken
+	last    time.Time // of the last one. Samples are 5 s apart, so that a number of them is a period
 }
 
 // take adds a sample, unless the last one was taken just now.

@@ -80,10 +80,12 @@ type Tracker struct {
 	ended  map[string]bool
 	// at is the group that is followed: the input of all groups before it has been ended.
 	at int
-	// floors and ends are what was read in this pass over the partitions of the group. Invariant: no end is read before all floors are.
+	// floors and ends are what was read in this pass over the partitions of the group, in their order. Invariant: no end is read before all floors are.
 	floors, ends []uint64
-	moved        bool // a pass is to be made
-	closed       bool // no process outside of the pipeline writes into the group
+	// moved says that a pass is to be made: a floor may have moved since the last one. Without it the pass would find what the last one found.
+	moved bool
+	// closed says that no process outside of the pipeline writes into the group. Invariant: EndInput is asked for only after a whole pass with closed set.
+	closed bool
 }
 
 // group is a set of vertices that end together.
@@ -212,7 +214,7 @@ func (t *Tracker) Next() Action {
 			t.at++ // a source has no input to end
 			continue
 		}
-		if slices.ContainsFunc(g.writers, func(w string) bool { return !t.ended[w] }) || !t.moved {
+		if !t.allEnded(g.writers) || !t.moved {
 			return Action{Do: Wait, Group: g.vertices, Cycle: g.cycle}
 		}
 		if n := len(t.floors); n < len(g.partitions) {
@@ -223,9 +225,7 @@ func (t *Tracker) Next() Action {
 			ask.Do = ReadEnd
 			return ask
 		}
-		empty := !slices.ContainsFunc(t.indices(), func(i int) bool { return t.floors[i] < t.ends[i] })
-		t.floors, t.ends = t.floors[:0], t.ends[:0]
-		switch {
+		switch empty := t.finishPass(); {
 		case !empty:
 			t.moved = false
 		case !t.closed:
@@ -235,20 +235,24 @@ func (t *Tracker) Next() Action {
 			return Action{Do: EndInput, Group: g.vertices}
 		}
 	}
-	for _, g := range t.groups {
-		for _, v := range g.vertices {
-			if !t.ended[v] {
-				return Action{Do: Wait}
-			}
+	for i := range t.groups {
+		if !t.allEnded(t.groups[i].vertices) {
+			return Action{Do: Wait}
 		}
 	}
 	return Action{Do: Finished}
 }
 
-func (t *Tracker) indices() []int {
-	all := make([]int, len(t.floors))
-	for i := range all {
-		all[i] = i
+func (t *Tracker) allEnded(vertices []string) bool {
+	return !slices.ContainsFunc(vertices, func(v string) bool { return !t.ended[v] })
+}
+
+// finishPass reports whether the pass that is complete proves all partitions of the group empty, and begins another.
+func (t *Tracker) finishPass() (empty bool) {
+	empty = true
+	for i := range t.floors {
+		empty = empty && t.floors[i] >= t.ends[i]
 	}
-	return all
+	t.floors, t.ends = t.floors[:0], t.ends[:0]
+	return empty
 }

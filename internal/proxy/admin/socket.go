@@ -20,17 +20,8 @@ func Listen(address string) (net.Listener, error) {
 	if !ok {
 		return net.Listen("tcp", address)
 	}
-	switch info, err := os.Lstat(path); {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
+	if err := checkSocketPath(path); err != nil {
 		return nil, err
-	case info.Mode()&fs.ModeSocket == 0:
-		return nil, fmt.Errorf("%s exists and is not a socket: remove it, or choose another path", path)
-	default:
-		if nc, err := net.DialTimeout("unix", path, time.Second); err == nil {
-			_ = nc.Close()
-			return nil, fmt.Errorf("%s is in use: another process listens there", path)
-		}
 	}
 	// Made under another name and renamed, so that there is no moment in which others may connect.
 	making := fmt.Sprintf("%s.%d", path, os.Getpid())
@@ -64,3 +55,21 @@ func (s *unixSocket) Close() error {
 }
 
 func (s *unixSocket) Addr() net.Addr { return &net.UnixAddr{Name: s.path, Net: "unix"} }
+
+// checkSocketPath refuses a path that is another kind of file, or at which another process listens. A socket that a process left may be replaced.
+func checkSocketPath(path string) error {
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case info.Mode()&fs.ModeSocket == 0:
+		return fmt.Errorf("%s exists and is not a socket: remove it, or choose another path", path)
+	}
+	if nc, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		_ = nc.Close()
+		return fmt.Errorf("%s is in use: another process listens there", path)
+	}
+	return nil
+}

@@ -27,20 +27,22 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/function/client"
 )
 
-// Instance is one running process of user code.
+// Instance is one running process of user code. The goroutine of live owns the process: it alone starts it and waits for it. All others signal it and wait for exited.
 type Instance struct {
-	cfg    *Config
-	dir    string    // its sockets and files
-	cmd    *exec.Cmd // started before Start returns it
-	tail   tail
+	cfg *Config
+	// dir has its sockets and files. It is removed by Kill, Stop or Remove and not when the process exits: what it announced is read afterwards.
+	dir  string
+	cmd  *exec.Cmd // started before Start returns it
+	tail tail      // the end of its standard error
+	// exited is closed once the process has exited and its output was read to the end, or a second later if something else keeps its output open.
 	exited chan struct{}
-	state  *os.ProcessState // once exited is closed
-	peer   client.Peer
-	killed atomic.Pointer[Kill] // why this program ended it; the first reason counts
-	// panicked is the line by which it told of a panic, if it did; panicking is closed then.
+	state  *os.ProcessState // written before exited is closed, read after it
+	peer   client.Peer      // used by Start and Open, one after the other
+	killed atomic.Pointer[Kill]
+	// panicked is the line by which it reported a panic, if it did; panicking is closed then, once.
 	panicked  atomic.Pointer[string]
 	panicking chan struct{}
-	survived  atomic.Bool            // it goes on all the same
+	survived  atomic.Bool            // it goes on answering: what it printed only looked like the end by a panic
 	waitsFor  atomic.Pointer[string] // what keeps it from being ready
 	slow      *time.Timer            // reports a slow start, until it is stopped
 }
@@ -372,12 +374,12 @@ func describeExit(s *os.ProcessState) string {
 // tail keeps the last bytes written to it: enough for the stacks of all goroutines of a program that hangs.
 type tail struct {
 	mu sync.Mutex
-	b  []byte
+	b  []byte // at most twice dumpSize, so that it is moved once for each dumpSize that is written
 }
 
 const (
-	tailSize = 4 << 10
-	dumpSize = 256 << 10
+	tailSize = 4 << 10   // in errors and dead letters
+	dumpSize = 256 << 10 // in memory, for stacks
 )
 
 func (t *tail) Write(p []byte) (int, error) {
