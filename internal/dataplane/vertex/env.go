@@ -180,6 +180,12 @@ func (e *Env) natsOptions(tls *v1alpha1.TLS, auth *v1alpha1.NatsAuth) (opts []na
 	if auth == nil {
 		return opts, nil
 	}
+	login, err := e.login(auth)
+	return append(opts, login...), err
+}
+
+// login are the options of a user, a token or a key. Nothing for none of them.
+func (e *Env) login(auth *v1alpha1.NatsAuth) (opts []nats.Option, err error) {
 	// Missing secrets are all named, not only the first.
 	get := func(err *error, name, key string) string {
 		v, e := e.Secret(name, key)
