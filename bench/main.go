@@ -28,7 +28,7 @@ import (
 
 // goal is what a case is measured against; zero fields are not.
 type goal struct {
-	// Broker is embedded (in the process of levada run) or process.
+	// Broker is embedded (in the process of levada run), process (levada broker), or redis (redis-server, which must be in PATH).
 	Broker               string  `json:"broker"`
 	CPUSecondsPerMillion float64 `json:"cpuSecondsPerMillion"`
 	MemoryMB             float64 `json:"memoryMB"`
@@ -168,15 +168,12 @@ func (b *bench) run(name, profile string) (r result, err error) {
 	}
 	listen := freeAddress()
 	args := []string{"run", file, "--data", filepath.Join(work, "data"), "--quiet", "--log-format", "text", "--listen", listen}
-	var broker *exec.Cmd
-	if r.goal.Broker == "process" {
-		address := freeAddress()
-		broker = exec.Command(filepath.Join(b.dir, "levada"), "broker", "--data", filepath.Join(work, "broker"), "--listen", address, "--sync-interval", b.sync.String())
-		if err := broker.Start(); err != nil {
-			return r, err
-		}
-		args = append(args, "--nats", "nats://"+address)
-	} else if b.sync > 0 {
+	broker, flags, err := b.broker(r.goal.Broker, work)
+	if err != nil {
+		return r, err
+	}
+	args = append(args, flags...)
+	if broker == nil && b.sync > 0 {
 		args = append(args, "--sync-interval", b.sync.String())
 	}
 	levada := exec.Command(filepath.Join(b.dir, "levada"), args...)
@@ -213,6 +210,28 @@ func (b *bench) run(name, profile string) (r result, err error) {
 	r.levada, r.maxRSS = cpu(levada.ProcessState), rss(levada.ProcessState)
 	r.cpu = r.levada + r.broker
 	return r, nil
+}
+
+// broker starts a broker that is a process of its own, and returns the flags that name it; nil for the one in levada run.
+func (b *bench) broker(kind, work string) (broker *exec.Cmd, flags []string, err error) {
+	address := freeAddress()
+	switch kind {
+	case "process":
+		broker = exec.Command(filepath.Join(b.dir, "levada"), "broker", "--data", filepath.Join(work, "broker"), "--listen", address, "--sync-interval", b.sync.String())
+		return broker, []string{"--nats", "nats://" + address}, broker.Start()
+	case "redis":
+		_, port, err := net.SplitHostPort(address)
+		if err != nil {
+			return nil, nil, err
+		}
+		fsync := "always"
+		if b.sync > 0 {
+			fsync = "everysec"
+		}
+		broker = exec.Command("redis-server", "--bind", "127.0.0.1", "--port", port, "--dir", work, "--save", "", "--appendonly", "yes", "--appendfsync", fsync)
+		return broker, []string{"--redis", "redis://" + address}, broker.Start()
+	}
+	return nil, nil, nil
 }
 
 func freeAddress() string {

@@ -25,6 +25,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/levada-io/levada/internal/testredis"
 	"github.com/levada-io/levada/internal/testserver"
 )
 
@@ -152,6 +153,7 @@ var examples = map[string]func(t *testing.T, e *example){
 		same(t, "what the sink printed", want, values)
 	},
 	"jetstream.yaml":     jetStream,
+	"redis.yaml":         overRedis,
 	"stream-sink.yaml":   streamSink,
 	"stream-source.yaml": streamSource,
 	"numaflow.yaml": func(t *testing.T, e *example) {
@@ -184,6 +186,24 @@ func TestExamples(t *testing.T) {
 	for name := range examples {
 		if !slices.Contains(files, "../../examples/"+name) {
 			t.Errorf("the test of %s has no example", name)
+		}
+	}
+}
+
+// overRedis also looks at the buffers from outside.
+func overRedis(t *testing.T, e *example) {
+	server := testredis.Server(t)
+	_, port, err := net.SplitHostPort(strings.TrimPrefix(server.DSN(), "redis://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.write(t, e.name, strings.ReplaceAll(e.read(t, e.name), "6379", port))
+	e.printsInAnyOrder(t, "a levada carries water", "around the mountain", "and has not stopped", "for centuries")
+	e.prints(t) // it was all delivered
+	buffers := e.levada(t, "buffers", "list", "--redis", server.DSN())
+	for _, name := range []string{"default/redis/normalize/0", "default/redis/normalize/1", "default/redis/print/0"} {
+		if !strings.Contains(buffers, name) {
+			t.Errorf("%s is not listed:\n%s", name, buffers)
 		}
 	}
 }
