@@ -17,6 +17,8 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+
+	"github.com/levada-io/levada/internal/filelock"
 )
 
 // Config of a broker. The zero value of a field is its default.
@@ -194,7 +196,7 @@ func LockDir(dir string) (release func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}
-	if err := lockFile(f); err != nil {
+	if err := filelock.Lock(f.Fd()); err != nil {
 		pid, _ := os.ReadFile(path)
 		_ = f.Close()
 		return nil, fmt.Errorf("%w: %s is used by process %s", ErrLocked, dir, strings.TrimSpace(string(pid)))

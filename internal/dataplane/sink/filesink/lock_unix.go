@@ -6,13 +6,13 @@ import (
 	"os"
 	"syscall"
 
-	"golang.org/x/sys/unix"
+	"github.com/levada-io/levada/internal/filelock"
 )
 
 // lockFile keeps a second sink away until the file is closed or the process dies.
 func lockFile(f file) error {
 	if real, ok := f.(interface{ Fd() uintptr }); ok {
-		return unix.Flock(int(real.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		return filelock.Lock(real.Fd())
 	}
 	return nil
 }
