@@ -182,24 +182,28 @@ func (b *Buffers) Drop(ctx context.Context, view BufferView) (int, error) {
 		if at < 0 {
 			continue
 		}
-		self := ownership.Self("levada buffers drop", "")
-		lease, err := ownership.Acquire(ctx, ownership.Config{Store: isb.PipelineLease(p.State()), Self: self, Sole: b.sole})
-		if err != nil {
-			return 0, err
-		}
-		n := 0
-		if !b.sole {
-			err = vacateAll(ctx, p.State(), self)
-		}
-		if err == nil {
-			n, err = isb.Drop(ctx, p, view.Stream)
-		}
-		if err == nil && p.Record != nil && !p.Recorded(p.Buffers[at]) {
-			err = p.Remove(ctx, view.Stream)
-		}
-		return n, errors.Join(err, lease.Release(context.WithoutCancel(ctx)))
+		return b.dropStream(ctx, p, p.Buffers[at])
 	}
 	return 0, fmt.Errorf("stream %s is not there any more", view.Stream)
+}
+
+// dropStream discards what a stream of a pipeline holds, and removes the stream if the stored topology does not have it. It has the lease of the pipeline meanwhile.
+func (b *Buffers) dropStream(ctx context.Context, p *isb.Found, s isb.Stream) (n int, err error) {
+	self := ownership.Self("levada buffers drop", "")
+	lease, err := ownership.Acquire(ctx, ownership.Config{Store: isb.PipelineLease(p.State()), Self: self, Sole: b.sole})
+	if err != nil {
+		return 0, err
+	}
+	if !b.sole {
+		err = vacateAll(ctx, p.State(), self)
+	}
+	if err == nil {
+		n, err = isb.Drop(ctx, p, s.Stream)
+	}
+	if err == nil && p.Record != nil && !p.Recorded(s) {
+		err = p.Remove(ctx, s.Stream)
+	}
+	return n, errors.Join(err, lease.Release(context.WithoutCancel(ctx)))
 }
 
 // vacateAll makes certain that no process runs a vertex of a pipeline.

@@ -43,14 +43,9 @@ func pageOf(ctx context.Context, stores []pageStore, q LetterQuery) (LetterPage,
 	page := LetterPage{Letters: []deadletter.Letter{}}
 	limit := min(max(q.Limit, 1), maxPage)
 	slices.SortFunc(stores, func(a, b pageStore) int { return strings.Compare(a.key, b.key) })
-	from, after := "", uint64(0)
-	if q.After != "" {
-		key, seq, ok := strings.Cut(q.After, ":")
-		n, err := strconv.ParseUint(seq, 10, 64)
-		if !ok || err != nil {
-			return page, fmt.Errorf("%w: %q is not a cursor that a list printed", errBadCursor, q.After)
-		}
-		from, after = key, n
+	from, after, err := parseCursor(q.After)
+	if err != nil {
+		return page, err
 	}
 	for i, s := range stores {
 		if s.key < from {
@@ -75,6 +70,18 @@ func pageOf(ctx context.Context, stores []pageStore, q LetterQuery) (LetterPage,
 		}
 	}
 	return page, nil
+}
+
+// parseCursor reads where a page begins: after a letter of a store. The empty cursor is the first page.
+func parseCursor(cursor string) (key string, after uint64, err error) {
+	if cursor == "" {
+		return "", 0, nil
+	}
+	key, seq, ok := strings.Cut(cursor, ":")
+	if after, err = strconv.ParseUint(seq, 10, 64); !ok || err != nil {
+		return "", 0, fmt.Errorf("%w: %q is not a cursor that a list printed", errBadCursor, cursor)
+	}
+	return key, after, nil
 }
 
 // named reports whether a pipeline is meant by NAME or NAMESPACE/NAME.

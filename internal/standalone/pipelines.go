@@ -146,13 +146,9 @@ func (r *runner) pipeline(ctx context.Context, m *v1alpha1.Pipeline) (*Pipeline,
 	if err != nil {
 		return p, fmt.Errorf("pipeline %s: %w", m.Name, err)
 	}
-	build := plans
-	if r.cfg.Vertex != "" {
-		at := slices.IndexFunc(plans, func(pl vertex.Plan) bool { return pl.Name == r.cfg.Vertex })
-		if at < 0 {
-			return p, fmt.Errorf("pipeline %s has no vertex %s", m.Name, r.cfg.Vertex)
-		}
-		build = plans[at : at+1]
+	build, err := r.plansHere(m.Name, plans)
+	if err != nil {
+		return p, err
 	}
 	opened, err := r.openBuffers(ctx, p, m, plans, build)
 	if err != nil {
@@ -164,21 +160,9 @@ func (r *runner) pipeline(ctx context.Context, m *v1alpha1.Pipeline) (*Pipeline,
 		env.Shared = opened.opener.Name(build[0].Name, 0)
 	}
 	for i := range build {
-		over := engine.Waiting(r.log, "source or sink of vertex", nil, "pipeline", m.Name, "vertex", build[i].Name)
-		v, err := vertex.Build(ctx, env, &build[i])
-		over(err)
-		if err != nil {
-			return p, fmt.Errorf("pipeline %s: %w", m.Name, err)
+		if err := r.addVertex(ctx, p, env, opened, &build[i]); err != nil {
+			return p, err
 		}
-		ev := &engine.Vertex{Vertex: v, Inputs: p.partitions[v.Name], Outputs: p.outputsOf(&build[i])}
-		if env.Shared != "" {
-			if ev.Share, err = r.share(ctx, p, &build[i], func(ctx context.Context, o shard.Ownership, n int, fenced func(error)) (engine.Input, error) {
-				return opened.shard(ctx, &build[i], n, o, fenced)
-			}); err != nil {
-				return p, errors.Join(err, v.Close(ctx))
-			}
-		}
-		p.Add(ev)
 	}
 	if r.cfg.Vertex != "" {
 		return p, nil // one vertex does not know when the others have ended
@@ -187,6 +171,38 @@ func (r *runner) pipeline(ctx context.Context, m *v1alpha1.Pipeline) (*Pipeline,
 		return p, fmt.Errorf("pipeline %s: %w", m.Name, err)
 	}
 	return p, nil
+}
+
+// plansHere are the plans of the vertices that this process runs.
+func (r *runner) plansHere(pipeline string, plans []vertex.Plan) ([]vertex.Plan, error) {
+	if r.cfg.Vertex == "" {
+		return plans, nil
+	}
+	at := slices.IndexFunc(plans, func(pl vertex.Plan) bool { return pl.Name == r.cfg.Vertex })
+	if at < 0 {
+		return nil, fmt.Errorf("pipeline %s has no vertex %s", pipeline, r.cfg.Vertex)
+	}
+	return plans[at : at+1], nil
+}
+
+// addVertex builds a vertex of the pipeline.
+func (r *runner) addVertex(ctx context.Context, p *Pipeline, env *vertex.Env, opened *opening, plan *vertex.Plan) error {
+	over := engine.Waiting(r.log, "source or sink of vertex", nil, "pipeline", p.Name, "vertex", plan.Name)
+	v, err := vertex.Build(ctx, env, plan)
+	over(err)
+	if err != nil {
+		return fmt.Errorf("pipeline %s: %w", p.Name, err)
+	}
+	ev := &engine.Vertex{Vertex: v, Inputs: p.partitions[v.Name], Outputs: p.outputsOf(plan)}
+	if env.Shared != "" {
+		if ev.Share, err = r.share(ctx, p, plan, func(ctx context.Context, o shard.Ownership, n int, fenced func(error)) (engine.Input, error) {
+			return opened.shard(ctx, plan, n, o, fenced)
+		}); err != nil {
+			return errors.Join(err, v.Close(ctx))
+		}
+	}
+	p.Add(ev)
+	return nil
 }
 
 // readers are the reading ends of a vertex's buffer, one for each partition.

@@ -24,34 +24,33 @@ func newSecrets(cfg Config) secrets {
 	s := secrets{dir: cfg.SecretDir, values: map[string]map[string]string{}, configs: map[string]map[string]string{}}
 	for _, o := range cfg.Objects {
 		other, ok := o.Manifest.(*manifest.Other)
-		if ok && other.Type.Kind == "ConfigMap" {
+		if !ok {
+			continue
+		}
+		switch other.Type.Kind {
+		case "ConfigMap":
 			var c corev1.ConfigMap
 			if json.Unmarshal(other.JSON, &c) == nil {
-				values := map[string]string{}
-				for k, v := range c.BinaryData {
-					values[k] = string(v)
-				}
-				maps.Copy(values, c.Data)
-				s.configs[c.Name] = values
+				s.configs[c.Name] = entries(c.BinaryData, c.Data)
+			}
+		case "Secret":
+			var c corev1.Secret
+			if json.Unmarshal(other.JSON, &c) == nil {
+				s.values[c.Name] = entries(c.Data, c.StringData)
 			}
 		}
-		if !ok || other.Type.Kind != "Secret" {
-			continue
-		}
-		var secret corev1.Secret
-		if json.Unmarshal(other.JSON, &secret) != nil {
-			continue
-		}
-		values := map[string]string{}
-		for k, v := range secret.Data {
-			values[k] = string(v)
-		}
-		for k, v := range secret.StringData {
-			values[k] = v
-		}
-		s.values[secret.Name] = values
 	}
 	return s
+}
+
+// entries are the values of a ConfigMap or Secret. Text goes before bytes of the same key.
+func entries(data map[string][]byte, text map[string]string) map[string]string {
+	values := map[string]string{}
+	for k, v := range data {
+		values[k] = string(v)
+	}
+	maps.Copy(values, text)
+	return values
 }
 
 func (s secrets) get(name, key string) (string, error) {

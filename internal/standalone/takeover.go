@@ -182,22 +182,7 @@ func (r *runner) acquire(ctx context.Context, lost context.CancelCauseFunc) erro
 	var claims errgroup.Group
 	for _, h := range r.held {
 		claims.Go(func() error {
-			lease, err := patient(ctx, r, h.of(), func(context.Context) (*ownership.Lease, error) {
-				return ownership.Acquire(ctx, ownership.Config{
-					Store: isb.PipelineLease(h.store.State()), Self: self, Sole: r.broker != nil, Logger: r.log,
-					Waiting: func(last ownership.Owner, atMost time.Duration) {
-						r.log.Info("waiting for the lease of the last owner to expire", "owner", h.of(), "last", last.String(), "at most", atMost.Round(time.Second))
-					},
-				})
-			})
-			if err != nil {
-				if owned, ok := errors.AsType[*ownership.OwnedError](err); ok {
-					return &refusal{fmt.Sprintf("%s: %v. Two runs of one pipeline would take each other's messages. Stop that process first, or give this pipeline another name; nothing was changed", h.of(), owned)}
-				}
-				return err
-			}
-			h.lease = lease
-			return nil
+			return r.claim(ctx, h, self)
 		})
 	}
 	err := claims.Wait()
@@ -208,6 +193,26 @@ func (r *runner) acquire(ctx context.Context, lost context.CancelCauseFunc) erro
 		}
 	}
 	return err
+}
+
+// claim takes the lease of a whole pipeline.
+func (r *runner) claim(ctx context.Context, h *held, self ownership.Owner) error {
+	lease, err := patient(ctx, r, h.of(), func(context.Context) (*ownership.Lease, error) {
+		return ownership.Acquire(ctx, ownership.Config{
+			Store: isb.PipelineLease(h.store.State()), Self: self, Sole: r.broker != nil, Logger: r.log,
+			Waiting: func(last ownership.Owner, atMost time.Duration) {
+				r.log.Info("waiting for the lease of the last owner to expire", "owner", h.of(), "last", last.String(), "at most", atMost.Round(time.Second))
+			},
+		})
+	})
+	if err != nil {
+		if owned, ok := errors.AsType[*ownership.OwnedError](err); ok {
+			return &refusal{fmt.Sprintf("%s: %v. Two runs of one pipeline would take each other's messages. Stop that process first, or give this pipeline another name; nothing was changed", h.of(), owned)}
+		}
+		return err
+	}
+	h.lease = lease
+	return nil
 }
 
 // keepLeases renews the leases until everything else is closed, and releases them then. owned ends when one is lost.

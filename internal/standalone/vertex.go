@@ -49,29 +49,8 @@ func (r *runner) vertexMain(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
-	shared, err := r.shareable(o, h)
-	if err != nil {
-		return err
-	}
-	if shared {
-		if err := r.openDirs(); err != nil {
-			return err
-		}
-	}
-	front.wait("another process runs the vertex")
-	if shared {
-		err = r.joinVertex(ctx, h, lost)
-	} else {
-		err = r.acquireVertex(ctx, h, lost)
-	}
-	if err != nil {
+	if err := r.takeVertex(ctx, o, h, front, lost); err != nil {
 		return ignoreEnd(ctx, err)
-	}
-	front.wait("starting")
-	if !shared {
-		if err := r.openDirs(); err != nil {
-			return err
-		}
 	}
 	if err := r.agree(ctx, h); err != nil {
 		return ignoreEnd(ctx, err)
@@ -90,6 +69,33 @@ func (r *runner) vertexMain(ctx context.Context) error {
 		err = r.runProcess(ctx, process, front.address, pipelines)
 	}
 	return errors.Join(ignoreEnd(ctx, err), r.closeAll(ctx, pipelines))
+}
+
+// takeVertex takes the data directory and the lease: that of this process among those that share the vertex, or that of the vertex. A process that stands by for another leaves
+// the data directory to that one.
+func (r *runner) takeVertex(ctx context.Context, o manifest.Object, h *held, front *front, lost context.CancelCauseFunc) error {
+	shared, err := r.shareable(o, h)
+	if err != nil {
+		return err
+	}
+	if shared {
+		if err := r.openDirs(); err != nil {
+			return err
+		}
+	}
+	front.wait("another process runs the vertex")
+	take := r.acquireVertex
+	if shared {
+		take = r.joinVertex
+	}
+	if err := take(ctx, h, lost); err != nil {
+		return err
+	}
+	front.wait("starting")
+	if shared {
+		return nil
+	}
+	return r.openDirs()
 }
 
 // wantedVertex returns the manifest that runs, with what is wanted of it; nil for a pipeline that is paused.

@@ -99,25 +99,13 @@ type group struct {
 // New returns a tracker of a pipeline.
 func New(vertices []Vertex, edges []Edge) (*Tracker, error) {
 	t := &Tracker{ended: map[string]bool{}, moved: true}
-	out := map[string][]string{}
-	known := map[string]int{}
-	for _, v := range vertices {
-		known[v.Name] = v.Partitions
-	}
-	for _, e := range edges {
-		for _, name := range []string{e.From, e.To} {
-			if _, ok := known[name]; !ok {
-				return nil, fmt.Errorf("an edge from %s to %s: there is no vertex %s", e.From, e.To, name)
-			}
-		}
-		if known[e.To] == 0 {
-			return nil, fmt.Errorf("an edge from %s to %s, which has no buffer", e.From, e.To)
-		}
-		out[e.From] = append(out[e.From], e.To)
+	out, err := targets(vertices, edges)
+	if err != nil {
+		return nil, err
 	}
 	reach := map[string]map[string]bool{}
-	for name := range known {
-		reach[name] = reachable(out, name)
+	for _, v := range vertices {
+		reach[v.Name] = reachable(out, v.Name)
 	}
 	placed := map[string]bool{}
 	for _, v := range vertices {
@@ -132,6 +120,27 @@ func New(vertices []Vertex, edges []Edge) (*Tracker, error) {
 	}
 	t.sort()
 	return t, nil
+}
+
+// targets are the vertices that each vertex writes to.
+func targets(vertices []Vertex, edges []Edge) (map[string][]string, error) {
+	partitions := map[string]int{}
+	for _, v := range vertices {
+		partitions[v.Name] = v.Partitions
+	}
+	out := map[string][]string{}
+	for _, e := range edges {
+		for _, name := range []string{e.From, e.To} {
+			if _, ok := partitions[name]; !ok {
+				return nil, fmt.Errorf("an edge from %s to %s: there is no vertex %s", e.From, e.To, name)
+			}
+		}
+		if partitions[e.To] == 0 {
+			return nil, fmt.Errorf("an edge from %s to %s, which has no buffer", e.From, e.To)
+		}
+		out[e.From] = append(out[e.From], e.To)
+	}
+	return out, nil
 }
 
 // reachable are the vertices to which one edge or more lead from another. A vertex reaches itself only in a cycle.

@@ -258,6 +258,11 @@ func (c *comparison) partitions(was, now *Vertex) {
 	if !changed {
 		what = fmt.Sprintf("vertex %s %s", was.Name, orderedText(now.Ordered))
 	}
+	c.repartition(was, now, what)
+}
+
+// repartition is a vertex whose messages are divided otherwise from now on.
+func (c *comparison) repartition(was, now *Vertex, what string) {
 	before := len(c.changes)
 	for p := now.Partitions; p < was.Partitions; p++ {
 		if n := c.state.Pending(was.Name, p); n > 0 {
@@ -333,29 +338,34 @@ func (c *comparison) rereads() {
 			if was.Source == nil || !was.Source.same(*now.Source) || was.Source.Cursor == now.Source.Cursor {
 				continue
 			}
-			kept := slices.ContainsFunc(c.wanted.Vertices, func(v Vertex) bool {
-				return v.Source != nil && v.Source.same(*was.Source) && v.Source.Cursor == was.Source.Cursor
-			})
-			known := slices.ContainsFunc(c.stored.Vertices, func(v Vertex) bool {
-				return v.Source != nil && v.Source.same(*now.Source) && v.Source.Cursor == now.Source.Cursor
-			})
-			if kept || known || !c.state.HasRead(was.Name) {
-				continue // another reader of the same input, or one that read nothing yet
+			kept := readBy(c.wanted.Vertices, was.Source)
+			known := readBy(c.stored.Vertices, now.Source)
+			if !kept && !known && c.state.HasRead(was.Name) { // otherwise it is another reader of the same input, or one that read nothing yet
+				c.add(reread(was, now))
 			}
-			ch := Change{
-				Class: Refused, Hazard: Twice, Vertex: was.Name, Partition: -1,
-				What:   fmt.Sprintf("source %s, which reads %s, is %s now", was.Name, was.Source, now.Name),
-				Reason: "How far it was read is remembered under the old name. Under the new one it would be read again from its start, and all of it counted twice",
-				Way:    fmt.Sprintf("call the vertex %s again", was.Name),
-			}
-			if was.Name == now.Name {
-				ch.What = fmt.Sprintf("source %s reads %s with the consumer %s instead of %s", now.Name, now.Source, now.Source.Cursor, was.Source.Cursor)
-				ch.Reason = "How far it was read is remembered by the consumer. A new one would read messages again, or leave some out"
-				ch.Way = fmt.Sprintf("set the consumer to %s again", was.Source.Cursor)
-			}
-			c.add(ch)
 		}
 	}
+}
+
+// readBy reports whether one of the vertices reads what a source does, and remembers how far by the same name.
+func readBy(vertices []Vertex, s *Endpoint) bool {
+	return slices.ContainsFunc(vertices, func(v Vertex) bool { return v.Source != nil && v.Source.same(*s) && v.Source.Cursor == s.Cursor })
+}
+
+// reread is a source whose input would be read again from its start.
+func reread(was, now *Vertex) Change {
+	ch := Change{
+		Class: Refused, Hazard: Twice, Vertex: was.Name, Partition: -1,
+		What:   fmt.Sprintf("source %s, which reads %s, is %s now", was.Name, was.Source, now.Name),
+		Reason: "How far it was read is remembered under the old name. Under the new one it would be read again from its start, and all of it counted twice",
+		Way:    fmt.Sprintf("call the vertex %s again", was.Name),
+	}
+	if was.Name == now.Name {
+		ch.What = fmt.Sprintf("source %s reads %s with the consumer %s instead of %s", now.Name, now.Source, now.Source.Cursor, was.Source.Cursor)
+		ch.Reason = "How far it was read is remembered by the consumer. A new one would read messages again, or leave some out"
+		ch.Way = fmt.Sprintf("set the consumer to %s again", was.Source.Cursor)
+	}
+	return ch
 }
 
 // leftBehind finds outputs whose records are kept under the name of a vertex that is called otherwise now: who reads them would not find the rest.

@@ -159,17 +159,7 @@ func (s *Stream) send(b []byte, end bool) error {
 		if s.failed != nil {
 			return s.failed
 		}
-		s.out = s.out[:0]
-		for len(b) > 0 && len(s.out) < writeSize {
-			n := int(min(int64(len(b)), s.left, s.connLeft, int64(s.peerFrame)))
-			if n <= 0 {
-				break
-			}
-			s.out = frame.AppendData(s.out, stream, b[:n], false)
-			b = b[n:]
-			s.left -= int64(n)
-			s.connLeft -= int64(n)
-		}
+		b = s.appendData(b)
 		if len(b) == 0 && end {
 			s.out = frame.AppendData(s.out, stream, nil, true)
 		}
@@ -182,6 +172,22 @@ func (s *Stream) send(b []byte, end bool) error {
 			return nil
 		}
 	}
+}
+
+// appendData puts as much of b as the windows and the size of a write allow into out, as DATA, and returns the rest. mu and sending are held.
+func (s *Stream) appendData(b []byte) (rest []byte) {
+	s.out = s.out[:0]
+	for len(b) > 0 && len(s.out) < writeSize {
+		n := int(min(int64(len(b)), s.left, s.connLeft, int64(s.peerFrame)))
+		if n <= 0 {
+			break
+		}
+		s.out = frame.AppendData(s.out, stream, b[:n], false)
+		b = b[n:]
+		s.left -= int64(n)
+		s.connLeft -= int64(n)
+	}
+	return b
 }
 
 // write writes b, and then what Recv has queued. mu is held, but not during the writing itself.

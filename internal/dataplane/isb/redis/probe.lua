@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- KEYS: a stream, a hash, a sorted set, none of which exists. Uses each command that Levada needs once, and leaves nothing behind: a user who may not is told at the start.
+-- KEYS: a stream, a hash, a sorted set, none of which exists. Uses each command that Levada needs once, and leaves nothing behind: a missing permission is reported at the start.
 local function use(...)
 	local answer = redis.pcall(...)
 	if type(answer) ~= 'table' or not answer.err then return end

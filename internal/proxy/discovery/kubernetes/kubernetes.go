@@ -95,26 +95,10 @@ func (s *source) Run(ctx context.Context, update func([]string)) error {
 	defer running.Wait()
 	defer cancel()
 
-	watchers := []*watcher{s.endpointSlices()}
-	if _, err := strconv.ParseUint(s.service.Port, 10, 16); err == nil {
-		watchers = append(watchers, s.services())
+	watchers, err := s.start(ctx, &running)
+	if err != nil {
+		return err
 	}
-	for _, w := range watchers {
-		informer, err := w.informer()
-		if err != nil {
-			return fmt.Errorf("watch %s of namespace %s: %w", w.what, s.service.Namespace, err)
-		}
-		running.Go(func() { informer.RunWithContext(ctx) })
-	}
-	running.Go(func() {
-		for _, w := range watchers {
-			if !cache.WaitForCacheSync(ctx.Done(), w.synced) {
-				return
-			}
-		}
-		s.changed() // also if there are no objects
-	})
-
 	for {
 		select {
 		case <-ctx.Done():
@@ -128,6 +112,30 @@ func (s *source) Run(ctx context.Context, update func([]string)) error {
 		}
 		s.look(watchers, update)
 	}
+}
+
+// start watches what the endpoints are found by, until ctx ends.
+func (s *source) start(ctx context.Context, running *sync.WaitGroup) ([]*watcher, error) {
+	watchers := []*watcher{s.endpointSlices()}
+	if _, err := strconv.ParseUint(s.service.Port, 10, 16); err == nil {
+		watchers = append(watchers, s.services())
+	}
+	for _, w := range watchers {
+		informer, err := w.informer()
+		if err != nil {
+			return nil, fmt.Errorf("watch %s of namespace %s: %w", w.what, s.service.Namespace, err)
+		}
+		running.Go(func() { informer.RunWithContext(ctx) })
+	}
+	running.Go(func() {
+		for _, w := range watchers {
+			if !cache.WaitForCacheSync(ctx.Done(), w.synced) {
+				return
+			}
+		}
+		s.changed() // also if there are no objects
+	})
+	return watchers, nil
 }
 
 // look passes on what is known at the moment.
@@ -232,9 +240,8 @@ func portName(number int32, services []*corev1.Service) (string, error) {
 // endpoints merges slices: the ready endpoints; if there are none, those that still serve while they terminate, as kube-proxy
 // does. A pod with an IPv4 and an IPv6 address is one backend and counts with the IPv4 one.
 func endpoints(list []*discoveryv1.EndpointSlice, port string) ([]string, error) {
-	var ready, serving []string
-	ipv4 := map[types.UID]bool{} // pods
-	var others []string          // names of ports
+	m := merge{ipv4: map[types.UID]bool{}}
+	var others []string // names of ports
 	found := false
 	// A pod's IPv4 address is met before its IPv6 one.
 	list = slices.Clone(list)
@@ -242,50 +249,72 @@ func endpoints(list []*discoveryv1.EndpointSlice, port string) ([]string, error)
 		return strings.Compare(string(a.AddressType), string(b.AddressType))
 	})
 	for _, slice := range list {
-		number := int32(0)
-		for _, p := range slice.Ports {
-			name := deref(p.Name, "")
-			if name == port && deref(p.Protocol, corev1.ProtocolTCP) == corev1.ProtocolTCP {
-				number = deref(p.Port, 0)
-			}
-			others = append(others, cmp.Or(name, "(unnamed)"))
-		}
+		number, names := portOf(slice, port)
+		others = append(others, names...)
 		if number == 0 {
 			continue // of other pods, of a Service that selects several kinds; or there are no endpoints
 		}
 		found = true
-		for _, endpoint := range slice.Endpoints {
-			if len(endpoint.Addresses) == 0 {
-				continue
-			}
-			// Addresses beyond the first have no meaning.
-			address, err := discovery.ParseEndpoint(net.JoinHostPort(endpoint.Addresses[0], strconv.Itoa(int(number))))
-			if err != nil {
-				return nil, fmt.Errorf("the EndpointSlice %s: %w", slice.Name, err)
-			}
-			if pod := endpoint.TargetRef; pod != nil && pod.UID != "" {
-				if slice.AddressType == discoveryv1.AddressTypeIPv4 {
-					ipv4[pod.UID] = true
-				} else if ipv4[pod.UID] {
-					continue
-				}
-			}
-			isReady := deref(endpoint.Conditions.Ready, true)
-			if isReady {
-				ready = append(ready, address)
-			} else if deref(endpoint.Conditions.Serving, isReady) && deref(endpoint.Conditions.Terminating, false) {
-				serving = append(serving, address)
-			}
+		if err := m.add(slice, number); err != nil {
+			return nil, fmt.Errorf("the EndpointSlice %s: %w", slice.Name, err)
 		}
 	}
 	if !found && slices.ContainsFunc(list, func(slice *discoveryv1.EndpointSlice) bool { return len(slice.Endpoints) > 0 }) {
 		slices.Sort(others)
 		return nil, fmt.Errorf("its EndpointSlices have no port %q; they have %s", port, cmp.Or(strings.Join(slices.Compact(others), ", "), "none"))
 	}
-	if len(ready) == 0 {
-		return serving, nil
+	if len(m.ready) == 0 {
+		return m.serving, nil
 	}
-	return ready, nil
+	return m.ready, nil
+}
+
+// portOf returns the number of a named TCP port of a slice, 0 if it has none, and the names of all its ports.
+func portOf(slice *discoveryv1.EndpointSlice, port string) (number int32, names []string) {
+	for _, p := range slice.Ports {
+		name := deref(p.Name, "")
+		if name == port && deref(p.Protocol, corev1.ProtocolTCP) == corev1.ProtocolTCP {
+			number = deref(p.Port, 0)
+		}
+		names = append(names, cmp.Or(name, "(unnamed)"))
+	}
+	return number, names
+}
+
+// merge is what some slices have together.
+type merge struct {
+	// ready and serving are addresses of endpoints that are ready, and of those that terminate and still serve.
+	ready, serving []string
+	// ipv4 are the pods with an IPv4 address. Slices of such addresses are added before those of IPv6 addresses.
+	ipv4 map[types.UID]bool
+}
+
+// add adds the endpoints of a slice, with the number of their port.
+func (m *merge) add(slice *discoveryv1.EndpointSlice, port int32) error {
+	for _, endpoint := range slice.Endpoints {
+		if len(endpoint.Addresses) == 0 {
+			continue
+		}
+		// Addresses beyond the first have no meaning.
+		address, err := discovery.ParseEndpoint(net.JoinHostPort(endpoint.Addresses[0], strconv.Itoa(int(port))))
+		if err != nil {
+			return err
+		}
+		if pod := endpoint.TargetRef; pod != nil && pod.UID != "" {
+			if slice.AddressType == discoveryv1.AddressTypeIPv4 {
+				m.ipv4[pod.UID] = true
+			} else if m.ipv4[pod.UID] {
+				continue
+			}
+		}
+		isReady := deref(endpoint.Conditions.Ready, true)
+		if isReady {
+			m.ready = append(m.ready, address)
+		} else if deref(endpoint.Conditions.Serving, isReady) && deref(endpoint.Conditions.Terminating, false) {
+			m.serving = append(m.serving, address)
+		}
+	}
+	return nil
 }
 
 func deref[V any](p *V, otherwise V) V {
