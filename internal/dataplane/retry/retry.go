@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	attemptTimeout = 10 * time.Second // of one attempt
+	attemptTimeout = 5 * time.Second  // of one attempt: a request that vanished with its server costs as much
 	tellAfter      = 3 * time.Second  // how long a wait may be before it is logged
 	tellEvery      = 30 * time.Second // and how often after that
 )

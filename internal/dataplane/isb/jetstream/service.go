@@ -74,7 +74,7 @@ type Server interface {
 }
 
 // requestsTimeout bounds a request whose caller has no deadline.
-const requestsTimeout = 10 * time.Second
+const requestsTimeout = 5 * time.Second
 
 // Connect connects to a server, for at most 30 s, and refuses one that Levada cannot use.
 func Connect(ctx context.Context, cfg Config) (s *Service, err error) {
