@@ -67,8 +67,10 @@ func (b *back) take(s *stream) bool {
 		return false
 	}
 	s.back, s.backID, s.outFirst = b, b.next, b.announced
+	// Under mu, and the HEADERS are appended under it, too: numbers of new streams have to grow on the wire, RFC 9113 section 5.1.1.
 	b.next += 2
 	b.streams[s.backID] = s
+	// Numbers cannot be used again, so the connection ends with its last stream: RFC 9113 section 5.1.1.
 	if b.next > frame.MaxStream-2 {
 		b.draining = true
 	}
@@ -83,9 +85,11 @@ func (b *back) take(s *stream) bool {
 		b.watchBy(s.sentAt + int64(interval))
 	}
 	end := b.headEnded(s)
+	// These differ from call to call, so HPACK has to encode them. Other calls use a block that was encoded before, if there is one.
 	if s.deadline != 0 || s.span != nil {
 		fields := s.call.sent.Fields
 		if s.deadline != 0 {
+			// What is left of the deadline, not what the client sent: the call may have waited here, and this may be a retry.
 			fields = with(fields, "grpc-timeout", header.FormatTimeout(time.Duration(s.deadline-s.front.proxy.wheel.Now())))
 		}
 		if s.span != nil {
@@ -139,6 +143,7 @@ func (b *back) remove(id uint32, reset bool, code frame.Code, w *wakeups) {
 	if reset && !b.closing && b.err == nil {
 		b.out = frame.AppendReset(b.out, id, code)
 		b.budget.earned.Add(1) // for what is on its way
+		// As many bytes as a stream's window can be at most may be on their way.
 		b.forgotten.add(id, largeWindow)
 		w.add(&b.conn)
 	}
@@ -167,6 +172,7 @@ func (b *back) use(id uint32, do func(s *stream, w *wakeups)) {
 	s.front.mu.Unlock()
 }
 
+// stream looks a stream up. It may leave the connection before the caller has the lock of its front, and has to be asked again under that.
 func (b *back) stream(id uint32) *stream {
 	b.mu.Lock()
 	s := b.streams[id]
@@ -227,6 +233,7 @@ func (b *back) reset(id uint32, code frame.Code) error {
 	return nil
 }
 
+// streamWindow takes a WINDOW_UPDATE. Errors of one stream's window end that stream, and not the connection: RFC 9113 section 6.9.
 func (b *back) streamWindow(id uint32, n int) error {
 	if err := b.known(id, "WINDOW_UPDATE"); err != nil {
 		return err
@@ -245,12 +252,14 @@ func (b *back) streamWindow(id uint32, n int) error {
 	return nil
 }
 
+// peerWindow is what the endpoint grants every new stream. mu is not held.
 func (b *back) peerWindow() int64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.peer.window
 }
 
+// settled pushes what waited for windows that have grown. The error ends the connection: RFC 9113 section 6.9.2.
 func (b *back) settled(more bool) error {
 	if b.endpoint.waits.Load() > 0 { // it may take more streams now
 		b.woken.endpoints = append(b.woken.endpoints, b.endpoint)
@@ -297,6 +306,7 @@ func (b *back) moreRoom(w *wakeups) {
 		w.endpoints = append(w.endpoints, b.endpoint)
 	}
 	b.mu.Lock()
+	// Each stream that waits has one turn: one that is blocked again joins at the end, and would otherwise be looked at without end.
 	turns := len(b.blocked)
 	b.mu.Unlock()
 	for ; turns > 0; turns-- {
@@ -313,6 +323,7 @@ func (b *back) moreRoom(w *wakeups) {
 	}
 }
 
+// nextBlocked takes a stream from blocked, if the connection has room for it. mu is released again, because the stream's front has to be locked first.
 func (b *back) nextBlocked() *stream {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -11,6 +11,7 @@ import (
 
 // onFrame checks what can be said of a frame without its stream: RFC 9113 section 6.
 func (c *conn) onFrame(s side, h frame.Header, p []byte) error {
+	// No other frame may come between the frames of a header block, of any stream: RFC 9113 section 6.10.
 	if c.pieceOf != 0 && (h.Type != frame.Continuation || h.Stream != c.pieceOf) {
 		return frame.Error{Code: frame.ProtocolError, Reason: "a frame in the middle of a header block"}
 	}
@@ -39,6 +40,7 @@ func (c *conn) onFrame(s side, h frame.Header, p []byte) error {
 	case frame.WindowUpdate:
 		return c.onWindowUpdate(s, h, p)
 	}
+	// RFC 9113 section 5.5 has them ignored. They cost, as a peer could send nothing else.
 	return c.spend(1, "frames of unknown types")
 }
 
@@ -46,6 +48,8 @@ func (c *conn) onData(s side, h frame.Header, p []byte) error {
 	if h.Stream == 0 {
 		return frame.Error{Code: frame.ProtocolError, Reason: "DATA on stream 0"}
 	}
+	// The whole payload counts, padding too (RFC 9113 section 6.1), and before the stream is looked for: DATA of a stream that was reset takes
+	// of the connection's window as well (section 5.1). Otherwise both sides would disagree on the window, and the connection would come to a halt.
 	if c.granted -= int64(h.Length); c.granted < 0 {
 		return frame.Error{Code: frame.FlowControlError, Reason: "more DATA than the connection's window"}
 	}
@@ -56,6 +60,7 @@ func (c *conn) onData(s side, h frame.Header, p []byte) error {
 	if err != nil {
 		return err
 	}
+	// Such a frame takes nothing of a window, so flow control does not bound how many come.
 	if len(content) == 0 && !h.Has(frame.EndStream) {
 		if err := c.spend(1, "DATA frames without data"); err != nil {
 			return err
@@ -65,6 +70,7 @@ func (c *conn) onData(s side, h frame.Header, p []byte) error {
 	return s.data(h.Stream, content, h.Length, h.Has(frame.EndStream))
 }
 
+// onContinuation takes the next part of a header block. Neither a window nor SETTINGS bounds how many there are, so the budget does.
 func (c *conn) onContinuation(s side, h frame.Header, p []byte) error {
 	if c.pieceOf == 0 {
 		return frame.Error{Code: frame.ProtocolError, Reason: "CONTINUATION without HEADERS"}
@@ -88,6 +94,8 @@ func (c *conn) onContinuation(s side, h frame.Header, p []byte) error {
 	return c.decoded(s, id, set, err, c.pieceEnd)
 }
 
+// onPriority checks a frame that has no effect: RFC 9113 section 5.3.2 has deprecated it. Section 6.3 asks for a stream error where this ends the connection, which section 5.4
+// allows.
 func (c *conn) onPriority(h frame.Header, p []byte) error {
 	if h.Stream == 0 {
 		return frame.Error{Code: frame.ProtocolError, Reason: "PRIORITY on stream 0"}
@@ -101,6 +109,7 @@ func (c *conn) onPriority(h frame.Header, p []byte) error {
 	return c.spend(1, "PRIORITY frames")
 }
 
+// onPing answers a PING (RFC 9113 section 6.7). An acknowledgment costs as much as a PING, since a peer may send some that answer nothing.
 func (c *conn) onPing(s side, h frame.Header, p []byte) error {
 	if h.Stream != 0 || h.Length != 8 {
 		return frameError(h.Length != 8, "PING")
@@ -141,17 +150,20 @@ func (c *conn) onWindowUpdate(s side, h frame.Header, p []byte) error {
 	}
 	c.mu.Lock()
 	c.window += int64(n)
+	// blocked: the window was so small that streams may have stopped at it. Otherwise nothing waits for this frame, and the streams need not be looked at.
 	over, blocked := c.window > frame.MaxWindow, c.window == int64(n) || c.window-int64(n) < turn
 	c.mu.Unlock()
 	if over {
 		return frame.Error{Code: frame.FlowControlError, Reason: "a connection window above 2^31-1"}
 	}
+	// After mu was released, which moreRoom takes.
 	if blocked {
 		s.moreRoom(&c.woken)
 	}
 	return nil
 }
 
+// frameError is the error for a frame of a wrong length or, without length, for one on the wrong stream: stream 0 instead of another, or the other way round.
 func frameError(length bool, name string) error {
 	if length {
 		return frame.Error{Code: frame.FrameSizeError, Reason: "the length of a " + name + " frame"}
@@ -159,6 +171,7 @@ func frameError(length bool, name string) error {
 	return frame.Error{Code: frame.ProtocolError, Reason: "the stream of a " + name + " frame"}
 }
 
+// headers takes a HEADERS frame: RFC 9113 section 6.2. What is wrong with it apart from its block is reported after the block was decoded, see decoded.
 func (c *conn) headers(s side, h frame.Header, p []byte) error {
 	if h.Stream == 0 {
 		return frame.Error{Code: frame.ProtocolError, Reason: "HEADERS on stream 0"}
@@ -207,6 +220,7 @@ func (c *conn) piece(p []byte) error {
 	return nil
 }
 
+// decoded hands a header block to its stream. An error of HPACK ends the connection in any case, since the table that all streams share is unknown then: RFC 9113 section 4.3.
 func (c *conn) decoded(s side, id uint32, set *header.Set, err error, end bool) error {
 	if err != nil {
 		return frame.Error{Code: frame.CompressionError, Reason: err.Error()}
@@ -219,6 +233,7 @@ func (c *conn) decoded(s side, id uint32, set *header.Set, err error, end bool) 
 
 var dependsOnItself = frame.Error{Code: frame.ProtocolError, Reason: "a stream that depends on itself"}
 
+// settings takes SETTINGS, or the acknowledgment of ours: RFC 9113 section 6.5.
 func (c *conn) settings(s side, h frame.Header, p []byte) error {
 	if h.Stream != 0 || h.Has(frame.Ack) && h.Length != 0 {
 		return frameError(h.Stream == 0, "SETTINGS")
@@ -255,6 +270,7 @@ func (c *conn) settings(s side, h frame.Header, p []byte) error {
 	if err != nil {
 		return err
 	}
+	// After the values are in force: the peer relies on them once it has the acknowledgment, RFC 9113 section 6.5.3.
 	if err := c.reply(frame.AppendSettingsAck); err != nil {
 		return err
 	}

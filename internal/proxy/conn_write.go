@@ -69,6 +69,7 @@ func (c *conn) write(s side) {
 			if c.closing || c.err != nil {
 				break
 			}
+			// Set before mu is released: a reader that appends from here on finds it and sends to wake, so no wakeup is lost.
 			c.parked = true
 			c.out, spare = shrunk(c.out), shrunk(spare)
 			c.mu.Unlock()
@@ -82,9 +83,11 @@ func (c *conn) write(s side) {
 			continue
 		}
 		b := c.out
+		// tailOf is 0 because the frame that it names is being written, and cannot be extended any more.
 		c.out, c.replies, c.blocks, c.tailOf = spare[:0], 0, 0, 0
 		c.writing, c.writeFrom = len(b), c.proxy.wheel.Now()
 		c.mu.Unlock()
+		// Without mu: a reader of another connection that appends here must never wait for this socket.
 		n, err := c.nc.Write(b)
 		spare = b
 		c.mu.Lock()
@@ -94,6 +97,7 @@ func (c *conn) write(s side) {
 			c.fail(err)
 			break
 		}
+		// moreRoom takes mu itself, and flush the locks of other connections, so mu is released for both.
 		if len(c.out) < lowOut {
 			c.mu.Unlock()
 			s.moreRoom(&w)
@@ -127,11 +131,14 @@ func (c *conn) appendBlock(id uint32, set *header.Set, end bool) {
 	c.budget.earned.Add(1)
 }
 
+// appendFields is appendBlock for fields that the proxy itself has made. mu is held.
 func (c *conn) appendFields(id uint32, fields []header.Field, end bool) {
 	c.out = frame.AppendHeaders(c.out, id, c.encoder.Fields(fields), end, c.peer.maxFrame)
 	c.budget.earned.Add(1)
 }
 
+// appendData appends DATA. mu is held. The caller has made sure that the windows allow it.
+// Empty DATA with END_STREAM needs none: RFC 9113 section 6.9.1.
 func (c *conn) appendData(id uint32, p []byte, end bool) {
 	c.window -= int64(len(p))
 	if c.extend(id, p, end) {
@@ -179,6 +186,7 @@ func (c *conn) reply(add func([]byte) []byte) error {
 }
 
 // grant gives the connection's window back.
+// Only the reader calls it: granted and owed are its own, and need no lock.
 func (c *conn) grant() {
 	c.mu.Lock()
 	if !c.closing && c.err == nil {

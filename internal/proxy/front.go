@@ -76,6 +76,7 @@ func (r *forgotten) add(id uint32, window int) {
 	if len(r.order) < keptForgotten {
 		r.order = append(r.order, id)
 	} else {
+		// The oldest is forgotten. Its frames then cost of the budget, and do not end the connection by themselves.
 		delete(r.left, r.order[r.next])
 		r.order[r.next] = id
 		r.next = (r.next + 1) % keptForgotten
@@ -130,6 +131,7 @@ func (f *front) settled(more bool) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, s := range f.streams {
+		// A window above 2^31-1 is an error of the connection: RFC 9113 section 6.9.2. frontWindow is relative to what the peer grants every stream, so it stays as it is.
 		if f.peer.window+s.frontWindow > frame.MaxWindow {
 			return frame.Error{Code: frame.FlowControlError, Reason: "SETTINGS_INITIAL_WINDOW_SIZE makes a window larger than 2^31-1"}
 		}
@@ -141,6 +143,7 @@ func (f *front) settled(more bool) error {
 }
 
 func (f *front) block(id uint32, set *header.Set, end bool) error {
+	// Streams of a client are odd: RFC 9113 section 5.1.1.
 	if id%2 == 0 {
 		return frame.Error{Code: frame.ProtocolError, Reason: "a stream with an even number"}
 	}
@@ -156,6 +159,7 @@ func (f *front) block(id uint32, set *header.Set, end bool) error {
 		}
 		return frame.Error{Code: frame.StreamClosed, Reason: "HEADERS on a closed stream"}
 	}
+	// Before the checks: a stream that is refused is closed, too, and no lower number may be opened after it (RFC 9113 section 5.1.1).
 	f.last = id
 	if f.closing || f.err != nil {
 		return nil
@@ -220,6 +224,7 @@ func (f *front) batch(w *wakeups) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for i, u := range f.pending {
+		// refs, since one of the frames that were read with it may have ended the call, and given its memory to another.
 		if u.current() && !u.s.outEnd {
 			u.s.dispatch(w)
 		}
@@ -298,6 +303,7 @@ func (f *front) resetStream(s *stream, code frame.Code, w *wakeups) error {
 // callOf finds the route, which is remembered for headers that come again.
 func (f *front) callOf(set *header.Set) *call {
 	state := f.proxy.state.Load()
+	// A reload has made other routes. The calls of the former ones would keep their clusters.
 	if f.callsOf != state {
 		f.calls, f.callsOf = map[*header.Set]*call{}, state
 	}
@@ -342,6 +348,7 @@ func (f *front) remove(s *stream, w *wakeups) {
 	s.in.clear()
 	s.out.clear()
 	s.hold.clear()
+	// The memory of a stream that is in blocked is left to the collector: the next call there would get the turn of this one.
 	replay, queued := s.replay, s.outQueued || s.inQueued
 	s.streamState = streamState{}
 	if !queued && len(f.free) < keptFree {
@@ -350,6 +357,7 @@ func (f *front) remove(s *stream, w *wakeups) {
 		}
 		f.free = append(f.free, s)
 	}
+	// The last stream of a connection that takes no new ones: what is in out is written, and the connection is closed.
 	if len(f.streams) == 0 && f.limit == 0 {
 		f.closing = true
 		w.add(&f.conn)

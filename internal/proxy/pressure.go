@@ -163,6 +163,7 @@ func (c *conn) setWindow(n int32, before uint32) {
 	if n == c.announced || c.closing || c.err != nil || len(c.unacked) >= maxUnacked {
 		return
 	}
+	// Peers acknowledge SETTINGS in the order in which they came (RFC 9113 section 6.5.3), so the oldest is what an acknowledgment means.
 	c.unacked = append(c.unacked, windowSize{n - c.announced, before})
 	c.announced = n
 	c.out = frame.AppendSettings(c.out, frame.Setting{ID: frame.InitialWindowSize, Value: uint32(n)})
@@ -172,6 +173,7 @@ func (c *conn) setWindow(n int32, before uint32) {
 func (b *back) setWindow(n int32) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	// Streams from next on are opened after these SETTINGS on the wire, because take appends HEADERS under the same lock.
 	b.conn.setWindow(n, b.next)
 }
 
@@ -190,6 +192,7 @@ func (c *conn) acknowledged() (change windowSize, ok bool) {
 func (f *front) windowChanged(c windowSize) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	// From its acknowledgment on, the client keeps to it. Windows may become negative by it: RFC 9113 section 6.9.2.
 	f.allowed += c.delta
 	for _, s := range f.streams {
 		s.inWindow += c.delta

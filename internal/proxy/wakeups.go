@@ -16,6 +16,7 @@ func (w *wakeups) add(c *conn) {
 	w.conns = append(w.conns, c)
 }
 
+// No lock is held by the caller: flush takes those of other connections, endpoints and clusters.
 func (w *wakeups) flush() {
 	for len(w.endpoints)+len(w.clusters) > 0 {
 		if n := len(w.clusters); n > 0 {
