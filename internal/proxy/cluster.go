@@ -79,8 +79,10 @@ func orNever[T int | float64](n T) T {
 
 // update takes the endpoints that there are from now on.
 func (c *cluster) update(addresses []string) {
+	// Before awaiting is taken: await looks at the set under mu, so a call either sees the endpoints or is in awaiting when it is taken below.
 	added, removed := c.set.Update(addresses, c.proxy.tick(), func(address string) *endpoint { return newEndpoint(c, address) })
 	c.known.Store(true)
+	// Before the new ones are added, so that the list does not grow with each change of the endpoints.
 	c.left() // forgets those that carry nothing any more
 	c.mu.Lock()
 	c.leaving = append(c.leaving, removed...)
@@ -138,6 +140,7 @@ func (c *cluster) retire() {
 		s := r.s
 		s.front.mu.Lock()
 		if r.current() && s.cluster == c && s.chosen == nil && s.waitEnd != 0 && !s.outEnd {
+			// It was for this cluster. The call may wait as long as any other for the new one.
 			s.waitEnd = 0
 			s.dispatch(&w)
 		}
@@ -150,6 +153,7 @@ func (c *cluster) retire() {
 func (c *cluster) await(s *stream) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	// Under mu: update changes the set before it takes awaiting under mu, so no call is left behind.
 	if len(c.set.Backends()) > 0 {
 		return false
 	}
@@ -250,17 +254,20 @@ type budget struct {
 
 const budgetSeconds = 10 // of what it may save up
 
+// deposit adds what one call earns. Retries deposit nothing: limit is called at most once for each call.
 func (b *budget) deposit() {
 	b.mu.Lock()
 	b.tokens = min(b.tokens+b.ratio, b.most())
 	b.mu.Unlock()
 }
 
+// most is how many retries can be saved up, at least 10: a route with few calls could retry none otherwise.
 func (b *budget) most() float64 { return max(b.perSecond*budgetSeconds, 10) }
 
 func (b *budget) take(now int64) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	// Time adds tokens as well, for routes with too few calls to earn one.
 	b.tokens = min(b.tokens+b.perSecond*time.Duration(now-b.at).Seconds(), b.most())
 	b.at = now
 	if b.tokens < 1 {

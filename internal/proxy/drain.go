@@ -65,6 +65,7 @@ func (p *Proxy) Undrain() error {
 		return ErrEnding
 	}
 	if run := d.current; run != nil {
+		// drains.mu is held while this waits, so no other drain begins meanwhile. The function that BeginDrain returned does not take it.
 		close(run.off)
 		<-run.done
 		d.current = nil

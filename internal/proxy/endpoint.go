@@ -91,6 +91,7 @@ func (e *endpoint) assign(s *stream, w *wakeups) {
 	e.mu.Lock()
 	p := e.poolOf(s)
 	b, tooLarge := p.taken(s)
+	// Otherwise the call goes elsewhere at once: a connection that fails again would cost it the whole connect timeout.
 	if b == nil && !tooLarge && e.connectable() {
 		if s.waiting == e {
 			e.drop(s) // it waits already, at the place that it had when somebody took it from there to be assigned
@@ -196,6 +197,7 @@ func (e *endpoint) dial() {
 	}
 }
 
+// dialFor makes connections for one pool. mu is held. None is made while one takes streams, if perhaps only once it has written what waits.
 func (e *endpoint) dialFor(p *pool) {
 	if len(p.waiting) == 0 || slices.ContainsFunc(p.conns, (*back).willHaveRoom) {
 		return
@@ -209,6 +211,7 @@ func (e *endpoint) dialFor(p *pool) {
 		b.mu.Unlock()
 	}
 	for p.dialing < maxDials && len(p.waiting) > p.dialing*per && (limit == 0 || len(p.conns)+p.dialing < limit) {
+		// After a failure one attempt at a time: many would only find out the same.
 		if e.last != nil && p.dialing > 0 {
 			return
 		}
@@ -260,6 +263,7 @@ func (e *endpoint) connect(p *pool) {
 	}
 	removed := e.removed
 	e.mu.Unlock()
+	// After the endpoint's lock was released: each takes the locks of fronts, which come first.
 	e.each(shared, e.assign)
 	e.each(lost, func(s *stream, w *wakeups) { s.notConnected(err, w) })
 	if err != nil {
@@ -299,6 +303,8 @@ func (e *endpoint) each(waiting []ref, do func(*stream, *wakeups)) {
 }
 
 // failed notes that connecting has come to nothing. mu is held.
+// The wait doubles with each failure in a row, from firstBackoff to lastBackoff.
+// After a success connect makes it 0.
 func (e *endpoint) failed(err error) {
 	e.cluster.doubt()
 	e.last = err
@@ -322,14 +328,17 @@ func (e *endpoint) connection() (*back, error) {
 	b.reader.KeepStatus()
 	b.watch.Init(b.checkHealth)
 	b.announced = p.window.Load()
+	// The client's connection preface: RFC 9113 section 3.4. Without ENABLE_PUSH 0 an endpoint may push (section 8.4).
 	hello := frame.AppendSettings([]byte(frame.Preface), frame.Setting{ID: frame.EnablePush, Value: 0}, frame.Setting{ID: frame.InitialWindowSize, Value: uint32(b.announced)},
 		frame.Setting{ID: frame.MaxHeaderListSize, Value: uint32(maxList)})
+	// SETTINGS change the windows of streams only, so the connection's is made larger by a WINDOW_UPDATE: RFC 9113 section 6.9.2.
 	hello = frame.AppendWindowUpdate(hello, 0, connWindow-frame.DefaultWindow)
 	patience := prefaceTime
 	if e.cluster.anotherThan(e) { // that may be better: the calls that wait here can go there
 		patience = config.ConnectTimeout
 	}
 	_ = nc.SetDeadline(time.Now().Add(patience))
+	// The deadline in the past ends a read or write in progress when the proxy ends: neither knows of a context.
 	stop := context.AfterFunc(p.dialing, func() { _ = nc.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	if _, err = nc.Write(hello); err == nil {
@@ -413,6 +422,7 @@ func (e *endpoint) serveWaiting(w *wakeups) {
 			return
 		}
 		e.mu.Unlock()
+		// The endpoint's lock was released before: fronts come first in the order. The call may have ended in between.
 		next.s.front.mu.Lock()
 		if next.current() && next.s.waiting == e {
 			e.assign(next.s, w)
@@ -493,6 +503,7 @@ func (e *endpoint) gone(b *back, err error) {
 
 // surplus reports whether the connection is not needed, since there is another. A back's lock is held, so e's cannot be waited for.
 func (e *endpoint) surplus(b *back) bool {
+	// The endpoint's lock comes before the back's in the order, so waiting could be a deadlock. false only means that the connection stays open for longer.
 	if !e.mu.TryLock() {
 		return false
 	}

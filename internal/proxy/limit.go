@@ -63,6 +63,8 @@ func (c *callCounts) forget(key callsKey) {
 }
 
 // reserve takes a place for a call at the endpoint; limit 0 is none.
+// It counts first and looks then, so two calls cannot both get the last place. The counter may be above the limit for a moment, the number of calls never is. A call that
+// fails because of the other's moment is tried again by pick.
 func (e *endpoint) reserve(limit int) bool {
 	if e.calls.n.Add(1) <= int32(limit) || limit == 0 {
 		return true
@@ -82,6 +84,7 @@ func (c *cluster) pick(kind balance.Kind, avoid *chosen) (b *chosen, full bool) 
 		if b == nil {
 			return nil, limit > 0 && len(c.set.Backends()) > 0
 		}
+		// The place that choose saw may be gone. Then another endpoint is looked for.
 		if b.Of.reserve(limit) {
 			return b, false
 		}

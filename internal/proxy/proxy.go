@@ -342,6 +342,7 @@ func (p *Proxy) hold(b *back) bool {
 		p.backs[b] = struct{}{}
 	}
 	p.mu.Unlock()
+	// adjustWindows stores window before it lists the connections. So this one is in its list, or finds the new value here.
 	b.setWindow(p.window.Load()) // which may have changed before it was noted
 	return !over
 }
@@ -384,6 +385,7 @@ func (p *Proxy) Reload(c *config.Config) error {
 	change.commit(c.Drain.Period)
 	p.forgetRoutes(next)
 	for name, x := range old.clusters {
+		// After the new state is stored: calls that waited for this cluster look for their route there.
 		if next.clusters[name] != x {
 			p.mu.Lock()
 			p.retired = append(p.retired, x)
