@@ -46,6 +46,7 @@ func (s *stream) dispatch(w *wakeups) {
 	}
 	s.chosen = c
 	s.sentAt = s.front.proxy.now()
+	// Before assign, which may fail at once: forget calls Done, which has to follow Start.
 	c.Start(s.kind, s.sentAt)
 	c.Of.assign(s, w)
 }
@@ -70,6 +71,7 @@ func (s *stream) reroute() bool {
 		s.cluster.forget(s)
 		s.waitEnd = 0
 	}
+	// avoid is an endpoint of the former cluster, which says nothing of the new one's.
 	s.cluster, s.avoid = r.cluster(), nil
 	return true
 }
@@ -94,6 +96,7 @@ func (s *stream) noEndpoint(w *wakeups) {
 func (s *stream) dispatched(w *wakeups) {
 	w.add(&s.back.conn)
 	s.waiting = nil
+	// What was counted for the connection of an attempt before does not hold for this one.
 	s.inQueued, s.inEndSent, s.backWindow = false, s.back.headEnded(s), 0
 	s.outWindow, s.outSize, s.outOwed = s.outFirst, s.outFirst, 0
 	if t := s.call.route.retry.PerTryTimeout; t > 0 && s.attempt().attemptsLeft(s.call.route.retryPolicy) {
@@ -122,6 +125,7 @@ func (s *stream) notConnected(err error, w *wakeups) {
 func (s *stream) forget(outcome balance.Outcome, w *wakeups) {
 	if c := s.chosen; c != nil {
 		c.Of.calls.n.Add(-1)
+		// Noted and not done here: a call of the queue may belong to another front, whose lock cannot be taken while this one's is held.
 		if x := c.Of.calls.serves.Load(); x.queued.Load() > 0 {
 			w.clusters = append(w.clusters, x)
 		}

@@ -68,6 +68,7 @@ func (s *stream) endForm() endForm {
 
 // sendReset ends the stream with a RST_STREAM, which is also the answer to what the client has not sent yet.
 func (s *stream) sendReset(code frame.Code) {
+	// finish sends a RST_STREAM(NO_ERROR) if the request has not ended. inEnd keeps it from sending a second one.
 	s.front.out = frame.AppendReset(s.front.out, s.id, code)
 	s.inEnd = true
 }
@@ -92,6 +93,7 @@ func (s *stream) recordOutcome(code codes.Code, reason string) {
 
 // cancelled: the client does not want the call any more, or is gone.
 func (s *stream) cancelled(code frame.Code, reason string, w *wakeups) {
+	// Clients cancel when their deadline passes. The log and the metrics then have DEADLINE_EXCEEDED, which is what the client's code sees.
 	if reason == clientCancelled && s.late(code) {
 		s.recordOutcome(codes.DeadlineExceeded, reasonDeadline)
 	}
@@ -116,6 +118,7 @@ func (s *stream) drop(e *ending, w *wakeups) {
 
 // lost: the connection to the endpoint is gone.
 func (s *stream) lost(b *back, err error, w *wakeups) {
+	// HEADERS that were not all given to the kernel cannot have been processed.
 	unseen := s.headAt > b.flushedAt
 	s.connectionLost(b, err, unseen, w)
 }

@@ -18,6 +18,7 @@ func (m *messages) between() bool { return m.left == 0 && m.have == 0 }
 
 // feed takes the next bytes, and returns how many of them belong to messages that are now whole. A message whose prefix announces more than limit
 // bytes stops it, unless limit is 0.
+// The prefix may be cut anywhere by DATA frames, which have nothing to do with messages: PROTOCOL-HTTP2, "Requests".
 func (m *messages) feed(p []byte, limit int) (whole int, tooLarge bool) {
 	for i := 0; i < len(p); {
 		if m.left > 0 {
@@ -42,6 +43,7 @@ func (m *messages) feed(p []byte, limit int) (whole int, tooLarge bool) {
 		}
 		m.have = 0
 		m.size = binary.BigEndian.Uint32(prefix[1:])
+		// Before any byte of the message is kept, so an announced length costs no memory.
 		if limit > 0 && int64(m.size) > int64(limit) {
 			return whole, true
 		}

@@ -11,12 +11,15 @@ import (
 
 // received takes DATA from the client.
 func (s *stream) received(p []byte, length int, end bool, w *wakeups) error {
+	// Half-closed by the client: RFC 9113 section 5.1.
 	if s.inEnd {
 		return s.front.resetStream(s, frame.StreamClosed, w)
 	}
+	// A stream error is enough, the connection's window was checked before: RFC 9113 section 6.9.1.
 	if s.inWindow -= int32(length); s.inWindow < 0 {
 		return s.front.resetStream(s, frame.FlowControlError, w)
 	}
+	// More or less DATA than content-length is malformed: RFC 9113 section 8.1.1. Passed on, it would be a way to smuggle requests.
 	if s.inLeft >= 0 {
 		if s.inLeft -= int64(len(p)); s.inLeft < 0 || end && s.inLeft != 0 {
 			return s.front.resetStream(s, frame.ProtocolError, w)
@@ -37,6 +40,7 @@ func (s *stream) received(p []byte, length int, end bool, w *wakeups) error {
 			return nil
 		}
 	}
+	// Padding goes no further, so it is given back at once.
 	if pad := length - len(p); pad > 0 {
 		s.creditIn(pad, w)
 	}
@@ -44,6 +48,7 @@ func (s *stream) received(p []byte, length int, end bool, w *wakeups) error {
 		s.keepForReplay(p)
 		s.releaseHeader(w)
 	}
+	// Without a copy where nothing waits before it. What does not fit in the windows is copied into in: p is the reader's buffer, which is used again.
 	if s.back != nil && s.in.size == 0 {
 		s.back.mu.Lock()
 		n := s.sendIn(p, true, false)
@@ -77,6 +82,7 @@ func (s *stream) pushInTurn(turn bool, w *wakeups) {
 			break
 		}
 	}
+	// An empty frame, as the end came alone, or after the last DATA had been sent. END_STREAM needs no window.
 	if s.in.size == 0 && s.inEnd && !s.inEndSent {
 		s.inEndSent = true
 		if s.inTrailers != nil {
@@ -105,6 +111,7 @@ func (s *stream) sendIn(p []byte, all, turn bool) (sent int) {
 	b := s.back
 	for len(p) > 0 {
 		n := min(len(p), b.peer.maxFrame, int(min(b.peer.window+s.backWindow, b.window)), b.room())
+		// A stream that comes later must not overtake those that wait for the same connection.
 		others := len(b.blocked) > 0 && !turn
 		if n <= 0 || others {
 			if !s.inQueued && (b.window <= 0 || b.room() <= 0 || others) {
@@ -125,6 +132,7 @@ func (s *stream) sendIn(p []byte, all, turn bool) (sent int) {
 
 // creditIn lets the client send n bytes more.
 func (s *stream) creditIn(n int, w *wakeups) {
+	// Given back when half of the window is owed: a WINDOW_UPDATE for each frame would double the frames. After the end of the request nobody needs it.
 	if s.inOwed += int32(n); s.inEnd || s.inOwed < s.inSize/2 {
 		return
 	}

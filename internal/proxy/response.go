@@ -36,6 +36,7 @@ func (s *stream) header(set *header.Set, end bool, w *wakeups) {
 	case r.Status < 100:
 		s.fault(frame.ProtocolError, failureOfBackend("a header without :status"), w)
 	case r.Status < 200:
+		// RFC 9113 section 8.6 removes 101, and an interim response does not end a stream (section 8.1).
 		if end || r.Status == http.StatusSwitchingProtocols {
 			s.fault(frame.ProtocolError, failure(codes.Internal, reasonProtocol, http.StatusBadGateway, "the backend sent :status %d", r.Status), w)
 		} else if !s.grpc { // gRPC has no use for it, and some clients treat it as an error
@@ -56,6 +57,7 @@ func (s *stream) ended(set *header.Set, r *header.Response, w *wakeups) {
 	}
 }
 
+// firstHeader takes the header of the response or, with end, a response of one block, which is gRPC's Trailers-Only (PROTOCOL-HTTP2, "Responses").
 func (s *stream) firstHeader(set *header.Set, r *header.Response, end bool, w *wakeups) {
 	s.firstReply = s.front.proxy.now()
 	s.tryEnd = 0
@@ -67,6 +69,7 @@ func (s *stream) firstHeader(set *header.Set, r *header.Response, end bool, w *w
 		s.fault(frame.ProtocolError, failureOfBackend("less than its content-length"), w)
 		return
 	}
+	// From here the call is committed (gRFC A6): a client that has seen a header must not get the response of another attempt.
 	s.headed = true
 	s.disableReplay()
 	set = s.call.route.response.response(set)
@@ -143,6 +146,7 @@ func outcomeFor(r *header.Response) balance.Outcome {
 
 func (s *stream) trailers(set *header.Set, r *header.Response, end bool, w *wakeups) {
 	switch {
+	// Trailers end the stream and have no pseudo-header fields: RFC 9113 section 8.1.
 	case !end || r.Status != 0:
 		s.fault(frame.ProtocolError, failureOfBackend("a second header"), w)
 		return

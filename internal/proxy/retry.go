@@ -12,6 +12,7 @@ import (
 // request, which requestSide.replay has for as long as replayable is true.
 
 // rewind makes all of the request wait to be sent again.
+// inCredited stays as it is: the client has got credit for those bytes, and must not get it a second time.
 func (s *stream) rewind() {
 	s.in.clear()
 	s.in.append(s.replay)
@@ -28,6 +29,7 @@ func (s *stream) attempt() attempt {
 func (s *stream) retry(f attemptFailure, outcome balance.Outcome, reset frame.Code, w *wakeups) bool {
 	switch s.attempt().decide(f, s.call.route.retryPolicy) {
 	case transparentRetry:
+		// Before dispatch, which may fail at once and lead back here: a count that came later would not end that recursion.
 		s.transparentRetries++
 		s.leave(outcome, false, 0, w)
 		s.rewind()
@@ -57,9 +59,11 @@ func (s *stream) retryByPolicy(f attemptFailure, reset frame.Code, w *wakeups) b
 	s.leave(balance.Failure, !s.inEndSent || reset != frame.NoError, reset, w)
 	s.rewind()
 	wait := f.pushback
+	// gRFC A6: a random wait below the limit, so that clients of an endpoint that failed do not come back together. An endpoint's pushback replaces it.
 	if !f.hasPushback {
 		wait = time.Duration(rand.Float64() * float64(backoffLimit(r.retry.Backoff.Base, r.retry.Backoff.Max, int(s.attempts))))
 	}
+	// later takes a wait of 0 for one that overflows, and the retry would never come.
 	s.retryAt = later(now, max(wait, 1))
 	s.arm()
 	return true
@@ -74,6 +78,7 @@ func (s *stream) disableReplay() {
 	if cap(s.replay) > keptReplay {
 		s.replay = nil
 	}
+	// A small buffer stays for the next call that uses this stream's memory.
 	s.replay = s.replay[:0]
 }
 

@@ -153,6 +153,7 @@ type ref struct {
 }
 
 // current reports whether the call is still open. The lock of its front is held.
+// An id is not given twice on a connection and a stream's memory stays with its front, so open and id identify the call.
 func (r ref) current() bool { return r.s.open && r.s.id == r.id }
 
 // call is what is known of calls with the same headers.
@@ -163,9 +164,11 @@ type call struct {
 	sent   *header.Set // what endpoints get of the headers
 }
 
+// begin sets up the state of a call that its client has just opened. The front's lock is held.
 func (s *stream) begin(now int64) {
 	r := s.call.route
 	s.started, s.lastNews = now, now
+	// allowed, and not what was announced last: the client may use its former window until it has acknowledged another one, RFC 9113 section 6.5.3.
 	s.inWindow, s.inSize, s.inFirst = s.front.allowed, s.front.allowed, s.front.allowed
 	s.outWindow, s.outSize, s.outFirst = firstWindow, firstWindow, firstWindow
 	s.inLeft, s.outLeft = -1, -1
@@ -178,6 +181,7 @@ func (s *stream) begin(now int64) {
 	}
 	timeout := r.timeout
 	if req.Timeout >= 0 && (timeout == 0 || req.Timeout < timeout) {
+		// A grpc-timeout of 0 must not become "no deadline", which 0 means here.
 		timeout = max(req.Timeout, 1)
 	}
 	if timeout > 0 {
@@ -203,6 +207,7 @@ func (s *stream) account(w *wakeups) {
 	if s.outTrailers != nil && large(s.outTrailers) {
 		n += s.outTrailers.Size
 	}
+	// Calls that hold little, which are most, never touch Proxy.held, a counter that all processors share.
 	if n < uncounted {
 		n = 0
 	}
@@ -230,6 +235,7 @@ func (s *stream) finish(w *wakeups) {
 	if !s.inEnd {
 		// The client's last does not matter any more: RFC 9113 section 8.1.
 		f.out = frame.AppendReset(f.out, s.id, frame.NoError)
+		// DATA that the client sent before it sees the reset is still to come: no more than its window.
 		f.forgotten.add(s.id, int(max(s.inWindow, 0)))
 		w.add(&f.conn)
 	}
@@ -239,6 +245,7 @@ func (s *stream) finish(w *wakeups) {
 	if s.waitEnd != 0 && s.cluster != nil {
 		s.cluster.forget(s)
 	}
+	// Before remove, which makes the sizes zero.
 	f.grown -= int(s.inSize - s.inFirst + s.outSize - s.outFirst)
 	f.remove(s, w)
 }

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/codes"
 )
 
+// later is now + d in nanoseconds of the wheel, or the end of time if that overflows. d has to be positive: with 0 it is the end of time, too.
 func later(now int64, d time.Duration) int64 {
 	if at := now + int64(d); at > now {
 		return at
@@ -32,6 +33,8 @@ func (s *stream) arm() {
 	}
 }
 
+// idleEnd is when the route's idle timeout is over, and 0 for a route without one. It follows lastNews. touch does not set the timer, which goes off at the former time, finds
+// nothing due and is set again. So a message costs no operation on the wheel.
 func (s *stream) idleEnd() int64 {
 	if idle := s.call.route.idleTimeout; idle > 0 {
 		return later(s.lastNews, idle)
@@ -45,8 +48,10 @@ func (s *stream) expire(now int64) {
 	f := s.front
 	f.proxy.clock.Store(now)
 	f.mu.Lock()
+	// The front's lock does not stop the wheel: the call may have ended, or its memory have been used again, between the timer and the lock.
 	if s.armed = 0; s.open {
 		s.onTimer(now, &w)
+		// onTimer may have ended the call.
 		if s.open {
 			s.arm()
 		}
@@ -55,6 +60,8 @@ func (s *stream) expire(now int64) {
 	w.flush()
 }
 
+// onTimer does the first of the things that are due. Each may end the call or send it elsewhere, so the others are looked at the next time: arm sets the timer for them.
+// The stall comes first, since it is all that can be due after outEnd.
 func (s *stream) onTimer(now int64, w *wakeups) {
 	passed := func(at int64) bool { return at != 0 && at <= now }
 	switch {
@@ -87,6 +94,7 @@ func (s *stream) onTimer(now int64, w *wakeups) {
 	}
 }
 
+// deadlineEnd has to be called before the call leaves its endpoint, which its text names.
 func (s *stream) deadlineEnd() *ending {
 	return failure(codes.DeadlineExceeded, reasonDeadline, http.StatusGatewayTimeout, "the deadline has passed; %s", s.whereabouts())
 }
