@@ -3,6 +3,7 @@ package proxy
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/levada-io/levada/internal/h2/frame"
@@ -40,9 +41,9 @@ type back struct {
 	// Invariant: s is under id exactly while s.back is this and s.backID is id. No id is given twice; next is the lowest that was never given, and odd.
 	streams map[uint32]*stream
 	next    uint32
-	// blocked are the streams with DATA for which there is no room in the connection, in the order of their turns. Invariant: a stream is in it once, exactly while its inQueued is set, or it has
-	// left meanwhile.
-	blocked    []*stream
+	// blocked are the streams with DATA for which there is no room in the connection, in the order of their turns. Invariant: a stream of this connection is in it once, exactly while its
+	// inQueued is set, except while moreRoom gives it its turn. One that leaves is taken out, so blocked is no longer than streams.
+	blocked    []blockedStream
 	forgotten  forgotten
 	draining   bool   // it takes no new streams; never false again. Invariant: with no streams left it is closed
 	flushedAt  int64  // bytes that were written in all, once the connection has ended: a call whose header ends later was not sent
@@ -57,6 +58,12 @@ type back struct {
 	pings    int                      // sent since quiet
 	asked    map[config.RoutePing]int // streams whose routes ask for PINGs of their own
 	quiet    int64                    // when the last HEADERS or DATA came
+}
+
+// blockedStream is a stream under the number that it has on the connection: it may come back under another one, in another attempt or as another call.
+type blockedStream struct {
+	s  *stream
+	id uint32
 }
 
 // take makes a stream of the call, if there is room for one. The lock of the stream's front is held.
@@ -135,6 +142,10 @@ func (b *back) remove(id uint32, reset bool, code frame.Code, w *wakeups) {
 		return
 	}
 	delete(b.streams, id)
+	if s.inQueued {
+		s.inQueued = false
+		b.blocked = slices.DeleteFunc(b.blocked, func(w blockedStream) bool { return w.id == id })
+	}
 	if ping := s.call.route.ping; ping.Interval > 0 {
 		if b.asked[ping]--; b.asked[ping] <= 0 {
 			delete(b.asked, ping)
@@ -310,12 +321,13 @@ func (b *back) moreRoom(w *wakeups) {
 	turns := len(b.blocked)
 	b.mu.Unlock()
 	for ; turns > 0; turns-- {
-		s := b.nextBlocked()
-		if s == nil {
+		next, ok := b.nextBlocked()
+		if !ok {
 			return
 		}
+		s := next.s
 		s.front.mu.Lock()
-		if s.back == b {
+		if s.back == b && s.backID == next.id {
 			s.inQueued = false
 			s.pushInTurn(true, w)
 		}
@@ -324,17 +336,17 @@ func (b *back) moreRoom(w *wakeups) {
 }
 
 // nextBlocked takes a stream from blocked, if the connection has room for it. mu is released again, because the stream's front has to be locked first.
-func (b *back) nextBlocked() *stream {
+func (b *back) nextBlocked() (next blockedStream, ok bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if len(b.blocked) == 0 || b.window <= 0 || b.room() <= 0 {
-		return nil
+		return next, false
 	}
-	s := b.blocked[0]
+	next = b.blocked[0]
 	if b.blocked = b.blocked[1:]; len(b.blocked) == 0 {
 		b.blocked = nil
 	}
-	return s
+	return next, true
 }
 
 // goAway: no new streams. Those that the endpoint will not process go elsewhere, the others may end in peace.

@@ -97,7 +97,7 @@ func (s *stream) dispatched(w *wakeups) {
 	w.add(&s.back.conn)
 	s.waiting = nil
 	// What was counted for the connection of an attempt before does not hold for this one.
-	s.inQueued, s.inEndSent, s.backWindow = false, s.back.headEnded(s), 0
+	s.inEndSent, s.backWindow = s.back.headEnded(s), 0
 	s.outWindow, s.outSize, s.outOwed = s.outFirst, s.outFirst, 0
 	if t := s.call.route.retry.PerTryTimeout; t > 0 && s.attempt().attemptsLeft(s.call.route.retryPolicy) {
 		s.tryEnd = later(s.front.proxy.now(), t)

@@ -238,3 +238,110 @@ func TestTrailersBehindData(t *testing.T) {
 		}
 	}
 }
+
+// blockedOn is how many streams wait for room on connections to endpoints, and on connections of clients. A call that an endpoint has seen has been sent as far as it goes by then:
+// that happens with the lock of its front held.
+func blockedOn(p *Proxy) (backs, fronts int) {
+	for _, f := range p.allFronts() {
+		f.mu.Lock()
+		fronts += len(f.blocked)
+		f.mu.Unlock()
+	}
+	for _, b := range p.allBacks() {
+		b.mu.Lock()
+		backs += len(b.blocked)
+		b.mu.Unlock()
+	}
+	return backs, fronts
+}
+
+// TestBlockedStreamHasOneTurn: a call that waits for room on a connection, and is tried again on the same one, must not wait there twice: it would get more than its share.
+func TestBlockedStreamHasOneTurn(t *testing.T) {
+	back := listen(t)
+	back.keep()
+	p := start(t, oneBackend(back.addr(), "route: retry: {attempts: 5, backoff: {base: 1ms, max: 2ms}}", "route: retryBudget: {minPerSecond: 100}", "backend: ejection: {disabled: true}"))
+	c := dial(t, p.addr)
+	var e *wire
+	for range 2 { // which use up the connection's window
+		id := c.begin(false)
+		if e == nil {
+			e = back.accept()
+		}
+		r := e.takeRequest()
+		e.respond(r.id)
+		c.headersOf(id)
+		c.pour(id, make([]byte, 40000), false, patience)
+	}
+	body := prefixed(noise(1000))
+	id := c.begin(false)
+	c.data(id, body, true)
+	r := e.takeRequest()
+	for range 3 {
+		e.only(r.id, "14")
+		r = e.takeRequest()
+	}
+	if n, _ := blockedOn(p.Proxy); n != 2 { // this one, and one of the first two
+		t.Errorf("%d streams wait in the fourth attempt of a call, want 2", n)
+	}
+	e.grant(0, 1<<20)
+	if a := e.end(r.id); !bytes.Equal(a.data, body) {
+		t.Errorf("%d bytes came, or others", len(a.data))
+	}
+	e.only(r.id, "0")
+	if got := c.end(id).status(); got != "0" {
+		t.Errorf("ended with %s", got)
+	}
+}
+
+// TestCancelledCallsWaitForNoRoom: where a connection has no room for long, what waits for it is no more than the calls that are open.
+func TestCancelledCallsWaitForNoRoom(t *testing.T) {
+	const calls = 50
+	t.Run("endpoint", func(t *testing.T) {
+		back := listen(t)
+		back.keep()
+		p := start(t, oneBackend(back.addr()))
+		c := dial(t, p.addr)
+		hog := c.begin(false)
+		e := back.accept()
+		e.takeRequest()
+		e.grant(1, 1<<20)
+		c.pour(hog, make([]byte, 70000), false, patience)
+		for range calls {
+			id := c.begin(false)
+			c.data(id, make([]byte, 100), false)
+			e.takeRequest()
+			c.rstStream(id, http2.ErrCodeCancel)
+		}
+		c.settle()
+		if n, _ := blockedOn(p.Proxy); n > 1 {
+			t.Errorf("%d streams wait for the endpoint, and one call is open", n)
+		}
+	})
+	t.Run("client", func(t *testing.T) {
+		back := listen(t)
+		p := start(t, oneBackend(back.addr(), "route: holdBytes: 0"))
+		c := dial(t, p.addr)
+		c.keep()
+		var e *wire
+		for n := range calls {
+			id := c.begin(true)
+			if e == nil {
+				e = back.accept()
+			}
+			r := e.takeRequest()
+			e.respond(r.id)
+			e.pour(r.id, make([]byte, 60000), false, patience)
+			c.headersOf(id)
+			if n < 2 { // which use up the connection's window
+				continue
+			}
+			eventually(t, "the response waits", func() bool { _, n := blockedOn(p.Proxy); return n >= 2 })
+			c.rstStream(id, http2.ErrCodeCancel)
+			e.resetOf(r.id)
+		}
+		c.settle()
+		if _, n := blockedOn(p.Proxy); n > 2 {
+			t.Errorf("%d streams wait for the client, and two calls are open", n)
+		}
+	})
+}

@@ -40,7 +40,8 @@ type front struct {
 	// Invariant: streams holds the open calls by their number, all at most last and odd. A number is in at most one of streams and forgotten.
 	streams map[uint32]*stream
 	last    uint32 // the highest stream that was opened; it never falls
-	// blocked are the streams with DATA for which there is no room in the connection, in the order of their turns. Invariant: a stream is in it once, exactly while its outQueued is set.
+	// blocked are the streams with DATA for which there is no room in the connection, in the order of their turns. Invariant: a stream is in it once, exactly while its outQueued is set; one that ends
+	// is taken out, so blocked is no longer than streams.
 	blocked []*stream
 	serving *stream   // whose turn it is of blocked
 	free    []*stream // memory of calls that have ended, for the next ones
@@ -110,7 +111,7 @@ func (f *front) queue(s *stream) {
 func (f *front) moreRoom(w *wakeups) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for n := len(f.blocked); n > 0 && f.window > 0 && f.room() > 0; n-- {
+	for n := len(f.blocked); n > 0 && len(f.blocked) > 0 && f.window > 0 && f.room() > 0; n-- {
 		s := f.blocked[0]
 		f.blocked = f.blocked[1:]
 		if len(f.blocked) == 0 {
@@ -348,10 +349,12 @@ func (f *front) remove(s *stream, w *wakeups) {
 	s.in.clear()
 	s.out.clear()
 	s.hold.clear()
-	// The memory of a stream that is in blocked is left to the collector: the next call there would get the turn of this one.
-	replay, queued := s.replay, s.outQueued || s.inQueued
+	if s.outQueued {
+		f.blocked = slices.DeleteFunc(f.blocked, func(other *stream) bool { return other == s })
+	}
+	replay := s.replay
 	s.streamState = streamState{}
-	if !queued && len(f.free) < keptFree {
+	if len(f.free) < keptFree {
 		if cap(replay) <= keptReplay {
 			s.replay = replay[:0]
 		}

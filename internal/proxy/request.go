@@ -116,7 +116,7 @@ func (s *stream) sendIn(p []byte, all, turn bool) (sent int) {
 		if n <= 0 || others {
 			if !s.inQueued && (b.window <= 0 || b.room() <= 0 || others) {
 				s.inQueued = true
-				b.blocked = append(b.blocked, s)
+				b.blocked = append(b.blocked, blockedStream{s, s.backID})
 			}
 			break
 		}
