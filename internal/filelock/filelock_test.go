@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -26,30 +27,36 @@ func open(t *testing.T, path string) *os.File {
 func TestLockThatIsReleasedSoonIsTaken(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "lock")
 	before, now := open(t, path), open(t, path)
-	if err := Lock(before.Fd()); err != nil {
-		t.Fatal(err)
-	}
-	taken := make(chan error, 1)
-	go func() { taken <- Lock(now.Fd()) }()
-	select {
-	case err := <-taken:
-		t.Fatalf("two have it: %v", err)
-	case <-time.After(3 * retryEvery): // it has tried, or tries for the first time after the release
-	}
-	_ = before.Close()
-	if err := <-taken; err != nil {
-		t.Errorf("after the release: %v", err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		if err := Lock(before.Fd()); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		taken := make(chan error, 1)
+		go func() { taken <- Lock(now.Fd()) }()
+		time.Sleep(patience / 2)
+		select {
+		case err := <-taken:
+			t.Fatalf("two have it: %v", err)
+		default:
+		}
+		_ = before.Close()
+		if err := <-taken; err != nil || time.Since(began) > patience/2+retryEvery {
+			t.Errorf("after the release: %v, %v", err, time.Since(began))
+		}
+	})
 }
 
 func TestLockOfARunningProcessIsRefused(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "lock")
 	holder, second := open(t, path), open(t, path)
-	if err := Lock(holder.Fd()); err != nil {
-		t.Fatal(err)
-	}
-	began := time.Now()
-	if err := Lock(second.Fd()); !errors.Is(err, unix.EWOULDBLOCK) || time.Since(began) < patience {
-		t.Errorf("%v after %v", err, time.Since(began))
-	}
+	synctest.Test(t, func(t *testing.T) {
+		if err := Lock(holder.Fd()); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		if err := Lock(second.Fd()); !errors.Is(err, unix.EWOULDBLOCK) || time.Since(began) < patience || time.Since(began) > patience+retryEvery {
+			t.Errorf("%v after %v", err, time.Since(began))
+		}
+	})
 }
