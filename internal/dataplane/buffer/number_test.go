@@ -26,20 +26,46 @@ func accept(t *rapid.T, s *membuffer.Store) *buffer.Partition {
 	return p
 }
 
+// numberUnit is the unit of the clock that numbers are compared with.
+const numberUnit = 100 * time.Microsecond
+
+// passed waits until the clock is past the numbers that a process may have given: that began with its clock, or behind what its store had lost, and is one for each entry. A partition
+// in memory takes more than one entry in a unit of the clock, which a process that begins after a loss could not know.
+type passed struct {
+	began       time.Time
+	first, lost uint64
+}
+
+// begins is called before a store is opened.
+func begins(s *membuffer.Store) passed {
+	d := s.Open()
+	b, _ := d.Bounds(context.Background())
+	state, _ := d.LoadState(context.Background())
+	_, saved, _ := buffer.SavedBounds(state)
+	return passed{time.Now(), b.Last, max(saved, b.Last) - b.Last}
+}
+
+func (p passed) wait(s *membuffer.Store) {
+	b, _ := s.Open().Bounds(context.Background())
+	for end := p.began.Add(time.Duration(b.Last-p.first+p.lost+2) * numberUnit); time.Now().Before(end); {
+		time.Sleep(time.Until(end))
+	}
+}
+
 // TestNumberIsNeverThatOfAnotherBlock writes, reads, restarts, and goes back to older copies of the store, with and without the state of the copy's time.
 func TestNumberIsNeverThatOfAnotherBlock(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		s := membuffer.NewStore(rapid.SampledFrom([]int{1 << 20, 700}).Draw(t, "largest entry"))
+		clock := begins(s)
 		p := accept(t, s)
-		time.Sleep(200 * time.Microsecond) // as after a restart: two processes in one unit of the clock are what the clock does not tell apart
-		numbers := map[uint64]string{}     // what came under a number
+		numbers := map[uint64]string{} // what came under a number
 		ids := map[string]uint64{}
 		written, highest, unfinished := uint64(0), uint64(0), 0
 		var copies []*membuffer.Store
 		restart := func() {
+			clock = begins(s)
 			p = accept(t, s)
 			highest, unfinished = 0, 0
-			time.Sleep(200 * time.Microsecond) // a restart takes longer than a block in a test does
 		}
 		t.Repeat(map[string]func(*rapid.T){
 			"write": func(t *rapid.T) {
@@ -75,7 +101,7 @@ func TestNumberIsNeverThatOfAnotherBlock(t *testing.T) {
 					t.Fatal(err)
 				}
 			},
-			"restart": func(*rapid.T) { restart() },
+			"restart": func(*rapid.T) { clock.wait(s); restart() },
 			"copy":    func(*rapid.T) { copies = append(copies, s.Copy()) },
 			"lose": func(t *rapid.T) {
 				if len(copies) == 0 {
@@ -85,6 +111,7 @@ func TestNumberIsNeverThatOfAnotherBlock(t *testing.T) {
 				if rapid.Bool().Draw(t, "the state is newer") {
 					older.TakeState(s)
 				}
+				clock.wait(s)
 				s = older
 				restart()
 			},
@@ -130,6 +157,7 @@ func TestMessagesAfterALostEndReachTheNextBuffer(t *testing.T) {
 					p.Done(t.Context(), d)
 				}
 			}
+			clock := begins(s)
 			p := open(s)
 			if err := write(p, "in/0@x", 1, 1, 0, 10); err != nil {
 				t.Fatal(err)
@@ -152,7 +180,7 @@ func TestMessagesAfterALostEndReachTheNextBuffer(t *testing.T) {
 					t.Fatalf("what is lost was done, and the store is refused: %v", err)
 				}
 			}
-			time.Sleep(time.Millisecond) // ten units of the clock, for one block
+			clock.wait(s)
 			p = open(older)
 			if err := write(p, "in/0@x", 3, 3, 0, 10); err != nil {
 				t.Fatal(err)
