@@ -45,7 +45,7 @@ type replication struct {
 	unanswered int
 	replicas   int
 	// offline, lagging and behind are the names of the servers of such replicas, sorted. A replica that lags in one answer is ordinary under load; behind are those that
-	// did so in two answers in a row.
+	// did so in two answers in a row, or that have just come back.
 	offline, lagging, behind []string
 }
 
@@ -207,22 +207,28 @@ func (w *watch) ask(ctx context.Context, js jetstream.JetStream, stream string, 
 
 // replicationOf reads what the leader of a stream says of its replicas.
 func replicationOf(info *jetstream.StreamInfo, before replication) replication {
-	r := replication{replicas: 1 + len(info.Cluster.Replicas)}
-	if info.Cluster.Leader == "" {
-		r.unanswered = before.unanswered + 1
+	if info.Cluster.Leader == "" { // another server answers then, which calls all of them offline
+		before.unanswered++
+		return before
 	}
+	r := replication{replicas: 1 + len(info.Cluster.Replicas)}
 	for _, peer := range info.Cluster.Replicas {
+		lags := !peer.Current && peer.Lag > 0
+		known := before.stopped() || slices.Contains(before.offline, peer.Name) || slices.Contains(before.lagging, peer.Name)
+		// A leader that was elected after a replica had gone has never heard from it, and says 0.
+		silent := peer.Active > maxReplicaIdle || lags && known && peer.Active == 0
 		switch {
-		case peer.Offline || peer.Active > maxReplicaIdle:
+		case peer.Offline || silent:
 			r.offline = append(r.offline, peer.Name)
-		case !peer.Current && peer.Lag > 0:
+		case lags:
 			r.lagging = append(r.lagging, peer.Name)
-			if slices.Contains(before.lagging, peer.Name) {
+			if known {
 				r.behind = append(r.behind, peer.Name)
 			}
 		}
 	}
 	slices.Sort(r.offline)
+	slices.Sort(r.lagging)
 	slices.Sort(r.behind)
 	return r
 }

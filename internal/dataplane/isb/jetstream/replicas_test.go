@@ -30,16 +30,21 @@ func TestReplicationOfAStream(t *testing.T) {
 		stopped  bool
 		askAgain bool
 	}{
-		"healthy":                             {"n1", []*jetstream.PeerInfo{healthy, peer("n3", true, false, 0, 0)}, replication{}, "", false, false},
-		"one copy":                            {"n1", nil, replication{}, "", false, false},
-		"one of three is offline":             {"n1", []*jetstream.PeerInfo{healthy, peer("n3", true, true, 0, 0)}, replication{}, "offline: n3; the loss of another server stops it", false, true},
-		"one of three was not heard from":     {"n1", []*jetstream.PeerInfo{healthy, peer("n3", true, false, time.Minute, 0)}, replication{}, "offline: n3; the loss of another server stops it", false, true},
-		"one of five is offline":              {"n1", []*jetstream.PeerInfo{healthy, peer("n3", true, true, 0, 0), peer("n4", true, false, 0, 0), peer("n5", true, false, 0, 0)}, replication{}, "offline: n3", false, true},
-		"two of three are offline":            {"n1", []*jetstream.PeerInfo{peer("n3", false, true, 0, 9), peer("n2", false, true, 0, 9)}, replication{}, "the majority of its replicas is down: n2, n3. Messages wait until they are back", true, true},
-		"a replica lags, once":                {"n1", []*jetstream.PeerInfo{healthy, peer("n3", false, false, 0, 900)}, replication{}, "", false, true},
-		"a replica lags, again":               {"n1", []*jetstream.PeerInfo{healthy, peer("n3", false, false, 0, 900)}, replication{lagging: []string{"n3"}}, "behind its leader: n3", false, true},
-		"a new replica that has nothing left": {"n1", []*jetstream.PeerInfo{healthy, peer("n3", false, false, 0, 0)}, replication{}, "", false, false},
-		"no leader, once":                     {"", []*jetstream.PeerInfo{healthy, peer("n3", true, false, 0, 0)}, replication{}, "", false, true},
+		"healthy":                               {"n1", []*jetstream.PeerInfo{healthy, peer("n3", true, false, 0, 0)}, replication{}, "", false, false},
+		"one copy":                              {"n1", nil, replication{}, "", false, false},
+		"one of three is offline":               {"n1", []*jetstream.PeerInfo{healthy, peer("n3", true, true, 0, 0)}, replication{}, "offline: n3; the loss of another server stops it", false, true},
+		"one of three was not heard from":       {"n1", []*jetstream.PeerInfo{healthy, peer("n3", true, false, time.Minute, 0)}, replication{}, "offline: n3; the loss of another server stops it", false, true},
+		"one of five is offline":                {"n1", []*jetstream.PeerInfo{healthy, peer("n3", true, true, 0, 0), peer("n4", true, false, 0, 0), peer("n5", true, false, 0, 0)}, replication{}, "offline: n3", false, true},
+		"two of three are offline":              {"n1", []*jetstream.PeerInfo{peer("n3", false, true, 0, 9), peer("n2", false, true, 0, 9)}, replication{}, "the majority of its replicas is down: n2, n3. Messages wait until they are back", true, true},
+		"a replica lags, once":                  {"n1", []*jetstream.PeerInfo{healthy, peer("n3", false, false, 0, 900)}, replication{}, "", false, true},
+		"a replica lags, again":                 {"n1", []*jetstream.PeerInfo{healthy, peer("n3", false, false, time.Second, 900)}, replication{replicas: 3, lagging: []string{"n3"}}, "behind its leader: n3", false, true},
+		"a replica is back, and lags":           {"n1", []*jetstream.PeerInfo{healthy, peer("n3", false, false, time.Second, 900)}, replication{replicas: 3, offline: []string{"n3"}}, "behind its leader: n3", false, true},
+		"a new leader has not heard from one":   {"n1", []*jetstream.PeerInfo{healthy, peer("n3", false, false, 0, 900)}, replication{replicas: 3, lagging: []string{"n3"}}, "offline: n3; the loss of another server stops it", false, true},
+		"nor in the answer after that":          {"n1", []*jetstream.PeerInfo{healthy, peer("n3", false, false, 0, 900)}, replication{replicas: 3, offline: []string{"n3"}}, "offline: n3; the loss of another server stops it", false, true},
+		"a leader again, and one is not back":   {"n1", []*jetstream.PeerInfo{healthy, peer("n3", false, false, 0, 900)}, replication{replicas: 3, unanswered: maxUnanswered}, "offline: n3; the loss of another server stops it", false, true},
+		"a new replica that has nothing left":   {"n1", []*jetstream.PeerInfo{healthy, peer("n3", false, false, 0, 0)}, replication{}, "", false, false},
+		"no leader, once":                       {"", []*jetstream.PeerInfo{healthy, peer("n3", true, false, 0, 0)}, replication{}, "", false, true},
+		"no leader, and all are called offline": {"", []*jetstream.PeerInfo{peer("n1", false, true, 0, 0), peer("n2", false, true, 0, 0), peer("n3", false, true, 0, 0)}, replication{replicas: 3}, "", false, true},
 		"no leader, again": {"", []*jetstream.PeerInfo{healthy, peer("n3", true, false, 0, 0)}, replication{unanswered: 1},
 			"it has no leader: its server, or the majority of its replicas, is down. Messages wait until they are back", true, true},
 	} {
@@ -108,7 +113,7 @@ func TestStreamsOfAClusterAreWatched(t *testing.T) {
 	await("health", func(usable string, degraded []error) bool {
 		return usable == "" && len(degraded) == 0 && s.watch.asked(stream)
 	})
-	first := (c.Leader(stream) + 1) % 3
+	first := c.Leader(stream) // the next leader has never heard from it
 	c.Servers[first].Stop(testserver.Killed)
 	await("the first loss", func(usable string, degraded []error) bool {
 		return usable == "" && names(degraded, "stream "+stream, "offline: n"+string(rune('1'+first)), "another server stops it")
@@ -116,6 +121,11 @@ func TestStreamsOfAClusterAreWatched(t *testing.T) {
 	second := (first + 1) % 3
 	c.Servers[second].Stop(testserver.Killed)
 	await("the loss of the majority", func(usable string, _ []error) bool { return strings.Contains(usable, "stream "+stream) })
+	for _, wrong := range []string{"again\" stream=" + stream, "n1, n2, n3"} {
+		if strings.Contains(log.String(), wrong) {
+			t.Errorf("%s is logged while one server runs:\n%s", wrong, log)
+		}
+	}
 	c.Servers[first].Start()
 	c.Servers[second].Start()
 	await("recovery", func(usable string, degraded []error) bool { return usable == "" && len(degraded) == 0 })
