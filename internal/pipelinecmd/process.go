@@ -33,7 +33,7 @@ func (f *processFlags) register(flags *pflag.FlagSet, data, nats, replicas, list
 	flags.StringArrayVar(&f.functions, "function", nil, "VERTEX=COMMAND: the program in the place of a container, or VERTEX=unix:DIRECTORY, where a program serves that is started elsewhere; also VERTEX/ROLE=COMMAND and PIPELINE/VERTEX=COMMAND")
 	f.containers.register(flags)
 	f.broker.register(flags, nats)
-	flags.IntVar(&f.replicas, "replicas", 1, replicas)
+	flags.IntVar(&f.replicas, "replicas", 0, replicas+" (default: streams that exist keep theirs, others get 3 in a cluster that can keep 3, else 1)")
 	flags.DurationVar(&f.drain, "drain-timeout", standalone.DefaultDrainTimeout, "the whole time from SIGTERM or Ctrl-C to the end of the process; a second one ends it at once")
 	flags.DurationVar(&f.timeout, "processing-timeout", 2*time.Minute, "how long a function may take for one message before it counts as hanging")
 	flags.StringVar(&f.secretDir, "secret-dir", "", "directory of secrets, a file NAME/KEY each, beside the Secrets of the manifests")

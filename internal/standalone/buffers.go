@@ -248,7 +248,7 @@ func Drain(ctx context.Context, cfg Config, wanted func(namespace, name string) 
 			continue
 		}
 		h := &held{}
-		if h.store, err = r.service.Open(ctx, isb.Request{Owner: p.Owner(), Replicas: p.Record.Replicas, Logger: r.log}); err != nil {
+		if h.store, err = r.service.Open(ctx, isb.Request{Owner: p.Owner(), Logger: r.log}); err != nil {
 			return 0, err
 		}
 		r.held = append(r.held, h)

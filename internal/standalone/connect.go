@@ -128,12 +128,25 @@ func (r *runner) durability() string {
 	switch {
 	case r.cfg.NATS != "" && r.inMemory.Load():
 		return "buffers are in the memory of the broker at " + redact.Text(r.cfg.NATS) + " (bufferConfig storage: 1): its restart loses what is in flight"
-	case r.cfg.NATS != "" && r.cfg.Replicas <= 1:
-		return "survives any kill of levada; one copy at the broker at " + redact.Text(r.cfg.NATS) + " (a power loss there costs nothing only with sync_interval: always; --replicas 3 survives the loss of a server)"
 	case r.cfg.NATS != "":
-		return "as the broker at " + redact.Text(r.cfg.NATS) + " is set up (levada needs sync_interval: always to survive a power loss)"
+		return "survives any kill of levada" + r.copies() + " (a power loss costs nothing only with sync_interval: always)"
 	case r.cfg.SyncInterval > 0:
 		return fmt.Sprintf("survives any kill; a power loss may cost the last %v (--sync-interval)", r.cfg.SyncInterval)
 	}
 	return "survives any kill, and a power loss"
+}
+
+// copies says what the loss of a server costs.
+func (r *runner) copies() string {
+	at, copies := redact.Text(r.cfg.NATS), 0
+	if s, ok := r.service.(*jetstream.Service); ok {
+		copies = s.Replicas()
+	}
+	switch copies {
+	case 0:
+		return "; one copy at the broker at " + at
+	case 1:
+		return "; one copy of a stream in the cluster at " + at + ", --replicas 3 survives the loss of a server"
+	}
+	return fmt.Sprintf(", and the loss of %d of %d servers that keep a stream at %s", (copies-1)/2, copies, at)
 }

@@ -108,7 +108,9 @@ func (r *runner) asRecorded(h *held) (*runner, error) {
 		budget: engine.NewBudget(r.cfg.DrainTimeout), // which begins again for the run after this one
 	}
 	old.cfg.Objects, old.cfg.Dir, old.cfg.Started, old.cfg.Listen = append(objects, secretsOf(r.cfg.Objects)...), h.stored.Dir, nil, "127.0.0.1:0"
-	old.cfg.Replicas = max(r.cfg.Replicas, h.stored.Replicas)
+	if r.cfg.Replicas > 0 {
+		old.cfg.Replicas = max(r.cfg.Replicas, h.stored.Replicas)
+	}
 	old.cfg.Commands = maps.Clone(h.stored.Functions)
 	if old.cfg.Commands == nil {
 		old.cfg.Commands = map[string]string{}

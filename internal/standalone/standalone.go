@@ -51,7 +51,7 @@ type Config struct {
 	DataDir string
 	// Broker is the buffer service; its zero value stands for a NATS server in this process, in DataDir.
 	Broker
-	// Replicas of streams at a broker of its own. Default 1.
+	// Replicas of streams at a broker of its own. With 0 streams that exist keep theirs, and others get 3 if the broker is a cluster that can keep 3, else 1.
 	Replicas int
 	// SyncInterval is how often the broker in this process writes through to the disk; 0 before each acknowledgement.
 	SyncInterval time.Duration

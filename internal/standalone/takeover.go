@@ -267,7 +267,7 @@ func (r *runner) leaseOf(owner naming.Owner) *ownership.Lease {
 // topologyOf describes a manifest.
 func (r *runner) topologyOf(o manifest.Object, owner naming.Owner) (*topology.Topology, error) {
 	t := &topology.Topology{
-		Format: topology.Format, Levada: r.cfg.Version, Kind: string(owner.Kind), Namespace: owner.Namespace, Name: owner.Name, Incarnation: owner.Incarnation, Functions: r.cfg.Commands, Replicas: max(1, r.cfg.Replicas),
+		Format: topology.Format, Levada: r.cfg.Version, Kind: string(owner.Kind), Namespace: owner.Namespace, Name: owner.Name, Incarnation: owner.Incarnation, Functions: r.cfg.Commands, Replicas: r.cfg.Replicas,
 	}
 	dir, err := filepath.Abs(r.cfg.Dir)
 	if err != nil {

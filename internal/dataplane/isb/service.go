@@ -68,7 +68,7 @@ type Request struct {
 	Owner naming.Owner
 	// Vertices are those of the manifest: a store of an earlier version that knows none of them is not the owner's.
 	Vertices []string
-	// Replicas of all that is opened, for services that keep some; 0 counts as 1.
+	// Replicas of all that is opened, for services that keep some. With 0 what exists keeps its own, and the service chooses for what is created.
 	Replicas int
 	Logger   *slog.Logger
 }

@@ -38,11 +38,14 @@ type Link struct {
 // Advisories begins the subjects of what JetStream tells about streams. A user need not have the permission to subscribe to them, so a refusal is not remembered.
 const Advisories = "$JS.EVENT.ADVISORY."
 
+// ServerSettings is the subject that servers answer with their settings, if their system account exports it to the account of the user. A refusal is not remembered either.
+const ServerSettings = "$SYS.REQ.SERVER.PING.JSZ"
+
 // Dial connects, for at most 30 s. The options must not have an error handler.
 func Dial(ctx context.Context, url string, log *slog.Logger, options ...nats.Option) (*Link, error) {
 	l := &Link{URL: redact.Text(url)}
 	options = append(options, nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
-		if errors.Is(err, nats.ErrPermissionViolation) && !strings.Contains(err.Error(), Advisories) {
+		if errors.Is(err, nats.ErrPermissionViolation) && !strings.Contains(err.Error(), Advisories) && !strings.Contains(err.Error(), ServerSettings) {
 			text := err.Error()
 			l.denied.Store(&text)
 		}

@@ -35,7 +35,7 @@ type Topology struct {
 	Manifest  string            `json:"manifest,omitempty"`
 	Dir       string            `json:"dir,omitempty"`
 	Functions map[string]string `json:"functions,omitempty"`
-	// Replicas are those of its streams.
+	// Replicas are those of its streams that the user gave; 0 for those that were chosen.
 	Replicas int `json:"replicas,omitempty"`
 }
 

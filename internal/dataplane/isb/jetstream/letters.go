@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/levada-io/levada/internal/dataplane/deadletter"
+	"github.com/levada-io/levada/internal/dataplane/isb/jetstream/jetstreambuffer"
 	"github.com/levada-io/levada/internal/dataplane/naming"
 )
 
@@ -22,8 +23,9 @@ type letters struct {
 	stream string
 	// tag says whose the stream is. It is written into the metadata of a stream that is created.
 	tag naming.Tag
-	// replicas of a stream and an object store that are created.
+	// replicas of a stream and an object store that are created; 0 to ask choice.
 	replicas int
+	choice   *jetstreambuffer.Choice
 }
 
 const (
@@ -37,14 +39,20 @@ const (
 
 // OpenLetters opens the stream of the dead letters of a tag, and creates it if it does not exist, with so many replicas.
 func OpenLetters(ctx context.Context, js jetstream.JetStream, stream string, tag naming.Tag, replicas int) (deadletter.Storage, error) {
-	l := &letters{js, stream, tag, replicas}
+	return openLetters(ctx, &letters{js: js, stream: stream, tag: tag, replicas: replicas})
+}
+
+func openLetters(ctx context.Context, l *letters) (deadletter.Storage, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	_, err := l.js.Stream(ctx, l.stream)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		_, err = l.js.CreateStream(ctx, jetstream.StreamConfig{
-			Name: l.stream, Subjects: []string{l.stream + ".>"}, Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardNew, DiscardNewPerSubject: true,
-			MaxMsgsPerSubject: 1, Replicas: max(1, l.replicas), Storage: jetstream.FileStorage, AllowDirect: true, Metadata: l.tag.In(nil),
+		err = l.choice.Create(ctx, l.replicas, func(replicas int) error {
+			_, err := l.js.CreateStream(ctx, jetstream.StreamConfig{
+				Name: l.stream, Subjects: []string{l.stream + ".>"}, Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardNew, DiscardNewPerSubject: true,
+				MaxMsgsPerSubject: 1, Replicas: replicas, Storage: jetstream.FileStorage, AllowDirect: true, Metadata: l.tag.In(nil),
+			})
+			return err
 		})
 	}
 	if err != nil {
@@ -93,7 +101,10 @@ func (l *letters) objectStore(ctx context.Context) (jetstream.ObjectStore, error
 	if errors.Is(err, jetstream.ErrBucketNotFound) {
 		tag := l.tag
 		tag.Role = naming.RolePayloads
-		o, err = l.js.CreateObjectStore(ctx, jetstream.ObjectStoreConfig{Bucket: bucket, Storage: jetstream.FileStorage, Replicas: max(1, l.replicas), Metadata: tag.In(nil)})
+		err = l.choice.Create(ctx, l.replicas, func(replicas int) (err error) {
+			o, err = l.js.CreateObjectStore(ctx, jetstream.ObjectStoreConfig{Bucket: bucket, Storage: jetstream.FileStorage, Replicas: replicas, Metadata: tag.In(nil)})
+			return err
+		})
 	}
 	return o, err
 }

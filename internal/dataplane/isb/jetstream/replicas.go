@@ -37,6 +37,10 @@ type watch struct {
 	mu sync.Mutex
 	// streams is the last answer about each; those of a server that is in no cluster are removed. Guarded by mu.
 	streams map[string]replication
+	// why is the reason why new streams have one replica, if the broker gave one; nil before the first pipeline was opened. Guarded by mu.
+	why func() error
+	// single are the streams with one replica in a cluster that were logged. Guarded by mu.
+	single map[string]bool
 }
 
 // replication is how a stream is replicated. The zero value is that of a stream that was not asked for yet.
@@ -84,7 +88,62 @@ func (r replication) problem() string {
 var advisories = []string{natslink.Advisories + "STREAM.QUORUM_LOST.>", natslink.Advisories + "STREAM.LEADER_ELECTED.>"}
 
 func newWatch(log *slog.Logger) *watch {
-	return &watch{log: log, wake: make(chan struct{}, 1), streams: map[string]replication{}}
+	return &watch{log: log, wake: make(chan struct{}, 1), streams: map[string]replication{}, single: map[string]bool{}}
+}
+
+// openedTimeout bounds the questions about the streams of a pipeline that was just opened.
+const openedTimeout = 3 * time.Second
+
+// opened asks for all streams, and logs those that a cluster keeps once, from now on also those that are added later.
+func (w *watch) opened(js jetstream.JetStream, why func() error) {
+	w.mu.Lock()
+	w.why = why
+	w.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), openedTimeout)
+	defer cancel()
+	w.askFor(ctx, js, false)
+}
+
+// fewest returns the streams with the fewest replicas, sorted, and how many these are.
+func (w *watch) fewest() (streams []string, replicas int) {
+	if w == nil {
+		return nil, 0
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for stream, r := range w.streams {
+		switch {
+		case r.replicas == 0: // not known yet
+		case replicas == 0 || r.replicas < replicas:
+			streams, replicas = []string{stream}, r.replicas
+		case r.replicas == replicas:
+			streams = append(streams, stream)
+		}
+	}
+	slices.Sort(streams)
+	return streams, replicas
+}
+
+// logSingle logs the streams that have one replica in a cluster, and were not logged yet.
+func (w *watch) logSingle() {
+	streams, replicas := w.fewest()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.why == nil || replicas != 1 {
+		return
+	}
+	streams = slices.DeleteFunc(streams, func(s string) bool { return w.single[s] })
+	if len(streams) == 0 {
+		return
+	}
+	for _, s := range streams {
+		w.single[s] = true
+	}
+	args := []any{"streams", strings.Join(streams, " "), "to change it", "give --replicas 3"}
+	if err := w.why(); err != nil {
+		args = []any{"streams", strings.Join(streams, " "), "reason", err, "to change it", "run three servers with JetStream in the cluster, and give --replicas 3"}
+	}
+	w.log.Warn("streams have one replica in a cluster: the loss of a server stops those on it, and the loss of its disk loses them", args...)
 }
 
 // add has a stream watched from now on.
@@ -168,6 +227,7 @@ func (w *watch) askFor(ctx context.Context, js jetstream.JetStream, all bool) {
 		}
 	}
 	_ = asking.Wait() // no error is returned
+	w.logSingle()
 }
 
 // ask finds out how a stream is replicated now, and logs what has changed since before.
@@ -177,7 +237,7 @@ func (w *watch) ask(ctx context.Context, js jetstream.JetStream, stream string, 
 	s, err := js.Stream(timeout, stream)
 	var now replication
 	switch {
-	case err == nil && s.CachedInfo().Cluster == nil, errors.Is(err, jetstream.ErrStreamNotFound): // a single server; or one that is lost, which its reader reports
+	case err == nil && !inCluster(s.CachedInfo()), errors.Is(err, jetstream.ErrStreamNotFound): // a single server; or one that is lost, which its reader reports
 		w.mu.Lock()
 		delete(w.streams, stream)
 		w.mu.Unlock()
@@ -203,6 +263,11 @@ func (w *watch) ask(ctx context.Context, js jetstream.JetStream, stream string, 
 	default:
 		w.log.Warn("stream lacks replicas", "stream", stream, "problem", is)
 	}
+}
+
+// inCluster reports whether the server of a stream is in a cluster. A single one says that it is the leader in a cluster without a name.
+func inCluster(info *jetstream.StreamInfo) bool {
+	return info.Cluster != nil && info.Cluster.Name != ""
 }
 
 // replicationOf reads what the leader of a stream says of its replicas.

@@ -43,6 +43,8 @@ type Service struct {
 	watch      *watch
 	startWatch sync.Once
 	watching   sync.WaitGroup
+	// choice is how many replicas streams get that nobody gave a number for.
+	choice jetstreambuffer.Choice
 	// closed ends the watch.
 	closed context.Context
 	close  context.CancelFunc
@@ -157,7 +159,18 @@ func (s *Service) watchStreams() {
 	if s.watch == nil {
 		return
 	}
-	s.startWatch.Do(func() { s.watching.Go(func() { s.watch.run(s.closed, s.conn, s.js) }) })
+	s.startWatch.Do(func() {
+		s.watching.Go(func() {
+			warnOfRisks(s.closed, s.conn, s.js, s.link.URL, s.watch.log)
+			s.watch.run(s.closed, s.conn, s.js)
+		})
+	})
+}
+
+// Replicas returns how many replicas the stream with the fewest has, of those that this process has opened and that are in a cluster; 0 if none is.
+func (s *Service) Replicas() (fewest int) {
+	_, fewest = s.watch.fewest()
+	return fewest
 }
 
 // Final implements isb.Service.

@@ -32,8 +32,9 @@ type store struct {
 	// old says that the store was written before there were incarnations, under names that are ambiguous. It keeps those names.
 	old   bool
 	watch *watch // of the service; may be nil
-	// replicas of all that is opened.
+	// replicas of all that is opened; 0 to leave what exists, and to ask choice about what is created.
 	replicas int
+	choice   *jetstreambuffer.Choice
 	log      *slog.Logger
 	// resized are the streams whose number of replicas was changed since the last LogChanges, from their former number.
 	resized []string
@@ -45,7 +46,7 @@ const keyIncarnation = "incarnation"
 
 // Open implements isb.Service.
 func (s *Service) Open(ctx context.Context, r isb.Request) (isb.Store, error) {
-	st := &store{place: place{js: s.js, owner: r.Owner}, watch: s.watch, replicas: max(1, r.Replicas), log: cmp.Or(r.Logger, slog.New(slog.DiscardHandler))}
+	st := &store{place: place{js: s.js, owner: r.Owner}, watch: s.watch, replicas: r.Replicas, choice: &s.choice, log: cmp.Or(r.Logger, slog.New(slog.DiscardHandler))}
 	if s.server != nil {
 		st.room = s.server.Room
 	}
@@ -58,7 +59,7 @@ func (s *Service) Open(ctx context.Context, r isb.Request) (isb.Store, error) {
 
 // open opens the state bucket, and creates it if there is none.
 func (s *store) open(ctx context.Context, vertices []string) (err error) {
-	name := s.owner.State()
+	name, exists := s.owner.State(), true
 	if _, err := s.js.KeyValue(ctx, name); errors.Is(err, jetstream.ErrBucketNotFound) {
 		if s.old, err = s.adoptable(ctx, vertices); err != nil {
 			return err
@@ -66,13 +67,23 @@ func (s *store) open(ctx context.Context, vertices []string) (err error) {
 		if s.old {
 			name = s.owner.OldState()
 		}
+		exists = s.old
 	} else if err != nil {
 		return fmt.Errorf("bucket %s: %w", name, err)
 	}
 	if err := s.notOrphaned(ctx, name); err != nil {
 		return err
 	}
-	if s.kv, err = jetstreambuffer.OpenBucket(ctx, s.js, name, naming.Tag{Owner: s.owner, Role: naming.RoleState}, s.replicas, s.changed); err != nil {
+	open := func(replicas int) (err error) {
+		s.kv, err = jetstreambuffer.OpenBucket(ctx, s.js, name, naming.Tag{Owner: s.owner, Role: naming.RoleState}, replicas, s.changed)
+		return err
+	}
+	if exists || s.replicas > 0 {
+		err = open(s.replicas)
+	} else {
+		err = s.choice.Create(ctx, 0, open)
+	}
+	if err != nil {
 		return err
 	}
 	s.watch.add(naming.KVStream(name))
@@ -244,7 +255,7 @@ func (s *store) AttachWriter(ctx context.Context, vertex string, partition int, 
 
 func (s *store) config(ctx context.Context, vertex string, partition int, settings isb.Settings) (cfg jetstreambuffer.Config, err error) {
 	cfg = jetstreambuffer.Config{
-		State: s.kv, Changed: s.changed, Room: s.room, Replicas: s.replicas, Fence: settings.Fence, Memory: settings.Memory, MaxBytes: settings.MaxBytes,
+		State: s.kv, Changed: s.changed, Room: s.room, Replicas: s.replicas, Choice: s.choice, Fence: settings.Fence, Memory: settings.Memory, MaxBytes: settings.MaxBytes,
 		MaxBlocks: settings.MaxBlocks, Duplicates: settings.Duplicates, Lost: settings.Lost, Logger: settings.Logger,
 	}
 	cfg.Stream, cfg.Tag, err = s.stream(ctx, vertex, partition)
@@ -257,7 +268,7 @@ func (s *store) DeadLetters(ctx context.Context) (*deadletter.Store, error) {
 	if s.old {
 		stream = s.owner.OldDeadLetters()
 	}
-	l, err := OpenLetters(ctx, s.js, stream, tag, s.replicas)
+	l, err := openLetters(ctx, &letters{js: s.js, stream: stream, tag: tag, replicas: s.replicas, choice: s.choice})
 	if err != nil {
 		return nil, err
 	}
@@ -284,4 +295,7 @@ func (s *store) LogChanges() {
 		s.log.Info("replicas changed", "owner", s.owner.String(), "from", s.from, "to", s.replicas, "streams", strings.Join(s.resized, " "))
 	}
 	s.resized = nil
+	if s.watch != nil {
+		s.watch.opened(s.js, s.choice.Why)
+	}
 }

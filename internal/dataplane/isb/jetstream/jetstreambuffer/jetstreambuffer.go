@@ -7,6 +7,7 @@ package jetstreambuffer
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,8 +36,10 @@ type Config struct {
 	State jetstream.KeyValue
 	// Fence, if not nil, is asked before state is saved or blocks are removed: an error means that another process may read the partition by now.
 	Fence func(context.Context) error
-	// Replicas of the stream. Default 1.
+	// Replicas of the stream. With 0 a stream that exists keeps its own, and Choice decides for one that is created.
 	Replicas int
+	// Choice is asked with Replicas 0. Default: 1 replica.
+	Choice *Choice
 	// Memory stores blocks in the broker's memory: a restart of the broker loses them.
 	Memory bool
 	// MaxBytes and MaxBlocks bound the stream, behind the limits that are counted in messages; 0 for no bound.
@@ -71,9 +74,6 @@ type driver struct {
 }
 
 func (cfg Config) withDefaults() Config {
-	if cfg.Replicas == 0 {
-		cfg.Replicas = 1
-	}
 	if cfg.Duplicates == 0 {
 		cfg.Duplicates = 20 * time.Second
 	}
@@ -148,6 +148,7 @@ func (d *driver) open(ctx context.Context) error {
 			return err
 		}
 		have := stream.CachedInfo().Config
+		want.Replicas = cmp.Or(want.Replicas, have.Replicas)
 		if have.Retention != want.Retention || have.Discard != want.Discard || have.MaxAge != 0 {
 			return fmt.Errorf("it exists with retention %v, discard %v, max age %v, which can lose messages; levada needs retention limits, discard new and no max age: delete the stream or give the pipeline another name",
 				have.Retention, have.Discard, have.MaxAge)
@@ -182,8 +183,12 @@ func (d *driver) open(ctx context.Context) error {
 			return err
 		}
 	}
-	if stream, err = d.js.CreateStream(ctx, want); err != nil {
-		return explainReplicas(err, 0, want.Replicas)
+	if err := d.cfg.Choice.Create(ctx, d.cfg.Replicas, func(replicas int) error {
+		want.Replicas = replicas
+		stream, err = d.js.CreateStream(ctx, want)
+		return err
+	}); err != nil {
+		return err
 	}
 	d.created = stream.CachedInfo().Created
 	return d.noteMade(ctx)

@@ -95,17 +95,10 @@ var ErrReplicas = errors.New("the broker cannot keep that many replicas")
 
 // explainReplicas says what a refusal of more replicas means.
 func explainReplicas(err error, from, to int) error {
-	const (
-		codeNotClustered   = 10074 // replicas > 1 not supported in non-clustered mode
-		codeNoPeers        = 10005 // no suitable peers for placement
-		codeNoResources    = 10023 // insufficient resources
-		codeTooManyReplica = 10052 // invalid configuration: so many replicas are never supported
-	)
-	var api *jetstream.APIError
-	if from == to || to <= 1 || !errors.As(err, &api) {
+	if err == nil || from == to || to <= 1 {
 		return err
 	}
-	switch api.ErrorCode {
+	switch codeOf(err) {
 	case codeNotClustered, codeNoPeers, codeNoResources, codeTooManyReplica:
 		return fmt.Errorf("%d replicas instead of %d: %w: %w. Give --replicas at most the number of servers with JetStream in the cluster, or add servers", to, from, ErrReplicas, err)
 	}
