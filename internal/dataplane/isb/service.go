@@ -1,5 +1,5 @@
 // Package isb is the seam between pipelines and their inter-step buffer service: what a service keeps for a pipeline, whatever server it is. A service is a NATS
-// server with JetStream (isb/jetstream) or the memory of a process, for tests (isb/memory); package isbtest is the suite that each of them passes. Nothing above
+// server with JetStream (isb/jetstream), Redis (isb/redis) or the memory of a process, for tests (isb/memory); package isbtest is the suite that each of them passes. Nothing above
 // this package knows which one it has, except for the package that connects to it.
 //
 // # What a service provides

@@ -26,11 +26,11 @@ type place struct {
 }
 
 // placeKeys are the names of what a pipeline has at the server beside its partitions and dead letters.
-type placeKeys struct{ place, values, streams string }
+type placeKeys struct{ place, values, streams, shards string }
 
 func keysOf(o naming.Owner) placeKeys {
 	prefix := "levada:{" + o.State() + "}:"
-	return placeKeys{prefix + "place", prefix + "values", prefix + "streams"}
+	return placeKeys{prefix + "place", prefix + "values", prefix + "streams", prefix + "shards"}
 }
 
 //go:embed open.lua

@@ -5,8 +5,9 @@
 // NAME is one that package naming gives; the part in braces decides which server of a cluster has the key.
 //
 //	levada:pipelines                  hash: every owner that ever opened a store here, by the name of its state
-//	levada:{NAME_STATE}:place         hash: tag, incarnation, and revision, the last one given to a value
+//	levada:{NAME_STATE}:place         hash: tag, incarnation, and revision, the last one given to a value; history (package redisstore)
 //	levada:{NAME_STATE}:values        hash of the State: key to "REVISION VALUE"
+//	levada:{NAME_STATE}:shards:...    what the sessions and leases of shards have beside their values (package redisstore)
 //	levada:{NAME_STATE}:streams       hash of the streams that were created and not removed, each with the vertex and partition
 //	levada:{NAME}:SHARD:...           a partition (package redisbuffer)
 //	levada:{NAME_DEADLETTERS}:...     the dead letters (letters.go)
@@ -15,7 +16,7 @@
 //
 // # What holds
 //
-// A revision is never given twice, also not to another key, so a value that is removed and set again has another one. A stream is noted in streams after it was
+// A revision is never given twice, also not to another key, so a value that is removed and set again has another one; a master that failed over goes on with higher ones. A stream is noted in streams after it was
 // created and before anything is written to it: a stream that is noted and missing is a loss, and one that is there without a note is empty. In the same way an
 // owner is noted in levada:pipelines after its place was created: a place that is noted and missing is a loss.
 //

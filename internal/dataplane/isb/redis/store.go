@@ -15,6 +15,8 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/isb"
 	"github.com/levada-io/levada/internal/dataplane/isb/redis/redisbuffer"
 	"github.com/levada-io/levada/internal/dataplane/naming"
+	"github.com/levada-io/levada/internal/dataplane/shard"
+	"github.com/levada-io/levada/internal/dataplane/shard/redisstore"
 )
 
 // store is the place of a pipeline whose process may create what is missing; it implements isb.Store.
@@ -69,6 +71,12 @@ func (s *store) register(ctx context.Context) error {
 		return fmt.Errorf("key %s: %w", pipelinesKey, err)
 	}
 	return nil
+}
+
+// Shards implements isb.Sharer. The records are values of the state, under its revisions.
+func (s *store) Shards(context.Context) (shard.Store, error) {
+	keys := keysOf(s.owner)
+	return redisstore.New(s.service.link, redisstore.Keys{Place: keys.place, Values: keys.values, Prefix: keys.shards}), nil
 }
 
 // Stream implements isb.Store.

@@ -6,8 +6,8 @@
 //
 //	levada:{NAME}:SHARD:log    stream of blocks: id 0-N has the sequence N; fields h (header, see headOf) and d (data)
 //	levada:{NAME}:SHARD:heads  stream with the same ids and without data: fields m (messages) and s (bytes)
-//	levada:{NAME}:SHARD:state  stream of one entry, the saved state: id EPOCH-COUNT, field s
-//	levada:{NAME}:SHARD:meta   hash: incarnation, tag, epoch, bytes, damage, ids and rotated (see append.lua)
+//	levada:{NAME}:SHARD:state  stream of one entry, the saved state: id EPOCH-COUNT, fields s and w (see register.go)
+//	levada:{NAME}:SHARD:meta   hash: incarnation, tag, epoch, reader, bytes, damage, ids and rotated (see append.lua)
 //	levada:{NAME}:SHARD:ids:0  hash of ids that were stored lately, with their sequences, and :1 for those before
 //
 // Nothing has a TTL, so that only the policies that evict any key (allkeys-*) could remove something; redislink.Check refuses these.
@@ -15,9 +15,9 @@
 // # What holds
 //
 // Sequences are dense: a script adds to the log under the next id, and the stream itself remembers the last one, also when it is empty. An append is a
-// script too: it looks whether the id is known, and adds to both streams and to the ids, or to none of them. A reader is the one with the highest epoch:
-// scripts that save, trim or note damage compare it, so that a reader which was frozen and replaced changes nothing any more. The saved state is numbered
-// within an epoch: a save that was delayed on its way never replaces a later one.
+// script too: it looks whether the id is known, and adds to both streams and to the ids, or to none of them. There is one reader: meta has its name,
+// which scripts that save, trim or note damage compare, so that a reader which was frozen and replaced changes nothing any more. A driver becomes the reader under the next
+// epoch, or by replacing the saved state (register.go). The saved state is numbered within an epoch: a save that was delayed on its way never replaces a later one.
 //
 // The log is read with XREAD from our own floor: there is no consumer group, and nothing at the server that could step over an entry.
 //
@@ -83,15 +83,18 @@ type driver struct {
 	cfg         Config
 	keys        keys
 	incarnation string
+	reader      string // the name of this driver as the reader; no other one has it
 
 	sender sender
 	cursor cursor
+	known  knownState
 
-	mu     sync.Mutex
-	closed bool
-	epoch  uint64 // under which this driver reads; 0 before it claimed one
-	fenced error  // not nil once another reader has a higher epoch
-	saves  uint64 // states saved under the epoch
+	mu       sync.Mutex
+	closed   bool
+	epoch    uint64 // under which this driver reads; 0 before it claimed one
+	fenced   error  // not nil once another reader has a higher epoch
+	saves    uint64 // states saved under the epoch
+	compares bool   // the driver is the reader by ReplaceState, and claims no epoch
 }
 
 // Open opens a partition, and creates it if it never was.
@@ -108,7 +111,7 @@ func open(ctx context.Context, link *redislink.Link, cfg Config, how string) (bu
 	if cfg.Duplicates <= 0 {
 		cfg.Duplicates = 20 * time.Second
 	}
-	d := &driver{link: link, cfg: cfg, keys: cfg.keys()}
+	d := &driver{link: link, cfg: cfg, keys: cfg.keys(), reader: newIncarnation()}
 	d.sender.d = d
 	if err := d.open(ctx, how); err != nil {
 		return nil, fmt.Errorf("Redis stream %s: %w", d.keys.log, err)
@@ -138,7 +141,7 @@ func (d *driver) open(ctx context.Context, how string) error {
 	return err
 }
 
-// newIncarnation is a name that no other partition has.
+// newIncarnation is a name that nothing else has.
 func newIncarnation() string {
 	return strconv.FormatInt(time.Now().UnixNano(), 36) + "r" + strconv.FormatUint(random(), 36)
 }
@@ -197,6 +200,7 @@ const (
 	saysFenced  = "LEVADAFENCED"
 	saysNone    = "LEVADANONE"
 	saysFull    = "LEVADAFULL"
+	saysOther   = "LEVADAREPLACED"
 )
 
 // answered returns what an error of a script means, or nil for another error.
@@ -205,10 +209,9 @@ func (d *driver) answered(err error) error {
 	case redis.HasErrorPrefix(err, saysMissing):
 		return fmt.Errorf("key %s: %w", d.keys.log, buffer.ErrMissing)
 	case redis.HasErrorPrefix(err, saysFenced):
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		d.fenced = ErrFenced
-		return ErrFenced
+		return d.replaced()
+	case redis.HasErrorPrefix(err, saysOther):
+		return buffer.ErrReplaced
 	case redis.HasErrorPrefix(err, saysNone):
 		return buffer.ErrNotCreated
 	case redis.HasErrorPrefix(err, saysFull):

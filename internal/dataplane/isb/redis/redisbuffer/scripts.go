@@ -21,16 +21,19 @@ var (
 	claimLua string
 	//go:embed save.lua
 	saveLua string
+	//go:embed replace.lua
+	replaceLua string
 	//go:embed damage.lua
 	damageLua string
 
-	openScript   = redis.NewScript(openLua)
-	appendScript = redis.NewScript(appendLua)
-	trimScript   = redis.NewScript(trimLua)
-	boundsScript = redis.NewScript(boundsLua)
-	claimScript  = redis.NewScript(claimLua)
-	saveScript   = redis.NewScript(saveLua)
-	damageScript = redis.NewScript(damageLua)
+	openScript    = redis.NewScript(openLua)
+	appendScript  = redis.NewScript(appendLua)
+	trimScript    = redis.NewScript(trimLua)
+	boundsScript  = redis.NewScript(boundsLua)
+	claimScript   = redis.NewScript(claimLua)
+	saveScript    = redis.NewScript(saveLua)
+	replaceScript = redis.NewScript(replaceLua)
+	damageScript  = redis.NewScript(damageLua)
 )
 
 func random() uint64 { return rand.Uint64() }

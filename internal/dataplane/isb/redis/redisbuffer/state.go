@@ -14,7 +14,7 @@ import (
 // claim makes this driver the reader of the partition, unless it is that already. It asks Config.Fence first. The error is ErrFenced once another one has a higher epoch.
 func (d *driver) claim(ctx context.Context) (uint64, error) {
 	d.mu.Lock()
-	epoch, fenced := d.epoch, d.fenced
+	epoch, fenced, compares := d.epoch, d.fenced, d.compares
 	d.mu.Unlock()
 	if fenced != nil {
 		return 0, fenced
@@ -24,10 +24,10 @@ func (d *driver) claim(ctx context.Context) (uint64, error) {
 			return 0, err
 		}
 	}
-	if epoch != 0 {
+	if epoch != 0 || compares { // a start that claims another epoch late would take the partition from its successor
 		return epoch, nil
 	}
-	answer, err := d.run(ctx, claimScript, []string{d.keys.meta}, d.incarnation, strconv.FormatUint(d.cfg.Epoch, 10))
+	answer, err := d.run(ctx, claimScript, []string{d.keys.meta}, d.incarnation, strconv.FormatUint(d.cfg.Epoch, 10), d.reader)
 	if err != nil {
 		return 0, fmt.Errorf("take over the partition: %w", err)
 	}
@@ -53,7 +53,7 @@ func (d *driver) SaveState(ctx context.Context, state []byte) error {
 	d.saves++
 	number := d.saves
 	d.mu.Unlock()
-	_, err = d.run(ctx, saveScript, []string{d.keys.state, d.keys.meta}, d.incarnation, strconv.FormatUint(epoch, 10), strconv.FormatUint(number, 10), state)
+	_, err = d.run(ctx, saveScript, []string{d.keys.state, d.keys.meta}, d.incarnation, strconv.FormatUint(epoch, 10), strconv.FormatUint(number, 10), state, d.reader)
 	return err
 }
 
@@ -75,11 +75,10 @@ func stateOf(m redis.XMessage) []byte {
 
 // SaveDamage implements buffer.StateStore.
 func (d *driver) SaveDamage(ctx context.Context, damage []byte) error {
-	epoch, err := d.claim(ctx)
-	if err != nil {
+	if _, err := d.claim(ctx); err != nil {
 		return err
 	}
-	_, err = d.run(ctx, damageScript, []string{d.keys.meta}, d.incarnation, strconv.FormatUint(epoch, 10), damage)
+	_, err := d.run(ctx, damageScript, []string{d.keys.meta}, d.incarnation, d.reader, damage)
 	return err
 }
 
@@ -99,8 +98,7 @@ const trimAtOnce = 256
 
 // Trim implements buffer.Retention.
 func (d *driver) Trim(ctx context.Context, seq uint64) error {
-	epoch, err := d.claim(ctx)
-	if err != nil {
+	if _, err := d.claim(ctx); err != nil {
 		return err
 	}
 	bounds, err := d.Bounds(ctx)
@@ -112,7 +110,7 @@ func (d *driver) Trim(ctx context.Context, seq uint64) error {
 		return fmt.Errorf("nothing removed before block %d: the last one there is %d", seq, bounds.Last)
 	}
 	for {
-		more, err := d.run(ctx, trimScript, []string{d.keys.log, d.keys.heads, d.keys.meta}, d.incarnation, strconv.FormatUint(epoch, 10), strconv.FormatUint(seq, 10), trimAtOnce)
+		more, err := d.run(ctx, trimScript, []string{d.keys.log, d.keys.heads, d.keys.meta}, d.incarnation, d.reader, strconv.FormatUint(seq, 10), trimAtOnce)
 		if err != nil {
 			return err
 		}

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
--- KEYS: log, heads, meta. ARGV: incarnation, epoch, sequence, most entries to remove. Removes what is before the sequence, the first of it.
+-- KEYS: log, heads, meta. ARGV: incarnation, reader, sequence, most entries to remove. Removes what is before the sequence, the first of it.
 -- Returns whether there is more of it. Removing needs room in no case.
-local meta = redis.call('HMGET', KEYS[3], 'incarnation', 'epoch')
+local meta = redis.call('HMGET', KEYS[3], 'incarnation', 'reader')
 if meta[1] ~= ARGV[1] or redis.call('EXISTS', KEYS[1]) == 0 then return redis.error_reply('LEVADAMISSING') end
 if meta[2] ~= ARGV[2] then return redis.error_reply('LEVADAFENCED') end
 local most = tonumber(ARGV[4])
