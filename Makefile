@@ -45,6 +45,7 @@ else
 	echo "go test (without the race detector)"; go test -timeout 15m -run '$(RUN)' $$plain || failed=1; \
 	echo "go test of the proxy as a process (one after the other, since some measure times)"; go test -p 1 -timeout 20m -run '$(RUN)' ./test/proxy/... || failed=1; \
 	if [ '$(RUN)' = . ]; then echo "go test: 10,000 seeds of the simulation of shards"; SHARD_SEEDS=10000 go test -timeout 15m -run '^TestSimulation$$' ./internal/dataplane/shard || failed=1; fi; \
+	if [ '$(RUN)' = . ]; then echo "go test: 1,000 seeds of the simulation of a shared vertex"; SHARING_SEEDS=1000 go test -timeout 15m -run '^TestSharedVertexInVirtualTime$$' ./internal/dataplane/engine || failed=1; fi; \
 	if [ '$(RUN)' = . ]; then echo "go test: 10,000 seeds of the simulation of streams"; SIM_SEEDS=10000 go test -timeout 15m -run '^TestSimulation$$' ./stream || failed=1; fi; \
 	echo "go test $(RACE)"; go test $(RACE) -timeout 20m -run '$(RUN)' $$racing || failed=1; \
 	exit $$failed

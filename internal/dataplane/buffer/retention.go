@@ -176,10 +176,13 @@ func (r *Reader) saveUpTo(ctx context.Context, stored uint64, always bool) error
 // errDoubt means that the state is saved, and that the store does not have what it says is stored.
 var errDoubt = errors.New("store ends early")
 
+// closePause is between attempts to save at the end.
+const closePause = 50 * time.Millisecond
+
 // Close saves how far the reader came, so that the next one need not look, and closes the driver.
 func (r *Reader) Close(ctx context.Context) error {
 	err := r.save(ctx, false)
-	for errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+	for errors.Is(err, context.DeadlineExceeded) && sleep(ctx, closePause) {
 		err = r.save(ctx, false) // the request went with a broker that was killed
 	}
 	if errors.Is(err, ErrMissing) {
