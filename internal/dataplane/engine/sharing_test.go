@@ -406,7 +406,6 @@ type simProcess struct {
 	stop   context.CancelFunc
 	kill   context.CancelCauseFunc
 	ended  chan struct{}
-	frozen time.Time
 }
 
 var simOwner = naming.Owner{Namespace: "default", Kind: naming.Pipeline, Name: "p"}
