@@ -401,11 +401,11 @@ func (s linkedShards) Watch(ctx context.Context, prefix string, deliver func(sha
 
 // simProcess is a process of the shared vertex.
 type simProcess struct {
-	name   string
-	link   *link
-	stop   context.CancelFunc
-	kill   context.CancelCauseFunc
-	ended  chan struct{}
+	name  string
+	link  *link
+	stop  context.CancelFunc
+	kill  context.CancelCauseFunc
+	ended chan struct{}
 }
 
 var simOwner = naming.Owner{Namespace: "default", Kind: naming.Pipeline, Name: "p"}
