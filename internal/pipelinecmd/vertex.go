@@ -36,8 +36,9 @@ func newVertexCommand(version string) *cobra.Command {
 share a NATS JetStream or Redis broker (--nats, --redis), which holds the buffers between them, and all need the same manifest.
 
 Several processes of a vertex share its partitions: each partition is read by one of them at a time, and moves when processes come, end or die. Give each
-a name and a data directory of its own (--name). A second process of the same name replaces the first. A vertex with a source, a file sink or a stream sink, and
-a MonoVertex, are run by one process at a time: the others wait, and one takes over when it ends or when its lease has expired. See docs/scaling-out.md.
+a name and a data directory of its own (--name). A second process of the same name replaces the first. Processes of a source share what it gives, except for the
+sources file, stdin and stream: like vertices with a file or stream sink, they are run by one process at a time. The others wait, and one takes over when it
+ends or when its lease has expired. See docs/scaling-out.md.
 
 levada run of the same pipeline is refused for as long as a process of one of its vertices runs, and the other way around. The first process records the topology
 of the manifest at the broker; a process with a different one is refused. See docs/running.md.

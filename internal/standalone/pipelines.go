@@ -79,6 +79,10 @@ func (r *runner) env(p *Pipeline, meta metav1.Object) *vertex.Env {
 	if r.draining != nil {
 		env.Source = r.draining.source
 	}
+	if h := r.sharing(p); h != nil {
+		env.Replica = vertex.Replica{Number: h.joined.Number, First: h.joined.Seat.First, Fence: h.lease.Check}
+		env.Listen.Beside = func(ctx context.Context) bool { return r.hasOthers(ctx, h) }
+	}
 	return env
 }
 
@@ -156,7 +160,7 @@ func (r *runner) pipeline(ctx context.Context, m *v1alpha1.Pipeline) (*Pipeline,
 	}
 	p.store.LogChanges()
 	env := r.env(p, m)
-	if r.sharesVertex(p) {
+	if r.sharing(p) != nil && build[0].Source == nil {
 		env.Shared = opened.opener.Name(build[0].Name, 0)
 	}
 	for i := range build {
@@ -241,9 +245,13 @@ type opening struct {
 	options func(vertex.InputPlan) buffer.Options
 }
 
-// sharesVertex reports whether this process shares the vertex that it runs with others.
-func (r *runner) sharesVertex(p *Pipeline) bool {
-	return slices.ContainsFunc(r.held, func(h *held) bool { return h.shared && h.store.Owner().Is(p.store.Owner()) })
+// sharing is what this process is among those that share the vertex which it runs; nil if it shares none.
+func (r *runner) sharing(p *Pipeline) *held {
+	at := slices.IndexFunc(r.held, func(h *held) bool { return h.shared && h.store.Owner().Is(p.store.Owner()) })
+	if at < 0 {
+		return nil
+	}
+	return r.held[at]
 }
 
 // openBuffers opens the partitions that the vertices in build read, and those that they write to. Of a vertex that this process shares with others, partitions are opened
@@ -269,7 +277,7 @@ func (r *runner) openBuffers(ctx context.Context, p *Pipeline, m *v1alpha1.Pipel
 		}
 	}
 	opened := &opening{r, p, o, options}
-	if r.sharesVertex(p) {
+	if r.sharing(p) != nil {
 		for n := range build[0].Input.Partitions {
 			if err := o.Create(ctx, build[0].Name, n, r.loss(p, build[0].Name, r.metrics.Namespace(p.Namespace).Buffer(o.Name(build[0].Name, n)))); err != nil {
 				return nil, fmt.Errorf("pipeline %s, vertex %s: %w", p.Name, build[0].Name, err)

@@ -38,7 +38,8 @@ type held struct {
 	object  manifest.Object
 	store   isb.Store
 	lease   *ownership.Lease
-	shared  bool // the lease is that of this process among those that share a vertex
+	shared  bool             // the lease is that of this process among those that share a vertex
+	joined  ownership.Joined // what this process is among those
 	changes []topology.Change
 
 	stored   *topology.Topology // nil for a store that holds nothing

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/levada-io/levada/api/v1alpha1"
@@ -19,7 +20,7 @@ import (
 
 // vertexMain runs one vertex of a pipeline against a broker elsewhere, alone or beside other processes of the vertex. Each step is safe to be killed after:
 //
-//  1. Join the processes that share the vertex. A vertex that cannot be shared, as one with a source, has a lease: a second process waits for it, and takes over when the
+//  1. Join the processes that share the vertex. A vertex that cannot be shared, as one that reads a file, has a lease: a second process waits for it, and takes over when the
 //     first one has ended.
 //  2. make certain that no process runs the whole pipeline
 //  3. compare the manifest with the stored topology, which is the same for all processes of the pipeline (agree)
@@ -115,19 +116,26 @@ const vertexPoll = 250 * time.Millisecond
 
 // shareable reports whether several processes can run the vertex at once.
 func (r *runner) shareable(o manifest.Object, h *held) (bool, error) {
-	m, ok := o.Manifest.(*v1alpha1.Pipeline)
-	if !ok {
-		return false, nil
+	switch m := o.Manifest.(type) {
+	case *v1alpha1.Pipeline:
+		plans, err := vertex.PlanPipeline(&m.Spec)
+		if err != nil {
+			return false, fmt.Errorf("pipeline %s: %w", m.Name, err)
+		}
+		at := slices.IndexFunc(plans, func(pl vertex.Plan) bool { return pl.Name == r.cfg.Vertex })
+		if at < 0 || !plans[at].Shareable() {
+			return false, nil
+		}
+		_, shards := h.store.(isb.Sharer)
+		return shards || plans[at].Source != nil, nil
+	case *v1alpha1.MonoVertex:
+		plan, err := vertex.PlanMono(m.Name, &m.Spec)
+		if err != nil {
+			return false, fmt.Errorf("MonoVertex %s: %w", m.Name, err)
+		}
+		return plan.Shareable(), nil
 	}
-	if _, ok := h.store.(isb.Sharer); !ok {
-		return false, nil
-	}
-	plans, err := vertex.PlanPipeline(&m.Spec)
-	if err != nil {
-		return false, fmt.Errorf("pipeline %s: %w", m.Name, err)
-	}
-	at := slices.IndexFunc(plans, func(pl vertex.Plan) bool { return pl.Name == r.cfg.Vertex })
-	return at >= 0 && plans[at].Shareable(), nil
+	return false, nil
 }
 
 // waitForVertex calls try until it does not find another process in the way, and logs one line if it waits.
@@ -187,9 +195,9 @@ func (r *runner) acquireVertex(ctx context.Context, h *held, lost context.Cancel
 // until everything else is closed. A process of the same name that runs is replaced.
 func (r *runner) joinVertex(ctx context.Context, h *held, lost context.CancelCauseFunc) error {
 	state := h.store.State()
-	err := r.waitForVertex(ctx, h, func(waiting func(ownership.Owner, time.Duration)) error {
-		_, err := patient(ctx, r, h.of(), func(context.Context) (struct{}, error) {
-			return struct{}{}, ownership.Join(ctx, ownership.Config{Store: isb.VertexLease(state, r.cfg.Vertex), Self: r.self(h), Logger: r.log, Waiting: waiting}, r.cfg.Name,
+	err := r.waitForVertex(ctx, h, func(waiting func(ownership.Owner, time.Duration)) (err error) {
+		h.joined, err = patient(ctx, r, h.of(), func(context.Context) (ownership.Joined, error) {
+			return ownership.Join(ctx, ownership.Config{Store: isb.VertexLease(state, r.cfg.Vertex), Self: r.self(h), Logger: r.log, Waiting: waiting}, r.cfg.Name,
 				func(process string) bool { return released(ctx, isb.ProcessLease(state, r.cfg.Vertex, process)) })
 		})
 		return err
@@ -204,15 +212,42 @@ func (r *runner) joinVertex(ctx context.Context, h *held, lost context.CancelCau
 		return err
 	}
 	h.shared = true
+	r.log.Info("process runs the vertex beside others", "owner", h.of(), "vertex", r.cfg.Vertex, "name", r.cfg.Name, "number", h.joined.Number, "others", len(h.joined.Others))
 	r.held = append(r.held, h)
 	r.keepLeases(ctx, lost)
+	r.expireOthers(ctx, h)
 	return nil
 }
 
-// released reports whether the holder of a lease has released it. A record that is not there is that of a process which is about to write it.
+// expireOthers releases the leases of processes that have died and not come back, once they have expired: their numbers are free then, for those that join later.
+func (r *runner) expireOthers(ctx context.Context, h *held) {
+	looking, stop := context.WithCancel(ctx)
+	var wait sync.WaitGroup
+	for _, process := range h.joined.Others {
+		wait.Go(func() {
+			store := isb.ProcessLease(h.store.State(), r.cfg.Vertex, process)
+			err := ownership.Vacate(looking, ownership.Config{Store: store, Self: r.self(h), Logger: r.log})
+			if err != nil && looking.Err() == nil && !errors.Is(err, ownership.ErrOwned) {
+				r.log.Debug("lease of another process not examined", "process", process, "error", err)
+			}
+		})
+	}
+	r.close = append(r.close, func() {
+		stop()
+		wait.Wait()
+	})
+}
+
+// hasOthers reports whether other processes share the vertex. They may have joined after this one.
+func (r *runner) hasOthers(ctx context.Context, h *held) bool {
+	last, _, _, err := ownership.Last(ctx, isb.VertexLease(h.store.State(), r.cfg.Vertex))
+	return err == nil && slices.ContainsFunc(last.Processes, func(name string) bool { return name != r.cfg.Name })
+}
+
+// released reports whether the holder of a lease has released it, or is known to have ended. A record that is not there is that of a process which is about to write it.
 func released(ctx context.Context, store ownership.Store) bool {
 	last, revision, _, err := ownership.Last(ctx, store)
-	return err == nil && revision != 0 && last.Released
+	return err == nil && revision != 0 && ownership.Gone(last)
 }
 
 // self is this process as the owner of its vertex.

@@ -6,8 +6,6 @@ import (
 	"strconv"
 	"sync"
 
-	"golang.org/x/time/rate"
-
 	"github.com/levada-io/levada/internal/dataplane/buffer"
 	"github.com/levada-io/levada/internal/flow"
 )
@@ -20,7 +18,7 @@ type BufferInput struct {
 	Partition *buffer.Reader
 	// Limit is how many messages a piece has at the most.
 	Limit int
-	Rate  *rate.Limiter
+	Rate  Rate
 
 	once sync.Once // init
 	// ahead has what Run has read, in order. An error is the last thing in it.

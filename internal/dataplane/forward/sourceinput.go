@@ -6,10 +6,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strconv"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/time/rate"
 
 	"github.com/levada-io/levada/internal/dataplane/source"
 	"github.com/levada-io/levada/internal/flow"
@@ -21,9 +20,11 @@ type SourceInput struct {
 	// Incarnation is that of the pipeline's store. It is part of each lane's name and so of each message's id.
 	Incarnation string
 	Reader      source.Reader
+	// Replica is set where other processes read the source at the same time.
+	Replica Replica
 	// Limit is how many messages make a batch, Rate how many may be read a second; nil for any number.
 	Limit int
-	Rate  *rate.Limiter
+	Rate  Rate
 	// OnError is called with errors of the source, which are retried.
 	OnError func(error)
 	Logger  *slog.Logger
@@ -34,10 +35,32 @@ type SourceInput struct {
 	ended atomic.Bool // Read has returned io.EOF
 }
 
+// Rate is a limit of messages in a time, for all loops of a vertex together. It may be used concurrently. A *rate.Limiter is one.
+type Rate interface {
+	// Burst is how many messages WaitN takes at once, at least 1.
+	Burst() int
+	// WaitN waits until n messages may pass. The error says that ctx has ended.
+	WaitN(ctx context.Context, n int) error
+}
+
+// Replica is one of several processes that read a source at the same time. Sources with positions give each a partition of its own. What other sources give has the same id
+// whichever process it comes to, so ids say nothing of the process; but positions are made by it, and need a lane for each.
+type Replica struct {
+	// Number is that of the process. No other has it at the same time.
+	Number int
+	// First is a position of lanes that are deduplicated by id. It is above all positions that earlier processes of the number have used. 0: the time in Unix nanoseconds.
+	First uint64
+	// Fence, if not nil, returns an error if another process may have the number by now. Nothing is acknowledged then: what was written may have been given up by its
+	// reader, as a part of a block is which never became whole.
+	Fence func(context.Context) error
+}
+
 // sourceLane is one partition of the source.
 type sourceLane struct {
-	name, prefix string // of the lane, and of the ids of its messages
-	track        *lane
+	name string // of the lane
+	// ids and prefix are the lane in ids of messages, which is the same in all processes that read the partition.
+	ids, prefix string
+	track       *lane
 	// next is the position of the next message of a source without positions. Invariant: above all that this process has given.
 	next uint64
 }
@@ -92,9 +115,12 @@ func (s *SourceInput) lane(b *source.Batch) *sourceLane {
 			order = ackInParts
 		}
 		name := flow.SourceLane(s.Vertex, b.Partition, s.Incarnation)
-		l = &sourceLane{
-			name: name, prefix: flow.RootID(name, ""), track: newLane(order),
-			next: uint64(time.Now().UnixNano()), // only to be above what an earlier process used; such lanes are deduplicated by id
+		l = &sourceLane{name: name, ids: name, prefix: flow.RootID(name, ""), track: newLane(order), next: s.Replica.First}
+		if l.next == 0 {
+			l.next = uint64(time.Now().UnixNano()) // only to be above what an earlier process used; such lanes are deduplicated by id
+		}
+		if b.ByID && s.Replica.Number > 0 {
+			l.name += "#" + strconv.Itoa(s.Replica.Number)
 		}
 		s.lanes[b.Partition] = l
 	}
@@ -121,7 +147,7 @@ func (s *SourceInput) work(b *source.Batch) *Work {
 		}
 		if b.ByID {
 			m.Pos = l.next + uint64(i)
-			m.ID = flow.RootID(l.name, m.ID)
+			m.ID = flow.RootID(l.ids, m.ID)
 		}
 	}
 	if b.ByID {
@@ -143,9 +169,14 @@ func (s *SourceInput) acknowledge(ctx context.Context, b *source.Batch, a Ack) e
 	begun, told := time.Now(), false
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
 		var err error
-		if a.All {
+		if s.Replica.Fence != nil {
+			err = s.Replica.Fence(ctx)
+		}
+		switch {
+		case err != nil:
+		case a.All:
 			err = s.Reader.Ack(ctx, b)
-		} else {
+		default:
 			err = parts.AckPart(ctx, b, a.From, a.To)
 		}
 		if err == nil {

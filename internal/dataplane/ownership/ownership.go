@@ -40,6 +40,8 @@ type Owner struct {
 	Shape string `json:"shape,omitempty"`
 	// Processes are the names of those that share what the lease is for, each with a lease of its own; see Join. They are kept when the lease is taken or released.
 	Processes []string `json:"processes,omitempty"`
+	// Seats are the numbers of those processes: seat n has number n. They are kept, too, so that a number is never used twice in the same way; see Seat.
+	Seats []Seat `json:"seats,omitempty"`
 	// Renewals makes each record differ from the one before.
 	Renewals int64 `json:"renewals"`
 }
@@ -178,7 +180,7 @@ func (l *Lease) try(ctx context.Context, c *claim, wait func(Owner, time.Duratio
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.self.Processes = last.Processes
+	l.self.Processes, l.self.Seats = last.Processes, last.Seats
 	return l.put(ctx, revision)
 }
 

@@ -15,12 +15,16 @@ import (
 type limits struct {
 	batch, concurrency int           // messages; see Limits
 	timeout            time.Duration // of a read
-	rate               *rate.Limiter // of all loops of the vertex together; nil for no limit
+	rate               forward.Rate  // of all loops of the vertex together; nil for no limit
 }
 
-func newLimits(l Limits) limits {
+func (e *Env) limits(l Limits) limits {
 	out := limits{batch: l.Batch, concurrency: l.Concurrency, timeout: l.ReadTimeout}
-	if l.Rate > 0 {
+	switch {
+	case l.Rate == 0:
+	case e.Rate != nil:
+		out.rate = e.Rate(l.Rate)
+	default:
 		// A second's worth may come at once, so that a limit is reached by batches of any size.
 		out.rate = rate.NewLimiter(rate.Limit(l.Rate), int(min(l.Rate, 1<<20)))
 	}
@@ -30,7 +34,7 @@ func newLimits(l Limits) limits {
 // Build builds a vertex from its plan. With an error, what was opened is closed again.
 func Build(ctx context.Context, env *Env, p *Plan) (*Vertex, error) {
 	v := &Vertex{Name: p.Name, Kind: p.Kind, env: env, logger: env.Logger.With("vertex", p.Name)}
-	b := &builder{v: v, env: env, lim: newLimits(p.Limits), name: p.Name, mono: p.Kind == KindMono, volumes: p.Volumes}
+	b := &builder{v: v, env: env, lim: env.limits(p.Limits), name: p.Name, mono: p.Kind == KindMono, volumes: p.Volumes}
 	build := b.fromBuffer
 	if p.Source != nil {
 		build = b.fromSource
@@ -43,7 +47,7 @@ func Build(ctx context.Context, env *Env, p *Plan) (*Vertex, error) {
 
 // labels are those of every metric of the vertex.
 func (b *builder) labels(p *Plan) metrics.VertexLabels {
-	return metrics.VertexLabels{Pipeline: b.env.Pipeline, Vertex: p.Name, Type: string(p.Kind), Mono: b.mono, Replica: b.env.Replica}
+	return metrics.VertexLabels{Pipeline: b.env.Pipeline, Vertex: p.Name, Type: string(p.Kind), Mono: b.mono, Replica: b.env.Replica.Number}
 }
 
 // fromSource builds the one loop of a vertex with a source.

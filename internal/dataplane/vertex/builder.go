@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -139,7 +140,9 @@ func (b *builder) source(ctx context.Context, s *v1alpha1.Source) (*forward.Sour
 	// A pipeline whose sources all are finite ends by itself; a file that is followed has no end.
 	b.v.Finite = s.File != nil && !s.File.Follow || s.Stdin != nil
 	b.v.closers.add(r.Close)
-	return &forward.SourceInput{Vertex: b.name, Incarnation: b.env.Owner.Incarnation, Reader: r, Limit: b.lim.batch, Rate: b.lim.rate, OnError: b.metrics.ReadError, Logger: b.v.logger}, nil
+	return &forward.SourceInput{
+		Vertex: b.name, Incarnation: b.env.Owner.Incarnation, Reader: r, Replica: b.env.Replica, Limit: b.lim.batch, Rate: b.lim.rate, OnError: b.metrics.ReadError, Logger: b.v.logger,
+	}, nil
 }
 
 // reader opens the source with the driver of its kind. Exactly one kind is set in a valid manifest.
@@ -170,7 +173,7 @@ func (b *builder) udSource(_ context.Context, s *v1alpha1.Source, _ source.Posit
 // generator builds a source that makes messages. It has positions, so that a restart goes on where it was and repeats nothing.
 func (b *builder) generator(ctx context.Context, s *v1alpha1.Source, at source.Positions) (source.Reader, error) {
 	g := s.Generator
-	cfg := generatorsource.Config{Positions: at, Value: g.Value, Duration: duration(g.Duration), Jitter: duration(g.Jitter)}
+	cfg := generatorsource.Config{Partition: strconv.Itoa(b.env.Replica.Number), Positions: at, Value: g.Value, Duration: duration(g.Duration), Jitter: duration(g.Jitter)}
 	if g.RPU != nil {
 		cfg.RPU = *g.RPU
 	}

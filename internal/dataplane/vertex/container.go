@@ -163,7 +163,7 @@ func expand(s string, values map[string]string) string {
 // variables are those of the contract (section 1.19) and the container's own, in Kubernetes' order: envFrom, then env, later ones win.
 func (e *Env) variables(vertex string, mono bool, c *v1alpha1.Container) (map[string]string, error) {
 	values := map[string]string{
-		"NUMAFLOW_NAMESPACE": e.Namespace, "NUMAFLOW_POD": e.pod(vertex), "NUMAFLOW_REPLICA": strconv.Itoa(e.Replica),
+		"NUMAFLOW_NAMESPACE": e.Namespace, "NUMAFLOW_POD": e.pod(vertex), "NUMAFLOW_REPLICA": strconv.Itoa(e.Replica.Number),
 	}
 	if mono {
 		values["NUMAFLOW_MONO_VERTEX_NAME"] = vertex
@@ -218,9 +218,9 @@ func (e *Env) envFrom(from *corev1.EnvFromSource, values map[string]string) erro
 // pod is what Numaflow would call the pod: functions use it as the name of their instance.
 func (e *Env) pod(vertex string) string {
 	if vertex == e.Pipeline {
-		return fmt.Sprintf("%s-mv-%d", vertex, e.Replica)
+		return fmt.Sprintf("%s-mv-%d", vertex, e.Replica.Number)
 	}
-	return fmt.Sprintf("%s-%s-%d", e.Pipeline, vertex, e.Replica)
+	return fmt.Sprintf("%s-%s-%d", e.Pipeline, vertex, e.Replica.Number)
 }
 
 // isTrue is for the optional fields of references: what they name may be missing then.

@@ -16,7 +16,7 @@ import (
 
 func testEnv(t *testing.T) *Env {
 	all := map[string]map[string]string{"ConfigMap/c": {"a": "1", "b": "2"}, "Secret/s": {"key": "hidden"}}
-	e := &Env{Namespace: "ns", Pipeline: "pl", Meta: &metav1.ObjectMeta{Labels: map[string]string{"app": "x"}}, SocketRoot: t.TempDir(), Replica: 2, Listen: Listen{Address: "10.1.2.3"}}
+	e := &Env{Namespace: "ns", Pipeline: "pl", Meta: &metav1.ObjectMeta{Labels: map[string]string{"app": "x"}}, SocketRoot: t.TempDir(), Replica: Replica{Number: 2}, Listen: Listen{Address: "10.1.2.3"}}
 	e.Values = func(kind, name string) (map[string]string, error) {
 		if v, ok := all[kind+"/"+name]; ok {
 			return v, nil

@@ -18,21 +18,29 @@ type sourceDriver struct {
 	set   func(*v1alpha1.Source) bool
 	// open is nil for a kind that this version cannot run.
 	open func(*builder, context.Context, *v1alpha1.Source, source.Positions) (source.Reader, error)
+	// shared reports whether several processes can read the source at once; nil if none can, as none can of a file.
+	shared func(*v1alpha1.Source) bool
 }
 
+// anyNumber is for sources that any number of processes can read at once.
+func anyNumber(*v1alpha1.Source) bool { return true }
+
+// inQueue is for sources that processes share in a queue group. Without one each process would get every message.
+func inQueue(s *v1alpha1.Source) bool { return s.Nats.Queue != "" }
+
 var sourceDrivers = []sourceDriver{
-	{"file", func(s *v1alpha1.Source) bool { return s.File != nil }, (*builder).file},
-	{"stdin", func(s *v1alpha1.Source) bool { return s.Stdin != nil }, (*builder).stdin},
-	{"generator", func(s *v1alpha1.Source) bool { return s.Generator != nil }, (*builder).generator},
-	{"http", func(s *v1alpha1.Source) bool { return s.HTTP != nil }, (*builder).http},
-	{"nats", func(s *v1alpha1.Source) bool { return s.Nats != nil }, (*builder).nats},
-	{"jetstream", func(s *v1alpha1.Source) bool { return s.JetStream != nil }, (*builder).jetStream},
-	{"stream", func(s *v1alpha1.Source) bool { return s.Stream != nil }, (*builder).streamSource},
-	{"udsource", func(s *v1alpha1.Source) bool { return s.UDSource != nil }, (*builder).udSource},
-	{"kafka", func(s *v1alpha1.Source) bool { return s.Kafka != nil }, nil},
-	{"pulsar", func(s *v1alpha1.Source) bool { return s.Pulsar != nil }, nil},
-	{"sqs", func(s *v1alpha1.Source) bool { return s.Sqs != nil }, nil},
-	{"serving", func(s *v1alpha1.Source) bool { return s.Serving != nil }, nil},
+	{"file", func(s *v1alpha1.Source) bool { return s.File != nil }, (*builder).file, nil},
+	{"stdin", func(s *v1alpha1.Source) bool { return s.Stdin != nil }, (*builder).stdin, nil},
+	{"generator", func(s *v1alpha1.Source) bool { return s.Generator != nil }, (*builder).generator, anyNumber},
+	{"http", func(s *v1alpha1.Source) bool { return s.HTTP != nil }, (*builder).http, anyNumber},
+	{"nats", func(s *v1alpha1.Source) bool { return s.Nats != nil }, (*builder).nats, inQueue},
+	{"jetstream", func(s *v1alpha1.Source) bool { return s.JetStream != nil }, (*builder).jetStream, anyNumber},
+	{"stream", func(s *v1alpha1.Source) bool { return s.Stream != nil }, (*builder).streamSource, nil},
+	{"udsource", func(s *v1alpha1.Source) bool { return s.UDSource != nil }, (*builder).udSource, anyNumber},
+	{"kafka", func(s *v1alpha1.Source) bool { return s.Kafka != nil }, nil, nil},
+	{"pulsar", func(s *v1alpha1.Source) bool { return s.Pulsar != nil }, nil, nil},
+	{"sqs", func(s *v1alpha1.Source) bool { return s.Sqs != nil }, nil, nil},
+	{"serving", func(s *v1alpha1.Source) bool { return s.Serving != nil }, nil, nil},
 }
 
 // sinkDriver is one kind of sink.

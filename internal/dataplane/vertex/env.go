@@ -21,6 +21,7 @@ import (
 	"github.com/levada-io/levada/api/v1alpha1"
 	"github.com/levada-io/levada/internal/dataplane/buffer"
 	"github.com/levada-io/levada/internal/dataplane/deadletter"
+	"github.com/levada-io/levada/internal/dataplane/forward"
 	"github.com/levada-io/levada/internal/dataplane/function"
 	"github.com/levada-io/levada/internal/dataplane/naming"
 	"github.com/levada-io/levada/internal/dataplane/source"
@@ -71,13 +72,21 @@ type Env struct {
 	Source func(vertex string, open func() (source.Reader, error)) (source.Reader, error)
 	// Announce is called with each address on which a vertex listens.
 	Announce func(vertex, what, address string)
-	// Replica is the number of this process among those that run the vertex, from 0.
-	Replica int
+	// Replica is which of several processes this is that run the vertex at the same time.
+	Replica Replica
+	// Rate, if not nil, makes a limit of messages a second that this process shares with others which run the vertex.
+	Rate func(perSecond uint64) Rate
 	// Listen is where sources take connections.
 	Listen Listen
 	Stdin  io.Reader
 	Stdout io.Writer
 }
+
+// Replica is one of several processes that run a vertex at the same time.
+type Replica = forward.Replica
+
+// Rate is a limit of messages in a time.
+type Rate = forward.Rate
 
 // Listen says where the sources of a vertex take connections.
 type Listen struct {
@@ -85,6 +94,8 @@ type Listen struct {
 	Host string
 	// Shared says that other vertices listen on the same host: where the default port is taken, any that is free is used.
 	Shared bool
+	// Beside reports whether there are other processes of the vertex, which may listen on the same host: where a port is taken then, any that is free is used. nil: there are none.
+	Beside func(context.Context) bool
 	// Address is what functions get as the address of the pod and of the host (status.podIP, status.hostIP).
 	Address string
 }

@@ -64,7 +64,7 @@ func (b *builder) jetStream(ctx context.Context, spec *v1alpha1.Source, at sourc
 const defaultHTTPS = 8443
 
 // http builds a source that listens. A port that the manifest names is taken or it is an error, since senders know it. The default one may be taken by another
-// vertex on the same machine: then any that is free is used, and announced.
+// vertex on the same machine, and any of them by another process of this vertex: then any that is free is used, and announced.
 func (b *builder) http(ctx context.Context, spec *v1alpha1.Source, _ source.Positions) (source.Reader, error) {
 	s := spec.HTTP
 	cfg, host := httpsource.Config{Vertex: b.name, Logger: b.v.logger}, b.env.Listen.Host
@@ -77,8 +77,16 @@ func (b *builder) http(ctx context.Context, spec *v1alpha1.Source, _ source.Posi
 		cfg.Token = token
 	}
 	r, err := httpsource.New(ctx, cfg)
-	if errors.Is(err, syscall.EADDRINUSE) && !chosen && b.env.Listen.Shared {
-		cfg.HTTPS = net.JoinHostPort(host, "0")
+	switch anyPort := net.JoinHostPort(host, "0"); {
+	case !errors.Is(err, syscall.EADDRINUSE):
+	case b.env.Listen.Beside != nil && b.env.Listen.Beside(ctx):
+		b.v.logger.Warn("port is taken, perhaps by another process of the vertex, listening on one that is free", "error", err)
+		if cfg.HTTPS = anyPort; cfg.HTTP != "" {
+			cfg.HTTP = anyPort
+		}
+		r, err = httpsource.New(ctx, cfg)
+	case !chosen && b.env.Listen.Shared:
+		cfg.HTTPS = anyPort
 		r, err = httpsource.New(ctx, cfg)
 	}
 	if errors.Is(err, syscall.EADDRNOTAVAIL) {

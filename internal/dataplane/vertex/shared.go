@@ -16,9 +16,9 @@ import (
 // Where several processes share a vertex, the partitions that this one reads come and go (RunPartition), while functions, sinks and the writing ends of the next buffers
 // stay as they are.
 
-// Shareable reports whether several processes may run the vertex at once: it reads buffers, and no part of it is for one process only, as a file is that a sink writes.
+// Shareable reports whether several processes may run the vertex at once: no part of it is for one process only, as a file is that a sink writes or a source reads.
 func (p *Plan) Shareable() bool {
-	if p.Source != nil {
+	if p.Source != nil && !slices.ContainsFunc(sourceDrivers, func(d sourceDriver) bool { return d.shared != nil && d.set(p.Source) && d.shared(p.Source) }) {
 		return false
 	}
 	if p.Sink == nil {

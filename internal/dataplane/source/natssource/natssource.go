@@ -152,6 +152,9 @@ func (r *Reader) Pending(context.Context) (int64, error) { return -1, nil }
 // Close implements source.Reader.
 func (r *Reader) Close(context.Context) error {
 	r.close.Do(func() {
+		if waiting, _, err := r.sub.Pending(); err == nil && waiting > 0 {
+			r.cfg.Logger.Warn("messages that had arrived and were not read yet are dropped: core NATS cannot redeliver them", "subject", r.cfg.Subject, "dropped", waiting)
+		}
 		if err := r.sub.Unsubscribe(); err != nil && !errors.Is(err, nats.ErrConnectionClosed) && !errors.Is(err, nats.ErrBadSubscription) {
 			r.closeErr = err
 		}
