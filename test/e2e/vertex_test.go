@@ -186,8 +186,12 @@ func verticesInProcessesOfTheirOwn(t *testing.T, newVertices func(rate, lines in
 // TestProcessesOfAVertexShareItsPartitions: they divide them, one that is killed or stopped leaves its share to the others, and one of the same name replaces another. Each
 // line comes out exactly once.
 func TestProcessesOfAVertexShareItsPartitions(t *testing.T) {
+	onEachBroker(t, processesOfAVertexShareItsPartitions)
+}
+
+func processesOfAVertexShareItsPartitions(t *testing.T, newVertices func(rate, lines int) *vertices) {
 	const n, more = 6000, 500
-	v := overNATS(t, 1500, n)
+	v := newVertices(1500, n)
 	in, cat, out := v.vertex(t, "in"), v.vertex(t, "cat"), v.vertex(t, "out")
 	after := func(lines int) { out.until(t, func() bool { return v.delivered() > lines }) }
 	after(n / 12)
@@ -212,9 +216,12 @@ func TestProcessesOfAVertexShareItsPartitions(t *testing.T) {
 	again.until(t, func() bool { return again.said("partition taken") == 2 })
 	v.appendTo(t, "in.txt", inputLines("replaced", more))
 	after(n + 2*more - 1)
-	for _, r := range []*running{in, again, out} {
-		r.terminate(t)
-	}
+	in.terminate(t)
+	out.terminate(t)
+	beside := v.start(t, v.flags...) // a process that shares a vertex excludes the whole pipeline like one that has it alone
+	beside.exits(t, 1)
+	beside.says(t, "vertex cat is run by process", "nothing was changed")
+	again.terminate(t)
 	v.exactlyOnce(t, n+2*more)
 }
 

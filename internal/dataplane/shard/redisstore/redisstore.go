@@ -157,9 +157,9 @@ const (
 	watchTimeout = 5 * time.Second
 )
 
-// Watch implements shard.Store.
+// Watch implements shard.Store. The prefix is that of a group.
 func (s *Store) Watch(ctx context.Context, prefix string, deliver func(shard.Entry), synced func()) error {
-	of := group(prefix)
+	of := strings.TrimSuffix(prefix, ".")
 	for after, first := "0", true; ; first = false {
 		entries, last, err := s.since(ctx, of, after)
 		if err != nil {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -46,6 +47,24 @@ func create(t *testing.T, link *redislink.Link) *redisstore.Store {
 	return redisstore.New(link, redisstore.Keys{Place: prefix + "place", Values: prefix + "values", Prefix: prefix + "shards"})
 }
 
+// watched is a store whose watches have ended before the connection is closed.
+type watched struct {
+	*redisstore.Store
+	watches sync.WaitGroup
+}
+
+func (w *watched) Watch(ctx context.Context, prefix string, deliver func(shard.Entry), synced func()) error {
+	w.watches.Add(1)
+	defer w.watches.Done()
+	return w.Store.Watch(ctx, prefix, deliver, synced)
+}
+
+func createWatched(t *testing.T, link *redislink.Link) shard.Store {
+	w := &watched{Store: create(t, link)}
+	t.Cleanup(w.watches.Wait)
+	return w
+}
+
 func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
@@ -55,12 +74,12 @@ func must(t *testing.T, err error) {
 
 func TestConformance(t *testing.T) {
 	link := dial(t, testredis.Server(t).DSN())
-	storetest.Run(t, storetest.Options{Expires: true}, func(t *testing.T) shard.Store { return create(t, link) })
+	storetest.Run(t, storetest.Options{Expires: true}, func(t *testing.T) shard.Store { return createWatched(t, link) })
 }
 
 func TestConformanceOnCluster(t *testing.T) {
 	link := dial(t, testredis.NewCluster(t, 3, false).URL())
-	storetest.Run(t, storetest.Options{Expires: true}, func(t *testing.T) shard.Store { return create(t, link) })
+	storetest.Run(t, storetest.Options{Expires: true}, func(t *testing.T) shard.Store { return createWatched(t, link) })
 }
 
 // until calls do until it succeeds: a server comes back, or is replaced.
@@ -85,21 +104,21 @@ func TestRecordsSurviveARestartUnderLaterRevisions(t *testing.T) {
 	server := testredis.Server(t)
 	link := dial(t, server.DSN())
 	s := create(t, link)
-	session, err := s.Write(t.Context(), "g.member.a", []byte("session"), 0, time.Minute)
+	session, err := s.Write(t.Context(), "shards.v.member.a", []byte("session"), 0, time.Minute)
 	must(t, err)
-	lease, err := s.Write(t.Context(), "g.lease.p0", []byte("lease"), 0, 0)
+	lease, err := s.Write(t.Context(), "shards.v.lease.p0", []byte("lease"), 0, 0)
 	must(t, err)
 	server.Restart(testserver.Killed)
 	until(t, "write over a revision of before the restart", func(ctx context.Context) error {
-		_, err := s.Write(ctx, "g.member.a", []byte("x"), session, time.Minute)
+		_, err := s.Write(ctx, "shards.v.member.a", []byte("x"), session, time.Minute)
 		if errors.Is(err, shard.ErrConflict) {
 			return nil
 		}
 		return fmt.Errorf("it is not refused: %w", err)
 	})
-	member, err := s.Read(t.Context(), "g.member.a")
+	member, err := s.Read(t.Context(), "shards.v.member.a")
 	must(t, err)
-	owned, err := s.Read(t.Context(), "g.lease.p0")
+	owned, err := s.Read(t.Context(), "shards.v.lease.p0")
 	must(t, err)
 	if string(member.Value) != "session" || string(owned.Value) != "lease" {
 		t.Errorf("after the restart: %+v, %+v", member, owned)
@@ -107,7 +126,7 @@ func TestRecordsSurviveARestartUnderLaterRevisions(t *testing.T) {
 	if member.Revision <= lease || owned.Revision <= member.Revision {
 		t.Errorf("revisions %d and %d became %d and %d: they must be later, in the same order", session, lease, member.Revision, owned.Revision)
 	}
-	_, err = s.Write(t.Context(), "g.member.a", []byte("renewed"), member.Revision, time.Minute)
+	_, err = s.Write(t.Context(), "shards.v.member.a", []byte("renewed"), member.Revision, time.Minute)
 	must(t, err)
 }
 
@@ -117,23 +136,23 @@ func TestFailoverThatLosesWritesEndsTheSessionsThatItLost(t *testing.T) {
 	servers := testredis.NewSentinel(t)
 	link := dial(t, servers.URL())
 	s := create(t, link)
-	kept, err := s.Write(t.Context(), "g.member.kept", []byte("1"), 0, time.Minute)
+	kept, err := s.Write(t.Context(), "shards.v.member.kept", []byte("1"), 0, time.Minute)
 	must(t, err)
 	servers.WaitSynced()
 	// The replica gets nothing of what comes from now on; the master does not wait for it.
 	servers.Servers[1].Freeze()
 	must(t, dial(t, servers.Servers[0].DSN()).Client.Do(t.Context(), "client", "kill", "type", "replica").Err())
-	lost, err := s.Write(t.Context(), "g.member.lost", []byte("1"), 0, time.Minute)
+	lost, err := s.Write(t.Context(), "shards.v.member.lost", []byte("1"), 0, time.Minute)
 	must(t, err)
-	claim, err := s.Write(t.Context(), "g.lease.p0", []byte("1"), 0, 0)
+	claim, err := s.Write(t.Context(), "shards.v.lease.p0", []byte("1"), 0, 0)
 	must(t, err)
 	servers.Servers[0].Stop(testserver.Killed)
 	servers.Servers[1].Thaw()
 	until(t, "the replica becomes the master", func(ctx context.Context) error {
-		_, err := s.Read(ctx, "g.member.kept")
+		_, err := s.Read(ctx, "shards.v.member.kept")
 		return err
 	})
-	for key, known := range map[string]uint64{"g.member.lost": lost, "g.lease.p0": claim} {
+	for key, known := range map[string]uint64{"shards.v.member.lost": lost, "shards.v.lease.p0": claim} {
 		e, err := s.Read(t.Context(), key)
 		must(t, err)
 		if e.Present {
@@ -143,15 +162,15 @@ func TestFailoverThatLosesWritesEndsTheSessionsThatItLost(t *testing.T) {
 			t.Errorf("%s is not there at revision %d, and was written at %d: its owner would take that for an older state", key, e.Revision, known)
 		}
 	}
-	e, err := s.Read(t.Context(), "g.member.kept")
+	e, err := s.Read(t.Context(), "shards.v.member.kept")
 	must(t, err)
 	if !e.Present || e.Revision <= max(kept, claim) {
 		t.Errorf("the session that the replica had is %+v, after revision %d", e, claim)
 	}
-	if _, err := s.Write(t.Context(), "g.member.lost", []byte("2"), lost, time.Minute); !errors.Is(err, shard.ErrConflict) {
+	if _, err := s.Write(t.Context(), "shards.v.member.lost", []byte("2"), lost, time.Minute); !errors.Is(err, shard.ErrConflict) {
 		t.Errorf("renewal of a session that was lost: %v", err)
 	}
-	again, err := s.Write(t.Context(), "g.lease.p0", []byte("2"), 0, 0)
+	again, err := s.Write(t.Context(), "shards.v.lease.p0", []byte("2"), 0, 0)
 	must(t, err)
 	if again <= claim {
 		t.Errorf("the lease is claimed at revision %d a second time, after %d", again, claim)
@@ -163,7 +182,7 @@ func TestWatchBegunAgainAfterARestartDeliversAll(t *testing.T) {
 	server := testredis.Server(t)
 	link := dial(t, server.DSN())
 	s := create(t, link)
-	first, err := s.Write(t.Context(), "g.member.a", []byte("1"), 0, time.Minute)
+	first, err := s.Write(t.Context(), "shards.v.member.a", []byte("1"), 0, time.Minute)
 	must(t, err)
 	entries := make(chan shard.Entry, 1000)
 	ctx, stop := context.WithCancel(t.Context())
@@ -171,7 +190,7 @@ func TestWatchBegunAgainAfterARestartDeliversAll(t *testing.T) {
 	go func() {
 		defer close(done)
 		for ctx.Err() == nil {
-			_ = s.Watch(ctx, "g.", func(e shard.Entry) { entries <- e }, func() {})
+			_ = s.Watch(ctx, "shards.v.", func(e shard.Entry) { entries <- e }, func() {})
 		}
 	}()
 	defer func() { stop(); <-done }()
@@ -196,7 +215,7 @@ func TestWatchBegunAgainAfterARestartDeliversAll(t *testing.T) {
 	if e.Revision <= first {
 		t.Errorf("after the restart the revision is %d, before it was %d", e.Revision, first)
 	}
-	_, err = s.Write(t.Context(), "g.member.a", []byte("2"), e.Revision, time.Minute)
+	_, err = s.Write(t.Context(), "shards.v.member.a", []byte("2"), e.Revision, time.Minute)
 	must(t, err)
 	wait("2")
 }
