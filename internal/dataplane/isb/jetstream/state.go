@@ -42,9 +42,6 @@ func (s state) Put(ctx context.Context, key string, value []byte) error {
 	return err
 }
 
-// codeWrongSequence is the broker's answer to an update of another revision.
-const codeWrongSequence = 10071
-
 func (s state) CompareAndSet(ctx context.Context, key string, value []byte, revision uint64) (uint64, error) {
 	var err error
 	if revision == 0 {
@@ -52,8 +49,7 @@ func (s state) CompareAndSet(ctx context.Context, key string, value []byte, revi
 	} else {
 		revision, err = s.kv.Update(ctx, key, value, revision)
 	}
-	var api *jetstream.APIError
-	if errors.Is(err, jetstream.ErrKeyExists) || errors.As(err, &api) && api.ErrorCode == codeWrongSequence {
+	if errors.Is(err, jetstream.ErrKeyExists) || errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
 		return 0, isb.ErrConflict
 	}
 	return revision, err

@@ -75,8 +75,12 @@ func (s *Store) Remove(ctx context.Context, key string, expect uint64) (uint64, 
 	return s.publish(ctx, msg, key, expect, markers)
 }
 
-// codeWrongSequence is the broker's answer to a message that expects another revision.
-const codeWrongSequence = 10071
+// isConflict reports whether an error is the broker's answer to a message that expects another revision. A stream with replicas has a code of its own for that while another
+// message to the subject is on its way to the replicas.
+func isConflict(err error) bool {
+	api, ok := errors.AsType[*jetstream.APIError](err)
+	return ok && (api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence || api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant)
+}
 
 func (s *Store) publish(ctx context.Context, msg *nats.Msg, key string, expect uint64, ttl time.Duration) (uint64, error) {
 	revision, err := s.try(ctx, msg, expect, ttl)
@@ -101,7 +105,7 @@ func (s *Store) try(ctx context.Context, msg *nats.Msg, expect uint64, ttl time.
 		options = append(options, jetstream.WithMsgTTL((ttl + time.Second - 1).Truncate(time.Second)))
 	}
 	ack, err := s.js.PublishMsg(ctx, msg, options...)
-	if api, ok := errors.AsType[*jetstream.APIError](err); ok && api.ErrorCode == codeWrongSequence {
+	if isConflict(err) {
 		return 0, shard.ErrConflict
 	}
 	if err != nil {

@@ -393,9 +393,6 @@ func (d *driver) ReadState(ctx context.Context) ([]byte, uint64, error) {
 	return entry.Value(), entry.Revision(), nil
 }
 
-// codeWrongSequence is the broker's answer to an update of another revision.
-const codeWrongSequence = 10071
-
 // ReplaceState implements buffer.StateRegister.
 func (d *driver) ReplaceState(ctx context.Context, state []byte, revision uint64) (next uint64, err error) {
 	ctx, cancel := bounded(ctx)
@@ -418,8 +415,7 @@ func (d *driver) ReplaceState(ctx context.Context, state []byte, revision uint64
 }
 
 func isWrongRevision(err error) bool {
-	api, ok := errors.AsType[*jetstream.APIError](err)
-	return errors.Is(err, jetstream.ErrKeyExists) || ok && api.ErrorCode == codeWrongSequence
+	return errors.Is(err, jetstream.ErrKeyExists) || errors.Is(err, jetstream.ErrKeyRevisionMismatch)
 }
 
 func (d *driver) SaveDamage(ctx context.Context, damage []byte) error {
