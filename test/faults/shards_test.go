@@ -262,6 +262,9 @@ func (r *sharedRun) start(t *testing.T, vertex, name string) *member {
 	if os.Getenv("LEDGER_VERBOSE") != "" {
 		s.log = io.MultiWriter(s.log, os.Stderr)
 	}
+	if r.redis {
+		args = overRedis(args)
+	}
 	return &member{s, r.background(t, t.Context(), s)}
 }
 
