@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -30,6 +31,8 @@ type nodeConfig struct {
 	Client, Cluster, Monitor string // addresses to listen at
 	Advertise                string // where clients reach it
 	Routes                   []string
+	// RoutesOnly makes other brokers reach it by their routes only, and not by the address that it listens at.
+	RoutesOnly bool
 }
 
 // nodeMain is a NATS server that stores nothing it has not synced, until SIGTERM, or SIGUSR2, which lets clients leave first.
@@ -48,6 +51,9 @@ func nodeMain(config string) {
 	opt.HTTPHost, opt.HTTPPort = split(c.Monitor)
 	opt.Cluster.Name = "faults"
 	opt.Cluster.Host, opt.Cluster.Port = split(c.Cluster)
+	if c.RoutesOnly {
+		opt.Cluster.Advertise = "127.0.0.1:1" // nothing listens there
+	}
 	s, err := server.NewServer(opt)
 	if err != nil {
 		panic(err)
@@ -73,7 +79,16 @@ func split(address string) (host string, port int) {
 type node struct {
 	nodeConfig
 	relay *relay
-	cmd   *exec.Cmd // nil while it is down
+	// routes are the relays between this node and others, in both directions; none unless the cluster is divisible.
+	routes []*relay
+	cmd    *exec.Cmd // nil while it is down
+}
+
+// isolate cuts the node off from the other brokers and from clients, as a network that drops its packets, or ends that.
+func (n *node) isolate(isolated bool) {
+	for _, r := range append(slices.Clone(n.routes), n.relay) {
+		r.stall(isolated)
+	}
 }
 
 func (n *node) start(t *testing.T) {
@@ -139,7 +154,12 @@ type cluster struct {
 }
 
 // startCluster starts three brokers. Each has a loopback address of its own, so that no other process takes one of its ports while it is down.
-func startCluster(t *testing.T) *cluster {
+func startCluster(t *testing.T) *cluster { return newCluster(t, false) }
+
+// startDivisibleCluster is startCluster with relays between the brokers, too, so that one can be isolated. They cost CPU for all that is replicated.
+func startDivisibleCluster(t *testing.T) *cluster { return newCluster(t, true) }
+
+func newCluster(t *testing.T, divisible bool) *cluster {
 	t.Helper()
 	const size = 3
 	c := &cluster{}
@@ -166,6 +186,18 @@ func startCluster(t *testing.T) *cluster {
 	}
 	for _, n := range c.nodes {
 		n.Routes = routes
+		if divisible {
+			n.Routes, n.RoutesOnly = nil, true
+			for _, other := range c.nodes {
+				if other != n {
+					r := newRelay(t, other.Cluster)
+					n.routes, other.routes = append(n.routes, r), append(other.routes, r)
+					n.Routes = append(n.Routes, "nats://"+r.address())
+				}
+			}
+		}
+	}
+	for _, n := range c.nodes {
 		n.start(t)
 	}
 	t.Cleanup(func() {
@@ -268,6 +300,25 @@ func (c *cluster) client(t *testing.T) (*nats.Conn, jetstream.JetStream) {
 		t.Fatal(err)
 	}
 	return conn, js
+}
+
+// leader is the node that leads a stream of the pipeline's buffers.
+func (c *cluster) leader(t *testing.T) *node {
+	t.Helper()
+	conn, js := c.client(t)
+	defer conn.Close()
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		streams := js.ListStreams(t.Context())
+		for info := range streams.Info() {
+			at := slices.IndexFunc(c.nodes, func(n *node) bool { return info.Cluster != nil && n.Name == info.Cluster.Leader })
+			if at >= 0 && !strings.HasPrefix(info.Config.Name, "KV_") {
+				return c.nodes[at]
+			}
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("no stream has a leader: %v", streams.Err())
+		}
+	}
 }
 
 // lead makes the node the leader of every stream.

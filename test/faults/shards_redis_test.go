@@ -62,7 +62,7 @@ func TestSharedVertexLedgerOverRedis(t *testing.T) {
 	r.dir = t.TempDir()
 	r.ledger = newLedger(t, r.dir, r.lines, plain)
 	r.file = filepath.Join(r.dir, "pipeline.yaml")
-	r.write(t, fmt.Sprintf(sharedManifest, max(1000, r.lines/(rounds*5)), program(t, "cat")))
+	r.write(t, fmt.Sprintf(sharedManifest, max(1000, r.lines/(rounds*5)), program(t, "cat"), redisPartitions))
 	address := testserver.FreeAddress(t)
 	r.url = "redis://" + address
 	command := r.redisServer(t, address)

@@ -43,7 +43,7 @@ spec:
       limits: {rateLimit: {max: %[1]d}}
       source: {file: {path: in.txt, follow: true}}
     - name: cat
-      partitions: 4
+      partitions: %[3]d
       udf: {container: {command: [%[2]s]}}
     - name: out
       partitions: 2
@@ -54,6 +54,11 @@ spec:
 `
 
 const (
+	// sharedPartitions is the number of partitions of the vertex that is shared, and mostMembers that of its processes.
+	sharedPartitions = 6
+	mostMembers      = 6
+	// isolatedFor is longer than an election, and than processes keep their shards without the broker.
+	isolatedFor = 8 * time.Second
 	// frozenFor is longer than the lease of a process, with the time that others wait for a store which does not expire it.
 	frozenFor = 7500 * time.Millisecond
 	// outOfLease is longer than that without a process of a name.
@@ -63,10 +68,12 @@ const (
 // sharedRun is a pipeline whose vertices are run by several processes each.
 type sharedRun struct {
 	killing
-	url      string
-	replicas string
-	members  map[string]*member // of the vertex cat, by name
-	moves    moves
+	url            string
+	brokers        *cluster                   // nil for a single one
+	sources, sinks []*member                  // of the source and of the sink
+	members        map[string]*member         // of the vertex cat, by name
+	resumed        map[string][]time.Duration // from a fault of the brokers until lines come out again, by the fault
+	moves          moves
 }
 
 // member is a process of a vertex.
@@ -117,6 +124,15 @@ func (m *moves) released(name, shard string) {
 		return
 	}
 	m.left[shard] = departure{"another joined or left", time.Now()}
+}
+
+// lost notes that a process gave a shard up that was not taken from it: it has not reached the broker.
+func (m *moves) lost(name, shard string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, left := m.left[shard]; m.owner[shard] == name && !left {
+		m.left[shard] = departure{"broker away", time.Now()}
+	}
 }
 
 func (m *moves) taken(name, shard string) {
@@ -181,38 +197,52 @@ func (m *moves) line(name, text string) {
 		m.taken(name, found[1])
 	case strings.Contains(text, "partition released"):
 		m.released(name, found[1])
+	case strings.Contains(text, "partition lost"):
+		m.lost(name, found[1])
 	}
 }
 
-// TestSharedVertexLedger moves numbered lines through a vertex that two to four processes share, while these are killed, stopped in order, frozen for longer than their lease
-// and go on, join and leave; source and sink have a second process that takes over. Each line comes out once.
+// TestSharedVertexLedger moves numbered lines through a vertex that two to six processes share, while these are killed, stopped in order, frozen for longer than their lease
+// and go on, join and leave; source and sink have a second process that takes over. With three brokers one that leads is killed, one is cut off from the others and from
+// clients, and all are killed at once. Each line comes out once.
 func TestSharedVertexLedger(t *testing.T) {
 	for _, c := range []struct {
-		name   string
-		three  bool // brokers, with three replicas
-		rounds int
+		name  string
+		three bool // brokers, with three replicas
 	}{
-		{"one broker", false, max(6, ledgerKills)},
-		{"three brokers", true, ledgerKills},
+		{"one broker", false},
+		{"three brokers", true},
 	} {
-		if c.three && ledgerLines < longLedger {
-			continue // the brokers alone take what CI has
-		}
-		t.Run(c.name, func(t *testing.T) { runShared(t, c.three, c.rounds) })
+		t.Run(c.name, func(t *testing.T) { runShared(t, c.three) })
 	}
 }
 
-func runShared(t *testing.T, three bool, rounds int) {
-	r := &sharedRun{members: map[string]*member{}, moves: moves{left: map[string]departure{}, owner: map[string]string{}, took: map[string][]time.Duration{}, ready: map[string]bool{}}}
-	r.lines = max(ledgerLines/2, rounds*5*1000)
+func runShared(t *testing.T, three bool) {
+	r := &sharedRun{
+		members: map[string]*member{}, resumed: map[string][]time.Duration{},
+		moves: moves{left: map[string]departure{}, owner: map[string]string{}, took: map[string][]time.Duration{}, ready: map[string]bool{}},
+	}
+	faults := memberFaults
+	if three {
+		faults = append(slices.Clone(brokerFaults), faults...)
+	}
+	rounds, seconds := max(len(faults), ledgerKills), 5 // of work in a round
+	r.lines = max(ledgerLines/2, rounds*seconds*1000)
+	if three {
+		r.lines = rounds * seconds * 500 // the brokers alone take half of what CI has
+		if ledgerLines >= longLedger {
+			r.lines, seconds = ledgerLines, 10
+		}
+	}
 	r.random = rand.New(rand.NewPCG(seed, 5))
 	t.Logf("LEDGER_SEED=%d", seed)
 	r.dir = t.TempDir()
 	r.ledger = newLedger(t, r.dir, r.lines, plain)
 	r.file = filepath.Join(r.dir, "pipeline.yaml")
-	r.write(t, fmt.Sprintf(sharedManifest, max(1000, r.lines/(rounds*5)), program(t, "cat")))
-	if r.replicas = "1"; three {
-		r.url, r.replicas = startCluster(t).url(), "3"
+	r.write(t, fmt.Sprintf(sharedManifest, max(500, r.lines/(rounds*seconds)), program(t, "cat"), sharedPartitions))
+	if three {
+		r.brokers = startDivisibleCluster(t)
+		r.url = r.brokers.url()
 	} else {
 		address := testserver.FreeAddress(t)
 		r.url = "nats://" + address
@@ -221,19 +251,30 @@ func runShared(t *testing.T, three bool, rounds int) {
 		}})
 		waitFor(t, address)
 	}
-	in := []*member{r.start(t, "in", "in-a"), r.start(t, "in", "in-b")}
-	out := []*member{r.start(t, "out", "out-a"), r.start(t, "out", "out-b")}
+	r.sources = []*member{r.start(t, "in", "in-a"), r.start(t, "in", "in-b")}
+	r.sinks = []*member{r.start(t, "out", "out-a"), r.start(t, "out", "out-b")}
 	r.join(t, "a")
 	r.join(t, "b")
 	r.working(t)
-	r.until(t, "all shards are read", func() bool { return r.moves.owned() == 4 })
+	r.until(t, "all shards are read", r.allRead)
+	if three {
+		r.checkReplicas(t)
+	}
 	begun, done := time.Now(), map[string]int{}
 	for n := 0; n < rounds || r.lineCount(t) < r.lines; n++ {
-		how := r.fault(t, n, append(slices.Clone(in), out...))
+		f := faults[n%len(faults)]
+		if n >= len(faults) {
+			f = faults[r.random.IntN(len(faults))]
+		}
+		how := f(t, r)
 		done[how]++
-		before := r.size()
-		r.until(t, "all shards are read after: "+how, func() bool { return r.moves.owned() == 4 })
+		before, ended := r.size(), time.Now()
 		r.until(t, "lines come out after: "+how, func() bool { return r.size() > before || r.lineCount(t) >= r.lines })
+		r.resumed[how] = append(r.resumed[how], time.Since(ended))
+		if r.brokers != nil {
+			r.brokers.awaitWhole(t)
+		}
+		r.until(t, "all shards are read after: "+how, r.allRead)
 		if time.Since(begun) > 30*time.Minute*time.Duration(1+r.lines/longLedger) {
 			t.Fatal("the run does not come to its end")
 		}
@@ -242,22 +283,48 @@ func runShared(t *testing.T, three bool, rounds int) {
 	for name := range r.members {
 		r.leave(t, name)
 	}
-	for _, m := range append(in, out...) {
+	for _, m := range append(slices.Clone(r.sources), r.sinks...) {
 		r.terminate(t, m)
 	}
 	r.check(t, plain, nothing)
 	t.Logf("%d lines in %v; %v", r.lines, time.Since(begun).Round(time.Second), done)
-	for _, how := range slices.Sorted(maps.Keys(r.moves.took)) {
-		all := r.moves.took[how]
+	logTimes(t, "a shard is read again after", r.moves.took)
+	logTimes(t, "lines come out again after", r.resumed)
+}
+
+// logTimes logs how long something took, by its cause.
+func logTimes(t *testing.T, what string, took map[string][]time.Duration) {
+	t.Helper()
+	for _, how := range slices.Sorted(maps.Keys(took)) {
+		all := took[how]
 		slices.Sort(all)
-		t.Logf("%-24s %3d moves, median %8v, longest %8v", how, len(all), all[len(all)/2].Round(time.Millisecond), all[len(all)-1].Round(time.Millisecond))
+		t.Logf("%s: %-28s %4d times, median %8v, longest %8v", what, how, len(all), all[len(all)/2].Round(time.Millisecond), all[len(all)-1].Round(time.Millisecond))
+	}
+}
+
+// allRead reports whether each shard has a process that reads it.
+func (r *sharedRun) allRead() bool { return r.moves.owned() == sharedPartitions }
+
+// checkReplicas: everything has three replicas, without a flag.
+func (r *sharedRun) checkReplicas(t *testing.T) {
+	t.Helper()
+	conn, js := r.brokers.client(t)
+	defer conn.Close()
+	streams := js.ListStreams(t.Context())
+	for info := range streams.Info() {
+		if info.Config.Replicas != 3 {
+			t.Errorf("stream %s has %d replicas", info.Config.Name, info.Config.Replicas)
+		}
+	}
+	if err := streams.Err(); err != nil {
+		t.Error(err)
 	}
 }
 
 // start starts a process of a vertex under a supervisor.
 func (r *sharedRun) start(t *testing.T, vertex, name string) *member {
 	t.Helper()
-	args := []string{"vertex", r.file, "--vertex", vertex, "--name", name, "--nats", r.url, "--replicas", r.replicas, "--data", filepath.Join(r.dir, "data-"+name), "--log-format", "text"}
+	args := []string{"vertex", r.file, "--vertex", vertex, "--name", name, "--nats", r.url, "--data", filepath.Join(r.dir, "data-"+name), "--log-format", "text"}
 	s := &supervisor{name: name, command: func() *exec.Cmd { return exec.Command(program(t, "levada"), args...) }, log: r.moves.follower(name)}
 	if os.Getenv("LEDGER_VERBOSE") != "" {
 		s.log = io.MultiWriter(s.log, os.Stderr)
@@ -300,55 +367,111 @@ func (r *sharedRun) terminate(t *testing.T, m *member) {
 	m.checkExits(t)
 }
 
-// fault lets something go wrong. Each sort comes once, and then at random.
-func (r *sharedRun) fault(t *testing.T, n int, others []*member) string {
-	t.Helper()
-	var names []string
-	for name := range r.members {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	name := names[r.random.IntN(len(names))]
-	m := r.members[name]
-	r.awaitReady(t, m)
-	sort := n
-	if n >= 6 {
-		sort = r.random.IntN(6)
-	}
-	switch {
-	case sort == 0 && len(names) < 4, len(names) < 2:
-		for i := 0; ; i++ {
-			if name := string(rune('a' + i)); r.members[name] == nil {
-				r.join(t, name)
-				r.until(t, "the new member runs", func() bool { return r.moves.isReady(name) })
-				return "a process joined"
-			}
+// sharedFault lets something go wrong, and returns what. Each comes once, and then at random.
+type sharedFault func(t *testing.T, r *sharedRun) string
+
+var memberFaults = []sharedFault{
+	func(t *testing.T, r *sharedRun) string {
+		if len(r.members) == mostMembers {
+			r.leave(t, r.member(t).name)
+			return "SIGTERM"
 		}
-	case sort == 1 || sort == 0:
-		r.moves.stopped(name, "SIGKILL, again at once")
+		return r.joinAnother(t)
+	},
+	func(t *testing.T, r *sharedRun) string {
+		m := r.member(t)
+		r.moves.stopped(m.name, "SIGKILL, again at once")
 		m.kill()
 		return "SIGKILL"
-	case sort == 2:
-		r.moves.stopped(name, "SIGSTOP")
+	},
+	func(t *testing.T, r *sharedRun) string {
+		m := r.member(t)
+		r.moves.stopped(m.name, "SIGSTOP")
 		m.signal(syscall.SIGSTOP)
 		time.Sleep(frozenFor) // the fault itself
 		m.signal(syscall.SIGCONT)
 		return "SIGSTOP"
-	case sort == 3:
-		r.leave(t, name)
+	},
+	func(t *testing.T, r *sharedRun) string {
+		if len(r.members) < 3 {
+			return r.joinAnother(t)
+		}
+		r.leave(t, r.member(t).name)
 		return "SIGTERM"
-	case sort == 4:
-		r.moves.stopped(name, "SIGKILL, for longer")
+	},
+	func(t *testing.T, r *sharedRun) string {
+		m := r.member(t)
+		r.moves.stopped(m.name, "SIGKILL, for longer")
 		release := m.hold()
 		time.Sleep(outOfLease) // the fault itself
 		release()
 		return "SIGKILL for longer"
-	}
-	m = others[r.random.IntN(len(others))]
+	},
+	func(t *testing.T, r *sharedRun) string {
+		others := append(slices.Clone(r.sources), r.sinks...)
+		m := others[r.random.IntN(len(others))]
+		r.awaitReady(t, m)
+		r.moves.stopped(m.name, "SIGKILL")
+		m.kill()
+		return "source or sink killed"
+	},
+}
+
+// brokerFaults end before they return: the brokers that were stopped run again, and need not be whole.
+var brokerFaults = []sharedFault{
+	func(t *testing.T, r *sharedRun) string {
+		n := r.brokers.leader(t)
+		n.stop(syscall.SIGKILL)
+		r.pause(3 * time.Second)
+		n.start(t)
+		return "leader killed"
+	},
+	func(t *testing.T, r *sharedRun) string {
+		n := r.brokers.nodes[r.random.IntN(3)]
+		how := "a follower or no leader cut off"
+		if n == r.brokers.leader(t) {
+			how = "a leader cut off"
+		}
+		n.isolate(true)
+		time.Sleep(isolatedFor) // the fault itself
+		n.isolate(false)
+		return how
+	},
+	func(t *testing.T, r *sharedRun) string {
+		for _, n := range r.brokers.nodes {
+			n.stop(syscall.SIGKILL)
+		}
+		r.pause(time.Second)
+		for _, n := range r.brokers.nodes {
+			n.start(t)
+		}
+		return "all brokers killed"
+	},
+}
+
+// pause is a part of a fault: how long something is down.
+func (r *sharedRun) pause(most time.Duration) {
+	time.Sleep(time.Duration(r.random.Int64N(int64(most))))
+}
+
+// member is a random process of the shared vertex, which runs.
+func (r *sharedRun) member(t *testing.T) *member {
+	t.Helper()
+	names := slices.Sorted(maps.Keys(r.members))
+	m := r.members[names[r.random.IntN(len(names))]]
 	r.awaitReady(t, m)
-	r.moves.stopped(m.name, "SIGKILL")
-	m.kill()
-	return "source or sink killed"
+	return m
+}
+
+func (r *sharedRun) joinAnother(t *testing.T) string {
+	t.Helper()
+	for i := 0; ; i++ {
+		if name := string(rune('a' + i)); r.members[name] == nil {
+			r.join(t, name)
+			r.until(t, "the new member runs", func() bool { return r.moves.isReady(name) })
+			return "a process joined"
+		}
+	}
 }
 
 func (r *sharedRun) until(t *testing.T, what string, is func() bool) {
