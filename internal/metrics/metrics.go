@@ -21,8 +21,10 @@ type Set struct {
 	mu sync.Mutex
 	// usable and degraded are of the process, and have no namespace; nil before the first call of BufferService. Guarded by mu, as the next two are.
 	usable, degraded prometheus.Gauge
-	namespaces       map[string]*Set
-	pending          map[pendingKey]*average
+	// moves is of the process, too; nil before the first call of LeaderMoved.
+	moves      prometheus.Counter
+	namespaces map[string]*Set
+	pending    map[pendingKey]*average
 }
 
 // Labels of Numaflow's series.
@@ -62,6 +64,17 @@ func (s *Set) BufferService(usable bool, degraded int) {
 	}
 	s.usable.Set(value)
 	s.degraded.Set(float64(degraded))
+}
+
+// LeaderMoved counts a stream whose leader the process has moved to another server.
+func (s *Set) LeaderMoved() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.moves == nil {
+		s.moves = prometheus.NewCounter(prometheus.CounterOpts{Name: "levada_buffer_service_leader_moves_total", Help: "Leaders of streams that this process has moved to another server."})
+		s.Registry.MustRegister(s.moves)
+	}
+	s.moves.Inc()
 }
 
 // Namespace returns the metrics of the pipelines of a namespace, which is a label of all of them. Numaflow's series get it when Prometheus scrapes their pods.

@@ -22,6 +22,7 @@ type processFlags struct {
 	pprof                      string
 	functions                  []string
 	replicas                   int
+	keepLeaders                bool
 	drain, timeout             time.Duration
 	skipCorrupt                bool
 	log                        commandline.LogFlags
@@ -34,6 +35,7 @@ func (f *processFlags) register(flags *pflag.FlagSet, data, nats, replicas, list
 	f.containers.register(flags)
 	f.broker.register(flags, nats)
 	flags.IntVar(&f.replicas, "replicas", 0, replicas+" (default: streams that exist keep theirs, others get 3 in a cluster that can keep 3, else 1)")
+	flags.BoolVar(&f.keepLeaders, "keep-leaders", false, "leave the leaders of streams where they are in a cluster of NATS servers; otherwise they are spread over the servers, one at a time, while all are healthy")
 	flags.DurationVar(&f.drain, "drain-timeout", standalone.DefaultDrainTimeout, "the whole time from SIGTERM or Ctrl-C to the end of the process; a second one ends it at once")
 	flags.DurationVar(&f.timeout, "processing-timeout", 2*time.Minute, "how long a function may take for one message before it counts as hanging")
 	flags.StringVar(&f.secretDir, "secret-dir", "", "directory of secrets, a file NAME/KEY each, beside the Secrets of the manifests")
@@ -48,6 +50,7 @@ func (f *processFlags) register(flags *pflag.FlagSet, data, nats, replicas, list
 // connection is the broker that the flags name. The error is a usage error.
 func (f *processFlags) connection(flags *pflag.FlagSet) (standalone.Broker, error) {
 	at, err := f.broker.broker(flags)
+	at.KeepLeaders = f.keepLeaders
 	if err == nil && at.Redis != nil && f.replicas > 1 {
 		err = commandline.Usagef("%s: replicas are of JetStream streams. With --redis the replicas of the Redis servers count: leave --replicas out", commandline.Given(flags.Lookup("replicas")))
 	}

@@ -49,6 +49,10 @@ type Broker struct {
 	NATS string
 	// NATSOptions are for the connection to it: credentials and TLS.
 	NATSOptions []nats.Option
+	// KeepLeaders leaves the leaders of streams where they are in a cluster of NATS servers; otherwise they are spread over the servers.
+	KeepLeaders bool
+	// leaderMoved is called for each leader that was moved.
+	leaderMoved func()
 	// Redis says where Redis is, and who this process is to it.
 	Redis *redislink.Config
 }
@@ -67,7 +71,9 @@ func (b Broker) dial(ctx context.Context, reconnected func(), log *slog.Logger) 
 		}
 		return service, nil
 	}
-	service, err := jetstream.Connect(ctx, jetstream.Config{URL: b.NATS, Options: b.NATSOptions, Reconnected: reconnected, Logger: log})
+	service, err := jetstream.Connect(ctx, jetstream.Config{
+		URL: b.NATS, Options: b.NATSOptions, Reconnected: reconnected, KeepLeaders: b.KeepLeaders, LeaderMoved: b.leaderMoved, Logger: log,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -79,6 +85,7 @@ func (r *runner) connect(ctx context.Context) (err error) {
 	if r.cfg.embedded() {
 		r.service, err = r.startBroker(ctx)
 	} else {
+		r.cfg.leaderMoved = r.metrics.LeaderMoved
 		r.service, err = r.cfg.dial(ctx, r.recheck, r.log)
 	}
 	if err != nil {

@@ -39,6 +39,8 @@ type watch struct {
 	streams map[string]replication
 	// why is the reason why new streams have one replica, if the broker gave one; nil before the first pipeline was opened. Guarded by mu.
 	why func() error
+	// balance spreads leaders; nil to leave them. It belongs to run.
+	balance *balance
 	// single are the streams with one replica in a cluster that were logged. Guarded by mu.
 	single map[string]bool
 }
@@ -48,6 +50,7 @@ type replication struct {
 	// unanswered counts the requests in a row that had no answer.
 	unanswered int
 	replicas   int
+	leader     string
 	// offline, lagging and behind are the names of the servers of such replicas, sorted. A replica that lags in one answer is ordinary under load; behind are those that
 	// did so in two answers in a row, or that have just come back.
 	offline, lagging, behind []string
@@ -195,12 +198,16 @@ func (w *watch) run(ctx context.Context, conn *nats.Conn, js jetstream.JetStream
 			all = time.Since(askedAll) >= watchHealthy
 		}
 		if !conn.IsConnected() { // then nothing answers, whatever the streams are like
+			if w.balance != nil {
+				w.balance.healthy = time.Time{}
+			}
 			continue
 		}
 		if all {
 			askedAll = time.Now()
 		}
 		w.askFor(ctx, js, all)
+		w.balanceLeaders(ctx, conn, js)
 	}
 }
 
@@ -276,7 +283,7 @@ func replicationOf(info *jetstream.StreamInfo, before replication) replication {
 		before.unanswered++
 		return before
 	}
-	r := replication{replicas: 1 + len(info.Cluster.Replicas)}
+	r := replication{replicas: 1 + len(info.Cluster.Replicas), leader: info.Cluster.Leader}
 	for _, peer := range info.Cluster.Replicas {
 		lags := !peer.Current && peer.Lag > 0
 		known := before.stopped() || slices.Contains(before.offline, peer.Name) || slices.Contains(before.lagging, peer.Name)

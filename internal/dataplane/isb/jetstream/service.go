@@ -61,6 +61,9 @@ type Config struct {
 	Server Server
 	// Reconnected, if not nil, is called when the connection was lost and is there again.
 	Reconnected func()
+	// KeepLeaders leaves the leaders of streams where they are in a cluster. Otherwise they are spread over its servers, and LeaderMoved, if not nil, is called for each move.
+	KeepLeaders bool
+	LeaderMoved func()
 	Logger      *slog.Logger
 }
 
@@ -85,6 +88,9 @@ func Connect(ctx context.Context, cfg Config) (s *Service, err error) {
 	s.closed, s.close = context.WithCancel(context.Background())
 	if reconnected := cfg.Reconnected; cfg.Server == nil {
 		s.watch = newWatch(cfg.Logger)
+		if !cfg.KeepLeaders {
+			s.watch.balance = &balance{after: balanceAfter, every: balanceEvery, moved: cfg.LeaderMoved}
+		}
 		cfg.Reconnected = func() {
 			s.watch.askNow()
 			if reconnected != nil {
