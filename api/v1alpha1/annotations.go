@@ -25,7 +25,14 @@ const (
 	// AnnotationBlockBytes is the size at which a block of a buffer ends, in bytes before compression: a number, or a quantity such as 512Ki. The
 	// message that reaches it is still in the block. A MonoVertex has no buffers, so that it has no effect there and is refused.
 	AnnotationBlockBytes = AnnotationPrefix + "block-bytes"
+
+	// AnnotationShards is into how many shards each partition of a vertex is divided when "levada vertex" creates its buffer: 1 to 64, and at most 64 for all partitions of a
+	// vertex together. Followed by ".VERTEX" it concerns that vertex only, and wins. A MonoVertex has no buffers, so that it has no effect there and is refused.
+	AnnotationShards = AnnotationPrefix + "shards"
 )
+
+// MaxShards bounds the shards of all partitions of a vertex together.
+const MaxShards = 64
 
 // Bounds of AnnotationBlockBytes. Below, a block's own cost outweighs what it saves; above, brokers refuse it.
 const (
@@ -75,6 +82,25 @@ func ProcessingTimeout(meta metav1.Object, vertex string) (time.Duration, bool) 
 	}
 	d, err := time.ParseDuration(value)
 	return d, err == nil && d > 0
+}
+
+// Shards is how many shards each partition of a vertex gets. It is false when that is not set or not valid.
+func Shards(meta metav1.Object, vertex string) (int, bool) {
+	a := meta.GetAnnotations()
+	value, ok := a[AnnotationShards+"."+vertex]
+	if !ok {
+		value, ok = a[AnnotationShards]
+	}
+	if !ok {
+		return 0, false
+	}
+	return ParseShards(value)
+}
+
+// ParseShards reads the value of AnnotationShards. It is false if the value is not a number or out of bounds.
+func ParseShards(value string) (int, bool) {
+	n, err := strconv.Atoi(value)
+	return n, err == nil && n >= 1 && n <= MaxShards
 }
 
 // BlockBytes is the size in bytes at which a block of a buffer ends. It is false when that is not set or not valid.

@@ -55,8 +55,10 @@ func checkAnnotation(r *report, at path, name, value string, roles map[string][]
 		} else if _, ok := v1alpha1.ParseBlockBytes(value); !ok {
 			r.add(at, Problem{Code: CodeAnnotationValue, Message: fmt.Sprintf("%s is not a block size", quote(value)), Expected: "1Ki to 64Mi, such as 512Ki"})
 		}
+	case v1alpha1.AnnotationShards:
+		shardsAnnotation(r, at, rest, value, roles)
 	default:
-		did := r.suggest(kind, []string{"function", "processing-timeout", "block-bytes"})
+		did := r.suggest(kind, []string{"function", "processing-timeout", "block-bytes", "shards"})
 		if did != "" {
 			did = v1alpha1.AnnotationPrefix + did
 			if rest != "" {
@@ -70,8 +72,39 @@ func checkAnnotation(r *report, at path, name, value string, roles map[string][]
 func unknownAnnotation(r *report, at path, name, did string) {
 	r.add(at, Problem{
 		Code: CodeUnknownAnnotation, Message: fmt.Sprintf("there is no annotation %q", v1alpha1.AnnotationPrefix+name), DidYouMean: did,
-		Expected: oneOf([]string{v1alpha1.AnnotationFunction + ".VERTEX", v1alpha1.AnnotationFunction + ".VERTEX.ROLE", v1alpha1.AnnotationProcessingTimeout, v1alpha1.AnnotationProcessingTimeout + ".VERTEX", v1alpha1.AnnotationBlockBytes}),
+		Expected: oneOf([]string{v1alpha1.AnnotationFunction + ".VERTEX", v1alpha1.AnnotationFunction + ".VERTEX.ROLE", v1alpha1.AnnotationProcessingTimeout, v1alpha1.AnnotationProcessingTimeout + ".VERTEX", v1alpha1.AnnotationBlockBytes, v1alpha1.AnnotationShards, v1alpha1.AnnotationShards + ".VERTEX"}),
 	})
+}
+
+// shardsAnnotation looks at the number of shards of one vertex, or of all.
+func shardsAnnotation(r *report, at path, vertex, value string, roles map[string][]v1alpha1.Role) {
+	p, ok := r.object.Manifest.(*v1alpha1.Pipeline)
+	if !ok {
+		r.add(at, Problem{Code: CodeUnknownAnnotation, Message: "a MonoVertex has no buffers, so that the number of their shards has no effect", Hint: "remove the annotation"})
+		return
+	}
+	if vertex != "" && !knownVertex(r, at, vertex, roles) {
+		return
+	}
+	n, ok := v1alpha1.ParseShards(value)
+	if !ok {
+		r.add(at, Problem{Code: CodeAnnotationValue, Message: fmt.Sprintf("%s is not a number of shards", quote(value)), Expected: fmt.Sprintf("1 to %d", v1alpha1.MaxShards)})
+		return
+	}
+	for i := range p.Spec.Vertices {
+		v := &p.Spec.Vertices[i]
+		switch partitions := v.PartitionCount(); {
+		case vertex != "" && v.Name != vertex:
+		case vertex != "" && v.Source != nil:
+			r.add(at, Problem{Code: CodeAnnotationVertex, Message: fmt.Sprintf("vertex %q has a source and no buffer, so that the number of shards has no effect", v.Name), Hint: "remove the annotation"})
+		case v.Source == nil && n*partitions > v1alpha1.MaxShards:
+			r.add(at, Problem{
+				Code: CodeAnnotationValue, Message: fmt.Sprintf("%d shards in each of the %d partitions of vertex %q are %d", n, partitions, v.Name, n*partitions),
+				Expected: fmt.Sprintf("at most %d for a vertex: here, at most %d", v1alpha1.MaxShards, max(1, v1alpha1.MaxShards/partitions)),
+			})
+			return
+		}
+	}
 }
 
 func functionAnnotation(r *report, at path, target, command string, roles map[string][]v1alpha1.Role) {

@@ -1,6 +1,9 @@
 package metrics
 
-import "time"
+import (
+	"strconv"
+	"time"
+)
 
 // Buffer are the metrics of one partition of a buffer. It implements buffer.Metrics.
 type Buffer struct {
@@ -49,15 +52,15 @@ func (b *Buffer) LostMessages(n int) {
 // Duplicates implements buffer.Metrics.
 func (b *Buffer) Duplicates(messages int) { b.duplicates.add(messages) }
 
-// Owned says under which epoch this process reads the partition of a vertex that several processes share; 0 if it does not.
-func (b *Buffer) Owned(epoch uint64) {
-	owned := 0.0
+// Owned says under which epoch this process reads a shard of the partition, of a vertex that several processes share; 0 if it does not.
+func (b *Buffer) Owned(shard int, epoch uint64) {
+	owned, number := 0.0, strconv.Itoa(shard)
 	if epoch > 0 {
 		owned = 1
-		b.set.gauges["levada_shard_epoch"].WithLabelValues(b.name).Set(float64(epoch))
-		b.set.c("levada_shard_starts_total", b.name).add(1)
+		b.set.gauges["levada_shard_epoch"].WithLabelValues(b.name, number).Set(float64(epoch))
+		b.set.c("levada_shard_starts_total", b.name, number).add(1)
 	}
-	b.set.gauges["levada_shard_owned"].WithLabelValues(b.name).Set(owned)
+	b.set.gauges["levada_shard_owned"].WithLabelValues(b.name, number).Set(owned)
 }
 
 // Usage sets how full the partition is: messages that are not acknowledged, those of them that are being processed, and the nominal length.

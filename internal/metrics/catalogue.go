@@ -105,7 +105,7 @@ var catalogue = []metric{
 	{"levada_buffer_gap_total", "Stored blocks that are missing.", counter, bufferLabels, nil},
 	{"levada_buffer_lost_messages_total", "Messages that were lost with a buffer in the memory of a broker, found at the start.", counter, bufferLabels, nil},
 	{"levada_buffer_duplicates_total", "Messages that were stored twice and counted once.", counter, bufferLabels, nil},
-	{"levada_shard_owned", "1 if this process reads the partition of a vertex that several processes share, 0 if it has read it before.", gauge, bufferLabels, nil},
-	{"levada_shard_epoch", "Epoch under which this process has last read the partition: it rises with each owner.", gauge, bufferLabels, nil},
-	{"levada_shard_starts_total", "Times that this process has taken the partition.", counter, bufferLabels, nil},
+	{"levada_shard_owned", "1 if this process reads the shard of a partition, of a vertex that several processes share, 0 if it has read it before.", gauge, shardLabels, nil},
+	{"levada_shard_epoch", "Epoch under which this process has last read the shard: it rises with each owner.", gauge, shardLabels, nil},
+	{"levada_shard_starts_total", "Times that this process has taken the shard.", counter, shardLabels, nil},
 }

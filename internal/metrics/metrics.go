@@ -34,6 +34,7 @@ var (
 	withReason     = append(withPartition[:5:5], "reason")
 	monoLabels     = []string{"mvtx_name", "mvtx_replica"}
 	bufferLabels   = []string{"buffer"}
+	shardLabels    = []string{"buffer", "shard"}
 )
 
 // micros are the buckets of Numaflow's histograms, in microseconds.

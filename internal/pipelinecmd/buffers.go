@@ -2,6 +2,7 @@ package pipelinecmd
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -206,6 +207,9 @@ func bufferFields(w io.Writer, all []standalone.BufferView) {
 		} {
 			fmt.Fprintf(w, "%s:\t%s\n", field[0], commandline.Printable(field[1]))
 		}
+		for _, s := range v.Shards {
+			fmt.Fprintf(w, "shard %s:\t%d messages, owner %s\n", s.Shard, s.Pending, commandline.Printable(cmp.Or(s.Owner, "-")))
+		}
 	}
 }
 
@@ -220,8 +224,17 @@ func describeBuffer(v *standalone.BufferView) bufferCells {
 	if !v.Recorded {
 		c.recorded = "no"
 	}
-	if v.Owner != "" {
+	switch {
+	case v.Owner != "":
 		c.owner = commandline.Printable(v.Owner)
+	case len(v.Shards) > 0:
+		owned := 0
+		for _, s := range v.Shards {
+			if s.Owner != "" {
+				owned++
+			}
+		}
+		c.owner = fmt.Sprintf("of %d of %d shards", owned, len(v.Shards))
 	}
 	if v.Error != "" {
 		c.oldest = commandline.Printable(commandline.FirstLine(v.Error))

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/levada-io/levada/internal/dataplane/buffer"
 	"github.com/levada-io/levada/internal/dataplane/engine"
 	"github.com/levada-io/levada/internal/dataplane/isb"
 	"github.com/levada-io/levada/internal/dataplane/naming"
@@ -33,14 +34,24 @@ type BufferView struct {
 	// Recorded says that the stored topology has it; a buffer that it does not have is left from an earlier one, and nothing reads it.
 	Recorded bool `json:"recorded"`
 	// Owner is the process that runs the pipeline or the vertex, or that reads the partition of a vertex which several processes share; empty if none does. Epoch is that of
-	// its lease then.
-	Owner  string `json:"owner,omitempty"`
-	Epoch  uint64 `json:"epoch,omitempty"`
-	Stream string `json:"stream"`
+	// its lease then. Where the partition has several shards, they say who reads them.
+	Owner  string      `json:"owner,omitempty"`
+	Epoch  uint64      `json:"epoch,omitempty"`
+	Shards []ShardView `json:"shards,omitempty"`
+	Stream string      `json:"stream"`
 	// Replicas and Storage are those of the stream.
 	Replicas int    `json:"replicas"`
 	Storage  string `json:"storage"`
 	Error    string `json:"error,omitempty"`
+}
+
+// ShardView is one of several shards of a partition, each of which one process reads.
+type ShardView struct {
+	Shard string `json:"shard"`
+	// Pending are messages that are not known to be done.
+	Pending int    `json:"pending"`
+	Owner   string `json:"owner,omitempty"`
+	Epoch   uint64 `json:"epoch,omitempty"`
 }
 
 // Name is how commands name it.
@@ -110,9 +121,6 @@ func listBuffers(ctx context.Context, service isb.Service) (all []BufferView, er
 			if owner == "" {
 				v.Owner = holder(ctx, isb.VertexLease(p.State(), s.Vertex))
 			}
-			if v.Owner == "" {
-				v.Owner, v.Epoch = shardHolder(ctx, p.State(), s.Vertex, s.Partition)
-			}
 			v.Recorded = p.Recorded(s)
 			if kept, err := p.Describe(ctx, s.Stream); err == nil {
 				v.Replicas, v.Storage = kept.Replicas, kept.Kind
@@ -125,6 +133,7 @@ func listBuffers(ctx context.Context, service isb.Service) (all []BufferView, er
 				v.Error = err.Error() // one that is damaged does not hide the others
 			default:
 				v.Pending, v.Blocks, v.Bytes = c.Messages, c.Blocks, c.Bytes
+				v.shards(ctx, p.State(), c.Shards)
 				if !c.Oldest.IsZero() {
 					oldest := c.Oldest.UTC()
 					v.Oldest = &oldest
@@ -146,13 +155,29 @@ func holder(ctx context.Context, lease ownership.Store) string {
 	return last.String()
 }
 
-// shardHolder is the process that reads a partition of a vertex which several processes share, and the epoch of its lease; empty if none does.
-func shardHolder(ctx context.Context, state isb.State, vertex string, partition int) (owner string, epoch uint64) {
+// shards adds who reads the shards of a vertex that several processes share: the partition itself, if it has no others.
+func (v *BufferView) shards(ctx context.Context, state isb.State, contents []buffer.Contents) {
+	owner := v.Owner // of all of them
+	if len(contents) == 0 && owner == "" {
+		v.Owner, v.Epoch = shardHolder(ctx, state, v.Vertex, engine.Shard{Partition: v.Partition})
+	}
+	for i, c := range contents {
+		s := engine.Shard{Partition: v.Partition, Shard: i, Of: len(contents)}
+		one := ShardView{Shard: s.Name(), Pending: c.Messages, Owner: owner}
+		if owner == "" {
+			one.Owner, one.Epoch = shardHolder(ctx, state, v.Vertex, s)
+		}
+		v.Shards = append(v.Shards, one)
+	}
+}
+
+// shardHolder is the process that reads a shard of a vertex which several processes share, and the epoch of its lease; empty if none does.
+func shardHolder(ctx context.Context, state isb.State, vertex string, of engine.Shard) (owner string, epoch uint64) {
 	get := func(kind shard.Kind, name string) ([]byte, error) {
 		value, _, err := state.Get(ctx, isb.ShardGroup(vertex)+"."+shard.Key{Kind: kind, Name: name}.String())
 		return value, err
 	}
-	lease, err := get(shard.Lease, engine.ShardName(partition))
+	lease, err := get(shard.Lease, of.Name())
 	if err != nil {
 		return "", 0
 	}

@@ -199,8 +199,8 @@ func (r *runner) addVertex(ctx context.Context, p *Pipeline, env *vertex.Env, op
 	}
 	ev := &engine.Vertex{Vertex: v, Inputs: p.partitions[v.Name], Outputs: p.outputsOf(plan)}
 	if env.Shared != "" {
-		if ev.Share, err = r.share(ctx, p, plan, func(ctx context.Context, o shard.Ownership, n int, fenced func(error)) (engine.Input, error) {
-			return opened.shard(ctx, plan, n, o, fenced)
+		if ev.Share, err = r.share(ctx, p, plan, opened, func(ctx context.Context, o shard.Ownership, s engine.Shard, fenced func(error)) (engine.Input, error) {
+			return opened.shard(ctx, plan, s, o, ev.Share.Reading, fenced)
 		}); err != nil {
 			return errors.Join(err, v.Close(ctx))
 		}
@@ -209,7 +209,7 @@ func (r *runner) addVertex(ctx context.Context, p *Pipeline, env *vertex.Env, op
 	return nil
 }
 
-// readers are the reading ends of a vertex's buffer, one for each partition.
+// readers are the reading ends of a vertex's buffer, one for each partition, or shard of it.
 func (p *Pipeline) readers(vertex string) (all []*buffer.Reader) {
 	for _, in := range p.partitions[vertex] {
 		all = append(all, in.Partition.Reader)
@@ -220,7 +220,9 @@ func (p *Pipeline) readers(vertex string) (all []*buffer.Reader) {
 // writers are the writing ends of a vertex's buffer, one for each partition.
 func (p *Pipeline) writers(vertex string) (all []*buffer.Writer) {
 	for _, in := range p.partitions[vertex] {
-		all = append(all, in.Partition.Writer)
+		if !slices.Contains(all, in.Partition.Writer) { // shards have one
+			all = append(all, in.Partition.Writer)
+		}
 	}
 	return append(all, p.outputs[vertex]...) // one of the two is empty
 }
@@ -243,6 +245,8 @@ type opening struct {
 	p       *Pipeline
 	opener  *isb.Opener
 	options func(vertex.InputPlan) buffer.Options
+	// shards are how many shards the partitions have of the vertex that this process shares, by number.
+	shards []int
 }
 
 // sharing is what this process is among those that share the vertex which it runs; nil if it shares none.
@@ -270,18 +274,20 @@ func (r *runner) openBuffers(ctx context.Context, p *Pipeline, m *v1alpha1.Pipel
 	if lease := r.leaseOf(p.store.Owner()); lease != nil {
 		store.Fence = lease.Check
 	}
-	o := &isb.Opener{Service: r.service, Store: p.store, Settings: store, Sole: r.broker != nil, Logger: r.log}
+	o := &isb.Opener{Service: r.service, Store: p.store, Settings: store, Shards: r.shardsOf(m, all), Sole: r.broker != nil, Logger: r.log}
 	options := func(in vertex.InputPlan) buffer.Options {
 		return buffer.Options{
 			MaxLength: in.MaxLength, UsageLimit: in.UsageLimit, Compression: compression, MaxInFlight: inFlight, Shared: r.cfg.Vertex != "", Logger: r.log,
 		}
 	}
-	opened := &opening{r, p, o, options}
+	opened := &opening{r: r, p: p, opener: o, options: options}
 	if r.sharing(p) != nil {
 		for n := range build[0].Input.Partitions {
-			if err := o.Create(ctx, build[0].Name, n, r.loss(p, build[0].Name, r.metrics.Namespace(p.Namespace).Buffer(o.Name(build[0].Name, n)))); err != nil {
+			shards, err := o.Create(ctx, build[0].Name, n, r.loss(p, build[0].Name, r.metrics.Namespace(p.Namespace).Buffer(o.Name(build[0].Name, n))))
+			if err != nil {
 				return nil, fmt.Errorf("pipeline %s, vertex %s: %w", p.Name, build[0].Name, err)
 			}
+			opened.shards = append(opened.shards, shards)
 		}
 		return opened, r.openOutputs(ctx, o, p, all, build, options)
 	}
@@ -292,16 +298,27 @@ func (r *runner) openBuffers(ctx context.Context, p *Pipeline, m *v1alpha1.Pipel
 	return opened, r.openOutputs(ctx, o, p, all, build, options)
 }
 
+// shardsOf says how many shards a partition gets that this process creates. Only processes of single vertices share partitions.
+func (r *runner) shardsOf(m *v1alpha1.Pipeline, plans []vertex.Plan) func(vertex string) int {
+	return func(name string) int {
+		at := slices.IndexFunc(plans, func(pl vertex.Plan) bool { return pl.Name == name })
+		if r.cfg.Vertex == "" || at < 0 {
+			return 1
+		}
+		return plans[at].Shards(m)
+	}
+}
+
 // openInputs opens the partitions that vertices of this process read.
 func (r *runner) openInputs(ctx context.Context, o *isb.Opener, p *Pipeline, build []vertex.Plan, options func(vertex.InputPlan) buffer.Options) error {
 	for i := range build {
 		name, in := build[i].Name, build[i].Input
 		for n := range in.Partitions { // a source has none
-			part, err := r.partition(ctx, o, p, name, n, options(in))
+			parts, err := r.partition(ctx, o, p, name, n, options(in))
 			if err != nil {
 				return fmt.Errorf("pipeline %s, vertex %s: %w", p.Name, name, err)
 			}
-			p.partitions[name] = append(p.partitions[name], part)
+			p.partitions[name] = append(p.partitions[name], parts...)
 		}
 	}
 	return nil
@@ -326,32 +343,46 @@ func (r *runner) openOutputs(ctx context.Context, o *isb.Opener, p *Pipeline, al
 }
 
 // partition opens a partition that a vertex of this process reads.
-func (r *runner) partition(ctx context.Context, o *isb.Opener, p *Pipeline, vertex string, n int, opt buffer.Options) (in engine.Input, err error) {
-	return r.input(o, p, vertex, n, opt, func(opt buffer.Options, lost func(buffer.Loss)) (*buffer.Partition, error) {
-		return o.Partition(ctx, vertex, n, opt, lost)
+func (r *runner) partition(ctx context.Context, o *isb.Opener, p *Pipeline, vertex string, n int, opt buffer.Options) ([]engine.Input, error) {
+	shards := 1
+	opt.Beside = func() int { return shards }
+	return r.input(o, p, vertex, n, opt, func(opt buffer.Options, lost func(buffer.Loss)) ([]*buffer.Partition, error) {
+		all, err := o.Partition(ctx, vertex, n, opt, lost)
+		shards = len(all) // before any of them runs
+		return all, err
 	})
 }
 
-// shard opens a partition for a start of its shard.
-func (o *opening) shard(ctx context.Context, pl *vertex.Plan, n int, start shard.Ownership, fenced func(error)) (engine.Input, error) {
-	return o.r.input(o.opener, o.p, pl.Name, n, o.options(pl.Input), func(opt buffer.Options, lost func(buffer.Loss)) (*buffer.Partition, error) {
-		return o.opener.Shard(ctx, pl.Name, n, start, fenced, opt, lost)
+// shard opens a shard of a partition for a start of it. reading is how many this process reads.
+func (o *opening) shard(ctx context.Context, pl *vertex.Plan, s engine.Shard, start shard.Ownership, reading func() int, fenced func(error)) (engine.Input, error) {
+	opt := o.options(pl.Input)
+	opt.Beside = reading
+	in, err := o.r.input(o.opener, o.p, pl.Name, s.Partition, opt, func(opt buffer.Options, lost func(buffer.Loss)) ([]*buffer.Partition, error) {
+		p, err := o.opener.Shard(ctx, pl.Name, s.Partition, s.Shard, start, fenced, opt, lost)
+		return []*buffer.Partition{p}, err
 	})
+	if err != nil {
+		return engine.Input{}, err
+	}
+	return in[0], nil
 }
 
-func (r *runner) input(o *isb.Opener, p *Pipeline, vertex string, n int, opt buffer.Options, open func(buffer.Options, func(buffer.Loss)) (*buffer.Partition, error)) (in engine.Input, err error) {
+func (r *runner) input(o *isb.Opener, p *Pipeline, vertex string, n int, opt buffer.Options, open func(buffer.Options, func(buffer.Loss)) ([]*buffer.Partition, error)) (in []engine.Input, err error) {
 	name := o.Name(vertex, n)
 	m := r.metrics.Namespace(p.Namespace).Buffer(name)
 	opt.Metrics = m
 	opt.OnCorrupt = func(seq uint64, data []byte, err error) error { return r.corrupt(name, seq, data, err) }
-	part, err := open(opt, r.loss(p, vertex, m))
+	parts, err := open(opt, r.loss(p, vertex, m))
 	if err != nil {
 		return in, err
 	}
-	if part.InMemory() {
-		r.inMemory.Store(true)
+	for _, part := range parts {
+		if part.InMemory() {
+			r.inMemory.Store(true)
+		}
+		in = append(in, engine.Input{Partition: part, Metrics: m})
 	}
-	return engine.Input{Partition: part, Metrics: m}, nil
+	return in, nil
 }
 
 // loss reports what was lost with a stream in memory.

@@ -313,7 +313,7 @@ func (r *runner) vacating(ctx context.Context, h *held, vacate func(ownership.Co
 }
 
 // share is how this process shares a vertex with others.
-func (r *runner) share(ctx context.Context, p *Pipeline, plan *vertex.Plan, open func(context.Context, shard.Ownership, int, func(error)) (engine.Input, error)) (*engine.Share, error) {
+func (r *runner) share(ctx context.Context, p *Pipeline, plan *vertex.Plan, opened *opening, open func(context.Context, shard.Ownership, engine.Shard, func(error)) (engine.Input, error)) (*engine.Share, error) {
 	sharer, ok := p.store.(isb.Sharer)
 	if !ok {
 		return nil, fmt.Errorf("vertex %s: its buffer service does not let several processes share a vertex", plan.Name)
@@ -327,11 +327,14 @@ func (r *runner) share(ctx context.Context, p *Pipeline, plan *vertex.Plan, open
 			Store: store, Group: isb.ShardGroup(plan.Name), Name: r.cfg.Name, Incarnation: rand.Text(), Timing: shard.Timing{Finish: r.cfg.DrainTimeout},
 			Logger: r.log.With("pipeline", p.Name),
 		},
-		Partitions: map[string]int{}, Open: open, Logger: r.log.With("pipeline", p.Name),
+		ByName: map[string]engine.Shard{}, Open: open, Logger: r.log.With("pipeline", p.Name),
 	}
-	for n := range plan.Input.Partitions {
-		s.Shards.Shards = append(s.Shards.Shards, engine.ShardName(n))
-		s.Partitions[engine.ShardName(n)] = n
+	for n, of := range opened.shards {
+		for i := range of {
+			one := engine.Shard{Partition: n, Shard: i, Of: of}
+			s.Shards.Shards = append(s.Shards.Shards, one.Name())
+			s.ByName[one.Name()] = one
+		}
 	}
 	return s, nil
 }

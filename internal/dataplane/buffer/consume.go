@@ -50,14 +50,10 @@ func (r *Reader) Consumed() int {
 
 // consumedFloor is the sequence up to which no message waits: entries are done or consumed. mu is held.
 func (r *Reader) consumedFloor() uint64 {
-	floor := r.floor
 	if r.consumed == 0 {
-		return floor
+		return r.floor
 	}
-	for h := r.held[floor+1]; h != nil && (h.done || h.passed); h = r.held[floor+1] {
-		floor++
-	}
-	return floor
+	return r.reach(func(_ uint64, h *held) bool { return h.done || h.passed })
 }
 
 // within is how many of the indices from..to-1 are in spans.

@@ -119,6 +119,39 @@ type Driver interface {
 	ReaderDriver
 }
 
+// Sharded is implemented by drivers whose partitions can be divided into shards, each of which one process at a time reads. Their number is fixed when the log is created. Without it,
+// and with one shard, the whole partition is what a reader reads.
+//
+// The sequences of a shard are those of the log: a Cursor of a shard and Scan give every entry, the entries of other shards as Foreign, so that what is missing shows.
+type Sharded interface {
+	// Shards is their number.
+	Shards() int
+	// Shard returns the log as the reader of one shard sees it, with a cursor and a saved state of its own. It implements Siblings, and StateRegister if the driver does. Its Close does not
+	// close the driver.
+	Shard(n int) Driver
+}
+
+// ShardedUsage is the part of Sharded for writers.
+type ShardedUsage interface {
+	Shards() int
+	// UsageOf is the Usage of one shard: Follow gives its entries alone, and the state is that of its reader.
+	UsageOf(shard int) Usage
+}
+
+// Siblings is implemented by the drivers of shards: entries are removed once no shard needs them.
+type Siblings interface {
+	// Needs are what the readers of all shards of the partition have saved, by shard. They may be older than what is saved. ok is false as long as they are not known.
+	Needs() (needs []Need, ok bool)
+}
+
+// shardsOf is the number of shards of a partition.
+func shardsOf(driver any) int {
+	if s, ok := driver.(interface{ Shards() int }); ok {
+		return max(1, s.Shards())
+	}
+	return 1
+}
+
 // Volatile is implemented by drivers whose log may be in the memory of a store, and is lost when that restarts. The saved state is not.
 type Volatile interface {
 	// Volatile reports whether the log is in memory.
@@ -134,6 +167,8 @@ type Record struct {
 	Data []byte
 	// Messages is how many messages the entry counts as. Follow gives it back.
 	Messages int
+	// Shard is the shard that the entry is for.
+	Shard int
 	// Base and After are stored with it: see Entry.
 	Base, After uint64
 }
@@ -148,9 +183,11 @@ type Receipt interface {
 
 // Entry is one stored piece of data.
 type Entry struct {
-	Seq    uint64
-	Data   []byte
-	Stored time.Time
+	Seq uint64
+	// Foreign says that the entry is one of another shard: it has neither Data nor Stored.
+	Foreign bool
+	Data    []byte
+	Stored  time.Time
 	// Base is what the writer added to the sequences of its process, 0 if it did not say; see number.go.
 	Base uint64
 	// After is the highest sequence that the writer knew to be stored when it submitted the entry, 0 if it did not say. Invariant: After < Seq, unless the

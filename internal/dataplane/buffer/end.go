@@ -18,11 +18,8 @@ func (r *Reader) ConsumedFloor() uint64 { return r.readFloor(true) }
 func (r *Reader) readFloor(consumed bool) uint64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	floor, pieces := r.floor, r.blocks.waiting()
-	for h := r.held[floor+1]; h != nil && (h.done || consumed && h.passed || pieces[floor+1]); h = r.held[floor+1] {
-		floor++
-	}
-	return floor
+	pieces := r.blocks.waiting()
+	return r.reach(func(seq uint64, h *held) bool { return h.done || consumed && h.passed || pieces[seq] })
 }
 
 // KnownEnd is a sequence up to which entries are known to be stored, without asking the store. There may be more.

@@ -149,7 +149,7 @@ type finder struct {
 func (f finder) find(ctx context.Context, lo, hi uint64) ([]Entry, error) {
 	var found []Entry
 	err := f.insist(ctx, fmt.Sprintf("reading stored blocks %d to %d", lo, hi), func(ctx context.Context) (err error) {
-		found, err = f.log.Find(ctx, lo, hi, func(e Entry) bool { return intact(e.Data) })
+		found, err = f.log.Find(ctx, lo, hi, func(e Entry) bool { return e.Foreign || intact(e.Data) })
 		return err
 	})
 	return found, err

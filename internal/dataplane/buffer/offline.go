@@ -2,6 +2,7 @@ package buffer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -22,10 +23,48 @@ type Contents struct {
 	Reached map[string]uint64
 	// ByID reports whether lanes without positions are among them.
 	ByID bool
+	// Shards are what each shard holds, if there are several: this is the sum then.
+	Shards []Contents
 }
 
 // Inspect says what a partition holds. It touches no reader: it may be used while a process runs, and then is as of what that saved last.
-func Inspect(ctx context.Context, driver ReaderDriver) (Contents, error) {
+func Inspect(ctx context.Context, driver ReaderDriver) (c Contents, err error) {
+	n := shardsOf(driver)
+	if n == 1 {
+		return inspect(ctx, driver)
+	}
+	shards := make([]Driver, n)
+	for i := range shards {
+		shards[i] = driver.(Sharded).Shard(i) // it has several
+		defer func() { err = errors.Join(err, shards[i].Close()) }()
+	}
+	for i, shard := range shards {
+		one, err := inspect(ctx, shard)
+		if err != nil {
+			return Contents{}, fmt.Errorf("shard %d: %w", i, err)
+		}
+		c.add(one)
+		c.Shards = append(c.Shards, one)
+	}
+	return c, nil
+}
+
+// add adds what another shard holds.
+func (c *Contents) add(o Contents) {
+	c.Messages, c.Blocks, c.Bytes = c.Messages+o.Messages, c.Blocks+o.Blocks, c.Bytes+o.Bytes
+	if c.Oldest.IsZero() || !o.Oldest.IsZero() && o.Oldest.Before(c.Oldest) {
+		c.Oldest = o.Oldest
+	}
+	c.Written, c.ByID = c.Written || o.Written, c.ByID || o.ByID
+	if c.Reached == nil {
+		c.Reached = map[string]uint64{}
+	}
+	for lane, at := range o.Reached {
+		c.Reached[lane] = max(c.Reached[lane], at)
+	}
+}
+
+func inspect(ctx context.Context, driver ReaderDriver) (Contents, error) {
 	s, err := takeStock(ctx, driver)
 	if err != nil {
 		return Contents{}, err
@@ -34,8 +73,8 @@ func Inspect(ctx context.Context, driver ReaderDriver) (Contents, error) {
 	return s.contents, nil
 }
 
-// Discard drops all messages of a partition that are not known to be done, and returns their number. Messages that are written again are known and stay dropped.
-// Nothing may read or write the partition at the same time. If it is cut short, all messages are still there.
+// Discard drops all messages of a partition without shards, or of one shard, that are not known to be done, and returns their number. Messages that are written again are known and stay
+// dropped. Nothing may read or write the partition at the same time. If it is cut short, all messages are still there.
 func Discard(ctx context.Context, driver ReaderDriver) (messages int, err error) {
 	s, err := takeStock(ctx, driver)
 	if err != nil || s.contents.Blocks == 0 && s.last <= s.floor {
@@ -46,8 +85,13 @@ func Discard(ctx context.Context, driver ReaderDriver) (messages int, err error)
 	if err := driver.SaveState(ctx, state.marshal()); err != nil {
 		return 0, fmt.Errorf("save state: %w", err)
 	}
-	if s.contents.ByID {
-		return s.contents.Messages, nil // their ids are read back from the blocks, which the next reader trims
+	shared := false
+	if siblings, ok := driver.(Siblings); ok {
+		needs, _ := siblings.Needs()
+		shared = len(needs) > 0
+	}
+	if shared || s.contents.ByID {
+		return s.contents.Messages, nil // their ids are read back from the blocks, which the next reader trims; so are blocks that other shards may need
 	}
 	return s.contents.Messages, driver.Trim(ctx, s.last+1)
 }
@@ -102,6 +146,9 @@ func takeStock(ctx context.Context, driver ReaderDriver) (*stock, error) {
 			return
 		}
 		s.base = max(s.base, entryBase(e))
+		if e.Foreign {
+			return
+		}
 		b, n, err := headOf(e.Data)
 		s.contents.Blocks++
 		s.contents.Bytes += int64(len(e.Data))

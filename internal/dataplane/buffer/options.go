@@ -26,6 +26,8 @@ type Options struct {
 	TrimEvery time.Duration
 	// SaveEvery is how often the state is saved while blocks are being done. What was done since comes again after a crash. Default 200 ms.
 	SaveEvery time.Duration
+	// Beside, if not nil, is how many shards this process reads now: with many of them, each saves less often.
+	Beside func() int
 	// MaxInFlight bounds the blocks between Read and Done. Default 1024.
 	MaxInFlight int
 	// OnCorrupt is asked what to do when stored data is not what was written, or missing (seq is the first one concerned, data what is there).

@@ -32,6 +32,7 @@ type Reader struct {
 	writeBase uint64           // what this process adds to the sequences that it writes; 0 if it does not write
 	blocks    assembler        // pieces of blocks; all of them are held, and not done
 	held      map[uint64]*held // entries above the floor that were read
+	foreign   []foreignRun     // likewise, of other shards; ascending
 	failed    error            // what stops the reader for good; not nil once the store is known to have lost its end
 	// shortSince is since when the store says that it ends before what is known, cursorSince since when the cursor says that it ends before what was read.
 	// Nothing is removed while either is set.
@@ -50,6 +51,12 @@ type Reader struct {
 	ahead   []Entry       // for Read alone: entries that came before those that must come first; ascending
 	landed  chan struct{} // has room for 1: inFlight fell
 	trimNow chan struct{} // has room for 1: asks Run to trim
+
+	// The shard that is read, of so many. raised is the highest base of an entry that took the place of a lost one, of those that were met; keepFrom is the first entry that must stay for
+	// its ids, if byID, and savedKeep what of that is saved. See Trim; only with several shards.
+	shard, shards       int
+	raised              uint64
+	keepFrom, savedKeep uint64
 
 	saving   sync.Mutex // held while a state is saved or the log trimmed; taken before mu
 	trimMark []trimMark // for blocks that are kept for their ids; see Trim
@@ -118,11 +125,16 @@ func (d *Delivery) Place(i int) int {
 
 // OpenReader takes up a partition where its last reader left it: what was in flight then is delivered again, what was finished is known.
 func OpenReader(ctx context.Context, driver ReaderDriver, opt Options) (*Reader, error) {
+	return openReader(ctx, driver, opt, newRoom(opt.withDefaults().limit()), 0, 1)
+}
+
+// openReader opens the reader of a shard.
+func openReader(ctx context.Context, driver ReaderDriver, opt Options, left *room, shard, shards int) (*Reader, error) {
 	opt = opt.withDefaults()
 	retry := retrier{opt.Name, opt.Logger}
 	r := &Reader{
 		retrier: retry, opt: opt, driver: driver, log: finder{driver, retry}, damage: damages{driver, retry, opt.OnCorrupt, opt.Metrics},
-		usage: newUsage(opt.limit()), tail: &tail{}, blocks: assembler{map[string]*openBlock{}}, held: map[uint64]*held{},
+		usage: newUsage(left), tail: &tail{}, shard: shard, shards: shards, blocks: assembler{map[string]*openBlock{}}, held: map[uint64]*held{},
 		trimNow: make(chan struct{}, 1), landed: make(chan struct{}, 1),
 	}
 	if err := r.begin(ctx); err != nil {
@@ -137,7 +149,7 @@ func (r *Reader) begin(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.place = found.place
+	r.place, r.raised = found.place, found.raisedBase
 	r.read = r.floor
 	r.passLostEnd()
 	r.tail.open(found.bounds.Last)
@@ -152,6 +164,9 @@ func (r *Reader) begin(ctx context.Context) error {
 
 // Name is the name of the partition.
 func (r *Reader) Name() string { return r.opt.Name }
+
+// Shard is the number of the shard that is read, and how many the partition has; 0 and 1 for a partition that is not divided.
+func (r *Reader) Shard() (n, of int) { return r.shard, r.shards }
 
 // Pending is the number of messages that are stored or being stored and not done. What other processes have written is among it once it was read, or at once with
 // Options.Shared.
@@ -287,6 +302,10 @@ func (r *Reader) fail(err error) {
 
 // accept takes the next entry: it returns a block to hand over, or nil.
 func (r *Reader) accept(ctx context.Context, e Entry) (*Delivery, error) {
+	if e.Foreign {
+		r.pass(e)
+		return nil, nil
+	}
 	got, err := r.hold(e)
 	if err != nil {
 		// Another replica may have it as it was written.
@@ -308,6 +327,7 @@ func (r *Reader) accept(ctx context.Context, e Entry) (*Delivery, error) {
 	r.mu.Lock()
 	r.read = e.Seq
 	r.readBase = r.baseOf(e)
+	r.raised = max(r.raised, raisedBase(e))
 	r.mu.Unlock()
 	r.tail.know(e.Seq)
 	switch {
@@ -319,6 +339,27 @@ func (r *Reader) accept(ctx context.Context, e Entry) (*Delivery, error) {
 		return nil, nil
 	}
 	return r.admit(ctx, got.block, got.seqs)
+}
+
+// foreignRun are entries of other shards that follow each other, with one base.
+type foreignRun struct{ lo, hi, base uint64 }
+
+// pass takes an entry of another shard: it is done as soon as it was read.
+func (r *Reader) pass(e Entry) {
+	r.tail.know(e.Seq)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	base := r.baseOf(e)
+	r.read, r.readBase = e.Seq, base
+	r.raised = max(r.raised, raisedBase(e))
+	if n := len(r.foreign); n > 0 && r.foreign[n-1].hi+1 == e.Seq && r.foreign[n-1].base == base {
+		r.foreign[n-1].hi = e.Seq
+	} else {
+		r.foreign = append(r.foreign, foreignRun{e.Seq, e.Seq, base})
+	}
+	was := r.floor
+	r.advance()
+	r.tellMoved(was)
 }
 
 // hold makes of an entry what it is. From then on it is held, unless it is damaged.
@@ -472,7 +513,11 @@ func (r *Reader) advance() {
 	for {
 		r.passLostEnd()
 		end, need := r.floor, r.floor+1
-		for end < need {
+		for runs := r.foreign; end < need; {
+			if len(runs) > 0 && runs[0].lo == end+1 {
+				end, runs = runs[0].hi, runs[1:]
+				continue
+			}
 			next := r.held[end+1]
 			if next == nil || !next.done {
 				return
@@ -481,6 +526,11 @@ func (r *Reader) advance() {
 			need = max(need, next.last)
 		}
 		for r.floor < end {
+			if len(r.foreign) > 0 && r.foreign[0].lo == r.floor+1 {
+				r.floor, r.floorBase = r.foreign[0].hi, max(r.floorBase, r.foreign[0].base)
+				r.foreign = r.foreign[1:]
+				continue
+			}
 			r.floor++
 			h := r.held[r.floor]
 			r.floorBase = max(r.floorBase, h.base)
@@ -489,6 +539,25 @@ func (r *Reader) advance() {
 				r.forgotten.Admit(h.header, time.Time{})
 			}
 		}
+	}
+}
+
+// reach is how far entries above the floor are of other shards, or held and accepted by good. mu is held.
+func (r *Reader) reach(good func(seq uint64, h *held) bool) uint64 {
+	floor, runs := r.floor, r.foreign
+	for {
+		for len(runs) > 0 && runs[0].lo <= floor {
+			runs = runs[1:]
+		}
+		if len(runs) > 0 && runs[0].lo == floor+1 {
+			floor = runs[0].hi
+			continue
+		}
+		h := r.held[floor+1]
+		if h == nil || !good(floor+1, h) {
+			return floor
+		}
+		floor++
 	}
 }
 

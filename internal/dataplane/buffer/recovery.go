@@ -23,8 +23,10 @@ type recovery struct {
 	place
 	bounds Bounds
 	lost   loss
-	given  bool   // something was given up: that is saved, or it would be reported again
-	next   uint64 // the sequence after the last entry that is there
+	given  bool // something was given up: that is saved, or it would be reported again
+	// raisedBase is the highest base of an entry that took the place of a lost one.
+	raisedBase uint64
+	next       uint64 // the sequence after the last entry that is there
 }
 
 func (r *Reader) recover(ctx context.Context) (*recovery, error) {
@@ -131,9 +133,13 @@ func (c *recovery) scan(ctx context.Context) (err error) {
 	now, parts, base := time.Now(), pieces{}, p.floorBase
 	c.next, err = c.log.scan(ctx, c.bounds, func(e Entry) {
 		base = max(base, entryBase(e))
+		c.raisedBase = max(c.raisedBase, raisedBase(e))
 		if c.lost.see(e) {
 			// The floor is of the entries that were here before.
 			p.floor = min(p.floor, e.Seq-1)
+		}
+		if e.Foreign {
+			return
 		}
 		if b, n, err := headOf(e.Data); err == nil { // otherwise Read meets it again and reports it
 			c.see(e, b, n, parts, now)

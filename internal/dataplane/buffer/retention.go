@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -29,7 +30,8 @@ func (r *Reader) Run(ctx context.Context) error {
 }
 
 func (r *Reader) keep(ctx context.Context) error {
-	save := time.NewTicker(r.opt.SaveEvery)
+	every := r.saveEvery()
+	save := time.NewTicker(every)
 	defer save.Stop()
 	trim := time.NewTicker(r.opt.TrimEvery)
 	defer trim.Stop()
@@ -53,10 +55,38 @@ func (r *Reader) keep(ctx context.Context) error {
 			tidy()
 		case <-save.C:
 			said("save of the state", r.saveFloor(ctx))
+			if now := r.saveEvery(); now != every {
+				every = now
+				save.Reset(every)
+			}
 		case <-trim.C:
 			tidy()
 		}
 	}
+}
+
+// Shards that a process reads beside each other save less often the more there are, so that they cost the store about as much as a few: up to savesFew as often as one, from
+// savesMany on at most every saveAtMost.
+const (
+	savesFew   = 4
+	savesMany  = 20
+	saveAtMost = time.Second
+)
+
+// saveEvery is how often the state is saved.
+func (r *Reader) saveEvery() time.Duration {
+	if r.opt.Beside == nil {
+		return r.opt.SaveEvery
+	}
+	return spacedBy(r.opt.SaveEvery, r.opt.Beside())
+}
+
+// spacedBy is how often each of n shards saves its state.
+func spacedBy(every time.Duration, n int) time.Duration {
+	if n <= savesFew || every >= saveAtMost {
+		return every
+	}
+	return every + (saveAtMost-every)*time.Duration(min(n, savesMany)-savesFew)/(savesMany-savesFew)
 }
 
 // Recount corrects the count of pending messages if it must be 0: everything that is stored was read and is done.
@@ -67,7 +97,7 @@ func (r *Reader) Recount(ctx context.Context) {
 	}
 	bounds, err := r.driver.Bounds(ctx)
 	r.mu.Lock()
-	idle = err == nil && len(r.held) == 0 && bounds.Last == r.read
+	idle = err == nil && len(r.held) == 0 && len(r.foreign) == 0 && bounds.Last == r.read
 	r.mu.Unlock()
 	if idle {
 		r.usage.clear(count)
@@ -88,7 +118,11 @@ func (r *Reader) Trim(ctx context.Context) error {
 	}
 	if byID {
 		keep = r.keepIDs(time.Now())
+		r.mu.Lock()
+		r.keepFrom = max(1, keep)
+		r.mu.Unlock()
 	}
+	keep = min(keep, r.neededBySiblings())
 	if keep <= r.trimmed {
 		return saving
 	}
@@ -97,6 +131,36 @@ func (r *Reader) Trim(ctx context.Context) error {
 	}
 	r.trimmed = keep
 	return saving
+}
+
+// neededBySiblings is the first entry that another shard may still read; nothing before it is removed. What another shard has saved counts only if it has passed every entry that took the
+// place of a lost one: its floor is of the lost ones otherwise.
+func (r *Reader) neededBySiblings() uint64 {
+	if r.shards == 1 {
+		return math.MaxUint64
+	}
+	var needs []Need
+	s, known := r.driver.(Siblings)
+	if known {
+		needs, known = s.Needs()
+	}
+	if !known || len(needs) != r.shards {
+		return 0
+	}
+	r.mu.Lock()
+	raised := r.raised
+	r.mu.Unlock()
+	first := uint64(math.MaxUint64)
+	for i, n := range needs {
+		switch {
+		case i == r.shard:
+		case n.Base < raised:
+			return 0
+		default:
+			first = min(first, n.From)
+		}
+	}
+	return first
 }
 
 // keepIDs returns the first entry that must stay for its ids: they are read back from the blocks at the next start. The window is of this process's time:
@@ -134,6 +198,9 @@ func (r *Reader) save(ctx context.Context, always bool) error {
 func (r *Reader) saveFloor(ctx context.Context) error {
 	r.mu.Lock()
 	read, moved := r.read, r.floor != r.saved || r.progressed
+	if r.shards > 1 {
+		moved = r.progressed // what passes of others is saved with the next trim
+	}
 	r.mu.Unlock()
 	if !moved {
 		return nil
@@ -146,13 +213,17 @@ func (r *Reader) saveUpTo(ctx context.Context, stored uint64, always bool) error
 	defer r.saving.Unlock()
 	r.mu.Lock()
 	floor, last := r.floor, max(stored, r.savedLast, r.read, r.tail.known.Load())
-	if floor == r.saved && last == r.savedLast && !r.progressed && !always {
+	keep := uint64(0)
+	if r.shards > 1 && r.byID {
+		keep = max(1, r.keepFrom)
+	}
+	if floor == r.saved && last == r.savedLast && keep == r.savedKeep && !r.progressed && !always {
 		r.mu.Unlock()
 		return nil
 	}
 	state := savedState{
 		floor: floor, last: last, base: r.floorBase, top: max(r.top, max(r.writeBase, r.readBase)+last),
-		consumed: r.consumedFloor(), seen: r.forgotten.Marshal(), progress: r.progressNow(),
+		consumed: r.consumedFloor(), keep: keep, seen: r.forgotten.Marshal(), progress: r.progressNow(),
 	}
 	progressed := r.progressed
 	r.progressed = false
@@ -168,7 +239,7 @@ func (r *Reader) saveUpTo(ctx context.Context, stored uint64, always bool) error
 		return fmt.Errorf("save state: %w", err)
 	}
 	r.mu.Lock()
-	r.saved, r.savedLast, r.unsaved = floor, last, time.Time{}
+	r.saved, r.savedLast, r.savedKeep, r.unsaved = floor, last, keep, time.Time{}
 	r.mu.Unlock()
 	return r.savePending(ctx)
 }

@@ -21,12 +21,13 @@ const stateHead = 16
 //
 // with numbers little endian, or uvarints where no length is given. Sequences are relative to the one before, 0 spans say that all is done, and a span is
 // relative to the end of the one before. Version 4 has consumed(8) after top, and is written only where that is above the floor. Version 5 is a state of another version with
-// its owner before it (owner.go). Version 2 has neither base nor top, and before it the state was floor(8) last(8) seen. A version that does not know a form stops: with the
+// its owner before it (owner.go). Version 6 has consumed(8) keep(8) after top, and is written only for one of several shards. Version 2 has neither base nor top, and before it the state was floor(8) last(8) seen. A version that does not know a form stops: with the
 // numbers that it would give to blocks, they would be dropped downstream.
 const (
 	stateMagic    = "LVSTATE\xff"
 	stateVersion  = 3
 	stateConsumed = 4
+	stateKeep     = 6
 	// maxProgress bounds the part for progress, in bytes. What does not fit is repeated after a restart.
 	maxProgress = 64 << 10
 )
@@ -40,6 +41,8 @@ type savedState struct {
 	top         uint64 // no entry up to last has a higher number
 	// consumed is how far entries are done or consumed, for writers elsewhere: those take no room. The next reader begins at floor all the same. 0 is floor.
 	consumed uint64
+	// keep is the first entry that the reader still needs where that is below the floor, for the ids in it; 0 if none is. Only where a partition has several shards.
+	keep     uint64
 	seen     []byte              // of package identity, as of floor
 	progress map[uint64]progress // of entries above floor, by sequence; what of it does not fit is left out
 }
@@ -74,7 +77,10 @@ func (s *savedState) marshal() []byte {
 		count++
 	}
 	version, numbers := byte(stateVersion), []uint64{s.floor, s.last, s.base, s.top}
-	if s.consumed > s.floor {
+	switch {
+	case s.keep > 0:
+		version, numbers = stateKeep, append(numbers, s.consumed, s.keep)
+	case s.consumed > s.floor:
 		version, numbers = stateConsumed, append(numbers, s.consumed)
 	}
 	b := append([]byte(stateMagic), version, 0, 0, 0, 0)
@@ -94,6 +100,22 @@ func SavedBounds(state []byte) (floor, last uint64, err error) {
 		return 0, 0, err
 	}
 	return s.floor, s.last, nil
+}
+
+// Need is what the reader of a shard may still read, as of a saved state: entries from From on. Base is that of the entry at its floor.
+type Need struct{ From, Base uint64 }
+
+// NeedOf returns the Need of a saved state; 1 and 0 if nothing was saved, or if what was cannot be read.
+func NeedOf(state []byte) Need {
+	s, err := readState(state)
+	if err != nil || s == nil {
+		return Need{From: 1}
+	}
+	n := Need{s.floor + 1, s.base}
+	if s.keep > 0 {
+		n.From = min(n.From, s.keep)
+	}
+	return n
 }
 
 // errStateVersion means that the state was written by a version that knows more.
@@ -116,8 +138,10 @@ func unmarshalState(b []byte) (*savedState, error) {
 		head += 16
 	case stateConsumed:
 		head += 24
+	case stateKeep:
+		head += 32
 	default:
-		return nil, fmt.Errorf("%w: it has format %d, and this version of Levada reads formats up to %d; run the version that wrote it, or a later one", errStateVersion, b[0], ownedVersion)
+		return nil, fmt.Errorf("%w: it has format %d, and this version of Levada reads formats up to %d; run the version that wrote it, or a later one", errStateVersion, b[0], stateKeep)
 	}
 	if len(b) < 5+head || binary.LittleEndian.Uint32(b[1:]) != crc32.ChecksumIEEE(b[5:]) {
 		return nil, fmt.Errorf("%w: %d bytes", identity.ErrState, len(b))
@@ -128,8 +152,11 @@ func unmarshalState(b []byte) (*savedState, error) {
 	if version > 2 {
 		s.base, s.top = binary.LittleEndian.Uint64(b[16:]), binary.LittleEndian.Uint64(b[24:])
 	}
-	if version == stateConsumed {
+	if version == stateConsumed || version == stateKeep {
 		s.consumed = binary.LittleEndian.Uint64(b[32:])
+	}
+	if version == stateKeep {
+		s.keep = binary.LittleEndian.Uint64(b[40:])
 	}
 	b = b[head:]
 	bad := false
@@ -172,4 +199,12 @@ func unmarshalState(b []byte) (*savedState, error) {
 		return nil, identity.ErrState
 	}
 	return s, nil
+}
+
+// stateDivided is the version of what stands in the place of a saved state of a partition that is divided into shards.
+const stateDivided = 7
+
+// DividedState is kept where the saved state of a partition without shards would be: a version that knows no shards stops at it.
+func DividedState() []byte {
+	return append(append([]byte(stateMagic), stateDivided), make([]byte, stateHead)...)
 }

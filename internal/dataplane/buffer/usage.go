@@ -10,15 +10,70 @@ import (
 	"time"
 )
 
-// usage is how many messages of a partition are stored or being stored and neither consumed nor done, and the room that is left. A block counts once however it becomes known: by
+// room is what is left of the limit of a partition. The usages of its shards add to it.
+type room struct {
+	limit    int          // writers wait at this many pending messages
+	pending  atomic.Int64 // of all usages; written with mu held
+	reserved atomic.Int64 // messages that are about to be written by those who do not wait for room
+
+	mu   sync.Mutex
+	free chan struct{} // closed and replaced when pending falls below limit
+}
+
+func newRoom(limit int) *room { return &room{limit: limit, free: make(chan struct{})} }
+
+// add changes what is pending, and wakes writers if there is room now.
+func (r *room) add(n int) {
+	if n == 0 {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.pending.Add(int64(n))
+	if before := now - int64(n); before >= int64(r.limit) && now < int64(r.limit) {
+		close(r.free)
+		r.free = make(chan struct{})
+	}
+}
+
+// wait waits until there is room. full is called before it waits.
+func (r *room) wait(ctx context.Context, full func()) error {
+	for told := false; r.pending.Load() >= int64(r.limit); told = true {
+		if !told {
+			full()
+		}
+		r.mu.Lock()
+		free, is := r.free, r.pending.Load() >= int64(r.limit)
+		r.mu.Unlock()
+		if !is {
+			return nil
+		}
+		select {
+		case <-free:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+// reserve takes room for one message, if there is any.
+func (r *room) reserve() bool {
+	if r.pending.Load()+r.reserved.Add(1) > int64(r.limit) {
+		r.reserved.Add(-1)
+		return false
+	}
+	return true
+}
+
+// usage is how many messages of a shard are stored or being stored and neither consumed nor done. A block counts once however it becomes known: by
 // the receipt of a write of this process, by following the log, or by reading it. So nothing is lost or counted twice when another process writes as well.
 //
 // Where the reader is in the same process, it says what it reads and what is done (read, done). Elsewhere a writer follows the log (stored) and the
 // state that the reader saves (saved).
 type usage struct {
-	limit    int          // writers wait at this many pending messages
-	pending  atomic.Int64 // unsettled + total; written with mu held
-	reserved atomic.Int64 // messages that are about to be written by those who do not wait for room
+	room    *room        // of the partition
+	pending atomic.Int64 // unsettled + total; written with mu held
 
 	mu        sync.Mutex
 	unsettled int // messages of writes of this process whose receipts are out
@@ -29,20 +84,14 @@ type usage struct {
 	// entries are the messages of stored entries above passed. Invariant: with partial done, they count in total.
 	entries map[uint64]int
 	partial map[uint64]progress // what a reader elsewhere has done of entries above passed
-	room    chan struct{}       // closed and replaced when pending falls below limit
 }
 
-func newUsage(limit int) *usage {
-	return &usage{limit: limit, entries: map[uint64]int{}, room: make(chan struct{})}
-}
+func newUsage(r *room) *usage { return &usage{room: r, entries: map[uint64]int{}} }
 
-// update recounts pending after a change, and wakes writers if there is room now. mu is held.
+// update recounts pending after a change. mu is held.
 func (u *usage) update() {
-	now := u.unsettled + u.total
-	if before := u.pending.Swap(int64(now)); before >= int64(u.limit) && now < u.limit {
-		close(u.room)
-		u.room = make(chan struct{})
-	}
+	now := int64(u.unsettled + u.total)
+	u.room.add(int(now - u.pending.Swap(now)))
 }
 
 // submitted counts messages that are being stored.
@@ -154,36 +203,6 @@ func (u *usage) idle() (count int, idle bool) {
 	return u.total, u.unsettled == 0 && len(u.entries) == 0
 }
 
-// wait waits until there is room. full is called before it waits.
-func (u *usage) wait(ctx context.Context, full func()) error {
-	for told := false; u.pending.Load() >= int64(u.limit); told = true {
-		if !told {
-			full()
-		}
-		u.mu.Lock()
-		room, is := u.room, u.pending.Load() >= int64(u.limit)
-		u.mu.Unlock()
-		if !is {
-			return nil
-		}
-		select {
-		case <-room:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-	return nil
-}
-
-// reserve takes room for one message, if there is any.
-func (u *usage) reserve() bool {
-	if u.pending.Load()+u.reserved.Add(1) > int64(u.limit) {
-		u.reserved.Add(-1)
-		return false
-	}
-	return true
-}
-
 // follower keeps a usage up to date with what other processes store.
 type follower struct {
 	driver Usage
@@ -218,7 +237,7 @@ func (f *follower) ask(ctx context.Context, every time.Duration) error {
 		case <-ctx.Done():
 			return nil
 		}
-		if f.usage.pending.Load() < int64(f.usage.limit) {
+		if f.usage.room.pending.Load() < int64(f.usage.room.limit) {
 			continue
 		}
 		if state, err := f.driver.LoadState(ctx); err == nil {

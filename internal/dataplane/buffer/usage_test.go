@@ -10,7 +10,7 @@ import (
 // come before or after the block is read, may be lost, or may say that the block was there before; the log may be followed or not.
 func TestEachMessageCountsOnce(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		u := newUsage(1 << 30)
+		u := newUsage(newRoom(1 << 30))
 		count := rapid.IntRange(1, 8).Draw(t, "blocks")
 		type block struct {
 			messages       int
@@ -79,7 +79,7 @@ func TestEachMessageCountsOnce(t *testing.T) {
 // TestSavedProgressCountsOnce gives a writer elsewhere entries and saved states in any order, as two subscriptions do.
 func TestSavedProgressCountsOnce(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		u := newUsage(1 << 30)
+		u := newUsage(newRoom(1 << 30))
 		count := rapid.IntRange(1, 8).Draw(t, "blocks")
 		messages := make([]int, count)
 		for i := range messages {

@@ -22,24 +22,31 @@ import (
 type Writer struct {
 	opt    Options
 	driver WriterDriver
-	usage  *usage // shared with the reader, if that is in the same process
-	tail   *tail  // likewise
-	base   uint64 // what this process adds to the sequences that it writes, see number.go
+	room   *room    // of the partition
+	usages []*usage // by shard; each is shared with the reader of the shard, if that is in the same process
+	tail   *tail    // shared with the reader of shard 0, likewise
+	others []*tail  // of the readers of the other shards in this process
+	base   uint64   // what this process adds to the sequences that it writes, see number.go
 	// loseEnd is called when the store turns out to have lost its end: entries from first on are not those that were stored there. It returns the error that all get.
 	loseEnd func(ctx context.Context, first uint64, why error) error
 	refused atomic.Pointer[error] // why the last attempt to write was refused, if for want of room
 
 	mu sync.Mutex
-	// prev is the last position that was written of each lane. A block carries it, so that the reader sees that one is missing. What was written before this
+	// prev is, for each shard, the last position that was written of each lane. A block carries it, so that the reader sees that one is missing. What was written before this
 	// process is 0: a reader makes nothing of that.
-	prev map[string]uint64
+	prev []map[string]uint64
 }
 
 // OpenWriter opens the writing end of a partition whose reader is in another process, or not running. Nothing of the reader is touched. The error is ErrLostEnd
 // while the store has less than its reader has saved: what is written then could be taken for what was lost.
 func OpenWriter(ctx context.Context, driver WriterDriver, opt Options) (*Writer, error) {
 	opt = opt.withDefaults()
-	w := newWriter(driver, opt, newUsage(opt.limit()), &tail{})
+	left := newRoom(opt.limit())
+	usages := make([]*usage, shardsOf(driver))
+	for i := range usages {
+		usages[i] = newUsage(left)
+	}
+	w := newWriter(driver, opt, usages, &tail{})
 	w.loseEnd = w.stop
 	if err := w.begin(ctx); err != nil {
 		return nil, fmt.Errorf("buffer %s: %w", opt.Name, err)
@@ -47,34 +54,55 @@ func OpenWriter(ctx context.Context, driver WriterDriver, opt Options) (*Writer,
 	return w, nil
 }
 
-func newWriter(driver WriterDriver, opt Options, u *usage, t *tail) *Writer {
-	return &Writer{opt: opt, driver: driver, usage: u, tail: t, prev: map[string]uint64{}}
+// newWriter is given a usage for each shard, all of one room.
+func newWriter(driver WriterDriver, opt Options, usages []*usage, t *tail) *Writer {
+	w := &Writer{opt: opt, driver: driver, room: usages[0].room, usages: usages, tail: t, prev: make([]map[string]uint64, len(usages))}
+	for i := range w.prev {
+		w.prev[i] = map[string]uint64{}
+	}
+	return w
 }
 
-// begin reads how far reader and store are. The state is read first: what it knows must be stored.
+// Shards is the number of shards that the partition is divided into.
+func (w *Writer) Shards() int { return len(w.usages) }
+
+// usageOf is the driver of a shard for what its reader says.
+func (w *Writer) usageOf(shard int) Usage {
+	if s, ok := w.driver.(ShardedUsage); ok && len(w.usages) > 1 {
+		return s.UsageOf(shard)
+	}
+	return w.driver
+}
+
+// begin reads how far readers and store are. The states are read first: what they know must be stored.
 func (w *Writer) begin(ctx context.Context) error {
-	data, err := w.driver.LoadState(ctx)
-	if err != nil {
-		return fmt.Errorf("load state: %w", err)
-	}
-	state, err := readState(data)
-	if err != nil {
-		return err
-	}
-	if state == nil {
-		state = &savedState{}
+	states, last, top := make([]*savedState, len(w.usages)), uint64(0), uint64(0)
+	for i := range states {
+		data, err := w.usageOf(i).LoadState(ctx)
+		if err != nil {
+			return fmt.Errorf("load state: %w", err)
+		}
+		if states[i], err = readState(data); err != nil {
+			return err
+		}
+		if states[i] == nil {
+			states[i] = &savedState{}
+		}
+		last, top = max(last, states[i].last), max(top, states[i].top)
 	}
 	bounds, err := w.driver.Bounds(ctx)
 	if err != nil {
 		return err
 	}
-	if bounds.Last < state.last {
-		return fmt.Errorf("%w: the reader knows of blocks up to %d, and the last one there is %d. Nothing is written until the reader has started and decided about it", ErrLostEnd, state.last, bounds.Last)
+	if bounds.Last < last {
+		return fmt.Errorf("%w: the reader knows of blocks up to %d, and the last one there is %d. Nothing is written until the reader has started and decided about it", ErrLostEnd, last, bounds.Last)
 	}
 	w.tail.open(bounds.Last)
 	// The bases of other processes may be lower: the reader takes the highest that it met.
-	w.base = newBase(bounds.Last, state.top, time.Now())
-	w.usage.saved(state.passed(), state.progress)
+	w.base = newBase(bounds.Last, top, time.Now())
+	for i, state := range states {
+		w.usages[i].saved(state.passed(), state.progress)
+	}
 	return nil
 }
 
@@ -88,11 +116,13 @@ const unheardAfter = 2 * time.Second
 
 // Run follows what other processes store and what the reader has done, until ctx ends. It is for a writer without a reader in its process.
 func (w *Writer) Run(ctx context.Context) error {
-	f := &follower{driver: w.driver, usage: w.usage, tail: w.tail, retry: retrier{w.opt.Name, w.opt.Logger}}
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return f.run(ctx, w.usage.floor()) })
-	group.Go(func() error { return f.watch(ctx) })
-	group.Go(func() error { return f.ask(ctx, unheardAfter) })
+	for i, u := range w.usages {
+		f := &follower{driver: w.usageOf(i), usage: u, tail: w.tail, retry: retrier{w.opt.Name, w.opt.Logger}}
+		group.Go(func() error { return f.run(ctx, u.floor()) })
+		group.Go(func() error { return f.watch(ctx) })
+		group.Go(func() error { return f.ask(ctx, unheardAfter) })
+	}
 	return group.Wait()
 }
 
@@ -101,17 +131,19 @@ func (w *Writer) Run(ctx context.Context) error {
 func (w *Writer) Forget(lane string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	delete(w.prev, lane)
+	for _, prev := range w.prev {
+		delete(prev, lane)
+	}
 }
 
 // Name is the name of the partition.
 func (w *Writer) Name() string { return w.opt.Name }
 
 // Pending is the number of messages that are stored or being stored and not done, as far as this process knows.
-func (w *Writer) Pending() int { return int(w.usage.pending.Load()) }
+func (w *Writer) Pending() int { return int(w.room.pending.Load()) }
 
 // Limit is the number of pending messages above which writers wait.
-func (w *Writer) Limit() int { return w.usage.limit }
+func (w *Writer) Limit() int { return w.room.limit }
 
 // MaxLength is the nominal length, in messages.
 func (w *Writer) MaxLength() int { return w.opt.MaxLength }
@@ -123,43 +155,48 @@ func (w *Writer) MaxEntry() int { return w.driver.MaxEntry() }
 func (w *Writer) Close() error { return w.driver.Close() }
 
 // WaitForRoom waits until the partition takes more.
-func (w *Writer) WaitForRoom(ctx context.Context) error { return w.usage.wait(ctx, w.opt.Metrics.Full) }
+func (w *Writer) WaitForRoom(ctx context.Context) error { return w.room.wait(ctx, w.opt.Metrics.Full) }
 
 // Reserve takes room for a message that is about to be written, if there is any. Unreserve gives it back: once it is written it counts as pending.
-func (w *Writer) Reserve() bool { return w.usage.reserve() }
+func (w *Writer) Reserve() bool { return w.room.reserve() }
 
 // Unreserve gives back room for n messages.
-func (w *Writer) Unreserve(n int) { w.usage.reserved.Add(-int64(n)) }
+func (w *Writer) Unreserve(n int) { w.room.reserved.Add(-int64(n)) }
 
 // Write begins to store a block of which e holds the messages and h the rest. It does not wait for room: see WaitForRoom.
 // Blocks of a lane must be written in the order of their positions; h.Prev is filled in here. Wait for the Write that is returned.
 func (w *Writer) Write(ctx context.Context, h *flow.Block, e *flow.Encoder) (*Write, error) {
+	return w.WriteTo(ctx, 0, h, e)
+}
+
+// WriteTo is Write to a shard of the partition. A block that is written again must go to the same one: its readers do not know what others have seen.
+func (w *Writer) WriteTo(ctx context.Context, shard int, h *flow.Block, e *flow.Encoder) (*Write, error) {
 	w.mu.Lock()
-	h.Prev = w.prev[h.Lane]
-	w.prev[h.Lane] = h.Last()
+	h.Prev = w.prev[shard][h.Lane]
+	w.prev[shard][h.Lane] = h.Last()
 	w.mu.Unlock()
 	data, err := e.Finish(h, w.opt.Compression)
 	if err != nil {
 		return nil, err
 	}
-	out := &Write{w: w, messages: e.Count(), begun: time.Now()}
-	id, largest := blockID(h, out.messages), w.driver.MaxEntry()
+	out := &Write{w: w, shard: shard, messages: e.Count(), begun: time.Now()}
+	id, largest := blockID(h, shard, out.messages), w.driver.MaxEntry()
 	if len(data) <= largest {
 		out.single[0] = part{id: id, data: data, messages: out.messages, memory: e.Detach(takeBytes())}
 		out.parts = out.single[:]
 	} else if out.parts = split(id, h, e.Count(), data, largest); out.parts == nil {
 		return nil, fmt.Errorf("buffer %s: a block of %d bytes: %w, which is %d", w.opt.Name, len(data), ErrTooLarge, largest)
 	}
-	w.usage.submitted(out.messages)
+	w.usages[shard].submitted(out.messages)
 	for i := range out.parts {
-		w.submit(ctx, &out.parts[i])
+		w.submit(ctx, shard, &out.parts[i])
 	}
 	return out, nil
 }
 
-func (w *Writer) submit(ctx context.Context, p *part) {
+func (w *Writer) submit(ctx context.Context, shard int, p *part) {
 	p.known = w.tail.known.Load()
-	p.receipt = w.driver.Submit(ctx, Record{ID: p.id, Data: p.data, Messages: p.messages, Base: w.base, After: p.known})
+	p.receipt = w.driver.Submit(ctx, Record{ID: p.id, Data: p.data, Messages: p.messages, Shard: shard, Base: w.base, After: p.known})
 }
 
 // maxBlockID is the length from which an id is replaced by its hash.
@@ -167,7 +204,8 @@ const maxBlockID = 256
 
 // blockID is the identity of a block for the broker. It holds both ends: a writer that groups its input otherwise after a crash makes another block,
 // and the broker must not take it for the old one. Blocks for a watermark alone cover the same position again and again, so theirs is part of their ids.
-func blockID(h *flow.Block, messages int) string {
+// Shards of a partition are stored together, and get blocks of the same range.
+func blockID(h *flow.Block, shard, messages int) string {
 	b := make([]byte, 0, len(h.Lane)+32)
 	b = append(b, h.Lane...)
 	b = append(b, '/')
@@ -183,6 +221,9 @@ func blockID(h *flow.Block, messages int) string {
 	if messages == 0 && h.Watermark != flow.NoWatermark {
 		b = strconv.AppendInt(append(b, '^'), h.Watermark, 36)
 	}
+	if shard > 0 {
+		b = strconv.AppendInt(append(b, '|'), int64(shard), 36)
+	}
 	if len(b) > maxBlockID {
 		sum := sha256.Sum256(b)
 		b = append(b[:len(h.Lane)+1], hex.EncodeToString(sum[:])...)
@@ -193,6 +234,7 @@ func blockID(h *flow.Block, messages int) string {
 // Write is a block on its way into the partition.
 type Write struct {
 	w        *Writer
+	shard    int
 	parts    []part
 	single   [1]part // of most
 	messages int
@@ -214,16 +256,19 @@ type part struct {
 func (out *Write) Wait(ctx context.Context) error {
 	w := out.w
 	for i := range out.parts {
-		seq, err := w.settle(ctx, &out.parts[i])
-		w.usage.settled(seq, out.parts[i].messages)
+		seq, err := w.settle(ctx, out.shard, &out.parts[i])
+		w.usages[out.shard].settled(seq, out.parts[i].messages)
 		if err == nil {
 			continue
 		}
 		for _, rest := range out.parts[i+1:] {
-			w.usage.settled(0, rest.messages) // if it is stored all the same, it counts when it is read
+			w.usages[out.shard].settled(0, rest.messages) // if it is stored all the same, it counts when it is read
 		}
 		if errors.Is(err, ErrMissing) {
 			w.tail.gone.Store(true)
+			for _, t := range w.others {
+				t.gone.Store(true)
+			}
 		}
 		return fmt.Errorf("buffer %s: %w", w.opt.Name, err)
 	}
@@ -237,7 +282,7 @@ var blockBytes = sync.Pool{New: func() any { return new([]byte) }}
 func takeBytes() []byte { return (*blockBytes.Get().(*[]byte))[:0] }
 
 // settle waits until a part is stored, and returns where; 0 if it is not, or if the store does not say.
-func (w *Writer) settle(ctx context.Context, p *part) (seq uint64, err error) {
+func (w *Writer) settle(ctx context.Context, shard int, p *part) (seq uint64, err error) {
 	var wait *backoff.ExponentialBackOff
 	for again := false; ; again = true {
 		seq, duplicate, err := p.receipt.Wait(ctx)
@@ -267,7 +312,7 @@ func (w *Writer) settle(ctx context.Context, p *part) (seq uint64, err error) {
 		if !sleep(ctx, wait.NextBackOff()) {
 			return 0, context.Cause(ctx)
 		}
-		w.submit(ctx, p)
+		w.submit(ctx, shard, p)
 	}
 }
 
@@ -279,7 +324,13 @@ func (w *Writer) accepted(ctx context.Context, p *part, seq uint64, duplicate bo
 			return w.loseEnd(ctx, seq, fmt.Errorf("%w: it stored a block as %d, and had stored blocks up to %d", ErrLostEnd, seq, w.tail.known.Load()))
 		}
 		w.tail.stored.Add(1)
+		for _, t := range w.others {
+			t.stored.Add(1)
+		}
 	}
 	w.tail.know(seq)
+	for _, t := range w.others {
+		t.know(seq)
+	}
 	return w.tail.lostEnd()
 }

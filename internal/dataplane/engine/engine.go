@@ -33,7 +33,7 @@ import (
 	"github.com/levada-io/levada/internal/metrics"
 )
 
-// Input is a partition that a vertex reads, with its metrics.
+// Input is a partition that a vertex reads, or a shard of one, with the metrics of the partition.
 type Input struct {
 	Partition *buffer.Partition
 	Metrics   *metrics.Buffer
@@ -42,7 +42,7 @@ type Input struct {
 // Vertex runs one vertex.
 type Vertex struct {
 	*vertex.Vertex
-	// Inputs are the partitions that the vertex reads, by number. This process is the only reader of each; a source has none.
+	// Inputs are the partitions that the vertex reads, by number, and the shards of each. This process is the only reader of each; a source has none.
 	Inputs []Input
 	// Share, if not nil, says how this process shares the partitions with others. There are no Inputs then.
 	Share *Share
@@ -118,8 +118,15 @@ func (v *Vertex) Health() error {
 
 // Stats are the counters of the vertex. The gauges of its metrics are set on the way.
 func (v *Vertex) Stats(ctx context.Context) vertex.Stats {
-	for _, in := range v.reads() {
-		in.Metrics.Usage(in.Partition.Pending(), in.Partition.InFlight(), in.Partition.MaxLength())
+	reads := v.reads()
+	for len(reads) > 0 {
+		// Shards of a partition follow each other, and the user sees the partition.
+		of, pending, inFlight := reads[0], 0, 0
+		for len(reads) > 0 && reads[0].Partition.Reader.Name() == of.Partition.Reader.Name() {
+			pending, inFlight = pending+reads[0].Partition.Pending(), inFlight+reads[0].Partition.InFlight()
+			reads = reads[1:]
+		}
+		of.Metrics.Usage(pending, inFlight, of.Partition.MaxLength())
 	}
 	return v.Vertex.Stats(ctx)
 }

@@ -21,18 +21,38 @@ import (
 type Share struct {
 	// Shards says who takes part. Read is filled in here.
 	Shards shard.Config
-	// Partitions are the partitions that the shards are of.
-	Partitions map[string]int
-	// Open opens a partition for a start of its shard. The error is a *shard.FencedError if a later owner has begun; fenced is called if that is found out afterwards.
-	Open   func(ctx context.Context, o shard.Ownership, partition int, fenced func(error)) (Input, error)
+	// ByName are the shards, as package shard knows them.
+	ByName map[string]Shard
+	// Open opens a shard for a start of it. The error is a *shard.FencedError if a later owner has begun; fenced is called if that is found out afterwards.
+	Open   func(ctx context.Context, o shard.Ownership, s Shard, fenced func(error)) (Input, error)
 	Logger *slog.Logger
 
 	mu   sync.Mutex
-	open map[int]Input
+	open map[Shard]Input
 }
 
-// ShardName is the shard of a partition. There is one for each.
-func ShardName(partition int) string { return fmt.Sprintf("p%d", partition) }
+// Shard is a shard of a partition that has so many.
+type Shard struct{ Partition, Shard, Of int }
+
+// Name is how leases and logs name the shard: p0, or p0.3 where the partition has several.
+func (s Shard) Name() string {
+	if s.Of <= 1 {
+		return fmt.Sprintf("p%d", s.Partition)
+	}
+	return fmt.Sprintf("p%d.%d", s.Partition, s.Shard)
+}
+
+// compare orders shards as their partitions, and then as they are.
+func (s Shard) compare(o Shard) int {
+	return cmp.Or(cmp.Compare(s.Partition, o.Partition), cmp.Compare(s.Shard, o.Shard))
+}
+
+// Reading is how many shards are read here now.
+func (s *Share) Reading() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.open)
+}
 
 func (s *Share) run(d drain.Context, v *Vertex) error {
 	cfg := s.Shards
@@ -47,31 +67,31 @@ func (s *Share) run(d drain.Context, v *Vertex) error {
 	return nil
 }
 
-// inputs are the partitions that are read here, by number.
+// inputs are the shards that are read here, in order.
 func (s *Share) inputs() (all []Input) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, n := range slices.Sorted(maps.Keys(s.open)) {
+	for _, n := range slices.SortedFunc(maps.Keys(s.open), Shard.compare) {
 		all = append(all, s.open[n])
 	}
 	return all
 }
 
-func (s *Share) note(partition int, in Input, epoch uint64) {
+func (s *Share) note(of Shard, in Input, epoch uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.open == nil {
-		s.open = map[int]Input{}
+		s.open = map[Shard]Input{}
 	}
-	s.open[partition] = in
-	in.Metrics.Owned(epoch)
+	s.open[of] = in
+	in.Metrics.Owned(of.Shard, epoch)
 }
 
-func (s *Share) drop(partition int) {
+func (s *Share) drop(of Shard) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.open[partition].Metrics.Owned(0)
-	delete(s.open, partition)
+	s.open[of].Metrics.Owned(of.Shard, 0)
+	delete(s.open, of)
 }
 
 // closeTimeout bounds saving what was done at the end of a shard. The next owner waits for it.
@@ -79,7 +99,7 @@ const closeTimeout = 5 * time.Second
 
 // read is one start of a shard: it opens the partition, moves messages until it is asked to stop, finishes what is in flight, and saves.
 func (s *Share) read(d drain.Context, o shard.Ownership, v *Vertex) error {
-	n := s.Partitions[o.Shard]
+	n := s.ByName[o.Shard]
 	work, end := context.WithCancelCause(d.Work)
 	defer end(nil)
 	begun := time.Now()
@@ -97,7 +117,7 @@ func (s *Share) read(d drain.Context, o shard.Ownership, v *Vertex) error {
 			end(err)
 		}
 	})
-	err = v.RunPartition(work, d.Intake, n, in.Partition.Reader)
+	err = v.RunPartition(work, d.Intake, n.Partition, in.Partition.Reader)
 	stopping := time.Now()
 	stop()
 	keeping.Wait()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -46,13 +47,16 @@ const (
 	earlyReceipt          // a block counts as durable before it is
 	wideTrim              // blocks are removed that are above the saved floor
 	forgottenLane         // the lane that a process writes is one of the process, not of the partition
+	lonelyTrim            // a shard removes blocks that another one needs
 )
 
 const (
-	simMessages   = 120
-	simEvery      = 60 * time.Millisecond
-	simPartitions = 3
+	simMessages = 120
+	simEvery    = 60 * time.Millisecond
 )
+
+// simShapes are how the buffer of the shared vertex is divided; seeds take turns.
+var simShapes = []struct{ partitions, shards int }{{3, 1}, {1, 4}, {2, 3}}
 
 // errKilled ends a process that was killed. errLink is what a request gets that is lost, or whose answer is.
 var (
@@ -64,9 +68,11 @@ var (
 type dataSim struct {
 	seed    uint64
 	mistake mistake
-	server  *memory.Server
-	faults  *rand.Rand // of the goroutine that causes faults
-	log     *slog.Logger
+	// The buffer of the shared vertex has so many partitions, and each so many shards.
+	partitions, shards int
+	server             *memory.Server
+	faults             *rand.Rand // of the goroutine that causes faults
+	log                *slog.Logger
 	// requests are on their way to the server. They outlive who made them.
 	requests sync.WaitGroup
 
@@ -74,8 +80,8 @@ type dataSim struct {
 	failure error           // the first thing that does not hold
 	durable map[string]bool // the messages that are in the buffer of out
 	arrived map[string]int
-	floors  map[int]uint64 // of each partition of the shared vertex: all blocks up to there were checked
-	epochs  map[int]uint64 // of the owner that saved last
+	floors  map[Shard]uint64 // of each shard of the shared vertex: all blocks up to there were checked
+	epochs  map[Shard]uint64 // of the owner that saved last
 }
 
 func (s *dataSim) fail(format string, args ...any) {
@@ -107,11 +113,11 @@ func (s *dataSim) written(data []byte) {
 }
 
 // saved checks a state that was just saved: it is not one of an owner that was replaced, and all up to its floor is durable in the next buffer.
-func (s *dataSim) saved(partition int, log buffer.Driver, state []byte) {
+func (s *dataSim) saved(of Shard, log buffer.Driver, state []byte) {
 	owner, _, err := buffer.OwnerOf(state)
 	floor, _, ferr := buffer.SavedBounds(state)
 	if err = errors.Join(err, ferr); err != nil {
-		s.fail("saved state of partition %d: %v", partition, err)
+		s.fail("saved state of shard %s: %v", of.Name(), err)
 		return
 	}
 	s.mu.Lock()
@@ -121,18 +127,21 @@ func (s *dataSim) saved(partition int, log buffer.Driver, state []byte) {
 			s.failure = fmt.Errorf(format, args...)
 		}
 	}
-	if owner.Epoch < s.epochs[partition] {
-		fail("partition %d: a state of epoch %d was saved after one of epoch %d", partition, owner.Epoch, s.epochs[partition])
+	if owner.Epoch < s.epochs[of] {
+		fail("shard %s: a state of epoch %d was saved after one of epoch %d", of.Name(), owner.Epoch, s.epochs[of])
 	}
-	s.epochs[partition] = max(s.epochs[partition], owner.Epoch)
-	if floor < s.floors[partition] {
-		fail("partition %d: floor %d was saved after floor %d", partition, floor, s.floors[partition])
+	s.epochs[of] = max(s.epochs[of], owner.Epoch)
+	if floor < s.floors[of] {
+		fail("shard %s: floor %d was saved after floor %d", of.Name(), floor, s.floors[of])
 	}
-	entries, err := log.Find(context.Background(), s.floors[partition]+1, floor, func(buffer.Entry) bool { return true })
+	entries, err := log.Find(context.Background(), s.floors[of]+1, floor, func(buffer.Entry) bool { return true })
 	if err != nil {
 		fail("%v", err)
 	}
 	for _, e := range entries {
+		if e.Foreign {
+			continue
+		}
 		b, err := flow.Decode(e.Data)
 		if err != nil {
 			fail("block %d: %v", e.Seq, err)
@@ -140,11 +149,11 @@ func (s *dataSim) saved(partition int, log buffer.Driver, state []byte) {
 		}
 		for i := range b.Messages {
 			if v := string(b.Messages[i].Value); !s.durable[v] {
-				fail("partition %d: floor %d was saved, and message %s of block %d is not in the next buffer", partition, floor, v, e.Seq)
+				fail("shard %s: floor %d was saved, and message %s of block %d is not in the next buffer", of.Name(), floor, v, e.Seq)
 			}
 		}
 	}
-	s.floors[partition] = max(s.floors[partition], floor)
+	s.floors[of] = max(s.floors[of], floor)
 }
 
 // link is what is between a process and the server.
@@ -271,6 +280,40 @@ type linkedDriver struct {
 	store     linkedStore
 	vertex    string
 	partition int
+	of        Shard
+}
+
+// Shards implements buffer.Sharded.
+func (d linkedDriver) Shards() int {
+	if s, ok := d.Driver.(buffer.Sharded); ok {
+		return s.Shards()
+	}
+	return 1
+}
+
+// Shard implements buffer.Sharded.
+func (d linkedDriver) Shard(n int) buffer.Driver {
+	d.of = Shard{Partition: d.partition, Shard: n, Of: d.Shards()}
+	d.Driver = d.Driver.(buffer.Sharded).Shard(n)
+	return d
+}
+
+// UsageOf implements buffer.ShardedUsage.
+func (d linkedDriver) UsageOf(shard int) buffer.Usage { return d.Shard(shard) }
+
+// Needs implements buffer.Siblings.
+func (d linkedDriver) Needs() ([]buffer.Need, bool) {
+	s, ok := d.Driver.(buffer.Siblings)
+	if !ok {
+		return nil, false
+	}
+	needs, ok := s.Needs()
+	if d.link.sim.mistake == lonelyTrim {
+		for i := range needs {
+			needs[i].From = math.MaxUint64
+		}
+	}
+	return needs, ok
 }
 
 func (d linkedDriver) register() buffer.StateRegister {
@@ -346,7 +389,7 @@ func (d linkedDriver) ReadState(ctx context.Context) ([]byte, uint64, error) {
 		at.state, at.revision, err = d.register().ReadState(ctx)
 		if d.link.sim.mistake == foreignFloor && d.vertex == "cat" && err == nil {
 			var other buffer.Driver
-			if other, err = d.store.Store.OpenPartition(ctx, d.vertex, (d.partition+1)%simPartitions, isb.Settings{}); err == nil {
+			if other, err = d.store.Store.OpenPartition(ctx, d.vertex, (d.partition+1)%d.link.sim.partitions, isb.Settings{}); err == nil {
 				at.state, err = other.LoadState(ctx)
 			}
 		}
@@ -362,7 +405,9 @@ func (d linkedDriver) ReplaceState(ctx context.Context, state []byte, revision u
 			_, revision, _ = d.register().ReadState(ctx)
 		}
 		if next, err = d.register().ReplaceState(ctx, state, revision); err == nil && d.vertex == "cat" {
-			d.link.sim.saved(d.partition, d.Driver, state)
+			of := d.of
+			of.Partition = d.partition
+			d.link.sim.saved(of, d.Driver, state)
 		}
 		return next, err
 	})
@@ -417,7 +462,12 @@ func (s *dataSim) opener(l *link) *isb.Opener {
 	if err != nil {
 		panic(err) // it is in memory
 	}
-	return &isb.Opener{Service: service, Store: linkedStore{store, l}, Logger: s.log}
+	return &isb.Opener{Service: service, Store: linkedStore{store, l}, Logger: s.log, Shards: func(vertex string) int {
+		if vertex == "cat" {
+			return s.shards
+		}
+		return 1
+	}}
 }
 
 func (s *dataSim) newLink() *link {
@@ -465,7 +515,7 @@ func (s *dataSim) process(d drain.Context, p *simProcess, incarnation string) er
 		Namespace: "default", Pipeline: "p", Owner: o.Store.Owner(), Meta: &v1alpha1.Pipeline{}, Shared: "default-p-cat-0", Metrics: set, Logger: s.log, DeadLetters: letters,
 		Writers: func(string) []*buffer.Writer { return writers },
 	}, &vertex.Plan{
-		Name: name, Kind: v1alpha1.VertexTypeMapUDF, Input: vertex.InputPlan{Partitions: simPartitions, MaxLength: 30000, UsageLimit: 80},
+		Name: name, Kind: v1alpha1.VertexTypeMapUDF, Input: vertex.InputPlan{Partitions: s.partitions, MaxLength: 30000, UsageLimit: 80},
 		Stages: []vertex.StagePlan{{Name: "cat", Role: function.UDF, Builtin: &v1alpha1.Builtin{Name: "cat"}}},
 		Edges:  []vertex.EdgePlan{{To: "out", Partitions: 2}}, Limits: vertex.Limits{Batch: 5, Concurrency: 5},
 	})
@@ -481,19 +531,22 @@ func (s *dataSim) process(d drain.Context, p *simProcess, incarnation string) er
 		return err
 	}
 	share := &Share{
-		Shards:     shard.Config{Store: linkedShards{shards, p.link}, Group: isb.ShardGroup("cat"), Name: p.name, Incarnation: incarnation, Logger: s.log},
-		Partitions: map[string]int{}, Logger: s.log,
-		Open: func(ctx context.Context, start shard.Ownership, n int, fenced func(error)) (Input, error) {
-			part, err := o.Shard(ctx, "cat", n, start, fenced, buffer.Options{TrimEvery: time.Second, Shared: true}, func(buffer.Loss) {})
+		Shards: shard.Config{Store: linkedShards{shards, p.link}, Group: isb.ShardGroup("cat"), Name: p.name, Incarnation: incarnation, Logger: s.log},
+		ByName: map[string]Shard{}, Logger: s.log,
+		Open: func(ctx context.Context, start shard.Ownership, of Shard, fenced func(error)) (Input, error) {
+			part, err := o.Shard(ctx, "cat", of.Partition, of.Shard, start, fenced, buffer.Options{TrimEvery: time.Second, Shared: true}, func(buffer.Loss) {})
 			if err != nil {
 				return Input{}, err
 			}
 			return Input{Partition: part, Metrics: set.Buffer(part.Name())}, nil
 		},
 	}
-	for n := range simPartitions {
-		share.Shards.Shards = append(share.Shards.Shards, ShardName(n))
-		share.Partitions[ShardName(n)] = n
+	for n := range s.partitions {
+		for i := range s.shards {
+			one := Shard{Partition: n, Shard: i, Of: s.shards}
+			share.Shards.Shards = append(share.Shards.Shards, one.Name())
+			share.ByName[one.Name()] = one
+		}
 	}
 	ev := &Vertex{Vertex: v, Share: share, Outputs: writers}
 	var upkeep sync.WaitGroup
@@ -540,9 +593,10 @@ func (arrivals) Close(context.Context) error { return nil }
 // simulateData runs one seed. The error says what did not hold.
 func simulateData(t *testing.T, seed uint64, m mistake, log *slog.Logger) (failure error) {
 	synctest.Test(t, func(t *testing.T) {
+		shape := simShapes[seed%uint64(len(simShapes))]
 		s := &dataSim{
-			seed: seed, mistake: m, server: memory.NewServer(), faults: rand.New(rand.NewPCG(seed, 1)), log: log,
-			durable: map[string]bool{}, arrived: map[string]int{}, floors: map[int]uint64{}, epochs: map[int]uint64{},
+			partitions: shape.partitions, shards: shape.shards, seed: seed, mistake: m, server: memory.NewServer(), faults: rand.New(rand.NewPCG(seed, 1)), log: log,
+			durable: map[string]bool{}, arrived: map[string]int{}, floors: map[Shard]uint64{}, epochs: map[Shard]uint64{},
 		}
 		failure = s.live()
 	})
@@ -560,10 +614,11 @@ func (s *dataSim) live() error {
 	quiet := &link{sim: s, random: rand.New(rand.NewPCG(s.seed, 2))}
 	o := s.opener(quiet)
 	for n := range 2 { // out is read by one process that lives
-		part, err := o.Partition(ctx, "out", n, buffer.Options{Shared: true}, func(buffer.Loss) {})
+		parts, err := o.Partition(ctx, "out", n, buffer.Options{Shared: true}, func(buffer.Loss) {})
 		if err != nil {
 			return err
 		}
+		part := parts[0]
 		in := &forward.BufferInput{Vertex: "out", Index: n, Partition: part.Reader, Limit: 10}
 		loop := &forward.Loop{Input: in, Output: &forward.Delivery{Primary: arrivals{s}, Events: noEvents{}, Logger: s.log}, DeadLetters: noLetters{}, Events: noEvents{}, Logger: s.log}
 		steady.Go(func() { _ = part.Run(ctx) })
@@ -575,9 +630,9 @@ func (s *dataSim) live() error {
 		})
 	}
 	var to []*buffer.Writer
-	for n := range simPartitions {
-		if err := o.Create(ctx, "cat", n, func(buffer.Loss) {}); err != nil {
-			return err
+	for n := range s.partitions {
+		if shards, err := o.Create(ctx, "cat", n, func(buffer.Loss) {}); err != nil || shards != s.shards {
+			return fmt.Errorf("a partition of cat has %d shards: %w", shards, err)
 		}
 		w, err := o.Writer(ctx, "cat", n, buffer.Options{}, func(error) func(error) { return func(error) {} })
 		if err != nil {
@@ -710,11 +765,12 @@ func TestSharedVertexInVirtualTime(t *testing.T) {
 // TestSharedVertexSimulationFindsMistakes: each mistake must be found within some seeds.
 func TestSharedVertexSimulationFindsMistakes(t *testing.T) {
 	for name, m := range map[string]mistake{
-		"saves without a fence":                  noFence,
-		"the floor of another partition":         foreignFloor,
-		"removes blocks above the saved floor":   wideTrim,
-		"writes in a lane of the process":        forgottenLane,
-		"a block counts as durable before it is": earlyReceipt,
+		"saves without a fence":                   noFence,
+		"the floor of another partition":          foreignFloor,
+		"removes blocks above the saved floor":    wideTrim,
+		"writes in a lane of the process":         forgottenLane,
+		"removes blocks that another shard needs": lonelyTrim,
+		"a block counts as durable before it is":  earlyReceipt,
 	} {
 		t.Run(name, func(t *testing.T) {
 			for seed := range uint64(100) {

@@ -10,7 +10,7 @@ import (
 	"github.com/levada-io/levada/internal/flow"
 )
 
-// BufferInput reads one partition of the vertex's buffer, in pieces: a block is divided into pieces of Limit messages, and small blocks that lie ready
+// BufferInput reads one partition of the vertex's buffer, or one shard of it, in pieces: a block is divided into pieces of Limit messages, and small blocks that lie ready
 // are taken together. A block without messages is a work of its own.
 type BufferInput struct {
 	Vertex    string
@@ -130,7 +130,11 @@ func (b *BufferInput) init() {
 		b.eof = make(chan struct{})
 		b.track = newLane(ackAtOnce)
 		b.track.acked = func() uint64 { return (b.Partition.FloorNumber()+1)<<positionBits - 1 }
-		b.name = b.Vertex + "/" + strconv.Itoa(b.Index) + "@" + b.Partition.Incarnation()
+		b.name = b.Vertex + "/" + strconv.Itoa(b.Index)
+		if n, of := b.Partition.Shard(); of > 1 { // another process reads another shard: positions of a lane ascend
+			b.name += "." + strconv.Itoa(n)
+		}
+		b.name += "@" + b.Partition.Incarnation()
 	})
 }
 

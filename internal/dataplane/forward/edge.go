@@ -16,7 +16,7 @@ type Edge struct {
 	// Partitions are the partitions of the buffer of To, by number. Their readers may be in other processes. Their count must not change while messages of a lane are in
 	// flight: the same message would go to another one when it is written again.
 	Partitions []*buffer.Writer
-	// ByKey sends all messages with the same keys to the same partition, as an ordered or keyed reader needs it.
+	// ByKey sends all messages with the same keys to the same partition and shard, as an ordered or keyed reader needs it.
 	ByKey bool
 	// Discard drops what does not fit (onFull: discardLatest). Otherwise writers wait.
 	Discard bool
@@ -56,12 +56,20 @@ func (c *Condition) Match(tags []string) bool {
 	}
 }
 
-// partition chooses by what never changes about a message, so that it goes the same way when it is written again.
-func (edge *Edge) partition(from *Origin, m *flow.Message, id string) int {
+// target chooses a partition and a shard of it by what never changes about a message, so that it goes the same way when it is written again: the one by the rest of a number, the other by
+// the rest of what remains of it.
+func (edge *Edge) target(from *Origin, m *flow.Message, id string) (partition, shard int) {
 	n := uint64(len(edge.Partitions))
-	if n == 1 {
-		return 0
+	if n == 1 && edge.Partitions[0].Shards() == 1 {
+		return 0, 0
 	}
+	number := edge.number(from, m, id)
+	partition = int(number % n)
+	return partition, int(number / n % uint64(edge.Partitions[partition].Shards()))
+}
+
+// number is what a message has that decides where it goes.
+func (edge *Edge) number(from *Origin, m *flow.Message, id string) uint64 {
 	switch {
 	case edge.ByKey: // the same hash in every version, or keys would change their partition with an upgrade
 		h := fnv.New64a()
@@ -69,13 +77,13 @@ func (edge *Edge) partition(from *Origin, m *flow.Message, id string) int {
 			_, _ = h.Write([]byte(k))
 			_, _ = h.Write([]byte{':'})
 		}
-		return int(mix(h.Sum64()) % n)
+		return mix(h.Sum64())
 	case from.ByID:
 		h := fnv.New64a()
 		_, _ = h.Write([]byte(id))
-		return int(mix(h.Sum64()) % n)
+		return mix(h.Sum64())
 	default:
-		return int(m.Pos / from.Stride % n)
+		return m.Pos / from.Stride
 	}
 }
 

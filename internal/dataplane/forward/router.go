@@ -36,20 +36,21 @@ type Router struct {
 type draft struct {
 	router *Router
 	e      *Emission
-	// targets has each partition of each edge, in the order of Router.Edges. Invariant: the same for all drafts of a router.
+	// targets has each shard of each partition of each edge, in the order of Router.Edges. Invariant: the same for all drafts of a router.
 	targets []target
 	writes  []written // blocks whose receipts are out
 	refused error     // a block of it can never be stored
 }
 
-// target is one partition of one edge.
+// target is one shard of a partition of an edge.
 type target struct {
-	edge *Edge
-	part *buffer.Writer
-	enc  flow.Encoder // the current block
-	used bool         // something of the emission goes there. Otherwise enc and lo are of another emission
-	lo   uint64       // where its current block begins
-	sent int          // bytes of payload in the current block
+	edge  *Edge
+	part  *buffer.Writer
+	shard int
+	enc   flow.Encoder // the current block
+	used  bool         // something of the emission goes there. Otherwise enc and lo are of another emission
+	lo    uint64       // where its current block begins
+	sent  int          // bytes of payload in the current block
 
 	// lostMessages are those that the edge dropped for want of room.
 	lostMessages, lostBytes int
@@ -83,7 +84,9 @@ func (r *Router) draft(e *Emission) *draft {
 	d := &draft{router: r, e: e}
 	for i := range r.Edges {
 		for _, p := range r.Edges[i].Partitions {
-			d.targets = append(d.targets, target{edge: &r.Edges[i], part: p})
+			for shard := range p.Shards() {
+				d.targets = append(d.targets, target{edge: &r.Edges[i], part: p, shard: shard})
+			}
 		}
 	}
 	return d
@@ -139,12 +142,18 @@ func (d *draft) route(m *flow.Message, id, tail string) {
 	for i := range edges {
 		edge := &edges[i]
 		first := at
-		at += len(edge.Partitions)
+		for _, p := range edge.Partitions {
+			at += p.Shards()
+		}
 		if !edge.Condition.Match(m.Tags) {
 			continue
 		}
 		passed = true
-		t := &d.targets[first+edge.partition(&d.e.Origin, m, id)]
+		partition, shard := edge.target(&d.e.Origin, m, id)
+		for _, p := range edge.Partitions[:partition] {
+			first += p.Shards()
+		}
+		t := &d.targets[first+shard]
 		if !t.used {
 			t.used, t.lo, t.sent = true, d.e.Lo, 0
 			t.enc.Reset(t.lo)
@@ -208,7 +217,7 @@ func (d *draft) Submit(ctx context.Context) error {
 	return nil
 }
 
-// write gives a block to its partition, once there is room. An edge that discards has reserved its room message by message; one that leads back never waits.
+// write gives a block to its shard, once there is room. An edge that discards has reserved its room message by message; one that leads back never waits.
 func (d *draft) write(ctx context.Context, t *target, head *flow.Block, enc *flow.Encoder, bytes int, floor uint64) error {
 	if !t.edge.Discard && !t.edge.Back {
 		if err := t.part.WaitForRoom(ctx); err != nil {
@@ -216,7 +225,7 @@ func (d *draft) write(ctx context.Context, t *target, head *flow.Block, enc *flo
 		}
 	}
 	head.Floor = floor
-	w, err := t.part.Write(ctx, head, enc)
+	w, err := t.part.WriteTo(ctx, t.shard, head, enc)
 	tooLarge := errors.Is(err, buffer.ErrTooLarge)
 	if err != nil && !tooLarge {
 		return err

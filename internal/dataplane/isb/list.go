@@ -71,12 +71,28 @@ func Drop(ctx context.Context, p Place, stream string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	ours, err := ownAlone(ctx, driver, stream)
-	if err != nil {
-		return 0, errors.Join(err, driver.Close())
-	}
-	n, err := buffer.Discard(ctx, ours)
+	n, err := dropAll(ctx, driver, stream)
 	return n, errors.Join(err, driver.Close())
+}
+
+// dropAll discards what is in all shards of a partition.
+func dropAll(ctx context.Context, driver buffer.Driver, stream string) (dropped int, err error) {
+	for i := range shardsOf(driver) {
+		d := driver
+		if s, ok := driver.(buffer.Sharded); ok && shardsOf(driver) > 1 {
+			d = s.Shard(i)
+			defer func() { err = errors.Join(err, d.Close()) }()
+		}
+		ours, err := ownAlone(ctx, d, stream)
+		if err != nil {
+			return dropped, err
+		}
+		n, err := buffer.Discard(ctx, ours)
+		if dropped += n; err != nil {
+			return dropped, err
+		}
+	}
+	return dropped, nil
 }
 
 // Retry repeats what failed because the service could not answer, until ctx ends: see retry.Until.

@@ -108,6 +108,14 @@ func (o *owned) Trim(ctx context.Context, seq uint64) error {
 	return o.Driver.Trim(ctx, seq)
 }
 
+// Needs implements buffer.Siblings.
+func (o *owned) Needs() ([]buffer.Need, bool) {
+	if s, ok := o.Driver.(buffer.Siblings); ok {
+		return s.Needs()
+	}
+	return nil, false
+}
+
 // check returns a *shard.FencedError if another start has the state. A start that was replaced misses what its successor has removed, and must not take that for damage.
 func (o *owned) check(ctx context.Context) error {
 	o.mu.Lock()
@@ -127,12 +135,19 @@ func (o *owned) SaveDamage(ctx context.Context, damage []byte) error {
 }
 
 // asked is Options.OnCorrupt, which is not asked about what another start has removed.
-func (o *owned) asked(onCorrupt func(uint64, []byte, error) error) func(uint64, []byte, error) error {
+func asked(drivers []buffer.Driver, onCorrupt func(uint64, []byte, error) error) func(uint64, []byte, error) error {
+	if _, ok := drivers[0].(*owned); !ok {
+		return onCorrupt
+	}
 	return func(seq uint64, data []byte, why error) error {
-		switch err := o.check(context.Background()); { // it has a time limit
-		case err != nil:
-			return err
-		case onCorrupt == nil:
+		for _, d := range drivers {
+			if o, ok := d.(*owned); ok {
+				if err := o.check(context.Background()); err != nil { // it has a time limit
+					return err
+				}
+			}
+		}
+		if onCorrupt == nil {
 			return why
 		}
 		return onCorrupt(seq, data, why)

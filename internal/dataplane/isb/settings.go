@@ -19,6 +19,8 @@ type Settings struct {
 	MaxBytes, MaxBlocks int64
 	// Duplicates is for how long the service itself knows what was stored under an id, a first line of deduplication only; 0 for its default.
 	Duplicates time.Duration
+	// Shards is how many shards a partition gets that is created, where the service can divide it; 0 counts as 1. One that exists keeps what it has.
+	Shards int
 	// Fence, if not nil, is asked before state is saved or blocks are removed: an error means that another process may read the partition by now.
 	Fence func(context.Context) error
 	// Lost, if not nil, is called for a stream in memory that is gone, once for each attempt to open it.

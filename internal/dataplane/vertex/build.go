@@ -87,7 +87,7 @@ func (b *builder) fromSource(ctx context.Context, p *Plan) error {
 	return nil
 }
 
-// fromBuffer builds a loop for each partition of the vertex's buffer. They share functions, sinks and limits.
+// fromBuffer builds a loop for each partition of the vertex's buffer, and each of its shards. They share functions, sinks and limits.
 func (b *builder) fromBuffer(ctx context.Context, p *Plan) error {
 	var partitions []*buffer.Reader
 	first := b.env.Shared
@@ -121,20 +121,22 @@ func (b *builder) fromBuffer(ctx context.Context, p *Plan) error {
 		return m
 	}
 	if b.env.Shared != "" {
-		b.v.shared = sharedLoops{make: newLoop, newMetrics: newMetrics, metrics: map[int]*metrics.Vertex{}, open: map[int]*buffer.Reader{}}
+		b.v.shared = sharedLoops{make: newLoop, newMetrics: newMetrics, metrics: map[int]*metrics.Vertex{}, open: map[shardOf]*buffer.Reader{}}
 		for _, e := range p.Edges {
 			b.v.shared.to = append(b.v.shared.to, b.env.Writers(e.To)...)
 		}
 		return nil
 	}
-	for i, partition := range partitions {
-		// Metrics have the partition as a label. The first one's also count what is of no partition.
-		m := shared
-		if i > 0 {
-			m = newMetrics(partition)
+	index, m := -1, shared
+	for _, partition := range partitions {
+		if n, _ := partition.Shard(); n == 0 {
+			// Metrics have the partition as a label. The first one's also count what is of no partition.
+			if index++; index > 0 {
+				m = newMetrics(partition)
+			}
+			m.BatchSize(b.lim.batch)
 		}
-		m.BatchSize(b.lim.batch)
-		b.v.add(newLoop(i, partition, m), m)
+		b.v.add(newLoop(index, partition, m), m)
 	}
 	return nil
 }

@@ -37,7 +37,7 @@ type Env struct {
 	Meta metav1.Object
 	// Positions remember how far the partitions of a source vertex are.
 	Positions func(vertex string) source.Positions
-	// Readers are the partitions of a vertex's buffer, for the vertex itself: this process is the only one that reads them.
+	// Readers are the partitions of a vertex's buffer, with the shards of each, for the vertex itself: this process is the only one that reads them.
 	Readers func(vertex string) []*buffer.Reader
 	// Shared, if not empty, says that the partitions which the vertex reads come and go: other processes share it. It is the name of the first one. See Vertex.RunPartition.
 	Shared string

@@ -50,6 +50,8 @@ type InputPlan struct {
 	Partitions int
 	// MaxLength is the number of messages that a partition may hold; writers wait above UsageLimit percent of it.
 	MaxLength, UsageLimit int
+	// Shards is how many shards each partition gets that is created for processes which share the vertex, if the manifest has no number of its own for it: Plan.Shards.
+	Shards int
 }
 
 // StagePlan is a function, or a transformer.
@@ -113,7 +115,7 @@ func planVertex(p *v1alpha1.PipelineSpec, spec *v1alpha1.AbstractVertex) (Plan, 
 	limits := v1alpha1.EffectiveLimits(p, spec)
 	pl := Plan{Name: spec.Name, Kind: spec.Type(), Source: spec.Source, Sink: spec.Sink, Ordered: p.IsOrdered(spec), Limits: planLimits(limits), Volumes: spec.Volumes}
 	if spec.Source == nil {
-		pl.Input = InputPlan{Partitions: spec.PartitionCount(), MaxLength: int(limits.BufferMaxLength), UsageLimit: int(limits.BufferUsageLimit)}
+		pl.Input = InputPlan{Partitions: spec.PartitionCount(), MaxLength: int(limits.BufferMaxLength), UsageLimit: int(limits.BufferUsageLimit), Shards: defaultShards(spec, pl.Ordered)}
 	}
 	switch u := spec.UDF; {
 	case spec.Source != nil:

@@ -3,11 +3,12 @@ package vertex
 import (
 	"context"
 	"fmt"
-	"iter"
-	"maps"
 	"slices"
 	"sync"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/levada-io/levada/api/v1alpha1"
 	"github.com/levada-io/levada/internal/dataplane/buffer"
 	"github.com/levada-io/levada/internal/dataplane/forward"
 	"github.com/levada-io/levada/internal/metrics"
@@ -32,6 +33,37 @@ func (p *Plan) Shareable() bool {
 	return true
 }
 
+// sharedBy is for how many processes a vertex has shards if the manifest does not say how many there will be.
+const sharedBy = 8
+
+// defaultShards is the power of two with which the shards of all partitions are enough for scale.max processes. Order holds within a partition, so that one whose order counts has one shard.
+// scale.max is known to be set only if it is not its default.
+func defaultShards(spec *v1alpha1.AbstractVertex, ordered bool) int {
+	if ordered {
+		return 1
+	}
+	processes, partitions := sharedBy, spec.PartitionCount()
+	if most := spec.Scale.Max; most != nil && *most != v1alpha1.DefaultScaleMax {
+		processes = int(*most)
+	}
+	n := 1
+	for n*partitions < processes && 2*n*partitions <= v1alpha1.MaxShards {
+		n *= 2
+	}
+	return n
+}
+
+// Shards is how many shards each partition of the vertex gets that is created for processes which share it.
+func (p *Plan) Shards(meta metav1.Object) int {
+	if !p.Shareable() {
+		return 1
+	}
+	if n, ok := v1alpha1.Shards(meta, p.Name); ok {
+		return n
+	}
+	return p.Input.Shards
+}
+
 // loopOf makes the loop of a partition.
 type loopOf func(index int, partition *buffer.Reader, m *metrics.Vertex) *forward.Loop
 
@@ -42,11 +74,19 @@ type sharedLoops struct {
 	to         []*buffer.Writer // the buffers that the loops write to
 
 	mu sync.Mutex
-	// metrics are those of each partition that was read, open the partitions that are being read.
+	// metrics are those of each partition that was read, open the shards that are being read.
 	metrics map[int]*metrics.Vertex
-	open    map[int]*buffer.Reader
+	open    map[shardOf]*buffer.Reader
 	// duplicates are those that were found in partitions which are not open any more.
 	duplicates int64
+}
+
+// shardOf is a shard of a partition; 0 for one that has no shards.
+type shardOf struct{ partition, shard int }
+
+func shardIn(index int, partition *buffer.Reader) shardOf {
+	n, _ := partition.Shard()
+	return shardOf{index, n}
 }
 
 // begin opens the loop of a partition.
@@ -56,29 +96,35 @@ func (s *sharedLoops) begin(index int, partition *buffer.Reader, m func() *metri
 	if s.metrics[index] == nil {
 		s.metrics[index] = m()
 	}
-	s.open[index] = partition
+	s.open[shardIn(index, partition)] = partition
 	return s.make(index, partition, s.metrics[index])
 }
 
-func (s *sharedLoops) end(index int) {
+func (s *sharedLoops) end(index int, partition *buffer.Reader) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.duplicates += s.open[index].Duplicates()
-	s.metrics[index].Pending(s.open[index].Name(), 0) // it counts where it is read now
-	delete(s.open, index)
+	s.duplicates += partition.Duplicates()
+	delete(s.open, shardIn(index, partition))
+	s.report(index, partition.Name()) // it counts where it is read now
 }
 
-// all are the partitions that are being read, with their metrics.
-func (s *sharedLoops) all() iter.Seq2[*buffer.Reader, *metrics.Vertex] {
+// report sets what is pending of a partition in the shards that are read here. mu is held.
+func (s *sharedLoops) report(index int, name string) {
+	pending := int64(0)
+	for of, r := range s.open {
+		if of.partition == index {
+			pending += int64(r.Pending())
+		}
+	}
+	s.metrics[index].Pending(name, pending)
+}
+
+// reportAll does so for all partitions of which something is read here.
+func (s *sharedLoops) reportAll() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	open, of := maps.Clone(s.open), maps.Clone(s.metrics)
-	return func(yield func(*buffer.Reader, *metrics.Vertex) bool) {
-		for _, i := range slices.Sorted(maps.Keys(open)) {
-			if !yield(open[i], of[i]) {
-				return
-			}
-		}
+	for of, r := range s.open {
+		s.report(of.partition, r.Name())
 	}
 }
 
@@ -95,11 +141,11 @@ func (s *sharedLoops) count(to *Stats) {
 	}
 }
 
-// RunPartition moves the messages of one partition until reading ends, and then finishes what is in flight while ctx lives. It is for a vertex that was built with
+// RunPartition moves the messages of one partition, or of a shard of it, until reading ends, and then finishes what is in flight while ctx lives. It is for a vertex that was built with
 // Env.Shared. When it returns, nothing of the partition is in flight.
 func (v *Vertex) RunPartition(ctx, reading context.Context, index int, partition *buffer.Reader) error {
 	loop := v.shared.begin(index, partition, func() *metrics.Vertex { return v.shared.newMetrics(partition) })
-	defer v.shared.end(index)
+	defer v.shared.end(index, partition)
 	input, ok := loop.Input.(*forward.BufferInput)
 	if !ok {
 		return fmt.Errorf("vertex %s: partition %d is not read from a buffer", v.Name, index)

@@ -33,8 +33,8 @@ type Vertex struct {
 	Finite bool
 
 	env *Env
-	// loops has one loop for a source, and one for each partition otherwise; lanes has the metrics of each.
-	// Invariant: the two have the same length, and all loops share the functions and the sinks.
+	// loops has one loop for a source, and one for each partition or shard otherwise; lanes has the metrics of each.
+	// Invariant: the two have the same length, all loops share the functions and the sinks, and those of the shards of a partition follow each other and share its metrics.
 	loops []*forward.Loop
 	lanes []*metrics.Vertex
 	// readers and partitions are the inputs of the loops, in the same order. Invariant: empty for a source.
@@ -189,20 +189,25 @@ func (v *Vertex) Stats(ctx context.Context) Stats {
 		v.lanes[0].Pending(v.Name, n)
 		return s
 	}
+	pending := int64(0)
 	for i, p := range v.partitions {
-		v.lanes[i].Pending(p.Name(), int64(p.Pending()))
+		if i > 0 && v.lanes[i] != v.lanes[i-1] {
+			pending = 0
+		}
+		pending += int64(p.Pending())
+		v.lanes[i].Pending(p.Name(), pending)
 	}
-	for p, m := range v.shared.all() {
-		m.Pending(p.Name(), int64(p.Pending()))
-	}
+	v.shared.reportAll()
 	return s
 }
 
 // Counts are the counters since the start, and what is pending in buffers. Nothing outside of the process is asked.
 func (v *Vertex) Counts() Stats {
 	s := Stats{Name: v.Name, Kind: string(v.Kind), Runs: v.Runs}
-	for _, m := range v.lanes {
-		s.Counts.Add(m.Counts())
+	for i, m := range v.lanes {
+		if i == 0 || m != v.lanes[i-1] {
+			s.Counts.Add(m.Counts())
+		}
 	}
 	v.shared.count(&s)
 	for _, p := range v.partitions {

@@ -24,6 +24,8 @@ type Harness struct {
 	Cursors func(t *testing.T) []string
 	// ForgetIDs makes the store forget its own deduplication, as time would; nil if it cannot be done.
 	ForgetIDs func(t *testing.T)
+	// Divide makes Open create the partition with so many shards; nil for stores whose partitions have none. One that does not do so passes without these cases.
+	Divide func(t *testing.T, shards int)
 }
 
 // Run runs the suite. make is called for each subtest: they share nothing.
@@ -47,6 +49,12 @@ func Run(t *testing.T, makeHarness func(t *testing.T) Harness) {
 
 		"blocks without messages are read in their place and trimmed": blocksWithoutMessages,
 		"messages that are consumed leave room and hold the floor":    consumed,
+
+		"each message comes once out of its shard":                        onceOverShards,
+		"a shard removes nothing that another one needs":                  neverAboveSiblings,
+		"writers count the messages of all shards":                        roomOfShards,
+		"ids of a shard are kept whatever others remove":                  idsOfShards,
+		"a partition keeps the number of shards that it was created with": shardsStay,
 
 		"a writer opened elsewhere leaves the reader alone":                           writerLeavesReaderAlone,
 		"a writer in another process sees room when the reader elsewhere has read":    writerElsewhereSeesRoom,

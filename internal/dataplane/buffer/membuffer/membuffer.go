@@ -20,19 +20,35 @@ type Store struct {
 	ids     map[string]uint64 // where what was stored under an id is
 	counts  map[uint64]int    // the messages of each entry, as the writer counted them
 	hidden  map[uint64]bool
-	state   []byte
+	of      map[uint64]int // the shard of each entry
+	// beside is what is kept for each shard; there is one for a partition that is not divided.
+	beside  []beside
+	changed chan struct{} // closed and replaced when an entry is added, or a driver is closed
+	saved   chan struct{} // closed and replaced when a state is saved
+	max     int
+}
+
+// beside is what is saved beside the log for the reader of a shard.
+type beside struct {
+	state []byte
 	// revision is that of state. It rises with each save.
 	revision uint64
 	damage   []byte
-	changed  chan struct{} // closed and replaced when an entry is added, or a driver is closed
-	saved    chan struct{} // closed and replaced when a state is saved
-	max      int
 }
 
 // NewStore returns an empty log whose entries hold up to maxEntry bytes.
 func NewStore(maxEntry int) *Store {
 	return &Store{
-		ids: map[string]uint64{}, counts: map[uint64]int{}, hidden: map[uint64]bool{}, changed: make(chan struct{}), saved: make(chan struct{}), max: maxEntry,
+		ids: map[string]uint64{}, counts: map[uint64]int{}, hidden: map[uint64]bool{}, of: map[uint64]int{}, beside: make([]beside, 1), changed: make(chan struct{}), saved: make(chan struct{}), max: maxEntry,
+	}
+}
+
+// Divide gives the partition shards, unless something was written.
+func (s *Store) Divide(shards int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.last == 0 {
+		s.beside = make([]beside, shards)
 	}
 }
 
@@ -71,7 +87,8 @@ func (s *Store) Copy() *Store {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c := NewStore(s.max)
-	c.entries, c.last, c.state, c.damage = slices.Clone(s.entries), s.last, bytes.Clone(s.state), bytes.Clone(s.damage)
+	c.entries, c.last, c.beside = slices.Clone(s.entries), s.last, slices.Clone(s.beside)
+	maps.Copy(c.of, s.of)
 	maps.Copy(c.ids, s.ids)
 	maps.Copy(c.counts, s.counts)
 	return c
@@ -90,7 +107,9 @@ func (s *Store) LoseEnd(seq uint64) {
 func (s *Store) TakeState(from *Store) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.state = bytes.Clone(from.state)
+	for i := range s.beside {
+		s.beside[i].state = bytes.Clone(from.beside[i].state)
+	}
 }
 
 // Len is the number of entries stored.
@@ -107,6 +126,44 @@ type driver struct {
 	*Store
 	next   uint64
 	closed bool
+	// shard is the one that it shows, if ofShard.
+	shard   int
+	ofShard bool
+}
+
+// ofOneShard is the driver of a shard.
+type ofOneShard struct{ *driver }
+
+// Shards implements buffer.Sharded.
+func (d *driver) Shards() int { return len(d.beside) }
+
+// Shard implements buffer.Sharded.
+func (d *driver) Shard(n int) buffer.Driver {
+	return ofOneShard{&driver{Store: d.Store, shard: n, ofShard: true}}
+}
+
+// UsageOf implements buffer.ShardedUsage.
+func (d *driver) UsageOf(shard int) buffer.Usage { return d.Shard(shard) }
+
+// Shards is 1: a shard is not divided.
+func (d ofOneShard) Shards() int { return 1 }
+
+// Needs implements buffer.Siblings.
+func (d ofOneShard) Needs() (needs []buffer.Need, ok bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for i := range d.beside {
+		needs = append(needs, buffer.NeedOf(d.beside[i].state))
+	}
+	return needs, true
+}
+
+// view is an entry as the driver shows it. mu is held.
+func (d *driver) view(e buffer.Entry) buffer.Entry {
+	if d.ofShard && d.of[e.Seq] != d.shard {
+		return buffer.Entry{Seq: e.Seq, Foreign: true, Base: e.Base, After: e.After}
+	}
+	return e
 }
 
 type receipt struct {
@@ -129,7 +186,7 @@ func (d *driver) Submit(_ context.Context, r buffer.Record) buffer.Receipt {
 		return receipt{seq: at, dup: true}
 	}
 	d.last++
-	d.ids[r.ID], d.counts[d.last] = d.last, r.Messages
+	d.ids[r.ID], d.counts[d.last], d.of[d.last] = d.last, r.Messages, r.Shard
 	// The caller's memory is the caller's.
 	d.entries = append(d.entries, buffer.Entry{Seq: d.last, Data: bytes.Clone(r.Data), Stored: time.Now(), Base: r.Base, After: r.After})
 	wake(&d.changed)
@@ -152,7 +209,7 @@ func (d *driver) Follow(ctx context.Context, seq uint64, stored func(uint64, int
 		}
 		var news []uint64
 		for _, e := range d.entries {
-			if e.Seq > seq {
+			if e.Seq > seq && !d.view(e).Foreign {
 				news = append(news, e.Seq)
 			}
 		}
@@ -177,7 +234,7 @@ func (d *driver) Follow(ctx context.Context, seq uint64, stored func(uint64, int
 func (d *driver) WatchState(ctx context.Context, changed func([]byte)) error {
 	for {
 		d.mu.Lock()
-		state, saved := bytes.Clone(d.state), d.saved
+		state, saved := bytes.Clone(d.beside[d.shard].state), d.saved
 		d.mu.Unlock()
 		changed(state)
 		select {
@@ -208,6 +265,7 @@ func (d *driver) Next(ctx context.Context) (buffer.Entry, error) {
 		for _, e := range d.entries {
 			if e.Seq >= d.next && !d.hidden[e.Seq] {
 				d.next = e.Seq + 1
+				e = d.view(e)
 				d.mu.Unlock()
 				return e, nil
 			}
@@ -226,7 +284,7 @@ func (d *driver) Find(_ context.Context, lo, hi uint64, good func(buffer.Entry) 
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, e := range d.entries {
-		if lo <= e.Seq && e.Seq <= hi && good(e) {
+		if e = d.view(e); lo <= e.Seq && e.Seq <= hi && good(e) {
 			found = append(found, e)
 		}
 	}
@@ -246,6 +304,9 @@ func (d *driver) Bounds(context.Context) (buffer.Bounds, error) {
 func (d *driver) Scan(_ context.Context, seq uint64, visit func(buffer.Entry) error) error {
 	d.mu.Lock()
 	entries := append([]buffer.Entry(nil), d.entries...)
+	for i := range entries {
+		entries[i] = d.view(entries[i])
+	}
 	d.mu.Unlock()
 	for _, e := range entries {
 		if e.Seq >= seq && !d.hidden[e.Seq] {
@@ -277,8 +338,8 @@ func (d *driver) SaveState(_ context.Context, state []byte) error {
 
 // save replaces the state. mu is held.
 func (d *driver) save(state []byte) {
-	d.state = bytes.Clone(state)
-	d.revision++
+	d.beside[d.shard].state = bytes.Clone(state)
+	d.beside[d.shard].revision++
 	wake(&d.saved)
 }
 
@@ -286,37 +347,37 @@ func (d *driver) save(state []byte) {
 func (d *driver) ReadState(context.Context) ([]byte, uint64, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return bytes.Clone(d.state), d.revision, nil
+	return bytes.Clone(d.beside[d.shard].state), d.beside[d.shard].revision, nil
 }
 
 // ReplaceState implements buffer.StateRegister.
 func (d *driver) ReplaceState(_ context.Context, state []byte, revision uint64) (uint64, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.revision != revision {
+	if d.beside[d.shard].revision != revision {
 		return 0, buffer.ErrReplaced
 	}
 	d.save(state)
-	return d.revision, nil
+	return d.beside[d.shard].revision, nil
 }
 
 func (d *driver) LoadState(context.Context) ([]byte, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return append([]byte(nil), d.state...), nil
+	return append([]byte(nil), d.beside[d.shard].state...), nil
 }
 
 func (d *driver) SaveDamage(_ context.Context, damage []byte) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.damage = bytes.Clone(damage)
+	d.beside[d.shard].damage = bytes.Clone(damage)
 	return nil
 }
 
 func (d *driver) LoadDamage(context.Context) ([]byte, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return bytes.Clone(d.damage), nil
+	return bytes.Clone(d.beside[d.shard].damage), nil
 }
 
 func (d *driver) Incarnation() string { return "m" }

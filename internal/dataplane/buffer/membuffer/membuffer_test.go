@@ -13,6 +13,7 @@ func TestConformance(t *testing.T) {
 		s := membuffer.NewStore(64 << 10)
 		return buffertest.Harness{
 			Open:      func(*testing.T) buffer.Driver { return s.Open() },
+			Divide:    func(_ *testing.T, n int) { s.Divide(n) },
 			ForgetIDs: func(*testing.T) { s.ForgetIDs() },
 		}
 	})

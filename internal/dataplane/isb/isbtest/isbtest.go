@@ -68,7 +68,7 @@ func buffers(t *testing.T, h Harness) buffertest.Harness {
 			must(t, err)
 			return d
 		},
-		Restart: h.Restart, ForgetIDs: h.ForgetIDs,
+		Restart: h.Restart, ForgetIDs: h.ForgetIDs, Divide: func(_ *testing.T, n int) { settings.Shards = n },
 	}
 	if h.Cursors != nil {
 		name, err := open(t, h, pipeline("buffers")).Stream(ctx(t), "vertex", 0)

@@ -32,7 +32,7 @@ func noLoss(buffer.Loss) {}
 func (s *sharing) start(epoch uint64, incarnation string) (p *buffer.Partition, fenced chan error) {
 	s.t.Helper()
 	fenced = make(chan error, 1)
-	p, err := s.opener().Shard(ctx(s.t), "cat", 0, shard.Ownership{Shard: "p0", Epoch: epoch, Incarnation: incarnation}, func(err error) { fenced <- err }, buffer.Options{}, noLoss)
+	p, err := s.opener().Shard(ctx(s.t), "cat", 0, 0, shard.Ownership{Shard: "p0", Epoch: epoch, Incarnation: incarnation}, func(err error) { fenced <- err }, buffer.Options{}, noLoss)
 	must(s.t, err)
 	return p, fenced
 }
@@ -42,7 +42,7 @@ func (s *sharing) alone() *buffer.Partition {
 	s.t.Helper()
 	p, err := s.opener().Partition(ctx(s.t), "cat", 0, buffer.Options{}, noLoss)
 	must(s.t, err)
-	return p
+	return p[0]
 }
 
 func (s *sharing) read(p *buffer.Partition) *buffer.Delivery {
@@ -113,7 +113,7 @@ func frozenOwner(t *testing.T, h Harness) {
 	if note, err := beside.LoadDamage(ctx(t)); err != nil || len(note) > 0 {
 		t.Errorf("damage is recorded: %s, %v", note, err)
 	}
-	_, err = s.opener().Shard(ctx(t), "cat", 0, shard.Ownership{Shard: "p0", Epoch: 2, Incarnation: "b2"}, nil, buffer.Options{}, noLoss)
+	_, err = s.opener().Shard(ctx(t), "cat", 0, 0, shard.Ownership{Shard: "p0", Epoch: 2, Incarnation: "b2"}, nil, buffer.Options{}, noLoss)
 	is(t, "a start with an epoch that was", err, shard.ErrFenced)
 	must(t, last.Close(ctx(t)))
 }
@@ -139,7 +139,7 @@ func aloneAndShared(t *testing.T, h Harness) {
 		s.alone,
 		s.alone,
 		func() *buffer.Partition { // the epoch is above that of the lease: the member claims another one
-			_, err := s.opener().Shard(ctx(t), "cat", 0, shard.Ownership{Shard: "p0", Epoch: 2, Incarnation: "b"}, nil, buffer.Options{}, noLoss)
+			_, err := s.opener().Shard(ctx(t), "cat", 0, 0, shard.Ownership{Shard: "p0", Epoch: 2, Incarnation: "b"}, nil, buffer.Options{}, noLoss)
 			fenced, ok := errors.AsType[*shard.FencedError](err)
 			if !ok {
 				t.Fatalf("a start with a low epoch: %v", err)

@@ -32,6 +32,7 @@ type store struct {
 	// old says that the store was written before there were incarnations, under names that are ambiguous. It keeps those names.
 	old   bool
 	watch *watch // of the service; may be nil
+	feeds jetstreambuffer.Feeds
 	// replicas of all that is opened; 0 to leave what exists, and to ask choice about what is created.
 	replicas int
 	choice   *jetstreambuffer.Choice
@@ -256,7 +257,7 @@ func (s *store) AttachWriter(ctx context.Context, vertex string, partition int, 
 func (s *store) config(ctx context.Context, vertex string, partition int, settings isb.Settings) (cfg jetstreambuffer.Config, err error) {
 	cfg = jetstreambuffer.Config{
 		State: s.kv, Changed: s.changed, Room: s.room, Replicas: s.replicas, Choice: s.choice, Fence: settings.Fence, Memory: settings.Memory, MaxBytes: settings.MaxBytes,
-		MaxBlocks: settings.MaxBlocks, Duplicates: settings.Duplicates, Lost: settings.Lost, Logger: settings.Logger,
+		MaxBlocks: settings.MaxBlocks, Shards: settings.Shards, Feeds: &s.feeds, Duplicates: settings.Duplicates, Lost: settings.Lost, Logger: settings.Logger,
 	}
 	cfg.Stream, cfg.Tag, err = s.stream(ctx, vertex, partition)
 	return cfg, err

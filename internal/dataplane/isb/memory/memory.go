@@ -174,13 +174,14 @@ func (p *pipeline) find(name string) (*membuffer.Store, error) {
 	}
 }
 
-func (p *pipeline) OpenPartition(_ context.Context, vertex string, partition int, _ isb.Settings) (buffer.Driver, error) {
+func (p *pipeline) OpenPartition(_ context.Context, vertex string, partition int, s isb.Settings) (buffer.Driver, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	name := p.owner.Buffer(vertex, partition)
 	log, err := p.find(name)
 	if errors.Is(err, buffer.ErrNotCreated) {
 		log, err = membuffer.NewStore(maxEntry), nil
+		log.Divide(max(1, s.Shards))
 		p.streams[name] = &stream{isb.Stream{Vertex: vertex, Partition: partition, Stream: name}, log}
 	}
 	if err != nil {

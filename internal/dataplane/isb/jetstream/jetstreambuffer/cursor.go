@@ -36,6 +36,9 @@ func (d *driver) Resume(ctx context.Context, after uint64) error {
 	defer d.mu.Unlock()
 	d.next, d.lastStored = after+1, time.Time{}
 	d.dropReader()
+	if d.shards > 1 {
+		return nil
+	}
 	// Earlier versions read through a durable consumer.
 	ctx, cancel := bounded(ctx)
 	defer cancel()
@@ -89,19 +92,19 @@ func (d *driver) cursor(ctx context.Context) (jetstream.MessagesContext, error) 
 	}
 	consumer, err := d.js.CreateConsumer(ctx, d.cfg.Stream, jetstream.ConsumerConfig{
 		AckPolicy: jetstream.AckNonePolicy, MemoryStorage: true, Replicas: 1, InactiveThreshold: cursorLife,
-		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: d.next,
+		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: d.next, FilterSubject: d.reads.subject, HeadersOnly: d.reads.headersOnly,
 	})
 	if err != nil {
 		return nil, err
 	}
-	d.reader, err = consumer.Messages(jetstream.PullMaxMessagesWithBytesLimit(aheadEntries, aheadBytes), jetstream.PullExpiry(30*time.Second), jetstream.PullHeartbeat(2*time.Second))
+	d.reader, err = consumer.Messages(jetstream.PullMaxMessagesWithBytesLimit(aheadEntries, d.reads.bytes), jetstream.PullExpiry(30*time.Second), jetstream.PullHeartbeat(2*time.Second))
 	d.fresh = true
 	return d.reader, err
 }
 
 // sameAsRead returns buffer.ErrLostEnd if another entry is stored now where the last one was that the cursor gave. mu is held.
 func (d *driver) sameAsRead(ctx context.Context, first uint64) error {
-	last := d.next - 1
+	last := d.lastSeq
 	if d.lastStored.IsZero() || last < first {
 		return nil
 	}
@@ -113,15 +116,35 @@ func (d *driver) sameAsRead(ctx context.Context, first uint64) error {
 }
 
 func (d *driver) Next(ctx context.Context) (buffer.Entry, error) {
+	m, err := d.nextMessage(ctx)
+	return m.Entry, err
+}
+
+// reads is what a cursor reads, and how many bytes ahead.
+type reads struct {
+	subject     string // empty for all
+	headersOnly bool
+	bytes       int
+}
+
+// message is an entry with what only the driver knows of it.
+type message struct {
+	buffer.Entry
+	subject  string
+	messages string // what the header says
+}
+
+// nextMessage is Next.
+func (d *driver) nextMessage(ctx context.Context) (message, error) {
 	for {
 		reader, err := d.cursor(ctx)
 		if err != nil {
-			return buffer.Entry{}, d.classify(ctx, err)
+			return message{}, d.classify(ctx, err)
 		}
 		msg, err := reader.Next(jetstream.NextContext(ctx))
 		if err != nil {
 			if ctx.Err() != nil {
-				return buffer.Entry{}, ctx.Err()
+				return message{}, ctx.Err()
 			}
 			d.mu.Lock()
 			again := !d.fresh // it worked for a while: a new one may work at once
@@ -130,11 +153,11 @@ func (d *driver) Next(ctx context.Context) (buffer.Entry, error) {
 			if again {
 				continue
 			}
-			return buffer.Entry{}, d.classify(ctx, err)
+			return message{}, d.classify(ctx, err)
 		}
 		meta, err := msg.Metadata()
 		if err != nil {
-			return buffer.Entry{}, err
+			return message{}, err
 		}
 		e := entryOf(meta.Sequence.Stream, msg.Data(), msg.Headers(), meta.Timestamp)
 		d.mu.Lock()
@@ -142,15 +165,15 @@ func (d *driver) Next(ctx context.Context) (buffer.Entry, error) {
 		case d.reader != reader || e.Seq < d.next:
 			d.mu.Unlock()
 			continue
-		case e.Seq > d.next && !d.fresh:
+		case e.Seq > d.next && !d.fresh && d.reads.subject == "": // a shard's cursor skips what is of others; see shardDriver.own
 			// What lies between was given to a connection that broke, perhaps.
 			d.dropReader()
 			d.mu.Unlock()
 			continue
 		}
-		d.next, d.lastStored, d.fresh = e.Seq+1, e.Stored, false
+		d.next, d.lastStored, d.lastSeq, d.fresh = e.Seq+1, e.Stored, e.Seq, false
 		d.mu.Unlock()
-		return e, nil
+		return message{e, msg.Subject(), msg.Headers().Get(messagesHeader)}, nil
 	}
 }
 
@@ -178,15 +201,20 @@ func (d *driver) Scan(ctx context.Context, seq uint64, visit func(buffer.Entry) 
 	if err != nil || bounds.Last < seq || bounds.First > bounds.Last {
 		return err
 	}
+	return d.scan(ctx, bounds, seq, visit)
+}
+
+// scan is Scan up to the end of bounds, which are not empty.
+func (d *driver) scan(ctx context.Context, bounds buffer.Bounds, seq uint64, visit func(buffer.Entry) error) error {
 	short, cancel := bounded(ctx)
 	defer cancel()
 	consumer, err := d.js.OrderedConsumer(short, d.cfg.Stream, jetstream.OrderedConsumerConfig{
-		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(seq, bounds.First), InactiveThreshold: 30 * time.Second,
+		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(seq, bounds.First), InactiveThreshold: 30 * time.Second, FilterSubjects: d.reads.filter(),
 	})
 	if err != nil {
 		return err
 	}
-	entries, err := consumer.Messages(jetstream.PullMaxMessagesWithBytesLimit(aheadEntries, aheadBytes))
+	entries, err := consumer.Messages(jetstream.PullMaxMessagesWithBytesLimit(aheadEntries, d.reads.bytes))
 	if err != nil {
 		return err
 	}

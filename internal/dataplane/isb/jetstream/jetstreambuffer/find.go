@@ -120,10 +120,11 @@ func (d *driver) get(ctx context.Context, seq uint64) (e buffer.Entry, ok bool, 
 	var answer struct {
 		Error   *jetstream.APIError `json:"error"`
 		Message *struct {
-			Seq  uint64    `json:"seq"`
-			Data []byte    `json:"data"`
-			Head []byte    `json:"hdrs"`
-			Time time.Time `json:"time"`
+			Subject string    `json:"subject"`
+			Seq     uint64    `json:"seq"`
+			Data    []byte    `json:"data"`
+			Head    []byte    `json:"hdrs"`
+			Time    time.Time `json:"time"`
 		} `json:"message"`
 	}
 	if err := d.request(ctx, "STREAM.MSG.GET."+d.cfg.Stream, map[string]uint64{"seq": seq}, &answer); err != nil {
@@ -136,7 +137,7 @@ func (d *driver) get(ctx context.Context, seq uint64) (e buffer.Entry, ok bool, 
 		if err != nil && len(m.Head) > 0 {
 			return e, false, nil // not as it was written
 		}
-		return entryOf(m.Seq, m.Data, head, m.Time), true, nil
+		return d.reads.show(m.Subject, entryOf(m.Seq, m.Data, head, m.Time)), true, nil
 	case answer.Error != nil && answer.Error.ErrorCode != jetstream.JSErrCodeMessageNotFound:
 		return e, false, answer.Error
 	}
@@ -160,7 +161,7 @@ func (s *search) askAny(ctx context.Context, times int) error {
 			if err != nil {
 				return buffer.Entry{}, false, nil // each is asked by name below
 			}
-			return entryOf(m.Sequence, m.Data, m.Header, m.Time), true, nil
+			return s.d.reads.show(m.Subject, entryOf(m.Sequence, m.Data, m.Header, m.Time)), true, nil
 		})
 	}
 	return nil

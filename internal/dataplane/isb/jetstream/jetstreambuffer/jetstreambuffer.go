@@ -26,8 +26,12 @@ import (
 
 // Config says where and how a partition is stored.
 type Config struct {
-	// Stream is the name of the stream and of its only subject: see package naming.
+	// Stream is the name of the stream, and of its only subject if the partition is not divided: see package naming.
 	Stream string
+	// Shards is how many shards a stream gets that is created. One that exists keeps what it has. 0 counts as 1.
+	Shards int
+	// Feeds, if not nil, is shared by the drivers of a connection, so that they follow each stream with shards once.
+	Feeds *Feeds
 	// Tag says whose the stream is. One of somebody else is refused, one without a tag gets this one.
 	Tag naming.Tag
 	// Changed, if not nil, is called for a stream that had another number of replicas.
@@ -60,11 +64,18 @@ type driver struct {
 	cfg     Config
 	created time.Time
 	memory  bool // the stream is in memory, whatever the configuration says now
+	shards  int  // of the stream
+	// suffix ends the names of the keys for one shard. reads is what the cursor reads.
+	suffix string
+	reads  reads
+	// views are what UsageOf returned, by shard.
+	views map[int]*shardDriver
 
 	mu   sync.Mutex
 	next uint64 // the sequence that the cursor gives next
-	// lastStored is when the entry before next was stored; zero if the cursor has given none
+	// lastStored is when the last entry was stored that the cursor gave, lastSeq; zero if it has given none
 	lastStored time.Time
+	lastSeq    uint64
 	reader     jetstream.MessagesContext
 	fresh      bool // the cursor has given nothing since it was made
 	closed     bool
@@ -77,6 +88,12 @@ func (cfg Config) withDefaults() Config {
 	if cfg.Duplicates == 0 {
 		cfg.Duplicates = 20 * time.Second
 	}
+	if cfg.Shards == 0 {
+		cfg.Shards = 1
+	}
+	if cfg.Feeds == nil {
+		cfg.Feeds = &Feeds{}
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -85,7 +102,7 @@ func (cfg Config) withDefaults() Config {
 
 // Open opens the stream of a partition, and makes it if it never was.
 func Open(ctx context.Context, js jetstream.JetStream, cfg Config) (buffer.Driver, error) {
-	d := &driver{js: js, cfg: cfg.withDefaults()}
+	d := &driver{js: js, cfg: cfg.withDefaults(), reads: reads{bytes: aheadBytes}}
 	ctx, cancel := bounded(ctx)
 	defer cancel()
 	if err := d.open(ctx); err != nil {
@@ -103,9 +120,12 @@ func Attach(ctx context.Context, js jetstream.JetStream, cfg Config) (buffer.Dri
 		return nil, fmt.Errorf("stream %s: %w", cfg.Stream, err)
 	}
 	d := &driver{
-		js: js, cfg: cfg.withDefaults(), created: stream.CachedInfo().Created, memory: stream.CachedInfo().Config.Storage == jetstream.MemoryStorage,
+		js: js, cfg: cfg.withDefaults(), created: stream.CachedInfo().Created, memory: stream.CachedInfo().Config.Storage == jetstream.MemoryStorage, reads: reads{bytes: aheadBytes},
 	}
 	d.cfg.Replicas = stream.CachedInfo().Config.Replicas
+	if d.shards, err = shardsIn(stream.CachedInfo().Config); err != nil {
+		return nil, fmt.Errorf("stream %s: %w", cfg.Stream, err)
+	}
 	return d, nil
 }
 
@@ -114,14 +134,15 @@ func (d *driver) open(ctx context.Context) error {
 		return fmt.Errorf("the broker takes messages of at most %d bytes, and Levada needs %d: raise max_payload in its configuration", have, MinPayload)
 	}
 	want := jetstream.StreamConfig{
-		Name: d.cfg.Stream, Subjects: []string{d.cfg.Stream}, Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardNew,
+		Name: d.cfg.Stream, Subjects: subjects(d.cfg.Stream, d.cfg.Shards), Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardNew,
 		MaxBytes: orUnlimited(d.cfg.MaxBytes), MaxMsgs: orUnlimited(d.cfg.MaxBlocks), MaxMsgSize: -1,
 		Replicas: d.cfg.Replicas, Duplicates: d.cfg.Duplicates, Storage: jetstream.FileStorage, AllowDirect: true,
 	}
 	if d.cfg.Memory {
 		want.Storage = jetstream.MemoryStorage
 	}
-	want.Metadata = d.cfg.Tag.In(nil)
+	want.Metadata = withShards(d.cfg.Tag.In(nil), d.cfg.Shards)
+	d.shards = d.cfg.Shards
 	stream, err := d.js.Stream(ctx, d.cfg.Stream)
 	var saved map[string]uint64
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
@@ -137,6 +158,9 @@ func (d *driver) open(ctx context.Context) error {
 		// Whose it is comes first: nothing of another owner's stream is touched.
 		untagged, err := d.cfg.Tag.Check(d.cfg.Stream, stream.CachedInfo().Config.Metadata)
 		if err != nil {
+			return err
+		}
+		if d.shards, err = shardsIn(stream.CachedInfo().Config); err != nil {
 			return err
 		}
 		// A crash may have come between making the stream and noting that; without the note a stream that vanishes would be recreated silently.
@@ -156,7 +180,7 @@ func (d *driver) open(ctx context.Context) error {
 		if have.MaxBytes == want.MaxBytes && have.MaxMsgs == want.MaxMsgs && have.Replicas == want.Replicas && have.Duplicates == want.Duplicates && !untagged {
 			return nil
 		}
-		want.Storage, want.Metadata = have.Storage, d.cfg.Tag.In(have.Metadata)
+		want.Storage, want.Metadata, want.Subjects = have.Storage, d.cfg.Tag.In(have.Metadata), have.Subjects
 		if _, err = d.js.UpdateStream(ctx, want); err != nil {
 			return explainReplicas(err, have.Replicas, want.Replicas)
 		}
@@ -183,11 +207,15 @@ func (d *driver) open(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := d.cfg.Choice.Create(ctx, d.cfg.Replicas, func(replicas int) error {
+	err = d.cfg.Choice.Create(ctx, d.cfg.Replicas, func(replicas int) error {
 		want.Replicas = replicas
 		stream, err = d.js.CreateStream(ctx, want)
 		return err
-	}); err != nil {
+	})
+	if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
+		return d.open(ctx) // another process has created it, otherwise
+	}
+	if err != nil {
 		return err
 	}
 	d.created = stream.CachedInfo().Created
@@ -197,15 +225,23 @@ func (d *driver) open(ctx context.Context) error {
 // savedBeside returns the keys that are saved beside the stream, with their revisions.
 func (d *driver) savedBeside(ctx context.Context) (map[string]uint64, error) {
 	saved := map[string]uint64{}
-	for _, what := range []string{"seen", "pending", "damage"} {
-		entry, err := d.cfg.State.Get(ctx, d.key(what))
+	keys := []string{d.key("seen"), d.key("pending"), d.key("damage")}
+	if d.cfg.Shards > 1 {
+		ofShards, err := keysOfShards(ctx, d.cfg.State, d.cfg.Stream)
+		if err != nil {
+			return nil, err
+		}
+		keys = append(keys, ofShards...)
+	}
+	for _, key := range keys {
+		entry, err := d.cfg.State.Get(ctx, key)
 		if errors.Is(err, jetstream.ErrKeyNotFound) {
 			continue
 		}
 		if err != nil {
 			return nil, err
 		}
-		saved[d.key(what)] = entry.Revision()
+		saved[key] = entry.Revision()
 	}
 	return saved, nil
 }
@@ -217,7 +253,7 @@ func orUnlimited(n int64) int64 {
 	return n
 }
 
-func (d *driver) key(what string) string { return stateKey(d.cfg.Stream, what) }
+func (d *driver) key(what string) string { return stateKey(d.cfg.Stream, what) + d.suffix }
 
 func stateKey(stream, what string) string { return "buffer." + stream + "." + what }
 
@@ -278,7 +314,7 @@ func (d *driver) Submit(_ context.Context, r buffer.Record) buffer.Receipt {
 			return &receipt{d, nil, fmt.Errorf("%w: %w", buffer.ErrFull, err)}
 		}
 	}
-	m := &nats.Msg{Subject: d.cfg.Stream, Data: r.Data, Header: headerOf(r)}
+	m := &nats.Msg{Subject: subject(d.cfg.Stream, r.Shard, d.shards), Data: r.Data, Header: headerOf(r)}
 	future, err := d.js.PublishMsgAsync(m,
 		jetstream.WithMsgID(r.ID), jetstream.WithExpectStream(d.cfg.Stream), jetstream.WithStallWait(submitTimeout))
 	return &receipt{d, future, err}
@@ -462,15 +498,23 @@ func (d *driver) Incarnation() string {
 	return created
 }
 
-func (d *driver) MaxEntry() int { return int(min(d.js.Conn().MaxPayload(), maxEntry)) - headroom }
+func (d *driver) MaxEntry() int {
+	most := int64(maxEntry)
+	if d.shards > 1 {
+		most = int64(aheadOfShard(d.shards) / 2)
+	}
+	return int(min(d.js.Conn().MaxPayload(), most)) - headroom
+}
 
 func (d *driver) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.closed = true
-	if d.reader != nil {
-		d.reader.Stop()
-		d.reader = nil
+	d.dropReader()
+	var errs []error
+	for _, v := range d.views {
+		errs = append(errs, v.Close())
 	}
-	return nil
+	d.views = nil
+	return errors.Join(errs...)
 }

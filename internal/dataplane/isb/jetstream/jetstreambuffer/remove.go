@@ -16,5 +16,14 @@ func Remove(ctx context.Context, js jetstream.JetStream, state jetstream.KeyValu
 	if err := js.DeleteStream(ctx, stream); err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
 		return err
 	}
-	return state.Purge(ctx, stateKey(stream, "seen"))
+	keys, err := keysOfShards(ctx, state, stream)
+	if err != nil {
+		return err
+	}
+	for _, key := range append(keys, stateKey(stream, "seen")) {
+		if err := state.Purge(ctx, key); err != nil {
+			return err
+		}
+	}
+	return nil
 }
