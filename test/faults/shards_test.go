@@ -54,8 +54,9 @@ spec:
 `
 
 const (
-	// sharedPartitions is the number of partitions of the vertex that is shared, and mostMembers that of its processes.
-	sharedPartitions = 6
+	// The vertex that is shared has one partition, which is divided into sharedShards for at most mostMembers processes.
+	sharedPartitions = 1
+	sharedShards     = 8
 	mostMembers      = 6
 	// isolatedFor is longer than an election, and than processes keep their shards without the broker.
 	isolatedFor = 8 * time.Second
@@ -303,7 +304,7 @@ func logTimes(t *testing.T, what string, took map[string][]time.Duration) {
 }
 
 // allRead reports whether each shard has a process that reads it.
-func (r *sharedRun) allRead() bool { return r.moves.owned() == sharedPartitions }
+func (r *sharedRun) allRead() bool { return r.moves.owned() == sharedShards }
 
 // checkReplicas: everything has three replicas, without a flag.
 func (r *sharedRun) checkReplicas(t *testing.T) {

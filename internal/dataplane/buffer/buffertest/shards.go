@@ -228,7 +228,7 @@ func neverAboveSiblings(t *testing.T, h Harness) {
 	eventually(t, "everything is removed", func() bool { trim(t, odd); trim(t, even); return firstStored(t, h) == 11 })
 }
 
-// roomOfShards: a writer in another process counts what is pending in all shards, whoever reads them, against the limit of the partition.
+// roomOfShards: a writer in another process counts what is pending in all shards, by any process, against the limit of the partition.
 func roomOfShards(t *testing.T, h Harness) {
 	if _, ok := divided(t, h, 2); !ok {
 		return
