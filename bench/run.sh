@@ -12,5 +12,9 @@ proxy_*|proxy) # proxies side by side: proxy [FLAGS] [CASE...] for all of them
 	[ "$1" = proxy ] && shift
 	exec go run ./bench/proxy "$@"
 	;;
+pipelines) # what many pipelines cost a broker: pipelines [FLAGS]
+	shift
+	exec go run ./bench/pipelines "$@"
+	;;
 esac
 exec go run ./bench "$@"
