@@ -27,6 +27,8 @@ type Config struct {
 	Dir string
 	// Listen is the address for clients, host:port; empty for a broker that only this process can reach.
 	Listen string
+	// Token is what clients must give to connect; empty for none. A broker that listens on an address which others reach, too, should have one.
+	Token string
 	// MaxPayload is the largest message in bytes. Default 1 MiB.
 	MaxPayload int32
 	// MaxMemory bounds streams in memory, in bytes. Default 64 MiB.
@@ -61,7 +63,7 @@ func Start(cfg Config) (*Broker, error) {
 		ServerName: "levada", DontListen: cfg.Listen == "", NoSigs: true, NoLog: cfg.Logger == nil,
 		JetStream: true, StoreDir: cfg.Dir, JetStreamMaxMemory: cfg.MaxMemory, JetStreamMaxStore: maxStore,
 		MaxPayload: cfg.MaxPayload, MaxPending: 64 << 20, WriteDeadline: 10 * time.Second, PingInterval: 20 * time.Second,
-		SyncInterval: cfg.SyncInterval, SyncAlways: cfg.SyncInterval == 0,
+		SyncInterval: cfg.SyncInterval, SyncAlways: cfg.SyncInterval == 0, Authorization: cfg.Token,
 	}
 	if opt.MaxPayload == 0 {
 		opt.MaxPayload = 1 << 20
@@ -124,7 +126,11 @@ const maxStore = 1 << 40
 
 // Connect connects to the broker without a network.
 func (b *Broker) Connect(opts ...nats.Option) (*nats.Conn, error) {
-	return nats.Connect("", append([]nats.Option{nats.InProcessServer(b), nats.Name("levada")}, opts...)...)
+	own := []nats.Option{nats.InProcessServer(b), nats.Name("levada")}
+	if b.cfg.Token != "" {
+		own = append(own, nats.Token(b.cfg.Token))
+	}
+	return nats.Connect("", append(own, opts...)...)
 }
 
 // InProcessConn connects to the server that runs now. It implements nats.InProcessConnProvider.

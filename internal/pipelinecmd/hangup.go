@@ -8,14 +8,20 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
-
-	"github.com/levada-io/levada/internal/standalone"
 )
 
 // hangups acts on SIGHUP, which otherwise ends a process: file sinks reopen their files. When a terminal is closed it is a stop, as SIGTERM is.
 type hangups struct {
-	running atomic.Pointer[standalone.Running]
+	running atomic.Pointer[reopener]
 }
+
+// reopener has file sinks look at their files.
+type reopener interface {
+	Reopen(ctx context.Context) error
+}
+
+// started says what runs from now on.
+func (h *hangups) started(r reopener) { h.running.Store(&r) }
 
 // watch acts on signals until stop is called.
 func (h *hangups) watch(ctx context.Context, log *slog.Logger, terminal bool) (stop func()) {
@@ -55,7 +61,7 @@ func (h *hangups) reopen(ctx context.Context, log *slog.Logger) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	if err := r.Reopen(ctx); err != nil {
+	if err := (*r).Reopen(ctx); err != nil {
 		log.Warn("SIGHUP: files not reopened, the next write tries again", "error", err)
 		return
 	}

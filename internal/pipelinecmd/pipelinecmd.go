@@ -1,4 +1,4 @@
-// Package pipelinecmd has the commands of pipelines: run and vertex, what reads manifests without running them (validate, render, explain), what shows and changes the data
+// Package pipelinecmd has the commands of pipelines: run, vertex and scale, what reads manifests without running them (validate, render, explain), what shows and changes the data
 // of a pipeline (buffers, deadletters), its broker, and the list of built-in functions.
 //
 // # Files
@@ -12,6 +12,6 @@ import "github.com/spf13/cobra"
 // New returns the commands. version is the one of the program, which a run tells in its logs and metrics.
 func New(version string) []*cobra.Command {
 	return []*cobra.Command{
-		newRunCommand(version), newVertexCommand(version), newValidateCommand(), newRenderCommand(), newExplainCommand(), newDeadLettersCommand(), newBuffersCommand(version), newBrokerCommand(), newBuiltinsCommand(),
+		newRunCommand(version), newVertexCommand(version), newScaleCommand(), newValidateCommand(), newRenderCommand(), newExplainCommand(), newDeadLettersCommand(), newBuffersCommand(version), newBrokerCommand(), newBuiltinsCommand(),
 	}
 }

@@ -27,14 +27,18 @@ type runFlags struct {
 	allowDeadLetters bool
 	output           string
 	change           changeFlags
+	processes        []string
 }
 
 func newRunCommand(version string) *cobra.Command {
 	f := runFlags{processFlags: processFlags{version: version}}
 	cmd := &cobra.Command{
 		Use:   "run FILE|DIR|-...",
-		Short: "Run pipelines on this machine, with everything in one process",
+		Short: "Run pipelines on this machine, in one process or in several",
 		Long: `Run the Pipelines and MonoVertices of the files, with broker, buffers and all vertices in this process and functions as child processes.
+
+With --processes, each vertex is a child process, or several that share its partitions: one of a vertex that is not named, or scale.min of the manifest. Processes that
+die are started again. levada scale changes the numbers while messages are in flight. See docs/scaling-out.md.
 
 What must survive is in the data directory (--data): after any stop, including SIGKILL and power loss, the same command resumes where it was.
 The command exits when all sources have an end and everything is delivered. SIGTERM and Ctrl-C make it stop reading and finish the messages in
@@ -49,6 +53,7 @@ Exit codes:
   143  the same, by SIGTERM`,
 		Example: `  levada run pipeline.yaml
   levada run pipeline.yaml --function cat=./my-function --function "out/fb-udsink=./sink --flag"
+  levada run pipeline.yaml --function cat=./my-function --processes cat=4
   levada run manifests/ --nats nats://127.0.0.1:4222 --nats-creds ~/levada.creds --log-format json`,
 		Args: atLeastOneArgument,
 		RunE: func(cmd *cobra.Command, args []string) error { return run(cmd, args, &f) },
@@ -63,6 +68,7 @@ Exit codes:
 	commandline.Enum(flags, &f.output, "output", "o", "format of the progress; auto is a table on a terminal, and json with --log-format json", "auto", "table", "text", "json")
 	commandline.AtLeast(flags, "interval", 100*time.Millisecond)
 	f.change.register(flags)
+	flags.StringSliceVar(&f.processes, "processes", nil, "VERTEX=N[,VERTEX=N]: run each vertex as a process of its own, and the named ones as N; also PIPELINE/VERTEX=N. levada scale changes the numbers of a run")
 	return cmd
 }
 
@@ -80,6 +86,10 @@ func run(cmd *cobra.Command, args []string, f *runFlags) error {
 		return err
 	}
 	r := pipelineRun{log: log}
+	named, err := parseProcesses(f.processes, objects)
+	if err != nil {
+		return commandline.Usagef("%s: %w", commandline.Given(cmd.Flags().Lookup("processes")), err)
+	}
 	if err := f.prepare(&r, cmd, args, objects); err != nil {
 		return err
 	}
@@ -95,6 +105,9 @@ func run(cmd *cobra.Command, args []string, f *runFlags) error {
 	defer stopProfiles()
 	limited, flush := commandline.Limited(log)
 	r.cfg.Logger, r.cfg.Output = limited, printLine(screen, f.jsonLog(log))
+	if len(named) > 0 {
+		r.processes = f.asProcesses(cmd, args, &r, named, screen)
+	}
 	out := &runEnd{data: r.cfg.DataDir, broker: f.broker.given() || standalone.NamesBroker(r.cfg.Objects), allowDeadLetters: f.allowDeadLetters}
 	r.run(cmd.Context(), out, commandline.IsTerminal(cmd.ErrOrStderr()), flush)
 	return r.exit(out)

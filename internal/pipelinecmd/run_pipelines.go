@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/levada-io/levada/internal/commandline"
+	"github.com/levada-io/levada/internal/processes"
 	"github.com/levada-io/levada/internal/standalone"
 )
 
@@ -15,6 +16,8 @@ type pipelineRun struct {
 	record manifestRecord // written once the start is complete, so that a start that fails claims no data directory
 	view   *view
 	log    *slog.Logger
+	// processes, if not nil, says that the vertices are processes of their own.
+	processes *processes.Config
 
 	started bool          // cfg.Started was called; read after standalone.Run has returned
 	shown   chan struct{} // closed when the view has shown the last counts; only if started
@@ -30,13 +33,19 @@ func (r *pipelineRun) run(ctx context.Context, out *runEnd, terminal bool, flush
 	defer stopViewing()
 	hup := &hangups{}
 	r.shown = make(chan struct{})
-	r.cfg.Started = func(p *standalone.Running) {
-		hup.running.Store(p)
-		r.begin(viewing, p, time.Since(begun))
+	started := func(what reopener, s *shown) {
+		hup.started(what)
+		r.begin(viewing, s, time.Since(begun))
 	}
-	r.cfg.Ended = func(result *standalone.Result) { out.result = result }
+	ended := func(result *standalone.Result) { out.result = result }
 	defer hup.watch(running, r.log, terminal)()
-	out.err = standalone.Run(running, r.cfg)
+	if r.processes != nil {
+		out.err = r.runProcesses(running, started, ended)
+	} else {
+		r.cfg.Started = func(p *standalone.Running) { started(p, shownOf(p)) }
+		r.cfg.Ended = ended
+		out.err = standalone.Run(running, r.cfg)
+	}
 	if ctx.Err() != nil {
 		out.cause = context.Cause(ctx)
 	}
@@ -53,7 +62,7 @@ func (r *pipelineRun) run(ctx context.Context, out *runEnd, terminal bool, flush
 }
 
 // begin records the manifests and shows the run from here on. took is how long the start took.
-func (r *pipelineRun) begin(viewing context.Context, p *standalone.Running, took time.Duration) {
+func (r *pipelineRun) begin(viewing context.Context, p *shown, took time.Duration) {
 	r.started = true
 	if err := r.record.save(r.cfg.DataDir); err != nil {
 		r.log.Warn("record of the manifests is not written to the data directory", "event.action", "data-directory", "error.message", err.Error())

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -25,6 +26,7 @@ import (
 type vertexFlags struct {
 	processFlags
 	vertex, name string
+	hosted       hostedFlag
 }
 
 func newVertexCommand(version string) *cobra.Command {
@@ -64,6 +66,7 @@ Exit codes:
 	flags := cmd.Flags()
 	flags.StringVar(&f.vertex, "vertex", "", "VERTEX or PIPELINE/VERTEX: the vertex to run, or the name of a MonoVertex (required)")
 	flags.StringVar(&f.name, "name", "", "name of this process among those of the vertex, the same at each start (default: $POD_NAME, or host and data directory)")
+	f.hosted.register(flags)
 	f.register(flags, "vertices/VERTEX in the one that levada run has", "URL of the NATS JetStream broker that the vertices share (this or --redis is required)",
 		"replicas of streams; the same for all vertices", "address of metrics and probes")
 	return cmd
@@ -74,6 +77,9 @@ func runVertex(cmd *cobra.Command, args []string, f *vertexFlags) error {
 	log, err := f.log.Logger(stderr)
 	if err != nil {
 		return err
+	}
+	if f.hosted.given() {
+		return f.runHosted(cmd, args, log)
 	}
 	cfg, err := f.config(cmd, args, log)
 	if err != nil {
@@ -87,27 +93,36 @@ func runVertex(cmd *cobra.Command, args []string, f *vertexFlags) error {
 	defer stopProfiles()
 	limited, flush := commandline.Limited(log)
 	cfg.Logger, cfg.Output = limited, printLine(stderr, f.jsonLog(log))
-	result, err := runOneVertex(cmd.Context(), cfg, log, commandline.IsTerminal(stderr), flush)
+	result, err := runOneVertex(cmd.Context(), cfg, log, commandline.IsTerminal(stderr), flush, nil)
 	return vertexExit(result, err, context.Cause(cmd.Context()))
 }
 
-// runOneVertex runs the vertex until it ends or ctx does, and logs both ends. The result is nil if the start was not complete.
-func runOneVertex(ctx context.Context, cfg standalone.Config, log *slog.Logger, terminal bool, flush func()) (result *standalone.Result, err error) {
+// runOneVertex runs the vertex until it ends or ctx does, and logs both ends. report, which may be nil, is called once it runs. The result is nil if the start was not complete.
+func runOneVertex(ctx context.Context, cfg standalone.Config, log *slog.Logger, terminal bool, flush func(), report func(*standalone.Running)) (result *standalone.Result, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	begun := time.Now()
 	hup := &hangups{}
 	defer hup.watch(ctx, log, terminal)()
+	var running *standalone.Running
 	cfg.Started = func(r *standalone.Running) {
-		hup.running.Store(r)
+		running = r
+		hup.started(r)
+		if report != nil {
+			report(r)
+		}
 		p := r.Pipelines[0]
-		log.Info("vertex started", "pipeline", p.Namespace+"/"+p.Name, "vertex", cfg.Vertex, "process", cfg.Name, "address", r.Address, "took", time.Since(begun).Round(time.Millisecond))
+		log := log
+		if cfg.Hosted == nil {
+			log = log.With("process", cfg.Name)
+		}
+		log.Info("vertex started", "pipeline", p.Namespace+"/"+p.Name, "vertex", cfg.Vertex, "address", r.Address, "took", time.Since(begun).Round(time.Millisecond))
 	}
 	cfg.Ended = func(r *standalone.Result) { result = r }
 	err = standalone.Run(ctx, cfg)
 	flush()
 	if result != nil && err == nil {
-		logVertexEnd(log, result, hup.running.Load(), time.Since(begun))
+		logVertexEnd(log, result, running, time.Since(begun))
 	}
 	return result, err
 }
@@ -131,6 +146,9 @@ func vertexExit(result *standalone.Result, err, cause error) error {
 // config is what to run. It refuses what is wrong with command line and manifest.
 func (f *vertexFlags) config(cmd *cobra.Command, args []string, log *slog.Logger) (cfg standalone.Config, err error) {
 	stderr := cmd.ErrOrStderr()
+	if f.hosted.given() {
+		stderr = io.Discard // the process that has started this one has said what is ignored
+	}
 	if f.vertex == "" {
 		return cfg, commandline.Usagef("--vertex is needed: the name of the vertex that this process runs, for instance --vertex cat")
 	}

@@ -58,30 +58,52 @@ func newView(kind string, screen *commandline.Screen, quiet bool, interval time.
 	}, nil
 }
 
+// shown is a run, in one process or in several.
+type shown struct {
+	address, durability string
+	pipelines           []shownPipeline
+}
+
+// shownPipeline has the counters of the vertices of a pipeline: as they are, and with those that have to be asked for.
+type shownPipeline struct {
+	kind, namespace, name string
+	counts                func() []vertex.Stats
+	stats                 func(context.Context) []vertex.Stats
+}
+
+// shownOf is a run in one process.
+func shownOf(r *standalone.Running) *shown {
+	s := &shown{address: r.Address, durability: r.Durability}
+	for _, p := range r.Pipelines {
+		s.pipelines = append(s.pipelines, shownPipeline{kind: p.Kind, namespace: p.Namespace, name: p.Name, counts: p.Counts, stats: p.Stats})
+	}
+	return s
+}
+
 // start says what runs, and where.
-func (v *view) start(r *standalone.Running, dataDir string, took time.Duration) {
+func (v *view) start(r *shown, dataDir string, took time.Duration) {
 	switch v.kind {
 	case "none":
 		return
 	case "json":
-		v.log.Info("run started", "event.action", "run-started", "event.duration", took.Nanoseconds(), "address", r.Address, "data", dataDir, "durability", r.Durability)
+		v.log.Info("run started", "event.action", "run-started", "event.duration", took.Nanoseconds(), "address", r.address, "data", dataDir, "durability", r.durability)
 		return
 	}
 	var b bytes.Buffer
-	for _, p := range r.Pipelines {
-		fmt.Fprintf(&b, "%s %s/%s\n", p.Kind, p.Namespace, p.Name)
+	for _, p := range r.pipelines {
+		fmt.Fprintf(&b, "%s %s/%s\n", p.kind, p.namespace, p.name)
 		w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-		for _, s := range p.Counts() {
+		for _, s := range p.counts() {
 			fmt.Fprintf(w, "  %s\t%s\t%s\n", s.Name, s.Kind, s.Runs)
 		}
 		_ = w.Flush()
 	}
-	fmt.Fprintf(&b, "metrics  http://%s/metrics  (also /livez /readyz)\ndata     %s: %s\nstarted in %v; Ctrl-C drains and stops\n\n", r.Address, dataDir, r.Durability, took.Round(time.Millisecond))
+	fmt.Fprintf(&b, "metrics  http://%s/metrics  (also /livez /readyz)\ndata     %s: %s\nstarted in %v; Ctrl-C drains and stops\n\n", r.address, dataDir, r.durability, took.Round(time.Millisecond))
 	_, _ = v.screen.Write(b.Bytes())
 }
 
 // follow shows rates until ctx ends.
-func (v *view) follow(ctx context.Context, r *standalone.Running) {
+func (v *view) follow(ctx context.Context, r *shown) {
 	if v.kind == "none" {
 		return
 	}
@@ -125,18 +147,18 @@ func (l *line) name() string {
 	return l.Vertex
 }
 
-func (v *view) lines(r *standalone.Running) (lines []line) {
+func (v *view) lines(r *shown) (lines []line) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	seconds := max(time.Since(v.at).Seconds(), 0.001)
 	v.at = time.Now()
-	for _, p := range r.Pipelines {
-		for _, s := range p.Stats(ctx) {
-			key := p.Namespace + "/" + p.Name + "/" + s.Name
+	for _, p := range r.pipelines {
+		for _, s := range p.stats(ctx) {
+			key := p.namespace + "/" + p.name + "/" + s.Name
 			b := v.before[key]
 			l := line{
-				Pipeline: p.Name, Vertex: s.Name, Read: s.In, Written: s.Out, Pending: s.Pending, Errors: s.Errors, Dropped: s.Dropped, DeadLetters: s.DeadLetters,
-				Duplicates: s.Duplicates, ReadRate: float64(s.In-b.In) / seconds, WrittenRate: float64(s.Out-b.Out) / seconds, several: len(r.Pipelines) > 1,
+				Pipeline: p.name, Vertex: s.Name, Read: s.In, Written: s.Out, Pending: s.Pending, Errors: s.Errors, Dropped: s.Dropped, DeadLetters: s.DeadLetters,
+				Duplicates: s.Duplicates, ReadRate: float64(s.In-b.In) / seconds, WrittenRate: float64(s.Out-b.Out) / seconds, several: len(r.pipelines) > 1,
 			}
 			if n := s.Delivered - b.Delivered; n > 0 {
 				l.LatencyMs = float64(s.LatencyNanos-b.LatencyNanos) / float64(n) / 1e6
@@ -148,7 +170,7 @@ func (v *view) lines(r *standalone.Running) (lines []line) {
 	return lines
 }
 
-func (v *view) show(r *standalone.Running) {
+func (v *view) show(r *shown) {
 	lines := v.lines(r)
 	v.mu.Lock()
 	defer v.mu.Unlock()

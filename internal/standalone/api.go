@@ -90,7 +90,7 @@ func (a *api) private(h func(http.ResponseWriter, *http.Request) error) http.Han
 			if errors.Is(err, deadletter.ErrNotFound) || errors.Is(err, errNoPipeline) {
 				status = http.StatusNotFound
 			}
-			if errors.Is(err, errBadCursor) {
+			if _, refused := errors.AsType[*refusal](err); refused || errors.Is(err, errBadCursor) {
 				status = http.StatusBadRequest
 			}
 			if errors.Is(err, engine.ErrEnding) {

@@ -97,9 +97,11 @@ func (r *runner) connect(ctx context.Context) (err error) {
 
 func (r *runner) startBroker(ctx context.Context) (_ isb.Service, err error) {
 	over := engine.Waiting(r.log, "broker in this process to open its store", nil, "data", r.cfg.DataDir)
-	r.broker, err = broker.Start(broker.Config{
-		Dir: filepath.Join(r.cfg.DataDir, "broker"), MaxPayload: max(minPayload, r.maxPayload()), SyncInterval: r.cfg.SyncInterval, Logger: r.log,
-	})
+	cfg := broker.Config{Dir: filepath.Join(r.cfg.DataDir, "broker"), MaxPayload: max(minPayload, r.maxPayload()), SyncInterval: r.cfg.SyncInterval, Logger: r.log}
+	if r.token != "" {
+		cfg.Listen, cfg.Token = "127.0.0.1:0", r.token
+	}
+	r.broker, err = broker.Start(cfg)
 	over(err)
 	if err != nil {
 		return nil, err

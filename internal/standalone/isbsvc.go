@@ -13,7 +13,7 @@ func (r *runner) bufferConfig(p *v1alpha1.Pipeline) (cfg isb.Settings, maxInFlig
 	if maxInFlight, err = isb.Configure(service, &cfg); err != nil {
 		return cfg, 0, err
 	}
-	if cfg.Memory && r.cfg.embedded() {
+	if cfg.Memory && (r.cfg.embedded() || r.cfg.Hosted != nil && r.cfg.Hosted.Embedded) {
 		// The broker ends with this process: what it kept in memory would be lost at every end of a run.
 		cfg.Memory = false
 		r.inFiles.Do(func() {

@@ -89,14 +89,23 @@ func named(query, namespace, name string) bool {
 	return query == name || query == namespace+"/"+name
 }
 
-func (a *api) list(w http.ResponseWriter, req *http.Request) error {
+// letterQuery reads what a request asks for.
+func letterQuery(req *http.Request) (LetterQuery, error) {
 	q := LetterQuery{Pipeline: req.FormValue("pipeline"), Vertex: req.FormValue("vertex"), After: req.FormValue("after"), Limit: maxPage}
 	if text := req.FormValue("limit"); text != "" {
 		n, err := strconv.Atoi(text)
 		if err != nil || n < 1 || n > maxPage {
-			return fmt.Errorf("%w: limit must be from 1 to %d, not %q", errBadCursor, maxPage, text)
+			return q, fmt.Errorf("%w: limit must be from 1 to %d, not %q", errBadCursor, maxPage, text)
 		}
 		q.Limit = n
+	}
+	return q, nil
+}
+
+func (a *api) list(w http.ResponseWriter, req *http.Request) error {
+	q, err := letterQuery(req)
+	if err != nil {
+		return err
 	}
 	var stores []pageStore
 	for _, p := range a.pipelines {

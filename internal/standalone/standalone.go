@@ -6,6 +6,7 @@
 // One folder, because all of it works on one runner, which owns the broker, the leases and the pipelines of a run; half of the files are tests that start whole runs.
 //
 //   - A run: standalone.go (start and end), connect.go (broker), pipelines.go and buffers.go (building), isbsvc.go (buffer settings), secrets.go, memorylimit.go, smalldisk.go.
+//   - A run whose vertices are processes (package processes starts them): host.go (broker, leases, buffers), hostapi.go, scale.go (how many).
 //   - One vertex: vertex.go (start, lease), agree.go (the topology that all processes share), front.go (probes from the start).
 //   - What is found in the store, and whether the manifest fits it: takeover.go, record.go, compare.go, renamed.go, drainold.go, discard.go.
 //   - What others ask: api.go and reopen.go of a run; offline.go and letters.go of a store without a run; check.go before one.
@@ -49,6 +50,8 @@ type Config struct {
 	Name string
 	// DataDir keeps everything that must survive. Required.
 	DataDir string
+	// Hosted, with Vertex, says that a Host has started this process; nil for a process of its own.
+	Hosted *Hosted
 	// Broker is the buffer service; its zero value stands for a NATS server in this process, in DataDir.
 	Broker
 	// Replicas of streams at a broker of its own. With 0 streams that exist keep theirs, and others get 3 if the broker is a cluster that can keep 3, else 1.
@@ -137,6 +140,7 @@ type runner struct {
 	log     *slog.Logger
 	metrics *metrics.Set
 	broker  *broker.Broker // nil with one elsewhere
+	token   string         // by which other processes reach broker; empty if none do
 	service isb.Service
 	sockets string
 	files   vertex.Files
@@ -225,7 +229,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 // listenAt is where sources listen.
 func (cfg Config) listenAt() vertex.Listen {
 	const loopback = "127.0.0.1"
-	at := vertex.Listen{Host: cmp.Or(cfg.ListenHTTP, loopback), Shared: cfg.Vertex == "", Address: loopback}
+	at := vertex.Listen{Host: cmp.Or(cfg.ListenHTTP, loopback), Shared: cfg.Vertex == "" || cfg.Hosted != nil, Address: loopback}
 	if ip := net.ParseIP(at.Host); ip != nil && !ip.IsUnspecified() {
 		at.Address = at.Host
 	}

@@ -37,6 +37,14 @@ var examples = map[string]func(t *testing.T, e *example){
 		e.appendTo(t, "data/words.txt", "and one more\n")
 		e.prints(t, "AND ONE MORE")
 	},
+	"processes.yaml": func(t *testing.T, e *example) {
+		r := e.start(t, "--processes", "upper=3")
+		r.wait(t)
+		got := r.lines()
+		slices.Sort(got)
+		same(t, "standard output", []string{"A LEVADA CARRIES WATER", "AND HAS NOT STOPPED", "AROUND THE MOUNTAIN", "FOR CENTURIES"}, got)
+		e.prints(t) // it was all delivered, also for a run in one process
+	},
 	"throughput.yaml": func(t *testing.T, e *example) { e.printsInAnyOrder(t, numbers(1, 20, 1)...) },
 	"even-odd.yaml": func(t *testing.T, e *example) {
 		e.prints(t)

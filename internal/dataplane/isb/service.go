@@ -18,6 +18,9 @@
 //	owner.VERTEX          the lease of the process that runs one vertex, or the names of those that share it
 //	owner.VERTEX.NAME     the lease of one of these
 //	shards.VERTEX.*       which of them reads which shard (package shard; only with Sharer)
+//	processes.owner       the lease of the process that starts those of the vertices (levada run --processes)
+//	processes.wanted      how many processes each vertex is to have
+//	processes.running     how many each vertex has
 //	topology              the record of its shape (package topology)
 //	settled               how the last process ended
 //	source.VERTEX.*       how far the partitions of a source were read
