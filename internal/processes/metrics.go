@@ -40,7 +40,7 @@ func (r *run) serveMetrics(w http.ResponseWriter, req *http.Request) {
 			r.log.Debug("metrics of a process are missing", "process", all[n].name, "error", err)
 		}
 	})
-	format := expfmt.Negotiate(req.Header)
+	format := expfmt.NegotiateAccept(req.Header, expfmt.DefaultAcceptedFormats()...)
 	w.Header().Set("Content-Type", string(format))
 	e := expfmt.NewEncoder(w, format)
 	for _, name := range slices.Sorted(maps.Keys(families)) {
