@@ -80,7 +80,11 @@ func processesOf(o manifest.Object) (all []processesWanted) {
 			all = append(all, processesWanted{key: namespace + "/" + name + "/" + v, names: []string{v, name + "/" + v, namespace + "/" + name + "/" + v}, alone: !plans[i].Shareable()})
 		}
 	case *v1alpha1.MonoVertex:
-		all = append(all, processesWanted{key: namespace + "/" + name + "/" + name, names: []string{name}, alone: true})
+		plan, err := vertex.PlanMono(m.Name, &m.Spec)
+		if err != nil {
+			return nil
+		}
+		all = append(all, processesWanted{key: namespace + "/" + name + "/" + name, names: []string{name, namespace + "/" + name}, alone: !plan.Shareable()})
 	}
 	return all
 }

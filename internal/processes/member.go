@@ -34,7 +34,7 @@ func (m *member) identity() Child {
 	p, r := m.group.pipeline.of, m.group.pipeline.run
 	c := Child{
 		Manifest: p.Manifest, Vertex: m.group.of.Name, Name: m.name, Label: m.label, DataDir: filepath.Join(p.Dir, m.name),
-		Hosted: standalone.Hosted{Replica: m.number, Dir: r.dir},
+		Hosted: standalone.Hosted{Dir: r.dir},
 	}
 	if m.group.of.Alone != "" {
 		c.Hosted.Files = r.cfg.Run.DataDir

@@ -29,8 +29,6 @@ import (
 
 // Hosted says what a process of one vertex shares with the Host that has started it.
 type Hosted struct {
-	// Replica is the number of this process among those of its vertex, from 0.
-	Replica int `json:"replica"`
 	// Dir is where relative paths of the manifest begin.
 	Dir string `json:"dir"`
 	// Files is where sources and sinks keep files that outlive them; empty for the data directory of this process. It is that of levada run for a vertex that one process at
@@ -201,7 +199,15 @@ func (h *Host) describe(o manifest.Object) (*HostedPipeline, error) {
 	}
 	switch m := o.Manifest.(type) {
 	case *v1alpha1.MonoVertex:
-		p.Vertices = []HostedVertex{{Name: m.Name, Source: true, Sink: true, Alone: "it is a MonoVertex", Min: least(m.Spec.Scale)}}
+		plan, err := vertex.PlanMono(m.Name, &m.Spec)
+		if err != nil {
+			return nil, fmt.Errorf("MonoVertex %s: %w", m.Name, err)
+		}
+		v := HostedVertex{Name: m.Name, Source: true, Sink: true, Min: least(m.Spec.Scale)}
+		if !plan.Shareable() {
+			v.Alone = "it has a source or a sink that one process at a time can have"
+		}
+		p.Vertices = []HostedVertex{v}
 	case *v1alpha1.Pipeline:
 		if p.Paused = m.Spec.Lifecycle.DesiredPhase == v1alpha1.DesiredPaused; p.Paused {
 			h.r.log.Warn("pipeline is paused by its manifest (lifecycle.desiredPhase) and does not run", "pipeline", m.Name)
@@ -221,7 +227,7 @@ func (h *Host) describe(o manifest.Object) (*HostedPipeline, error) {
 				v.Min = least(m.Spec.Vertices[at].Scale)
 			}
 			switch {
-			case pl.Shareable() && shares:
+			case pl.Shareable() && (shares || v.Source):
 			case pl.Shareable():
 				v.Alone = "its buffer service does not let several processes share a vertex"
 			case v.Source:

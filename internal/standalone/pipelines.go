@@ -79,17 +79,12 @@ func (r *runner) env(p *Pipeline, meta metav1.Object) *vertex.Env {
 	if r.draining != nil {
 		env.Source = r.draining.source
 	}
-<<<<<<< HEAD
 	if h := r.sharing(p); h != nil {
 		env.Replica = vertex.Replica{Number: h.joined.Number, First: h.joined.Seat.First, Fence: h.lease.Check}
 		env.Listen.Beside = func(ctx context.Context) bool { return r.hasOthers(ctx, h) }
-=======
-	if r.cfg.Hosted != nil {
-		env.Replica = r.cfg.Hosted.Replica
-		if r.cfg.Hosted.Files != "" {
-			env.Data = r.cfg.Hosted.Files
-		}
->>>>>>> 9ba24e7 (levada run --processes and levada scale: several processes of a vertex on one machine)
+	}
+	if r.cfg.Hosted != nil && r.cfg.Hosted.Files != "" {
+		env.Data = r.cfg.Hosted.Files
 	}
 	return env
 }

@@ -317,7 +317,7 @@ func TestMetricsOfAllProcessesAreAtOneAddress(t *testing.T) {
 	_, text := fetch(t, "http://"+c.Address+"/metrics")
 	for _, want := range []string{
 		`forwarder_read_total{namespace="default",partition_name="in",pipeline="several",process="in-0",replica="0",vertex="in",vertex_type="Source"} 500`,
-		`process="cat-1",replica="1",vertex="cat"`, `levada_processes_running{namespace="default",pipeline="several",process="run",vertex="cat"} 2`,
+		`replica="1",vertex="cat"`, `levada_processes_running{namespace="default",pipeline="several",process="run",vertex="cat"} 2`,
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("%s is missing from /metrics:\n%s", want, text)
