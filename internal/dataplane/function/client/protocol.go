@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"math/bits"
 	"time"
 	"unsafe"
@@ -256,7 +257,7 @@ func (o *Outcome) decodeNack(b []byte) error {
 		case 1:
 			o.Reason = text(v)
 		case 2:
-			o.MaxDeliveries = int(n)
+			o.MaxDeliveries = int(min(n, math.MaxInt32)) // a negative number is a large one
 		case 3:
 			o.Delay = time.Duration(min(n, uint64(24*time.Hour/time.Millisecond))) * time.Millisecond
 		}

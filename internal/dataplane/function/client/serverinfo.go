@@ -3,7 +3,9 @@ package client
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -44,7 +46,7 @@ const (
 
 var modeSocket = map[string]string{modeUnary: "map.sock", modeStream: "mapstream.sock", modeBatch: "batchmap.sock"}
 
-// serverInfo is what a function writes beside its socket; see section 3.10 of the contract. Every key is optional.
+// serverInfo is what a function writes beside its socket, as SDKs of Numaflow do. Every key is optional.
 type serverInfo struct {
 	Protocol        string            `json:"protocol"`
 	Language        string            `json:"language"`
@@ -55,11 +57,14 @@ type serverInfo struct {
 
 const infoEnd = "U+005C__END__"
 
-// readServerInfo returns nil while the file is not there or not whole.
+// readServerInfo returns nil while the file is not there or not whole. The error says that it cannot be read, or makes no sense.
 func readServerInfo(path string) (*serverInfo, error) {
 	b, err := os.ReadFile(path)
-	if err != nil || len(b) == 0 {
+	switch {
+	case errors.Is(err, fs.ErrNotExist), err == nil && len(b) == 0:
 		return nil, nil // not there yet
+	case err != nil:
+		return nil, fmt.Errorf("server info of the function: %w", err)
 	}
 	text, whole := bytes.CutSuffix(bytes.TrimSpace(b), []byte(infoEnd))
 	if !whole {

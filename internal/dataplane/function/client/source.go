@@ -24,7 +24,7 @@ type Source struct {
 	maxMessage int
 	reading    *wire.Stream
 
-	acking  sync.Mutex // held during an Ack: a request and its answer are a pair on acks
+	acking  chan struct{} // has room for 1, taken during an Ack: a request and its answer are a pair on acks
 	acks    *wire.Stream
 	ackless atomic.Bool // acks was closed because a context ended
 
@@ -47,7 +47,7 @@ func openSource(ctx context.Context, socket string, maxMessage int) (*Source, er
 		reading.Close()
 		return nil, err
 	}
-	return &Source{socket: socket, maxMessage: maxMessage, reading: reading, acks: acks}, nil
+	return &Source{socket: socket, maxMessage: maxMessage, reading: reading, acking: make(chan struct{}, 1), acks: acks}, nil
 }
 
 // Call implements Caller. It is not what sources are for.
@@ -249,14 +249,18 @@ func decodeHeader(headers flow.Headers, b []byte) (flow.Headers, error) {
 	return flow.AppendHeader(headers, name, value), err
 }
 
-// Ack acknowledges. The stream for it ends when ctx does.
+// Ack acknowledges, one call after the other. The stream ends when ctx does while this call has it.
 func (s *Source) Ack(ctx context.Context, offsets []Offset) error {
+	select {
+	case s.acking <- struct{}{}:
+		defer func() { <-s.acking }()
+	case <-ctx.Done(): // another acknowledgement has the stream, and goes on
+		return context.Cause(ctx)
+	}
 	defer context.AfterFunc(ctx, func() {
 		s.ackless.Store(true)
 		s.acks.Close()
 	})()
-	s.acking.Lock()
-	defer s.acking.Unlock()
 	defer s.note(&s.asks)()
 	var request []byte
 	for _, o := range offsets {
