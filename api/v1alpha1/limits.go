@@ -57,7 +57,7 @@ type RateLimit struct {
 	Min *uint64 `json:"min,omitempty"`
 	// RampUpDuration is how long the cap grows from Min to Max. Default: 1s.
 	RampUpDuration *metav1.Duration `json:"rampUpDuration,omitempty"`
-	// Store is where the pods agree on the cap. Default: inMemoryStore, each pod for itself.
+	// Store is where the pods of Numaflow agree on the cap. Levada agrees on it through the buffer service, whatever is here.
 	Store *RateLimiterStore `json:"store,omitempty"`
 	// Modes say how the cap moves. Default: relaxed.
 	Modes *RateLimiterModes `json:"modes,omitempty"`

@@ -21,7 +21,7 @@ var ignored = []gap{
 	{CodeIgnoresWatermark, "this watermark setting is not used yet", watermarkSettings},
 	{CodeIgnoresSideInputs, "side inputs are not fetched yet", sideInputUses},
 	{CodeIgnoresUpdateStrategy, "pods are not replaced in steps yet", updateStrategies},
-	{CodeIgnoresRedisRateLimit, "the rate limit in Redis is kept in memory, each pod for itself", redisRateLimits},
+	{CodeIgnoresRedisRateLimit, "processes agree on the rate limit through the buffer service, and this Redis server is not used", redisRateLimits},
 	{CodeIgnoresNativeRedis, "Levada starts no Redis servers: give levada run the URL of one with --redis", nativeRedis},
 	{CodeIgnoresTemplates, "templates are not applied yet", templates},
 }

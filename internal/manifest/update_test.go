@@ -104,7 +104,7 @@ spec:
     at spec.vertices[0].scale
 p.yaml:9:54: warning LV2204: updateStrategy: pods are not replaced in steps yet
     at spec.vertices[3].updateStrategy
-p.yaml:11:32: warning LV2205: redisStore: the rate limit in Redis is kept in memory, each pod for itself (and 1 more)
+p.yaml:11:32: warning LV2205: redisStore: processes agree on the rate limit through the buffer service, and this Redis server is not used (and 1 more)
     at spec.limits.rateLimit.store.redisStore
 p.yaml:12:25: warning LV2202: disabled: this watermark setting is not used yet (and 2 more)
     at spec.watermark.disabled

@@ -25,10 +25,11 @@ func newDeadLettersCommand() *cobra.Command {
 		Use: "deadletters", Aliases: []string{"deadletter", "dlq"},
 		Short: "List, show, replay and drop dead-lettered messages",
 		Long: `A message that crashes its function repeatedly, is nacked too often or fails all retries is dead-lettered with diagnostics, and processing continues.
-These commands work while "levada run" uses the data directory, and when nothing does.`,
+These commands work while "levada run" uses the data directory, and when nothing does. With the broker (--nats, --redis) they work from any machine that reaches it,
+also while processes of "levada vertex" run.`,
 	}
 	flags := cmd.PersistentFlags()
-	flags.StringVar(&f.dataDir, "data", "", "data directory of levada run (required)")
+	flags.StringVar(&f.dataDir, "data", "", "data directory of levada run (this or a broker is required)")
 	f.broker.register(flags, "URL of the broker, if it is not in the data directory")
 	commandline.Output(flags, &f.output, "text", "json")
 	cmd.AddCommand(f.listCommand(), f.showCommand(),
@@ -45,8 +46,8 @@ type lettersFlags struct {
 
 // with opens the dead letters.
 func (f *lettersFlags) with(cmd *cobra.Command, do func(context.Context, standalone.DeadLetters) error) error {
-	if f.dataDir == "" {
-		return commandline.Usagef("name the data directory with --data: levada run prints it when it starts")
+	if f.dataDir == "" && !f.broker.given() {
+		return commandline.Usagef("name the data directory with --data, which levada run prints when it starts, or the broker with --nats or --redis")
 	}
 	at, err := f.broker.broker(cmd.Flags())
 	if err != nil {

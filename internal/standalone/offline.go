@@ -97,7 +97,7 @@ func (l *remoteLetters) Drop(ctx context.Context, pipeline, name string) error {
 
 func (l *remoteLetters) Close() {}
 
-// localLetters opens the store itself; nobody else has it.
+// localLetters opens the store itself: nothing else has that of a data directory, and others may use that of a broker elsewhere.
 type localLetters struct {
 	service isb.Service
 	close   []func()
@@ -110,14 +110,14 @@ func openLocal(ctx context.Context, dataDir string, at Broker) (_ *localLetters,
 			l.Close()
 		}
 	}()
-	release, err := broker.LockDir(dataDir)
-	if err != nil {
-		return nil, err
-	}
-	l.close = append(l.close, release)
-	if !at.embedded() {
+	if !at.embedded() { // the directory is of no account, and a process may have it
 		l.service, err = at.dial(ctx, nil, slog.Default())
 	} else {
+		var release func()
+		if release, err = broker.LockDir(dataDir); err != nil {
+			return nil, err
+		}
+		l.close = append(l.close, release)
 		var b *broker.Broker
 		if b, err = broker.Start(broker.Config{Dir: filepath.Join(dataDir, "broker"), MaxPayload: 64 << 20}); err != nil {
 			return nil, err

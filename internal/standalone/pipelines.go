@@ -3,6 +3,7 @@ package standalone
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -18,6 +19,7 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/function"
 	"github.com/levada-io/levada/internal/dataplane/isb"
 	"github.com/levada-io/levada/internal/dataplane/naming"
+	"github.com/levada-io/levada/internal/dataplane/ratelimit"
 	"github.com/levada-io/levada/internal/dataplane/shard"
 	"github.com/levada-io/levada/internal/dataplane/source"
 	"github.com/levada-io/levada/internal/dataplane/vertex"
@@ -81,6 +83,11 @@ func (r *runner) env(p *Pipeline, meta metav1.Object) *vertex.Env {
 	}
 	if h := r.sharing(p); h != nil {
 		env.Replica = vertex.Replica{Number: h.joined.Number, First: h.joined.Seat.First, Fence: h.lease.Check}
+		env.Rate = func(perSecond uint64) vertex.Rate {
+			return ratelimit.New(ratelimit.Config{
+				Store: isb.RateLimit(p.store.State(), r.cfg.Vertex), Name: r.cfg.Name + "." + rand.Text(), Rate: perSecond, Logger: env.Logger.With("vertex", r.cfg.Vertex),
+			})
+		}
 		env.Listen.Beside = func(ctx context.Context) bool { return r.hasOthers(ctx, h) }
 	}
 	if r.cfg.Hosted != nil && r.cfg.Hosted.Files != "" {

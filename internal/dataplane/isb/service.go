@@ -24,6 +24,7 @@
 //	topology              the record of its shape (package topology)
 //	settled               how the last process ended
 //	source.VERTEX.*       how far the partitions of a source were read
+//	rate.VERTEX           the limit of messages a second that they share (package ratelimit)
 //
 // Other keys belong to the service. No key here is written by two processes at once, but by compare-and-set.
 //

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/levada-io/levada/internal/dataplane/ownership"
+	"github.com/levada-io/levada/internal/dataplane/ratelimit"
 )
 
 // State keeps the small values of one pipeline, durably. All methods may be called concurrently, and from any number of processes. They have no deadlines of their own.
@@ -34,6 +35,7 @@ const (
 	KeySettled  = "settled"
 	keyOwner    = "owner"
 	keySource   = "source."
+	keyRate     = "rate."
 )
 
 // Settled is the note about how the last run ended.
@@ -72,6 +74,25 @@ func LeasedVertices(ctx context.Context, s State) (map[string]bool, error) {
 		}
 	}
 	return names, nil
+}
+
+// RateLimit is the record of the limit that the processes of a vertex share.
+func RateLimit(s State, vertex string) ratelimit.Store { return limit{s, keyRate + vertex} }
+
+// limit implements ratelimit.Store.
+type limit struct {
+	state State
+	key   string
+}
+
+func (l limit) Get(ctx context.Context) ([]byte, uint64, error) { return l.state.Get(ctx, l.key) }
+
+func (l limit) CompareAndSet(ctx context.Context, value []byte, revision uint64) (uint64, error) {
+	revision, err := l.state.CompareAndSet(ctx, l.key, value, revision)
+	if errors.Is(err, ErrConflict) {
+		return 0, ratelimit.ErrConflict
+	}
+	return revision, err
 }
 
 // lease implements ownership.Store.
