@@ -189,7 +189,7 @@ func TestDeadLettersAndBuffersOfSharedVertices(t *testing.T) {
 			t.Errorf("process %s has dead-lettered nothing", name)
 		}
 	}
-	// It is dead-lettered again by whoever has the partition, under the same name.
+	// The process that has the partition dead-letters it again.
 	v.levada(t, append([]string{"deadletters", "replay", found[0].Pipeline + "/" + found[0].Name}, v.flags...)...)
 	all[1].until(t, func() bool { return len(letters()) == bad })
 	v.levada(t, append([]string{"deadletters", "drop", found[1].Pipeline + "/" + found[1].Name}, v.flags...)...)

@@ -52,7 +52,7 @@ type Limiter struct {
 	size  int           // messages of a grant
 	worth time.Duration // of a grant
 
-	// using has room for 1, which whoever uses what is below takes. It is held during a request: others wait for its outcome anyhow.
+	// using has room for 1. It is taken while what is below is used, also during a request: others wait for its outcome too.
 	using chan struct{}
 	left  int // messages of the grant that is in use
 	// next are the dues of the grants that were taken and are not used yet, in order. Invariant: at most ahead.
