@@ -194,9 +194,11 @@ func TestDeadLettersAndBuffersOfSharedVertices(t *testing.T) {
 	all[1].until(t, func() bool { return len(letters()) == bad })
 	v.levada(t, append([]string{"deadletters", "drop", found[1].Pipeline + "/" + found[1].Name}, v.flags...)...)
 	all[1].until(t, func() bool { return len(letters()) == bad-1 })
-	owners := v.owners(t, "cat")
-	if len(owners) != 2 || owners[0] == owners[1] {
-		t.Errorf("the owners of the partitions are %q", owners)
+	owners := strings.Join(v.owners(t, "cat"), "\n")
+	for _, name := range []string{"one, epoch ", "two, epoch "} {
+		if !strings.Contains(owners, name) {
+			t.Errorf("the owners of the shards are\n%s\nand %q is not among them", owners, name)
+		}
 	}
 	ctx := t.Context()
 	buffers, err := standalone.OpenBuffers(ctx, "", v.at)
@@ -205,7 +207,7 @@ func TestDeadLettersAndBuffersOfSharedVertices(t *testing.T) {
 	}
 	defer buffers.Close()
 	views, err := buffers.List(ctx)
-	if err != nil || len(views) != 4 {
+	if err != nil || len(views) < 4 { // shards of two partitions of two vertices
 		t.Fatalf("%d buffers: %v", len(views), err)
 	}
 	for i := range views {

@@ -26,7 +26,7 @@ func TestAckThatWaitsEndsAlone(t *testing.T) {
 	}
 }
 
-// TestServerInfoThatCannotBeRead: it is not taken for one that is not there yet, which would be waited for without a word.
+// TestServerInfoThatCannotBeRead: it is not taken for one that is not there yet, which would be waited for silently.
 func TestServerInfoThatCannotBeRead(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "mapper-server-info")
 	if info, err := readServerInfo(file); info != nil || err != nil {
