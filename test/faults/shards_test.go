@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -92,6 +93,22 @@ type moves struct {
 	took  map[string][]time.Duration // by how
 	// ready are the processes that run, or wait for another one, since they were killed last.
 	ready map[string]bool
+	// in is how many messages each process has read that has ended in order; nil if nobody asks.
+	in map[string]int
+}
+
+// owners are the processes that were the last to take a shard, in the order of their names.
+func (m *moves) owners() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Compact(slices.Sorted(maps.Values(m.owner)))
+}
+
+// read is how many messages a process has read.
+func (m *moves) read(name string) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.in[name]
 }
 
 type departure struct {
@@ -189,6 +206,12 @@ func (m *moves) line(name, text string) {
 	if strings.Contains(text, "vertex started") || strings.Contains(text, "waiting until that ends") {
 		m.mu.Lock()
 		m.ready[name] = true
+		m.mu.Unlock()
+	}
+	if end := sharedIn.FindStringSubmatch(text); end != nil && m.in != nil {
+		n, _ := strconv.Atoi(end[1]) // digits
+		m.mu.Lock()
+		m.in[name] += n
 		m.mu.Unlock()
 	}
 	found := shardOf.FindStringSubmatch(text)
@@ -503,4 +526,56 @@ func (r *sharedRun) lineCount(t *testing.T) (n int) {
 			return n
 		}
 	}
+}
+
+// sharedIn is what the last line of a process says of the messages that it has read.
+var sharedIn = regexp.MustCompile(`nothing of it is unfinished.* in=(\d+)`)
+
+// TestOnePartitionIsReadByFourProcesses: a vertex has one partition, which its four processes share. All of them work, also after one is killed, one is stopped in order, and one joins.
+// Each line comes out once.
+func TestOnePartitionIsReadByFourProcesses(t *testing.T) {
+	r := &sharedRun{
+		members: map[string]*member{}, resumed: map[string][]time.Duration{},
+		moves: moves{left: map[string]departure{}, owner: map[string]string{}, took: map[string][]time.Duration{}, ready: map[string]bool{}, in: map[string]int{}},
+	}
+	r.lines, r.dir = 30000, t.TempDir()
+	r.ledger = newLedger(t, r.dir, r.lines, plain)
+	r.file = filepath.Join(r.dir, "pipeline.yaml")
+	r.write(t, fmt.Sprintf(sharedManifest, r.lines/20, program(t, "cat"), sharedPartitions))
+	address := testserver.FreeAddress(t)
+	r.url = "nats://" + address
+	r.background(t, t.Context(), &supervisor{name: "broker", command: func() *exec.Cmd {
+		return exec.Command(program(t, "levada"), "broker", "--data", filepath.Join(r.dir, "broker"), "--listen", address)
+	}})
+	waitFor(t, address)
+	in, out := r.start(t, "in", "in"), r.start(t, "out", "out")
+	for _, name := range []string{"a", "b", "c", "d"} {
+		r.join(t, name)
+	}
+	even := func(names ...string) func() bool {
+		return func() bool { return r.allRead() && slices.Equal(r.moves.owners(), names) }
+	}
+	r.until(t, "all four read", even("a", "b", "c", "d"))
+	before := r.lineCount(t)
+	r.until(t, "lines come out", func() bool { return r.lineCount(t) > before+2000 })
+	r.moves.stopped("a", "SIGKILL, for longer")
+	release := r.members["a"].hold()
+	r.until(t, "the others read all", even("b", "c", "d"))
+	release()
+	r.leave(t, "b")
+	r.join(t, "e")
+	r.until(t, "the four that run read", even("a", "c", "d", "e"))
+	r.until(t, "all lines are out", func() bool { return r.lineCount(t) >= r.lines })
+	for _, name := range []string{"a", "c", "d", "e"} {
+		r.leave(t, name)
+	}
+	r.terminate(t, in)
+	r.terminate(t, out)
+	r.check(t, plain, nothing)
+	for _, name := range []string{"a", "b", "c", "d", "e"} {
+		if r.moves.read(name) == 0 {
+			t.Errorf("process %s has read nothing", name)
+		}
+	}
+	t.Logf("messages read by each process that ended in order: %v", r.moves.in)
 }
