@@ -55,7 +55,7 @@ const (
 	simEvery    = 60 * time.Millisecond
 )
 
-// simShapes are how the buffer of the shared vertex is divided; seeds take turns.
+// simShapes are how the buffer of the shared vertex is divided, and into how many shards each partition of the next one; seeds take turns.
 var simShapes = []struct{ partitions, shards int }{{3, 1}, {1, 4}, {2, 3}}
 
 // errKilled ends a process that was killed. errLink is what a request gets that is lost, or whose answer is.
@@ -462,12 +462,7 @@ func (s *dataSim) opener(l *link) *isb.Opener {
 	if err != nil {
 		panic(err) // it is in memory
 	}
-	return &isb.Opener{Service: service, Store: linkedStore{store, l}, Logger: s.log, Shards: func(vertex string) int {
-		if vertex == "cat" {
-			return s.shards
-		}
-		return 1
-	}}
+	return &isb.Opener{Service: service, Store: linkedStore{store, l}, Logger: s.log, Shards: func(string) int { return s.shards }}
 }
 
 func (s *dataSim) newLink() *link {
@@ -618,16 +613,17 @@ func (s *dataSim) live() error {
 		if err != nil {
 			return err
 		}
-		part := parts[0]
-		in := &forward.BufferInput{Vertex: "out", Index: n, Partition: part.Reader, Limit: 10}
-		loop := &forward.Loop{Input: in, Output: &forward.Delivery{Primary: arrivals{s}, Events: noEvents{}, Logger: s.log}, DeadLetters: noLetters{}, Events: noEvents{}, Logger: s.log}
-		steady.Go(func() { _ = part.Run(ctx) })
-		steady.Go(func() { in.Run(ctx) })
-		steady.Go(func() {
-			if err := loop.Run(ctx, ctx); err != nil {
-				s.fail("out: %v", err)
-			}
-		})
+		for _, part := range parts {
+			in := &forward.BufferInput{Vertex: "out", Index: n, Partition: part.Reader, Limit: 10}
+			loop := &forward.Loop{Input: in, Output: &forward.Delivery{Primary: arrivals{s}, Events: noEvents{}, Logger: s.log}, DeadLetters: noLetters{}, Events: noEvents{}, Logger: s.log}
+			steady.Go(func() { _ = part.Run(ctx) })
+			steady.Go(func() { in.Run(ctx) })
+			steady.Go(func() {
+				if err := loop.Run(ctx, ctx); err != nil {
+					s.fail("out: %v", err)
+				}
+			})
+		}
 	}
 	var to []*buffer.Writer
 	for n := range s.partitions {
