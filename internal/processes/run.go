@@ -355,9 +355,9 @@ func (p *pipeline) scale(ctx context.Context) {
 
 // warnOfIdle says that some of the processes will read nothing.
 func (g *group) warnOfIdle() {
-	if g.of.Partitions > 0 && g.wanted > g.of.Partitions {
-		g.pipeline.run.log.Warn("vertex has more processes than partitions: the others read nothing until one ends", "pipeline", g.pipeline.of.Name, "vertex", g.of.Name,
-			"processes", g.wanted, "partitions", g.of.Partitions)
+	if g.of.Shards > 0 && g.wanted > g.of.Shards {
+		g.pipeline.run.log.Warn("vertex has more processes than shards: the others read nothing until one ends", "pipeline", g.pipeline.of.Name, "vertex", g.of.Name,
+			"processes", g.wanted, "shards", g.of.Shards)
 	}
 }
 

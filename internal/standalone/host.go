@@ -74,8 +74,8 @@ type HostedVertex struct {
 	Source, Sink bool
 	// Alone is why one process at a time can run it; empty if several can.
 	Alone string
-	// Partitions of its buffer.
-	Partitions int
+	// Shards are those of all partitions of its buffer, unless that was created with another number: as many processes can read it at once. A source has none.
+	Shards int
 	// Min is scale.min of the manifest, and at least 1.
 	Min int
 }
@@ -85,7 +85,7 @@ const TokenFile = "broker.token"
 
 // OpenHost takes the data directory, starts or reaches the broker, makes the topology of the manifests the stored one, as Run does, and takes the lease of those who start
 // processes. It returns nil if ctx ended meanwhile.
-func OpenHost(ctx context.Context, cfg Config) (h *Host, err error) {
+func OpenHost(ctx context.Context, cfg Config) (_ *Host, err error) {
 	cfg = cfg.withDefaults()
 	if cfg.embedded() {
 		if cfg.Broker, err = cfg.brokerOfManifests(newSecrets(cfg).get); err != nil {
@@ -93,7 +93,7 @@ func OpenHost(ctx context.Context, cfg Config) (h *Host, err error) {
 		}
 	}
 	r := &runner{cfg: cfg, log: cfg.Logger, metrics: metrics.New(cfg.Version), secrets: newSecrets(cfg), budget: engine.NewBudget(cfg.DrainTimeout)}
-	h = &Host{r: r, sealed: map[string]bool{}}
+	h := &Host{r: r, sealed: map[string]bool{}}
 	defer func() {
 		if err != nil {
 			h.Close()
@@ -221,7 +221,7 @@ func (h *Host) describe(o manifest.Object) (*HostedPipeline, error) {
 		_, shares := p.held.store.(isb.Sharer)
 		for i := range plans {
 			pl := &plans[i]
-			v := HostedVertex{Name: pl.Name, Source: pl.Source != nil, Sink: pl.Sink != nil, Partitions: pl.Input.Partitions, Min: 1}
+			v := HostedVertex{Name: pl.Name, Source: pl.Source != nil, Sink: pl.Sink != nil, Shards: pl.Input.Partitions * pl.Shards(m), Min: 1}
 			at := slices.IndexFunc(m.Spec.Vertices, func(s v1alpha1.AbstractVertex) bool { return s.Name == pl.Name })
 			if at >= 0 {
 				v.Min = least(m.Spec.Vertices[at].Scale)

@@ -105,7 +105,7 @@ func TestAPipelineInSeveralProcessesEndsByItself(t *testing.T) {
 	}{
 		{"embedded", "cat=3", func(*testing.T) []string { return nil }},
 		{"NATS", "several/cat=2", func(t *testing.T) []string { return []string{"--nats", testnats.Server(t).DSN()} }},
-		{"Redis", "cat=1", func(t *testing.T) []string { return []string{"--redis", testredis.Server(t).DSN()} }},
+		{"Redis", "cat=2", func(t *testing.T) []string { return []string{"--redis", testredis.Server(t).DSN()} }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s, flags := newSeveral(t, "", "", n), c.flags(t)
@@ -259,6 +259,33 @@ func TestProcessesRefuseWhatCannotBe(t *testing.T) {
 		if !strings.Contains(r.stderr.String(), c.want) {
 			t.Errorf("levada scale %v: it says\n%s\nwant %q", c.args, r.stderr.String(), c.want)
 		}
+	}
+}
+
+// TestASecondRunIsRefused: with the same data directory, and with another one at the same broker. The first goes on.
+func TestASecondRunIsRefused(t *testing.T) {
+	s := newSeveral(t, "limits: {rateLimit: {max: 2000}}", "", 6000)
+	at := []string{"--nats", testnats.Server(t).DSN()}
+	first := s.run(t, "cat=2", at...)
+	first.until(t, func() bool { return s.delivered() > 500 })
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"--data", "data", "--processes", "cat=2"}, "data directory is in use"},
+		{[]string{"--data", "other", "--processes", "cat=2"}, "is run by process"},
+		{[]string{"--data", "other"}, "is run by process"},
+	} {
+		r := s.startCommand(t, slices.Concat([]string{"run", s.name}, at, c.args)...)
+		r.exits(t, 1)
+		if !strings.Contains(r.stderr.String(), c.want) {
+			t.Errorf("levada run %v: it says\n%s\nwant %q", c.args, r.stderr.String(), c.want)
+		}
+	}
+	first.wait(t)
+	s.exactlyOnce(t, 6000)
+	if n := first.said("process ended unexpectedly"); n > 0 {
+		t.Errorf("%d processes of the first run ended:\n%s", n, first.stderr.String())
 	}
 }
 
