@@ -145,19 +145,22 @@ func vertexExit(result *standalone.Result, err, cause error) error {
 
 // config is what to run. It refuses what is wrong with command line and manifest.
 func (f *vertexFlags) config(cmd *cobra.Command, args []string, log *slog.Logger) (cfg standalone.Config, err error) {
-	stderr := cmd.ErrOrStderr()
+	stderr, jsonLog := cmd.ErrOrStderr(), f.jsonLog(log)
 	if f.hosted.given() {
-		stderr = io.Discard // the process that has started this one has said what is ignored
+		stderr, jsonLog = io.Discard, nil // the process that has started this one has said what is ignored
 	}
 	if f.vertex == "" {
 		return cfg, commandline.Usagef("--vertex is needed: the name of the vertex that this process runs, for instance --vertex cat")
 	}
-	objects, err := loadRunnable(cmd, args, stderr, f.jsonLog(log))
+	objects, err := loadRunnable(cmd, args, stderr, jsonLog)
 	if err != nil {
 		return cfg, err
 	}
 	if !f.broker.given() && !standalone.NamesBroker(objects) {
 		return cfg, commandline.Usagef("--nats or --redis is needed: the broker that this vertex shares with the other vertices, for instance --nats nats://127.0.0.1:4222")
+	}
+	if f.hosted.given() {
+		f.functions = functionsFor(f.functions, objects)
 	}
 	if cfg, err = f.processFlags.config(cmd, args[0], objects); err != nil {
 		return cfg, err
@@ -176,7 +179,7 @@ func (f *vertexFlags) config(cmd *cobra.Command, args []string, log *slog.Logger
 	if cfg.Name, err = processName(f.name, cfg.DataDir); err != nil {
 		return cfg, commandline.Usagef("%s: %w", commandline.Given(cmd.Flags().Lookup("name")), err)
 	}
-	if err := f.containers.refuse(&cfg, stderr, f.jsonLog(log)); err != nil {
+	if err := f.containers.refuse(&cfg, stderr, jsonLog); err != nil {
 		return cfg, err
 	}
 	cfg.Broker, err = f.connection(cmd.Flags())

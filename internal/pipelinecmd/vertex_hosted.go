@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -19,6 +20,7 @@ import (
 	"github.com/levada-io/levada/internal/commandline"
 	"github.com/levada-io/levada/internal/dataplane/function"
 	"github.com/levada-io/levada/internal/filelock"
+	"github.com/levada-io/levada/internal/manifest"
 	"github.com/levada-io/levada/internal/processes"
 	"github.com/levada-io/levada/internal/standalone"
 )
@@ -54,6 +56,14 @@ func (h *hostedFlag) Type() string { return "JSON" }
 func (h *hostedFlag) Set(text string) error {
 	h.text = text
 	return json.Unmarshal([]byte(text), &h.hosted)
+}
+
+// functionsFor leaves out the --function flags for other pipelines of the run.
+func functionsFor(flags []string, objects []manifest.Object) []string {
+	return slices.DeleteFunc(slices.Clone(flags), func(flag string) bool {
+		_, err := parseFunctions([]string{flag}, objects)
+		return err != nil
+	})
 }
 
 // countsEvery is how often a process reports its counters, endEvery how often it looks whether its source has ended.

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -150,6 +151,96 @@ func TestAProcessThatIsKilledIsStartedAgain(t *testing.T) {
 	s.exactlyOnce(t, n)
 	if !strings.Contains(r.stderr.String(), "killed by signal 9") {
 		t.Errorf("the log does not say how the process ended:\n%s", r.stderr.String())
+	}
+}
+
+// TestLedgerOfProcesses kills processes of random vertices and the run itself, and changes the number of processes, until everything is delivered. Every line comes out once.
+func TestLedgerOfProcesses(t *testing.T) {
+	const n = 12000
+	s := newSeveral(t, "limits: {rateLimit: {max: 2500}}", "", n)
+	random := rand.New(rand.NewPCG(3, 17))
+	r := s.run(t, "cat=2")
+	var ended error
+	for step := 0; ; step++ {
+		before := s.delivered()
+		select {
+		case ended = <-r.ended:
+			r.over = true
+		default:
+		}
+		if r.over {
+			break
+		}
+		if !s.progresses(r, before+200) {
+			continue // the end is near
+		}
+		vertex := []string{"in", "cat", "out"}[random.IntN(3)]
+		switch action := random.IntN(6); action {
+		case 0:
+			r.kill(t)
+			r = s.run(t, "cat=2")
+		case 1, 2:
+			s.scaleQuietly(t, 1+random.IntN(4))
+		default:
+			if pids := s.pids(t, vertex); len(pids) > 0 {
+				_ = syscall.Kill(pids[random.IntN(len(pids))], syscall.SIGKILL) // it may have ended
+			}
+		}
+	}
+	if ended != nil {
+		t.Fatalf("the run ended with %v\n%s", ended, r.stderr.String())
+	}
+	r.says(t, "finished after", "nothing is left in buffers")
+	s.exactlyOnce(t, n)
+}
+
+// progresses waits until so many lines are delivered. It returns false if the run ends before.
+func (s several) progresses(r *running, lines int) bool {
+	for s.delivered() < lines {
+		select {
+		case err := <-r.ended:
+			r.ended <- err
+			return false
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	return true
+}
+
+// scaleQuietly changes the number of processes, unless the run is ending.
+func (s several) scaleQuietly(t *testing.T, n int) {
+	t.Helper()
+	r := s.startCommand(t, "scale", "several/cat", strconv.Itoa(n), "--data", "data", "--no-wait")
+	r.exits(t, 0, 1)
+}
+
+// TestSeveralPipelinesInProcesses: each process gets the flags of its pipeline only, log lines say which it is, and what is wrong with a manifest is said once.
+func TestSeveralPipelinesInProcesses(t *testing.T) {
+	s := newSeveral(t, "", "", 100)
+	text := s.read(t, s.name)
+	s.write(t, s.name, text+"---"+strings.NewReplacer("several", "other", "out.txt", "other.txt", "{builtin: {name: cat}}", "{container: {image: mine}}").Replace(text)+`---
+apiVersion: numaflow.numaproj.io/v1alpha1
+kind: MonoVertex
+metadata: {name: mono}
+spec:
+  scale: {min: 3}
+  source: {file: {path: in.txt}}
+  sink: {file: {path: mono.txt}}
+`)
+	r := s.run(t, "several/cat=2", "--function", "other/cat=../bin/functions/cat")
+	r.wait(t)
+	for _, name := range []string{"out.txt", "other.txt", "mono.txt"} {
+		if got := s.count(t, name); len(got) != 100 {
+			t.Errorf("%s has %d lines, want 100", name, len(got))
+		}
+	}
+	for _, want := range []string{`"process":"several/cat-1"`, `"process":"other/cat-0"`, `"process":"mono/mono-0"`} {
+		if r.said(want) == 0 {
+			t.Errorf("no line has %s:\n%s", want, r.stderr.String())
+		}
+	}
+	if n := r.said("LV2201"); n != 1 {
+		t.Errorf("a warning about the manifest is there %d times:\n%s", n, r.stderr.String())
 	}
 }
 
