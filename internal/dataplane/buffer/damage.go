@@ -18,6 +18,8 @@ type Damage struct {
 	// LostEnd says that the store gave the sequences again. If Accepted is not 0, that needs no decision any more for entries whose raised base is not above it.
 	LostEnd  bool   `json:"lostEnd,omitempty"`
 	Accepted uint64 `json:"accepted,omitempty"`
+	// Before is what was accepted of earlier losses: their entries are there, and no part of this one.
+	Before uint64 `json:"before,omitempty"`
 }
 
 // damages keeps the record of damage, and asks what to do about it.

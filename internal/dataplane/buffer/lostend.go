@@ -165,7 +165,7 @@ func (r *Reader) loseEnd(ctx context.Context, first uint64, why error) error {
 	if r.failed == nil {
 		r.failed = fmt.Errorf("buffer %s: %w", r.opt.Name, lost)
 	}
-	waiting := r.waiting
+	waiting, before := r.waiting, r.lostBase
 	r.mu.Unlock()
 	if waiting != nil {
 		waiting(lost)
@@ -175,7 +175,7 @@ func (r *Reader) loseEnd(ctx context.Context, first uint64, why error) error {
 	}
 	short, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
-	r.damage.record(short, Damage{First: first, Last: last, Found: time.Now().UTC(), Why: why.Error(), LostEnd: true})
+	r.damage.record(short, Damage{First: first, Last: last, Found: time.Now().UTC(), Why: why.Error(), LostEnd: true, Before: before})
 	return lost
 }
 

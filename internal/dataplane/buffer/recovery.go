@@ -92,7 +92,7 @@ func (c *recovery) recall(ctx context.Context) error {
 		return fmt.Errorf("record of damage: %w", err)
 	}
 	if d.LostEnd {
-		if c.lost.recorded, c.lost.accepted = true, d.Accepted; d.Accepted == 0 {
+		if c.lost.recorded, c.lost.accepted = true, max(d.Accepted, d.Before); d.Accepted == 0 {
 			c.lost.add(d.First, d.Last, fmt.Errorf("%w, found at %s: %s", ErrLostEnd, d.Found.Format(time.RFC3339), strings.TrimPrefix(d.Why, ErrLostEnd.Error()+": ")))
 		}
 		return nil
@@ -183,7 +183,7 @@ func (c *recovery) judge(ctx context.Context) error {
 		}
 		return nil
 	}
-	note := Damage{First: l.span.Lo, Last: l.span.Hi, Found: time.Now().UTC(), Why: l.why.Error(), LostEnd: true}
+	note := Damage{First: l.span.Lo, Last: l.span.Hi, Found: time.Now().UTC(), Why: l.why.Error(), LostEnd: true, Before: l.accepted}
 	if lo := max(l.floor+1, l.span.Lo); lo <= l.span.Hi {
 		why := fmt.Errorf("%w; blocks %d to %d were not done, and are lost", l.why, lo, l.span.Hi)
 		c.opt.Metrics.Gap(int(min(l.span.Hi-lo+1, math.MaxInt32)))
