@@ -2,7 +2,6 @@ package faults
 
 import (
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"os/exec"
 	"path/filepath"
@@ -29,29 +28,40 @@ func overRedis(args []string) (redis []string) {
 	return redis
 }
 
-// redisPartitions is the number of partitions of the vertex that is shared.
-const redisPartitions = 4
-
 // redisAway is longer than processes keep their partitions without their broker.
 const redisAway = 6 * time.Second
 
-// redisFaults are what goes wrong in a run over Redis: each comes once, and then at random.
-var redisFaults = []func(t *testing.T, r *sharedRun, others []*member) string{
-	joinOrLeave,
-	redisKilled,
-	killedAtOnce,
-	frozen,
-	leaves,
-	redisGone,
-	killedForLonger,
-	otherKilled,
-	redisFrozen,
+// redisFaults end before they return. A Redis that is killed is there again before a lease can expire, and processes keep what they read.
+var redisFaults = []sharedFault{
+	func(_ *testing.T, r *sharedRun) string {
+		r.broker.kill()
+		return "Redis killed"
+	},
+	func(_ *testing.T, r *sharedRun) string {
+		release := r.broker.hold()
+		time.Sleep(redisAway) // the fault itself
+		r.moves.allLeft("Redis away")
+		release()
+		return "Redis away"
+	},
+	func(_ *testing.T, r *sharedRun) string {
+		r.broker.signal(syscall.SIGSTOP)
+		time.Sleep(redisAway) // the fault itself
+		r.moves.allLeft("Redis frozen")
+		r.broker.signal(syscall.SIGCONT)
+		return "Redis frozen"
+	},
 }
 
-// TestSharedVertexLedgerOverRedis is TestSharedVertexLedger over Redis, which syncs its file before each answer, and is killed, frozen and kept away, too. Each line comes out once.
+// TestSharedVertexLedgerOverRedis is TestSharedVertexLedger over Redis, which syncs its file before each answer, and is killed, frozen and kept away, too. There a partition has one shard, so
+// the vertex has as many partitions. Each line comes out once.
 func TestSharedVertexLedgerOverRedis(t *testing.T) {
-	r := &sharedRun{members: map[string]*member{}, moves: moves{left: map[string]departure{}, owner: map[string]string{}, took: map[string][]time.Duration{}, ready: map[string]bool{}}}
-	rounds := max(len(redisFaults), ledgerKills)
+	r := &sharedRun{
+		members: map[string]*member{}, resumed: map[string][]time.Duration{},
+		moves: moves{left: map[string]departure{}, owner: map[string]string{}, took: map[string][]time.Duration{}, ready: map[string]bool{}},
+	}
+	faults := append(slices.Clone(redisFaults), memberFaults...)
+	rounds := max(len(faults), ledgerKills)
 	r.redis = true
 	r.lines = max(ledgerLines/2, rounds*3000)
 	if ledgerLines >= longLedger {
@@ -62,33 +72,31 @@ func TestSharedVertexLedgerOverRedis(t *testing.T) {
 	r.dir = t.TempDir()
 	r.ledger = newLedger(t, r.dir, r.lines, plain)
 	r.file = filepath.Join(r.dir, "pipeline.yaml")
-	r.write(t, fmt.Sprintf(sharedManifest, max(1000, r.lines/(rounds*5)), program(t, "cat"), redisPartitions))
+	r.write(t, fmt.Sprintf(sharedManifest, max(1000, r.lines/(rounds*5)), program(t, "cat"), sharedShards))
 	address := testserver.FreeAddress(t)
 	r.url = "redis://" + address
 	command := r.redisServer(t, address)
 	r.broker = &supervisor{name: "Redis", command: func() *exec.Cmd { return exec.Command(command[0], command[1:]...) }}
 	r.background(t, t.Context(), r.broker)
 	waitFor(t, address)
-	in := []*member{r.start(t, "in", "in-a"), r.start(t, "in", "in-b")}
-	out := []*member{r.start(t, "out", "out-a"), r.start(t, "out", "out-b")}
-	others := append(slices.Clone(in), out...)
+	r.sources = []*member{r.start(t, "in", "in-a"), r.start(t, "in", "in-b")}
+	r.sinks = []*member{r.start(t, "out", "out-a"), r.start(t, "out", "out-b")}
 	r.join(t, "a")
 	r.join(t, "b")
 	r.working(t)
-	allRead := func() bool { return r.moves.owned() == redisPartitions }
-	r.until(t, "all partitions are read", allRead)
-	begun, done, resumed := time.Now(), map[string]int{}, map[string][]time.Duration{}
+	r.until(t, "all partitions are read", r.allRead)
+	begun, done := time.Now(), map[string]int{}
 	for n := 0; n < rounds || r.lineCount(t) < r.lines; n++ {
-		fault := redisFaults[n%len(redisFaults)]
-		if n >= len(redisFaults) {
-			fault = redisFaults[r.random.IntN(len(redisFaults))]
+		fault := faults[n%len(faults)]
+		if n >= len(faults) {
+			fault = faults[r.random.IntN(len(faults))]
 		}
-		how := fault(t, r, others)
+		how := fault(t, r)
 		done[how]++
 		before, ended := r.size(), time.Now()
 		r.until(t, "lines come out after: "+how, func() bool { return r.size() > before || r.lineCount(t) >= r.lines })
-		resumed[how] = append(resumed[how], time.Since(ended))
-		r.until(t, "all partitions are read after: "+how, allRead)
+		r.resumed[how] = append(r.resumed[how], time.Since(ended))
+		r.until(t, "all partitions are read after: "+how, r.allRead)
 		if time.Since(begun) > 30*time.Minute*time.Duration(1+r.lines/longLedger) {
 			t.Fatal("the run does not come to its end")
 		}
@@ -97,106 +105,14 @@ func TestSharedVertexLedgerOverRedis(t *testing.T) {
 	for name := range r.members {
 		r.leave(t, name)
 	}
-	for _, m := range others {
+	for _, m := range append(slices.Clone(r.sources), r.sinks...) {
 		r.terminate(t, m)
 	}
 	r.broker.checkExits(t)
 	r.check(t, plain, nothing)
 	t.Logf("%d lines in %v; %v", r.lines, time.Since(begun).Round(time.Second), done)
-	for what, times := range map[string]map[string][]time.Duration{"a partition is read again after": r.moves.took, "lines come out again after": resumed} {
-		for _, how := range slices.Sorted(maps.Keys(times)) {
-			all := times[how]
-			slices.Sort(all)
-			t.Logf("%s: %-28s %4d times, median %8v, longest %8v", what, how, len(all), all[len(all)/2].Round(time.Millisecond), all[len(all)-1].Round(time.Millisecond))
-		}
-	}
-}
-
-// anyMember is a random process of the shared vertex, which runs.
-func (r *sharedRun) anyMember(t *testing.T) *member {
-	t.Helper()
-	names := slices.Sorted(maps.Keys(r.members))
-	m := r.members[names[r.random.IntN(len(names))]]
-	r.awaitReady(t, m)
-	return m
-}
-
-// joinOrLeave adds a process to fewer than four, and otherwise ends one.
-func joinOrLeave(t *testing.T, r *sharedRun, _ []*member) string {
-	if len(r.members) == 4 {
-		r.leave(t, r.anyMember(t).name)
-		return "SIGTERM"
-	}
-	for i := 0; ; i++ {
-		if name := string(rune('a' + i)); r.members[name] == nil {
-			r.join(t, name)
-			r.until(t, "the new member runs", func() bool { return r.moves.isReady(name) })
-			return "a process joined"
-		}
-	}
-}
-
-func leaves(t *testing.T, r *sharedRun, others []*member) string {
-	if len(r.members) < 3 {
-		return joinOrLeave(t, r, others)
-	}
-	r.leave(t, r.anyMember(t).name)
-	return "SIGTERM"
-}
-
-func killedAtOnce(t *testing.T, r *sharedRun, _ []*member) string {
-	m := r.anyMember(t)
-	r.moves.stopped(m.name, "SIGKILL, again at once")
-	m.kill()
-	return "SIGKILL"
-}
-
-func killedForLonger(t *testing.T, r *sharedRun, _ []*member) string {
-	m := r.anyMember(t)
-	r.moves.stopped(m.name, "SIGKILL, for longer")
-	release := m.hold()
-	time.Sleep(outOfLease) // the fault itself
-	release()
-	return "SIGKILL for longer"
-}
-
-func frozen(t *testing.T, r *sharedRun, _ []*member) string {
-	m := r.anyMember(t)
-	r.moves.stopped(m.name, "SIGSTOP")
-	m.signal(syscall.SIGSTOP)
-	time.Sleep(frozenFor) // the fault itself
-	m.signal(syscall.SIGCONT)
-	return "SIGSTOP"
-}
-
-func otherKilled(t *testing.T, r *sharedRun, others []*member) string {
-	m := others[r.random.IntN(len(others))]
-	r.awaitReady(t, m)
-	r.moves.stopped(m.name, "SIGKILL")
-	m.kill()
-	return "source or sink killed"
-}
-
-// redisKilled: Redis is there again before a lease can expire, and its processes keep what they read.
-func redisKilled(_ *testing.T, r *sharedRun, _ []*member) string {
-	r.broker.kill()
-	return "Redis killed"
-}
-
-func redisGone(_ *testing.T, r *sharedRun, _ []*member) string {
-	release := r.broker.hold()
-	time.Sleep(redisAway) // the fault itself
-	r.moves.allLeft("Redis away")
-	release()
-	return "Redis away"
-}
-
-func redisFrozen(_ *testing.T, r *sharedRun, _ []*member) string {
-	r.broker.signal(syscall.SIGSTOP)
-	time.Sleep(redisAway) // the fault itself
-	r.moves.allLeft("Redis frozen")
-	r.broker.signal(syscall.SIGCONT)
-	return "Redis frozen"
+	logTimes(t, "a partition is read again after", r.moves.took)
+	logTimes(t, "lines come out again after", r.resumed)
 }
 
 // allLeft notes that all processes have stopped to read by themselves. What they read before counts as left until it is taken again.

@@ -120,14 +120,16 @@ func (o *Opener) Create(ctx context.Context, vertex string, n int, lost func(buf
 	open, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	settings := o.settings(vertex, lost)
+	divides := false // the service can divide partitions
 	shards, err = Retry(open, o.Service, o.Logger, "buffer "+o.Name(vertex, n), func(context.Context) (int, error) {
 		driver, err := o.Store.OpenPartition(open, vertex, n, settings)
 		if err != nil {
 			return 0, err
 		}
+		_, divides = driver.(buffer.Sharded)
 		return shardsOf(driver), driver.Close()
 	})
-	if err == nil && shards != settings.Shards {
+	if err == nil && divides && shards != settings.Shards {
 		o.Logger.Info("partition keeps the number of shards that it was created with; to change it, drain the pipeline and drop the buffer", "buffer", o.Name(vertex, n), "shards", shards, "wanted", settings.Shards)
 	}
 	return shards, err
