@@ -213,7 +213,7 @@ metadata: {name: orders-archive}`,
 	{
 		Code: CodeUnknownAnnotation, Severity: SeverityError,
 		Title: "there is no such annotation",
-		Text:  "Annotations that start with levada.io/ are ours, and one that does not exist is an error, so that a typing error does not become a setting without effect. A MonoVertex has no buffers, and so no block-bytes.",
+		Text:  "Annotations that start with levada.io/ are ours, and one that does not exist is an error, so that a typing error does not become a setting without effect. A MonoVertex has no buffers, and so neither block-bytes nor shards.",
 		Wrong: `metadata:
   annotations:
     levada.io/funktion.cat: ./cat`,
@@ -238,7 +238,7 @@ metadata: {name: orders-archive}`,
 	{
 		Code: CodeAnnotationValue, Severity: SeverityError,
 		Title: "the value of the annotation is wrong",
-		Text:  "A function is a command line, a processing timeout a duration above 0, block-bytes a size from 1Ki to 64Mi.",
+		Text:  "A function is a command line, a processing timeout a duration above 0, block-bytes a size from 1Ki to 64Mi, shards a number from 1 to 64 with which a vertex has at most 64.",
 		Wrong: `levada.io/processing-timeout: fast`,
 		Right: `levada.io/processing-timeout: 30s`,
 	},

@@ -130,7 +130,7 @@ func (o *Opener) Create(ctx context.Context, vertex string, n int, lost func(buf
 		return shardsOf(driver), driver.Close()
 	})
 	if err == nil && divides && shards != settings.Shards {
-		o.Logger.Info("partition keeps the number of shards that it was created with; to change it, drain the pipeline and drop the buffer", "buffer", o.Name(vertex, n), "shards", shards, "wanted", settings.Shards)
+		o.Logger.Info("partition keeps the number of shards that it was created with", "buffer", o.Name(vertex, n), "shards", shards, "wanted", settings.Shards)
 	}
 	return shards, err
 }
