@@ -29,7 +29,9 @@ import (
 // goal is what a case is measured against; zero fields are not.
 type goal struct {
 	// Broker is embedded (in the process of levada run), process (levada broker), or redis (redis-server, which must be in PATH).
-	Broker               string  `json:"broker"`
+	Broker string `json:"broker"`
+	// Processes is --processes of levada run; empty runs everything in one.
+	Processes            string  `json:"processes"`
 	CPUSecondsPerMillion float64 `json:"cpuSecondsPerMillion"`
 	MemoryMB             float64 `json:"memoryMB"`
 	// Seconds is how long an endless case runs.
@@ -173,6 +175,9 @@ func (b *bench) run(name, profile string) (r result, err error) {
 		return r, err
 	}
 	args = append(args, flags...)
+	if r.goal.Processes != "" {
+		args = append(args, "--processes", r.goal.Processes)
+	}
 	if broker == nil && b.sync > 0 {
 		args = append(args, "--sync-interval", b.sync.String())
 	}
