@@ -2,9 +2,12 @@ package standalone_test
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/levada-io/levada/internal/standalone"
 	"github.com/levada-io/levada/internal/testnats"
@@ -18,12 +21,21 @@ accounts { A { jetstream: enabled, users: [
 // TestBrokerThatCannotBeUsedIsOneError: a broker that takes tiny messages made levada panic, one without JetStream kept it silent for 45 s, and a user without
 // permissions indefinitely.
 func TestBrokerThatCannotBeUsedIsOneError(t *testing.T) {
+	user := func(permissions string) []testnats.Option {
+		return []testnats.Option{testnats.Settings("accounts { A { jetstream: enabled, users: [ { user: u, password: hushhush, permissions: {" + permissions + "} } ] } }"), testnats.Login("u:hushhush")}
+	}
 	for name, c := range map[string]struct {
 		options []testnats.Option
 		want    []string
 	}{
-		"max_payload of 2 KB": {[]testnats.Option{testnats.Settings("max_payload: 2048")}, []string{"2048", "max_payload"}},
-		"no JetStream":        {[]testnats.Option{testnats.JetStream("off")}, []string{"no JetStream", "-js"}},
+		"user that may not write to a buffer": {user(`publish: { deny: ["levada_default_p_v_0"] }`), []string{"permission", `"levada_default_p_v_0"`}},
+		"user that may not write the state":   {user(`publish: { deny: ["$KV.>"] }`), []string{"permission", "$KV.levada_default_p_STATE"}},
+		"user that may not read the state":    {user(`publish: { deny: ["$JS.API.DIRECT.GET.>"] }`), []string{"permission", "$JS.API.DIRECT.GET"}},
+		"user that gets no answers":           {user(`subscribe: { deny: ["_INBOX.>"] }`), []string{"permission", "_INBOX"}},
+		"user that may not ask about streams": {user(`publish: { deny: ["$JS.API.STREAM.INFO.>"] }`), []string{"permission", "$JS.API.STREAM.INFO"}},
+		"user that may not create consumers":  {user(`publish: { deny: ["$JS.API.CONSUMER.CREATE.>"] }`), []string{"permission", "$JS.API.CONSUMER.CREATE"}},
+		"max_payload of 2 KB":                 {[]testnats.Option{testnats.Settings("max_payload: 2048")}, []string{"2048", "max_payload"}},
+		"no JetStream":                        {[]testnats.Option{testnats.JetStream("off")}, []string{"no JetStream", "-js"}},
 		"account without JetStream": {[]testnats.Option{
 			testnats.Settings("accounts { A { users: [ { user: u, password: hushhush } ] } }"), testnats.Login("u:hushhush"),
 		}, []string{"account"}},
@@ -53,6 +65,64 @@ func TestBrokerThatCannotBeUsedIsOneError(t *testing.T) {
 			}
 			if took := time.Since(began); took > 25*time.Second {
 				t.Errorf("it took %v", took)
+			}
+		})
+	}
+}
+
+// TestAccountThatIsNotLevadasAloneIsOneError: limits that are reached, and streams of somebody else that take subjects of Levada's streams, are named with what to change. Other streams of the
+// user's do not matter, and are left as they are.
+func TestAccountThatIsNotLevadasAloneIsOneError(t *testing.T) {
+	account := func(limits string) []testnats.Option {
+		return []testnats.Option{testnats.Settings("accounts { A { jetstream {" + limits + "}, users: [ { user: u, password: hushhush } ] } }"), testnats.Login("u:hushhush")}
+	}
+	for name, c := range map[string]struct {
+		options []testnats.Option
+		stream  *jetstream.StreamConfig
+		want    []string // empty: all is delivered
+	}{
+		"room for one stream":       {account("max_streams: 1"), nil, []string{"maximum number of streams", "raise max_streams", "levada_default_p_"}},
+		"room for 1000 bytes":       {account("max_file: 1000"), nil, []string{"resource limits exceeded", "raise max_file"}},
+		"streams need max_bytes":    {account("max_bytes_required: true"), nil, []string{"max bytes", "streams without max_bytes"}},
+		"a stream of all subjects":  {nil, &jetstream.StreamConfig{Name: "ALL", Subjects: []string{"levada_default_p_v_0", "orders.>"}}, []string{"levada_default_p_v_0", "subjects overlap", "account of its own"}},
+		"a stream of the same name": {nil, &jetstream.StreamConfig{Name: "levada_default_p_v_0", Subjects: []string{"orders.>"}, Metadata: map[string]string{"by": "hand"}}, []string{"levada_default_p_v_0"}},
+		"a stream of the user's":    {nil, &jetstream.StreamConfig{Name: "orders", Subjects: []string{"orders.>"}, Metadata: map[string]string{"by": "hand"}}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			broker := testnats.Server(t, c.options...)
+			js := testnats.Connect(t, broker.DSN())
+			if c.stream != nil {
+				if _, err := js.CreateStream(t.Context(), *c.stream); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := js.Publish(t.Context(), "orders.1", []byte("x")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s := newSite(t)
+			s.write(t, "data.txt", numbered("line", 3)...)
+			s.cfg.NATS = broker.DSN()
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			defer cancel()
+			err := s.runUntil(ctx, t, pipelineFile("p", "v"))
+			if ctx.Err() != nil || (err == nil) != (len(c.want) == 0) {
+				t.Errorf("it ends with %v\n%s", err, s.logs)
+			}
+			for _, want := range c.want {
+				if err != nil && !strings.Contains(err.Error(), want) {
+					t.Errorf("it does not say %q: %v", want, err)
+				}
+			}
+			if c.stream == nil {
+				return
+			}
+			after, err := js.Stream(t.Context(), c.stream.Name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if info := after.CachedInfo(); info.State.Msgs != 1 || info.Config.Metadata["by"] != c.stream.Metadata["by"] || !slices.Equal(info.Config.Subjects, c.stream.Subjects) {
+				t.Errorf("the user's stream was changed: %+v", info)
 			}
 		})
 	}

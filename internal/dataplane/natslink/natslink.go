@@ -3,6 +3,7 @@ package natslink
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -33,7 +34,12 @@ type Link struct {
 	// URL is where the server is, without credentials.
 	URL    string
 	denied atomic.Pointer[string]
+	// told is true while another refusal is not logged: names of consumers and inboxes are random, so that each has a text of its own.
+	told atomic.Bool
 }
+
+// needed is what a user must be allowed to do.
+const needed = "give the user this permission. Levada publishes to $JS.API.> and to the streams' subjects, and subscribes to _INBOX.>"
 
 // Advisories begins the subjects of what JetStream tells about streams. A user need not have the permission to subscribe to them, so a refusal is not remembered.
 const Advisories = "$JS.EVENT.ADVISORY."
@@ -47,7 +53,10 @@ func Dial(ctx context.Context, url string, log *slog.Logger, options ...nats.Opt
 	options = append(options, nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 		if errors.Is(err, nats.ErrPermissionViolation) && !strings.Contains(err.Error(), Advisories) && !strings.Contains(err.Error(), ServerSettings) {
 			text := err.Error()
-			l.denied.Store(&text)
+			if before := l.denied.Swap(&text); before == nil || (*before != text && l.told.CompareAndSwap(false, true)) {
+				log.Error("NATS server refused a request for want of a permission", "url", l.URL, "error", err, "to change it", needed)
+				time.AfterFunc(tellEvery, func() { l.told.Store(false) })
+			}
 		}
 		log.Debug("nats connection", "url", l.URL, "error", err)
 	}))
@@ -57,8 +66,8 @@ func Dial(ctx context.Context, url string, log *slog.Logger, options ...nats.Opt
 		l.Conn = conn
 		switch {
 		case err == nil:
-		case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrAuthRevoked):
-			err = backoff.Permanent(fmt.Errorf("%w: check the user, password, token or credentials file", err))
+		case hint(err) != "":
+			err = backoff.Permanent(fmt.Errorf("%w: %s", err, hint(err)))
 		case time.Now().After(tell):
 			tell = time.Now().Add(tellEvery)
 			log.Warn("NATS server does not answer, retrying", "url", l.URL, "at most", connectFor, "error", redact.Error(err))
@@ -71,13 +80,30 @@ func Dial(ctx context.Context, url string, log *slog.Logger, options ...nats.Opt
 	return l, nil
 }
 
+// hint says what to do about an error of a connection that does not go away by itself; empty for any other.
+func hint(err error) string {
+	switch {
+	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrAuthRevoked):
+		return "check the user, password, token or credentials file"
+	case errors.Is(err, nats.ErrSecureConnWanted):
+		return "the server has no TLS: use nats:// in the place of tls://, and no CA, or configure TLS there"
+	}
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return "give the CA that has signed the server's certificate (--nats-ca), and a URL with a host name of the certificate"
+	}
+	if strings.Contains(err.Error(), "remote error: tls: ") && strings.Contains(err.Error(), "certificate") {
+		return "the server wants a client certificate that its CA has signed (--nats-cert and --nats-key)"
+	}
+	return ""
+}
+
 // Refused returns an error if the server has refused a request of this connection for want of a permission.
 func (l *Link) Refused() error {
 	if l == nil {
 		return nil
 	}
 	if text := l.denied.Load(); text != nil {
-		return fmt.Errorf("the NATS server at %s: %s: give the user this permission. Levada publishes to $JS.API.> and to the streams' subjects, and subscribes to _INBOX.>", l.URL, *text)
+		return fmt.Errorf("the NATS server at %s: %s: %s", l.URL, *text, needed)
 	}
 	return nil
 }

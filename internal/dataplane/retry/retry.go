@@ -3,6 +3,7 @@ package retry
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -26,6 +27,7 @@ func Delay() *backoff.ExponentialBackOff {
 // any other.
 func Until[T any](ctx context.Context, log *slog.Logger, what string, final func(error) error, ask func(ctx context.Context) (T, error)) (T, error) {
 	tell := time.Now().Add(tellAfter)
+	var last error // that says more than that the time is over
 	answer, err := backoff.Retry(ctx, func() (T, error) {
 		attempt, cancel := context.WithTimeout(ctx, attemptTimeout)
 		defer cancel()
@@ -36,6 +38,9 @@ func Until[T any](ctx context.Context, log *slog.Logger, what string, final func
 		if over := final(err); over != nil {
 			return answer, backoff.Permanent(over)
 		}
+		if !errors.Is(err, context.DeadlineExceeded) {
+			last = err
+		}
 		if ctx.Err() == nil && time.Now().After(tell) {
 			tell = time.Now().Add(tellEvery)
 			log.Warn("broker does not answer, retrying", "waiting for", what, "error", err)
@@ -43,6 +48,9 @@ func Until[T any](ctx context.Context, log *slog.Logger, what string, final func
 		return answer, err
 	}, backoff.WithMaxElapsedTime(0), backoff.WithBackOff(Delay()))
 	if err != nil && ctx.Err() != nil {
+		if last != nil && !errors.Is(err, last) {
+			err = fmt.Errorf("%w; the last answer: %w", err, last)
+		}
 		return answer, fmt.Errorf("waited for %s: %w", what, err)
 	}
 	return answer, err

@@ -8,6 +8,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/levada-io/levada/internal/dataplane/isb"
+	"github.com/levada-io/levada/internal/dataplane/isb/jetstream/jetstreambuffer"
 )
 
 // state is a bucket; it implements isb.State.
@@ -39,7 +40,7 @@ func (s state) Get(ctx context.Context, key string) ([]byte, uint64, error) {
 
 func (s state) Put(ctx context.Context, key string, value []byte) error {
 	_, err := s.kv.Put(ctx, key, value)
-	return err
+	return jetstreambuffer.ExplainLimit(err)
 }
 
 func (s state) CompareAndSet(ctx context.Context, key string, value []byte, revision uint64) (uint64, error) {
@@ -52,7 +53,7 @@ func (s state) CompareAndSet(ctx context.Context, key string, value []byte, revi
 	if errors.Is(err, jetstream.ErrKeyExists) || errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
 		return 0, isb.ErrConflict
 	}
-	return revision, err
+	return revision, jetstreambuffer.ExplainLimit(err)
 }
 
 func (s state) Keys(ctx context.Context) ([]string, error) {

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -20,6 +21,7 @@ import (
 	"github.com/levada-io/levada/internal/dataplane/isb"
 	"github.com/levada-io/levada/internal/dataplane/isb/jetstream/jetstreambuffer"
 	"github.com/levada-io/levada/internal/dataplane/naming"
+	"github.com/levada-io/levada/internal/dataplane/natslink"
 	"github.com/levada-io/levada/internal/dataplane/shard"
 	"github.com/levada-io/levada/internal/dataplane/shard/natsstore"
 )
@@ -31,8 +33,11 @@ type store struct {
 	room func() error
 	// old says that the store was written before there were incarnations, under names that are ambiguous. It keeps those names.
 	old   bool
-	watch *watch // of the service; may be nil
+	watch *watch         // of the service; may be nil
+	link  *natslink.Link // of the service; nil for a server in this process
 	feeds jetstreambuffer.Feeds
+	// writable are the streams that this user was seen to be able to write to, as keys.
+	writable sync.Map
 	// replicas of all that is opened; 0 to leave what exists, and to ask choice about what is created.
 	replicas int
 	choice   *jetstreambuffer.Choice
@@ -47,7 +52,7 @@ const keyIncarnation = "incarnation"
 
 // Open implements isb.Service.
 func (s *Service) Open(ctx context.Context, r isb.Request) (isb.Store, error) {
-	st := &store{place: place{js: s.js, owner: r.Owner}, watch: s.watch, replicas: r.Replicas, choice: &s.choice, log: cmp.Or(r.Logger, slog.New(slog.DiscardHandler))}
+	st := &store{place: place{js: s.js, owner: r.Owner}, watch: s.watch, link: s.link, replicas: r.Replicas, choice: &s.choice, log: cmp.Or(r.Logger, slog.New(slog.DiscardHandler))}
 	if s.server != nil {
 		st.room = s.server.Room
 	}
@@ -235,10 +240,14 @@ func (s *store) OpenPartition(ctx context.Context, vertex string, partition int,
 		return nil, err
 	}
 	d, err := jetstreambuffer.Open(ctx, s.js, cfg)
-	if err == nil {
-		s.watch.add(cfg.Stream)
+	if err != nil {
+		return nil, err
 	}
-	return d, err
+	s.watch.add(cfg.Stream)
+	if err := s.mayWrite(ctx, cfg.Stream, d); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
 }
 
 // AttachWriter implements isb.Store.
@@ -248,10 +257,26 @@ func (s *store) AttachWriter(ctx context.Context, vertex string, partition int, 
 		return nil, err
 	}
 	d, err := jetstreambuffer.AttachWriter(ctx, s.js, cfg)
-	if err == nil {
-		s.watch.add(cfg.Stream)
+	if err != nil {
+		return nil, err
 	}
-	return d, err
+	s.watch.add(cfg.Stream)
+	if err := s.mayWrite(ctx, cfg.Stream, d); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+// mayWrite returns an error if the broker does not answer a write to a stream. It asks once for each.
+func (s *store) mayWrite(ctx context.Context, stream string, opened buffer.WriterDriver) error {
+	if _, known := s.writable.Load(stream); known || s.link == nil {
+		return nil
+	}
+	if err := jetstreambuffer.MayWrite(ctx, opened); err != nil {
+		return err
+	}
+	s.writable.Store(stream, true)
+	return nil
 }
 
 func (s *store) config(ctx context.Context, vertex string, partition int, settings isb.Settings) (cfg jetstreambuffer.Config, err error) {

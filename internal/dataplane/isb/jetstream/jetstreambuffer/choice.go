@@ -33,7 +33,7 @@ type Choice struct {
 func (c *Choice) Create(ctx context.Context, given int, create func(replicas int) error) error {
 	if given > 0 || c == nil {
 		given = max(1, given)
-		return explainReplicas(create(given), 0, given)
+		return ExplainLimit(explainReplicas(create(given), 0, given))
 	}
 	// Others wait for the first decision, so that one cluster that has too few servers is waited for once.
 	c.mu.Lock()
@@ -50,12 +50,12 @@ func (c *Choice) Create(ctx context.Context, given int, create func(replicas int
 		case tooFewServers(err) && c.forming():
 			return fmt.Errorf("%d replicas: the cluster may not have all its servers yet: %w", chosenReplicas, err)
 		case !refusesReplicas(err):
-			return err
+			return ExplainLimit(err)
 		}
 		c.why = err
 	}
 	if err := create(1); err != nil {
-		return err
+		return ExplainLimit(err)
 	}
 	if c.chosen == 0 {
 		c.chosen = 1
@@ -91,6 +91,35 @@ const (
 	codeNoMemory       = 10028 // insufficient memory resources
 	codeNoTier         = 10120 // the account has no limits for as many replicas
 )
+
+// Error codes of the JetStream API about limits, and about streams of others.
+const (
+	codeLimits       = 10002 // resource limits exceeded for account
+	codeMaxConsumers = 10026 // maximum consumers limit reached
+	codeMaxStreams   = 10027 // maximum number of streams reached
+	codeNeedsBytes   = 10113 // account requires a stream config to have max bytes set
+	codeOverlap      = 10065 // subjects overlap with an existing stream
+)
+
+// ExplainLimit says what to do about a limit that is reached.
+func ExplainLimit(err error) error {
+	hint := ""
+	switch codeOf(err) {
+	case codeMaxStreams:
+		hint = "raise max_streams of the account, or remove streams that nobody needs (levada buffers list)"
+	case codeMaxConsumers:
+		hint = "raise max_consumers of the account"
+	case codeLimits, codeNoStorage, codeNoMemory:
+		hint = "raise max_file (max_mem for storage in memory) of the account and of the server, or make room"
+	case codeNeedsBytes:
+		hint = "allow streams without max_bytes in the account"
+	case codeOverlap:
+		hint = "a stream of somebody else takes the subjects of Levada's streams, levada_... Give Levada an account of its own, or change the subjects of that stream"
+	default:
+		return err
+	}
+	return fmt.Errorf("%w: %s", err, hint)
+}
 
 func codeOf(err error) jetstream.ErrorCode {
 	if api, ok := errors.AsType[*jetstream.APIError](err); ok {
