@@ -48,7 +48,7 @@ type balance struct {
 // led is a stream with a leader, and what is known of its replicas.
 type led struct {
 	stream, leader string
-	// followers can become the leader.
+	// followers can become the leader: they have all that it has.
 	followers []string
 	healthy   bool
 }
@@ -59,11 +59,12 @@ func ledOf(info *jetstream.StreamInfo) (led, bool) {
 	}
 	l := led{stream: info.Config.Name, leader: info.Cluster.Leader, healthy: info.Cluster.Leader != ""}
 	for _, peer := range info.Cluster.Replicas {
-		// A replica that is not current with nothing left to fetch is as good as one that is.
-		if peer.Offline || peer.Active > maxReplicaIdle || !peer.Current && peer.Lag > 0 {
+		switch {
+		case peer.Offline || peer.Active > maxReplicaIdle:
 			l.healthy = false
+		case peer.Current || peer.Lag == 0: // one that lags would lose the election, and the stream would have no leader for seconds
+			l.followers = append(l.followers, peer.Name)
 		}
-		l.followers = append(l.followers, peer.Name)
 	}
 	return l, true
 }
@@ -172,7 +173,7 @@ func (w *watch) leaders() (leaders map[string]string, healthy bool) {
 	defer w.mu.Unlock()
 	leaders = map[string]string{}
 	for stream, r := range w.streams {
-		if r.unsettled() {
+		if r.replicas == 0 || r.unanswered > 0 || len(r.offline)+len(r.behind) > 0 { // lagging in one answer is ordinary under load
 			return nil, false
 		}
 		if r.replicas > 1 {

@@ -113,7 +113,10 @@ func TestLeadersAreSpreadOverTheServers(t *testing.T) {
 	var writer sync.WaitGroup
 	stream := naming.Owner{Namespace: "default", Kind: naming.Pipeline, Name: "rivers"}.Buffer("a", 0)
 	writer.Go(func() {
+		pace := time.NewTicker(20 * time.Millisecond)
+		defer pace.Stop()
 		for writing.Err() == nil {
+			<-pace.C
 			began := time.Now()
 			attempt, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 			_, _ = js.Publish(attempt, stream, []byte("x")) // tried again, as writers do
