@@ -234,7 +234,7 @@ func describeBuffer(v *standalone.BufferView) bufferCells {
 				owned++
 			}
 		}
-		c.owner = fmt.Sprintf("of %d of %d shards", owned, len(v.Shards))
+		c.owner = fmt.Sprintf("%d of %d shards have one", owned, len(v.Shards))
 	}
 	if v.Error != "" {
 		c.oldest = commandline.Printable(commandline.FirstLine(v.Error))
