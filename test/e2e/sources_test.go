@@ -45,14 +45,21 @@ func ofManifest(t *testing.T, text string) *vertices {
 // TestProcessesOfASourceShareItsRateLimit: three generators, of which one is killed and comes back and one leaves its number to another, make at most as much as one may.
 // Each message comes out once, and none is left out.
 func TestProcessesOfASourceShareItsRateLimit(t *testing.T) {
+	onEachBroker(t, processesOfASourceShareItsRateLimit)
+}
+
+func processesOfASourceShareItsRateLimit(t *testing.T, newVertices func(rate, lines int) *vertices) {
 	const perSecond = 400
-	v := ofManifest(t, generatorManifest)
+	v := newVertices(1, 0)
+	v.write(t, v.name, generatorManifest)
 	out := v.vertex(t, "out")
 	cat := v.vertex(t, "cat")
-	a, b, c := v.vertex(t, "in", "--name", "a"), v.vertex(t, "in", "--name", "b"), v.vertex(t, "in", "--name", "c")
-	for _, r := range []*running{a, b, c} {
+	join := func(name string) *running { // one after the other, so that they have the numbers 0, 1 and 2
+		r := v.vertex(t, "in", "--name", name)
 		r.until(t, func() bool { return r.said("vertex started") > 0 })
+		return r
 	}
+	a, b, c := join("a"), join("b"), join("c")
 	grows := func(by int) (took time.Duration) {
 		begun, before := time.Now(), v.delivered()
 		out.until(t, func() bool { return v.delivered() >= before+by })
@@ -68,10 +75,9 @@ func TestProcessesOfASourceShareItsRateLimit(t *testing.T) {
 	}
 	a.kill(t)
 	grows(perSecond)
-	a = v.vertex(t, "in", "--name", "a")
-	a.until(t, func() bool { return a.said("vertex started") > 0 })
+	a = join("a")
 	b.terminate(t)
-	d := v.vertex(t, "in", "--name", "d")
+	d := join("d")
 	d.until(t, func() bool { return d.said("number=1") > 0 || strings.Contains(d.stderr.String(), `"number":1`) })
 	grows(2 * perSecond)
 	for _, r := range []*running{a, c, d} {
