@@ -14,14 +14,22 @@ import (
 // Changed is called for a stream that existed with another number of replicas.
 type Changed func(stream string, from, to int)
 
+// markerTTL is how long a bucket keeps the marker of a record that has expired.
+const markerTTL = time.Minute
+
 // OpenBucket opens the bucket of a tag under that name, and creates it if it does not exist. A bucket of somebody else is refused; one without a
-// tag gets it. replicas is what its stream has afterwards; 0 leaves it as it is.
+// tag gets it. Records of a new one can have a TTL, where the server can do that: leases of shards use it. replicas is what its stream has afterwards; 0 leaves it as it is.
 func OpenBucket(ctx context.Context, js jetstream.JetStream, name string, tag naming.Tag, replicas int, changed Changed) (jetstream.KeyValue, error) {
 	kv, err := js.KeyValue(ctx, name)
 	if errors.Is(err, jetstream.ErrBucketNotFound) {
-		kv, err = js.CreateKeyValue(ctx, jetstream.KeyValueConfig{
-			Bucket: name, History: 1, Replicas: max(1, replicas), Storage: jetstream.FileStorage, Metadata: tag.In(nil),
-		})
+		cfg := jetstream.KeyValueConfig{
+			Bucket: name, History: 1, Replicas: max(1, replicas), Storage: jetstream.FileStorage, Metadata: tag.In(nil), LimitMarkerTTL: markerTTL,
+		}
+		kv, err = js.CreateKeyValue(ctx, cfg)
+		if errors.Is(err, jetstream.ErrLimitMarkerTTLNotSupported) {
+			cfg.LimitMarkerTTL = 0
+			kv, err = js.CreateKeyValue(ctx, cfg)
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("bucket %s: %w", name, explainReplicas(err, 0, replicas))
