@@ -5,6 +5,7 @@ package isbtest
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"testing"
 	"time"
 
@@ -98,9 +99,16 @@ func open(t *testing.T, h Harness, owner naming.Owner) isb.Store {
 
 func openAt(t *testing.T, s isb.Service, owner naming.Owner) isb.Store {
 	t.Helper()
-	store, err := s.Open(ctx(t), isb.Request{Owner: owner})
+	store, err := tryOpen(t, s, owner)
 	must(t, err)
 	return store
+}
+
+// tryOpen opens the store as a process does: a server that was just started, or a stream that another process is creating, may not answer yet. Requests have deadlines of their own.
+func tryOpen(t *testing.T, s isb.Service, owner naming.Owner) (isb.Store, error) {
+	return isb.Retry(ctx(t), s, slog.New(slog.DiscardHandler), "the store", func(context.Context) (isb.Store, error) {
+		return s.Open(t.Context(), isb.Request{Owner: owner})
+	})
 }
 
 func ctx(t *testing.T) context.Context {

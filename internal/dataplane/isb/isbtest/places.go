@@ -67,7 +67,7 @@ func incarnations(t *testing.T, h Harness) {
 	for i := range got {
 		service := connect(t, h)
 		opening.Go(func() {
-			store, err := service.Open(ctx(t), isb.Request{Owner: pipeline("p")})
+			store, err := tryOpen(t, service, pipeline("p"))
 			if err != nil {
 				t.Error(err)
 				return
