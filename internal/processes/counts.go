@@ -120,7 +120,7 @@ func (p *pipeline) result(ctx context.Context, cut bool) standalone.PipelineResu
 	if !p.of.Paused && !cut {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), inspectTimeout)
 		defer cancel()
-		if n, _, err := p.of.Contents(ctx, names...); err == nil {
+		if n, err := p.of.Messages(ctx, names...); err == nil {
 			buffered = int64(n)
 		}
 	}

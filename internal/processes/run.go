@@ -255,7 +255,7 @@ func (r *run) runProcesses(ctx context.Context) error {
 	}
 	followers.Go(func() {
 		ends.Wait()
-		if following.Err() == nil && !r.allPaused() {
+		if following.Err() == nil {
 			close(done)
 		}
 	})
@@ -283,15 +283,6 @@ func (r *run) runProcesses(ctx context.Context) error {
 		err = nil // the start was given up
 	}
 	return err
-}
-
-func (r *run) allPaused() bool {
-	for _, p := range r.pipelines {
-		if !p.of.Paused {
-			return false
-		}
-	}
-	return true
 }
 
 // begin calls Started once every vertex runs.

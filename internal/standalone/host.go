@@ -264,7 +264,12 @@ func (h *Host) take(ctx context.Context) error {
 			continue
 		}
 		lease, err := patient(ctx, r, p.held.of(), func(context.Context) (*ownership.Lease, error) {
-			return ownership.Acquire(ctx, ownership.Config{Store: isb.RunLease(p.held.store.State()), Self: ownership.Self(r.cfg.Command, r.cfg.Version), Sole: r.broker != nil, Logger: r.log})
+			return ownership.Acquire(ctx, ownership.Config{
+				Store: isb.RunLease(p.held.store.State()), Self: ownership.Self(r.cfg.Command, r.cfg.Version), Sole: r.broker != nil, Logger: r.log,
+				Waiting: func(last ownership.Owner, atMost time.Duration) {
+					r.log.Info("waiting for the lease of the last run to expire", "owner", p.held.of(), "last", last.String(), "at most", atMost.Round(time.Second))
+				},
+			})
 		})
 		if taken, ok := errors.AsType[*ownership.OwnedError](err); ok {
 			err = &refusal{fmt.Sprintf("%s: %v. Two runs would start processes of the same names, which replace each other. Stop that run first; nothing was changed", p.held.of(), taken)}
@@ -330,8 +335,14 @@ func (h *Host) EmbeddedURL() string {
 	return u.String()
 }
 
-// Contents counts what the buffers of vertices hold, as of what their readers have saved. reached is the same for two calls between which nothing was written.
-func (p *HostedPipeline) Contents(ctx context.Context, vertices ...string) (messages int, reached map[string]uint64, err error) {
+// Messages counts what the buffers of vertices hold, as of what their readers have saved.
+func (p *HostedPipeline) Messages(ctx context.Context, vertices ...string) (int, error) {
+	n, _, _, err := p.contents(ctx, vertices)
+	return n, err
+}
+
+// contents also counts blocks that are damaged, which a reader fails on or skips. reached is the same for two calls between which nothing was written.
+func (p *HostedPipeline) contents(ctx context.Context, vertices []string) (messages, damaged int, reached map[string]uint64, err error) {
 	reached = map[string]uint64{}
 	for i := range p.held.wanted.Vertices {
 		v := &p.held.wanted.Vertices[i]
@@ -344,26 +355,26 @@ func (p *HostedPipeline) Contents(ctx context.Context, vertices ...string) (mess
 				continue // to open it says more
 			}
 			if err != nil {
-				return 0, nil, fmt.Errorf("buffer %s: %w", stream, err)
+				return 0, 0, nil, fmt.Errorf("buffer %s: %w", stream, err)
 			}
-			messages += c.Messages
+			messages, damaged = messages+c.Messages, damaged+c.Damaged
 			for lane, at := range c.Reached {
 				reached[stream+" "+lane] = at
 			}
 		}
 	}
-	return messages, reached, nil
+	return messages, damaged, reached, nil
 }
 
 // Empty reports whether the buffers of vertices hold nothing. The vertices that write to them, but for these themselves, must have ended: then nothing comes any more. Two
 // looks are needed where the vertices write to each other: a message that moves between two buffers could be missed by one.
 func (p *HostedPipeline) Empty(ctx context.Context, vertices ...string) (bool, error) {
-	n, first, err := p.Contents(ctx, vertices...)
-	if err != nil || n > 0 {
+	n, damaged, first, err := p.contents(ctx, vertices)
+	if err != nil || n+damaged > 0 {
 		return false, err
 	}
-	n, second, err := p.Contents(ctx, vertices...)
-	return err == nil && n == 0 && maps.Equal(first, second), err
+	n, damaged, second, err := p.contents(ctx, vertices)
+	return err == nil && n+damaged == 0 && maps.Equal(first, second), err
 }
 
 // Seal refuses dead letters that are put back into the buffers of vertices, and waits for those that are being written.

@@ -16,6 +16,9 @@ func (r *runner) bufferConfig(p *v1alpha1.Pipeline) (cfg isb.Settings, maxInFlig
 	if cfg.Memory && (r.cfg.embedded() || r.cfg.Hosted != nil && r.cfg.Hosted.Embedded) {
 		// The broker ends with this process: what it kept in memory would be lost at every end of a run.
 		cfg.Memory = false
+		if r.cfg.Hosted != nil {
+			return cfg, maxInFlight, nil // its Host has said so
+		}
 		r.inFiles.Do(func() {
 			r.log.Warn("bufferConfig asks for storage in memory, using files: the broker in this process would lose the buffers with every stop", "service", service.Name, "pipeline", p.Name)
 		})

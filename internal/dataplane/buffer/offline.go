@@ -14,7 +14,9 @@ import (
 type Contents struct {
 	// Messages may count one twice that was written again after a crash: the reader drops it.
 	Messages, Blocks int
-	Bytes            int64
+	// Damaged are those of Blocks whose messages could not be counted.
+	Damaged int
+	Bytes   int64
 	// Oldest is when the first of them was stored; zero if there is none.
 	Oldest time.Time
 	// Written reports whether anything was ever stored.
@@ -51,7 +53,7 @@ func Inspect(ctx context.Context, driver ReaderDriver) (c Contents, err error) {
 
 // add adds what another shard holds.
 func (c *Contents) add(o Contents) {
-	c.Messages, c.Blocks, c.Bytes = c.Messages+o.Messages, c.Blocks+o.Blocks, c.Bytes+o.Bytes
+	c.Messages, c.Blocks, c.Bytes, c.Damaged = c.Messages+o.Messages, c.Blocks+o.Blocks, c.Bytes+o.Bytes, c.Damaged+o.Damaged
 	if c.Oldest.IsZero() || !o.Oldest.IsZero() && o.Oldest.Before(c.Oldest) {
 		c.Oldest = o.Oldest
 	}
@@ -156,7 +158,8 @@ func takeStock(ctx context.Context, driver ReaderDriver) (*stock, error) {
 			s.contents.Oldest = e.Stored
 		}
 		if err != nil {
-			return // damaged: its messages cannot be counted
+			s.contents.Damaged++
+			return
 		}
 		if done, ok := state.progress[e.Seq]; ok && done.stored == e.Stored.UnixNano() {
 			n -= done.count(n)
