@@ -58,6 +58,17 @@ spec:
     - {from: cat, to: out}
 `
 
+// sharedMonoManifest reads a stream and writes another, whose window of duplicates is longer than the run.
+const sharedMonoManifest = `
+apiVersion: numaflow.numaproj.io/v1alpha1
+kind: MonoVertex
+metadata: {name: in}
+spec:
+  limits: {readBatchSize: 50, rateLimit: {max: %[2]d}}
+  source: {jetstream: {url: %[1]s, stream: ORDERS}}
+  sink: {jetstream: {url: %[1]s, stream: OUT, subject: out}}
+`
+
 // sourcesRun is a pipeline whose source is read by several processes.
 type sourcesRun struct {
 	killing
@@ -66,6 +77,7 @@ type sourcesRun struct {
 	logs    map[string]*logLines
 	done    map[string]int // faults
 	look    func()         // is called while something is waited for; nil for nothing
+	came    func() int     // how many lines have come out; nil: those of the file
 }
 
 // logLines keeps what a process has logged since it was started last, or was killed.
@@ -153,7 +165,7 @@ func (r *sourcesRun) fault(t *testing.T, n int) {
 	t.Helper()
 	var names []string
 	for name := range r.members {
-		if !strings.HasPrefix(name, "out") && (n%3 == 2) == strings.HasPrefix(name, "cat") {
+		if !strings.HasPrefix(name, "out") && (n%3 == 2 && r.came == nil) == strings.HasPrefix(name, "cat") {
 			names = append(names, name)
 		}
 	}
@@ -189,8 +201,8 @@ func (r *sourcesRun) fault(t *testing.T, n int) {
 		m.signal(syscall.SIGCONT)
 	}
 	r.done[vertex+": "+what]++
-	before := r.size()
-	r.until(t, "lines come out after "+what+" of "+name, func() bool { return r.size() > before || r.lineCount(t) >= r.lines })
+	before := r.lineCount(t)
+	r.until(t, "lines come out after "+what+" of "+name, func() bool { return r.lineCount(t) > min(before, r.lines-1) })
 }
 
 func (r *sourcesRun) until(t *testing.T, what string, is func() bool) {
@@ -209,14 +221,17 @@ func (r *sourcesRun) until(t *testing.T, what string, is func() bool) {
 }
 
 func (r *sourcesRun) lineCount(t *testing.T) int {
+	if r.came != nil {
+		return r.came()
+	}
 	return (&sharedRun{killing: r.killing}).lineCount(t)
 }
 
-// toTheEnd runs three processes of the source and two of the next vertex, lets faults happen, and checks that each line came out once.
+// toTheEnd lets faults happen until all lines are out, and ends all processes.
 func (r *sourcesRun) toTheEnd(t *testing.T, faults int) {
 	t.Helper()
 	begun := time.Now()
-	r.working(t)
+	r.until(t, "lines come out", func() bool { return r.lineCount(t) > 0 })
 	for n := 0; n < faults; n++ {
 		r.fault(t, n)
 	}
@@ -224,17 +239,12 @@ func (r *sourcesRun) toTheEnd(t *testing.T, faults int) {
 	for name := range maps.Clone(r.members) {
 		r.leave(t, name)
 	}
-	r.check(t, plain, nothing)
 	t.Logf("%d lines in %v; %v", r.lines, time.Since(begun).Round(time.Second), r.done)
 }
 
-const sourceFaults = 10
-
-// TestJetStreamSourceLedger reads a stream with three processes, which are killed, stopped, frozen and replaced. What was in flight is redelivered to another one, and
-// counts once.
-func TestJetStreamSourceLedger(t *testing.T) {
-	r := newSourcesRun(t, "jetstream: {url: BROKER, stream: ORDERS}", max(30_000, ledgerLines/2))
-	js := connect(t, r.url)
+// publish stores the lines as messages of a stream.
+func (r *sourcesRun) publish(t *testing.T, js jetstream.JetStream) {
+	t.Helper()
 	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "ORDERS", Subjects: []string{"orders"}}); err != nil {
 		t.Fatal(err)
 	}
@@ -248,10 +258,47 @@ func TestJetStreamSourceLedger(t *testing.T) {
 	case <-time.After(time.Minute):
 		t.Fatal("the lines are not stored within a minute")
 	}
+}
+
+const sourceFaults = 10
+
+// TestJetStreamSourceLedger reads a stream with three processes, which are killed, stopped, frozen and replaced. What was in flight is redelivered to another one, and
+// counts once.
+func TestJetStreamSourceLedger(t *testing.T) {
+	r := newSourcesRun(t, "jetstream: {url: BROKER, stream: ORDERS}", max(30_000, ledgerLines/2))
+	r.publish(t, connect(t, r.url))
 	for _, name := range []string{"out-a", "cat-a", "cat-b", "in-a", "in-b", "in-c"} {
 		r.start(t, name)
 	}
 	r.toTheEnd(t, max(sourceFaults, ledgerKills))
+	r.check(t, plain, nothing)
+}
+
+// TestSharedMonoVertexLedger moves a stream into another by three processes of a MonoVertex. What was in flight in one that died is written by another one under the same id,
+// and the stream drops it.
+func TestSharedMonoVertexLedger(t *testing.T) {
+	r := newSourcesRun(t, "", max(10_000, ledgerLines/8)) // this sink writes one message at a time
+	r.write(t, fmt.Sprintf(sharedMonoManifest, r.url, max(500, r.lines/30)))
+	js := connect(t, r.url)
+	r.publish(t, js)
+	stream, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "OUT", Subjects: []string{"out"}, Duplicates: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.came = func() int {
+		info, err := stream.Info(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return int(info.State.Msgs)
+	}
+	for _, name := range []string{"in-a", "in-b", "in-c"} {
+		r.start(t, name)
+	}
+	r.toTheEnd(t, max(sourceFaults, ledgerKills))
+	if a := newAccount(r.lines, stored(t, js, "OUT", "out"), plain, nothing); !a.exact() {
+		t.Errorf("of %d lines: %v", r.lines, a)
+	}
 }
 
 var listensAt = regexp.MustCompile(`msg=listening.* for=http address=(\S+)`)
@@ -318,6 +365,7 @@ func TestHTTPSourceLedger(t *testing.T) {
 	// Senders find a process that is new, or has another port.
 	r.look = look
 	r.toTheEnd(t, max(sourceFaults, ledgerKills))
+	r.check(t, plain, nothing)
 }
 
 // send posts a line, and reports whether it was taken.
