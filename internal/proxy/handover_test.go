@@ -175,7 +175,7 @@ func TestRestartsRefuseNobody(t *testing.T) {
 				}
 			}
 			name := filepath.Join(dir, "proxy.yaml")
-			text := "listeners: [{address: '" + configured + "'}]\nadmin: {address: ''}\ndrain: {period: 100ms}\nbackends: [{name: b, target: '127.0.0.1:1'}]\n"
+			text := "listeners: [{address: '" + configured + "'}]\nadmin: {address: ''}\ndrain: {period: 1s}\nbackends: [{name: b, target: '127.0.0.1:1'}]\n"
 			if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
 				t.Fatal(err)
 			}

@@ -194,14 +194,14 @@ func TestStreamAge(t *testing.T) {
 // TestIdleTimeout: a stream on which nothing goes either way ends; one that has something from time to time does not.
 func TestIdleTimeout(t *testing.T) {
 	back := listen(t)
-	p := start(t, oneBackend(back.addr(), "route: idleTimeout: 300ms"))
+	p := start(t, oneBackend(back.addr(), "route: idleTimeout: 1s"))
 	c := dial(t, p.addr)
 	idle, busy := c.begin(false), c.begin(false)
 	e := back.accept()
 	e.takeRequest()
 	r := e.takeRequest()
 	e.respond(r.id)
-	for range 6 {
+	for range 16 { // longer than the timeout, and each far from it, also on a machine that is busy
 		time.Sleep(100 * time.Millisecond)
 		e.data(r.id, prefixed(nil), false)
 	}

@@ -263,9 +263,10 @@ func (h *Host) take(ctx context.Context) error {
 		if p.held == nil {
 			continue
 		}
+		self := ownership.Self(r.cfg.Command, r.cfg.Version)
 		lease, err := patient(ctx, r, p.held.of(), func(context.Context) (*ownership.Lease, error) {
 			return ownership.Acquire(ctx, ownership.Config{
-				Store: isb.RunLease(p.held.store.State()), Self: ownership.Self(r.cfg.Command, r.cfg.Version), Sole: r.broker != nil, Logger: r.log,
+				Store: isb.RunLease(p.held.store.State()), Self: self, Sole: r.broker != nil, Logger: r.log,
 				Waiting: func(last ownership.Owner, atMost time.Duration) {
 					r.log.Info("waiting for the lease of the last run to expire", "owner", p.held.of(), "last", last.String(), "at most", atMost.Round(time.Second))
 				},

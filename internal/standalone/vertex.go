@@ -167,16 +167,16 @@ func (r *runner) waitForVertex(ctx context.Context, h *held, try func(waiting fu
 
 // acquireVertex takes the lease of a vertex for this process alone, and waits for as long as others run it. The lease is kept until everything else is closed.
 func (r *runner) acquireVertex(ctx context.Context, h *held, lost context.CancelCauseFunc) error {
-	store := isb.VertexLease(h.store.State(), r.cfg.Vertex)
+	store, self := isb.VertexLease(h.store.State(), r.cfg.Vertex), r.self(h)
 	err := r.waitForVertex(ctx, h, func(waiting func(ownership.Owner, time.Duration)) error {
 		lease, err := patient(ctx, r, h.of(), func(context.Context) (*ownership.Lease, error) {
-			return ownership.Acquire(ctx, ownership.Config{Store: store, Self: r.self(h), Logger: r.log, Waiting: waiting})
+			return ownership.Acquire(ctx, ownership.Config{Store: store, Self: self, Logger: r.log, Waiting: waiting})
 		})
 		if err != nil {
 			return err
 		}
 		for _, process := range lease.Processes() { // with an earlier manifest the vertex was shared
-			if err := r.vacate(ctx, h, isb.ProcessLease(h.store.State(), r.cfg.Vertex, process), r.self(h)); err != nil {
+			if err := r.vacate(ctx, h, isb.ProcessLease(h.store.State(), r.cfg.Vertex, process), self); err != nil {
 				return errors.Join(err, lease.Release(context.WithoutCancel(ctx)))
 			}
 		}
@@ -194,10 +194,10 @@ func (r *runner) acquireVertex(ctx context.Context, h *held, lost context.Cancel
 // joinVertex makes this process one of those that share the vertex, and waits while a process has it alone. The lease of its name says to others that it runs, and is kept
 // until everything else is closed. A process of the same name that runs is replaced.
 func (r *runner) joinVertex(ctx context.Context, h *held, lost context.CancelCauseFunc) error {
-	state := h.store.State()
+	state, self := h.store.State(), r.self(h)
 	err := r.waitForVertex(ctx, h, func(waiting func(ownership.Owner, time.Duration)) (err error) {
 		h.joined, err = patient(ctx, r, h.of(), func(context.Context) (ownership.Joined, error) {
-			return ownership.Join(ctx, ownership.Config{Store: isb.VertexLease(state, r.cfg.Vertex), Self: r.self(h), Logger: r.log, Waiting: waiting}, r.cfg.Name,
+			return ownership.Join(ctx, ownership.Config{Store: isb.VertexLease(state, r.cfg.Vertex), Self: self, Logger: r.log, Waiting: waiting}, r.cfg.Name,
 				func(process string) bool { return released(ctx, isb.ProcessLease(state, r.cfg.Vertex, process)) })
 		})
 		return err
@@ -206,7 +206,7 @@ func (r *runner) joinVertex(ctx context.Context, h *held, lost context.CancelCau
 		return err
 	}
 	h.lease, err = patient(ctx, r, h.of(), func(context.Context) (*ownership.Lease, error) {
-		return ownership.Acquire(ctx, ownership.Config{Store: isb.ProcessLease(state, r.cfg.Vertex, r.cfg.Name), Self: r.self(h), Force: true, Logger: r.log})
+		return ownership.Acquire(ctx, ownership.Config{Store: isb.ProcessLease(state, r.cfg.Vertex, r.cfg.Name), Self: self, Force: true, Logger: r.log})
 	})
 	if err != nil {
 		return err

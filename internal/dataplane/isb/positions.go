@@ -44,8 +44,12 @@ func (p Positions) key(partition string) string {
 
 // Load implements source.Positions.
 func (p Positions) Load(ctx context.Context, partition string) ([]byte, error) {
-	value, _, err := p.state.Get(ctx, p.key(partition))
-	return value, err
+	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
+	defer cancel()
+	return Retry(ctx, p.service, slog.New(slog.DiscardHandler), "the position of "+partition, func(ctx context.Context) ([]byte, error) {
+		value, _, err := p.state.Get(ctx, p.key(partition))
+		return value, err
+	})
 }
 
 // Save implements source.Positions.
@@ -57,6 +61,9 @@ func (p Positions) Save(ctx context.Context, partition string, position []byte) 
 	})
 	return err
 }
+
+// loadTimeout is how long a start waits for a broker that does not answer.
+const loadTimeout = time.Minute
 
 // saveTimeout bounds an attempt to save a position: a request can go with a broker that is killed, and would wait for as long as the caller may.
 const saveTimeout = 3 * time.Second

@@ -92,7 +92,7 @@ const (
 type Config struct {
 	// Store keeps the record. Required.
 	Store Store
-	// Self is the process that wants to own the pipeline. Required. See Self.
+	// Self is the process that wants to own the pipeline, the same in each attempt: an attempt can be applied without an answer. Required. See Self.
 	Self Owner
 	// Sole says that nothing else can reach the store, as in a data directory that this process has locked. The lease is taken at once.
 	Sole bool
@@ -222,7 +222,7 @@ type claim struct {
 }
 
 func (c *claim) decide(last Owner, revision uint64, now time.Time) (d decision, left time.Duration) {
-	if last.Released || c.sole {
+	if last.Released || c.sole || last.Instance != "" && last.Instance == c.self.Instance { // its own: an answer was lost
 		return take, 0
 	}
 	if samePlace(last, c.self) {

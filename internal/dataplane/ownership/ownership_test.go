@@ -60,6 +60,24 @@ func acquire(t *testing.T, s Store, self Owner, life Life) (*Lease, error) {
 	return Acquire(t.Context(), Config{Store: s, Self: self, Alive: func(Owner) Life { return life }})
 }
 
+// TestALostAnswerIsNotAnotherProcess: the claim is stored and its answer goes with the broker. The same process claims again, and is not refused because it runs.
+func TestALostAnswerIsNotAnotherProcess(t *testing.T) {
+	store, self := &memory{lateAck: true}, owner("self", "a")
+	if _, err := acquire(t, store, self, Running); !errors.Is(err, errAway) {
+		t.Fatalf("the first claim: %v", err)
+	}
+	l, err := acquire(t, store, self, Running)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Check(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if _, err := acquire(t, store, owner("other", "a"), Running); !errors.Is(err, ErrOwned) {
+		t.Errorf("another start in the same process gets %v", err)
+	}
+}
+
 func TestWhoMayTakeThePipeline(t *testing.T) {
 	for _, c := range []struct {
 		name string

@@ -78,6 +78,19 @@ func open(t *testing.T, h Harness, opt buffer.Options) *buffer.Partition {
 	return p
 }
 
+// keep runs the upkeep of a partition until the end of the test, as a process does: it notices that entries are stored which the cursor does not give.
+func keep(t *testing.T, p *buffer.Partition) {
+	c, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- p.Run(c) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("upkeep: %v", err)
+		}
+	})
+}
+
 func ctx(t *testing.T) context.Context {
 	c, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
@@ -411,6 +424,7 @@ func killed(t *testing.T, h Harness) {
 		t.Skip("this store cannot be killed")
 	}
 	p := open(t, h, buffer.Options{})
+	keep(t, p) // a replica that has restarted may give nothing new for as long as it is behind
 	const last = 300
 	wrote := make(chan error, 1)
 	go func() {
