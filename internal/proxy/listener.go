@@ -71,8 +71,10 @@ func (l *listener) adopt(t *terms) {
 func (l *listener) accept(socket net.Listener) {
 	for {
 		l.slots.take()
+		l.proxy.accepts(1)
 		nc, err := socket.Accept()
 		if err != nil {
+			l.proxy.accepts(-1)
 			l.slots.giveBack()
 			if errors.Is(err, net.ErrClosed) {
 				return
@@ -83,7 +85,8 @@ func (l *listener) accept(socket net.Listener) {
 			continue
 		}
 		nc = newRawSocket(nc)
-		l.proxy.greet(nc) // before it can be missed by a drain that waits for the last ones
+		l.proxy.greet(nc)
+		l.proxy.accepts(-1) // after that: a drain that waits for the last ones must not miss it
 		l.proxy.background.Go(func() {
 			l.serve(nc)
 			l.slots.giveBack()
@@ -223,6 +226,13 @@ func (p *Proxy) greet(nc net.Conn) bool {
 		p.greeting[nc] = struct{}{}
 	}
 	return !p.closed
+}
+
+// accepts counts those who wait for a client, or have got one that is not among those that are greeted yet.
+func (p *Proxy) accepts(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.accepting += n
 }
 
 func (p *Proxy) greeted(nc net.Conn) {

@@ -74,6 +74,7 @@ type Proxy struct {
 	leaving   bool                  // new connections get a GOAWAY
 	over      bool                  // nor to endpoints
 	greeting  map[net.Conn]struct{} // of clients, in their handshake
+	accepting int                   // see accepts
 	backs     map[*back]struct{}
 	listeners []*listener
 	fronts    map[*front]struct{}

@@ -161,7 +161,7 @@ func (p *Proxy) handOver() {
 	// Connections in their handshake get one word at least, to go elsewhere.
 	for end := time.Now().Add(lastCallers); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		p.mu.Lock()
-		left := len(p.greeting)
+		left := len(p.greeting) + p.accepting // of the sockets that are closed: each ends, or has got a last client
 		p.mu.Unlock()
 		if left == 0 {
 			return
