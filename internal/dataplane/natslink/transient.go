@@ -30,10 +30,19 @@ var notEnabled = []jetstream.ErrorCode{10035, 10039, 10076}
 // ErrNoLeader means that a stream has no leader now.
 var ErrNoLeader = errors.New("stream has no leader")
 
+// transientAnswer reports whether an answer of the API, with its status, goes away.
+func transientAnswer(status int, code jetstream.ErrorCode) bool {
+	return (status == 503 || status == 408) && !slices.Contains(notEnabled, code) || slices.Contains(transientCodes, code)
+}
+
 // Transient reports whether an error says only that the broker cannot answer now.
 func Transient(err error) bool {
 	if api, ok := errors.AsType[*jetstream.APIError](err); ok {
-		return (api.Code == 503 || api.Code == 408) && !slices.Contains(notEnabled, api.ErrorCode) || slices.Contains(transientCodes, api.ErrorCode)
+		return transientAnswer(api.Code, api.ErrorCode)
+	}
+	// Watches and lists of keys in a bucket are made with the older part of the client, which has a type of its own.
+	if api, ok := errors.AsType[*nats.APIError](err); ok {
+		return transientAnswer(api.Code, jetstream.ErrorCode(api.ErrorCode))
 	}
 	return slices.ContainsFunc([]error{
 		nats.ErrReconnectBufExceeded, nats.ErrConnectionReconnecting, nats.ErrDisconnected, nats.ErrTimeout, nats.ErrNoResponders, nats.ErrNoServers,

@@ -33,6 +33,8 @@ func TestErrorsThatGoAwayAreToldFromThoseThatDoNot(t *testing.T) {
 		{"a stream that does not exist", jetstream.ErrStreamNotFound, false},
 		{"a stream with another configuration", api(400, 10058), false},
 		{"a server that is overloaded", api(503, 10008), true},
+		{"the same for a list of keys", fmt.Errorf("keys of bucket: %w", &nats.APIError{Code: 503, ErrorCode: 10008}), true},
+		{"a list of keys at a server without JetStream", &nats.APIError{Code: 503, ErrorCode: 10076}, false},
 		{"a store without room", api(500, 10047), true},
 		{"too few servers yet", api(400, 10005), true},
 		{"a server without JetStream", api(503, 10076), false},
