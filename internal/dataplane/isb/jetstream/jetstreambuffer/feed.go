@@ -30,6 +30,8 @@ type feed struct {
 	stop context.CancelFunc
 	done sync.WaitGroup
 
+	tidyAt int // the size at which tidy asks the broker; only run uses it
+
 	mu sync.Mutex
 	// known are the entries from first on; there is none before the feed has started.
 	started bool
@@ -88,7 +90,7 @@ func (fs *Feeds) of(d *driver) *feed {
 		ctx, stop := context.WithCancel(context.Background())
 		f = &feed{
 			key: key, stop: stop, changed: make(chan struct{}), broken: make(chan struct{}), states: map[int][]byte{}, need: make([]buffer.Need, d.shards),
-			followers: map[*follower]bool{}, watchers: map[*watcher]bool{},
+			followers: map[*follower]bool{}, watchers: map[*watcher]bool{}, tidyAt: tidyEvery,
 			d: &driver{js: d.js, cfg: d.cfg, created: d.created, memory: d.memory, shards: d.shards, reads: reads{headersOnly: true, bytes: aheadBytes}},
 		}
 		for i := range f.need {
@@ -132,6 +134,7 @@ func (f *feed) run(ctx context.Context) {
 			var m message
 			if m, err = f.d.nextMessage(ctx); err == nil {
 				f.add(m)
+				f.tidy(ctx)
 			}
 		}
 		if ctx.Err() != nil {
@@ -149,6 +152,28 @@ func (f *feed) run(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// tidyEvery is how many more entries must be known before the broker is asked which of them were removed.
+const tidyEvery = 4096
+
+// tidy forgets what readers in other processes have removed: a process that only writes learns of it in no other way. Only run calls it. If the broker does not answer, it is asked later.
+func (f *feed) tidy(ctx context.Context) {
+	if f.size() < f.tidyAt {
+		return
+	}
+	if bounds, err := f.d.Bounds(ctx); err == nil {
+		f.removed(bounds.First)
+	}
+	n := f.size()
+	f.tidyAt = n + max(n, tidyEvery)
+}
+
+// size is how many entries are known.
+func (f *feed) size() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.known)
 }
 
 // pause waits before the broker is asked again. It reports whether ctx did not end.
