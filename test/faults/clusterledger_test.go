@@ -21,16 +21,7 @@ const (
 )
 
 // clusterManifest has a function that is slower than the source, so that there are always messages in the buffers.
-const clusterManifest = `
-apiVersion: numaflow.numaproj.io/v1alpha1
-kind: InterStepBufferService
-metadata: {name: default}
-spec:
-  jetstream:
-    version: latest
-    bufferConfig: |
-      stream: {duplicates: 1s}
----
+const clusterManifest = shortMemory + `
 apiVersion: numaflow.numaproj.io/v1alpha1
 kind: Pipeline
 metadata:

@@ -17,7 +17,8 @@ import (
 	"github.com/levada-io/levada/internal/testserver"
 )
 
-const manifest = `
+// shortMemory is a buffer service that soon forgets which ids it has stored, so that nothing is found to be a duplicate by the broker alone.
+const shortMemory = `
 apiVersion: numaflow.numaproj.io/v1alpha1
 kind: InterStepBufferService
 metadata: {name: default}
@@ -27,6 +28,9 @@ spec:
     bufferConfig: |
       stream: {duplicates: 1s}
 ---
+`
+
+const manifest = shortMemory + `
 apiVersion: numaflow.numaproj.io/v1alpha1
 kind: Pipeline
 metadata:

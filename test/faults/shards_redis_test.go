@@ -56,10 +56,7 @@ var redisFaults = []sharedFault{
 // TestSharedVertexLedgerOverRedis is TestSharedVertexLedger over Redis, which syncs its file before each answer, and is killed, frozen and kept away, too. There a partition has one shard, so
 // the vertex has as many partitions. Each line comes out once.
 func TestSharedVertexLedgerOverRedis(t *testing.T) {
-	r := &sharedRun{
-		members: map[string]*member{}, resumed: map[string][]time.Duration{},
-		moves: moves{left: map[string]departure{}, owner: map[string]string{}, took: map[string][]time.Duration{}, ready: map[string]bool{}},
-	}
+	r := newSharedRun()
 	faults := append(slices.Clone(redisFaults), memberFaults...)
 	rounds := max(len(faults), ledgerKills)
 	r.redis = true
@@ -79,40 +76,8 @@ func TestSharedVertexLedgerOverRedis(t *testing.T) {
 	r.broker = &supervisor{name: "Redis", command: func() *exec.Cmd { return exec.Command(command[0], command[1:]...) }}
 	r.background(t, t.Context(), r.broker)
 	waitFor(t, address)
-	r.sources = []*member{r.start(t, "in", "in-a"), r.start(t, "in", "in-b")}
-	r.sinks = []*member{r.start(t, "out", "out-a"), r.start(t, "out", "out-b")}
-	r.join(t, "a")
-	r.join(t, "b")
-	r.working(t)
-	r.until(t, "all partitions are read", r.allRead)
-	begun, done := time.Now(), map[string]int{}
-	for n := 0; n < rounds || r.lineCount(t) < r.lines; n++ {
-		fault := faults[n%len(faults)]
-		if n >= len(faults) {
-			fault = faults[r.random.IntN(len(faults))]
-		}
-		how := fault(t, r)
-		done[how]++
-		before, ended := r.size(), time.Now()
-		r.until(t, "lines come out after: "+how, func() bool { return r.size() > before || r.lineCount(t) >= r.lines })
-		r.resumed[how] = append(r.resumed[how], time.Since(ended))
-		r.until(t, "all partitions are read after: "+how, r.allRead)
-		if time.Since(begun) > 30*time.Minute*time.Duration(1+r.lines/longLedger) {
-			t.Fatal("the run does not come to its end")
-		}
-	}
-	r.until(t, "all lines are out", func() bool { return r.lineCount(t) >= r.lines })
-	for name := range r.members {
-		r.leave(t, name)
-	}
-	for _, m := range append(slices.Clone(r.sources), r.sinks...) {
-		r.terminate(t, m)
-	}
-	r.broker.checkExits(t)
-	r.check(t, plain, nothing)
-	t.Logf("%d lines in %v; %v", r.lines, time.Since(begun).Round(time.Second), done)
-	logTimes(t, "a partition is read again after", r.moves.took)
-	logTimes(t, "lines come out again after", r.resumed)
+	r.begin(t)
+	r.breakUntilDone(t, faults, rounds)
 }
 
 // allLeft notes that all processes have stopped to read by themselves. What they read before counts as left until it is taken again.

@@ -22,16 +22,7 @@ import (
 )
 
 // sharedManifest has a vertex that several processes share, and a file sink, which one has at a time.
-const sharedManifest = `
-apiVersion: numaflow.numaproj.io/v1alpha1
-kind: InterStepBufferService
-metadata: {name: default}
-spec:
-  jetstream:
-    version: latest
-    bufferConfig: |
-      stream: {duplicates: 1s}
----
+const sharedManifest = shortMemory + `
 apiVersion: numaflow.numaproj.io/v1alpha1
 kind: Pipeline
 metadata:
@@ -241,11 +232,15 @@ func TestSharedVertexLedger(t *testing.T) {
 	}
 }
 
-func runShared(t *testing.T, three bool) {
-	r := &sharedRun{
+func newSharedRun() *sharedRun {
+	return &sharedRun{
 		members: map[string]*member{}, resumed: map[string][]time.Duration{},
 		moves: moves{left: map[string]departure{}, owner: map[string]string{}, took: map[string][]time.Duration{}, ready: map[string]bool{}},
 	}
+}
+
+func runShared(t *testing.T, three bool) {
+	r := newSharedRun()
 	faults := memberFaults
 	if three {
 		faults = append(slices.Clone(brokerFaults), faults...)
@@ -275,15 +270,27 @@ func runShared(t *testing.T, three bool) {
 		}})
 		waitFor(t, address)
 	}
+	r.begin(t)
+	if three {
+		r.checkReplicas(t)
+	}
+	r.breakUntilDone(t, faults, rounds)
+}
+
+// begin starts the processes, and returns once all shards are read.
+func (r *sharedRun) begin(t *testing.T) {
+	t.Helper()
 	r.sources = []*member{r.start(t, "in", "in-a"), r.start(t, "in", "in-b")}
 	r.sinks = []*member{r.start(t, "out", "out-a"), r.start(t, "out", "out-b")}
 	r.join(t, "a")
 	r.join(t, "b")
 	r.working(t)
 	r.until(t, "all shards are read", r.allRead)
-	if three {
-		r.checkReplicas(t)
-	}
+}
+
+// breakUntilDone causes one fault after the other, all of them first and then at random, until all lines are out. It ends the processes then, and checks that each line came out once.
+func (r *sharedRun) breakUntilDone(t *testing.T, faults []sharedFault, rounds int) {
+	t.Helper()
 	begun, done := time.Now(), map[string]int{}
 	for n := 0; n < rounds || r.lineCount(t) < r.lines; n++ {
 		f := faults[n%len(faults)]
@@ -309,6 +316,9 @@ func runShared(t *testing.T, three bool) {
 	}
 	for _, m := range append(slices.Clone(r.sources), r.sinks...) {
 		r.terminate(t, m)
+	}
+	if r.broker != nil {
+		r.broker.checkExits(t)
 	}
 	r.check(t, plain, nothing)
 	t.Logf("%d lines in %v; %v", r.lines, time.Since(begun).Round(time.Second), done)
@@ -534,10 +544,8 @@ var sharedIn = regexp.MustCompile(`nothing of it is unfinished.* in=(\d+)`)
 // TestOnePartitionIsReadByFourProcesses: a vertex has one partition, which its four processes share. All of them work, also after one is killed, one is stopped in order, and one joins.
 // Each line comes out once.
 func TestOnePartitionIsReadByFourProcesses(t *testing.T) {
-	r := &sharedRun{
-		members: map[string]*member{}, resumed: map[string][]time.Duration{},
-		moves: moves{left: map[string]departure{}, owner: map[string]string{}, took: map[string][]time.Duration{}, ready: map[string]bool{}, in: map[string]int{}},
-	}
+	r := newSharedRun()
+	r.moves.in = map[string]int{}
 	r.lines, r.dir = 30000, t.TempDir()
 	r.ledger = newLedger(t, r.dir, r.lines, plain)
 	r.file = filepath.Join(r.dir, "pipeline.yaml")

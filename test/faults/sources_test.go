@@ -27,16 +27,7 @@ import (
 )
 
 // sourcesManifest has a source that several processes read.
-const sourcesManifest = `
-apiVersion: numaflow.numaproj.io/v1alpha1
-kind: InterStepBufferService
-metadata: {name: default}
-spec:
-  jetstream:
-    version: latest
-    bufferConfig: |
-      stream: {duplicates: 1s}
----
+const sourcesManifest = shortMemory + `
 apiVersion: numaflow.numaproj.io/v1alpha1
 kind: Pipeline
 metadata:

@@ -18,7 +18,6 @@ import (
 
 	"github.com/levada-io/levada/api/v1alpha1"
 	"github.com/levada-io/levada/internal/dataplane/buffer"
-	"github.com/levada-io/levada/internal/dataplane/deadletter"
 	"github.com/levada-io/levada/internal/dataplane/drain"
 	"github.com/levada-io/levada/internal/dataplane/forward"
 	"github.com/levada-io/levada/internal/dataplane/function"
@@ -608,6 +607,7 @@ func (s *dataSim) live() error {
 	defer cancel()
 	quiet := &link{sim: s, random: rand.New(rand.NewPCG(s.seed, 2))}
 	o := s.opener(quiet)
+	events := metrics.New("test").Namespace("default").Vertex(metrics.VertexLabels{Pipeline: "p", Vertex: "steady"}, "steady", "")
 	for n := range 2 { // out is read by one process that lives
 		parts, err := o.Partition(ctx, "out", n, buffer.Options{Shared: true}, func(buffer.Loss) {})
 		if err != nil {
@@ -615,7 +615,7 @@ func (s *dataSim) live() error {
 		}
 		for _, part := range parts {
 			in := &forward.BufferInput{Vertex: "out", Index: n, Partition: part.Reader, Limit: 10}
-			loop := &forward.Loop{Input: in, Output: &forward.Delivery{Primary: arrivals{s}, Events: noEvents{}, Logger: s.log}, DeadLetters: noLetters{}, Events: noEvents{}, Logger: s.log}
+			loop := &forward.Loop{Input: in, Output: &forward.Delivery{Primary: arrivals{s}, Events: events, Logger: s.log}, DeadLetters: noLetters{}, Events: events, Logger: s.log}
 			steady.Go(func() { _ = part.Run(ctx) })
 			steady.Go(func() { in.Run(ctx) })
 			steady.Go(func() {
@@ -639,7 +639,7 @@ func (s *dataSim) live() error {
 	}
 	in := &forward.Loop{
 		Input:  &forward.SourceInput{Vertex: "in", Reader: &paced{numbers{n: simMessages}}, Limit: 3, OnError: func(error) {}, Logger: s.log},
-		Output: &forward.Router{Events: noEvents{}, Edges: []forward.Edge{{To: "cat", Partitions: to}}}, DeadLetters: noLetters{}, Events: noEvents{}, Logger: s.log,
+		Output: &forward.Router{Events: events, Edges: []forward.Edge{{To: "cat", Partitions: to}}}, DeadLetters: noLetters{}, Events: events, Logger: s.log,
 	}
 	steady.Go(func() {
 		if err := in.Run(ctx, ctx); err != nil {
@@ -727,20 +727,6 @@ func (s *dataSim) settle() {
 		}
 	}
 }
-
-// noEvents observes nothing.
-type noEvents struct{}
-
-func (noEvents) Read(int, int, time.Duration)                           {}
-func (noEvents) Applied(string, int, int, int, int, time.Duration)      {}
-func (noEvents) Acked(int, time.Duration)                               {}
-func (noEvents) Nacked(int)                                             {}
-func (noEvents) DeadLettered(int, deadletter.Reason)                    {}
-func (noEvents) Dropped(string, int, int, string)                       {}
-func (noEvents) Processed(time.Duration)                                {}
-func (noEvents) Wrote(string, int, int)                                 {}
-func (noEvents) Delivered(function.Role, []flow.Message, time.Duration) {}
-func (noEvents) Failed(function.Role, int)                              {}
 
 // TestSharedVertexInVirtualTime: SHARING_SEEDS is how many seeds run; SHARING_SEED runs one, with its log.
 func TestSharedVertexInVirtualTime(t *testing.T) {
