@@ -12,7 +12,7 @@ import (
 	"github.com/levada-io/levada/internal/testnats"
 )
 
-// TestAProcessThatOnlyWritesForgetsWhatWasRemoved: readers elsewhere remove what is done. A process that only follows the stream must not remember it for ever.
+// TestAProcessThatOnlyWritesForgetsWhatWasRemoved: readers elsewhere remove what is done. A process that only follows the stream must not remember it without limit.
 func TestAProcessThatOnlyWritesForgetsWhatWasRemoved(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
