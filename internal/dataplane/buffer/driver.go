@@ -144,8 +144,8 @@ type Siblings interface {
 	Needs() (needs []Need, ok bool)
 }
 
-// shardsOf is the number of shards of a partition.
-func shardsOf(driver any) int {
+// ShardsOf is the number of shards of the partition that a driver is of.
+func ShardsOf(driver any) int {
 	if s, ok := driver.(interface{ Shards() int }); ok {
 		return max(1, s.Shards())
 	}

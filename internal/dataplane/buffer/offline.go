@@ -31,7 +31,7 @@ type Contents struct {
 
 // Inspect says what a partition holds. It touches no reader: it may be used while a process runs, and then is as of what that saved last.
 func Inspect(ctx context.Context, driver ReaderDriver) (c Contents, err error) {
-	n := shardsOf(driver)
+	n := ShardsOf(driver)
 	if n == 1 {
 		return inspect(ctx, driver)
 	}

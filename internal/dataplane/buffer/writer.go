@@ -42,7 +42,7 @@ type Writer struct {
 func OpenWriter(ctx context.Context, driver WriterDriver, opt Options) (*Writer, error) {
 	opt = opt.withDefaults()
 	left := newRoom(opt.limit())
-	usages := make([]*usage, shardsOf(driver))
+	usages := make([]*usage, ShardsOf(driver))
 	for i := range usages {
 		usages[i] = newUsage(left)
 	}

@@ -77,9 +77,9 @@ func Drop(ctx context.Context, p Place, stream string) (int, error) {
 
 // dropAll discards what is in all shards of a partition.
 func dropAll(ctx context.Context, driver buffer.Driver, stream string) (dropped int, err error) {
-	for i := range shardsOf(driver) {
+	for i := range buffer.ShardsOf(driver) {
 		d := driver
-		if s, ok := driver.(buffer.Sharded); ok && shardsOf(driver) > 1 {
+		if s, ok := driver.(buffer.Sharded); ok && buffer.ShardsOf(driver) > 1 {
 			d = s.Shard(i)
 			defer func() { err = errors.Join(err, d.Close()) }()
 		}

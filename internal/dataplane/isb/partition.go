@@ -34,7 +34,7 @@ func (o *Opener) Name(vertex string, n int) string { return o.Store.Owner().OldB
 // created if it never was. lost is called at most once, for a stream in memory that is gone.
 func (o *Opener) Partition(ctx context.Context, vertex string, n int, opt buffer.Options, lost func(buffer.Loss)) ([]*buffer.Partition, error) {
 	return o.open(ctx, vertex, n, opt, lost, func(ctx context.Context, base buffer.Driver, opt buffer.Options) ([]*buffer.Partition, error) {
-		return ofShards(base, 0, shardsOf(base), opt, func(d buffer.Driver) (buffer.Driver, error) {
+		return ofShards(base, 0, buffer.ShardsOf(base), opt, func(d buffer.Driver) (buffer.Driver, error) {
 			if o.Sole {
 				return d, nil
 			}
@@ -55,7 +55,7 @@ func (o *Opener) Shard(ctx context.Context, vertex string, n, of int, start shar
 		return ofShards(base, of, of+1, opt, func(d buffer.Driver) (buffer.Driver, error) {
 			return own(ctx, d, opt.Name, start, fenced)
 		}, func(drivers []buffer.Driver, opt buffer.Options) ([]*buffer.Partition, error) {
-			if shards := shardsOf(base); shards > 1 {
+			if shards := buffer.ShardsOf(base); shards > 1 {
 				p, err := buffer.OpenShard(ctx, drivers[0], of, shards, opt)
 				return []*buffer.Partition{p}, err
 			}
@@ -74,19 +74,11 @@ func both(ctx context.Context, d buffer.Driver, opt buffer.Options) ([]*buffer.P
 	return []*buffer.Partition{p}, err
 }
 
-// shardsOf is how many shards a partition has.
-func shardsOf(driver any) int {
-	if s, ok := driver.(interface{ Shards() int }); ok {
-		return max(1, s.Shards())
-	}
-	return 1
-}
-
 // ofShards opens the shards from..to-1 of a partition, each with the driver that own returns. The driver of the partition is used only where it has no shards.
 func ofShards(base buffer.Driver, from, to int, opt buffer.Options, own func(buffer.Driver) (buffer.Driver, error),
 	open func([]buffer.Driver, buffer.Options) ([]*buffer.Partition, error),
 ) (all []*buffer.Partition, err error) {
-	shards := shardsOf(base)
+	shards := buffer.ShardsOf(base)
 	if to > shards {
 		return nil, fmt.Errorf("there is no shard %d: the stream was created with %d", to-1, shards)
 	}
@@ -127,7 +119,7 @@ func (o *Opener) Create(ctx context.Context, vertex string, n int, lost func(buf
 			return 0, err
 		}
 		_, divides = driver.(buffer.Sharded)
-		return shardsOf(driver), driver.Close()
+		return buffer.ShardsOf(driver), driver.Close()
 	})
 	if err == nil && divides && shards != settings.Shards {
 		o.Logger.Info("partition keeps the number of shards that it was created with", "buffer", o.Name(vertex, n), "shards", shards, "wanted", settings.Shards)
