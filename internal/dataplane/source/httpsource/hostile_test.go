@@ -87,13 +87,31 @@ func TestAnnouncedPayloadsCostNothing(t *testing.T) {
 	served(t, r, 4<<20)
 }
 
+// holdAPayload sends a payload without its last byte until the test ends. One that is refused is sent again: those that wait for the same room at the same time are all refused.
+func holdAPayload(t *testing.T, r *httpsource.Reader, size int) {
+	var holding sync.WaitGroup
+	t.Cleanup(holding.Wait)
+	holding.Go(func() {
+		for t.Context().Err() == nil {
+			c, err := net.Dial("tcp", r.Addresses()[0].String())
+			if err != nil {
+				return // the source is closing
+			}
+			stop := context.AfterFunc(t.Context(), func() { _ = c.Close() })
+			_, _ = c.Write(append([]byte(announce(size)), make([]byte, size-1)...))
+			_, _ = io.Copy(io.Discard, c)
+			stop()
+			_ = c.Close()
+		}
+	})
+}
+
 // TestAClientHoldsAPartOfTheMemory: one client sends most of many large payloads and never the rest. Its own further ones are refused, small ones and
 // those of other clients are not.
 func TestAClientHoldsAPartOfTheMemory(t *testing.T) {
 	r := open(t, httpsource.Config{MaxBytes: 16 << 20, MaxBody: 1 << 20, RateWindow: time.Minute})
 	for range 8 {
-		c := dial(t, r, announce(1<<20))
-		go func() { _, _ = c.Write(make([]byte, 1<<20-1)) }()
+		holdAPayload(t, r, 1<<20)
 	}
 	served(t, r, 4<<10)
 	wait := time.Now().Add(20 * time.Second)
